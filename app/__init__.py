@@ -1,0 +1,1 @@
+"""Speaks Gradio, HTTP and HTML. Holds no torch and no SQL."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each asks one question, prints a table and ends with one JSON line."""

@@ -1,0 +1,78 @@
+"""What a person may choose about the model and the engine. Imports no torch: the command line builds these."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+Quantization = Literal["auto", "shipped", "nf4", "none"]
+EMBEDDED = "embedded"
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/keepwarm`, or `~/.cache/keepwarm`. A relative XDG path is ignored, as its specification says."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (root if root.is_absolute() else Path.home() / ".cache") / "keepwarm"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which model, at which precision, on which device.
+
+    `model` is "embedded", a directory, a `.gguf` file or a hub id. `device` None means the first CUDA device, or the
+    CPU where there is none. `context_limit_tokens` None means the model's own limit. Raises `ValueError` with a
+    sentence for a person.
+    """
+
+    model: str = EMBEDDED
+    quantization: Quantization = "auto"
+    context_limit_tokens: int | None = None
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model.strip()), "Name a model: a directory, a .gguf file, a hub id or 'embedded'.")
+        _require("\0" not in self.model, "A model's name cannot hold a NUL character.")
+        choices = get_args(Quantization)
+        _require(
+            self.quantization in choices,
+            f"Quantization must be one of {', '.join(choices)}, not '{self.quantization}'.",
+        )
+        limit = self.context_limit_tokens
+        _require(limit is None or limit >= 16, f"The context limit must be at least 16 tokens, not {limit}.")
+        device = self.device
+        known = device is None or device in ("cpu", "cuda") or (device[:5] == "cuda:" and device[5:].isdecimal())
+        _require(known, f"The device must be 'cpu', 'cuda' or 'cuda:<number>', not '{device}'.")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine works: the longest prefill chunk, how many generations share a step, how far a KV grows at once.
+
+    Raises `ValueError` with a sentence for a person.
+    """
+
+    prefill_chunk_tokens: int = 512
+    max_concurrent: int = 8
+    kv_step_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.prefill_chunk_tokens <= 65_536,
+            f"A prefill chunk must have 1 to 65,536 tokens, not {self.prefill_chunk_tokens}.",
+        )
+        _require(
+            1 <= self.max_concurrent <= 1_024,
+            f"Between 1 and 1,024 answers can be generated at once, not {self.max_concurrent}.",
+        )
+        _require(
+            1 <= self.kv_step_tokens <= 65_536,
+            f"A KV must grow in steps of 1 to 65,536 tokens, not {self.kv_step_tokens}.",
+        )
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)

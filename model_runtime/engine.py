@@ -1,0 +1,250 @@
+"""The engine: one thread that owns every KV and runs packed forwards, step by step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
+
+from model_runtime.attention import StepAborted
+from model_runtime.config import EngineConfig
+from model_runtime.errors import DeviceOutOfMemory, EngineClosed
+from model_runtime.forward import Feed, PackedForward
+from model_runtime.kernel import kernel_name
+from model_runtime.kv_cache import KVSlab
+from model_runtime.loaded import LoadedModel
+from model_runtime.probe import probe_packing
+from model_runtime.read_speed import ReadSpeed
+from model_runtime.scheduler import SchedulerConfig, Slot, plan_step
+from model_runtime.sequence import Sequence
+from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo
+
+logger = logging.getLogger(__name__)
+
+_CLOSED = "The model was unloaded; start the server again."
+
+
+class Engine:
+    """Implements `model_runtime.types.Engine` for a loaded model.
+
+    A step is: take what was asked, plan, run one packed forward, sample, emit events. An exception in a forward costs
+    the request that caused it, nobody else's. Raises `ModelLoadError` when the model cannot be packed.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
+        self._config = config
+        self._stop_token_ids = loaded.stop_token_ids
+        self._geometry = probe_packing(
+            loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens
+        )
+        self._forward = PackedForward(loaded.model)
+        self._tokenizer = loaded.tokenizer.backend_tokenizer
+        self._scheduler = SchedulerConfig(chunk_tokens=config.prefill_chunk_tokens)
+        self._speed = ReadSpeed(config.prefill_chunk_tokens)
+        self._info = ModelInfo(
+            name=loaded.name,
+            quantization=loaded.quantization,
+            kernel=kernel_name(self._geometry, loaded.model.config.get_text_config().num_attention_heads),
+            device=str(self._geometry.device),
+            context_limit_tokens=context_limit_tokens,
+            kv_bytes_per_token=self._geometry.bytes_per_token,
+            weights_bytes=loaded.weights_bytes,
+            fingerprint=loaded.fingerprint,
+            tokenizer_fingerprint=loaded.tokenizer_fingerprint,
+            default_sampling=loaded.default_sampling,
+            notes=loaded.notes,
+        )
+        self._wake = threading.Condition()
+        self._arrived: list[Sequence] = []
+        self._calls: list[tuple[Callable[[], None], Future[None]]] = []
+        self._is_closing = False
+        self._running: list[Sequence] = []
+        self._measure_reading()
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def max_concurrent(self) -> int:
+        return self._config.max_concurrent
+
+    def new_kv(self) -> KVSlab:
+        """An empty slab that holds no bytes yet."""
+        return KVSlab(self._geometry)
+
+    def kv_bytes(self, tokens: int) -> int:
+        """The most bytes a slab of up to `tokens` tokens holds at any moment."""
+        return self._geometry.bytes_for(tokens)
+
+    def estimate_read_s(self, start_tokens: int, end_tokens: int) -> float:
+        """Expected seconds to feed positions `start..end`, from what this machine did so far."""
+        return self._speed.estimate_s(start_tokens, end_tokens)
+
+    def submit(self, request: GenerationRequest, listener: Listener) -> Sequence:
+        """Queues a generation; every failure comes as a `Finished` event on the engine thread."""
+        if not isinstance(request.kv, KVSlab):
+            raise TypeError("this engine's KVs come from its new_kv()")
+        sequence = Sequence(request, request.kv, listener, self._tokenizer)
+        with self._wake:
+            if not self._is_closing:
+                self._arrived.append(sequence)
+                self._wake.notify()
+                return sequence
+        sequence.finish(FinishReason.FAILED, _CLOSED)
+        return sequence
+
+    def release(self, kv: KV) -> None:
+        """Frees the slab on the engine thread; waits for the running step."""
+        if not isinstance(kv, KVSlab):
+            raise TypeError("this engine's KVs come from its new_kv()")
+        done: Future[None] = Future()
+        with self._wake:
+            if not self._is_closing:
+                self._calls.append((kv.free, done))
+                self._wake.notify()
+                waits = True
+            else:
+                waits = False
+        if waits:
+            done.result()
+            return
+        self._join()
+        kv.free()
+
+    def close(self) -> None:
+        """Ends every generation as ABORTED and stops the thread."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        for sequence in list(self._running):
+            sequence.abort()
+        self._join()
+
+    def _join(self) -> None:
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _measure_reading(self) -> None:
+        """A few short reads, so that the first estimate rests on this machine. The first one only warms up."""
+        limit = self._info.context_limit_tokens
+        depth = min(2048, limit // 2)
+        slab = KVSlab(self._geometry)
+        for start, tokens in ((0, 16), (0, 16), (0, min(256, limit // 2)), (depth, 16)):
+            slab.free()
+            slab.ensure_room(start + tokens)
+            slab.appended([0] * start)
+            for tensor in (*slab.keys, *slab.values):
+                tensor.zero_()
+            begin = time.perf_counter()
+            self._forward.run([Feed(slab, [1] * tokens, True)])
+            self._speed.observe(start, start + tokens, time.perf_counter() - begin)
+
+    def _loop(self) -> None:
+        try:
+            while self._take_arrivals():
+                self._step()
+        except BaseException:
+            logger.exception("engine thread died")
+        finally:
+            self._end_everything()
+
+    def _take_arrivals(self) -> bool:
+        """Waits for work; False when the engine is closing."""
+        with self._wake:
+            while not (self._is_closing or self._arrived or self._calls or self._running):
+                self._wake.wait()
+            if self._is_closing:
+                return False
+            arrived, self._arrived = self._arrived, []
+            calls, self._calls = self._calls, []
+        for call, done in calls:
+            call()
+            done.set_result(None)
+        for sequence in arrived:
+            if len(sequence.request.ledger) > self._info.context_limit_tokens:
+                sequence.finish(
+                    FinishReason.FAILED,
+                    f"This conversation has {len(sequence.request.ledger):,} tokens and the model reads at most "
+                    f"{self._info.context_limit_tokens:,}. Start a new conversation.",
+                )
+                continue
+            sequence.begin()
+            self._running.append(sequence)
+        return True
+
+    def _step(self) -> None:
+        for sequence in self._running:
+            if sequence.is_aborted:
+                sequence.finish(FinishReason.ABORTED)
+        self._forget_finished()
+        slots = plan_step(self._running, self._scheduler, self._speed.estimate_s)
+        if slots:
+            self._run(slots)
+            self._forget_finished()
+
+    def _run(self, slots: list[Slot[Sequence]]) -> None:
+        feeds = [
+            Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.tokens == s.sequence.unfed_tokens) for s in slots
+        ]
+        started = time.perf_counter()
+        try:
+            logits = self._forward.run(feeds, lambda: any(s.sequence.is_aborted for s in slots))
+        except StepAborted:
+            return  # the aborted ones finish at the next step; the others' rows are computed again
+        except Exception as error:
+            if len(slots) == 1:
+                self._fail(slots[0].sequence, error)
+            for slot in slots if len(slots) > 1 else ():
+                self._run([slot])  # each alone, so that only the culprit fails
+            return
+        if len(slots) == 1 and not slots[0].sequence.is_decoding:
+            end = slots[0].sequence.kv_tokens
+            self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
+        rows = iter(logits)
+        for slot, feed in zip(slots, feeds, strict=True):
+            slot.sequence.fed(slot.tokens)
+            if feed.wants_logits:
+                self._sample(slot.sequence, next(rows))
+
+    def _sample(self, sequence: Sequence, logits: torch.Tensor) -> None:
+        try:
+            sequence.sample(logits, self._stop_token_ids, self._info.context_limit_tokens)
+        except Exception as error:
+            self._fail(sequence, error)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """Ends one generation; what its slab held before the failed forward stays valid."""
+        logger.error("forward failed kv_tokens=%d", sequence.kv_tokens, exc_info=error)
+        sequence.finish(FinishReason.FAILED, str(_translated(error)))
+
+    def _forget_finished(self) -> None:
+        self._running = [s for s in self._running if not s.is_finished]
+
+    def _end_everything(self) -> None:
+        with self._wake:
+            self._is_closing = True
+            left = [*self._running, *self._arrived]
+            calls, self._calls = self._calls, []
+            self._running, self._arrived = [], []
+        for sequence in left:
+            sequence.finish(FinishReason.ABORTED)
+        for call, done in calls:
+            call()
+            done.set_result(None)
+
+
+def _translated(error: Exception) -> Exception:
+    """The one border where torch's errors become sentences."""
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return DeviceOutOfMemory(
+            "The device ran out of memory for this answer. Drop another conversation's memory or start a shorter one."
+        )
+    return EngineClosed("The model failed on this answer; the server's log says why. Try again.")

@@ -1,0 +1,127 @@
+"""The KV slab: one conversation's keys and values, appended to in place and cropped by length.
+
+A slab instead of `torch.cat`: concatenating copies the whole KV for every token. Appending here writes at the end of
+room that is already there, and cropping moves a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one layer appends for a token: keys `(kv_heads, key_dim)` and values `(kv_heads, value_dim)`."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVGeometry:
+    """The shape of a model's KV. Slabs grow in steps of `step_tokens`, of a sixteenth of their length once that is
+    more, so that growing copies little and less than 7% of a long slab is empty room."""
+
+    layers: tuple[LayerShape, ...]
+    dtype: torch.dtype
+    device: torch.device
+    step_tokens: int = 256
+
+    @property
+    def bytes_per_token(self) -> int:
+        """`sum over layers of kv_heads * (key_dim + value_dim) * itemsize`."""
+        return sum(s.kv_heads * (s.key_dim + s.value_dim) for s in self.layers) * self.dtype.itemsize
+
+    def capacity_for(self, tokens: int) -> int:
+        """Tokens of room a slab has when it must hold `tokens`. Monotone, since every step is a power of two times
+        `step_tokens` or smaller, and the ranges between powers of two share their edges."""
+        if tokens <= 0:
+            return 0
+        sixteenth = 1 << max(0, (tokens - 1).bit_length() - 5)
+        step = max(self.step_tokens, sixteenth)
+        return -(-tokens // step) * step
+
+    def bytes_for(self, tokens: int) -> int:
+        """The most bytes a slab of up to `tokens` tokens holds at any moment: while it grows, one layer's new keys or
+        values stand beside the old ones."""
+        widest = max((s.kv_heads * max(s.key_dim, s.value_dim) for s in self.layers), default=0)
+        return self.capacity_for(tokens) * (self.bytes_per_token + widest * self.dtype.itemsize)
+
+
+class KVSlab:
+    """Keys and values of a prefix of one ledger. Owned by the engine thread; other threads only read the numbers.
+
+    `keys[layer]` is `(kv_heads, capacity_tokens, key_dim)`, `values[layer]` alike; rows from `length_tokens` on are
+    garbage. Head-major, so that the keys of one head lie together and all query heads of its group read them once.
+    """
+
+    __slots__ = ("_capacity_tokens", "_geometry", "keys", "token_ids", "values")
+
+    def __init__(self, geometry: KVGeometry) -> None:
+        self._geometry = geometry
+        self._capacity_tokens = 0
+        self.token_ids: list[int] = []
+        self.keys: list[torch.Tensor] = [self._empty(s.kv_heads, 0, s.key_dim) for s in geometry.layers]
+        self.values: list[torch.Tensor] = [self._empty(s.kv_heads, 0, s.value_dim) for s in geometry.layers]
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens it holds now."""
+        return len(self.token_ids)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens it has room for without growing."""
+        return self._capacity_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self._geometry.device
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of its tensors, empty room included."""
+        return sum(t.nbytes for t in self.keys) + sum(t.nbytes for t in self.values)
+
+    def common_prefix_tokens(self, ledger: Sequence[int]) -> int:
+        """How many tokens at the start of `ledger` this KV holds."""
+        limit = min(self.length_tokens, len(ledger))
+        if list(ledger[:limit]) == self.token_ids[:limit]:
+            return limit
+        return next(i for i in range(limit) if ledger[i] != self.token_ids[i])
+
+    def ensure_room(self, tokens: int) -> None:
+        """Grows to hold `tokens` tokens, layer by layer. Raises what torch raises when there is no memory; the slab
+        is then unchanged or partly grown, and valid."""
+        if tokens <= self._capacity_tokens:
+            return
+        capacity = self._geometry.capacity_for(tokens)
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                new = self._empty(old.shape[0], capacity, old.shape[2])
+                new[:, : self.length_tokens].copy_(old[:, : self.length_tokens])
+                tensors[layer] = new
+        self._capacity_tokens = capacity
+
+    def appended(self, token_ids: Sequence[int]) -> None:
+        """Counts tokens whose keys and values a forward has written behind the last row in every layer."""
+        self.token_ids.extend(token_ids)
+
+    def crop(self, length_tokens: int) -> None:
+        """Forgets everything from position `length_tokens` on. Frees nothing."""
+        del self.token_ids[length_tokens:]
+
+    def free(self) -> None:
+        """Gives the memory back; the slab is empty and usable again."""
+        self.token_ids.clear()
+        self._capacity_tokens = 0
+        self.keys = [t.new_empty((t.shape[0], 0, t.shape[2])) for t in self.keys]
+        self.values = [t.new_empty((t.shape[0], 0, t.shape[2])) for t in self.values]
+
+    def _empty(self, kv_heads: int, tokens: int, dim: int) -> torch.Tensor:
+        return torch.empty((kv_heads, tokens, dim), dtype=self._geometry.dtype, device=self._geometry.device)

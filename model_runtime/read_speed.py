@@ -1,0 +1,68 @@
+"""How long reading tokens takes on this machine, learnt from what was read.
+
+A chunk of `n` tokens behind `p` others costs `fixed + linear * n + quadratic * n * (p + n / 2)` seconds: Python and
+weights once, matrices per token, attention per token and key. The three are fitted by least squares over the recent
+chunks, none below zero.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+
+_REMEMBERED_CHUNKS = 64
+
+
+class ReadSpeed:
+    """Thread-safe. `chunk_tokens` is how reading is cut."""
+
+    def __init__(self, chunk_tokens: int) -> None:
+        self._chunk_tokens = chunk_tokens
+        self._lock = threading.Lock()
+        self._chunks: deque[tuple[float, float, float]] = deque(maxlen=_REMEMBERED_CHUNKS)  # n, n * keys, seconds
+        self._fit: tuple[float, float, float] | None = None
+
+    def observe(self, start: int, end: int, seconds: float) -> None:
+        """Positions `start..end` were read in one forward."""
+        with self._lock:
+            self._chunks.append((float(end - start), _key_reads(start, end), seconds))
+            self._fit = None
+
+    def estimate_s(self, start: int, end: int) -> float:
+        """Expected seconds of reading positions `start..end` in chunks. 0 before anything was observed."""
+        fixed, linear, quadratic = self._coefficients()
+        tokens = max(0, end - start)
+        chunks = -(-tokens // self._chunk_tokens)
+        return fixed * chunks + linear * tokens + quadratic * _key_reads(start, end)
+
+    def _coefficients(self) -> tuple[float, float, float]:
+        with self._lock:
+            if self._fit is None:
+                self._fit = _fit(list(self._chunks))
+            return self._fit
+
+
+def _key_reads(start: int, end: int) -> float:
+    tokens = max(0, end - start)
+    return tokens * (start + tokens / 2)
+
+
+def _fit(chunks: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    if not chunks:
+        return 0.0, 0.0, 0.0
+    rows = np.array([(1.0, n, reads) for n, reads, _ in chunks])
+    seconds = np.array([s for _, _, s in chunks])
+    # Relative errors count: otherwise one long chunk would drown all short ones.
+    weights = 1.0 / np.maximum(seconds, 1e-6)
+    columns = [0, 1, 2]
+    while True:
+        found, *_ = np.linalg.lstsq(rows[:, columns] * weights[:, None], seconds * weights, rcond=None)
+        if (found >= 0).all() or len(columns) == 1:
+            break
+        columns.pop(int(np.argmin(found)))  # non-negative least squares by leaving the worst out
+    fit = [0.0, 0.0, 0.0]
+    for column, value in zip(columns, found, strict=True):
+        fit[column] = max(0.0, float(value))
+    return fit[0], fit[1], fit[2]

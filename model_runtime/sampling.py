@@ -1,0 +1,61 @@
+"""Chooses the next token from logits."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+
+from model_runtime.types import SamplingParams
+
+
+class Sampler:
+    """One generation's sampler: its own random stream, its own memory of seen tokens. Engine thread only.
+
+    The order is that of the literature's reference implementations: repetition penalty (Keskar et al. 2019,
+    arXiv:1909.05858, over everything in the ledger), temperature, top-k, top-p (Holtzman et al. 2019,
+    arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082).
+    """
+
+    def __init__(self, params: SamplingParams, ledger: Sequence[int], device: torch.device) -> None:
+        self._params = params
+        self._generator = torch.Generator(device)
+        self._generator.manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
+        self._seen = None
+        if params.repetition_penalty != 1.0:
+            self._seen = torch.tensor(sorted(set(ledger)), device=device)
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token from float32 `logits (vocabulary,)`, which may be changed."""
+        params = self._params
+        if self._seen is not None:
+            logits = self._penalise(logits, self._seen)
+        token = int(logits.argmax()) if params.temperature == 0 else self._draw(logits / params.temperature)
+        if self._seen is not None:
+            self._seen = torch.unique(torch.cat([self._seen, self._seen.new_tensor([token])]))
+        return token
+
+    def _penalise(self, logits: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        scores = logits[seen]
+        penalty = self._params.repetition_penalty
+        logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        return logits
+
+    def _draw(self, logits: torch.Tensor) -> int:
+        params = self._params
+        vocabulary = logits.shape[0]
+        if params.top_k or params.top_p < 1.0:
+            kept = min(params.top_k or vocabulary, vocabulary)
+            logits, ids = torch.topk(logits, kept)  # in falling order
+        else:
+            ids = None
+        probabilities = torch.softmax(logits, dim=-1)
+        if params.top_p < 1.0:
+            # Everything before the token that crosses top_p stays, that token included.
+            before = probabilities.cumsum(0) - probabilities
+            probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
+        if params.min_p > 0.0:
+            probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
+        place = torch.multinomial(probabilities, 1, generator=self._generator)
+        return int(place if ids is None else ids[place])

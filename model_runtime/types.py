@@ -1,0 +1,216 @@
+"""The types that cross the border of `model_runtime`. Imports no torch, so that `sessions` may import it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0`, `top_p == 1`, `min_p == 0` are off.
+
+    Raises `ValueError` with a sentence for a person when a value is out of range.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 50
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 512
+    seed: int | None = None
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.temperature <= 5.0, f"Temperature must lie between 0 and 5, not {self.temperature}.")
+        _require(0.0 < self.top_p <= 1.0, f"Top-p must lie above 0 and at most at 1, not {self.top_p}.")
+        _require(0 <= self.top_k <= 1_000_000, f"Top-k must be 0 (off) or a positive whole number, not {self.top_k}.")
+        _require(0.0 <= self.min_p <= 1.0, f"Min-p must lie between 0 and 1, not {self.min_p}.")
+        _require(
+            0.1 <= self.repetition_penalty <= 10.0,
+            f"Repetition penalty must lie between 0.1 and 10, not {self.repetition_penalty}.",
+        )
+        _require(
+            1 <= self.max_new_tokens <= 1_000_000,
+            f"Max new tokens must be a positive whole number, not {self.max_new_tokens}.",
+        )
+        _require(
+            self.seed is None or 0 <= self.seed < 2**63,
+            f"Seed must be empty or a whole number from 0 to 2^63 - 1, not {self.seed}.",
+        )
+        _require(len(self.stop_strings) <= 16, f"At most 16 stop strings are allowed, not {len(self.stop_strings)}.")
+        _require(all(self.stop_strings), "A stop string must not be empty.")
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"  # the model's own stop token (which is then the last id of the answer)
+    STOP_STRING = "stop_string"  # one of `SamplingParams.stop_strings`
+    LENGTH = "length"  # max_new_tokens
+    CONTEXT = "context"  # the context limit
+    ABORTED = "aborted"  # somebody pressed stop
+    FAILED = "failed"  # an error; see `Finished.error`
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """`fed_tokens` of the `total_tokens` of this turn have been read."""
+
+    fed_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """One sampled token. `text` is what became displayable with it: "" while a character is incomplete or a stop
+    string might be starting. A stop token has `text == ""`."""
+
+    token_id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every generation. Times in seconds; `ttft_s` is None when no token was sampled.
+
+    `text_tail` is text that was held back and belongs to the answer. `trimmed_chars` is how many characters already
+    sent (over all `TokenDelta`s) are to be cut again because they belong to a stop string (normally 0).
+    `fed_tokens` were computed in this turn before the first sampled token, `reused_tokens` came from the KV.
+    """
+
+    reason: FinishReason
+    fed_tokens: int
+    reused_tokens: int
+    sampled_tokens: int
+    ttft_s: float | None
+    prefill_s: float
+    decode_s: float
+    text_tail: str = ""
+    trimmed_chars: int = 0
+    error: str | None = None
+
+
+Event = PrefillProgress | TokenDelta | Finished
+Listener = Callable[[Event], None]
+
+
+class KV(Protocol):
+    """Keys and values of a prefix of one ledger. Any thread may read these; only the engine changes them."""
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens it holds now."""
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of memory it holds now, empty room included."""
+
+
+class Generation(Protocol):
+    """A submitted request."""
+
+    def abort(self) -> None:
+        """Stops it within one decode step or prefill chunk; returns at once. May be called from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Everything in `ledger` that `kv` does not already hold is fed, then tokens are sampled.
+
+    `kv` is cropped to the longest common prefix with `ledger[:-1]` first, so that a stale KV can never leak into an
+    answer. `answer_prefix_tokens` is how many of the last ledger ids are the beginning of this very answer (an answer
+    that is continued); they count for incremental de-tokenisation, not for `max_new_tokens`.
+    """
+
+    ledger: tuple[int, ...]
+    kv: KV
+    sampling: SamplingParams
+    answer_prefix_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a person may know about the loaded model. `fingerprint` names everything that makes a KV valid: weights,
+    quantization, dtype, RoPE settings. `tokenizer_fingerprint` names what makes token ids valid (vocabulary and chat
+    template)."""
+
+    name: str  # "SmolLM2-135M-Instruct"
+    quantization: str  # "4-bit (Q4_1 as shipped)"
+    kernel: str  # "SDPA flash (CPU)"
+    device: str  # "cpu", "cuda:0"
+    context_limit_tokens: int
+    kv_bytes_per_token: int
+    weights_bytes: int
+    fingerprint: str
+    tokenizer_fingerprint: str
+    default_sampling: SamplingParams
+    notes: tuple[str, ...] = ()  # sentences: what was chosen or degraded at load
+
+
+class Engine(Protocol):
+    """What `sessions` needs of the engine. `tests` has a scripted twin."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def max_concurrent(self) -> int:
+        """Generations that may be submitted at the same time; admission beyond it is the caller's queue."""
+
+    def new_kv(self) -> KV:
+        """An empty KV that holds no bytes yet."""
+
+    def kv_bytes(self, tokens: int) -> int:
+        """An upper bound of the bytes a KV of up to `tokens` tokens holds at any moment, growing included."""
+
+    def submit(self, request: GenerationRequest, listener: Listener) -> Generation:
+        """Queues a generation. `listener` is called on the engine thread and must not block; `Finished` is always
+        the last event, also on errors and after `close`. The KV belongs to the engine until then."""
+
+    def release(self, kv: KV) -> None:
+        """Frees the KV's memory; `allocated_bytes` is 0 when this returns. Not for a KV with a running generation."""
+
+    def estimate_read_s(self, start_tokens: int, end_tokens: int) -> float:
+        """Expected seconds to feed positions `start_tokens..end_tokens`, from speeds measured on this machine."""
+
+    def close(self) -> None:
+        """Ends every generation (ABORTED), stops the thread, frees the memory. May be called twice."""
+
+
+class TurnTemplate(Protocol):
+    """Text to token ids through the model's own chat template. Control tokens typed by a person stay text.
+
+    Every method is thread-safe. `system_prompt` "" means the template's own default.
+    """
+
+    def first_turn(self, system_prompt: str, user_text: str) -> tuple[int, ...]:
+        """Ids of a conversation's beginning: system prompt, first user message, generation prompt."""
+
+    def next_turn(self, answer_ended_with_stop_token: bool, user_text: str) -> tuple[int, ...]:
+        """Ids a later turn adds after the answer's own ids: closing glue, user message, generation prompt."""
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Ids of an answer's text without any stop token: only for a ledger written by another tokenizer."""
+
+    @property
+    def rewrites_history(self) -> str | None:
+        """None when a later turn only appends; else a sentence why not (then use `whole`)."""
+
+    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        """Ids of a whole conversation, rendered at once, with generation prompt. `turns` are ("user"|"assistant", text)
+        pairs ending with a user turn. Only where history is rewritten or the tokenizer changed."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text alone."""
+
+    def plain(self, token_ids: Sequence[int]) -> str:
+        """The displayable text of ids, control tokens left out."""

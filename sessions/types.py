@@ -1,0 +1,175 @@
+"""The types that `app` sees: frozen views, made fresh on every call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from model_runtime.types import SamplingParams
+
+
+class MessageStatus(StrEnum):
+    """State of one message. A user's message is always COMPLETE."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    STOPPED = "stopped"  # somebody pressed stop; the text so far is kept
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"  # was running when the server ended
+
+
+class Tier(StrEnum):
+    """Where a conversation's KV is. `COLD`: nowhere, it would be read again from the ledger."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+    COLD = "cold"
+
+
+class MissReason(StrEnum):
+    """Why a turn fed more than its delta."""
+
+    EVICTED = "evicted"
+    RESTARTED = "restarted"
+    BRANCH_SWITCHED = "branch_switched"
+    TEMPLATE_REWROTE_HISTORY = "template_rewrote_history"
+    SYSTEM_PROMPT_CHANGED = "system_prompt_changed"
+    MODEL_CHANGED = "model_changed"
+    EARLIER_FAILURE = "earlier_failure"
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSettings:
+    """What a person may set for one conversation."""
+
+    sampling: SamplingParams
+    system_prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a turn cost. `fed_tokens` were computed before the first new token, `delta_tokens` is what the turn added,
+    `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`."""
+
+    fed_tokens: int
+    delta_tokens: int
+    reused_tokens: int
+    sampled_tokens: int
+    tier_before: Tier
+    ttft_s: float | None
+    waited_s: float  # in line, before the engine started on it
+    prefill_s: float
+    decode_s: float
+    saved_s: float  # estimated seconds a full read would have cost more
+    miss_reason: MissReason | None = None
+    miss_detail: str = ""  # a sentence for a person, "" without a miss
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decode speed; None for fewer than two tokens."""
+        if self.sampled_tokens < 2 or self.decode_s <= 0:
+            return None
+        return (self.sampled_tokens - 1) / self.decode_s
+
+
+@dataclass(frozen=True, slots=True)
+class MessageView:
+    """One message on the current path. Siblings are numbered from 1. `note` is a sentence a person should see with it
+    (why it stopped, what failed, what to do next), "" mostly."""
+
+    message_id: int
+    role: str  # "user" | "assistant"
+    text: str
+    status: MessageStatus
+    sibling_number: int
+    sibling_count: int
+    receipt: Receipt | None = None
+    note: str = ""
+    can_continue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSummary:
+    """One row of the conversation list."""
+
+    conversation_id: str
+    title: str
+    updated_at: float  # seconds since the epoch
+    tier: Tier
+    is_running: bool
+    kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationView:
+    """All a page needs to draw one conversation."""
+
+    summary: ConversationSummary
+    settings: ConversationSettings
+    messages: tuple[MessageView, ...]
+    ledger_tokens: int
+    context_limit_tokens: int
+
+
+class RunPhase(StrEnum):
+    """Where a run is."""
+
+    WAITING = "waiting"  # in line for room or for the engine
+    READING = "reading"  # prefill
+    ANSWERING = "answering"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSnapshot:
+    """A run at one moment. `version` grows with every change, so a subscriber can wait for the next one."""
+
+    version: int
+    phase: RunPhase
+    text: str
+    queue_position: int = 0  # 1 = next, 0 = not waiting
+    fed_tokens: int = 0
+    total_tokens: int = 0  # to be read in this turn
+    sampled_tokens: int = 0
+    message: MessageView | None = None  # set when DONE: the committed answer
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRow:
+    """What one conversation's KV costs. `next_ttft_s` expects a 32-token message; `cold_ttft_s` is what the same turn
+    would cost without the cache."""
+
+    conversation_id: str
+    title: str
+    tier: Tier
+    ledger_tokens: int
+    kv_tokens: int
+    used_bytes: int
+    reserved_bytes: int
+    next_ttft_s: float
+    cold_ttft_s: float
+    last_used_at: float
+    is_running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEvent:
+    """One line of the memory log, a sentence: "Dropped the KV of B to make room: 84.0 MiB"."""
+
+    at: float
+    text: str
+    conversation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryView:
+    """The memory panel. Rows and events are the owner's; the totals are the machine's."""
+
+    rows: tuple[MemoryRow, ...]
+    device_used_bytes: int
+    device_reserved_bytes: int
+    device_budget_bytes: int
+    saved_s_total: float  # over all the owner's receipts
+    reused_tokens_total: int
+    events: tuple[MemoryEvent, ...] = field(default=())

@@ -1,0 +1,131 @@
+"""Cached equals uncached in reference mode: float32, whatever happened to the KV on the way."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
+
+LOGIT_TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=sorted(TINY))
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[WatchedEngine, torch.nn.Module]]:
+    """An engine and an untouched copy of its model with transformers' own attention."""
+    directory = TINY[request.param](tmp_path / request.param)
+    reference = loaded_tiny(directory).model
+    watched = WatchedEngine(loaded_tiny(directory))
+    yield watched, reference
+    watched.close()
+
+
+def assert_equals_full_read(watched: WatchedEngine, reference: torch.nn.Module, answer: Answer) -> None:
+    """Every sampled token of the answer is the greedy one of a full read, and its logits agree."""
+    ledger = answer.ledger + answer.token_ids
+    expected = full_read(reference, ledger)
+    for place, token_id in enumerate(answer.token_ids, start=len(answer.ledger)):
+        assert token_id == int(expected[place - 1].argmax())
+        torch.testing.assert_close(watched.logits[ledger[:place]], expected[place - 1], atol=LOGIT_TOLERANCE, rtol=0)
+
+
+def some_ids(randomness: random.Random, tokens: int) -> list[int]:
+    return [randomness.randrange(3, 512) for _ in range(tokens)]
+
+
+def test_ten_turns_equal_a_full_read_and_feed_only_their_delta(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+    watched, reference = pair
+    randomness = random.Random(1)
+    kv = watched.engine.new_kv()
+    ledger = some_ids(randomness, 70)
+    for turn in range(10):
+        delta = len(ledger) - kv.length_tokens
+        fed_before = watched.fed
+        answer = watched.submit(kv, ledger)
+        finished = answer.wait()
+        assert_equals_full_read(watched, reference, answer)
+        assert finished.fed_tokens == delta
+        # Every sampled token but the last one passes the model's input once more.
+        assert watched.fed - fed_before == delta + finished.sampled_tokens - 1
+        assert kv.length_tokens == len(ledger) + finished.sampled_tokens - 1
+        ledger += [*answer.token_ids, *some_ids(randomness, 5 + turn)]
+
+
+def test_interleaved_conversations_do_not_touch_each_other(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+    watched, reference = pair
+    randomness = random.Random(2)
+    kvs = [watched.engine.new_kv() for _ in range(5)]
+    ledgers = [some_ids(randomness, 20 + 23 * n) for n in range(5)]
+    for _ in range(3):
+        answers = [watched.submit(kv, ledger) for kv, ledger in zip(kvs, ledgers, strict=True)]
+        for answer in answers:
+            answer.wait()
+            assert_equals_full_read(watched, reference, answer)
+        ledgers = [[*a.ledger, *a.token_ids, *some_ids(randomness, 9)] for a in answers]
+
+
+def test_crop_and_regenerate_and_another_branch(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+    watched, reference = pair
+    randomness = random.Random(3)
+    kv = watched.engine.new_kv()
+    ledger = some_ids(randomness, 60)
+    first = watched.submit(kv, ledger)
+    first.wait()
+
+    again = watched.submit(kv, ledger)
+    assert again.wait().fed_tokens == 1  # only the last prompt token, for its logits
+    assert again.token_ids == first.token_ids
+
+    other = watched.submit(kv, [*ledger[:41], *some_ids(randomness, 30)])
+    finished = other.wait()
+    assert finished.reused_tokens >= 41 - 1
+    assert_equals_full_read(watched, reference, other)
+
+
+def test_a_stopped_answer_leaves_a_true_kv(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+    watched, reference = pair
+    randomness = random.Random(4)
+    kv = watched.engine.new_kv()
+    ledger = some_ids(randomness, 100)
+    for _ in range(6):
+        stopped = watched.submit(kv, ledger)
+        wanted_events = randomness.randrange(1, 9)
+        while len(stopped.events) < wanted_events:
+            time.sleep(0.0002)
+        stopped.abort()
+        stopped.wait()
+        assert kv.token_ids == [*stopped.ledger, *stopped.token_ids][: kv.length_tokens]
+        ledger = [*stopped.ledger, *stopped.token_ids, *some_ids(randomness, 6)]
+        answer = watched.submit(kv, ledger)
+        answer.wait()
+        assert_equals_full_read(watched, reference, answer)
+        ledger += [*answer.token_ids, *some_ids(randomness, 6)]
+
+
+def test_a_released_kv_is_read_again_to_the_same_answer(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+    watched, reference = pair
+    kv = watched.engine.new_kv()
+    ledger = some_ids(random.Random(5), 80)
+    first = watched.submit(kv, ledger)
+    first.wait()
+    watched.engine.release(kv)
+    assert kv.allocated_bytes == 0
+    again = watched.submit(kv, ledger)
+    assert again.wait().fed_tokens == len(ledger)
+    assert again.token_ids == first.token_ids
+    assert_equals_full_read(watched, reference, again)
+
+
+def test_another_conversations_kv_is_never_used(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+    watched, reference = pair
+    randomness = random.Random(6)
+    kv = watched.engine.new_kv()
+    watched.submit(kv, some_ids(randomness, 50)).wait()
+    stranger = watched.submit(kv, some_ids(randomness, 45))
+    assert stranger.wait().reused_tokens == 0
+    assert_equals_full_read(watched, reference, stranger)

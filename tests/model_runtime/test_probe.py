@@ -1,0 +1,88 @@
+"""A model that would mix conversations is refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from model_runtime.errors import ModelLoadError
+from model_runtime.probe import probe_packing
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def tiny(architecture: type[PreTrainedModel], config: object) -> PreTrainedModel:
+    torch.manual_seed(3)
+    return architecture(config).eval()
+
+
+def llama(**more: object) -> PreTrainedModel:
+    config = LlamaConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, max_position_embeddings=256, **more)
+    return tiny(LlamaForCausalLM, config)
+
+
+def test_llama_earns_it_and_its_geometry_is_read_off() -> None:
+    geometry = probe_packing(llama(), torch.float32, 256, step_tokens=64)
+    assert [(s.kv_heads, s.key_dim, s.value_dim) for s in geometry.layers] == [(2, 8, 8), (2, 8, 8)]
+    assert geometry.bytes_per_token == 2 * 2 * 2 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        (BloomForCausalLM, BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)),
+        (FalconForCausalLM, FalconConfig(**SMALL, alibi=False)),
+    ],
+)
+def test_a_model_that_never_calls_the_attention_function_is_refused(
+    architecture: type[PreTrainedModel], config: object
+) -> None:
+    with pytest.raises(ModelLoadError):
+        probe_packing(tiny(architecture, config), torch.float32, 128, step_tokens=64)
+
+
+def test_rope_that_looks_at_the_whole_batch_is_refused() -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 64,
+        "factor": 4.0,
+    }
+    with pytest.raises(ModelLoadError, match="longrope"):
+        probe_packing(llama(rope_parameters=rope), torch.float32, 256, step_tokens=64)
+
+
+def test_attention_that_the_kernel_does_not_compute_is_refused() -> None:
+    config = Gemma2Config(
+        **SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8, max_position_embeddings=256, sliding_window=32
+    )
+    with pytest.raises(ModelLoadError, match="softcap"):
+        probe_packing(tiny(Gemma2ForCausalLM, config), torch.float32, 256, step_tokens=64)
+
+
+def test_a_model_that_disagrees_with_its_own_attention_is_refused() -> None:
+    model = llama()
+    # As if a future transformers scaled inside its own attention only: the packed path then disagrees.
+    for layer in model.model.layers:
+        attention, forward = layer.self_attn, layer.self_attn.forward
+
+        def skewed(*args: object, attention=attention, forward=forward, **kwargs: object) -> object:  # type: ignore[no-untyped-def]
+            attention.scaling = 2.0 if "packed" in kwargs else 8**-0.5
+            return forward(*args, **kwargs)
+
+        attention.forward = skewed
+    with pytest.raises(ModelLoadError, match="differ from its own attention"):
+        probe_packing(model, torch.float32, 256, step_tokens=64)

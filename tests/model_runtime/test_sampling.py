@@ -1,0 +1,84 @@
+"""Each setting does what its name says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model_runtime.sampling import Sampler
+from model_runtime.types import SamplingParams
+
+LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]))
+CPU = torch.device("cpu")
+
+
+def shares(ledger: tuple[int, ...] = (), **settings: float) -> list[float]:
+    """How often each token comes in 4,000 draws."""
+    params = SamplingParams(**{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 5, **settings})  # type: ignore[arg-type]
+    sampler = Sampler(params, ledger, CPU)
+    counts = torch.zeros(5)
+    for _ in range(4000):
+        counts[sampler._draw(LOGITS / params.temperature)] += 1
+    return [float(c) / 4000 for c in counts]
+
+
+def test_plain_sampling_follows_the_probabilities() -> None:
+    assert shares() == pytest.approx([0.5, 0.25, 0.15, 0.07, 0.03], abs=0.03)
+
+
+def test_top_k_keeps_the_best_and_their_proportion() -> None:
+    assert shares(top_k=2) == pytest.approx([2 / 3, 1 / 3, 0, 0, 0], abs=0.03)
+
+
+def test_top_p_keeps_the_token_that_crosses_the_line() -> None:
+    assert shares(top_p=0.7) == pytest.approx([2 / 3, 1 / 3, 0, 0, 0], abs=0.03)
+    assert shares(top_p=0.76)[2] > 0
+    assert shares(top_p=0.01)[0] == 1
+
+
+def test_min_p_is_a_share_of_the_best() -> None:
+    found = shares(min_p=0.2)
+    assert found[3] == found[4] == 0
+    assert found[2] > 0
+
+
+def test_temperature_flattens_and_sharpens() -> None:
+    assert shares(temperature=0.3)[0] > 0.8
+    assert shares(temperature=3.0)[0] < 0.35
+
+
+def test_greedy_takes_the_best() -> None:
+    assert Sampler(SamplingParams(temperature=0), (), CPU).choose(LOGITS.clone()) == 0
+
+
+def test_a_repetition_penalty_counts_the_ledger_and_what_was_sampled() -> None:
+    params = SamplingParams(temperature=0, repetition_penalty=1.5)
+    sampler = Sampler(params, (0,), CPU)
+    logits = torch.tensor([4.0, 3.0, 2.5, -1.0, -2.0])
+    assert sampler.choose(logits.clone()) == 1  # 4 / 1.5 falls below 3
+    assert sampler.choose(logits.clone()) == 0  # now 3 / 1.5 falls below 4 / 1.5
+    alone = torch.tensor([-1.0, -1.2, -math.inf, -math.inf, -math.inf])
+    assert Sampler(params, (0,), CPU).choose(alone) == 1  # negative scores are multiplied
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"max_new_tokens": 0},
+        {"seed": -1},
+        {"stop_strings": ("",)},
+        {"stop_strings": tuple("abcdefghijklmnopq")},
+    ],
+)
+def test_settings_out_of_range_are_refused_with_a_sentence(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"must|allowed"):
+        SamplingParams(**settings)  # type: ignore[arg-type]
