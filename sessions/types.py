@@ -50,7 +50,8 @@ class ConversationSettings:
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a turn cost. `fed_tokens` were computed before the first new token, `delta_tokens` is what the turn added,
-    `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`."""
+    `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`, or less where the KV happened to hold
+    more of this ledger than the path that was current before (after a switch of branches, or a stop)."""
 
     fed_tokens: int
     delta_tokens: int

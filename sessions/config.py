@@ -1,0 +1,37 @@
+"""What a `SessionManager` may be told. Frozen, and checked on entry with sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Raises `ValueError` with a sentence for a person when a value is out of range."""
+
+    device_kv_budget_bytes: int
+    checkpoint_interval_s: float = 1.0  # a crash loses at most this much of a running answer
+    finished_run_keep_s: float = 60.0  # so long `SessionManager.find_run` still knows a finished run
+    event_log_length: int = 50  # lines of the memory log kept per owner
+    max_message_bytes: int = 4 * MIB  # refused before tokenising
+    min_answer_tokens: int = 16  # a turn that leaves less room than this is refused
+    close_timeout_s: float = 2.0  # how long `close` waits for the engine to give running answers back
+
+    def __post_init__(self) -> None:
+        _require(
+            self.device_kv_budget_bytes > 0,
+            f"The device KV budget must be a positive number of bytes, not {self.device_kv_budget_bytes}.",
+        )
+        _require(self.checkpoint_interval_s > 0, "The checkpoint interval must be longer than 0 seconds.")
+        _require(self.finished_run_keep_s >= 0, "Finished runs cannot be kept for less than 0 seconds.")
+        _require(self.event_log_length >= 0, "The event log cannot be shorter than 0 lines.")
+        _require(self.max_message_bytes > 0, "The largest message must be a positive number of bytes.")
+        _require(self.min_answer_tokens >= 1, "At least 1 token must be left for an answer.")
+        _require(self.close_timeout_s >= 0, "The time to close cannot be less than 0 seconds.")
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)

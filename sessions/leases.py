@@ -1,0 +1,253 @@
+"""Who holds a KV on the device, and who may use one: room is promised before a run starts, and the line is first come,
+first served.
+
+At every moment the bytes that are held and the bytes that are promised together stay within the budget:
+`sum(max(allocated, promised if leased else 0)) <= budget`. A dropped KV counts until the engine has freed it.
+
+Nobody blocks while holding the lock: the engine's `release` waits for the engine thread, so it is called outside, with
+the KV marked as leaving. One thread grants; a run that waits holds nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
+
+from model_runtime.types import KV, Engine
+from sessions.errors import ConversationBusy
+from sessions.eviction import Candidate, choose_victims
+
+log = logging.getLogger(__name__)
+
+
+class Loss(Enum):
+    """Why a KV that could have been used is gone."""
+
+    FOR_ROOM = auto()
+    BY_HAND = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one run to use its conversation's KV. `held_tokens` is what the KV had at the grant. `is_new`: it
+    was made for this lease; then `loss` says how an earlier one went, None when this process never had one."""
+
+    conversation_id: str
+    kv: KV
+    held_tokens: int
+    is_new: bool
+    loss: Loss | None
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A place in the line. `granted` is called once on the leases' thread, `moved` with the new place (1 is next)
+    under the leases' lock: it must not call back."""
+
+    conversation_id: str
+    owner_id: str
+    promised_bytes: int
+    granted: Callable[[Lease], None]
+    moved: Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one conversation's KV costs now."""
+
+    tokens: int
+    used_bytes: int
+    reserved_bytes: int
+    last_used_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A KV that was freed to make room."""
+
+    conversation_id: str
+    owner_id: str
+    freed_bytes: int
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    conversation_id: str
+    owner_id: str
+    kv: KV
+    last_used_at: float = field(default_factory=time.time)
+    promised_bytes: int = 0
+    leased: bool = False
+    leaving: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        return max(self.kv.allocated_bytes, self.promised_bytes)
+
+
+class Leases:
+    """Every method may be called from any thread except the engine's."""
+
+    def __init__(self, engine: Engine, budget_bytes: int, on_dropped: Callable[[Dropped], None]) -> None:
+        self.budget_bytes = budget_bytes
+        self._engine = engine
+        self._on_dropped = on_dropped
+        self._changed = threading.Condition()
+        self._slots: dict[str, _Slot] = {}
+        self._line: list[Ticket] = []
+        self._losses: dict[str, Loss] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="keepwarm-leases", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Grants nothing more. KVs stay with the engine, which frees them when it is closed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def enter(self, ticket: Ticket) -> None:
+        """Joins the line."""
+        with self._changed:
+            self._line.append(ticket)
+            self._tell_places()
+            self._changed.notify_all()
+
+    def leave(self, ticket: Ticket) -> bool:
+        """Leaves the line. True when the ticket was still waiting, and then it is never granted."""
+        with self._changed:
+            if ticket not in self._line:
+                return False
+            self._line.remove(ticket)
+            self._tell_places()
+            self._changed.notify_all()
+            return True
+
+    def settle(self, lease: Lease) -> None:
+        """Gives the KV back after its run. It stays on the device, idle, until the room is needed."""
+        with self._changed:
+            slot = self._slots[lease.conversation_id]
+            assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
+            slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()
+            self._changed.notify_all()
+
+    def drop(self, conversation_id: str) -> int:
+        """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
+        `ConversationBusy` when a run uses it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_leaving(conversation_id))
+            slot = self._slots.get(conversation_id)
+            if slot is None:
+                return 0
+            if slot.leased:
+                raise ConversationBusy("An answer is being written with this memory. Stop it or wait for it to end.")
+            slot.leaving = True
+        return self._free(slot, Loss.BY_HAND)
+
+    def forget(self, conversation_id: str) -> None:
+        """Frees the KV of a conversation that is being deleted."""
+        self.drop(conversation_id)
+        with self._changed:
+            self._losses.pop(conversation_id, None)
+
+    def holdings(self) -> dict[str, Holding]:
+        """Everybody's, by conversation."""
+        with self._changed:
+            return {
+                slot.conversation_id: Holding(
+                    tokens=slot.kv.length_tokens,
+                    used_bytes=(used_bytes := slot.kv.allocated_bytes),
+                    reserved_bytes=max(0, slot.promised_bytes - used_bytes),
+                    last_used_at=slot.last_used_at,
+                )
+                for slot in self._slots.values()
+            }
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while (step := self._next_step()) is None and not self._closed:
+                    self._changed.wait()
+                if self._closed or step is None:
+                    return
+            try:
+                step()
+            except Exception:
+                log.exception("lease_step_failed")
+
+    def _next_step(self) -> Callable[[], None] | None:
+        """What can be done for the head of the line, None for nothing. Nobody overtakes it, so it cannot starve: idle
+        KVs are dropped for it, leased ones come back, and what it was promised fits the budget alone."""
+        if not self._line or sum(slot.leased for slot in self._slots.values()) >= self._engine.max_concurrent:
+            return None
+        ticket = self._line[0]
+        own = self._slots.get(ticket.conversation_id)
+        if own is not None and (own.leased or own.leaving):
+            return None
+        own_bytes = own.held_bytes if own is not None else 0
+        held_bytes = sum(slot.held_bytes for slot in self._slots.values())
+        needed_bytes = held_bytes + max(0, ticket.promised_bytes - own_bytes) - self.budget_bytes
+        if needed_bytes <= 0:
+            return self._grant(ticket, own)
+        victims = self._choose(needed_bytes, own)
+        for slot in victims:
+            slot.leaving = True
+        return partial(self._make_room, victims) if victims else None
+
+    def _choose(self, needed_bytes: int, own: _Slot | None) -> list[_Slot]:
+        idle = [slot for slot in self._slots.values() if not slot.leased and not slot.leaving and slot is not own]
+        # What is leaving already will be room in a moment: wait for it instead of dropping more.
+        needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
+        chosen = choose_victims(
+            [Candidate(s.conversation_id, s.held_bytes, s.last_used_at) for s in idle], needed_bytes
+        )
+        return [self._slots[candidate.conversation_id] for candidate in chosen or ()]
+
+    def _grant(self, ticket: Ticket, slot: _Slot | None) -> Callable[[], None]:
+        is_new = slot is None
+        if slot is None:
+            slot = _Slot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
+            self._slots[ticket.conversation_id] = slot
+        # A KV belongs to one conversation of one owner for all its life.
+        assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
+        self._line.remove(ticket)
+        self._tell_places()
+        slot.leased, slot.promised_bytes = True, ticket.promised_bytes
+        loss = self._losses.pop(ticket.conversation_id, None)
+        lease = Lease(ticket.conversation_id, slot.kv, slot.kv.length_tokens, is_new, loss)
+        return partial(ticket.granted, lease)
+
+    def _make_room(self, victims: list[_Slot]) -> None:
+        for slot in victims:
+            freed_bytes = self._free(slot, Loss.FOR_ROOM)
+            self._on_dropped(Dropped(slot.conversation_id, slot.owner_id, freed_bytes))
+
+    def _free(self, slot: _Slot, loss: Loss) -> int:
+        freed_bytes = slot.kv.allocated_bytes
+        try:
+            self._engine.release(slot.kv)
+        except Exception:  # a dead engine holds no memory; the line must go on
+            log.exception("kv_release_failed conversation=%s", slot.conversation_id)
+        with self._changed:
+            del self._slots[slot.conversation_id]
+            self._losses[slot.conversation_id] = loss
+            self._changed.notify_all()
+        log.info("kv_dropped conversation=%s bytes=%d why=%s", slot.conversation_id, freed_bytes, loss.name)
+        return freed_bytes
+
+    def _is_leaving(self, conversation_id: str) -> bool:
+        slot = self._slots.get(conversation_id)
+        return slot is not None and slot.leaving
+
+    def _tell_places(self) -> None:
+        for place, ticket in enumerate(self._line, start=1):
+            ticket.moved(place)

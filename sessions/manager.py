@@ -1,0 +1,332 @@
+"""The one place that knows the whole story of a turn. Everything a page can ask for goes through `SessionManager`.
+
+Every public method that names a conversation takes the owner first and raises `ConversationNotFound` for a stranger's
+id, before it looks at anything else. All methods may be called from any thread except the engine's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from model_runtime.errors import ModelRuntimeError
+from model_runtime.types import Engine, Finished, FinishReason, GenerationRequest, ModelInfo, TurnTemplate
+from sessions.config import SessionConfig
+from sessions.errors import MessageRefused
+from sessions.events import EventLog
+from sessions.leases import Dropped, Lease, Leases, Ticket
+from sessions.ledger import Turn, continued_answer, fold, new_answer, user_turn
+from sessions.recorder import Recorder
+from sessions.records import Conversation, Node
+from sessions.room import Room
+from sessions.runs import Run, RunPlan, RunTable
+from sessions.store import Store
+from sessions.text import UNTITLED, clean, clean_message, clean_title, first_title, mib, refuse_if_huge, tokens
+from sessions.types import (
+    ConversationSettings,
+    ConversationSummary,
+    ConversationView,
+    MemoryView,
+    MessageStatus,
+    Receipt,
+)
+from sessions.views import Views
+
+DELETE_TIMEOUT_S = 10.0
+
+
+class SessionManager:
+    """Conversations, their runs and their memory. `start` before use, `close` at the end."""
+
+    def __init__(self, store: Store, engine: Engine, template: TurnTemplate, config: SessionConfig) -> None:
+        self._store = store
+        self._engine = engine
+        self._template = template
+        self._config = config
+        self._room = Room(engine, template, config)
+        self._events = EventLog(config.event_log_length)
+        self._runs = RunTable(config.finished_run_keep_s)
+        self._leases = Leases(engine, config.device_kv_budget_bytes, self._note_dropped)
+        self._recorder = Recorder(
+            store, engine, self._leases, self._runs, config.checkpoint_interval_s, self._note_receipt
+        )
+        self._views = Views(store, engine, self._leases, self._runs, self._events, config)
+
+    # Life
+
+    def start(self) -> None:
+        """Marks answers that an earlier process left running as interrupted, then takes turns."""
+        self._store.messages.interrupt_running()
+        self._recorder.start()
+        self._leases.start()
+
+    def close(self) -> None:
+        """Stops every run, keeping its text as interrupted, and ends the threads. Bounded by the configured time; the
+        engine and the store stay open. May be called twice."""
+        deadline = time.monotonic() + self._config.close_timeout_s
+        self._runs.close()
+        while (runs := self._runs.all_active()) and time.monotonic() < deadline:
+            for run in runs:
+                if not run.interrupted:
+                    run.interrupted = True
+                    self._stop(run)
+            time.sleep(0.01)
+        for run in self._runs.all_active():  # the engine does not answer
+            run.lease = None  # its KV is still the engine's
+            self._recorder.put(run, _aborted())
+        self._recorder.close(timeout_s=1.0)
+        self._leases.close(timeout_s=1.0)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._engine.info
+
+    # A turn
+
+    def send(self, owner_id: str, conversation_id: str, text: str) -> Run:
+        """Commits the user's message and starts its answer. Nothing is stored when a `SessionError` is raised.
+
+        The way of a turn: its ids (`ledger`), whether they fit (`room`), the commit (`store`), a place in line for the
+        KV (`leases`), the engine (`_submit`), and from its events the run's text and the committed answer (`recorder`).
+        """
+        self._store.conversation(owner_id, conversation_id)
+        text = clean_message(text, self._config.max_message_bytes)
+        with self._runs.claim(conversation_id):
+            conversation = self._store.conversation(owner_id, conversation_id)
+            path = self._store.messages.path(conversation.leaf_id)
+            return self._begin_user_turn(conversation, path, path, text)
+
+    def edit(self, owner_id: str, conversation_id: str, message_id: int, text: str) -> Run:
+        """Another version of any user message, beside it, with a new answer below."""
+        self._store.conversation(owner_id, conversation_id)
+        text = clean_message(text, self._config.max_message_bytes)
+        with self._runs.claim(conversation_id):
+            conversation = self._store.conversation(owner_id, conversation_id)
+            parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
+            path = self._store.messages.path(parent_id)
+            current = self._store.messages.path(conversation.leaf_id)
+            return self._begin_user_turn(conversation, path, current, text)
+
+    def regenerate(self, owner_id: str, conversation_id: str) -> Run:
+        """Another answer to the last message, beside the old one."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            conversation = self._store.conversation(owner_id, conversation_id)
+            path = self._store.messages.path(conversation.leaf_id)
+            if not path:
+                raise MessageRefused("There is no answer to regenerate yet. Write a message first.")
+            turn = new_answer(
+                path[:-1],
+                fold(path),
+                conversation.settings.system_prompt,
+                self._template,
+                self.info.tokenizer_fingerprint,
+            )
+            return self._begin(conversation, path[:-1], turn)
+
+    def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
+        """Goes on from a stopped, interrupted or length-limited answer: a new sibling that begins with it."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            conversation = self._store.conversation(owner_id, conversation_id)
+            path = self._store.messages.path(conversation.leaf_id)
+            if not path or not _can_continue(path[-1]):
+                raise MessageRefused("The last answer is complete; there is nothing to continue.")
+            turn = continued_answer(path, fold(path), self._template, self.info.tokenizer_fingerprint)
+            prefix = turn.ledger[len(turn.ledger) - turn.answer_prefix_tokens :]
+            # Half a character at the end is not shown: the engine gives it out whole with its next token.
+            return self._begin(conversation, path[:-1], turn, prefix_text=self._template.plain(prefix).rstrip("�"))
+
+    def stop(self, owner_id: str, conversation_id: str) -> None:
+        """The answer ends within one step and keeps its text. Nothing happens when there is none."""
+        self._store.conversation(owner_id, conversation_id)
+        if run := self._runs.active(conversation_id):
+            self._stop(run)
+
+    def active_run(self, owner_id: str, conversation_id: str) -> Run | None:
+        """The run of this conversation that is not done yet."""
+        self._store.conversation(owner_id, conversation_id)
+        return self._runs.active(conversation_id)
+
+    def find_run(self, owner_id: str, conversation_id: str, message_id: int) -> Run | None:
+        """The run that writes this answer, or wrote it within the last minute or so."""
+        self._store.conversation(owner_id, conversation_id)
+        return self._runs.find(conversation_id, message_id)
+
+    # Conversations
+
+    def ensure_user(self, owner_id: str) -> None:
+        self._store.ensure_user(owner_id)
+
+    def list_conversations(self, owner_id: str, search: str = "") -> list[ConversationSummary]:
+        """Newest first; with `search` those whose title or messages contain it."""
+        return self._views.summaries(owner_id, clean(search).strip())
+
+    def create_conversation(self, owner_id: str, settings: ConversationSettings | None = None) -> ConversationSummary:
+        """A new one, or the newest when that is still empty."""
+        settings = self._cleaned(settings or ConversationSettings(self.info.default_sampling))
+        conversation = self._store.create_conversation(owner_id, settings)
+        return self._views.conversation(owner_id, conversation.conversation_id).summary
+
+    def view(self, owner_id: str, conversation_id: str) -> ConversationView:
+        return self._views.conversation(owner_id, conversation_id)
+
+    def rename(self, owner_id: str, conversation_id: str, title: str) -> None:
+        """Raises `MessageRefused` when nothing visible is left of the title."""
+        self._store.conversation(owner_id, conversation_id)
+        title = clean_title(title)
+        if not title:
+            raise MessageRefused("A title needs at least one visible character.")
+        self._store.rename(conversation_id, title)
+
+    def update_settings(self, owner_id: str, conversation_id: str, settings: ConversationSettings) -> None:
+        """They hold from the next turn on. Raises `ContextFull` for a system prompt that leaves no room."""
+        self._store.conversation(owner_id, conversation_id)
+        self._store.set_settings(conversation_id, self._cleaned(settings))
+
+    def delete(self, owner_id: str, conversation_id: str) -> None:
+        """Stops its run, frees its KV, then removes every message."""
+        self.stop(owner_id, conversation_id)
+        with self._runs.claim(conversation_id, DELETE_TIMEOUT_S):
+            self._leases.forget(conversation_id)
+            self._store.delete(conversation_id)
+            self._events.forget(owner_id, conversation_id)
+
+    def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
+        """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            self._store.messages.switch(conversation_id, message_id, step)
+
+    # Memory
+
+    def memory(self, owner_id: str) -> MemoryView:
+        return self._views.memory(owner_id)
+
+    def drop_kv(self, owner_id: str, conversation_id: str) -> None:
+        """Frees the KV; the next turn reads the ledger again. Raises `ConversationBusy` during an answer."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            freed_bytes = self._leases.drop(conversation_id)
+        if freed_bytes:
+            title = conversation.title or UNTITLED
+            self._events.add(owner_id, conversation_id, f"Dropped the KV of {title}: {mib(freed_bytes)}")
+
+    def count_tokens(self, owner_id: str, conversation_id: str, draft: str) -> tuple[int, int]:
+        """Tokens of a draft, and how many tokens a message may have here at most. Raises `MessageRefused` when huge."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        draft = clean(draft)
+        refuse_if_huge(draft, self._config.max_message_bytes)
+        if conversation.leaf_id is None:
+            frame_tokens = len(self._template.first_turn(conversation.settings.system_prompt, ""))
+        else:
+            frame_tokens = conversation.ledger_tokens + len(self._template.next_turn(False, ""))
+        return self._template.count(draft) if draft else 0, self._room.message_tokens(frame_tokens)
+
+    # The steps of a turn
+
+    def _begin_user_turn(
+        self, conversation: Conversation, path: Sequence[Node], current: Sequence[Node], text: str
+    ) -> Run:
+        turn = user_turn(
+            path,
+            text,
+            fold(current),
+            conversation.settings.system_prompt,
+            self._template,
+            self.info.tokenizer_fingerprint,
+        )
+        return self._begin(conversation, path, turn, user_text=text)
+
+    def _begin(
+        self,
+        conversation: Conversation,
+        path: Sequence[Node],
+        turn: Turn,
+        user_text: str | None = None,
+        prefix_text: str = "",
+    ) -> Run:
+        """Commits the turn below `path` and gets in line. Inside the conversation's claim."""
+        sampling = conversation.settings.sampling
+        promised_bytes = self._room.promise_bytes(turn, sampling.max_new_tokens, user_text)
+        message_id = self._store.messages.begin_turn(
+            conversation.conversation_id,
+            path[-1].message_id if path else None,
+            (user_text, turn.user) if user_text is not None and turn.user is not None else None,
+            (prefix_text, turn.answer),
+            self.info.tokenizer_fingerprint,
+            self.info.name,
+            first_title(user_text) if user_text is not None and not path else "",
+        )
+        run = Run(
+            RunPlan(
+                conversation_id=conversation.conversation_id,
+                owner_id=conversation.owner_id,
+                message_id=message_id,
+                turn=turn,
+                sampling=sampling,
+                text=prefix_text,
+                model_changed=bool(path) and path[-1].model_name != self.info.name,
+            )
+        )
+        run.ticket = Ticket(
+            conversation.conversation_id, conversation.owner_id, promised_bytes, partial(self._submit, run), run.moved
+        )
+        self._runs.add(run)
+        self._leases.enter(run.ticket)
+        return run
+
+    def _submit(self, run: Run, lease: Lease) -> None:
+        """Room was granted. On the leases' thread."""
+        run.leased(lease)
+        request = GenerationRequest(
+            run.plan.turn.ledger, lease.kv, run.plan.sampling, run.plan.turn.answer_prefix_tokens
+        )
+        try:
+            run.started(self._engine.submit(request, partial(self._recorder.put, run)))
+        except ModelRuntimeError as error:
+            self._recorder.put(run, _failed(str(error)))
+        except Exception:
+            self._recorder.put(run, _failed("The model could not start on this answer. Regenerate it to try again."))
+            raise
+
+    def _stop(self, run: Run) -> None:
+        run.ask_to_stop()
+        if run.ticket is not None and self._leases.leave(run.ticket):
+            self._recorder.put(run, _aborted())
+
+    def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
+        system_prompt = clean(settings.system_prompt).strip()
+        refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
+        if system_prompt:
+            self._room.check_system_prompt(system_prompt)
+        stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
+        return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)
+
+    def _note_dropped(self, dropped: Dropped) -> None:
+        title = self._store.title(dropped.conversation_id) or UNTITLED
+        sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
+        self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
+
+    def _note_receipt(self, run: Run, receipt: Receipt) -> None:
+        if receipt.miss_reason is not None:
+            title = self._store.title(run.conversation_id) or UNTITLED
+            again = tokens(receipt.fed_tokens - receipt.delta_tokens)
+            self._events.add(run.plan.owner_id, run.conversation_id, f"Read {again} of {title} again")
+
+
+def _can_continue(answer: Node) -> bool:
+    """RUNNING: its end could not be stored, and its run is gone (else the conversation could not be claimed)."""
+    unfinished = (MessageStatus.STOPPED, MessageStatus.INTERRUPTED, MessageStatus.RUNNING)
+    return answer.status in unfinished or answer.finish_reason is FinishReason.LENGTH
+
+
+def _aborted() -> Finished:
+    """The end of a run that the engine never had, or does not give back."""
+    return Finished(FinishReason.ABORTED, 0, 0, 0, None, 0.0, 0.0)
+
+
+def _failed(sentence: str) -> Finished:
+    return Finished(FinishReason.FAILED, 0, 0, 0, None, 0.0, 0.0, error=sentence)

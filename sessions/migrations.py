@@ -1,0 +1,85 @@
+"""The database's shape, step by step. A step that was released is never changed; a new one is added below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlite_utils import Database, Migrations
+
+MIGRATIONS = Migrations("keepwarm")
+
+
+def _step(migration: Callable[[Database], None]) -> Callable[[Database], None]:
+    MIGRATIONS()(migration)
+    return migration
+
+
+@_step
+def users_and_conversations(db: Database) -> None:
+    """The totals live on the user, so that deleting a conversation does not take back what it saved."""
+    db.execute("""
+        CREATE TABLE users (
+            id TEXT PRIMARY KEY,
+            created_at REAL NOT NULL,
+            saved_s_total REAL NOT NULL DEFAULT 0,
+            reused_tokens_total INTEGER NOT NULL DEFAULT 0
+        )""")
+    db.execute("""
+        CREATE TABLE conversations (
+            id TEXT PRIMARY KEY,
+            owner_id TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE,
+            title TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            updated_at REAL NOT NULL,
+            leaf_id INTEGER REFERENCES messages(id) ON DELETE SET NULL,
+            settings TEXT NOT NULL
+        )""")
+    db.execute("CREATE INDEX conversations_by_owner ON conversations(owner_id, updated_at)")
+
+
+@_step
+def message_tree(db: Database) -> None:
+    """`token_ids` is little-endian int32 and the last column: reading the ones before it never touches its pages.
+    AUTOINCREMENT, so that the id of a deleted message is never given to another."""
+    db.execute("""
+        CREATE TABLE messages (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+            parent_id INTEGER REFERENCES messages(id) ON DELETE CASCADE,
+            role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+            status TEXT NOT NULL,
+            finish_reason TEXT,
+            note TEXT NOT NULL DEFAULT '',
+            created_at REAL NOT NULL,
+            last_used_at REAL NOT NULL,
+            tokenizer_fingerprint TEXT NOT NULL,
+            model_name TEXT NOT NULL,
+            ledger_start INTEGER NOT NULL,
+            preamble_tokens INTEGER NOT NULL DEFAULT 0,
+            system_prompt TEXT,
+            text TEXT NOT NULL,
+            token_ids BLOB NOT NULL
+        )""")
+    db.execute("CREATE INDEX messages_by_parent ON messages(conversation_id, parent_id)")
+    db.execute("CREATE INDEX messages_by_parent_alone ON messages(parent_id)")  # for the cascade
+    db.execute("CREATE INDEX messages_running ON messages(status) WHERE status = 'running'")
+
+
+@_step
+def receipts(db: Database) -> None:
+    db.execute("""
+        CREATE TABLE receipts (
+            message_id INTEGER PRIMARY KEY REFERENCES messages(id) ON DELETE CASCADE,
+            fed_tokens INTEGER NOT NULL,
+            delta_tokens INTEGER NOT NULL,
+            reused_tokens INTEGER NOT NULL,
+            sampled_tokens INTEGER NOT NULL,
+            tier_before TEXT NOT NULL,
+            ttft_s REAL,
+            waited_s REAL NOT NULL,
+            prefill_s REAL NOT NULL,
+            decode_s REAL NOT NULL,
+            saved_s REAL NOT NULL,
+            miss_reason TEXT,
+            miss_detail TEXT NOT NULL
+        )""")

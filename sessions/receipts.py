@@ -1,0 +1,98 @@
+"""What a turn cost, and what is said about it. Pure functions from the engine's last event to what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from model_runtime.types import Finished, FinishReason
+from sessions.leases import Lease, Loss
+from sessions.runs import Run
+from sessions.text import tokens
+from sessions.tree import INTERRUPTED_NOTE
+from sessions.types import MessageStatus, MissReason, Receipt, Tier
+
+
+def outcome(run: Run, event: Finished, context_limit_tokens: int) -> tuple[MessageStatus, str]:
+    """The answer's status, and its note: a sentence for a person, "" when there is nothing to say."""
+    if run.failure is not None:
+        return MessageStatus.FAILED, run.failure
+    match event.reason:
+        case FinishReason.FAILED:
+            return MessageStatus.FAILED, event.error or "The model failed on this answer. Regenerate it to try again."
+        case FinishReason.ABORTED if run.stop_asked and not run.interrupted:
+            return MessageStatus.STOPPED, "Stopped."
+        case FinishReason.ABORTED:
+            return MessageStatus.INTERRUPTED, INTERRUPTED_NOTE
+        case FinishReason.LENGTH:
+            limit = tokens(run.plan.sampling.max_new_tokens).replace(" token", " new token")
+            return MessageStatus.COMPLETE, f"The answer reached the limit of {limit}."
+        case FinishReason.CONTEXT:
+            return MessageStatus.COMPLETE, (
+                f"The conversation has reached the model's {context_limit_tokens:,}-token limit. "
+                "Start a new one, or edit an earlier message."
+            )
+    return MessageStatus.COMPLETE, ""
+
+
+def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], float]) -> Receipt | None:
+    """None for an answer that never reached the engine."""
+    lease, turn = run.lease, run.plan.turn
+    if lease is None:
+        return None
+    reason, detail = _miss(run, lease, event)
+    whole = len(turn.ledger)
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(event.reused_tokens, whole)
+    return Receipt(
+        fed_tokens=event.fed_tokens,
+        delta_tokens=turn.delta_tokens,
+        reused_tokens=event.reused_tokens,
+        sampled_tokens=event.sampled_tokens,
+        tier_before=Tier.DEVICE if lease.held_tokens else Tier.COLD,
+        ttft_s=event.ttft_s,
+        waited_s=run.waited_s,
+        prefill_s=event.prefill_s,
+        decode_s=event.decode_s,
+        # A turn that was stopped before its first token saved nobody anything.
+        saved_s=max(0.0, saved_s) if event.sampled_tokens else 0.0,
+        miss_reason=reason,
+        miss_detail=detail,
+    )
+
+
+def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, str]:
+    turn = run.plan.turn
+    again_tokens = event.fed_tokens - turn.delta_tokens
+    if again_tokens <= 0:
+        return None, ""
+    again = f"so {tokens(again_tokens)} {'was' if again_tokens == 1 else 'were'} read again."
+    reason = _reason(run, lease, event)
+    match reason:
+        case MissReason.SYSTEM_PROMPT_CHANGED:
+            return reason, f"The system prompt was changed, {again}"
+        case MissReason.MODEL_CHANGED:
+            return reason, f"The model was changed, {again}"
+        case MissReason.TEMPLATE_REWROTE_HISTORY:
+            first = turn.rewrite.first_token if turn.rewrite else 0
+            return reason, f"The model's chat template rewrote history from token {first + 1:,} on, {again}"
+        case MissReason.EVICTED:
+            how = "by hand" if lease.loss is Loss.BY_HAND else "to make room"
+            return reason, f"Its memory was dropped {how}, {again}"
+        case MissReason.RESTARTED:
+            return reason, f"The server was restarted, {again}"
+        case MissReason.EARLIER_FAILURE:
+            return reason, f"An earlier answer ended before everything was in memory, {again}"
+        case MissReason.BRANCH_SWITCHED:
+            return reason, f"Its memory held another branch from token {event.reused_tokens + 1:,} on, {again}"
+
+
+def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
+    if run.plan.turn.rewrite is not None:
+        return run.plan.turn.rewrite.reason
+    if lease.held_tokens == 0:
+        if lease.loss is not None:
+            return MissReason.EVICTED
+        if run.plan.model_changed:
+            return MissReason.MODEL_CHANGED
+        return MissReason.RESTARTED if lease.is_new else MissReason.EARLIER_FAILURE
+    # All that the KV held was of use: it was short because an answer failed or was stopped while it was read.
+    return MissReason.EARLIER_FAILURE if event.reused_tokens >= lease.held_tokens else MissReason.BRANCH_SWITCHED

@@ -1,0 +1,149 @@
+"""The thread that turns the engine's events into what subscribers see and what the database keeps.
+
+The engine's listeners only put events into this queue, so neither SQLite nor a slow subscriber ever holds up a decode
+step. One run's error fails that run with a sentence; the thread goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from model_runtime.types import Engine, Event, Finished, FinishReason, PrefillProgress, TokenDelta
+from sessions.errors import SessionError
+from sessions.leases import Leases
+from sessions.receipts import outcome, receipt
+from sessions.runs import Run, RunTable
+from sessions.store import Store
+from sessions.types import MessageStatus, MessageView, Receipt
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """`on_receipt` is told of every stored receipt. `put` may be called from any thread and never blocks."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        leases: Leases,
+        runs: RunTable,
+        checkpoint_interval_s: float,
+        on_receipt: Callable[[Run, Receipt], None],
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._leases = leases
+        self._runs = runs
+        self._checkpoint_interval_s = checkpoint_interval_s
+        self._on_receipt = on_receipt
+        self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, run: Run, event: Event) -> None:
+        self._queue.put((run, event))
+
+    def close(self, timeout_s: float) -> None:
+        """Handles what is in the queue, then ends."""
+        self._queue.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _loop(self) -> None:
+        next_checkpoint = time.monotonic() + self._checkpoint_interval_s
+        while True:
+            if (left_s := next_checkpoint - time.monotonic()) <= 0:
+                self._checkpoint_all()
+                next_checkpoint = time.monotonic() + self._checkpoint_interval_s
+                continue
+            try:
+                item = self._queue.get(timeout=left_s)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            self._handle(*item)
+
+    def _handle(self, run: Run, event: Event) -> None:
+        if run.is_done:  # it was given up while the engine was still at it
+            return
+        try:
+            match event:
+                case PrefillProgress():
+                    run.read(event)
+                case TokenDelta():
+                    run.sample(event)
+                case Finished():
+                    self._finish(run, event)
+        except Exception:
+            log.exception("recording_failed message=%d event=%s", run.message_id, type(event).__name__)
+            self._fail(run, event)
+
+    def _checkpoint_all(self) -> None:
+        for run in self._runs.all_active():
+            if len(run.sampled) == run.checkpointed_tokens:
+                continue
+            try:
+                self._store.messages.checkpoint(run.message_id, run.snapshot().text, run.node_ids)
+                run.checkpointed_tokens = len(run.sampled)
+            except Exception:  # the next one, or the end of the answer, will keep it
+                log.exception("checkpoint_failed message=%d", run.message_id)
+
+    def _finish(self, run: Run, event: Finished) -> None:
+        status, note = outcome(run, event, self._engine.info.context_limit_tokens)
+        stored = receipt(run, event, self._engine.estimate_read_s)
+        text = run.complete_text(event)
+        try:
+            self._store.messages.finish_answer(run.message_id, text, run.node_ids, status, event.reason, note, stored)
+            message = self._store.messages.view(run.message_id)
+        except SessionError as error:
+            log.error("answer_not_stored message=%d", run.message_id)
+            message = _unsaved(run, text, f"This answer could not be stored. {error}")
+        self._let_go(run, message)
+        if stored is not None:
+            self._on_receipt(run, stored)
+
+    def _fail(self, run: Run, event: Event) -> None:
+        """Something of ours raised. The KV is the engine's until its last event, so a run that goes on is stopped."""
+        if run.is_done:
+            return
+        run.failure = "Something went wrong while this answer was recorded. Regenerate it to try again."
+        if not isinstance(event, Finished):
+            run.ask_to_stop()
+            return
+        text = run.snapshot().text
+        with contextlib.suppress(Exception):  # whatever it is, the run ends and the thread goes on
+            self._store.messages.finish_answer(
+                run.message_id, text, run.node_ids, MessageStatus.FAILED, FinishReason.FAILED, run.failure, None
+            )
+        self._let_go(run, _unsaved(run, text, run.failure))
+
+    def _let_go(self, run: Run, message: MessageView) -> None:
+        """The order matters: who sees DONE may send at once, and finds the KV and the conversation free."""
+        if run.lease is not None:
+            try:
+                self._leases.settle(run.lease)
+            except Exception:
+                log.exception("lease_not_settled message=%d", run.message_id)
+        self._runs.retire(run)
+        run.finish(message)
+
+
+def _unsaved(run: Run, text: str, note: str) -> MessageView:
+    return MessageView(
+        message_id=run.message_id,
+        role="assistant",
+        text=text,
+        status=MessageStatus.FAILED,
+        sibling_number=1,
+        sibling_count=1,
+        note=note,
+    )

@@ -1,0 +1,87 @@
+"""What the database holds, as frozen records: the rows that the rest of `sessions` works on."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model_runtime.types import FinishReason
+from sessions.types import ConversationSettings, MessageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row of `conversations`. `ledger_tokens` is the length of its current path's ledger as last stored."""
+
+    conversation_id: str
+    owner_id: str
+    title: str  # "" until somebody or the first message gives one
+    updated_at: float
+    leaf_id: int | None
+    settings: ConversationSettings
+    ledger_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIds:
+    """What one node contributes to the ledger: `ledger[:ledger_start] + token_ids`.
+
+    `preamble_tokens` of an answer's first ids render history again (a changed system prompt or tokenizer met by a
+    regenerated answer); the answer's own ids follow. `system_prompt` is the one the ledger holds from this node on,
+    None when it is the one from above.
+    """
+
+    ledger_start: int
+    token_ids: tuple[int, ...]
+    preamble_tokens: int = 0
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One message on a path, with its ids."""
+
+    message_id: int
+    parent_id: int | None
+    role: str
+    text: str
+    status: MessageStatus
+    finish_reason: FinishReason | None
+    ids: NodeIds
+    tokenizer_fingerprint: str
+    model_name: str
+
+    @property
+    def ended_with_stop_token(self) -> bool:
+        return self.finish_reason is FinishReason.STOP
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """An answer's own ids, without a preamble."""
+        return self.ids.token_ids[self.ids.preamble_tokens :]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the cache did for one owner, deleted conversations included."""
+
+    saved_s: float
+    reused_tokens: int
+
+
+def pack(token_ids: Sequence[int]) -> bytes:
+    """Ids as little-endian int32, as they lie in the database."""
+    packed = array("i", token_ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack(blob: bytes) -> tuple[int, ...]:
+    """The inverse of `pack`."""
+    unpacked = array("i", blob)
+    if sys.byteorder == "big":
+        unpacked.byteswap()
+    return tuple(unpacked)

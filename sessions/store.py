@@ -1,0 +1,157 @@
+"""Users and conversations in SQLite; the messages are in `tree`. Every method raises `StoreError` when the file fails.
+
+Ownership is checked here: no row of `conversations` is read without its owner, except by the server's own threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from model_runtime.types import SamplingParams
+from sessions.database import Database
+from sessions.errors import ConversationNotFound, StoreError
+from sessions.paths import DataDirectory
+from sessions.records import Conversation, Totals
+from sessions.tree import MessageTree
+from sessions.types import ConversationSettings
+
+log = logging.getLogger(__name__)
+
+SEARCH_LIMIT_CHARS = 200  # SQLite refuses very long LIKE patterns
+
+_CONVERSATION_ID = re.compile(r"[0-9a-f]{32}")
+_SELECT = """
+    SELECT c.*, coalesce(m.ledger_start + length(m.token_ids) / 4, 0) AS ledger_tokens
+    FROM conversations c LEFT JOIN messages m ON m.id = c.leaf_id """
+
+
+class Store:
+    """Everything that must survive. Holds the data directory's lock until `close`."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._directory = DataDirectory(data_dir)
+        try:
+            self._database = Database(self._directory.database_path)
+        except StoreError:
+            self._directory.close()
+            raise
+        self.messages = MessageTree(self._database)
+
+    def close(self) -> None:
+        """Closes the database and lets go of the data directory. May be called twice."""
+        self._database.close()
+        self._directory.close()
+
+    def ensure_user(self, owner_id: str) -> None:
+        with self._database.write() as db:
+            db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, time.time()])
+
+    def totals(self, owner_id: str) -> Totals:
+        with self._database.read() as db:
+            row = db.execute("SELECT saved_s_total, reused_tokens_total FROM users WHERE id = ?", [owner_id]).fetchone()
+        return Totals(*row) if row else Totals(0.0, 0)
+
+    def create_conversation(self, owner_id: str, settings: ConversationSettings) -> Conversation:
+        """A new conversation, or the owner's newest one when nothing was ever written in it."""
+        now = time.time()
+        with self._database.write() as db:
+            db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
+            newest = db.execute(
+                "SELECT id, leaf_id FROM conversations WHERE owner_id = ? ORDER BY updated_at DESC, rowid DESC LIMIT 1",
+                [owner_id],
+            ).fetchone()
+            if newest and newest[1] is None:
+                conversation_id = str(newest[0])
+                db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [_dump(settings), conversation_id])
+            else:
+                conversation_id = uuid.uuid4().hex
+                db.execute(
+                    "INSERT INTO conversations(id, owner_id, title, created_at, updated_at, settings)"
+                    " VALUES (?, ?, '', ?, ?, ?)",
+                    [conversation_id, owner_id, now, now, _dump(settings)],
+                )
+        return self.conversation(owner_id, conversation_id)
+
+    def conversations(self, owner_id: str, search: str = "") -> list[Conversation]:
+        """The owner's, newest first; with `search` those whose title or any message contains it."""
+        sql, parameters = _SELECT + "WHERE c.owner_id = :owner", {"owner": owner_id}
+        if search:
+            parameters["like"] = f"%{_escaped(search[:SEARCH_LIMIT_CHARS])}%"
+            sql += r""" AND (c.title LIKE :like ESCAPE '\' OR EXISTS (
+                SELECT 1 FROM messages t WHERE t.conversation_id = c.id AND t.text LIKE :like ESCAPE '\'))"""
+        with self._database.read() as db:
+            return [
+                _conversation(row) for row in db.query(sql + " ORDER BY c.updated_at DESC, c.rowid DESC", parameters)
+            ]
+
+    def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
+        """Raises `ConversationNotFound` when it does not exist or is somebody else's."""
+        row = None
+        if isinstance(conversation_id, str) and _CONVERSATION_ID.fullmatch(conversation_id):
+            with self._database.read() as db:
+                row = next(db.query(_SELECT + "WHERE c.id = ? AND c.owner_id = ?", [conversation_id, owner_id]), None)
+        if row is None:
+            raise ConversationNotFound("This conversation does not exist. It may have been deleted in another tab.")
+        return _conversation(row)
+
+    def title(self, conversation_id: str) -> str:
+        """For the server's own log of memory events; "" when it is gone."""
+        with self._database.read() as db:
+            row = db.execute("SELECT title FROM conversations WHERE id = ?", [conversation_id]).fetchone()
+        return str(row[0]) if row else ""
+
+    def rename(self, conversation_id: str, title: str) -> None:
+        with self._database.write() as db:
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation_id])
+
+    def set_settings(self, conversation_id: str, settings: ConversationSettings) -> None:
+        with self._database.write() as db:
+            db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [_dump(settings), conversation_id])
+
+    def delete(self, conversation_id: str) -> None:
+        """Its messages and receipts go with it."""
+        with self._database.write() as db:
+            db.execute("DELETE FROM conversations WHERE id = ?", [conversation_id])
+
+
+def _conversation(row: dict[str, Any]) -> Conversation:
+    return Conversation(
+        conversation_id=row["id"],
+        owner_id=row["owner_id"],
+        title=row["title"],
+        updated_at=row["updated_at"],
+        leaf_id=row["leaf_id"],
+        settings=_load(row["settings"]),
+        ledger_tokens=row["ledger_tokens"],
+    )
+
+
+def _escaped(search: str) -> str:
+    return search.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_")
+
+
+def _dump(settings: ConversationSettings) -> str:
+    return json.dumps(asdict(settings))
+
+
+@lru_cache(maxsize=256)
+def _load(stored: str) -> ConversationSettings:
+    """Sampling that this version refuses becomes the default: a conversation can always be opened.
+
+    Cached, for a list of 500 conversations mostly repeats one setting, and parsing it took 8 of 15 ms.
+    """
+    fields = json.loads(stored)
+    try:
+        sampling = SamplingParams(**{**fields["sampling"], "stop_strings": tuple(fields["sampling"]["stop_strings"])})
+    except (KeyError, TypeError, ValueError):
+        log.warning("stored_sampling_refused")
+        sampling = SamplingParams()
+    return ConversationSettings(sampling, fields["system_prompt"])

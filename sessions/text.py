@@ -1,0 +1,69 @@
+"""Text from people: cleaned once, on entry. Also how numbers are said to them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from sessions.config import MIB
+from sessions.errors import MessageRefused
+
+TITLE_LIMIT_CHARS = 120
+FIRST_TITLE_CHARS = 40
+UNTITLED = "New conversation"
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """NULs removed, lone surrogates replaced by U+FFFD, line ends as "\\n". Everything else stays as it was typed."""
+    return _SURROGATES.sub("�", text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def clean_message(text: str, max_bytes: int) -> str:
+    """A message ready to be stored. Raises `MessageRefused` when nothing is left or it is longer than `max_bytes`."""
+    if not isinstance(text, str):
+        raise MessageRefused("A message must be text.")
+    text = clean(text)
+    if not text.strip():
+        raise MessageRefused("Write a message first.")
+    refuse_if_huge(text, max_bytes)
+    return text
+
+
+def refuse_if_huge(text: str, max_bytes: int, what: str = "This message") -> None:
+    """Raises `MessageRefused`. Comes before tokenising, which takes seconds for such texts."""
+    size_bytes = len(text.encode("utf-8", errors="replace"))
+    if size_bytes > max_bytes:
+        raise MessageRefused(
+            f"{what} is {size_bytes / MIB:.1f} MiB long; at most {max_bytes / MIB:.1f} MiB are accepted. "
+            "Shorten it or send it in parts."
+        )
+
+
+def clean_title(title: str) -> str:
+    """One line of at most 120 characters without control characters; "" when nothing is left."""
+    visible = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in clean(title[:10_000]))
+    return " ".join(visible.split())[:TITLE_LIMIT_CHARS].rstrip()
+
+
+def first_title(message: str) -> str:
+    """The first line of a conversation's first message, about 40 characters, cut at a word."""
+    title = clean_title(next((line for line in message.splitlines() if line.strip()), ""))
+    if len(title) <= FIRST_TITLE_CHARS:
+        return title
+    head = title[:FIRST_TITLE_CHARS]
+    cut = head.rfind(" ")
+    return (head[:cut] if cut > FIRST_TITLE_CHARS // 2 else head).rstrip(" ,;:.-") + "…"
+
+
+def mib(size_bytes: int) -> str:
+    """Bytes for a sentence: "84.0 MiB", "1.2 GiB"."""
+    if size_bytes >= 1024 * MIB:
+        return f"{size_bytes / MIB / 1024:.1f} GiB"
+    return f"{size_bytes / MIB:.1f} MiB"
+
+
+def tokens(count: int) -> str:
+    """ "1 token", "5,020 tokens"."""
+    return f"{count:,} token{'' if count == 1 else 's'}"

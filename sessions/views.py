@@ -1,0 +1,141 @@
+"""What the page draws: the database, the runs and the leases seen at one moment. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from model_runtime.types import Engine
+from sessions.config import SessionConfig
+from sessions.events import EventLog
+from sessions.leases import Holding, Leases
+from sessions.records import Conversation
+from sessions.runs import Run, RunTable
+from sessions.store import Store
+from sessions.text import UNTITLED
+from sessions.tree import INTERRUPTED_NOTE
+from sessions.types import (
+    ConversationSummary,
+    ConversationView,
+    MemoryRow,
+    MemoryView,
+    MessageStatus,
+    MessageView,
+    Tier,
+)
+
+EXPECTED_MESSAGE_TOKENS = 32
+_NOTHING = Holding(tokens=0, used_bytes=0, reserved_bytes=0, last_used_at=0.0)
+
+
+class Views:
+    """Every method takes the owner first and shows nobody else's rows. Safe from any thread."""
+
+    def __init__(
+        self, store: Store, engine: Engine, leases: Leases, runs: RunTable, events: EventLog, config: SessionConfig
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._leases = leases
+        self._runs = runs
+        self._events = events
+        self._config = config
+
+    def summaries(self, owner_id: str, search: str) -> list[ConversationSummary]:
+        holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
+        return [
+            _summary(
+                conversation,
+                holdings.get(conversation.conversation_id, _NOTHING),
+                conversation.conversation_id in running,
+            )
+            for conversation in self._store.conversations(owner_id, search)
+        ]
+
+    def conversation(self, owner_id: str, conversation_id: str) -> ConversationView:
+        conversation = self._store.conversation(owner_id, conversation_id)
+        messages = self._store.messages.views(conversation.leaf_id)
+        if messages:
+            messages = (
+                *(replace(m, can_continue=False) for m in messages[:-1]),
+                self._last(conversation, messages[-1]),
+            )
+        holding = self._leases.holdings().get(conversation_id, _NOTHING)
+        run = self._runs.active(conversation_id)
+        return ConversationView(
+            summary=_summary(conversation, holding, run is not None),
+            settings=conversation.settings,
+            messages=messages,
+            ledger_tokens=_ledger_tokens(conversation, run),
+            context_limit_tokens=self._engine.info.context_limit_tokens,
+        )
+
+    def memory(self, owner_id: str) -> MemoryView:
+        holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
+        totals = self._store.totals(owner_id)
+        return MemoryView(
+            rows=tuple(
+                self._row(
+                    conversation,
+                    holdings.get(conversation.conversation_id, _NOTHING),
+                    running.get(conversation.conversation_id),
+                )
+                for conversation in self._store.conversations(owner_id)
+            ),
+            device_used_bytes=sum(holding.used_bytes for holding in holdings.values()),
+            device_reserved_bytes=sum(holding.reserved_bytes for holding in holdings.values()),
+            device_budget_bytes=self._config.device_kv_budget_bytes,
+            saved_s_total=totals.saved_s,
+            reused_tokens_total=totals.reused_tokens,
+            events=self._events.of(owner_id),
+        )
+
+    def _row(self, conversation: Conversation, holding: Holding, run: Run | None) -> MemoryRow:
+        ledger_tokens = _ledger_tokens(conversation, run)
+        expected_tokens = ledger_tokens + EXPECTED_MESSAGE_TOKENS
+        held_tokens = min(holding.tokens, ledger_tokens)
+        return MemoryRow(
+            conversation_id=conversation.conversation_id,
+            title=conversation.title or UNTITLED,
+            tier=Tier.DEVICE if holding.tokens else Tier.COLD,
+            ledger_tokens=ledger_tokens,
+            kv_tokens=holding.tokens,
+            used_bytes=holding.used_bytes,
+            reserved_bytes=holding.reserved_bytes,
+            next_ttft_s=self._engine.estimate_read_s(held_tokens, expected_tokens),
+            cold_ttft_s=self._engine.estimate_read_s(0, expected_tokens),
+            last_used_at=holding.last_used_at or conversation.updated_at,
+            is_running=run is not None,
+        )
+
+    def _last(self, conversation: Conversation, message: MessageView) -> MessageView:
+        """The leaf: the only message that can be running, or be continued."""
+        if message.status is MessageStatus.RUNNING:
+            run = self._runs.find(conversation.conversation_id, message.message_id)
+            if run is not None:
+                snapshot = run.snapshot()
+                return snapshot.message or replace(message, text=snapshot.text)
+            if self._runs.is_claimed(conversation.conversation_id):  # committed a moment ago, its run comes next
+                return message
+            # Its end could not be stored. Now that the run is forgotten, it is what a restart would make of it.
+            message = replace(message, status=MessageStatus.INTERRUPTED, note=INTERRUPTED_NOTE, can_continue=True)
+        limit = self._engine.info.context_limit_tokens
+        has_room = conversation.ledger_tokens + self._config.min_answer_tokens <= limit
+        return replace(message, can_continue=message.can_continue and has_room)
+
+
+def _summary(conversation: Conversation, holding: Holding, is_running: bool) -> ConversationSummary:
+    return ConversationSummary(
+        conversation_id=conversation.conversation_id,
+        title=conversation.title or UNTITLED,
+        updated_at=conversation.updated_at,
+        tier=Tier.DEVICE if holding.tokens else Tier.COLD,
+        is_running=is_running,
+        kv_bytes=holding.used_bytes,
+    )
+
+
+def _ledger_tokens(conversation: Conversation, run: Run | None) -> int:
+    """A running answer's ids reach the database once a second; the run knows better."""
+    if run is None or run.message_id != conversation.leaf_id:
+        return conversation.ledger_tokens
+    return len(run.plan.turn.ledger) + run.snapshot().sampled_tokens

@@ -1,0 +1,99 @@
+"""What tests of `sessions` need again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from sessions.config import SessionConfig
+from sessions.ledger import fold
+from sessions.manager import SessionManager
+from sessions.records import Node
+from sessions.runs import Run
+from sessions.store import Store
+from sessions.types import ConversationSettings, MessageView, RunPhase
+from tests.sessions.byte_template import ByteTemplate
+from tests.sessions.scripted_engine import ScriptedEngine, text_of
+
+ADA = "ada"
+
+
+class House:
+    """A store, a scripted engine and a started manager."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        engine: ScriptedEngine | None = None,
+        template: ByteTemplate | None = None,
+        budget_bytes: int = 64 * 1024 * 1024,
+        **config: object,
+    ) -> None:
+        self.engine = engine or ScriptedEngine()
+        self.template = template or ByteTemplate()
+        self.store = Store(data_dir)
+        settings = {"device_kv_budget_bytes": budget_bytes, "checkpoint_interval_s": 0.05, **config}
+        self.manager = SessionManager(self.store, self.engine, self.template, SessionConfig(**settings))  # type: ignore[arg-type]
+        self.manager.start()
+        self._closed = False
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.manager.close()
+            self.engine.close()
+            self.store.close()
+
+    def conversation(self, owner: str = ADA, **settings: object) -> str:
+        """A conversation with nothing in it."""
+        wanted = None
+        if settings:
+            prompt = str(settings.pop("system_prompt", ""))
+            base = self.engine.info.default_sampling
+            sampling = replace(base, **settings)  # type: ignore[arg-type]
+            wanted = ConversationSettings(sampling, prompt)
+        return self.manager.create_conversation(owner, wanted).conversation_id
+
+    def say(self, conversation_id: str, text: str, owner: str = ADA) -> MessageView:
+        return finish(self.manager.send(owner, conversation_id, text))
+
+    def path(self, conversation_id: str, owner: str = ADA) -> tuple[Node, ...]:
+        return self.store.messages.path(self.store.conversation(owner, conversation_id).leaf_id)
+
+    def ledger(self, conversation_id: str, owner: str = ADA) -> tuple[int, ...]:
+        return fold(self.path(conversation_id, owner))
+
+    def expected_text(self, conversation_id: str, owner: str = ADA) -> str:
+        """What the pure function says to the ledger in front of the last answer."""
+        path = self.path(conversation_id, owner)
+        return text_of(self.engine.answer(prompt_of(path)))
+
+    def texts(self, conversation_id: str, owner: str = ADA) -> list[str]:
+        return [message.text for message in self.manager.view(owner, conversation_id).messages]
+
+
+def prompt_of(path: tuple[Node, ...]) -> tuple[int, ...]:
+    """The ledger in front of the answer at the end of `path`."""
+    ledger = fold(path)
+    return ledger[: len(ledger) - len(path[-1].answer_ids)]
+
+
+def finish(run: Run, timeout_s: float = 20.0) -> MessageView:
+    """Waits for the end of a run and returns the committed answer."""
+    deadline = time.monotonic() + timeout_s
+    snapshot = run.snapshot()
+    while snapshot.phase is not RunPhase.DONE:
+        assert time.monotonic() < deadline, f"the run did not end: {snapshot}"
+        snapshot = run.wait(snapshot.version, 1.0)
+    assert snapshot.message is not None
+    return snapshot.message
+
+
+def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Waits for something that another thread does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)

@@ -1,0 +1,196 @@
+"""Start, close, and things that go wrong in between; sixteen threads at once."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+
+import pytest
+
+from model_runtime.types import TokenDelta
+from sessions.errors import ConversationBusy, SessionError, StoreError
+from sessions.runs import Run
+from sessions.types import MessageStatus, RunPhase
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, prompt_of, until
+from tests.sessions.scripted_engine import ScriptedEngine, text_of
+
+
+def test_close_keeps_what_was_said_as_interrupted(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(token_delay_s=0.01, max_concurrent=1))
+    running = house.manager.send(ADA, house.conversation(), "Hello")
+    waiting = house.manager.send(ADA, house.conversation(), "Hello to you too")
+    until(lambda: running.snapshot().sampled_tokens > 3)
+    began = time.monotonic()
+    house.manager.close()
+    assert time.monotonic() - began < 1.5
+    for run in (running, waiting):
+        snapshot = run.snapshot()
+        assert snapshot.phase is RunPhase.DONE
+        assert snapshot.message is not None
+        assert snapshot.message.status is MessageStatus.INTERRUPTED
+    assert running.snapshot().text
+    with pytest.raises(ConversationBusy, match="shutting down"):
+        house.manager.send(ADA, running.conversation_id, "Too late")
+    house.manager.close()
+    house.close()
+    again = make_house()
+    for run in (running, waiting):
+        answer = finish(again.manager.continue_answer(ADA, run.conversation_id))
+        assert answer.text == again.expected_text(run.conversation_id)
+
+
+def test_close_does_not_wait_for_an_engine_that_hangs(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(token_delay_s=3.0), close_timeout_s=0.2)
+    run = house.manager.send(ADA, house.conversation(), "Hello")
+    until(lambda: run.snapshot().phase is RunPhase.READING)
+    began = time.monotonic()
+    house.manager.close()
+    assert time.monotonic() - began < 2
+    assert run.snapshot().message is not None
+    assert run.snapshot().message.status is MessageStatus.INTERRUPTED  # type: ignore[union-attr]
+
+
+def test_close_before_start(make_house: MakeHouse) -> None:
+    house = make_house()
+    from sessions.config import SessionConfig
+    from sessions.manager import SessionManager
+
+    SessionManager(house.store, house.engine, house.template, SessionConfig(device_kv_budget_bytes=1)).close()
+
+
+def test_text_and_ids_are_checkpointed_while_the_answer_runs(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(token_delay_s=0.01))
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "Hello")
+
+    def kept() -> int:
+        return len(house.path(c)[-1].ids.token_ids)
+
+    until(lambda: kept() > 2)
+    node = house.path(c)[-1]
+    assert node.status is MessageStatus.RUNNING
+    assert bytes(node.ids.token_ids).decode(errors="ignore") == node.text
+    view = house.manager.view(ADA, c)
+    assert len(view.messages[-1].text) >= len(node.text)
+    assert view.ledger_tokens >= len(house.ledger(c))
+    finish(run)
+
+
+def test_an_answer_that_cannot_be_stored_ends_with_a_sentence(make_house: MakeHouse) -> None:
+    """The conversation goes on from what the last checkpoint kept, and what was shown is said to be lost."""
+    house = make_house(finished_run_keep_s=0.0)
+    c = house.conversation()
+    house.say(c, "Hello")
+    finish_answer = house.store.messages.finish_answer
+
+    def full(*args: object) -> None:
+        raise StoreError("The disk is full.")
+
+    house.store.messages.finish_answer = full  # type: ignore[method-assign, assignment]
+    answer = house.say(c, "Again")
+    assert (answer.status, answer.note) == (MessageStatus.FAILED, "This answer could not be stored. The disk is full.")
+    house.store.messages.finish_answer = finish_answer  # type: ignore[method-assign]
+    other = house.conversation()
+    assert house.say(other, "Elsewhere").text == house.expected_text(other)
+    last = house.manager.view(ADA, c).messages[-1]
+    assert (last.status, last.can_continue) == (MessageStatus.INTERRUPTED, True)
+    assert house.say(c, "Go on").text == house.expected_text(c)
+
+
+@pytest.mark.parametrize("where", ["sample", "complete_text"])
+def test_one_runs_error_does_not_end_the_recorder(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    c = house.conversation()
+    house.say(c, "Hello")
+
+    def broken(self: Run, event: TokenDelta) -> None:
+        raise RuntimeError("a bug of ours")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.CRITICAL):
+        patch.setattr(Run, where, broken)
+        answer = house.say(c, "Again")
+    assert answer.status is MessageStatus.FAILED
+    assert "went wrong" in answer.note
+    assert house.manager.view(ADA, c).messages[-1].status is MessageStatus.FAILED
+    assert finish(house.manager.regenerate(ADA, c)).text == house.expected_text(c)
+
+
+def test_nothing_of_a_message_is_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        c = house.conversation()
+        house.say(c, "my-secret-word")
+        house.manager.drop_kv(ADA, c)
+        house.say(c, "my-secret-word again")
+        house.manager.delete(ADA, c)
+    assert "kv_dropped" in caplog.text
+    assert "my-secret-word" not in caplog.text
+
+
+def test_sixteen_threads(make_house: MakeHouse) -> None:
+    """Four owners, each hammered by four threads on the same conversations, with room for few of them."""
+    house = make_house(budget_bytes=1200 * 1024)
+    owners = [f"owner-{n}" for n in range(4)]
+    conversations: dict[str, list[str]] = {}
+    for owner in owners:
+        conversations[owner] = []
+        for number in range(3):
+            conversations[owner].append(house.conversation(owner, max_new_tokens=80))
+            house.say(conversations[owner][-1], f"{owner} {number}", owner)
+    errors: list[BaseException] = []
+    over: list[int] = []
+    house.engine.on_step = lambda: over.append(1) if house.engine.allocated_bytes > 1200 * 1024 else None
+
+    def hammer(owner: str, seed: int) -> None:
+        dice, manager = random.Random(seed), house.manager
+        try:
+            for _ in range(60):
+                c = dice.choice(conversations[owner])
+                act = dice.randrange(8)
+                try:
+                    if act < 3:
+                        manager.send(owner, c, f"{owner} says {dice.random()}")
+                    elif act == 3:
+                        manager.regenerate(owner, c)
+                    elif act == 4:
+                        manager.stop(owner, c)
+                    elif act == 5:
+                        manager.drop_kv(owner, c)
+                    elif act == 6:
+                        manager.view(owner, c)
+                        manager.list_conversations(owner, "says")
+                    else:
+                        manager.memory(owner)
+                except ConversationBusy:
+                    time.sleep(0.003)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=hammer, args=(owner, n)) for owner in owners for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    until(lambda: not house.manager._runs.all_active())
+    assert errors == []
+    assert over == []
+    for owner in owners:
+        for c in conversations[owner]:
+            path = house.path(c, owner)
+            assert all(owner in node.text for node in path if node.role == "user")
+            for number in range(2, len(path) + 1, 2):
+                answer = path[number - 1]
+                expected = text_of(house.engine.answer(prompt_of(path[:number])))
+                assert expected.startswith(answer.text.rstrip("\ufffd"))
+                assert answer.status in (MessageStatus.COMPLETE, MessageStatus.STOPPED)
+
+
+def test_every_refusal_is_a_session_error() -> None:
+    from sessions import errors
+
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, Exception):
+            assert issubclass(value, SessionError), name

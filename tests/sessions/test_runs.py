@@ -1,0 +1,91 @@
+"""The small promises between threads that only show when the timing is bad; here the timing is made."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_runtime.types import SamplingParams
+from sessions.errors import ConversationBusy
+from sessions.ledger import Turn
+from sessions.records import NodeIds
+from sessions.runs import Run, RunPlan, RunTable
+from sessions.types import MessageView
+from tests.sessions.house import ADA, House, finish
+
+
+class Generation:
+    aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def make_run(message_id: int = 1) -> Run:
+    turn = Turn((1, 2), NodeIds(0, (1, 2)), NodeIds(2, ()), 2)
+    return Run(RunPlan("c", ADA, message_id, turn, SamplingParams(), "", model_changed=False))
+
+
+def test_a_stop_between_the_grant_and_the_submit_is_not_lost() -> None:
+    run, generation = make_run(), Generation()
+    run.ask_to_stop()
+    run.started(generation)
+    assert generation.aborted
+
+
+def test_a_stop_while_the_engine_is_at_it() -> None:
+    run, generation = make_run(), Generation()
+    run.started(generation)
+    assert not generation.aborted
+    run.ask_to_stop()
+    assert generation.aborted
+
+
+def test_who_sees_done_may_send_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When DONE is told, the conversation is free and its KV is idle."""
+    seen: list[tuple[bool, int]] = []
+    tell = Run.finish
+
+    def looking(run: Run, message: MessageView) -> None:
+        holding = house.manager._leases.holdings()[run.conversation_id]
+        seen.append((house.manager.active_run(ADA, run.conversation_id) is None, holding.reserved_bytes))
+        tell(run, message)
+
+    monkeypatch.setattr(Run, "finish", looking)
+    house.say(house.conversation(), "Hello")
+    assert seen == [(True, 0)]
+
+
+def test_a_conversation_is_claimed_by_one() -> None:
+    table = RunTable(keep_s=60)
+    with table.claim("c"):
+        with pytest.raises(ConversationBusy), table.claim("c"):
+            pytest.fail("two claims")
+        with table.claim("d"):
+            assert table.is_claimed("d")
+    with table.claim("c"):
+        table.add(make_run())
+    with pytest.raises(ConversationBusy), table.claim("c", timeout_s=0.01):
+        pytest.fail("claimed beside a run")
+
+
+def test_a_later_run_is_not_retired_with_an_earlier_one() -> None:
+    table, first, second = RunTable(keep_s=60), make_run(1), make_run(2)
+    table.add(first)
+    table.retire(first)
+    table.add(second)
+    table.retire(first)
+    assert table.active("c") is second
+    assert table.find("c", 1) is first
+    assert table.find("d", 1) is None
+
+
+def test_below_a_switched_message_what_was_used_last_is_shown(house: House) -> None:
+    """Not simply what is newest: the first answer was chosen again before the question was edited."""
+    c = house.conversation()
+    first = house.say(c, "Hello")
+    second = finish(house.manager.regenerate(ADA, c))
+    house.manager.switch_sibling(ADA, c, second.message_id, -1)
+    question = house.manager.view(ADA, c).messages[0].message_id
+    finish(house.manager.edit(ADA, c, question, "Other"))
+    house.manager.switch_sibling(ADA, c, question, 0)
+    assert house.manager.view(ADA, c).messages[-1].message_id == first.message_id

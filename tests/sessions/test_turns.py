@@ -1,0 +1,275 @@
+"""The main job: a turn is committed first, fed only what is new, and answered from its own ledger."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from model_runtime.types import FinishReason
+from sessions.errors import ConversationBusy, MessageRefused
+from sessions.types import MessageStatus, RunPhase, Tier
+from tests.sessions.byte_template import END
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.scripted_engine import ScriptedEngine, checksum
+
+
+def slow(**settings: object) -> ScriptedEngine:
+    """About half a second per answer: time enough to do something meanwhile on a busy machine."""
+    return ScriptedEngine(lambda ledger: (*checksum(ledger).encode() * 3, END), token_delay_s=0.02, **settings)  # type: ignore[arg-type]
+
+
+def test_ten_turns_feed_only_their_delta(house: House) -> None:
+    c = house.conversation()
+    for number in range(10):
+        before = len(house.ledger(c))
+        answer = house.say(c, f"Question {number}")
+        assert answer.receipt is not None
+        prompt = len(house.ledger(c)) - answer.receipt.sampled_tokens
+        assert answer.text == house.expected_text(c)
+        assert answer.status is MessageStatus.COMPLETE
+        ledger, fed, reused = house.engine.counts[-1]
+        assert fed == answer.receipt.fed_tokens == answer.receipt.delta_tokens == prompt - max(0, before - 1)
+        assert (reused, len(ledger)) == (answer.receipt.reused_tokens, fed + reused)
+        assert answer.receipt.miss_reason is None
+        assert answer.receipt.tier_before is (Tier.DEVICE if number else Tier.COLD)
+        assert answer.receipt.saved_s == pytest.approx(reused * 0.001)
+
+
+def test_the_stop_token_is_the_last_id_and_not_in_the_kv(house: House) -> None:
+    c = house.conversation()
+    house.say(c, "Hello")
+    assert house.ledger(c)[-1] == END
+    (row,) = house.manager.memory(ADA).rows
+    assert row.kv_tokens == row.ledger_tokens - 1 == len(house.ledger(c)) - 1
+
+
+def test_the_message_is_there_before_the_model_runs(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.01))
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "Hello")
+    user, answer = house.manager.view(ADA, c).messages
+    assert (user.text, user.status) == ("Hello", MessageStatus.COMPLETE)
+    assert (answer.message_id, answer.status) == (run.message_id, MessageStatus.RUNNING)
+    finish(run)
+
+
+def test_a_subscriber_sees_waiting_reading_answering_done(make_house: MakeHouse) -> None:
+    house = make_house(engine=slow(fed_token_delay_s=0.001, max_concurrent=1))
+    first, second = house.conversation(), None
+    blocking = house.manager.send(ADA, first, "x" * 200)
+    second = house.conversation()
+    run = house.manager.send(ADA, second, "y" * 200)
+    phases, texts, versions = [], [], []
+    snapshot = run.snapshot()
+    assert snapshot.queue_position == 1
+    while True:
+        phases.append(snapshot.phase)
+        texts.append(snapshot.text)
+        versions.append(snapshot.version)
+        if snapshot.phase is RunPhase.DONE:
+            break
+        snapshot = run.wait(snapshot.version, 5.0)
+    assert list(dict.fromkeys(phases)) == [RunPhase.WAITING, RunPhase.READING, RunPhase.ANSWERING, RunPhase.DONE]
+    assert all(after.startswith(before) for before, after in itertools.pairwise(texts))
+    assert versions == sorted(set(versions))
+    assert snapshot.message is not None
+    assert snapshot.message.receipt is not None
+    assert snapshot.message.receipt.waited_s > 0
+    finish(blocking)
+
+
+def test_wait_returns_after_its_time(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.02))
+    run = house.manager.send(ADA, house.conversation(), "Hello")
+    assert run.wait(10_000, 0.01).phase is not RunPhase.DONE
+    house.manager.stop(ADA, run.conversation_id)
+    finish(run)
+
+
+def test_a_run_outlives_whoever_asked_for_it(make_house: MakeHouse) -> None:
+    """A page that reloads finds the run; one that comes late finds its end; then the view has everything."""
+    house = make_house(engine=slow())
+    c = house.conversation()
+    message_id = house.manager.send(ADA, c, "Hello").message_id
+    found = house.manager.active_run(ADA, c)
+    assert found is not None
+    done = finish(found)
+    assert house.manager.active_run(ADA, c) is None
+    late = house.manager.find_run(ADA, c, message_id)
+    assert late is not None
+    assert late.snapshot().message == done
+    assert house.manager.view(ADA, c).messages[-1] == done
+
+
+def test_finished_runs_are_forgotten_after_a_while(make_house: MakeHouse) -> None:
+    house = make_house(finished_run_keep_s=0.0)
+    c = house.conversation()
+    first = house.say(c, "Hello")
+    house.say(c, "Hello again")
+    assert house.manager.find_run(ADA, c, first.message_id) is None
+
+
+def test_one_answer_at_a_time(make_house: MakeHouse) -> None:
+    house = make_house(engine=slow())
+    c = house.conversation()
+    house.say(c, "Hello")
+    run = house.manager.send(ADA, c, "And now?")
+    message_id = house.manager.view(ADA, c).messages[0].message_id
+    for call in (
+        lambda: house.manager.send(ADA, c, "Impatient"),
+        lambda: house.manager.regenerate(ADA, c),
+        lambda: house.manager.edit(ADA, c, message_id, "Impatient"),
+        lambda: house.manager.continue_answer(ADA, c),
+        lambda: house.manager.switch_sibling(ADA, c, message_id, 1),
+        lambda: house.manager.drop_kv(ADA, c),
+    ):
+        with pytest.raises(ConversationBusy, match="Stop it or wait"):
+            call()
+    finish(run)
+    assert len(house.texts(c)) == 4
+
+
+def test_stop_keeps_the_text_and_the_conversation_goes_on_warm(make_house: MakeHouse) -> None:
+    house = make_house(engine=slow())
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "Hello")
+    until(lambda: run.snapshot().sampled_tokens > 3)
+    house.manager.stop(ADA, c)
+    answer = finish(run)
+    assert answer.status is MessageStatus.STOPPED
+    assert answer.note == "Stopped."
+    assert answer.can_continue
+    assert answer.text
+    assert house.expected_text(c).startswith(answer.text)
+    after = house.say(c, "Go on")
+    assert after.receipt is not None
+    assert after.receipt.fed_tokens == after.receipt.delta_tokens == 1 + len(house.template.next_turn(False, "Go on"))
+    assert after.text == house.expected_text(c)
+
+
+def test_stop_while_reading(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.0005))
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "x" * 2000)
+    until(lambda: run.snapshot().fed_tokens > 0)
+    house.manager.stop(ADA, c)
+    answer = finish(run)
+    assert (answer.status, answer.text) == (MessageStatus.STOPPED, "")
+    assert answer.receipt is not None
+    assert answer.receipt.saved_s == 0
+    assert house.say(c, "Shorter").text == house.expected_text(c)
+
+
+def test_stop_in_line_never_reaches_the_engine(make_house: MakeHouse) -> None:
+    house = make_house(engine=slow(max_concurrent=1))
+    blocking = house.manager.send(ADA, house.conversation(), "first")
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "second")
+    behind = house.manager.send(ADA, house.conversation(), "third")
+    assert behind.snapshot().queue_position == 2
+    house.manager.stop(ADA, c)
+    answer = finish(run)
+    assert (answer.status, answer.receipt) == (MessageStatus.STOPPED, None)
+    assert behind.snapshot().queue_position <= 1
+    finish(blocking)
+    finish(behind)
+    assert len(house.engine.counts) == 2
+    assert finish(house.manager.continue_answer(ADA, c)).text == house.expected_text(c)
+
+
+def test_stop_without_a_run_is_nothing(house: House) -> None:
+    house.manager.stop(ADA, house.conversation())
+
+
+def test_the_token_limit_is_said_and_can_be_continued(house: House) -> None:
+    c = house.conversation(max_new_tokens=4)
+    answer = house.say(c, "Hello")
+    assert answer.note == "The answer reached the limit of 4 new tokens."
+    assert answer.can_continue
+    text = answer.text
+    while house.manager.view(ADA, c).messages[-1].can_continue:
+        answer = finish(house.manager.continue_answer(ADA, c))
+        assert answer.text.startswith(text.rstrip("\ufffd"))  # a limit may fall inside a character
+        assert answer.receipt is not None
+        assert answer.receipt.fed_tokens == answer.receipt.delta_tokens == 1
+        text = answer.text
+    assert text == house.expected_text(c)
+    assert answer.sibling_count > 2
+    with pytest.raises(MessageRefused, match="nothing to continue"):
+        house.manager.continue_answer(ADA, c)
+
+
+def test_half_a_character_at_the_end_is_completed(house: House) -> None:
+    """The limit falls between the two bytes of "é"."""
+    house.engine.answer = lambda ledger: (*"aé!".encode(), END)
+    c = house.conversation(max_new_tokens=2)
+    assert house.say(c, "Hello").text == "a\ufffd"
+    assert finish(house.manager.continue_answer(ADA, c)).text == "aé!"
+
+
+def test_a_stop_string_is_cut_off_but_stays_in_the_ledger(house: House) -> None:
+    house.engine.answer = lambda ledger: (*b"one\n\ntwo", END)
+    c = house.conversation(stop_strings=("\n\n",))
+    answer = house.say(c, "Hello")
+    assert (answer.text, answer.status, answer.can_continue) == ("one", MessageStatus.COMPLETE, False)
+    assert house.path(c)[-1].finish_reason is FinishReason.STOP_STRING
+    assert bytes(house.ledger(c)[-2:]) == b"\n\n"
+
+
+def test_the_context_limit_is_said(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(context_limit_tokens=60, answer=lambda ledger: tuple(b"x" * 100)))
+    answer = house.say(house.conversation(), "x" * 20)
+    assert "reached the model's 60-token limit" in answer.note
+    assert not answer.can_continue
+
+
+def test_nothing_to_regenerate_or_continue(house: House) -> None:
+    c = house.conversation()
+    with pytest.raises(MessageRefused, match="no answer to regenerate"):
+        house.manager.regenerate(ADA, c)
+    with pytest.raises(MessageRefused, match="nothing to continue"):
+        house.manager.continue_answer(ADA, c)
+
+
+def test_titles(house: House) -> None:
+    c = house.conversation()
+    assert house.manager.view(ADA, c).summary.title == "New conversation"
+    house.say(c, "Trip to Lisbon\nThree days")
+    assert house.manager.view(ADA, c).summary.title == "Trip to Lisbon"
+    house.say(c, "What first?")
+    house.manager.rename(ADA, c, " My\ntrip\0 ")
+    assert house.manager.view(ADA, c).summary.title == "My trip"
+    with pytest.raises(MessageRefused, match="at least one visible character"):
+        house.manager.rename(ADA, c, "\x07\n ")
+
+
+def test_a_name_given_before_the_first_message_stays(house: House) -> None:
+    c = house.conversation()
+    house.manager.rename(ADA, c, "Mine")
+    house.say(c, "Hello")
+    assert house.manager.view(ADA, c).summary.title == "Mine"
+
+
+def test_the_list_is_newest_first_and_searchable(house: House) -> None:
+    ids = []
+    for text in ("alpha beta", "gamma", "delta"):
+        ids.append(house.conversation())
+        house.say(ids[-1], text)
+    house.say(ids[0], "again")
+    assert [s.conversation_id for s in house.manager.list_conversations(ADA)] == [ids[0], ids[2], ids[1]]
+    assert [s.conversation_id for s in house.manager.list_conversations(ADA, " BETA ")] == [ids[0]]
+    assert house.manager.list_conversations(ADA, "\ud800\0") == []
+
+
+def test_delete_stops_the_run_and_frees_everything(make_house: MakeHouse) -> None:
+    house = make_house(engine=slow())
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "Hello")
+    until(lambda: run.snapshot().sampled_tokens > 2)
+    house.manager.delete(ADA, c)
+    assert run.snapshot().phase is RunPhase.DONE
+    assert house.engine.allocated_bytes == 0
+    assert house.manager.list_conversations(ADA) == []
+    assert house.manager.memory(ADA).events == ()
