@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import abc
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from model_runtime import types
 from model_runtime.attention import StepAborted
 from model_runtime.config import EngineConfig
 from model_runtime.errors import DeviceOutOfMemory, EngineClosed
@@ -20,11 +25,14 @@ from model_runtime.loaded import LoadedModel
 from model_runtime.probe import probe_packing
 from model_runtime.read_speed import ReadSpeed
 from model_runtime.scheduler import SchedulerConfig, Slot, plan_step
+from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence
+from model_runtime.snapshot import Segment, copy_in, copy_out, data_bytes_for, read, write
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _CLOSED = "The model was unloaded; start the server again."
 
 
@@ -60,7 +68,7 @@ class Engine:
         )
         self._wake = threading.Condition()
         self._arrived: list[Sequence] = []
-        self._calls: list[tuple[Callable[[], None], Future[None]]] = []
+        self._calls: list[Callable[[], None]] = []
         self._is_closing = False
         self._running: list[Sequence] = []
         self._measure_reading()
@@ -89,9 +97,7 @@ class Engine:
 
     def submit(self, request: GenerationRequest, listener: Listener) -> Sequence:
         """Queues a generation; every failure comes as a `Finished` event on the engine thread."""
-        if not isinstance(request.kv, KVSlab):
-            raise TypeError("this engine's KVs come from its new_kv()")
-        sequence = Sequence(request, request.kv, listener, self._tokenizer)
+        sequence = Sequence(request, _own(request.kv), listener, self._tokenizer)
         with self._wake:
             if not self._is_closing:
                 self._arrived.append(sequence)
@@ -102,21 +108,42 @@ class Engine:
 
     def release(self, kv: KV) -> None:
         """Frees the slab on the engine thread; waits for the running step."""
-        if not isinstance(kv, KVSlab):
-            raise TypeError("this engine's KVs come from its new_kv()")
-        done: Future[None] = Future()
-        with self._wake:
-            if not self._is_closing:
-                self._calls.append((kv.free, done))
-                self._wake.notify()
-                waits = True
-            else:
-                waits = False
-        if waits:
-            done.result()
-            return
-        self._join()
-        kv.free()
+        slab = _own(kv)
+        try:
+            self._between_steps(slab.free)
+        except EngineClosed:
+            self._join()
+            slab.free()
+
+    def stage(self, kv: KV, identity: SegmentIdentity) -> Segment:
+        """A copy of these rows, made by the engine thread between two steps."""
+        slab = _own(kv)
+        return self._between_steps(lambda: copy_out(slab, self._geometry, identity))
+
+    def restore(self, kv: KV, segments: abc.Sequence[types.Segment]) -> None:
+        """Appends segments to the slab, one between two steps each, so that running answers go on meanwhile."""
+        slab = _own(kv)
+        for segment in segments:
+            if not isinstance(segment, Segment):
+                raise TypeError("this engine's segments come from its stage() and load()")
+            try:
+                self._between_steps(partial(copy_in, slab, self._geometry, segment))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                raise _translated(error) from error
+
+    def save(self, segment: types.Segment, path: Path) -> int:
+        """Writes the file so that it is whole or absent; returns its bytes."""
+        if not isinstance(segment, Segment):
+            raise TypeError("this engine's segments come from its stage() and load()")
+        return write(segment, self._geometry, path)
+
+    def load(self, identity: SegmentIdentity, path: Path) -> Segment:
+        """The segment in the file, verified."""
+        return read(identity, self._geometry, path)
+
+    def segment_bytes(self, tokens: int) -> int:
+        """Bytes of the rows of so many tokens."""
+        return data_bytes_for(self._geometry, tokens)
 
     def close(self) -> None:
         """Ends every generation as ABORTED and stops the thread."""
@@ -126,6 +153,23 @@ class Engine:
         for sequence in list(self._running):
             sequence.abort()
         self._join()
+
+    def _between_steps(self, call: Callable[[], T]) -> T:
+        """Runs `call` on the engine thread and waits for it. Raises what it raises, and `EngineClosed`."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call())
+            except Exception as error:
+                done.set_exception(error)
+
+        with self._wake:
+            if self._is_closing:
+                raise EngineClosed(_CLOSED)
+            self._calls.append(run)
+            self._wake.notify()
+        return done.result()
 
     def _join(self) -> None:
         if self._thread is not threading.current_thread():
@@ -164,9 +208,8 @@ class Engine:
                 return False
             arrived, self._arrived = self._arrived, []
             calls, self._calls = self._calls, []
-        for call, done in calls:
+        for call in calls:
             call()
-            done.set_result(None)
         for sequence in arrived:
             if len(sequence.request.ledger) > self._info.context_limit_tokens:
                 sequence.finish(
@@ -235,9 +278,14 @@ class Engine:
             self._running, self._arrived = [], []
         for sequence in left:
             sequence.finish(FinishReason.ABORTED)
-        for call, done in calls:
+        for call in calls:
             call()
-            done.set_result(None)
+
+
+def _own(kv: KV) -> KVSlab:
+    if not isinstance(kv, KVSlab):
+        raise TypeError("this engine's KVs come from its new_kv()")
+    return kv
 
 
 def _translated(error: Exception) -> Exception:

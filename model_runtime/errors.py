@@ -2,6 +2,8 @@
 ├── ModelLoadError      the model cannot be loaded, or cannot be run by this engine
 ├── PromptTooLong       more tokens than the context holds
 ├── DeviceOutOfMemory   the device refused memory
+├── SnapshotRefused     a saved KV is not whole, or not the expected one; answered by a re-read
+├── SnapshotNotSaved    a KV could not be written
 └── EngineClosed        the engine was closed, or its thread died
 
 Every message is a sentence that a person may be shown.
@@ -24,6 +26,14 @@ class PromptTooLong(ModelRuntimeError):
 
 class DeviceOutOfMemory(ModelRuntimeError):
     """The device refused memory."""
+
+
+class SnapshotRefused(ModelRuntimeError):
+    """A saved KV is not whole, or not the expected one. Answered by a re-read."""
+
+
+class SnapshotNotSaved(ModelRuntimeError):
+    """A KV could not be written: a full disk, a missing permission."""
 
 
 class EngineClosed(ModelRuntimeError):

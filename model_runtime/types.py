@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
+
+from model_runtime.segments import SegmentIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,17 @@ class KV(Protocol):
         """Bytes of memory it holds now, empty room included."""
 
 
+class Segment(Protocol):
+    """A run of KV rows in host memory, never changed again."""
+
+    @property
+    def identity(self) -> SegmentIdentity: ...
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of its rows."""
+
+
 class Generation(Protocol):
     """A submitted request."""
 
@@ -178,6 +192,25 @@ class Engine(Protocol):
 
     def release(self, kv: KV) -> None:
         """Frees the KV's memory; `allocated_bytes` is 0 when this returns. Not for a KV with a running generation."""
+
+    def stage(self, kv: KV, identity: SegmentIdentity) -> Segment:
+        """A copy of the KV's rows `identity.start_tokens..end_tokens`, made between two steps. Raises `ValueError` when
+        the KV no longer holds these tokens there (it was cropped or dropped meanwhile), `EngineClosed` after `close`.
+        Not from the engine thread."""
+
+    def restore(self, kv: KV, segments: Sequence[Segment]) -> None:
+        """Appends segments that follow one another to a KV that ends where the first begins, between steps. Raises
+        `ValueError`, `DeviceOutOfMemory` or `EngineClosed`; the KV then holds a whole prefix. Not for a KV with a
+        running generation, and not from the engine thread."""
+
+    def save(self, segment: Segment, path: Path) -> int:
+        """Writes the file so that it is whole or absent; returns its bytes. Any thread. Raises `SnapshotNotSaved`."""
+
+    def load(self, identity: SegmentIdentity, path: Path) -> Segment:
+        """The segment in the file, verified. Any thread. Raises `SnapshotRefused` with the reason."""
+
+    def segment_bytes(self, tokens: int) -> int:
+        """Bytes of the rows of so many tokens."""
 
     def estimate_read_s(self, start_tokens: int, end_tokens: int) -> float:
         """Expected seconds to feed positions `start_tokens..end_tokens`, from speeds measured on this machine."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_runtime.segments import identify
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
 
 LOGIT_TOLERANCE = 1e-4
@@ -129,3 +130,30 @@ def test_another_conversations_kv_is_never_used(pair: tuple[WatchedEngine, torch
     stranger = watched.submit(kv, some_ids(randomness, 45))
     assert stranger.wait().reused_tokens == 0
     assert_equals_full_read(watched, reference, stranger)
+
+
+def test_a_kv_that_went_through_files_answers_as_before(
+    pair: tuple[WatchedEngine, torch.nn.Module], tmp_path: Path
+) -> None:
+    watched, reference = pair
+    engine = watched.engine
+    randomness = random.Random(7)
+    kv = engine.new_kv()
+    ledger = some_ids(randomness, 90)
+    first = watched.submit(kv, ledger)
+    first.wait()
+    held = tuple(kv.token_ids)
+    head = identify(None, held[:50], "f")
+    for identity in (head, identify(head, held[50:], "f")):
+        engine.save(engine.stage(kv, identity), tmp_path / identity.key)
+    engine.release(kv)
+
+    ledger = [*first.ledger, *first.token_ids, *some_ids(randomness, 7)]
+    running = watched.submit(engine.new_kv(), some_ids(randomness, 200))  # a restore goes on beside other answers
+    back = engine.new_kv()
+    engine.restore(back, [engine.load(i, tmp_path / i.key) for i in (head, identify(head, held[50:], "f"))])
+    answer = watched.submit(back, ledger)
+    assert answer.wait().fed_tokens == 8
+    assert_equals_full_read(watched, reference, answer)
+    running.wait()
+    assert_equals_full_read(watched, reference, running)

@@ -1,0 +1,207 @@
+"""A run of KV rows outside its slab: copied out, written to a file, and verified before it is ever trusted again.
+
+File: eight bytes of header length, a safetensors header (so that other tools can look inside), the tensors layer by
+layer, keys before values. The header is a pure function of what the segment is and of its data's CRC-32; a reader
+rebuilds it from what it expects and compares it byte for byte. So a flipped bit, a truncated file, another
+conversation's file or another model's never passes. CRC-32 finds every single flipped bit at 3 GB/s, where SHA-256 read
+0.36 GB/s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.segments import FORMAT_VERSION, SegmentIdentity
+
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_ALIGN_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows in host memory. `data` is flat uint8, never written to again."""
+
+    identity: SegmentIdentity
+    data: torch.Tensor
+
+    @property
+    def data_bytes(self) -> int:
+        return int(self.data.nbytes)
+
+
+def data_bytes_for(geometry: KVGeometry, tokens: int) -> int:
+    """The bytes of a segment's rows: the minimum, `2 * layers * kv_heads * head_dim * itemsize` a token."""
+    return geometry.bytes_per_token * tokens
+
+
+def copy_out(slab: KVSlab, geometry: KVGeometry, identity: SegmentIdentity) -> Segment:
+    """The slab's rows of that segment. On the engine thread. Raises `ValueError` when the slab holds other tokens."""
+    start, end = identity.start_tokens, identity.end_tokens
+    if tuple(slab.token_ids[start:end]) != identity.token_ids:
+        raise ValueError("the slab does not hold the tokens of this segment")
+    data = torch.empty(data_bytes_for(geometry, end - start), dtype=torch.uint8)
+    for tensor, rows in zip(_tensors(slab), _views(data, geometry, end - start), strict=True):
+        rows.copy_(tensor[:, start:end])
+    return Segment(identity, data)
+
+
+def copy_in(slab: KVSlab, geometry: KVGeometry, segment: Segment) -> None:
+    """Appends a segment's rows to the slab that ends where they begin. On the engine thread."""
+    identity = segment.identity
+    if slab.length_tokens != identity.start_tokens:
+        raise ValueError("a segment must be appended where it begins")
+    slab.ensure_room(identity.end_tokens)
+    for tensor, rows in zip(_tensors(slab), _views(segment.data, geometry, len(identity.token_ids)), strict=True):
+        tensor[:, identity.start_tokens : identity.end_tokens].copy_(rows)
+    slab.appended(identity.token_ids)
+
+
+def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
+    """Writes the segment so that `path` is either whole or absent, whatever happens; returns the file's bytes.
+
+    Temporary file (0600), fsync, rename, fsync of the folder. Raises `SnapshotNotSaved`.
+    """
+    payload = _memory(segment.data)
+    header = _header(segment.identity, geometry, zlib.crc32(payload))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+            for part in (memoryview(header), payload):
+                while part:
+                    part = part[file.write(part) :]
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise SnapshotNotSaved(f"This conversation's memory could not be saved: {error.strerror}.") from error
+    return len(header) + len(payload)
+
+
+def read(identity: SegmentIdentity, geometry: KVGeometry, path: Path) -> Segment:
+    """The segment in `path`, if it is whole and exactly what is expected. Raises `SnapshotRefused` with the reason."""
+    data = torch.empty(data_bytes_for(geometry, len(identity.token_ids)), dtype=torch.uint8)
+    try:
+        with path.open("rb", buffering=0) as file:
+            found = _read_header(file, os.fstat(file.fileno()).st_size)
+            crc = _claimed_crc(found)
+            if found != _header(identity, geometry, crc):
+                raise SnapshotRefused(_difference(found, identity, geometry))
+            _read_exactly(file, _memory(data))
+            if file.read(1):
+                raise SnapshotRefused("the saved memory is longer than it should be")
+    except OSError as error:
+        raise SnapshotRefused(f"the saved memory cannot be read ({error.strerror})") from error
+    if zlib.crc32(_memory(data)) != crc:
+        raise SnapshotRefused("the saved memory is damaged (its checksum is wrong)")
+    return Segment(identity, data)
+
+
+def _memory(data: torch.Tensor) -> memoryview:
+    return memoryview(data.numpy().data)
+
+
+def _tensors(slab: KVSlab) -> Iterator[torch.Tensor]:
+    for keys, values in zip(slab.keys, slab.values, strict=True):
+        yield keys
+        yield values
+
+
+def _views(data: torch.Tensor, geometry: KVGeometry, tokens: int) -> Iterator[torch.Tensor]:
+    """`(kv_heads, tokens, dim)` views of flat `data`, in file order."""
+    start = 0
+    for _, shape in _shapes(geometry, tokens):
+        count_bytes = shape[0] * shape[1] * shape[2] * geometry.dtype.itemsize
+        yield data[start : start + count_bytes].view(geometry.dtype).view(shape)
+        start += count_bytes
+
+
+def _shapes(geometry: KVGeometry, tokens: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
+    for number, layer in enumerate(geometry.layers):
+        yield f"layers.{number}.keys", (layer.kv_heads, tokens, layer.key_dim)
+        yield f"layers.{number}.values", (layer.kv_heads, tokens, layer.value_dim)
+
+
+def _header(identity: SegmentIdentity, geometry: KVGeometry, crc: int) -> bytes:
+    """The exact header of a segment, its length in front, padded so that the data begins aligned."""
+    tensors: dict[str, object] = {}
+    start = 0
+    for name, shape in _shapes(geometry, len(identity.token_ids)):
+        end = start + shape[0] * shape[1] * shape[2] * geometry.dtype.itemsize
+        tensors[name] = {"dtype": _DTYPES[geometry.dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    metadata = {
+        "format": f"keepwarm-kv-{FORMAT_VERSION}",
+        "key": identity.key,
+        "parent": identity.parent_key,
+        "start_tokens": str(identity.start_tokens),
+        "fingerprint": identity.fingerprint,
+        "crc32": f"{crc:08x}",
+    }
+    text = json.dumps({"__metadata__": metadata, **tensors}, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGN_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read_header(file: object, file_bytes: int) -> bytes:
+    length = bytearray(8)
+    _read_exactly(file, memoryview(length))
+    count = int.from_bytes(length, "little")
+    if count > file_bytes - 8:
+        raise SnapshotRefused("the saved memory is damaged (its header is cut off)")
+    text = bytearray(count)
+    _read_exactly(file, memoryview(text))
+    return bytes(length + text)
+
+
+def _read_exactly(file: object, target: memoryview) -> None:
+    while target:
+        count = file.readinto(target)  # type: ignore[attr-defined]
+        if not count:
+            raise SnapshotRefused("the saved memory is damaged (it is cut off)")
+        target = target[count:]
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    try:
+        metadata = json.loads(header[8:])["__metadata__"]
+        return {str(k): str(v) for k, v in metadata.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SnapshotRefused("the saved memory is damaged (its header cannot be read)") from error
+
+
+def _claimed_crc(header: bytes) -> int:
+    try:
+        return int(_metadata(header)["crc32"], 16)
+    except (KeyError, ValueError) as error:
+        raise SnapshotRefused("the saved memory is damaged (it has no checksum)") from error
+
+
+def _difference(header: bytes, identity: SegmentIdentity, geometry: KVGeometry) -> str:
+    found = _metadata(header)
+    if found.get("format") != f"keepwarm-kv-{FORMAT_VERSION}":
+        return "the saved memory was written by another version of Keepwarm"
+    if found.get("fingerprint") != identity.fingerprint:
+        return "the saved memory was computed by another model or at another precision"
+    if found.get("key") != identity.key:
+        return "the saved memory belongs to another text"
+    return "the saved memory is damaged (its header is not the expected one)"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
