@@ -2,19 +2,21 @@
 
 A token is a byte, plus a few control ids from 256 on. What the function sees is what the KV really holds after
 prefill, never the request's ledger: a KV that belongs to somebody else, or was cropped wrongly, gives a wrong answer.
+So does a row that was restored behind other tokens than it was computed from (`scripted_segments`).
 """
 
 from __future__ import annotations
 
-import codecs
 import queue
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
 
-from model_runtime.errors import EngineClosed, PromptTooLong
+from model_runtime.errors import EngineClosed, PromptTooLong, SnapshotNotSaved, SnapshotRefused
+from model_runtime.segments import SegmentIdentity
 from model_runtime.types import (
     KV,
     Finished,
@@ -24,104 +26,38 @@ from model_runtime.types import (
     ModelInfo,
     PrefillProgress,
     SamplingParams,
+    Segment,
     TokenDelta,
 )
-from tests.sessions.byte_template import END, USER, ByteTemplate, ForgetfulTemplate
+from tests.sessions.byte_template import END, ByteTemplate, ForgetfulTemplate
+from tests.sessions.scripted_answers import chat_answer, checksum, checksum_answer, text_of
+from tests.sessions.scripted_generation import ScriptedGeneration
+from tests.sessions.scripted_kv import ScriptedKV, ScriptedSegment, read_segment, rounded_up, write_segment
 
-__all__ = ["ByteTemplate", "ForgetfulTemplate", "ScriptedEngine", "ScriptedKV", "chat_answer", "checksum_answer"]
+__all__ = [
+    "ByteTemplate",
+    "ForgetfulTemplate",
+    "ScriptedEngine",
+    "ScriptedKV",
+    "chat_answer",
+    "checksum",
+    "checksum_answer",
+    "text_of",
+]
 
-GROWTH_TOKENS = 16
 CHUNK_TOKENS = 64
 
 AnswerFunction = Callable[[tuple[int, ...]], Sequence[int]]
-
-
-def checksum(ledger: Sequence[int]) -> str:
-    """Eight characters that depend on every id and its place."""
-    return f"{zlib.crc32(b''.join(i.to_bytes(4, 'little') for i in ledger)):08x}"
-
-
-def checksum_answer(ledger: tuple[int, ...]) -> tuple[int, ...]:
-    """The ledger's checksum and its length, then up to seven words, then the stop token."""
-    mark = checksum(ledger)
-    text = f"{mark} {len(ledger)}" + " é→word" * (int(mark, 16) % 8)
-    return (*text.encode(), END)
-
-
-def chat_answer(ledger: tuple[int, ...]) -> tuple[int, ...]:
-    """A longer Markdown answer, for looking at the page by hand."""
-    last_user = max(i for i, token in enumerate(ledger) if token == USER)
-    asked = bytes(i for i in ledger[last_user + 1 :] if i < 256).decode("utf-8", errors="replace")
-    text = (
-        f"You asked **{asked[:60].strip()}**. I have read {len(ledger):,} tokens of this conversation.\n\n"
-        f"- checksum `{checksum(ledger)}`\n- café, naïve, 日本語\n\n"
-        "```python\ndef warm(cache):\n    return cache.length_tokens\n```\n\nAnything else?"
-    )
-    return (*text.encode(), END)
-
-
-def text_of(token_ids: Sequence[int]) -> str:
-    return bytes(i for i in token_ids if i < 256).decode("utf-8", errors="replace")
-
-
-class ScriptedKV:
-    """Token ids in place of keys and values; bytes grow in steps and stay after a crop, like a slab's."""
-
-    def __init__(self, bytes_per_token: int) -> None:
-        self.tokens: list[int] = []
-        self.busy = False
-        self.capacity_tokens = 0
-        self._bytes_per_token = bytes_per_token
-
-    @property
-    def length_tokens(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def allocated_bytes(self) -> int:
-        return self.capacity_tokens * self._bytes_per_token
-
-    def append(self, ids: Sequence[int]) -> None:
-        self.tokens.extend(ids)
-        self.capacity_tokens = max(self.capacity_tokens, _rounded_up(len(self.tokens)))
-
-    def clear(self) -> None:
-        self.tokens.clear()
-        self.capacity_tokens = 0
-
-
-def _rounded_up(tokens: int) -> int:
-    return -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
-
-
-@dataclass(eq=False)
-class ScriptedGeneration:
-    """One request on the engine thread."""
-
-    request: GenerationRequest
-    listener: Listener
-    kv: ScriptedKV
-    submitted_at: float = field(default_factory=time.monotonic)
-    aborted: bool = False
-    reused: int = 0
-    fed: int = 0
-    answer: list[int] | None = None  # ids still to be sampled
-    sampled: list[int] = field(default_factory=list)
-    text: str = ""
-    read_at: float | None = None
-    first_at: float | None = None
-    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
-
-    def abort(self) -> None:
-        self.aborted = True
+T = TypeVar("T")
 
 
 class ScriptedEngine:
     """Satisfies `model_runtime.types.Engine`.
 
     `answer` maps what the KV holds to the ids to sample. `fail` is asked before every step with the generation and
-    returns the sentence to fail with, or None. `on_step` is called on the engine thread after every step. `counts` has
-    one `(ledger, fed, reused)` per ended generation.
+    returns the sentence to fail with, or None; `fail_save` and `fail_load` alike with a segment's identity, on the
+    thread that saves or loads. `on_step` is called on the engine thread after every step. `counts` has one
+    `(ledger, fed, reused)` per ended generation.
     """
 
     def __init__(
@@ -140,6 +76,10 @@ class ScriptedEngine:
         self.token_delay_s = token_delay_s
         self.fed_token_delay_s = fed_token_delay_s
         self.fail: Callable[[ScriptedGeneration], str | None] = lambda generation: None
+        self.fail_save: Callable[[SegmentIdentity], str | None] = lambda identity: None
+        self.fail_load: Callable[[SegmentIdentity], str | None] = lambda identity: None
+        self.save_delay_s = 0.0
+        self.load_delay_s = 0.0
         self.on_step: Callable[[], None] = lambda: None
         self.counts: list[tuple[tuple[int, ...], int, int]] = []
         self.alive: list[ScriptedKV] = []
@@ -185,7 +125,7 @@ class ScriptedEngine:
         return kv
 
     def kv_bytes(self, tokens: int) -> int:
-        return _rounded_up(tokens) * self._bytes_per_token
+        return rounded_up(tokens) * self._bytes_per_token
 
     def submit(self, request: GenerationRequest, listener: Listener) -> ScriptedGeneration:
         if self._closed:
@@ -196,6 +136,7 @@ class ScriptedEngine:
         assert not request.kv.busy, "two generations on one KV"
         assert request.ledger, "an empty ledger"
         request.kv.busy = True
+        self._revive(request.kv)
         generation = ScriptedGeneration(request, listener, request.kv)
         self._inbox.put(lambda: self._start(generation))
         return generation
@@ -219,6 +160,67 @@ class ScriptedEngine:
         while not done.wait(0.05):
             if not self._thread.is_alive():
                 free()
+
+    def stage(self, kv: KV, identity: SegmentIdentity) -> ScriptedSegment:
+        assert isinstance(kv, ScriptedKV)
+        start, end = identity.start_tokens, identity.end_tokens
+
+        def copy() -> ScriptedSegment:
+            if tuple(kv.tokens[start:end]) != identity.token_ids:
+                raise ValueError("the KV does not hold the tokens of this segment")
+            return ScriptedSegment(identity, tuple(kv.marks[start:end]), self.segment_bytes(end - start))
+
+        return self._between_steps(copy)
+
+    def restore(self, kv: KV, segments: Sequence[Segment]) -> None:
+        assert isinstance(kv, ScriptedKV)
+        assert not kv.busy, "restored into a KV with a running generation"
+        self._revive(kv)
+        for segment in segments:
+            assert isinstance(segment, ScriptedSegment)
+            self._between_steps(lambda s=segment: kv.append_segment(s))  # type: ignore[misc]
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+
+    def save(self, segment: Segment, path: Path) -> int:
+        assert isinstance(segment, ScriptedSegment)
+        time.sleep(self.save_delay_s)
+        if sentence := self.fail_save(segment.identity):
+            raise SnapshotNotSaved(sentence)
+        return write_segment(segment, path)
+
+    def load(self, identity: SegmentIdentity, path: Path) -> ScriptedSegment:
+        time.sleep(self.load_delay_s)
+        if sentence := self.fail_load(identity):
+            raise SnapshotRefused(sentence)
+        return read_segment(identity, path, self.segment_bytes(len(identity.token_ids)))
+
+    def segment_bytes(self, tokens: int) -> int:
+        return tokens * self._bytes_per_token
+
+    def _between_steps(self, call: Callable[[], T]) -> T:
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call())
+            except Exception as error:
+                done.set_exception(error)
+
+        if self._closed:
+            raise EngineClosed("The model's engine has been closed.")
+        self._inbox.put(run)
+        while True:
+            try:
+                return done.result(timeout=0.05)
+            except TimeoutError:
+                if not self._thread.is_alive() and not done.done():
+                    raise EngineClosed("The model's engine has been closed.") from None
+
+    def _revive(self, kv: ScriptedKV) -> None:
+        """A KV that was released is empty, and may be used again."""
+        with self._lock:
+            if kv not in self.alive:
+                self.alive.append(kv)
 
     def estimate_read_s(self, start_tokens: int, end_tokens: int) -> float:
         return max(0, end_tokens - start_tokens) * max(self.fed_token_delay_s, 0.001)
@@ -254,7 +256,7 @@ class ScriptedEngine:
         common = 0
         while common < min(len(held), len(ledger) - 1) and held[common] == ledger[common]:
             common += 1
-        del held[common:]
+        generation.kv.crop(common)
         generation.reused = common
         self._running.append(generation)
 
@@ -264,7 +266,7 @@ class ScriptedEngine:
             if generation.aborted:
                 self._finish(generation, FinishReason.ABORTED)
             elif sentence := self.fail(generation):
-                del generation.kv.tokens[generation.reused :]
+                generation.kv.crop(generation.reused)
                 self._finish(generation, FinishReason.FAILED, error=sentence)
             else:
                 self._advance(generation)
@@ -293,6 +295,7 @@ class ScriptedEngine:
         generation.listener(PrefillProgress(generation.fed, total))
         if generation.fed == total:
             generation.read_at = time.monotonic()
+            kv.check()
             prompt_tokens = kv.length_tokens - request.answer_prefix_tokens
             generation.answer = list(self.answer(tuple(kv.tokens[:prompt_tokens])))[request.answer_prefix_tokens :]
             for token in kv.tokens[prompt_tokens:]:
