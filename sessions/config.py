@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
+DISK_SHARE = 0.2  # of the free disk, for saved KVs, where nobody chose
+MOST_DISK_BYTES = 8 * 1024 * MIB
+
+
+def default_disk_kv_budget_bytes(free_disk_bytes: int) -> int:
+    """A fifth of what is free, at most 8 GiB."""
+    return min(MOST_DISK_BYTES, int(free_disk_bytes * DISK_SHARE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +25,10 @@ class SessionConfig:
     max_message_bytes: int = 4 * MIB  # refused before tokenising
     min_answer_tokens: int = 16  # a turn that leaves less room than this is refused
     close_timeout_s: float = 2.0  # how long `close` waits for the engine to give running answers back
+    disk_kv_budget_bytes: int | None = None  # None: chosen from the free disk at the start; 0: nothing is saved
+    disk_free_floor_bytes: int = 512 * MIB  # nothing is saved that would leave less of the disk free
+    save_patience_s: float = 2.0  # so long a KV that is still to be saved is not dropped for another's room
+    flush_timeout_s: float = 5.0  # how long `close` waits for what is still to be saved
 
     def __post_init__(self) -> None:
         _require(
@@ -30,6 +41,13 @@ class SessionConfig:
         _require(self.max_message_bytes > 0, "The largest message must be a positive number of bytes.")
         _require(self.min_answer_tokens >= 1, "At least 1 token must be left for an answer.")
         _require(self.close_timeout_s >= 0, "The time to close cannot be less than 0 seconds.")
+        _require(
+            self.disk_kv_budget_bytes is None or self.disk_kv_budget_bytes >= 0,
+            f"The disk KV budget must be 0 (nothing is saved) or more bytes, not {self.disk_kv_budget_bytes}.",
+        )
+        _require(self.disk_free_floor_bytes >= 0, "The free disk to be kept cannot be less than 0 bytes.")
+        _require(self.save_patience_s >= 0, "The time to wait for a save cannot be less than 0 seconds.")
+        _require(self.flush_timeout_s >= 0, "The time to save at the end cannot be less than 0 seconds.")
 
 
 def _require(condition: bool, sentence: str) -> None:

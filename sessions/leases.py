@@ -34,14 +34,17 @@ class Loss(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one run to use its conversation's KV. `held_tokens` is what the KV had at the grant. `is_new`: it
-    was made for this lease; then `loss` says how an earlier one went, None when this process never had one."""
+    """The right of one run to use its conversation's KV. `held_tokens` is what the KV had at the grant, `held_ids`
+    which ids, as far as the last holder knew (the engine knows better: it compares). `is_new`: it was made for this
+    lease; then `loss` says how an earlier one went, None when this process never had one."""
 
     conversation_id: str
     kv: KV
     held_tokens: int
     is_new: bool
     loss: Loss | None
+    held_ids: tuple[int, ...] = ()
+    promised_bytes: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -84,6 +87,10 @@ class _Slot:
     promised_bytes: int = 0
     leased: bool = False
     leaving: bool = False
+    warming: bool = False  # leased for a restore that no run waits for
+    unwanted: bool = False  # somebody waits for that restore to end
+    held_ids: tuple[int, ...] = ()
+    unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
 
     @property
     def held_bytes(self) -> int:
@@ -132,19 +139,67 @@ class Leases:
             self._changed.notify_all()
             return True
 
-    def settle(self, lease: Lease) -> None:
-        """Gives the KV back after its run. It stays on the device, idle, until the room is needed."""
+    def reserve(self, conversation_id: str, owner_id: str, promised_bytes: int) -> Lease | None:
+        """A lease for restoring ahead of the person: where the KV is empty, nobody waits and there is free room."""
+        with self._changed:
+            if not self.has_room(conversation_id, promised_bytes):
+                return None
+            own = self._slots.get(conversation_id)
+            slot = own or _Slot(conversation_id, owner_id, self._engine.new_kv())
+            self._slots[conversation_id] = slot
+            slot.leased = slot.warming = True
+            slot.promised_bytes, slot.unwanted = promised_bytes, False
+            return Lease(conversation_id, slot.kv, 0, own is None, None, promised_bytes=promised_bytes)
+
+    def has_room(self, conversation_id: str, promised_bytes: int) -> bool:
+        """Whether `reserve` would give a lease now."""
+        with self._changed:
+            own = self._slots.get(conversation_id)
+            if self._closed or self._line or (own is not None and (own.leased or own.leaving or own.kv.length_tokens)):
+                return False
+            own_bytes = own.held_bytes if own is not None else 0
+            held_bytes = sum(slot.held_bytes for slot in self._slots.values())
+            return held_bytes + max(0, promised_bytes - own_bytes) <= self.budget_bytes
+
+    def idle(self, conversation_id: str) -> tuple[KV, tuple[int, ...]] | None:
+        """An idle conversation's KV and the ids it holds; None when there is nothing to save."""
+        with self._changed:
+            slot = self._slots.get(conversation_id)
+            if slot is None or slot.leased or slot.leaving or not slot.kv.length_tokens:
+                return None
+            return slot.kv, slot.held_ids[: slot.kv.length_tokens]
+
+    def must_yield(self, lease: Lease) -> bool:
+        """Whether a reserved lease is in somebody's way."""
+        with self._changed:
+            return self._closed or bool(self._line) or self._slots[lease.conversation_id].unwanted
+
+    def settle(self, lease: Lease, held_ids: tuple[int, ...] = (), unsaved_for_s: float = 0.0) -> None:
+        """Gives the KV back after its run. It stays on the device, idle, until the room is needed; `unsaved_for_s` at
+        least, unless `staged` comes first or it is dropped by hand."""
         with self._changed:
             slot = self._slots[lease.conversation_id]
             assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
+            was_warming, slot.warming = slot.warming, False
             slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()
+            slot.held_ids, slot.unsaved_until = held_ids, time.monotonic() + unsaved_for_s
+            if was_warming and not slot.kv.allocated_bytes:
+                del self._slots[lease.conversation_id]  # nothing came of it
             self._changed.notify_all()
+
+    def staged(self, conversation_id: str, kv: KV) -> None:
+        """The writer has what it needs of this KV."""
+        with self._changed:
+            slot = self._slots.get(conversation_id)
+            if slot is not None and slot.kv is kv:
+                slot.unsaved_until = 0.0
+                self._changed.notify_all()
 
     def drop(self, conversation_id: str) -> int:
         """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
         `ConversationBusy` when a run uses it."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_leaving(conversation_id))
+            self._changed.wait_for(lambda: not (self._is_leaving(conversation_id) or self._is_warming(conversation_id)))
             slot = self._slots.get(conversation_id)
             if slot is None:
                 return 0
@@ -176,7 +231,7 @@ class Leases:
         while True:
             with self._changed:
                 while (step := self._next_step()) is None and not self._closed:
-                    self._changed.wait()
+                    self._changed.wait(self._patience_s())
                 if self._closed or step is None:
                     return
             try:
@@ -187,7 +242,7 @@ class Leases:
     def _next_step(self) -> Callable[[], None] | None:
         """What can be done for the head of the line, None for nothing. Nobody overtakes it, so it cannot starve: idle
         KVs are dropped for it, leased ones come back, and what it was promised fits the budget alone."""
-        if not self._line or sum(slot.leased for slot in self._slots.values()) >= self._engine.max_concurrent:
+        if not self._line or self._running_count() >= self._engine.max_concurrent:
             return None
         ticket = self._line[0]
         own = self._slots.get(ticket.conversation_id)
@@ -203,8 +258,18 @@ class Leases:
             slot.leaving = True
         return partial(self._make_room, victims) if victims else None
 
+    def _running_count(self) -> int:
+        return sum(slot.leased and not slot.warming for slot in self._slots.values())
+
+    def _patience_s(self) -> float | None:
+        """How long until an unsaved KV may go after all; None when nobody waits for one."""
+        now = time.monotonic()
+        left = [s.unsaved_until - now for s in self._slots.values() if s.unsaved_until > now and not s.leased]
+        return min(left) if left and self._line else None
+
     def _choose(self, needed_bytes: int, own: _Slot | None) -> list[_Slot]:
-        idle = [slot for slot in self._slots.values() if not slot.leased and not slot.leaving and slot is not own]
+        now = time.monotonic()
+        idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s is own or s.unsaved_until > now)]
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
         needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
         chosen = choose_victims(
@@ -223,7 +288,8 @@ class Leases:
         self._tell_places()
         slot.leased, slot.promised_bytes = True, ticket.promised_bytes
         loss = self._losses.pop(ticket.conversation_id, None)
-        lease = Lease(ticket.conversation_id, slot.kv, slot.kv.length_tokens, is_new, loss)
+        held = slot.kv.length_tokens
+        lease = Lease(ticket.conversation_id, slot.kv, held, is_new, loss, slot.held_ids[:held], ticket.promised_bytes)
         return partial(ticket.granted, lease)
 
     def _make_room(self, victims: list[_Slot]) -> None:
@@ -247,6 +313,14 @@ class Leases:
     def _is_leaving(self, conversation_id: str) -> bool:
         slot = self._slots.get(conversation_id)
         return slot is not None and slot.leaving
+
+    def _is_warming(self, conversation_id: str) -> bool:
+        """Whether it is being restored without a run; then that is told to end soon."""
+        slot = self._slots.get(conversation_id)
+        if slot is None or not slot.warming:
+            return False
+        slot.unwanted = True
+        return True
 
     def _tell_places(self) -> None:
         for place, ticket in enumerate(self._line, start=1):

@@ -16,25 +16,27 @@ from model_runtime.types import Engine, Finished, FinishReason, GenerationReques
 from sessions.config import SessionConfig
 from sessions.errors import MessageRefused
 from sessions.events import EventLog
-from sessions.leases import Dropped, Lease, Leases, Ticket
+from sessions.leases import Lease, Leases, Ticket
 from sessions.ledger import Turn, continued_answer, fold, new_answer, user_turn
+from sessions.notes import Notes
 from sessions.recorder import Recorder
 from sessions.records import Conversation, Node
 from sessions.room import Room
 from sessions.runs import Run, RunPlan, RunTable
 from sessions.store import Store
-from sessions.text import UNTITLED, clean, clean_message, clean_title, first_title, mib, refuse_if_huge, tokens
+from sessions.text import clean, clean_message, clean_title, first_title, refuse_if_huge
+from sessions.tiers import Tiers
 from sessions.types import (
     ConversationSettings,
     ConversationSummary,
     ConversationView,
     MemoryView,
     MessageStatus,
-    Receipt,
 )
 from sessions.views import Views
 
 DELETE_TIMEOUT_S = 10.0
+PARK_TIMEOUT_S = 30.0
 
 
 class SessionManager:
@@ -48,23 +50,26 @@ class SessionManager:
         self._room = Room(engine, template, config)
         self._events = EventLog(config.event_log_length)
         self._runs = RunTable(config.finished_run_keep_s)
-        self._leases = Leases(engine, config.device_kv_budget_bytes, self._note_dropped)
+        self._notes = Notes(store, self._events)
+        self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room)
+        self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
         self._recorder = Recorder(
-            store, engine, self._leases, self._runs, config.checkpoint_interval_s, self._note_receipt
+            store, engine, self._runs, config.checkpoint_interval_s, self._tiers.after_run, self._notes.receipt
         )
-        self._views = Views(store, engine, self._leases, self._runs, self._events, config)
+        self._views = Views(store, engine, self._leases, self._tiers, self._runs, self._events, config)
 
     # Life
 
     def start(self) -> None:
         """Marks answers that an earlier process left running as interrupted, then takes turns."""
         self._store.messages.interrupt_running()
+        self._tiers.start()
         self._recorder.start()
         self._leases.start()
 
     def close(self) -> None:
-        """Stops every run, keeping its text as interrupted, and ends the threads. Bounded by the configured time; the
-        engine and the store stay open. May be called twice."""
+        """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
+        configured times; the engine and the store stay open. May be called twice."""
         deadline = time.monotonic() + self._config.close_timeout_s
         self._runs.close()
         while (runs := self._runs.all_active()) and time.monotonic() < deadline:
@@ -77,6 +82,7 @@ class SessionManager:
             run.lease = None  # its KV is still the engine's
             self._recorder.put(run, _aborted())
         self._recorder.close(timeout_s=1.0)
+        self._tiers.close()
         self._leases.close(timeout_s=1.0)
 
     @property
@@ -192,6 +198,7 @@ class SessionManager:
         with self._runs.claim(conversation_id, DELETE_TIMEOUT_S):
             self._leases.forget(conversation_id)
             self._store.delete(conversation_id)
+            self._tiers.forget()
             self._events.forget(owner_id, conversation_id)
 
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
@@ -206,13 +213,31 @@ class SessionManager:
         return self._views.memory(owner_id)
 
     def drop_kv(self, owner_id: str, conversation_id: str) -> None:
-        """Frees the KV; the next turn reads the ledger again. Raises `ConversationBusy` during an answer."""
-        conversation = self._store.conversation(owner_id, conversation_id)
+        """Frees the KV; what is saved of it stays. Raises `ConversationBusy` during an answer."""
+        self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             freed_bytes = self._leases.drop(conversation_id)
         if freed_bytes:
-            title = conversation.title or UNTITLED
-            self._events.add(owner_id, conversation_id, f"Dropped the KV of {title}: {mib(freed_bytes)}")
+            self._notes.dropped(owner_id, conversation_id, freed_bytes)
+
+    def park(self, owner_id: str, conversation_id: str) -> None:
+        """Saves the KV to disk, then frees it. Raises `ConversationBusy`, or `StoreError` when it cannot be saved."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            freed_bytes = self._tiers.park(owner_id, conversation_id, PARK_TIMEOUT_S)
+        if freed_bytes:
+            self._notes.parked(owner_id, conversation_id, freed_bytes)
+
+    def warm(self, owner_id: str, conversation_id: str) -> bool:
+        """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        if self._runs.active(conversation_id) is not None:
+            return False
+        return self._tiers.warm(owner_id, conversation_id, fold(self._store.messages.path(conversation.leaf_id)))
+
+    def prepare(self, owner_id: str, conversation_id: str) -> bool:
+        """For a page that opens a conversation, or sees its first keystroke: `warm`, because a message will follow."""
+        return self.warm(owner_id, conversation_id)
 
     def count_tokens(self, owner_id: str, conversation_id: str, draft: str) -> tuple[int, int]:
         """Tokens of a draft, and how many tokens a message may have here at most. Raises `MessageRefused` when huge."""
@@ -272,15 +297,19 @@ class SessionManager:
             )
         )
         run.ticket = Ticket(
-            conversation.conversation_id, conversation.owner_id, promised_bytes, partial(self._submit, run), run.moved
+            conversation.conversation_id, conversation.owner_id, promised_bytes, partial(self._enter, run), run.moved
         )
         self._runs.add(run)
         self._leases.enter(run.ticket)
         return run
 
-    def _submit(self, run: Run, lease: Lease) -> None:
-        """Room was granted. On the leases' thread."""
+    def _enter(self, run: Run, lease: Lease) -> None:
+        """Room was granted. On the leases' thread, which does not wait for the disk."""
         run.leased(lease)
+        self._tiers.before_run(run, partial(self._submit, run, lease), partial(self._recorder.put, run, _aborted()))
+
+    def _submit(self, run: Run, lease: Lease) -> None:
+        """The KV holds the best it can. On the leases' thread, or on the restorer's."""
         request = GenerationRequest(
             run.plan.turn.ledger, lease.kv, run.plan.sampling, run.plan.turn.answer_prefix_tokens
         )
@@ -304,17 +333,6 @@ class SessionManager:
             self._room.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)
-
-    def _note_dropped(self, dropped: Dropped) -> None:
-        title = self._store.title(dropped.conversation_id) or UNTITLED
-        sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
-        self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
-
-    def _note_receipt(self, run: Run, receipt: Receipt) -> None:
-        if receipt.miss_reason is not None:
-            title = self._store.title(run.conversation_id) or UNTITLED
-            again = tokens(receipt.fed_tokens - receipt.delta_tokens)
-            self._events.add(run.plan.owner_id, run.conversation_id, f"Read {again} of {title} again")
 
 
 def _can_continue(answer: Node) -> bool:

@@ -83,3 +83,39 @@ def receipts(db: Database) -> None:
             miss_reason TEXT,
             miss_detail TEXT NOT NULL
         )""")
+
+
+@_step
+def segments(db: Database) -> None:
+    """Saved runs of KV. A row exists only while its file does: the file is renamed into place first, and the row goes
+    first. `token_ids` is the last column, for the reason given above. Branches and conversations of one owner share a
+    segment by referring to it; messages are never deleted one by one, so a conversation's reference is enough."""
+    db.execute("""
+        CREATE TABLE segments (
+            key TEXT PRIMARY KEY,
+            parent_key TEXT NOT NULL,
+            owner_id TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE,
+            fingerprint TEXT NOT NULL,
+            start_tokens INTEGER NOT NULL,
+            tokens INTEGER NOT NULL,
+            bytes INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            last_used_at REAL NOT NULL,
+            token_ids BLOB NOT NULL
+        )""")
+    db.execute("CREATE INDEX segments_by_parent ON segments(parent_key)")
+    db.execute("CREATE INDEX segments_by_owner ON segments(owner_id)")
+    db.execute("""
+        CREATE TABLE segment_references (
+            conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+            segment_key TEXT NOT NULL REFERENCES segments(key) ON DELETE CASCADE,
+            PRIMARY KEY (conversation_id, segment_key)
+        ) WITHOUT ROWID""")
+    db.execute("CREATE INDEX references_by_segment ON segment_references(segment_key)")
+
+
+@_step
+def restores_on_receipts(db: Database) -> None:
+    db.execute("ALTER TABLE receipts ADD COLUMN restored_bytes INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN restore_s REAL NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN choice TEXT NOT NULL DEFAULT ''")

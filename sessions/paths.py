@@ -10,6 +10,7 @@ from sessions.errors import StoreError
 
 DATABASE_NAME = "keepwarm.db"
 LOCK_NAME = "keepwarm.lock"
+KV_NAME = "kv"
 
 
 class DataDirectory:
@@ -42,6 +43,10 @@ class DataDirectory:
     @property
     def database_path(self) -> Path:
         return self.path / DATABASE_NAME
+
+    @property
+    def kv_path(self) -> Path:
+        return self.path / KV_NAME
 
     def close(self) -> None:
         """Lets go of the lock. May be called twice."""

@@ -41,14 +41,15 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         return None
     reason, detail = _miss(run, lease, event)
     whole = len(turn.ledger)
-    saved_s = estimate_read_s(0, whole) - estimate_read_s(event.reused_tokens, whole)
+    restored = run.restored
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(event.reused_tokens, whole) - restored.seconds
     return Receipt(
         fed_tokens=event.fed_tokens,
         delta_tokens=turn.delta_tokens,
         reused_tokens=event.reused_tokens,
         sampled_tokens=event.sampled_tokens,
-        tier_before=Tier.DEVICE if lease.held_tokens else Tier.COLD,
-        ttft_s=event.ttft_s,
+        tier_before=_tier(run, lease),
+        ttft_s=event.ttft_s if event.ttft_s is None else event.ttft_s + restored.seconds,
         waited_s=run.waited_s,
         prefill_s=event.prefill_s,
         decode_s=event.decode_s,
@@ -56,7 +57,16 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         saved_s=max(0.0, saved_s) if event.sampled_tokens else 0.0,
         miss_reason=reason,
         miss_detail=detail,
+        restored_bytes=restored.size_bytes,
+        restore_s=restored.seconds,
+        choice=restored.choice,
     )
+
+
+def _tier(run: Run, lease: Lease) -> Tier:
+    if run.restored.tokens:
+        return Tier.DISK
+    return Tier.DEVICE if lease.held_tokens else Tier.COLD
 
 
 def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, str]:
@@ -74,6 +84,10 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         case MissReason.TEMPLATE_REWROTE_HISTORY:
             first = turn.rewrite.first_token if turn.rewrite else 0
             return reason, f"The model's chat template rewrote history from token {first + 1:,} on, {again}"
+        case MissReason.SNAPSHOT_REFUSED:
+            return reason, f"Its memory on disk was refused ({run.restored.refusal}), {again}"
+        case MissReason.REREAD_CHEAPER:
+            return reason, f"Reading was expected to be faster than restoring from disk, {again}"
         case MissReason.EVICTED:
             how = "by hand" if lease.loss is Loss.BY_HAND else "to make room"
             return reason, f"Its memory was dropped {how}, {again}"
@@ -88,6 +102,10 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
 def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
     if run.plan.turn.rewrite is not None:
         return run.plan.turn.rewrite.reason
+    if run.restored.refusal:
+        return MissReason.SNAPSHOT_REFUSED
+    if run.restored.is_reread_cheaper:
+        return MissReason.REREAD_CHEAPER
     if lease.held_tokens == 0:
         if lease.loss is not None:
             return MissReason.EVICTED

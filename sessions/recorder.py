@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from model_runtime.types import Engine, Event, Finished, FinishReason, PrefillProgress, TokenDelta
 from sessions.errors import SessionError
-from sessions.leases import Leases
 from sessions.receipts import outcome, receipt
 from sessions.runs import Run, RunTable
 from sessions.store import Store
@@ -25,22 +24,25 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """`on_receipt` is told of every stored receipt. `put` may be called from any thread and never blocks."""
+    """`settle` gives a run's KV back; `on_receipt` is told of every stored receipt.
+
+    `put` may be called from any thread and never blocks.
+    """
 
     def __init__(
         self,
         store: Store,
         engine: Engine,
-        leases: Leases,
         runs: RunTable,
         checkpoint_interval_s: float,
+        settle: Callable[[Run], None],
         on_receipt: Callable[[Run, Receipt], None],
     ) -> None:
         self._store = store
         self._engine = engine
-        self._leases = leases
         self._runs = runs
         self._checkpoint_interval_s = checkpoint_interval_s
+        self._settle = settle
         self._on_receipt = on_receipt
         self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
@@ -130,7 +132,7 @@ class Recorder:
         """The order matters: who sees DONE may send at once, and finds the KV and the conversation free."""
         if run.lease is not None:
             try:
-                self._leases.settle(run.lease)
+                self._settle(run)
             except Exception:
                 log.exception("lease_not_settled message=%d", run.message_id)
         self._runs.retire(run)

@@ -13,6 +13,7 @@ from model_runtime.types import Finished, Generation, PrefillProgress, SamplingP
 from sessions.errors import ConversationBusy
 from sessions.leases import Lease, Ticket
 from sessions.ledger import Turn
+from sessions.restorer import NOT_RESTORED, Restored
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
 
@@ -40,6 +41,7 @@ class Run:
         self.plan = plan
         self.ticket: Ticket | None = None
         self.lease: Lease | None = None
+        self.restored: Restored = NOT_RESTORED
         self.waited_s = 0.0
         self.failure: str | None = None  # a sentence: something of ours failed while the engine was at work
         self.interrupted = False  # the server ends; nobody asked to stop

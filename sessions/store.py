@@ -20,6 +20,7 @@ from sessions.database import Database
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.paths import DataDirectory
 from sessions.records import Conversation, Totals
+from sessions.segments_table import SegmentsTable
 from sessions.tree import MessageTree
 from sessions.types import ConversationSettings
 
@@ -44,6 +45,12 @@ class Store:
             self._directory.close()
             raise
         self.messages = MessageTree(self._database)
+        self.segments = SegmentsTable(self._database)
+
+    @property
+    def kv_dir(self) -> Path:
+        """Where saved KVs lie."""
+        return self._directory.kv_path
 
     def close(self) -> None:
         """Closes the database and lets go of the data directory. May be called twice."""

@@ -37,6 +37,8 @@ class MissReason(StrEnum):
     SYSTEM_PROMPT_CHANGED = "system_prompt_changed"
     MODEL_CHANGED = "model_changed"
     EARLIER_FAILURE = "earlier_failure"
+    SNAPSHOT_REFUSED = "snapshot_refused"
+    REREAD_CHEAPER = "reread_cheaper"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,16 @@ class Receipt:
     reused_tokens: int
     sampled_tokens: int
     tier_before: Tier
-    ttft_s: float | None
+    ttft_s: float | None  # a restore included
     waited_s: float  # in line, before the engine started on it
     prefill_s: float
     decode_s: float
     saved_s: float  # estimated seconds a full read would have cost more
     miss_reason: MissReason | None = None
     miss_detail: str = ""  # a sentence for a person, "" without a miss
+    restored_bytes: int = 0  # came from disk for this turn
+    restore_s: float = 0.0  # what that took
+    choice: str = ""  # a sentence: what restoring and reading were expected to take; "" when there was no choice
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -100,6 +105,7 @@ class ConversationSummary:
     tier: Tier
     is_running: bool
     kv_bytes: int
+    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +158,8 @@ class MemoryRow:
     cold_ttft_s: float
     last_used_at: float
     is_running: bool
+    disk_tokens: int = 0  # how far its longest saved branch reaches
+    disk_bytes: int = 0  # of all its branches; a file that two conversations share counts in both
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +182,5 @@ class MemoryView:
     saved_s_total: float  # over all the owner's receipts
     reused_tokens_total: int
     events: tuple[MemoryEvent, ...] = field(default=())
+    disk_used_bytes: int = 0
+    disk_budget_bytes: int = 0  # 0: nothing is saved

@@ -10,8 +10,10 @@ from sessions.events import EventLog
 from sessions.leases import Holding, Leases
 from sessions.records import Conversation
 from sessions.runs import Run, RunTable
+from sessions.segments_table import Saved
 from sessions.store import Store
 from sessions.text import UNTITLED
+from sessions.tiers import Tiers
 from sessions.tree import INTERRUPTED_NOTE
 from sessions.types import (
     ConversationSummary,
@@ -25,27 +27,38 @@ from sessions.types import (
 
 EXPECTED_MESSAGE_TOKENS = 32
 _NOTHING = Holding(tokens=0, used_bytes=0, reserved_bytes=0, last_used_at=0.0)
+_NOT_SAVED = Saved(tokens=0, size_bytes=0)
 
 
 class Views:
     """Every method takes the owner first and shows nobody else's rows. Safe from any thread."""
 
     def __init__(
-        self, store: Store, engine: Engine, leases: Leases, runs: RunTable, events: EventLog, config: SessionConfig
+        self,
+        store: Store,
+        engine: Engine,
+        leases: Leases,
+        tiers: Tiers,
+        runs: RunTable,
+        events: EventLog,
+        config: SessionConfig,
     ) -> None:
         self._store = store
         self._engine = engine
         self._leases = leases
+        self._tiers = tiers
         self._runs = runs
         self._events = events
         self._config = config
 
     def summaries(self, owner_id: str, search: str) -> list[ConversationSummary]:
         holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
+        saved = self._tiers.saved(owner_id)
         return [
             _summary(
                 conversation,
                 holdings.get(conversation.conversation_id, _NOTHING),
+                saved.get(conversation.conversation_id, _NOT_SAVED),
                 conversation.conversation_id in running,
             )
             for conversation in self._store.conversations(owner_id, search)
@@ -60,9 +73,10 @@ class Views:
                 self._last(conversation, messages[-1]),
             )
         holding = self._leases.holdings().get(conversation_id, _NOTHING)
+        saved = self._tiers.saved(owner_id).get(conversation_id, _NOT_SAVED)
         run = self._runs.active(conversation_id)
         return ConversationView(
-            summary=_summary(conversation, holding, run is not None),
+            summary=_summary(conversation, holding, saved, run is not None),
             settings=conversation.settings,
             messages=messages,
             ledger_tokens=_ledger_tokens(conversation, run),
@@ -71,12 +85,13 @@ class Views:
 
     def memory(self, owner_id: str) -> MemoryView:
         holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
-        totals = self._store.totals(owner_id)
+        totals, saved = self._store.totals(owner_id), self._tiers.saved(owner_id)
         return MemoryView(
             rows=tuple(
                 self._row(
                     conversation,
                     holdings.get(conversation.conversation_id, _NOTHING),
+                    saved.get(conversation.conversation_id, _NOT_SAVED),
                     running.get(conversation.conversation_id),
                 )
                 for conversation in self._store.conversations(owner_id)
@@ -87,24 +102,33 @@ class Views:
             saved_s_total=totals.saved_s,
             reused_tokens_total=totals.reused_tokens,
             events=self._events.of(owner_id),
+            disk_used_bytes=self._tiers.disk_used_bytes,
+            disk_budget_bytes=self._tiers.disk_budget_bytes,
         )
 
-    def _row(self, conversation: Conversation, holding: Holding, run: Run | None) -> MemoryRow:
+    def _row(self, conversation: Conversation, holding: Holding, saved: Saved, run: Run | None) -> MemoryRow:
         ledger_tokens = _ledger_tokens(conversation, run)
         expected_tokens = ledger_tokens + EXPECTED_MESSAGE_TOKENS
         held_tokens = min(holding.tokens, ledger_tokens)
+        next_ttft_s = self._engine.estimate_read_s(held_tokens, expected_tokens)
+        if not holding.tokens and saved.tokens:
+            next_ttft_s = min(
+                next_ttft_s, self._tiers.restored_ttft_s(min(saved.tokens, ledger_tokens), expected_tokens)
+            )
         return MemoryRow(
             conversation_id=conversation.conversation_id,
             title=conversation.title or UNTITLED,
-            tier=Tier.DEVICE if holding.tokens else Tier.COLD,
+            tier=_tier(holding, saved),
             ledger_tokens=ledger_tokens,
             kv_tokens=holding.tokens,
             used_bytes=holding.used_bytes,
             reserved_bytes=holding.reserved_bytes,
-            next_ttft_s=self._engine.estimate_read_s(held_tokens, expected_tokens),
+            next_ttft_s=next_ttft_s,
             cold_ttft_s=self._engine.estimate_read_s(0, expected_tokens),
             last_used_at=holding.last_used_at or conversation.updated_at,
             is_running=run is not None,
+            disk_tokens=saved.tokens,
+            disk_bytes=saved.size_bytes,
         )
 
     def _last(self, conversation: Conversation, message: MessageView) -> MessageView:
@@ -123,14 +147,21 @@ class Views:
         return replace(message, can_continue=message.can_continue and has_room)
 
 
-def _summary(conversation: Conversation, holding: Holding, is_running: bool) -> ConversationSummary:
+def _tier(holding: Holding, saved: Saved) -> Tier:
+    if holding.tokens:
+        return Tier.DEVICE
+    return Tier.DISK if saved.tokens else Tier.COLD
+
+
+def _summary(conversation: Conversation, holding: Holding, saved: Saved, is_running: bool) -> ConversationSummary:
     return ConversationSummary(
         conversation_id=conversation.conversation_id,
         title=conversation.title or UNTITLED,
         updated_at=conversation.updated_at,
-        tier=Tier.DEVICE if holding.tokens else Tier.COLD,
+        tier=_tier(holding, saved),
         is_running=is_running,
         kv_bytes=holding.used_bytes,
+        disk_bytes=saved.size_bytes,
     )
 
 

@@ -13,7 +13,7 @@ from sessions.manager import SessionManager
 from sessions.records import Node
 from sessions.runs import Run
 from sessions.store import Store
-from sessions.types import ConversationSettings, MessageView, RunPhase
+from sessions.types import ConversationSettings, MessageView, Receipt, RunPhase
 from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
 
@@ -34,7 +34,12 @@ class House:
         self.engine = engine or ScriptedEngine()
         self.template = template or ByteTemplate()
         self.store = Store(data_dir)
-        settings = {"device_kv_budget_bytes": budget_bytes, "checkpoint_interval_s": 0.05, **config}
+        settings = {
+            "device_kv_budget_bytes": budget_bytes,
+            "checkpoint_interval_s": 0.05,
+            "disk_kv_budget_bytes": 0,
+            **config,
+        }
         self.manager = SessionManager(self.store, self.engine, self.template, SessionConfig(**settings))  # type: ignore[arg-type]
         self.manager.start()
         self._closed = False
@@ -69,6 +74,20 @@ class House:
         """What the pure function says to the ledger in front of the last answer."""
         path = self.path(conversation_id, owner)
         return text_of(self.engine.answer(prompt_of(path)))
+
+    def saved(self, conversation_id: str, owner: str = ADA) -> None:
+        """Waits until all that its KV can hold of the current path is on disk."""
+        ids = self.ledger(conversation_id, owner)[:-1]
+        disk = self.manager._tiers._disk
+        until(lambda: disk.chain(owner, conversation_id, ids).useful_tokens == len(ids))
+
+    def files(self) -> list[Path]:
+        """Saved KVs."""
+        return sorted(path for path in self.store.kv_dir.rglob("*") if path.is_file())
+
+    def receipt(self, message: MessageView) -> Receipt:
+        assert message.receipt is not None
+        return message.receipt
 
     def texts(self, conversation_id: str, owner: str = ADA) -> list[str]:
         return [message.text for message in self.manager.view(owner, conversation_id).messages]

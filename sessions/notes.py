@@ -1,0 +1,52 @@
+"""What the memory log says, as sentences with the conversation's title."""
+
+from __future__ import annotations
+
+from sessions.events import EventLog
+from sessions.leases import Dropped
+from sessions.restorer import Restored
+from sessions.runs import Run
+from sessions.store import Store
+from sessions.text import UNTITLED, mib, tokens
+from sessions.types import Receipt
+
+
+class Notes:
+    """Any thread."""
+
+    def __init__(self, store: Store, events: EventLog) -> None:
+        self._store = store
+        self._events = events
+
+    def dropped_for_room(self, dropped: Dropped) -> None:
+        title = self._title(dropped.conversation_id)
+        sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
+        self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
+
+    def dropped(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
+        sentence = f"Dropped the KV of {self._title(conversation_id)}: {mib(freed_bytes)}"
+        self._events.add(owner_id, conversation_id, sentence)
+
+    def parked(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
+        sentence = f"Parked the KV of {self._title(conversation_id)} on disk: {mib(freed_bytes)}"
+        self._events.add(owner_id, conversation_id, sentence)
+
+    def not_saved(self, owner_id: str, conversation_id: str, why: str) -> None:
+        self._events.add(owner_id, conversation_id, f"{self._title(conversation_id)}: {why}")
+
+    def restored(self, owner_id: str, conversation_id: str, restored: Restored) -> None:
+        title = self._title(conversation_id)
+        if restored.refusal:
+            self._events.add(owner_id, conversation_id, f"Refused the saved KV of {title}: {restored.refusal}")
+        if restored.tokens:
+            sentence = f"Restored {title} from disk: {mib(restored.size_bytes)}, {restored.seconds:.2f} s"
+            self._events.add(owner_id, conversation_id, sentence)
+
+    def receipt(self, run: Run, receipt: Receipt) -> None:
+        if receipt.miss_reason is not None:
+            again = tokens(receipt.fed_tokens - receipt.delta_tokens)
+            sentence = f"Read {again} of {self._title(run.conversation_id)} again"
+            self._events.add(run.plan.owner_id, run.conversation_id, sentence)
+
+    def _title(self, conversation_id: str) -> str:
+        return self._store.title(conversation_id) or UNTITLED

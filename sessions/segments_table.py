@@ -1,0 +1,177 @@
+"""The rows of saved segments in SQLite: which file holds which run of whose ledger, and who refers to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from model_runtime.segments import SegmentIdentity
+from sessions.database import Database
+from sessions.records import pack, unpack
+
+_DESCENDANTS = """
+    WITH RECURSIVE doomed(key) AS (
+        SELECT ? UNION SELECT s.key FROM segments s JOIN doomed d ON s.parent_key = d.key
+    ) SELECT key FROM doomed """
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSegment:
+    """A row without its token ids. `size_bytes` is the file's."""
+
+    key: str
+    parent_key: str
+    fingerprint: str
+    start_tokens: int
+    tokens: int
+    size_bytes: int
+    last_used_at: float
+    conversation_ids: tuple[str, ...] = ()  # who refers to it
+
+    @property
+    def end_tokens(self) -> int:
+        return self.start_tokens + self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What one conversation has on disk, all its branches together. `tokens` is how far the longest one reaches."""
+
+    tokens: int
+    size_bytes: int
+
+
+class SegmentsTable:
+    """Every method is one transaction and raises `StoreError` when the file fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
+        """What it refers to."""
+        with self._database.read() as db:
+            return [
+                _saved(row)
+                for row in db.query(
+                    "SELECT s.*, r.conversation_id AS users FROM segment_references r JOIN segments s"
+                    " ON s.key = r.segment_key WHERE r.conversation_id = ?",
+                    [conversation_id],
+                )
+            ]
+
+    def every(self) -> list[SavedSegment]:
+        """All of them, with who refers to each."""
+        with self._database.read() as db:
+            return [
+                _saved(row)
+                for row in db.query(
+                    "SELECT s.*, group_concat(r.conversation_id) AS users FROM segments s"
+                    " LEFT JOIN segment_references r ON r.segment_key = s.key GROUP BY s.key"
+                )
+            ]
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """() when the row is gone."""
+        with self._database.read() as db:
+            row = db.execute("SELECT token_ids FROM segments WHERE key = ?", [key]).fetchone()
+        return unpack(row[0]) if row else ()
+
+    def by_conversation(self, owner_id: str) -> dict[str, Saved]:
+        """For the owner's lists. A segment that two conversations share counts in both."""
+        with self._database.read() as db:
+            rows = db.execute(
+                "SELECT r.conversation_id, max(s.start_tokens + s.tokens), sum(s.bytes) FROM segments s"
+                " JOIN segment_references r ON r.segment_key = s.key WHERE s.owner_id = ? GROUP BY r.conversation_id",
+                [owner_id],
+            ).fetchall()
+        return {str(row[0]): Saved(int(row[1]), int(row[2])) for row in rows}
+
+    def used_bytes(self) -> int:
+        with self._database.read() as db:
+            return int(db.execute("SELECT coalesce(sum(bytes), 0) FROM segments").fetchone()[0])
+
+    def add(
+        self, owner_id: str, conversation_id: str, fingerprint: str, identity: SegmentIdentity, size_bytes: int
+    ) -> bool:
+        """Remembers a file that is in its place. False when the conversation was deleted meanwhile."""
+        now = time.time()
+        with self._database.write() as db:
+            if not _owns(db, owner_id, conversation_id):
+                return False
+            db["segments"].insert(
+                {
+                    "key": identity.key,
+                    "parent_key": identity.parent_key,
+                    "owner_id": owner_id,
+                    "fingerprint": fingerprint,
+                    "start_tokens": identity.start_tokens,
+                    "tokens": len(identity.token_ids),
+                    "bytes": size_bytes,
+                    "created_at": now,
+                    "last_used_at": now,
+                    "token_ids": pack(identity.token_ids),
+                }
+            )
+            _refer(db, conversation_id, identity.key)
+        return True
+
+    def adopt(self, owner_id: str, conversation_id: str, key: str) -> bool:
+        """Refers to a segment that another of the owner's conversations has saved. False when there is none."""
+        with self._database.write() as db:
+            found = db.execute("SELECT 1 FROM segments WHERE key = ? AND owner_id = ?", [key, owner_id]).fetchone()
+            if not found or not _owns(db, owner_id, conversation_id):
+                return False
+            _refer(db, conversation_id, key)
+        return True
+
+    def touch(self, keys: Iterable[str]) -> None:
+        """They were of use now."""
+        now = time.time()
+        with self._database.write() as db:
+            for key in keys:
+                db.execute("UPDATE segments SET last_used_at = ? WHERE key = ?", [now, key])
+
+    def remove(self, keys: Iterable[str]) -> None:
+        with self._database.write() as db:
+            for key in keys:
+                db.execute("DELETE FROM segments WHERE key = ?", [key])
+
+    def remove_with_descendants(self, key: str) -> list[str]:
+        """The keys that went: what builds on a segment is worth nothing without it."""
+        with self._database.write() as db:
+            doomed = [str(row[0]) for row in db.execute(_DESCENDANTS, [key]).fetchall()]
+            for doomed_key in doomed:
+                db.execute("DELETE FROM segments WHERE key = ?", [doomed_key])
+        return doomed
+
+    def remove_unreferenced(self) -> list[str]:
+        """The keys that went."""
+        sql = "FROM segments WHERE key NOT IN (SELECT segment_key FROM segment_references)"
+        with self._database.write() as db:
+            doomed = [str(row[0]) for row in db.execute(f"SELECT key {sql}").fetchall()]
+            db.execute(f"DELETE {sql}")
+        return doomed
+
+
+def _owns(db: Any, owner_id: str, conversation_id: str) -> bool:
+    sql = "SELECT 1 FROM conversations WHERE id = ? AND owner_id = ?"
+    return db.execute(sql, [conversation_id, owner_id]).fetchone() is not None
+
+
+def _refer(db: Any, conversation_id: str, key: str) -> None:
+    db.execute("INSERT OR IGNORE INTO segment_references VALUES (?, ?)", [conversation_id, key])
+
+
+def _saved(row: dict[str, Any]) -> SavedSegment:
+    return SavedSegment(
+        key=row["key"],
+        parent_key=row["parent_key"],
+        fingerprint=row["fingerprint"],
+        start_tokens=row["start_tokens"],
+        tokens=row["tokens"],
+        size_bytes=row["bytes"],
+        last_used_at=row["last_used_at"],
+        conversation_ids=tuple((row["users"] or "").split(",")) if row["users"] else (),
+    )

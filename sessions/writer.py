@@ -1,0 +1,107 @@
+"""The thread that writes KVs through to disk after each turn, in the order of the turns.
+
+It stages a run of rows (the engine copies them between two steps), saves it, and goes on to the next, so at most one
+segment is held in memory. Whatever fails, the chat goes on: the conversation is "not saved", and its owner is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model_runtime.errors import EngineClosed, SnapshotNotSaved
+from model_runtime.types import KV, Engine
+from sessions.chains import cut
+from sessions.disk import Disk
+from sessions.errors import SessionError
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 32 * 1024 * 1024  # staged in memory at once; a restore can be stopped between two
+
+
+@dataclass(frozen=True, slots=True)
+class SaveJob:
+    """`ids` is what the KV holds. `done` is called on the writer's thread, with False when not all of it is saved;
+    `staged` when the KV is not needed any more."""
+
+    owner_id: str
+    conversation_id: str
+    kv: KV
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    staged: Callable[[], None]
+    done: Callable[[bool], None] = lambda saved: None
+
+
+class Writer:
+    """`put` may be called from any thread and never blocks. `on_trouble` gets the owner, the conversation and why."""
+
+    def __init__(self, engine: Engine, disk: Disk, on_trouble: Callable[[str, str, str], None]) -> None:
+        self._engine = engine
+        self._disk = disk
+        self._on_trouble = on_trouble
+        self._limit_tokens = max(1, SEGMENT_BYTES // max(1, engine.segment_bytes(1)))
+        self._queue: queue.SimpleQueue[SaveJob | None] = queue.SimpleQueue()
+        self._gives_up = False
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, job: SaveJob) -> None:
+        self._queue.put(job)
+
+    def close(self, timeout_s: float) -> None:
+        """Saves what is in the queue, as far as the time goes, then ends. What is left is read again one day."""
+        self._queue.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        self._gives_up = True
+
+    def _loop(self) -> None:
+        while (job := self._queue.get()) is not None:
+            saved = False
+            try:
+                saved = not self._gives_up and self._save(job)
+            except EngineClosed:
+                log.info("kv_not_saved conversation=%s why=engine_closed", job.conversation_id)
+            except (SnapshotNotSaved, SessionError) as error:
+                self._tell(job, error)
+            except Exception:
+                log.exception("kv_not_saved conversation=%s", job.conversation_id)
+            finally:
+                job.staged()
+                job.done(saved)
+
+    def _tell(self, job: SaveJob, error: Exception) -> None:
+        log.warning("kv_not_saved conversation=%s error=%s", job.conversation_id, error)
+        with contextlib.suppress(SessionError):  # the database is closed, and nobody looks any more
+            self._on_trouble(job.owner_id, job.conversation_id, str(error))
+
+    def _save(self, job: SaveJob) -> bool:
+        owner_id, conversation_id = job.owner_id, job.conversation_id
+        with self._disk.using(conversation_id):
+            chain = self._disk.chain(owner_id, conversation_id, job.ids)
+            parent = chain.whole[-1] if chain.whole else None
+            pieces = cut(job.ids, parent, job.prompt_tokens, self._limit_tokens, self._disk.fingerprint(owner_id))
+            while pieces and self._disk.adopt(owner_id, conversation_id, pieces[0]):
+                del pieces[0]
+            self._disk.used_now(chain)
+            if pieces:
+                self._disk.room_for(pieces)
+            for piece in pieces:
+                try:
+                    segment = self._engine.stage(job.kv, piece)
+                except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
+                    log.info("kv_gone_before_saved conversation=%s", conversation_id)
+                    return False
+                if piece is pieces[-1]:
+                    job.staged()
+                if self._gives_up or not self._disk.save(owner_id, conversation_id, segment):
+                    return False
+        return True

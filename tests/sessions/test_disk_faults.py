@@ -1,0 +1,223 @@
+"""Files that are torn, swapped, missing or another model's, disks that are full, slow or small: never wrong text."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sessions.types import MissReason, Receipt, Tier
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, until
+from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.test_tiers import LONG
+
+MIB = 1024 * 1024
+Damage = Callable[[list[Path]], None]
+
+
+def flip_a_bit(files: list[Path]) -> None:
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 2] ^= 4
+    files[0].write_bytes(content)
+
+
+def cut_off(files: list[Path]) -> None:
+    files[0].write_bytes(files[0].read_bytes()[:-7])
+
+
+def swap(files: list[Path]) -> None:
+    first, second = files[0].read_bytes(), files[1].read_bytes()
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+
+
+def remove(files: list[Path]) -> None:
+    files[0].unlink()
+
+
+def make_unreadable(files: list[Path]) -> None:
+    files[0].unlink()
+    files[0].mkdir()
+
+
+@pytest.fixture
+def saved_house(make_house: MakeHouse) -> tuple[House, str]:
+    """Two turns are saved, none is on the device."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation()
+    house.say(c, LONG)
+    house.say(c, "Second " + LONG)
+    house.manager.park(ADA, c)
+    return house, c
+
+
+def say(house: House, c: str, text: str = "And now?") -> Receipt:
+    message = house.say(c, text)
+    assert message.text == house.expected_text(c)
+    return house.receipt(message)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, swap, remove, make_unreadable])
+def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple[House, str], damage: Damage) -> None:
+    house, c = saved_house
+    root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
+    path = house.manager._tiers._disk.path_of(root.key)
+    damage([path, *(other for other in house.files() if other != path)])
+    receipt = say(house, c)
+    assert receipt.miss_reason is MissReason.SNAPSHOT_REFUSED
+    assert receipt.miss_detail.startswith("Its memory on disk was refused (the saved memory ")
+    assert receipt.reused_tokens == receipt.restored_bytes == 0
+    assert any("Refused the saved KV of" in event.text for event in house.manager.memory(ADA).events)
+    if damage is make_unreadable:
+        return
+    house.saved(c)  # the damaged file was replaced
+    house.manager.drop_kv(ADA, c)
+    receipt = say(house, c, "Once more")
+    assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
+
+
+def test_a_damaged_tail_costs_only_the_tail(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
+    cut_off([house.manager._tiers._disk.path_of(last.key)])
+    receipt = say(house, c)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.SNAPSHOT_REFUSED)
+    assert receipt.reused_tokens == last.start_tokens
+
+
+def test_files_and_rows_that_do_not_match_are_swept(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+    house, c = saved_house
+    root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
+    path = house.manager._tiers._disk.path_of(root.key)
+    path.unlink()
+    for name in ("stranger.kv", f"{'0' * 40}.kv", f"{root.key}.kv.77.tmp"):
+        path.with_name(name).write_bytes(b"nobody's")
+    house.close()
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    assert house.files() == []
+    assert house.manager.memory(ADA).disk_used_bytes == 0
+    receipt = say(house, c)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.RESTARTED)
+
+
+def test_another_models_files_are_swept(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+    house, c = saved_house
+    house.close()
+    house = make_house(engine=ScriptedEngine(name="Other-1B"), disk_kv_budget_bytes=64 * MIB)
+    assert house.files() == []
+    assert say(house, c).miss_reason is MissReason.MODEL_CHANGED
+
+
+def test_a_file_that_was_planted_under_the_right_name_is_refused(saved_house: tuple[House, str]) -> None:
+    """Another owner's file, whole and true, in the place of one's own."""
+    house, c = saved_house
+    theirs = house.conversation("eve")
+    house.say(theirs, LONG, "eve")
+    house.saved(theirs, "eve")
+    paths = [
+        house.manager._tiers._disk.path_of(segment.key)
+        for conversation in (theirs, c)
+        for segment in house.store.segments.of_conversation(conversation)
+        if segment.start_tokens == 0
+    ]
+    shutil.copyfile(*paths)
+    assert say(house, c).miss_reason is MissReason.SNAPSHOT_REFUSED
+
+
+def test_the_disk_budget_holds_at_every_moment(make_house: MakeHouse) -> None:
+    budget_bytes = MIB
+    house = make_house(disk_kv_budget_bytes=budget_bytes)
+    broken: list[int] = []
+
+    def look() -> None:
+        held = sum(path.stat().st_size for path in house.files())
+        if held > budget_bytes:
+            broken.append(held)
+
+    save = house.engine.save
+
+    def watched(segment: object, path: Path) -> int:
+        size = save(segment, path)  # type: ignore[arg-type]
+        look()
+        return size
+
+    house.engine.save = watched  # type: ignore[method-assign, assignment]
+    conversations = [house.conversation() for _ in range(1)]
+    for number in range(8):
+        house.say(conversations[-1], f"{number} {LONG}")
+        house.saved(conversations[-1])
+        conversations.append(house.conversation())
+    memory = house.manager.memory(ADA)
+    assert broken == []
+    assert memory.disk_used_bytes == sum(path.stat().st_size for path in house.files()) <= budget_bytes
+    assert memory.disk_budget_bytes == budget_bytes
+    on_disk = {row.conversation_id for row in memory.rows if row.disk_bytes}
+    assert conversations[7] in on_disk
+    assert conversations[0] not in on_disk  # used longest ago
+
+
+def test_what_can_never_fit_is_not_saved_and_nobody_goes_for_it(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=600 * 1024)
+    small = house.conversation()
+    house.say(small, "Small")
+    house.saved(small)
+    large = house.conversation()
+    house.say(large, LONG * 3)
+    until(lambda: any("do not fit the disk budget of 0.6 MiB" in e.text for e in house.manager.memory(ADA).events))
+    assert set(house.manager._tiers.saved(ADA)) == {small}
+
+
+def test_a_lower_budget_is_kept_from_the_start(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+    house, c = saved_house
+    used_bytes = house.manager.memory(ADA).disk_used_bytes
+    house.close()
+    house = make_house(disk_kv_budget_bytes=used_bytes - 1)
+    assert 0 < house.manager.memory(ADA).disk_used_bytes < used_bytes
+    assert say(house, c).tier_before is Tier.DISK  # the beginning stayed
+
+
+def test_a_full_disk_is_a_note_and_never_an_error(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: No space left on device."
+    c = house.conversation()
+    assert say(house, c, LONG).miss_reason is None
+    until(lambda: any("No space left on device" in event.text for event in house.manager.memory(ADA).events))
+    house.engine.fail_save = lambda identity: None
+    assert say(house, c).fed_tokens < 20
+    house.saved(c)  # the next turn saves all of it
+
+
+def test_the_free_disk_is_respected(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB, disk_free_floor_bytes=2**60)
+    c = house.conversation()
+    say(house, c, LONG)
+    until(lambda: any("the disk has only" in event.text for event in house.manager.memory(ADA).events))
+    assert house.files() == []
+
+
+def test_a_slow_disk_holds_nobody_up(make_house: MakeHouse) -> None:
+    """Two seconds a file; a KV that is still to be saved is waited for, but not for ever."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=640 * 1024, save_patience_s=0.3, flush_timeout_s=0.2)
+    house.engine.save_delay_s = 2.0
+    started = [house.conversation(max_new_tokens=100)]
+    for number in range(3):
+        receipt = say(house, started[-1], f"{number} {LONG}")
+        assert receipt.waited_s < 1.5
+        started.append(house.conversation(max_new_tokens=100))
+    house.close()
+
+
+def test_flipped_bits_at_random(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    dice = random.Random(11)
+    for number in range(15):
+        path = dice.choice(house.files())
+        content = bytearray(path.read_bytes())
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        path.write_bytes(content)
+        assert say(house, c, f"Question {number}").miss_reason is MissReason.SNAPSHOT_REFUSED
+        house.manager.park(ADA, c)
