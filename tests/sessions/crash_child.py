@@ -9,11 +9,15 @@ from pathlib import Path
 from tests.sessions.house import House
 from tests.sessions.scripted_engine import ScriptedEngine
 
+DISK_BYTES = 300 * 1024  # so little that files come and go
+
 
 def main(data_dir: str, round_number: str) -> None:
     if not sys.stdin.readline():  # started ahead of its turn, because importing takes longer than being killed
         return
-    house = House(Path(data_dir), ScriptedEngine(token_delay_s=0.002), checkpoint_interval_s=0.01)
+    house = House(
+        Path(data_dir), ScriptedEngine(token_delay_s=0.002), checkpoint_interval_s=0.01, disk_kv_budget_bytes=DISK_BYTES
+    )
     known = [s.conversation_id for s in house.manager.list_conversations("ada")]
     for number in itertools.count():
         if len(known) < 3:

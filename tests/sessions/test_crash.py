@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from sessions.types import MessageStatus
+from sessions.types import MessageStatus, Tier
 from tests.sessions.byte_template import END
 from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, finish, prompt_of
+from tests.sessions.crash_child import DISK_BYTES
+from tests.sessions.house import ADA, House, finish, prompt_of
 from tests.sessions.scripted_engine import text_of
 
 KILLS = 20
@@ -39,10 +40,18 @@ def run_and_kill(child: subprocess.Popen[str], after_s: float) -> list[tuple[str
     return [(c, int(message_id), text) for c, message_id, text in said]
 
 
+def check_disk(house: House) -> None:
+    """What the sweep left: every row has its whole file, every file its row, and both fit the budget."""
+    disk = house.manager._tiers._disk
+    rows = {disk.path_of(segment.key): segment.size_bytes for segment in house.store.segments.every()}
+    assert {path: path.stat().st_size for path in house.files()} == rows
+    assert sum(rows.values()) <= DISK_BYTES
+
+
 def test_twenty_random_kills(make_house: MakeHouse, tmp_path: Path) -> None:
     dice = random.Random(7)
     committed: list[tuple[str, int, str]] = []
-    interrupted = 0
+    interrupted = from_disk = 0
     with contextlib.ExitStack() as children:
         ahead = [children.enter_context(start_server(tmp_path / "data", n)) for n in range(2)]
         for round_number in range(KILLS):
@@ -51,7 +60,8 @@ def test_twenty_random_kills(make_house: MakeHouse, tmp_path: Path) -> None:
                 ahead.append(children.enter_context(start_server(tmp_path / "data", round_number + 2)))
             assert said
             committed += said
-            house = make_house()
+            house = make_house(disk_kv_budget_bytes=DISK_BYTES)
+            check_disk(house)
             for c in dict.fromkeys(c for c, _, _ in committed):
                 texts = [m.text for m in house.manager.view(ADA, c).messages if m.role == "user"]
                 wanted = [text for where, _, text in committed if where == c]
@@ -71,6 +81,9 @@ def test_twenty_random_kills(make_house: MakeHouse, tmp_path: Path) -> None:
                     interrupted += 1
                     assert house.manager.view(ADA, c).messages[-1].can_continue
                     act = dice.choice([house.manager.continue_answer, house.manager.regenerate])
-                    assert finish(act(ADA, c)).text == house.expected_text(c)
+                    answer_view = finish(act(ADA, c))
+                    assert answer_view.text == house.expected_text(c)
+                    from_disk += house.receipt(answer_view).tier_before is Tier.DISK
             house.close()
     assert interrupted > KILLS // 2
+    assert from_disk > 0

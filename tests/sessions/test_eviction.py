@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.eviction import Candidate, choose_victims
+from sessions.eviction import Candidate, Tail, choose_tails, choose_victims
 
 CANDIDATES = st.lists(
     st.builds(
@@ -48,3 +48,38 @@ def test_enough_is_freed_and_no_victim_is_superfluous(candidates: list[Candidate
     assert freed >= needed_bytes
     assert all(freed - victim.held_bytes < needed_bytes for victim in victims)
     assert set(victims) <= set(candidates)
+
+
+def tail(key: str, parent: str, last_used_at: float, is_protected: bool = False) -> Tail:
+    return Tail(key, parent, 10, last_used_at, len(key), is_protected)
+
+
+def test_saved_conversations_go_from_their_ends() -> None:
+    old, new = [tail("a", "", 1), tail("aa", "a", 1), tail("aaa", "aa", 1)], [tail("b", "", 2), tail("bb", "b", 2)]
+    assert choose_tails([*new, *old], 20) == ("aaa", "aa")
+    assert choose_tails([*new, *old], 31) == ("aaa", "aa", "a", "bb")
+    assert choose_tails([*new, *old], 51) is None
+
+
+def test_what_others_build_on_or_use_stays() -> None:
+    shared, used, other = tail("a", "", 1), tail("ab", "a", 9, is_protected=True), tail("ac", "a", 2)
+    assert choose_tails([shared, used, other], 10) == ("ac",)
+    assert choose_tails([shared, used, other], 11) is None
+
+
+SEGMENTS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50), st.floats(0, 9), st.booleans()), max_size=15)
+
+
+@given(SEGMENTS, st.integers(1, 300))
+def test_what_is_left_is_whole(drawn: list[tuple[int, int, float, bool]], needed_bytes: int) -> None:
+    segments = [
+        Tail(str(n), str(above % n) if n and above else "", size, age, n, safe)
+        for n, (above, size, age, safe) in enumerate(drawn)
+    ]
+    chosen = choose_tails(segments, needed_bytes)
+    if chosen is None:
+        return
+    left = {s.key: s for s in segments if s.key not in chosen}
+    assert sum(s.held_bytes for s in segments if s.key in chosen) >= needed_bytes
+    assert all(s.parent_key in ("", *left) for s in left.values())
+    assert all(s.key in left for s in segments if s.is_protected)
