@@ -1,0 +1,111 @@
+"""The disk tier over the real engine and a tiny model: only the delta is fed after a restart, to the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import sessions.restorer
+from model_runtime.chat_template import ChatTemplate
+from model_runtime.types import SamplingParams
+from sessions.choice import Choice
+from sessions.config import SessionConfig
+from sessions.manager import SessionManager
+from sessions.store import Store
+from sessions.types import ConversationSettings, Receipt, Tier
+from tests.model_runtime.harness import WatchedEngine, loaded_tiny
+from tests.model_runtime.tiny_models import tiny_llama
+from tests.sessions.house import ADA, finish
+
+MIB = 1024 * 1024
+GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=24))
+TEXTS = ("Tell me about the harbour in the morning, and the boats.", "And in the evening?", "Why is that so?")
+
+
+@dataclass
+class Server:
+    """One life of a server."""
+
+    manager: SessionManager
+    engine: WatchedEngine
+
+    def say(self, conversation_id: str, text: str) -> tuple[str, Receipt]:
+        message = finish(self.manager.send(ADA, conversation_id, text), timeout_s=60)
+        assert message.receipt is not None, message.note
+        return message.text, message.receipt
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@contextmanager
+def serving(model_dir: Path, data_dir: Path, disk_bytes: int = 64 * MIB) -> Iterator[Server]:
+    loaded = loaded_tiny(model_dir)
+    engine = WatchedEngine(loaded)
+    store = Store(data_dir)
+    template = ChatTemplate(loaded.tokenizer, {0})
+    config = SessionConfig(device_kv_budget_bytes=8 * MIB, disk_kv_budget_bytes=disk_bytes)
+    manager = SessionManager(store, engine.engine, template, config)
+    manager.start()
+    try:
+        yield Server(manager, engine)
+    finally:
+        manager.close()
+        engine.close()
+        store.close()
+
+
+@pytest.fixture
+def uncached(model_dir: Path, tmp_path: Path) -> list[str]:
+    """The three answers when every turn reads everything."""
+    with serving(model_dir, tmp_path / "uncached", disk_bytes=0) as server:
+        c = server.manager.create_conversation(ADA, GREEDY).conversation_id
+        answers = []
+        for text in TEXTS:
+            answers.append(server.say(c, text)[0])
+            server.manager.drop_kv(ADA, c)
+        return answers
+
+
+def test_each_turn_in_another_life_of_the_server(
+    model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
+    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    with serving(model_dir, tmp_path / "data") as server:
+        c = server.manager.create_conversation(ADA, GREEDY).conversation_id
+        answers = [server.say(c, TEXTS[0])[0]]
+    for text in TEXTS[1:]:
+        with serving(model_dir, tmp_path / "data") as server:
+            before = server.engine.fed
+            answer, receipt = server.say(c, text)
+            answers.append(answer)
+            assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
+            assert receipt.fed_tokens == receipt.delta_tokens < receipt.reused_tokens
+            # Counted at the model's input: the delta, and every sampled token but the last.
+            assert server.engine.fed - before == receipt.delta_tokens + receipt.sampled_tokens - 1
+    assert answers == uncached
+
+
+def test_a_damaged_file_is_read_again_to_the_same_text(
+    model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    with serving(model_dir, tmp_path / "data") as server:
+        c = server.manager.create_conversation(ADA, GREEDY).conversation_id
+        assert server.say(c, TEXTS[0])[0] == uncached[0]
+        server.manager.park(ADA, c)
+        path = next((tmp_path / "data" / "kv").rglob("*.kv"))
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        answer, receipt = server.say(c, TEXTS[1])
+        assert answer == uncached[1]
+        assert receipt.miss_reason == "snapshot_refused"
+        assert "its checksum is wrong" in receipt.miss_detail
