@@ -115,10 +115,10 @@ class Engine:
             self._join()
             slab.free()
 
-    def stage(self, kv: KV, identity: SegmentIdentity) -> Segment:
+    def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> Segment:
         """A copy of these rows, made by the engine thread between two steps."""
         slab = _own(kv)
-        return self._between_steps(lambda: copy_out(slab, self._geometry, identity))
+        return self._between_steps(lambda: copy_out(slab, self._geometry, identity, before))
 
     def restore(self, kv: KV, segments: abc.Sequence[types.Segment]) -> None:
         """Appends segments to the slab, one between two steps each, so that running answers go on meanwhile."""

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,14 @@ def data_bytes_for(geometry: KVGeometry, tokens: int) -> int:
     return geometry.bytes_per_token * tokens
 
 
-def copy_out(slab: KVSlab, geometry: KVGeometry, identity: SegmentIdentity) -> Segment:
-    """The slab's rows of that segment. On the engine thread. Raises `ValueError` when the slab holds other tokens."""
+def copy_out(
+    slab: KVSlab, geometry: KVGeometry, identity: SegmentIdentity, before: Sequence[int] | None = None
+) -> Segment:
+    """The slab's rows of that segment. On the engine thread. Raises `ValueError` when the slab holds other tokens
+    there, or others than `before` in front of them."""
     start, end = identity.start_tokens, identity.end_tokens
-    if tuple(slab.token_ids[start:end]) != identity.token_ids:
+    stands_elsewhere = before is not None and slab.token_ids[:start] != list(before)
+    if stands_elsewhere or tuple(slab.token_ids[start:end]) != identity.token_ids:
         raise ValueError("the slab does not hold the tokens of this segment")
     data = torch.empty(data_bytes_for(geometry, end - start), dtype=torch.uint8)
     for tensor, rows in zip(_tensors(slab), _views(data, geometry, end - start), strict=True):

@@ -193,10 +193,11 @@ class Engine(Protocol):
     def release(self, kv: KV) -> None:
         """Frees the KV's memory; `allocated_bytes` is 0 when this returns. Not for a KV with a running generation."""
 
-    def stage(self, kv: KV, identity: SegmentIdentity) -> Segment:
+    def stage(self, kv: KV, identity: SegmentIdentity, before: Sequence[int] | None = None) -> Segment:
         """A copy of the KV's rows `identity.start_tokens..end_tokens`, made between two steps. Raises `ValueError` when
         the KV no longer holds these tokens there (it was cropped or dropped meanwhile), `EngineClosed` after `close`.
-        Not from the engine thread."""
+        `before` are the ids that must still stand in front of them: rows depend on those as much as on their own, and
+        without it the caller must know that nobody changed the KV. Not from the engine thread."""
 
     def restore(self, kv: KV, segments: Sequence[Segment]) -> None:
         """Appends segments that follow one another to a KV that ends where the first begins, between steps. Raises

@@ -96,7 +96,7 @@ class Writer:
                 self._disk.room_for(pieces)
             for piece in pieces:
                 try:
-                    segment = self._engine.stage(job.kv, piece)
+                    segment = self._engine.stage(job.kv, piece, before=job.ids[: piece.start_tokens])
                 except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
                     log.info("kv_gone_before_saved conversation=%s", conversation_id)
                     return False

@@ -150,3 +150,11 @@ def test_a_segment_is_a_copy() -> None:
     for tensor in (*slab.keys, *slab.values):
         tensor.zero_()
     assert torch.equal(segment.data, before)
+
+
+def test_the_same_tokens_behind_others_are_not_the_same_rows() -> None:
+    second = two_segments()[1]
+    slab = filled((99, *IDS[1:]))
+    with pytest.raises(ValueError, match="does not hold"):
+        copy_out(slab, GEOMETRY, second, before=IDS[:25])
+    assert copy_out(filled(), GEOMETRY, second, before=IDS[:25]).identity == second

@@ -161,12 +161,13 @@ class ScriptedEngine:
             if not self._thread.is_alive():
                 free()
 
-    def stage(self, kv: KV, identity: SegmentIdentity) -> ScriptedSegment:
+    def stage(self, kv: KV, identity: SegmentIdentity, before: Sequence[int] | None = None) -> ScriptedSegment:
         assert isinstance(kv, ScriptedKV)
         start, end = identity.start_tokens, identity.end_tokens
 
         def copy() -> ScriptedSegment:
-            if tuple(kv.tokens[start:end]) != identity.token_ids:
+            stands_elsewhere = before is not None and kv.tokens[:start] != list(before)
+            if stands_elsewhere or tuple(kv.tokens[start:end]) != identity.token_ids:
                 raise ValueError("the KV does not hold the tokens of this segment")
             return ScriptedSegment(identity, tuple(kv.marks[start:end]), self.segment_bytes(end - start))
 

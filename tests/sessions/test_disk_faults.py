@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sessions.types import MissReason, Receipt, Tier
 from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, until
+from tests.sessions.house import ADA, House, finish, until
 from tests.sessions.scripted_engine import ScriptedEngine
 from tests.sessions.test_tiers import LONG
 
@@ -209,6 +210,26 @@ def test_a_slow_disk_holds_nobody_up(make_house: MakeHouse) -> None:
         assert receipt.waited_s < 1.5
         started.append(house.conversation(max_new_tokens=100))
     house.close()
+
+
+def test_a_ledger_rewritten_while_its_old_rows_wait_to_be_saved(make_house: MakeHouse) -> None:
+    """The same message at the same place behind another system prompt of the same length: not the same rows."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    c, other = house.conversation(system_prompt="Prompt 1"), ""
+    house.say(c, "Hello")
+    house.saved(c)
+    other = house.conversation()
+    house.engine.save_delay_s = 0.2
+    house.say(other, LONG)  # the writer is busy
+    house.say(c, LONG)
+    settings = house.manager.view(ADA, c).settings
+    house.manager.update_settings(ADA, c, replace(settings, system_prompt="Prompt 2"))
+    last = finish(house.manager.regenerate(ADA, c))
+    house.saved(c)
+    house.manager.update_settings(ADA, c, settings)
+    house.manager.switch_sibling(ADA, c, last.message_id, -1)
+    house.manager.park(ADA, c)
+    say(house, c)
 
 
 def test_flipped_bits_at_random(saved_house: tuple[House, str]) -> None:
