@@ -11,6 +11,13 @@ from model_runtime.segments import SegmentIdentity
 from sessions.database import Database
 from sessions.records import pack, unpack
 
+_COLUMNS = "s.key, s.parent_key, s.fingerprint, s.start_tokens, s.tokens, s.bytes, s.last_used_at"  # no token ids
+_OF_CONVERSATION = f"""
+    SELECT {_COLUMNS}, r.conversation_id AS users FROM segment_references r
+    JOIN segments s ON s.key = r.segment_key WHERE r.conversation_id = ?"""  # noqa: S608
+_EVERY = f"""
+    SELECT {_COLUMNS}, group_concat(r.conversation_id) AS users FROM segments s
+    LEFT JOIN segment_references r ON r.segment_key = s.key GROUP BY s.key"""  # noqa: S608
 _DESCENDANTS = """
     WITH RECURSIVE doomed(key) AS (
         SELECT ? UNION SELECT s.key FROM segments s JOIN doomed d ON s.parent_key = d.key
@@ -52,25 +59,12 @@ class SegmentsTable:
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
         """What it refers to."""
         with self._database.read() as db:
-            return [
-                _saved(row)
-                for row in db.query(
-                    "SELECT s.*, r.conversation_id AS users FROM segment_references r JOIN segments s"
-                    " ON s.key = r.segment_key WHERE r.conversation_id = ?",
-                    [conversation_id],
-                )
-            ]
+            return [_saved(row) for row in db.query(_OF_CONVERSATION, [conversation_id])]
 
     def every(self) -> list[SavedSegment]:
         """All of them, with who refers to each."""
         with self._database.read() as db:
-            return [
-                _saved(row)
-                for row in db.query(
-                    "SELECT s.*, group_concat(r.conversation_id) AS users FROM segments s"
-                    " LEFT JOIN segment_references r ON r.segment_key = s.key GROUP BY s.key"
-                )
-            ]
+            return [_saved(row) for row in db.query(_EVERY)]
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """() when the row is gone."""

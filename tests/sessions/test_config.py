@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sessions.config import SessionConfig
+from sessions.config import SessionConfig, default_disk_kv_budget_bytes
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,10 @@ from sessions.config import SessionConfig
         ("max_message_bytes", 0, "largest message"),
         ("min_answer_tokens", 0, "left for an answer"),
         ("close_timeout_s", -1.0, "time to close"),
+        ("disk_kv_budget_bytes", -1, "disk KV budget must be 0"),
+        ("disk_free_floor_bytes", -1, "free disk to be kept"),
+        ("save_patience_s", -1.0, "wait for a save"),
+        ("flush_timeout_s", -1.0, "time to save at the end"),
     ],
 )
 def test_wrong_values_are_refused(setting: str, value: float, sentence: str) -> None:
@@ -27,3 +31,9 @@ def test_wrong_values_are_refused(setting: str, value: float, sentence: str) -> 
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(TypeError, match="kv_budget"):
         SessionConfig(kv_budget=1)  # type: ignore[call-arg]
+
+
+def test_a_disk_budget_that_nobody_chose() -> None:
+    assert default_disk_kv_budget_bytes(10 * 1024**3) == 2 * 1024**3
+    assert default_disk_kv_budget_bytes(1024**4) == 8 * 1024**3
+    assert default_disk_kv_budget_bytes(0) == 0
