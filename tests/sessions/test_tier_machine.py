@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from model_runtime.segments import SegmentIdentity
 from sessions.errors import ConversationBusy, StoreError
@@ -46,6 +46,19 @@ class TierMachine(Machine):
     def fault(self, what: str, identity: SegmentIdentity) -> str | None:
         self.count += 1
         return f"A {what} that fails." if self.failing == what and self.count % 4 == 0 else None
+
+    @initialize()
+    def talk(self) -> None:
+        """Three conversations to begin with: a machine that draws its first message late tests little."""
+        for owner in ("ada", "ada", "eve"):
+            self.begin(owner, f"{len(self.conversations)} to begin with" * 5)
+
+    @precondition(lambda self: self.conversations)
+    @rule(pick=PICK)
+    def come_back(self, pick: int) -> None:
+        """To a conversation that was parked a while ago."""
+        self.park(pick)
+        self.send(pick, "back")
 
     @rule(failing=st.sampled_from(["", "", "save", "load"]))
     def break_files(self, failing: str) -> None:
@@ -97,7 +110,7 @@ def test_any_order_of_everything_with_a_disk() -> None:
     run_state_machine_as_test(
         TierMachine,
         settings=settings(
-            max_examples=20,
+            max_examples=40,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
