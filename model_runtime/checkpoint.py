@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +20,7 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
     """The model in eval mode. Raises `ModelLoadError` when weights are missing: transformers would only warn and draw
     them at random."""
     settings = nf4_config(precision.compute_dtype) if precision.mode == "nf4" else None
-    # It advises a package with prebuilt kernels from the hub, once, on every CPU without them.
+    # When it is first imported it advises, as an error, a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with progress_on_terminals_only():
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -35,7 +34,8 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise ModelLoadError(f"The checkpoint {directory.name} lacks weights: {', '.join(missing[:3])}.")
-    _leave_odd_shapes_unpacked(model)
+    if precision.mode == "nf4":
+        _leave_odd_shapes_unpacked(model)
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.eval()
     return loaded
@@ -44,6 +44,8 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
 def _leave_odd_shapes_unpacked(model: PreTrainedModel) -> None:
     """On CPUs with AVX512-BF16 bitsandbytes packs 4-bit layers at their first forward and asserts that outputs divide
     by 32 and inputs by the block size; a layer that does not is de-quantised instead."""
+    from bitsandbytes.nn import Linear4bit  # only here: importing it costs a second
+
     for module in model.modules():
         if isinstance(module, Linear4bit):
             block = getattr(module.weight, "blocksize", 64)

@@ -131,7 +131,10 @@ def _bytes_below(directory: Path) -> int:
 
 
 def _what_pip_said(log_path: Path, wheel: Wheel) -> str:
-    lines = [line.strip() for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    log = log_path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in log.splitlines()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ") or "No module named" in line]
     reason = errors[0][:300] if errors else "pip ended without a reason"
+    if "Retrying (" in log:  # what pip says last is then only that it found no versions
+        reason = "the package index cannot be reached"
     return f"pip could not download {wheel.requirement}: {reason.rstrip('.')}."

