@@ -104,8 +104,9 @@ def test_reference_mode_through_the_engine_with_three_conversations(loaded_embed
 def test_production_mode_stays_close_to_its_own_full_read_and_to_float32(
     loaded_embedded: LoadedModel, loaded_embedded_float32: LoadedModel
 ) -> None:
-    """DESIGN: mean NLL within 0.005 of its own full read, top-1 99% and differing only at near-ties; within 0.01 of
-    the de-quantised float32 model."""
+    """Mean NLL within 0.005 of its own full read and within 0.01 of the de-quantised float32 model; the best token
+    differs only at near-ties. Those are rare (99.2% agreed when this was written), but how rare depends on the kernels
+    that the machine's measurement chose: the packed kernel agrees with itself at other chunk sizes in 98.7-99.2%."""
     ids = ids_of(loaded_embedded, 1500)
     positions, logits = cached_logits(loaded_embedded, ids)
     targets = torch.tensor(ids)[torch.tensor(positions) + 1]
@@ -116,7 +117,8 @@ def test_production_mode_stays_close_to_its_own_full_read_and_to_float32(
     assert abs(float(cached.nll.mean() - own.nll.mean())) <= 0.005
     assert abs(float(cached.nll.mean() - exact.nll.mean())) <= 0.01
     differs = cached.best != own.best
-    assert agreement(cached, own) >= 0.99 or bool((own.margin[differs] < 0.25).all())
+    assert agreement(cached, own) >= 0.98
+    assert bool((own.margin[differs] < 0.2).all())
     print(
         f"positions={len(positions)} nll cached={float(cached.nll.mean()):.4f} own={float(own.nll.mean()):.4f} "
         f"float32={float(exact.nll.mean()):.4f} top1 own={agreement(cached, own):.4f} "
