@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import psutil
 
@@ -44,6 +45,12 @@ def parse_budget(text: str, whole_bytes: int) -> int:
     return budget_bytes
 
 
-def free_memory_bytes() -> int:
-    """Bytes of this machine's memory a new process could take without swapping."""
-    return int(psutil.virtual_memory().available)
+def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes a new process could take without swapping: the machine's, or its container's where that is less."""
+    free_bytes = int(psutil.virtual_memory().available)
+    try:
+        limit_bytes = int((cgroup / "memory.max").read_text())
+        used_bytes = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return free_bytes
+    return max(0, min(free_bytes, limit_bytes - used_bytes))

@@ -7,6 +7,7 @@ There is no `gr.State` and no unload event: each would hold a connection open fo
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -32,6 +33,8 @@ HEAD = """
 <link rel="stylesheet" href="/keepwarm/base.css">
 <link rel="stylesheet" href="/keepwarm/layout.css">
 <link rel="stylesheet" href="/keepwarm/thread.css">
+<link rel="stylesheet" href="/keepwarm/prose.css">
+<link rel="stylesheet" href="/keepwarm/composer.css">
 <link rel="stylesheet" href="/keepwarm/panels.css">
 <link rel="stylesheet" href="/keepwarm/form.css">
 """
@@ -160,11 +163,12 @@ def _bind_settings(house: House, bridge: gr.HTML, conversation_id: gr.Textbox, f
     fields = [form[field.name] for field in settings.FIELDS]
 
     def show(event: gr.EventData, request: gr.Request) -> list[Any]:
+        reply = {"seq": "settings"}  # the sheet opens when this arrives: nobody types into the values of another one
         try:
             view = house.manager.view(house.required_owner_of(request), str(event._data.get("conversation_id", "")))
         except Exception as error:
-            return [*(gr.skip() for _ in fields), sentence(error, "settings")]
-        return [*settings.to_form(view.settings), ""]
+            return [*(gr.skip() for _ in fields), sentence(error, "settings"), reply | {"at": time.time()}]
+        return [*settings.to_form(view.settings), "", reply | {"at": time.time()}]
 
     def save(request: gr.Request, where: str, *values: Any) -> str:
         try:
@@ -173,7 +177,7 @@ def _bind_settings(house: House, bridge: gr.HTML, conversation_id: gr.Textbox, f
             return sentence(error, "save_settings")
         return "Saved. The next answer uses them."
 
-    bridge.settings(show, None, [*fields, form["note"]], **DIRECT)
+    bridge.settings(show, None, [*fields, form["note"], bridge], **DIRECT)
     form["save"].click(save, [conversation_id, *fields], form["note"], **DIRECT)
 
 

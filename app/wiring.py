@@ -60,7 +60,7 @@ def open_house(
         stack.callback(store.close)
         owners = Owners(_secret(data_dir), password)
         engine, template = _load(model, say, stack)
-        budget_bytes = _budget_bytes(budget, say)
+        budget_bytes = _budget_bytes(budget, engine.info.device, say)
         manager = SessionManager(store, engine, template, SessionConfig(device_kv_budget_bytes=budget_bytes))
         manager.start()
         stack.callback(manager.close)
@@ -89,14 +89,17 @@ def _load(config: ModelConfig, say: Say, stack: contextlib.ExitStack) -> tuple[E
     return engine, template
 
 
-def _budget_bytes(budget: str | None, say: Say) -> int:
-    free_bytes = sizes.free_memory_bytes()
+def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
+    """Measured after the model was loaded: its weights are not free any more."""
+    from model_runtime.device_memory import free_device_bytes
+
+    free_bytes = free_device_bytes(device) or sizes.free_memory_bytes()
     if budget is None:
         chosen = int(free_bytes * sizes.DEFAULT_BUDGET_SHARE)
-        why = f"half of the {formatting.size(free_bytes)} that are free; choose with --device-kv-budget"
+        why = f"half of the {formatting.size(free_bytes)} free on {device}; choose with --device-kv-budget"
     else:
         chosen = sizes.parse_budget(budget, free_bytes)
-        why = f"as asked for, of {formatting.size(free_bytes)} that are free"
+        why = f"as asked for, with {formatting.size(free_bytes)} free on {device}"
     say(f"KV budget {formatting.size(chosen)} ({why}).")
     return chosen
 

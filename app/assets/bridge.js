@@ -1,6 +1,6 @@
 // The two ways to the server. `ask` returns JSON (sidebars, stop). `act` goes through a Gradio event, because only
 // that may change the chat displays; one at a time, so that an answer never arrives for a conversation that was left.
-import { nowReady } from "./bus.js";
+import { emit, mounted } from "./bus.js";
 
 export const LOST = "The server does not answer. What you wrote is still here; try again in a moment.";
 const WATCH_MS = 2000;
@@ -15,9 +15,10 @@ export function connect(gradio) {
   port = gradio;
   gradio.watch("value", () => {
     const reply = gradio.props.value;
-    if (pending && reply && reply.seq === pending.seq) pending.settle(reply);
+    if (reply?.seq === "settings") emit("settings");
+    else if (pending && reply?.seq === pending.seq) pending.settle(reply);
   });
-  nowReady();
+  mounted("bridge");
 }
 
 export async function ask(name, details = {}) {

@@ -21,16 +21,17 @@ export function emit(name, detail) {
   target.dispatchEvent(new CustomEvent(name, { detail }));
 }
 
-// Parts are mounted in any order; whoever comes late hears what was said before.
-export function whenReady(start) {
-  if (ready) start();
-  else waiting.push(start);
+// Gradio mounts the parts in any order, and on a busy machine seconds apart. The page starts when all are there: a part
+// that comes late would miss what the others said.
+
+const parts = new Set(["bridge", "header", "conversations", "welcome", "composer", "memory", "settings"]);
+let start = null;
+
+export function mounted(part) {
+  parts.delete(part);
+  if (parts.size === 0) start?.();
 }
 
-let ready = false;
-const waiting = [];
-
-export function nowReady() {
-  ready = true;
-  for (const start of waiting.splice(0)) start();
+export function whenAllAreMounted(run) {
+  start = run;
 }

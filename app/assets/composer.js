@@ -1,6 +1,6 @@
 // Where one writes. The text leaves the composer only when the server has it.
 import { ask } from "./bridge.js";
-import { emit, on, state } from "./bus.js";
+import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton } from "./dom.js";
 
@@ -139,6 +139,7 @@ export function mount(element) {
     focus();
   });
   drawButton();
+  mounted("composer");
 }
 
 // Each conversation keeps its own draft, over a reload too.

@@ -1,6 +1,6 @@
 // The left sidebar.
 import { ask } from "./bridge.js";
-import { emit, on, state } from "./bus.js";
+import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, reconcile, textButton, tierMark } from "./dom.js";
 import * as page from "./page.js";
@@ -54,6 +54,7 @@ export function mount(element, facts) {
     latest = news.conversations;
     draw();
   });
+  mounted("conversations");
 }
 
 function flatten(groups) {

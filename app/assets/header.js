@@ -1,5 +1,5 @@
 // Above the chat: the title, what runs, and the buttons for both sidebars and the settings.
-import { on, state, whenReady } from "./bus.js";
+import { mounted, on, state, whenAllAreMounted } from "./bus.js";
 import { el, iconButton } from "./dom.js";
 import * as page from "./page.js";
 import { openSettings } from "./settings.js";
@@ -31,5 +31,6 @@ export function mount(element, facts) {
     if (share.textContent !== news.share) share.textContent = news.share;
     share.hidden = !news.share;
   });
-  whenReady(page.start);
+  whenAllAreMounted(page.start);
+  mounted("header");
 }

@@ -1,6 +1,6 @@
 // The right sidebar: what the memory holds and what that is worth.
 import { ask } from "./bridge.js";
-import { emit, on, state } from "./bus.js";
+import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, iconButton, reconcile, textButton, tierMark } from "./dom.js";
 import * as page from "./page.js";
@@ -44,6 +44,7 @@ export function mount(element) {
     draw();
   });
   on("selected", draw);
+  mounted("memory");
 }
 
 function bar({ parts, budget }) {

@@ -9,7 +9,8 @@ const WIDE = matchMedia("(min-width: 1200px)");
 const MIDDLE = matchMedia("(min-width: 769px)");
 
 export async function start() {
-  thread.start();
+  const displays = await Promise.all(["kw-earlier", "kw-latest"].map(appearance));
+  thread.start(displays);
   drawSidebars();
   WIDE.addEventListener("change", drawSidebars);
   MIDDLE.addEventListener("change", drawSidebars);
@@ -25,6 +26,12 @@ export async function start() {
   else await conversation.openNew();
   startPulse();
   document.documentElement.dataset.keepwarm = "ready";
+}
+
+// Gradio loads its chat display only when the page asks for it.
+async function appearance(id) {
+  while (!document.getElementById(id)) await new Promise((resolve) => setTimeout(resolve, 20));
+  return document.getElementById(id);
 }
 
 // Sidebars: side by side where there is room, above the chat where there is not. Wide screens remember the choice.

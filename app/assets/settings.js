@@ -1,6 +1,6 @@
 // Opens and closes the settings form, which is Gradio's own.
 import { trigger } from "./bridge.js";
-import { emit, state } from "./bus.js";
+import { emit, mounted, on, state } from "./bus.js";
 import { el, iconButton } from "./dom.js";
 
 export function mount(element) {
@@ -8,6 +8,7 @@ export function mount(element) {
   dialog.setAttribute("role", "dialog");
   dialog.setAttribute("aria-label", "Settings of this conversation");
   dialog.inert = true;
+  on("settings", show);
   element.append(
     el(
       "div",
@@ -16,12 +17,16 @@ export function mount(element) {
       iconButton("close", "Close settings", () => closeSettings() && emit("focus")),
     ),
   );
+  mounted("settings");
 }
 
 export function openSettings() {
   if (closeSettings()) return;
-  const dialog = document.getElementById("kw-settings");
   trigger("settings", { conversation_id: state.conversationId });
+}
+
+function show() {
+  const dialog = document.getElementById("kw-settings");
   dialog.classList.add("kw-shown");
   dialog.inert = false;
   dialog.querySelector("textarea")?.focus();

@@ -7,8 +7,7 @@ import { followEnd } from "./scroll.js";
 const ROWS = "#kw-earlier .message-row, #kw-latest .message-row";
 let openReceipts = new Set();
 
-export function start() {
-  const displays = ["kw-earlier", "kw-latest"].map((id) => document.getElementById(id));
+export function start(displays) {
   const observer = new MutationObserver(decorate);
   for (const display of displays) observer.observe(display, { childList: true, subtree: true });
   followEnd(document.getElementById("kw-scroll"), displays);

@@ -1,5 +1,5 @@
 // Before the first message, and the way to messages further up.
-import { emit, on, state } from "./bus.js";
+import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, textButton } from "./dom.js";
 
@@ -28,4 +28,5 @@ export function mount(element, facts) {
     earlier.hidden = state.hidden === 0;
     earlier.textContent = `Show earlier messages (${state.hidden})`;
   });
+  mounted("welcome");
 }

@@ -85,7 +85,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 def limit_answers(one: Tab, tokens: int) -> None:
     one.page.locator("#kw-open-settings").click()
     field = one.page.locator("#kw-set-max-new-tokens input")
-    expect(field).not_to_have_value("")
+    expect(field).to_have_value("512")
     field.fill(str(tokens))
     one.page.locator("#kw-set-temperature input").fill("0")
     one.page.locator("#kw-settings-save").click()
@@ -113,8 +113,10 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
     one.new()
     limit_answers(one, 2000)
     one.write("Write the numbers from 1 to 500, separated by commas.")
-    expect(one.message(1)).to_contain_text("3, 4", timeout=60_000)
+    expect(one.message(1)).to_contain_text(re.compile(r"\d\D+\d\D+\d"), timeout=60_000)
+    begun = one.message(1).inner_text()
     time.sleep(1.5)  # longer than the checkpoint interval
+    one.wait_running()
     address = one.page.url.split("#")[1]
     one.page.context.close()
     first.end(signal.SIGKILL)
@@ -125,7 +127,7 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
     expect(again.by("conversation")).to_have_count(2)
     expect(again.messages).to_have_count(2)
     expect(again.messages.nth(1)).to_contain_text("interrupted")
-    expect(again.message(1)).to_contain_text("1, 2, 3")
+    expect(again.message(1)).to_contain_text(begun)
     again.by("continue").click()
     again.wait_running()
     expect(again.page.locator(".kw-running")).to_have_attribute("data-phase", "answering", timeout=60_000)
@@ -139,7 +141,7 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
     engine.close()
     store.close()
     assert answer.status is MessageStatus.INTERRUPTED
-    assert answer.text.startswith("1, 2, 3")
+    assert re.search(r"\d\D+\d\D+\d", answer.text)
 
 
 def test_an_unknown_model_is_one_sentence(start: Callable[..., Process], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.app.site import Site, Tab
 
@@ -164,3 +164,17 @@ def test_an_address_of_nothing_opens_a_new_conversation(serve: Serve, tab: OpenT
     one = tab(site.url).open(f"{site.url}/#{'0' * 32}")
     expect(one.by("welcome")).to_be_visible()
     expect(one.by("problem")).to_contain_text("not there any more")
+
+
+@pytest.mark.parametrize("late", ["composer", "bridge", "header"])
+def test_the_page_starts_whichever_part_comes_last(serve: Serve, tab: OpenTab, late: str) -> None:
+    one = tab(serve().url)
+
+    def delay(route: Route) -> None:
+        time.sleep(0.8)
+        route.continue_()
+
+    one.page.route(f"**/keepwarm/{late}.js", delay)
+    one.open()
+    one.say("hello")
+    expect(one.message(1)).to_have_text("You said: hello")

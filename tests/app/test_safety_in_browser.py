@@ -48,6 +48,22 @@ def test_hostile_texts_stay_text(serve: Serve, tab: OpenTab) -> None:
     assert not [url for url in one.requests if "example.invalid" in url]
 
 
+def test_nuls_and_broken_characters_are_mended(serve: Serve, tab: OpenTab) -> None:
+    one = tab(serve().url).open()
+    one.by("composer").evaluate("(area) => { area.value = 'a\\u0000b \\ud800 c'; }")
+    one.by("composer").press("Enter")
+    expect(one.message(1)).to_have_text("You said: ab \ufffd c")
+    one.wait_idle()
+
+
+def test_a_megabyte_is_refused_with_numbers_and_stays(serve: Serve, tab: OpenTab) -> None:
+    one = tab(serve().url).open()
+    one.by("composer").evaluate("(area) => { area.value = 'kettle '.repeat(150000); }")
+    one.by("composer").press("Enter")
+    expect(one.by("problem")).to_contain_text("This message has 1,050,000 tokens")
+    assert len(one.by("composer").input_value()) == 1_050_000
+
+
 def test_answers_are_markdown_with_highlighted_code(serve: Serve, tab: OpenTab) -> None:
     code = "```python\ndef warm():\n    return '<b>'\n```"
     text = f"# Title\n\n- **bold** `a < b`\n\n{code}\n\n| a | b |\n| - | - |\n| 1 | 2 |\n"

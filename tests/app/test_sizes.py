@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from app import sizes
@@ -30,5 +32,11 @@ def test_refuses_what_is_no_size_with_a_sentence(text: str) -> None:
         sizes.parse_budget(text, whole_bytes=1000)
 
 
-def test_this_machine_has_free_memory() -> None:
-    assert sizes.free_memory_bytes() > 1024**2
+def test_free_memory_is_the_machines_or_its_containers(tmp_path: Path) -> None:
+    whole = sizes.free_memory_bytes(tmp_path)
+    assert whole > 1024**2
+    (tmp_path / "memory.current").write_text("300\n", encoding="ascii")
+    (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
+    assert sizes.free_memory_bytes(tmp_path) > 1024**2
+    (tmp_path / "memory.max").write_text("1000\n", encoding="ascii")
+    assert sizes.free_memory_bytes(tmp_path) == 700
