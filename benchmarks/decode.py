@@ -12,12 +12,12 @@ import argparse
 import time
 
 import torch
-from model_runtime.loading import unload
 from transformers import DynamicCache
 
 from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.loaded import LoadedModel
+from model_runtime.loading import unload
 
 HISTORIES = (0, 2000, 6000)
 FIRST_TOKENS = 8  # "no history" still needs something to go on from

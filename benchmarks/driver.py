@@ -6,11 +6,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model_runtime.loading import load_model
-
 from model_runtime.config import EngineConfig, ModelConfig
 from model_runtime.engine import Engine
 from model_runtime.loaded import LoadedModel
+from model_runtime.loading import load_model
 from model_runtime.types import KV, Event, Finished, GenerationRequest, SamplingParams, TokenDelta
 
 # Prose of our own, so that the model reads text and not noise; repeated as often as a history needs.

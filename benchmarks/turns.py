@@ -13,12 +13,12 @@ import argparse
 import time
 
 import torch
-from model_runtime.loading import unload
 from transformers import PreTrainedModel
 
 from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.loaded import LoadedModel
+from model_runtime.loading import unload
 
 HISTORIES = (500, 2000, 6000)
 TURN_TOKENS = 32
