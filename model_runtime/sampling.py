@@ -26,6 +26,7 @@ class Sampler:
         if params.repetition_penalty != 1.0:
             self._seen = torch.tensor(sorted(set(ledger)), device=device)
 
+    @torch.inference_mode()  # the engine's logits are inference tensors, which nothing else may write to
     def choose(self, logits: torch.Tensor) -> int:
         """The next token from float32 `logits (vocabulary,)`, which may be changed."""
         params = self._params

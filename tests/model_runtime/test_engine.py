@@ -160,6 +160,15 @@ def test_seeded_answers_repeat_and_unseeded_ones_differ(watched: WatchedEngine) 
     assert len({sample(None) for _ in range(3)}) > 1
 
 
+def test_every_setting_at_once_works_on_the_engines_own_logits(watched: WatchedEngine) -> None:
+    params = SamplingParams(
+        temperature=0.8, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.2, max_new_tokens=20, seed=3
+    )
+    answer = watched.submit(watched.engine.new_kv(), [7] * 20, params)
+    assert answer.wait().error is None
+    assert len(set(answer.token_ids)) > 15  # penalised tokens seldom return
+
+
 def test_an_answer_that_is_continued_goes_on_in_the_middle_of_a_character(watched: WatchedEngine) -> None:
     # Byte-level tokens: the ids of "ä" are two, and a continued answer may begin with only the first of them.
     tokenizer = watched.engine._tokenizer

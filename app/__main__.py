@@ -1,0 +1,159 @@
+"""The command line: flags, launch, and one clear sentence when something is in the way."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from app import sizes
+from app.guard import is_loopback
+from app.listen import bind, url_of
+from model_runtime.config import EMBEDDED, ModelConfig
+from model_runtime.errors import ModelRuntimeError
+from sessions.errors import SessionError
+
+GRACEFUL_STOP_S = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `keepwarm`; the value is the exit code: 0, 1 for trouble, 2 for flags that cannot be meant."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels from a hub that nobody asked for
+    try:
+        return _serve(arguments)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except (SessionError, ModelRuntimeError) as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("Stopped.", 130)
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/keepwarm`, or `~/.local/share/keepwarm`. A relative XDG path is ignored."""
+    root = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (root if root.is_absolute() else Path.home() / ".local" / "share") / "keepwarm"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve")
+    serve = commands.add_parser("serve", help="serve the chat on this machine")
+    serve.add_argument(
+        "--model",
+        default=EMBEDDED,
+        help="'embedded', a directory, a .gguf file or a hub id like org/name (default: embedded)",
+    )
+    serve.add_argument(
+        "--quantization",
+        default="auto",
+        choices=("none", "nf4", "shipped", "auto"),
+        help="'shipped' keeps the bits of a .gguf file, 'nf4' is 4 bits through bitsandbytes, 'none' keeps 16 or 32 "
+        "bits, 'auto' is 'shipped' for .gguf files and 'nf4' for everything else (default: auto)",
+    )
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; one that other machines can reach needs --password (default: 127.0.0.1)",
+    )
+    serve.add_argument("--port", type=_port, default=7860, help="0 takes a free one (default: 7860)")
+    serve.add_argument(
+        "--data-dir",
+        type=Path,
+        default=default_data_dir(),
+        metavar="DIR",
+        help=f"where conversations are kept (default: {default_data_dir()})".replace("%", "%%"),
+    )
+    serve.add_argument(
+        "--device-kv-budget",
+        metavar="SIZE",
+        help="memory for the caches of all conversations together: bytes, a size like 4GiB, or a share of the free "
+        f"memory like 80%% (default: {round(sizes.DEFAULT_BUDGET_SHARE * 100)}%% of the free memory)",
+    )
+    serve.add_argument(
+        "--context-limit", type=int, metavar="TOKENS", help="longest conversation, in tokens (default: the model's own)"
+    )
+    serve.add_argument(
+        "--share", action="store_true", help="open a public link through Gradio's tunnel; always behind a password"
+    )
+    serve.add_argument(
+        "--password", help="ask every browser for it (default: none, or with --share a new one, printed once)"
+    )
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    password = _password(arguments)
+    model = ModelConfig(
+        model=arguments.model,
+        quantization=arguments.quantization,
+        context_limit_tokens=arguments.context_limit,
+    )
+    if arguments.device_kv_budget is not None:  # refused now, not after the model was loaded
+        sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
+    with bind(arguments.host, arguments.port) as listener:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from app.wiring import open_house
+
+        with open_house(arguments.data_dir, model, arguments.device_kv_budget, password, _say) as house:
+            from app.server import create_app
+            from app.serving import Server
+
+            host, port = listener.getsockname()[:2]
+
+            def on_ready() -> None:
+                _say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
+                if arguments.share:
+                    house.share.open(host, port, _say)
+
+            # uvicorn raises the signal that ended it once more; by then everything must still be put away.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+            Server(create_app(house, arguments.host), GRACEFUL_STOP_S, on_ready).run(sockets=[listener])
+            _say("Putting the conversations away.")
+    return 0
+
+
+def _password(arguments: argparse.Namespace) -> str | None:
+    if arguments.password is not None:
+        if not arguments.password.strip():
+            raise ValueError("The password must not be empty.")
+        return str(arguments.password)
+    if arguments.share:
+        password = secrets.token_urlsafe(12)
+        _say(f"Password for the shared chat (shown once): {password}")
+        return password
+    if not is_loopback(arguments.host):
+        raise ValueError(
+            f"Listening on {arguments.host} lets other machines in: add --password, or leave --host at 127.0.0.1."
+        )
+    return None
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"a port lies between 0 and 65535, not {number}")
+    return number
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"keepwarm: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

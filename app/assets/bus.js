@@ -1,0 +1,37 @@
+// What the parts of the page know together, and how they tell each other.
+
+export const state = {
+  conversationId: "",
+  title: "",
+  updatedAt: 0,
+  messages: [],
+  hidden: 0,
+  shown: 30,
+  run: null,
+  context: null,
+};
+
+const target = new EventTarget();
+
+export function on(name, listen) {
+  target.addEventListener(name, (event) => listen(event.detail));
+}
+
+export function emit(name, detail) {
+  target.dispatchEvent(new CustomEvent(name, { detail }));
+}
+
+// Gradio mounts the parts in any order, and on a busy machine seconds apart. The page starts when all are there: a part
+// that comes late would miss what the others said.
+
+const parts = new Set(["bridge", "header", "conversations", "welcome", "composer", "memory", "settings"]);
+let start = null;
+
+export function mounted(part) {
+  parts.delete(part);
+  if (parts.size === 0) start?.();
+}
+
+export function whenAllAreMounted(run) {
+  start = run;
+}

@@ -1,0 +1,158 @@
+// Where one writes. The text leaves the composer only when the server has it.
+import { ask } from "./bridge.js";
+import { emit, mounted, on, state } from "./bus.js";
+import * as conversation from "./conversation.js";
+import { el, icon, iconButton } from "./dom.js";
+
+const COUNT_AFTER_MS = 250;
+const LARGE_DRAFT = 200000; // characters: counted more patiently
+const HIGHEST_PX = 260;
+
+export function mount(element) {
+  const problem = el("p", { class: "kw-problem", role: "alert", "data-testid": "problem" });
+  const problemBox = el(
+    "div",
+    { class: "kw-problem-box", hidden: true },
+    problem,
+    iconButton("close", "Dismiss", () => show("")),
+  );
+  const area = el("textarea", {
+    class: "kw-composer-text",
+    rows: 1,
+    placeholder: "Message",
+    "aria-label": "Message",
+    "data-testid": "composer",
+    enterkeyhint: "send",
+  });
+  const button = el("button", { type: "button", class: "kw-button kw-primary kw-send", on: { click: press } });
+  const count = el("span", { class: "kw-count kw-figures", "data-testid": "count" });
+  const context = el("span", { class: "kw-context", "data-testid": "context" });
+  const contextFill = el("span", { class: "kw-context-fill" });
+  const contextLabel = el("span", { class: "kw-figures" });
+  context.append(el("span", { text: "context" }), el("span", { class: "kw-context-bar", "aria-hidden": "true" }, contextFill), contextLabel);
+  element.append(
+    problemBox,
+    el(
+      "div",
+      { class: "kw-composer", on: { click: (event) => event.target === event.currentTarget && area.focus() } },
+      area,
+      el("div", { class: "kw-composer-foot" }, context, count, button),
+    ),
+  );
+
+  let sending = false;
+  let counter = 0;
+
+  function press() {
+    if (state.run) conversation.stop();
+    else submit();
+    area.focus();
+  }
+
+  async function submit(text = area.value) {
+    if (sending || state.run) return;
+    sending = true;
+    try {
+      const reply = await conversation.send(text);
+      // What was typed while the message was on its way stays.
+      if (reply && !reply.error && area.value.startsWith(text)) setText(area.value.slice(text.length));
+    } finally {
+      sending = false;
+    }
+  }
+
+  function setText(text) {
+    area.value = text;
+    changed();
+  }
+
+  // On a phone the focus would bring up the keyboard over the answer.
+  function focus() {
+    if (matchMedia("(hover: hover)").matches) area.focus();
+  }
+
+  function changed() {
+    area.style.height = "auto";
+    area.style.height = `${Math.min(HIGHEST_PX, area.scrollHeight)}px`;
+    remember(area.value);
+    clearTimeout(counter);
+    if (!area.value.trim()) {
+      count.textContent = "";
+      count.classList.remove("kw-too-long");
+    } else {
+      counter = setTimeout(countDraft, area.value.length > LARGE_DRAFT ? COUNT_AFTER_MS * 4 : COUNT_AFTER_MS);
+    }
+  }
+
+  async function countDraft() {
+    const draft = area.value;
+    const reply = await ask("count", { conversation_id: state.conversationId, draft });
+    if (draft !== area.value || reply.error) return;
+    count.textContent = reply.label;
+    count.classList.toggle("kw-too-long", !reply.fits);
+  }
+
+  function show(sentence) {
+    problem.textContent = sentence;
+    problemBox.hidden = !sentence;
+  }
+
+  function drawButton() {
+    const running = state.run !== null;
+    const label = running ? "Stop" : "Send";
+    if (button.dataset.label === label) return;
+    button.dataset.label = label;
+    button.setAttribute("aria-label", label);
+    button.title = running ? "Stop (Esc)" : "Send (Enter)";
+    button.dataset.testid = label.toLowerCase();
+    button.classList.toggle("kw-stop", running);
+    button.disabled = false;
+    button.replaceChildren(icon(running ? "stop" : "up"));
+  }
+
+  function drawContext() {
+    if (!state.context) return;
+    contextLabel.textContent = state.context.label;
+    contextFill.style.transform = `scaleX(${state.context.fraction})`;
+    contextFill.classList.toggle("kw-nearly-full", state.context.fraction > 0.9);
+  }
+
+  area.addEventListener("input", changed);
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      submit();
+    }
+  });
+  on("problem", show);
+  on("focus", () => area.focus());
+  on("example", (text) => submit(text));
+  on("run", drawButton);
+  on("thread", drawContext);
+  on("stopping", () => {
+    button.disabled = true; // until the run's end draws it anew
+  });
+  on("sent", focus);
+  on("leaving", () => show(""));
+  on("opened", () => {
+    setText(recall());
+    focus();
+  });
+  drawButton();
+  mounted("composer");
+}
+
+// Each conversation keeps its own draft, over a reload too.
+
+function remember(text) {
+  try {
+    if (text) sessionStorage.setItem(`kw-draft-${state.conversationId}`, text);
+    else sessionStorage.removeItem(`kw-draft-${state.conversationId}`);
+  } catch {
+    // A draft larger than the browser's store: it stays in the composer.
+  }
+}
+
+function recall() {
+  return sessionStorage.getItem(`kw-draft-${state.conversationId}`) ?? "";
+}

@@ -1,0 +1,120 @@
+// Builds nodes. Text is only ever set with textContent, so nothing that anybody wrote can become markup.
+
+export function el(tag, props = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name === "text") node.textContent = value;
+    else if (name === "on") for (const [type, listen] of Object.entries(value)) node.addEventListener(type, listen);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+const ICONS = {
+  plus: ["M8 3v10", "M3 8h10"],
+  search: ["M7 11.5a4.5 4.5 0 1 0 0-9 4.5 4.5 0 0 0 0 9z", "M10.4 10.4 14 14"],
+  trash: ["M2.5 4.5h11", "M6 4.5V2.8h4v1.7", "M4 4.5l.6 9h6.8l.6-9", "M6.7 7.2v3.8", "M9.3 7.2v3.8"],
+  pencil: ["M3 13l.6-2.8 7-7 2.2 2.2-7 7z"],
+  copy: ["M5.5 5.5h8v8h-8z", "M10.5 5.5v-3h-8v8h3"],
+  check: ["M3 8.5l3.3 3.3L13 5"],
+  retry: ["M13 8a5 5 0 1 1-1.6-3.7", "M13.3 2.2v3h-3"],
+  forward: ["M4.5 3.5l6 4.5-6 4.5z", "M12.5 3.5v9"],
+  up: ["M8 13V3.5", "M3.8 7.5L8 3.3l4.2 4.2"],
+  down: ["M8 3v9.5", "M3.8 8.5L8 12.7l4.2-4.2"],
+  left: ["M10 3.5L5.5 8l4.5 4.5"],
+  right: ["M6 3.5L10.5 8 6 12.5"],
+  close: ["M4 4l8 8", "M12 4l-8 8"],
+  stop: ["M4.5 4.5h7v7h-7z"],
+  sliders: ["M2.5 5h5", "M11.5 5h2", "M2.5 11h2", "M8.5 11h5", "M9.5 3.3v3.4", "M6.5 9.3v3.4"],
+  panelLeft: ["M2.5 3h11v10h-11z", "M6.2 3v10"],
+  panelRight: ["M2.5 3h11v10h-11z", "M9.8 3v10"],
+  theme: ["M8 2.5a5.5 5.5 0 1 0 0 11z", "M8 2.5a5.5 5.5 0 0 1 0 11"],
+  door: ["M9 2.5H3.5v11H9", "M7 8h7", "M11.5 5.5L14 8l-2.5 2.5"],
+};
+
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 16 16");
+  svg.setAttribute("class", `kw-icon kw-icon-${name}`);
+  svg.setAttribute("aria-hidden", "true");
+  for (const line of ICONS[name]) {
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", line);
+    svg.append(path);
+  }
+  return svg;
+}
+
+// A button with a picture. `label` is its name for everyone who cannot see it, and its tooltip.
+export function iconButton(name, label, click, props = {}) {
+  const kind = props.class ? ` ${props.class}` : "";
+  return el(
+    "button",
+    { type: "button", "aria-label": label, title: label, ...props, class: `kw-button kw-bare${kind}`, on: { click } },
+    icon(name),
+  );
+}
+
+export function textButton(label, click, props = {}) {
+  const kind = props.class ? ` ${props.class}` : "";
+  return el("button", { type: "button", ...props, class: `kw-button${kind}`, on: { click } }, label);
+}
+
+const TIERS = {
+  device: ["●", "device"],
+  host: ["◉", "host"],
+  disk: ["○", "disk"],
+  cold: ["◌", "cold"],
+};
+
+// A tier looks the same everywhere: shape, word and colour. `quiet` hides the word from eyes, not from screen readers.
+export function tierMark(tier, quiet = false) {
+  const [shape, word] = TIERS[tier] ?? TIERS.cold;
+  return el(
+    "span",
+    { class: `kw-tier kw-tier-${tier}`, title: quiet ? word : undefined },
+    el("span", { "aria-hidden": "true", class: "kw-tier-shape", text: shape }),
+    el("span", { class: quiet ? "kw-unseen" : "kw-tier-word", text: word }),
+  );
+}
+
+// Makes `parent`'s children match `items`, rebuilding only those whose JSON changed: a pointer that is down on one
+// row, or the focus in it, survives a change of another.
+export function reconcile(parent, items, build) {
+  const known = parent.kwRows ?? new Map();
+  const rows = new Map();
+  for (const item of items) {
+    const json = JSON.stringify(item);
+    const old = known.get(item.key);
+    rows.set(item.key, old?.json === json ? old : { json, node: build(item, old?.node) });
+  }
+  const nodes = [...rows.values()].map((row) => row.node);
+  for (const [index, node] of nodes.entries()) {
+    if (parent.children[index] !== node) parent.insertBefore(node, parent.children[index] ?? null);
+  }
+  while (parent.children.length > nodes.length) parent.lastElementChild.remove();
+  parent.kwRows = rows;
+}
+
+export async function copyText(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Not a secure context (http on another machine's address): the old way still works there.
+    const area = el("textarea", { class: "kw-unseen" });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  const before = button.firstChild;
+  button.replaceChildren(icon("check"));
+  button.setAttribute("aria-label", "Copied");
+  setTimeout(() => {
+    button.replaceChildren(before);
+    button.setAttribute("aria-label", button.title);
+  }, 1500);
+}

@@ -1,0 +1,36 @@
+// Above the chat: the title, what runs, and the buttons for both sidebars and the settings.
+import { mounted, on, state, whenAllAreMounted } from "./bus.js";
+import { el, iconButton } from "./dom.js";
+import * as page from "./page.js";
+import { openSettings } from "./settings.js";
+
+export function mount(element, facts) {
+  const title = el("h1", { class: "kw-title", "data-testid": "title" });
+  const share = el("p", { class: "kw-share", role: "status", hidden: true });
+  const running = [facts.model, facts.quantization, facts.kernel].filter(Boolean).join(" · ");
+  const model = el("p", { class: "kw-model", "data-testid": "model", text: running });
+  model.title = [`Runs on ${facts.device}.`, ...facts.notes].join("\n");
+  const left = iconButton("panelLeft", "Conversations", () => page.toggle("left"), { id: "kw-toggle-left" });
+  const right = iconButton("panelRight", "Memory", () => page.toggle("right"), { id: "kw-toggle-right" });
+  const settings = iconButton("sliders", "Settings of this conversation", openSettings, { id: "kw-open-settings" });
+  element.append(
+    el("header", { class: "kw-header" }, left, el("div", { class: "kw-heading" }, title, model), settings, right),
+    share,
+  );
+
+  const draw = () => {
+    title.textContent = state.title || "New conversation";
+    document.title = state.title ? `${state.title} · Keepwarm` : "Keepwarm";
+  };
+  on("thread", draw);
+  on("renamed", (name) => {
+    state.title = name;
+    draw();
+  });
+  on("pulse", (news) => {
+    if (share.textContent !== news.share) share.textContent = news.share;
+    share.hidden = !news.share;
+  });
+  whenAllAreMounted(page.start);
+  mounted("header");
+}

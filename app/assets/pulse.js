@@ -1,0 +1,65 @@
+// Asks for what changes without our doing: other conversations' runs, memory, what another tab did.
+import { ask, LOST } from "./bridge.js";
+import { emit, on, state } from "./bus.js";
+import * as conversation from "./conversation.js";
+
+const BUSY_MS = 1000;
+const CALM_MS = 2500;
+const HIDDEN_MS = 15000;
+let timer = 0;
+let search = "";
+let asking = false;
+let misses = 0;
+
+export function startPulse() {
+  on("thread", soon);
+  on("changed", soon);
+  on("searching", (text) => {
+    search = text;
+    soon();
+  });
+  document.addEventListener("visibilitychange", () => document.hidden || soon());
+  beat();
+}
+
+function soon() {
+  clearTimeout(timer);
+  timer = setTimeout(beat, 30);
+}
+
+async function beat() {
+  clearTimeout(timer);
+  if (asking) {
+    timer = setTimeout(beat, 100);
+    return;
+  }
+  asking = true;
+  const asked = search;
+  const news = await ask("pulse", { search: asked });
+  asking = false;
+  hear(news);
+  let busy = false;
+  if (!news.error) {
+    emit("pulse", news);
+    const rows = news.conversations.flatMap((group) => group.rows);
+    busy = rows.some((row) => row.is_running);
+    const here = rows.find((row) => row.id === state.conversationId);
+    // Somebody went on with this conversation in another tab: show it.
+    if (here && !state.run && (here.is_running || here.updated_at > state.updatedAt)) {
+      await conversation.open(state.conversationId);
+    }
+  }
+  if (asked !== search) soon();
+  else timer = setTimeout(beat, document.hidden ? HIDDEN_MS : busy ? BUSY_MS : CALM_MS);
+}
+
+// A server that was restarted is found again without a reload.
+function hear(news) {
+  if (news.lost) {
+    misses += 1;
+    if (misses === 2) emit("problem", LOST);
+  } else {
+    if (misses >= 2) emit("problem", "");
+    misses = 0;
+  }
+}

@@ -1,0 +1,186 @@
+// The messages. Gradio's chat displays draw the text; this draws what stands below each: progress, receipt, actions.
+import { emit, on, state } from "./bus.js";
+import * as conversation from "./conversation.js";
+import { copyText, el, icon, iconButton, textButton } from "./dom.js";
+import { followEnd } from "./scroll.js";
+
+const ROWS = "#kw-earlier .message-row, #kw-latest .message-row";
+let openReceipts = new Set();
+
+export function start(displays) {
+  const observer = new MutationObserver(decorate);
+  for (const display of displays) observer.observe(display, { childList: true, subtree: true });
+  followEnd(document.getElementById("kw-scroll"), displays);
+  on("thread", decorate);
+  on("run", () => {
+    document.getElementById("kw").classList.toggle("kw-busy", state.run !== null);
+    drawProgress();
+  });
+  on("leaving", () => (openReceipts = new Set()));
+}
+
+// Rows and messages belong together by their order. While a change is half way through their numbers differ: the
+// observer calls again when it is done.
+function decorate() {
+  const rows = document.querySelectorAll(ROWS);
+  if (rows.length !== state.messages.length) return;
+  state.messages.forEach((message, index) => {
+    const last = index === state.messages.length - 1;
+    const signature = JSON.stringify([message, last, last && state.run !== null]);
+    const row = rows[index];
+    const foot = row.querySelector(":scope > .kw-foot");
+    if (foot?.dataset.signature === signature) return;
+    if (foot?.querySelector(".kw-editor") && foot.dataset.message === String(message.id)) return;
+    row.classList.remove("kw-editing");
+    row.dataset.testid = `message-${index}`;
+    row.querySelector("[aria-label]")?.setAttribute("aria-label", message.role === "user" ? "You" : "Answer");
+    const fresh = draw(row, message, last);
+    fresh.dataset.signature = signature;
+    fresh.dataset.message = message.id;
+    if (foot) foot.replaceWith(fresh);
+    else row.append(fresh);
+  });
+  drawProgress();
+}
+
+function draw(row, message, last) {
+  if (message.role === "user") return el("div", { class: "kw-foot" }, actions(row, message, last));
+  if (last && state.run) return progressFoot();
+  const [line, details] = receipt(message);
+  return el(
+    "div",
+    { class: "kw-foot" },
+    note(message),
+    el("div", { class: "kw-foot-line" }, line, actions(row, message, last)),
+    details,
+  );
+}
+
+function progressFoot() {
+  return el(
+    "div",
+    { class: "kw-foot kw-running" },
+    el("div", { class: "kw-progress", role: "status" }, el("span", { class: "kw-progress-label" })),
+    el("div", { class: "kw-progress-line" }, el("div", { class: "kw-progress-fill" })),
+  );
+}
+
+function drawProgress() {
+  const foot = document.querySelector(".kw-running");
+  if (!foot || !state.run) return;
+  const { label, fraction, phase } = state.run;
+  foot.dataset.phase = phase;
+  const words = foot.querySelector(".kw-progress-label");
+  if (words.textContent !== label) words.textContent = label;
+  foot.querySelector(".kw-progress-line").hidden = fraction === null;
+  foot.querySelector(".kw-progress-fill").style.transform = `scaleX(${fraction ?? 0})`;
+}
+
+function note(message) {
+  if (!message.status_word && !message.note) return null;
+  return el(
+    "p",
+    { class: `kw-note kw-note-${message.status}` },
+    message.status_word ? el("span", { class: "kw-note-word", text: message.status_word }) : null,
+    message.note ? el("span", { text: message.note }) : null,
+  );
+}
+
+function receipt(message) {
+  if (!message.receipt) return [null, null];
+  const key = String(message.id);
+  const details = el("dl", { class: "kw-receipt-details", id: `kw-receipt-${key}` });
+  for (const [name, value] of message.receipt.details) details.append(el("dt", { text: name }), el("dd", { text: value }));
+  const button = el("button", {
+    type: "button",
+    class: `kw-receipt${message.receipt.missed ? " kw-receipt-missed" : ""}`,
+    "aria-controls": details.id,
+    title: "What this turn cost",
+    on: { click: () => show(!openReceipts.has(key)) },
+  });
+  button.append(el("span", { text: message.receipt.line }), icon("right"));
+  const show = (open) => {
+    if (open) openReceipts.add(key);
+    else openReceipts.delete(key);
+    button.setAttribute("aria-expanded", String(open));
+    details.hidden = !open;
+  };
+  show(openReceipts.has(key));
+  return [button, details];
+}
+
+function actions(row, message, last) {
+  const bar = el("div", { class: "kw-actions" });
+  if (message.role === "assistant" && last) {
+    if (message.can_continue) {
+      const label = el("span", { text: "Continue" });
+      const button = textButton("", conversation.continueAnswer, { class: "kw-small", "data-testid": "continue" });
+      button.append(icon("forward"), label);
+      bar.append(button);
+    }
+    bar.append(iconButton("retry", "Answer again", conversation.regenerate, { "data-testid": "regenerate" }));
+  }
+  if (message.role === "user") {
+    bar.append(iconButton("pencil", "Edit this message", () => edit(row, message), { "data-testid": "edit" }));
+  }
+  bar.append(
+    iconButton("copy", "Copy", (event) => copyText(message.text, event.currentTarget), { "data-testid": "copy" }),
+  );
+  if (message.sibling_count > 1) bar.append(siblings(message));
+  return bar;
+}
+
+function siblings(message) {
+  const step = (by) => () => conversation.switchSibling(message.id, by);
+  const { sibling_number: number, sibling_count: count } = message;
+  return el(
+    "span",
+    { class: "kw-siblings", role: "group", "aria-label": "Versions" },
+    iconButton("left", "Previous version", step(-1), { disabled: number <= 1, "data-testid": "previous" }),
+    el("span", { class: "kw-figures", text: `${number}/${count}`, "data-testid": "sibling" }),
+    iconButton("right", "Next version", step(1), { disabled: number >= count, "data-testid": "next" }),
+  );
+}
+
+function edit(row, message) {
+  const area = el("textarea", { class: "kw-editor-text", "aria-label": "Edit this message", "data-testid": "editor" });
+  area.value = message.text;
+  const foot = row.querySelector(":scope > .kw-foot");
+  const close = () => {
+    row.classList.remove("kw-editing");
+    foot.replaceChildren();
+    delete foot.dataset.signature;
+    decorate();
+  };
+  const submit = async () => {
+    const reply = await conversation.edit(message.id, area.value);
+    if (reply && !reply.error) close();
+  };
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      close();
+      emit("focus");
+    } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      submit();
+    }
+  });
+  row.classList.add("kw-editing");
+  foot.replaceChildren(
+    el(
+      "div",
+      { class: "kw-editor" },
+      area,
+      el(
+        "div",
+        { class: "kw-editor-bar" },
+        el("span", { class: "kw-hint", text: "The old version stays: switch with the arrows." }),
+        textButton("Cancel", close),
+        textButton("Send", submit, { class: "kw-primary", "data-testid": "editor-send" }),
+      ),
+    ),
+  );
+  area.style.height = `${Math.min(320, area.scrollHeight + 2)}px`;
+  area.focus();
+}

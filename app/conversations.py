@@ -1,0 +1,32 @@
+"""The left sidebar: conversations under the day they were last used, each with its tier."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from app import formatting
+from sessions.types import ConversationSummary
+
+
+def draw(summaries: Sequence[ConversationSummary], now: float | None = None) -> list[dict[str, Any]]:
+    """Groups of rows, newest first, as JSON for the page's script."""
+    moment = time.time() if now is None else now
+    groups: list[dict[str, Any]] = []
+    for summary in summaries:
+        heading = formatting.day(summary.updated_at, moment)
+        if not groups or groups[-1]["heading"] != heading:
+            groups.append({"heading": heading, "rows": []})
+        groups[-1]["rows"].append(_row(summary))
+    return groups
+
+
+def _row(summary: ConversationSummary) -> dict[str, Any]:
+    return {
+        "id": summary.conversation_id,
+        "title": summary.title or "New conversation",
+        "tier": summary.tier.value,
+        "is_running": summary.is_running,
+        "updated_at": summary.updated_at,
+    }

@@ -1,0 +1,82 @@
+"""Numbers as a person reads them: bytes as MiB or GiB, times as 0.21 s, tokens with thousands separators."""
+
+from __future__ import annotations
+
+import time
+
+from sessions.types import Tier
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.COLD: "◌"}
+
+
+def tokens(count: int) -> str:
+    """1812 -> "1,812"."""
+    return f"{count:,}"
+
+
+def tokens_short(count: int) -> str:
+    """950 -> "950", 1858 -> "1.9k", 8192 -> "8.2k", 131072 -> "131k"."""
+    if count < 1000:
+        return str(count)
+    if count < 99_950:
+        return f"{count / 1000:.1f}k"
+    return f"{count / 1000:,.0f}k"
+
+
+def size(count_bytes: int) -> str:
+    """Bytes as KiB, MiB or GiB with one decimal."""
+    if count_bytes <= 0:
+        return "0"
+    if count_bytes < 0.1 * MIB:
+        return f"{count_bytes / KIB:.1f} KiB"
+    if count_bytes < 999.95 * MIB:
+        return f"{count_bytes / MIB:.1f} MiB"
+    return f"{count_bytes / GIB:.1f} GiB"
+
+
+def seconds(count_s: float) -> str:
+    """0.214 -> "0.21 s", 14.2 -> "14 s", 130 -> "2 min 10 s", 7300 -> "2 h 2 min"."""
+    if count_s < 0.005:
+        return "0 s"
+    if count_s < 9.95:
+        return f"{count_s:.2f} s" if count_s < 0.995 else f"{count_s:.1f} s"
+    whole = round(count_s)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, rest = divmod(whole, 3600)
+    minutes = rest // 60
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def ordinal(number: int) -> str:
+    """1 -> "1st"."""
+    if number % 100 in (11, 12, 13):
+        return f"{number}th"
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
+
+
+def day(at: float, now: float) -> str:
+    """The heading a moment belongs under: Today, Yesterday, Last 7 days, or a month."""
+    then, today = time.localtime(at), time.localtime(now)
+    days = (_midnight(today) - _midnight(then)) / 86_400
+    if days < 0.5:
+        return "Today"
+    if days < 1.5:
+        return "Yesterday"
+    if days < 7.5:
+        return "Last 7 days"
+    return time.strftime("%B" if then.tm_year == today.tm_year else "%B %Y", then)
+
+
+def clock(at: float) -> str:
+    """12:04."""
+    return time.strftime("%H:%M", time.localtime(at))
+
+
+def _midnight(moment: time.struct_time) -> float:
+    return time.mktime((moment.tm_year, moment.tm_mon, moment.tm_mday, 12, 0, 0, 0, 0, -1))

@@ -1,0 +1,113 @@
+"""The door: which requests reach the page at all. Plain ASGI, so that streamed answers pass through untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.auth import Owners
+
+ASSETS_PATH = "/keepwarm"
+LOGIN_PATH = "/login"
+HEALTH_PATH = "/health"
+LARGEST_BODY_BYTES = 32 * 1024 * 1024
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+# Gradio evaluates its own templates, hence the two 'unsafe' words. What matters is that nothing leaves for another
+# host: no font, no script, and no picture whose address a model wrote.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+        "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "same-origin",  # "no-referrer" would make a form's own Origin "null"
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Guard:
+    """Checks Host and Origin, then the login; adds the security headers."""
+
+    def __init__(self, app: ASGIApp, owners: Owners, bind_host: str, share_host: Callable[[], str]) -> None:
+        self._app = app
+        self._owners = owners
+        self._bind_host = bind_host
+        self._share_host = share_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refuse(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+    def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        if not self._owners.needs_login and not self._is_own_name(host):
+            # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
+            return PlainTextResponse(f"This chat does not answer to the name {host[:200]!r}.", 400)
+        if not self._is_own_origin(headers.get("origin"), host):
+            return PlainTextResponse("Requests from other sites are refused.", 403)
+        if _body_bytes(headers) > LARGEST_BODY_BYTES:
+            return PlainTextResponse("This request is too large.", 413)
+        if _is_public(scope["path"]) or self._owners.owner_of(cookies_of(headers)) is not None:
+            return None
+        if scope.get("method") == "GET" and "text/html" in headers.get("accept", ""):
+            return RedirectResponse(LOGIN_PATH, 303)
+        return JSONResponse({"detail": "Please log in."}, 401)
+
+    def _is_own_name(self, host: str) -> bool:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in ("localhost", self._bind_host) or is_loopback(name)
+
+    def _is_own_origin(self, origin: str | None, host: str) -> bool:
+        if origin is None:
+            return True
+        return urlsplit(origin).netloc in {host, self._share_host()} - {""}
+
+
+def cookies_of(headers: Headers) -> dict[str, str]:
+    """The request's cookies; a malformed header counts as none."""
+    try:
+        jar = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return {}
+    return {name: morsel.value for name, morsel in jar.items()}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_public(path: str) -> bool:
+    return path in (LOGIN_PATH, HEALTH_PATH) or path.startswith(f"{ASSETS_PATH}/")
+
+
+def _body_bytes(headers: Headers) -> int:
+    try:
+        return int(headers.get("content-length", "0"))
+    except ValueError:
+        return LARGEST_BODY_BYTES + 1

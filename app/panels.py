@@ -1,0 +1,82 @@
+"""What the sidebars ask for beside the chat itself: lists, memory, renaming, deleting, dropping, stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from app import cache_panel, conversations, formatting, problems
+from app.share import Share
+
+if TYPE_CHECKING:
+    from sessions.manager import SessionManager
+
+Request = Mapping[str, Any]
+Reply = dict[str, Any]
+
+
+class Panels:
+    """Answers one question of the page's script at a time; errors become `{"error": sentence}`."""
+
+    def __init__(self, manager: SessionManager, share: Share) -> None:
+        self._manager = manager
+        self._share = share
+        self._answers: dict[str, Callable[[str, Request], Reply]] = {
+            "pulse": self._pulse,
+            "new": self._new,
+            "rename": self._rename,
+            "delete": self._delete,
+            "drop": self._drop,
+            "stop": self._stop,
+            "count": self._count,
+        }
+
+    def ask(self, owner_id: str, request: Request) -> Reply:
+        """The answer, or a sentence why not."""
+        name = str(request.get("ask", ""))
+        try:
+            return self._answers[name](owner_id, request)
+        except Exception as error:
+            return {"error": problems.sentence(error, name)}
+
+    def _pulse(self, owner_id: str, request: Request) -> Reply:
+        """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
+        found = self._manager.list_conversations(owner_id, str(request.get("search", "")))
+        return {
+            "conversations": conversations.draw(found),
+            "memory": cache_panel.draw(self._manager.memory(owner_id)),
+            "share": self._share.sentence(),
+        }
+
+    def _new(self, owner_id: str, request: Request) -> Reply:
+        return {"conversation_id": self._manager.create_conversation(owner_id).conversation_id}
+
+    def _rename(self, owner_id: str, request: Request) -> Reply:
+        self._manager.rename(owner_id, _conversation(request), str(request.get("title", "")))
+        return {}
+
+    def _delete(self, owner_id: str, request: Request) -> Reply:
+        self._manager.delete(owner_id, _conversation(request))
+        return {}
+
+    def _drop(self, owner_id: str, request: Request) -> Reply:
+        self._manager.drop_kv(owner_id, _conversation(request))
+        return {}
+
+    def _stop(self, owner_id: str, request: Request) -> Reply:
+        self._manager.stop(owner_id, _conversation(request))
+        return {}
+
+    def _count(self, owner_id: str, request: Request) -> Reply:
+        draft_tokens, free_tokens = self._manager.count_tokens(
+            owner_id, _conversation(request), str(request.get("draft", ""))
+        )
+        fits = draft_tokens <= free_tokens
+        label = f"{formatting.tokens(draft_tokens)} {'token' if draft_tokens == 1 else 'tokens'}"
+        if not fits:
+            label += f", {formatting.tokens(max(0, free_tokens))} fit"
+        return {"draft_tokens": draft_tokens, "fits": fits, "label": label}
+
+
+def _conversation(request: Request) -> str:
+    return str(request.get("conversation_id", ""))

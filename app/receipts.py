@@ -1,0 +1,59 @@
+"""A receipt in words: one line under the answer, and the details it opens into."""
+
+from __future__ import annotations
+
+from app import formatting
+from sessions.types import Receipt, Tier
+
+
+def line(receipt: Receipt) -> str:
+    """ "1,812 reused / 46 new · first token 0.21 s · 31 tok/s"."""
+    if receipt.miss_reason is not None and receipt.reused_tokens == 0:
+        parts = [f"{formatting.tokens(receipt.fed_tokens)} read again"]
+    else:
+        parts = [f"{formatting.tokens(receipt.reused_tokens)} reused / {formatting.tokens(receipt.fed_tokens)} new"]
+    if receipt.ttft_s is not None:
+        parts.append(f"first token {formatting.seconds(receipt.ttft_s)}")
+    if receipt.tokens_per_s is not None:
+        parts.append(f"{receipt.tokens_per_s:.0f} tok/s")
+    return " · ".join(parts)
+
+
+def details(receipt: Receipt) -> list[tuple[str, str]]:
+    """(name, value) pairs, in reading order."""
+    rows = [
+        ("Reused", _reused(receipt)),
+        ("Read now", _read(receipt)),
+    ]
+    if receipt.waited_s >= 0.05:
+        rows.append(("Waited in line", formatting.seconds(receipt.waited_s)))
+    if receipt.ttft_s is not None:
+        rows.append(("First token", f"after {formatting.seconds(receipt.ttft_s)}"))
+    rows.append(("Written", _written(receipt)))
+    if receipt.saved_s >= 0.005:
+        rows.append(("Saved", f"about {formatting.seconds(receipt.saved_s)} against reading everything again"))
+    if receipt.miss_detail:
+        rows.append(("Why it was read", receipt.miss_detail))
+    return rows
+
+
+def _reused(receipt: Receipt) -> str:
+    if receipt.reused_tokens == 0:
+        return "nothing: no cache held this conversation" if receipt.miss_reason else "nothing: this is the first turn"
+    tier = "" if receipt.tier_before is Tier.COLD else f", from {_tier(receipt.tier_before)}"
+    return f"{formatting.tokens(receipt.reused_tokens)} tokens{tier}"
+
+
+def _read(receipt: Receipt) -> str:
+    text = f"{formatting.tokens(receipt.fed_tokens)} tokens in {formatting.seconds(receipt.prefill_s)}"
+    if receipt.fed_tokens != receipt.delta_tokens:
+        text += f" (this turn added {formatting.tokens(receipt.delta_tokens)})"
+    return text
+
+
+def _written(receipt: Receipt) -> str:
+    return f"{formatting.tokens(receipt.sampled_tokens)} tokens in {formatting.seconds(receipt.decode_s)}"
+
+
+def _tier(tier: Tier) -> str:
+    return f"{formatting.TIER_MARK[tier]} {tier.value}"

@@ -1,0 +1,64 @@
+"""The public link: Gradio's tunnel, opened beside the running server, or the reason why the chat is local only."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+class Share:
+    """State of the public link. `sentence()` is "" when nobody asked for one; any thread may call it."""
+
+    def __init__(self) -> None:
+        self._sentence = ""
+        self._host = ""
+
+    def open(self, local_host: str, local_port: int, say: Callable[[str], None]) -> None:
+        """Starts a thread that opens the tunnel and says how it went. Returns at once."""
+        self._sentence = "Opening a public link."
+        threading.Thread(
+            target=self._open, args=(local_host, local_port, say), name="keepwarm-share", daemon=True
+        ).start()
+
+    def sentence(self) -> str:
+        """What a person may know: the link, or why there is none."""
+        return self._sentence
+
+    def host(self) -> str:
+        """Host name of the public link, "" while there is none."""
+        return self._host
+
+    def close(self) -> None:
+        """Ends the tunnel."""
+        if not self._host:
+            return
+        from gradio.tunneling import CURRENT_TUNNELS
+
+        for tunnel in CURRENT_TUNNELS:
+            tunnel.kill()
+
+    def _open(self, local_host: str, local_port: int, say: Callable[[str], None]) -> None:
+        try:
+            from gradio.networking import setup_tunnel
+
+            url = setup_tunnel(local_host, local_port, secrets.token_urlsafe(32), None, None)
+        except Exception as error:
+            log.info("share_failed error=%s", type(error).__name__)
+            self._sentence = (
+                "Local only: the public link could not be opened, because Gradio's share server "
+                f"did not answer ({_reason(error)})."
+            )
+        else:
+            self._host = url.split("://", 1)[-1].split("/", 1)[0]
+            self._sentence = f"Public link: {url}"
+        say(self._sentence)
+
+
+def _reason(error: Exception) -> str:
+    cause = error.__cause__ or error
+    text = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    return text[:120].rstrip(".")

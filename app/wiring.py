@@ -1,0 +1,111 @@
+"""Builds the long-lived objects, in order, and ends them in reverse. The only place that knows all packages."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app import formatting, sizes
+from app.auth import Owners, load_secret
+from app.guard import cookies_of
+from app.share import Share
+from sessions.config import SessionConfig
+from sessions.errors import ConversationNotFound, StoreError
+from sessions.manager import SessionManager
+from sessions.store import Store
+
+if TYPE_CHECKING:
+    from model_runtime.config import ModelConfig
+    from model_runtime.types import Engine, TurnTemplate
+
+COOKIE_KEY_NAME = "cookie.key"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What the pages need of the rest."""
+
+    manager: SessionManager
+    owners: Owners
+    share: Share
+
+    def owner_of(self, request: Any) -> str | None:
+        """The owner a Gradio or Starlette request comes from, None before the login. Reads the signed cookie alone."""
+        return self.owners.owner_of(cookies_of(getattr(request, "request", request).headers))
+
+    def required_owner_of(self, request: Any) -> str:
+        """Like `owner_of`; a stranger finds nothing."""
+        owner_id = self.owner_of(request)
+        if owner_id is None:
+            raise ConversationNotFound("Please log in again.")
+        return owner_id
+
+
+@contextlib.contextmanager
+def open_house(
+    data_dir: Path,
+    model: ModelConfig,
+    budget: str | None,
+    password: str | None,
+    say: Say,
+) -> Iterator[House]:
+    """Everything a server needs, until the block ends. Raises `StoreError`, `ModelLoadError` or `ValueError`."""
+    with contextlib.ExitStack() as stack:
+        # The data directory first: a second process is told so before it spends minutes on a model.
+        store = Store(data_dir)
+        stack.callback(store.close)
+        owners = Owners(_secret(data_dir), password)
+        engine, template = _load(model, say, stack)
+        budget_bytes = _budget_bytes(budget, engine.info.device, say)
+        manager = SessionManager(store, engine, template, SessionConfig(device_kv_budget_bytes=budget_bytes))
+        manager.start()
+        stack.callback(manager.close)
+        share = Share()
+        stack.callback(share.close)
+        yield House(manager, owners, share)
+
+
+def _load(config: ModelConfig, say: Say, stack: contextlib.ExitStack) -> tuple[Engine, TurnTemplate]:
+    """Torch is imported here, not before the flags are checked: it costs seconds."""
+    from model_runtime.chat_template import ChatTemplate
+    from model_runtime.config import EngineConfig
+    from model_runtime.engine import Engine
+    from model_runtime.loading import context_limit_tokens, load_model, unload
+
+    loaded = load_model(config, say)
+    stack.callback(unload, loaded)
+    template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
+    engine = Engine(loaded, EngineConfig(), context_limit_tokens(loaded, config.context_limit_tokens))
+    stack.callback(engine.close)
+    info = engine.info
+    say(f"Model {info.name}, {info.quantization}, on {info.device} with {info.kernel}.")
+    for note in (*info.notes, template.rewrites_history):
+        if note:
+            say(note)
+    return engine, template
+
+
+def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
+    """Measured after the model was loaded: its weights are not free any more."""
+    from model_runtime.device_memory import free_device_bytes
+
+    free_bytes = free_device_bytes(device) or sizes.free_memory_bytes()
+    if budget is None:
+        chosen = int(free_bytes * sizes.DEFAULT_BUDGET_SHARE)
+        why = f"half of the {formatting.size(free_bytes)} free on {device}; choose with --device-kv-budget"
+    else:
+        chosen = sizes.parse_budget(budget, free_bytes)
+        why = f"as asked for, with {formatting.size(free_bytes)} free on {device}"
+    say(f"KV budget {formatting.size(chosen)} ({why}).")
+    return chosen
+
+
+def _secret(data_dir: Path) -> bytes:
+    try:
+        return load_secret(data_dir / COOKIE_KEY_NAME)
+    except OSError as error:
+        raise StoreError(f"The data directory {data_dir} cannot be used ({error.strerror or error}).") from error

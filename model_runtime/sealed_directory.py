@@ -1,0 +1,114 @@
+"""A directory that is whole or refused: built beside its place, checksummed, renamed into it.
+
+`manifest.json` names every file with its size and CRC-32 (about 3 GB/s, against 0.4 GB/s for SHA-256, so that each
+start can afford to read everything). It is written last; a directory without it was never finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+_READ_BYTES = 1 << 20
+
+
+def broken_because(directory: Path) -> str | None:
+    """None when every file is there with its size and checksum; else what is wrong, as the end of a sentence."""
+    try:
+        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
+    except FileNotFoundError:
+        return "it was never finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    for name, (size_bytes, crc) in expected.items():
+        path = directory / name
+        try:
+            if path.stat().st_size != size_bytes:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {size_bytes:,}"
+            if crc32(path) != crc:
+                return f"{name} has changed on disk"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def build(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Replaces `directory` by what `fill` writes into an empty one; nobody ever sees it half-written.
+
+    Whatever `fill` raises goes through, and leaves nothing behind.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        fill(fresh)
+        _seal(fresh)
+        if directory.exists():
+            stale = Path(tempfile.mkdtemp(prefix=f".{directory.name}-stale-", dir=directory.parent))
+            os.replace(directory, stale / "old")
+            os.replace(fresh, directory)
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            os.replace(fresh, directory)
+        _sync(directory.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def only_one(lock_path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds an advisory lock between processes; calls `waiting` once when another process has it. The lock goes with
+    the process that holds it, so that a killed start never blocks the next one."""
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def sweep(parent: Path) -> None:
+    """Removes what builds killed half-way have left. Call with the lock held."""
+    for leftover in parent.glob(".*-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def crc32(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as handle:
+        while chunk := handle.read(_READ_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _seal(directory: Path) -> None:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    for path in files:
+        _sync(path)
+    entries = {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32": crc32(path)} for path in files
+    }
+    manifest = directory / MANIFEST
+    manifest.write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+    _sync(manifest)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,57 @@
+"""Fixtures of the page's tests: one Chromium, and sites and tabs that are closed whatever happens."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.app.site import Site, Tab
+
+CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path is not None, "Chromium is missing: install it with `apt-get install chromium`."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """`serve(password=None, **engine)` starts a site in this test's data directory."""
+    sites: list[Site] = []
+
+    def start(**options: Any) -> Site:
+        site = Site(tmp_path / "data", **options)
+        sites.append(site)
+        return site
+
+    yield start
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
+    """`tab(url, **context)`: a tab in a fresh browser profile. No script may fail in it, no request leave the host."""
+    tabs: list[Tab] = []
+
+    def start(url: str, **context: Any) -> Tab:
+        page = chromium.new_context(**{"viewport": {"width": 1440, "height": 900}, **context}).new_page()
+        tabs.append(Tab(page, url))
+        return tabs[-1]
+
+    yield start
+    for one in tabs:
+        one.page.context.close()
+        assert one.problems == []
+        assert [url for url in one.requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []

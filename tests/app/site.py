@@ -1,0 +1,125 @@
+"""The real page on a free loopback port, with a scripted engine behind it, and one browser tab as a person uses it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Locator, Page, expect
+
+from app.auth import Owners, load_secret
+from app.listen import bind
+from app.server import create_app
+from app.serving import Server
+from app.share import Share
+from app.wiring import House
+from sessions.config import SessionConfig
+from sessions.manager import SessionManager
+from sessions.store import Store
+from tests.sessions.byte_template import END, USER, ByteTemplate
+from tests.sessions.scripted_engine import ScriptedEngine
+
+BUDGET_BYTES = 64 * 1024 * 1024
+
+
+def echo(ledger: tuple[int, ...]) -> Sequence[int]:
+    """Says what was asked, word by word; "long" asks for an answer of a few hundred tokens."""
+    last_user = max(index for index, token in enumerate(ledger) if token == USER)
+    asked = bytes(token for token in ledger[last_user + 1 :] if token < 256).decode("utf-8", errors="replace").strip()
+    text = f"You said: {asked}"
+    if "long" in asked:
+        text += "".join(f" word{number}" for number in range(400))
+    return (*text.encode(), END)
+
+
+class Site:
+    """A running server. `engine` may be made slower or changed at any time."""
+
+    def __init__(self, data_dir: Path, password: str | None = None, **engine: Any) -> None:
+        self.engine = ScriptedEngine(**{"answer": echo, **engine})
+        self.store = Store(data_dir)
+        config = SessionConfig(device_kv_budget_bytes=BUDGET_BYTES)
+        self.manager = SessionManager(self.store, self.engine, ByteTemplate(), config)
+        self.manager.start()
+        house = House(self.manager, Owners(load_secret(data_dir / "secret"), password), Share())
+        self._listener = bind("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        ready = threading.Event()
+        self._server = Server(create_app(house, "127.0.0.1"), 2, ready.set)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._thread.start()
+        assert ready.wait(30)
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._listener.close()
+        self.manager.close()
+        self.engine.close()
+        self.store.close()
+        assert not self._thread.is_alive()
+
+
+class Tab:
+    """What a person does in one tab."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def open(self, url: str | None = None) -> Tab:
+        self.page.goto(url or self.url)
+        return self.wait_ready()
+
+    def reload(self) -> Tab:
+        self.page.reload()
+        return self.wait_ready()
+
+    def wait_ready(self) -> Tab:
+        self.page.wait_for_selector("html[data-keepwarm=ready]")
+        return self
+
+    def by(self, test_id: str) -> Locator:
+        return self.page.get_by_test_id(test_id)
+
+    def write(self, text: str) -> None:
+        self.by("composer").fill(text)
+        self.page.keyboard.press("Enter")
+
+    def say(self, text: str) -> None:
+        """Sends a message and waits for the whole answer."""
+        before = self.messages.count()
+        self.write(text)
+        expect(self.messages).to_have_count(before + 2)
+        self.wait_idle()
+
+    def wait_idle(self) -> None:
+        expect(self.by("send")).to_be_visible()
+
+    def wait_running(self) -> None:
+        expect(self.by("stop")).to_be_visible()
+
+    def new(self) -> None:
+        self.by("new").click()
+        expect(self.by("welcome")).to_be_visible()
+
+    def choose(self, title: str) -> None:
+        self.by("conversation").filter(has_text=title).locator(".kw-open").click()
+        expect(self.by("title")).to_have_text(title)
+
+    @property
+    def messages(self) -> Locator:
+        return self.page.locator("[data-testid^=message-]")
+
+    def message(self, index: int) -> Locator:
+        """The text of a message, without what stands below it. Negative counts from the end."""
+        rows = self.messages
+        row = rows.nth(index) if index >= 0 else rows.nth(rows.count() + index)
+        return row.locator(".md")

@@ -1,0 +1,75 @@
+"""Flags, and one clear sentence when something is in the way. No model is loaded here."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.listen import url_of
+from sessions.store import Store
+
+
+def test_help_names_defaults_and_units(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("default: embedded", "default: auto", "default: 7860", "50% of the free memory", "4GiB", "in tokens"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "lets other machines in: add --password"),
+        (["--password", " "], "The password must not be empty."),
+        (["--device-kv-budget", "lots"], "A size looks like"),
+        (["--device-kv-budget", "200%"], "at most at 100%"),
+        (["--context-limit", "3"], "at least 16 tokens"),
+        (["--model", " "], "Name a model"),
+    ],
+)
+def test_flags_that_cannot_be_meant(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *flags]) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_taken_port_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port), "--data-dir", str(tmp_path)]) == 1
+    assert f"Port {port} is already in use." in capsys.readouterr().err
+
+
+def test_an_unknown_address_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--host", "192.0.2.1", "--password", "x", "--port", "0", "--data-dir", str(tmp_path)]
+    assert main(["serve", *flags]) == 1
+    assert "Cannot listen on 192.0.2.1" in capsys.readouterr().err
+
+
+def test_a_second_process_on_the_same_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path)
+    try:
+        assert main(["serve", "--port", "0", "--data-dir", str(tmp_path)]) == 1
+    finally:
+        store.close()
+    assert "already using the data directory" in capsys.readouterr().err
+
+
+def test_a_data_directory_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a directory", encoding="utf-8")
+    assert main(["serve", "--port", "0", "--data-dir", str(tmp_path / "file")]) == 1
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_addresses_to_type() -> None:
+    assert url_of("127.0.0.1", 7860) == "http://127.0.0.1:7860"
+    assert url_of("0.0.0.0", 80) == "http://127.0.0.1:80"
+    assert url_of("::1", 80) == "http://[::1]:80"

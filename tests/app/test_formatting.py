@@ -1,0 +1,67 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from app import formatting
+
+
+@pytest.mark.parametrize(
+    ("count_s", "text"),
+    [
+        (0.0, "0 s"),
+        (0.004, "0 s"),
+        (0.214, "0.21 s"),
+        (0.994, "0.99 s"),
+        (0.996, "1.0 s"),
+        (4.06, "4.1 s"),
+        (9.96, "10 s"),
+        (14.2, "14 s"),
+        (59.7, "1 min"),
+        (120, "2 min"),
+        (130, "2 min 10 s"),
+        (7300, "2 h 1 min"),
+        (7200, "2 h"),
+    ],
+)
+def test_seconds(count_s: float, text: str) -> None:
+    assert formatting.seconds(count_s) == text
+
+
+@pytest.mark.parametrize(
+    ("count_bytes", "text"),
+    [
+        (0, "0"),
+        (2048, "2.0 KiB"),
+        (81 * 1024**2, "81.0 MiB"),
+        (999 * 1024**2, "999.0 MiB"),
+        (1023 * 1024**2, "1.0 GiB"),
+        (int(7.5 * 1024**3), "7.5 GiB"),
+    ],
+)
+def test_sizes(count_bytes: int, text: str) -> None:
+    assert formatting.size(count_bytes) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(950, "950"), (1858, "1.9k"), (8192, "8.2k"), (131072, "131k")])
+def test_short_tokens(count: int, text: str) -> None:
+    assert formatting.tokens_short(count) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (21, "21st")]
+)
+def test_ordinals(number: int, text: str) -> None:
+    assert formatting.ordinal(number) == text
+
+
+def test_days() -> None:
+    now = time.mktime((2027, 3, 10, 0, 30, 0, 0, 0, -1))
+    assert formatting.day(now - 60, now) == "Today"
+    assert formatting.day(now - 3600, now) == "Yesterday"
+    assert formatting.day(now - 5 * 86_400, now) == "Last 7 days"
+    assert formatting.day(now - 30 * 86_400, now) == "February"
+    assert formatting.day(now - 300 * 86_400, now) == "May 2026"

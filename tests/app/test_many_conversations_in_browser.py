@@ -1,0 +1,180 @@
+"""Several conversations, several tabs, restarts: nothing is lost and nothing is mixed."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.app.site import Site, Tab
+
+pytestmark = pytest.mark.browser
+
+Serve = Callable[..., Site]
+OpenTab = Callable[..., Tab]
+
+
+def test_switches_between_three_conversations_in_the_middle_of_answers(serve: Serve, tab: OpenTab) -> None:
+    one = tab(serve(token_delay_s=0.001).url).open()
+    names = ["a long one", "b long one", "c long one"]
+    for name in names:
+        one.new()
+        one.write(name)
+        expect(one.message(1)).to_contain_text("You said: ")
+    for name in [*names, *names]:
+        began = time.monotonic()
+        one.choose(name)
+        expect(one.message(0)).to_have_text(name)
+        expect(one.message(1)).to_contain_text(f"You said: {name}")
+        assert time.monotonic() - began < 1.5
+    for name in names:
+        one.choose(name)
+        one.wait_idle()
+        expect(one.messages).to_have_count(2)
+        expect(one.message(1)).to_contain_text(f"You said: {name} word0 word1")
+        one.write("x")
+        expect(one.messages).to_have_count(4)
+        one.wait_idle()
+        expect(one.messages.nth(3).locator(".kw-receipt")).not_to_contain_text("0 reused")
+
+
+def test_seven_tabs_work_at_once(serve: Serve, tab: OpenTab) -> None:
+    site = serve(token_delay_s=0.03)
+    first = tab(site.url).open()
+    first.say("all")
+    where = first.page.url
+    tabs = [first] + [Tab(first.page.context.new_page(), site.url).open(where) for _ in range(6)]
+    first.write("a long one")
+    for one in tabs:
+        expect(one.message(3)).to_contain_text("You said: a long one")
+    tabs[6].page.keyboard.press("Escape")
+    for one in tabs:
+        one.wait_idle()
+        expect(one.messages.nth(3)).to_contain_text("Stopped")
+        assert one.problems == []
+
+
+def test_renames_searches_and_deletes(serve: Serve, tab: OpenTab) -> None:
+    one = tab(serve().url).open()
+    for text in ("alpha", "beta"):
+        one.new()
+        one.say(text)
+    row = one.by("conversation").filter(has_text="alpha")
+    row.hover()
+    row.get_by_test_id("rename").click()
+    one.by("name").fill("gamma")
+    one.page.keyboard.press("Enter")
+    expect(one.by("conversation").filter(has_text="gamma")).to_have_count(1)
+    one.page.keyboard.press("Control+k")
+    one.page.keyboard.type("gam")
+    expect(one.by("conversation")).to_have_count(1)
+    one.page.keyboard.press("Enter")
+    expect(one.by("title")).to_have_text("gamma")
+    expect(one.message(0)).to_have_text("alpha")
+    one.by("search").fill("")
+    expect(one.by("conversation")).to_have_count(2)
+    row = one.by("conversation").filter(has_text="gamma")
+    row.hover()
+    row.get_by_test_id("delete").click()
+    one.by("delete-sure").click()
+    expect(one.by("conversation")).to_have_count(1)
+    expect(one.by("title")).to_have_text("beta")
+    one.page.keyboard.press("Control+Shift+O")
+    expect(one.by("welcome")).to_be_visible()
+
+
+def test_each_conversation_keeps_its_own_draft(serve: Serve, tab: OpenTab) -> None:
+    one = tab(serve().url).open()
+    one.say("alpha")
+    one.by("composer").fill("half a thought")
+    one.new()
+    expect(one.by("composer")).to_have_value("")
+    one.choose("alpha")
+    expect(one.by("composer")).to_have_value("half a thought")
+    one.reload()
+    expect(one.by("composer")).to_have_value("half a thought")
+
+
+def test_the_memory_panel_counts_and_drops(serve: Serve, tab: OpenTab) -> None:
+    site = serve()
+    one = tab(site.url).open()
+    one.say("alpha " * 50)
+    row = one.by("memory-row")
+    expect(row).to_contain_text("● device".replace(" ", ""))
+    used = site.manager.memory("local").device_used_bytes
+    assert used == site.engine.allocated_bytes > 0
+    expect(row).to_contain_text(f"{used / 1024 / 1024:.1f} MiB")
+    expect(row).to_contain_text("without the cache")
+    row.get_by_test_id("drop").click()
+    expect(row).to_contain_text("cold")
+    expect(one.by("log")).to_contain_text("Dropped the KV of alpha")
+    assert site.engine.allocated_bytes == 0
+    one.say("beta")
+    receipt = one.messages.nth(3).locator(".kw-receipt")
+    expect(receipt).to_contain_text("read again")
+    receipt.click()
+    expect(one.messages.nth(3).locator(".kw-receipt-details")).to_contain_text("Why it was read")
+
+
+def test_goes_on_after_a_restart_of_the_server(serve: Serve, tab: OpenTab) -> None:
+    site = serve()
+    one = tab(site.url).open()
+    one.say("alpha")
+    where = one.page.url.split("#")[1]
+    site.close()
+    other = serve()
+    again = tab(other.url).open(f"{other.url}/#{where}")
+    expect(again.message(1)).to_have_text("You said: alpha")
+    again.say("beta")
+    expect(again.message(3)).to_have_text("You said: beta")
+
+
+def test_waiting_runs_know_their_place_in_line(serve: Serve, tab: OpenTab) -> None:
+    one = tab(serve(token_delay_s=0.02, max_concurrent=1).url).open()
+    for name in ("a long one", "b long one", "c long one"):
+        one.new()
+        one.write(name)
+        expect(one.message(0)).to_have_text(name)
+    expect(one.page.locator(".kw-progress-label")).to_have_text("2nd in line")
+    one.by("stop").click()
+    one.wait_idle()
+    expect(one.messages.nth(1)).to_contain_text("Stopped")
+
+
+def test_long_histories_show_their_end_and_the_rest_on_demand(serve: Serve, tab: OpenTab) -> None:
+    site = serve()
+    conversation_id = site.manager.create_conversation("local").conversation_id
+    for number in range(20):
+        site.manager.send("local", conversation_id, f"turn {number}").wait(10**9, 0.0)
+        while site.manager.active_run("local", conversation_id):
+            time.sleep(0.01)
+    one = tab(site.url).open(f"{site.url}/#{conversation_id}")
+    expect(one.messages).to_have_count(30)
+    expect(one.message(-1)).to_have_text("You said: turn 19")
+    one.page.get_by_role("button", name=re.compile("Show earlier messages")).click()
+    expect(one.messages).to_have_count(40)
+    expect(one.message(0)).to_have_text("turn 0")
+
+
+def test_an_address_of_nothing_opens_a_new_conversation(serve: Serve, tab: OpenTab) -> None:
+    site = serve()
+    one = tab(site.url).open(f"{site.url}/#{'0' * 32}")
+    expect(one.by("welcome")).to_be_visible()
+    expect(one.by("problem")).to_contain_text("not there any more")
+
+
+@pytest.mark.parametrize("late", ["composer", "bridge", "header"])
+def test_the_page_starts_whichever_part_comes_last(serve: Serve, tab: OpenTab, late: str) -> None:
+    one = tab(serve().url)
+
+    def delay(route: Route) -> None:
+        time.sleep(0.8)
+        route.continue_()
+
+    one.page.route(f"**/keepwarm/{late}.js", delay)
+    one.open()
+    one.say("hello")
+    expect(one.message(1)).to_have_text("You said: hello")

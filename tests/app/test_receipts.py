@@ -1,0 +1,53 @@
+"""Receipts in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from app import receipts
+from sessions.types import MissReason, Receipt, Tier
+
+WARM = Receipt(
+    fed_tokens=46,
+    delta_tokens=46,
+    reused_tokens=1812,
+    sampled_tokens=311,
+    tier_before=Tier.DEVICE,
+    ttft_s=0.21,
+    waited_s=0.0,
+    prefill_s=0.19,
+    decode_s=10.0,
+    saved_s=8.2,
+)
+
+
+def test_a_warm_turn() -> None:
+    assert receipts.line(WARM) == "1,812 reused / 46 new · first token 0.21 s · 31 tok/s"
+    details = dict(receipts.details(WARM))
+    assert details["Reused"] == "1,812 tokens, from ● device"
+    assert details["Read now"] == "46 tokens in 0.19 s"
+    assert details["Saved"] == "about 8.2 s against reading everything again"
+    assert "Waited in line" not in details
+
+
+def test_a_miss_says_why() -> None:
+    missed = replace(
+        WARM,
+        fed_tokens=5020,
+        reused_tokens=0,
+        tier_before=Tier.COLD,
+        waited_s=2.0,
+        miss_reason=MissReason.MODEL_CHANGED,
+        miss_detail="The model was changed, so this conversation was read again.",
+    )
+    assert receipts.line(missed).startswith("5,020 read again · ")
+    details = dict(receipts.details(missed))
+    assert details["Read now"] == "5,020 tokens in 0.19 s (this turn added 46)"
+    assert details["Waited in line"] == "2.0 s"
+    assert details["Why it was read"] == "The model was changed, so this conversation was read again."
+
+
+def test_an_answer_without_a_token() -> None:
+    stopped = replace(WARM, ttft_s=None, sampled_tokens=0, decode_s=0.0, saved_s=0.0)
+    assert receipts.line(stopped) == "1,812 reused / 46 new"
+    assert {"First token", "Saved"}.isdisjoint(dict(receipts.details(stopped)))

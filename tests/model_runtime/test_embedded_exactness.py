@@ -1,0 +1,126 @@
+"""Cached equals uncached for the embedded model: exactly in float32, closely as it was shipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_runtime.config import EngineConfig
+from model_runtime.forward import Feed, PackedForward
+from model_runtime.kv_cache import KVSlab
+from model_runtime.loaded import LoadedModel
+from model_runtime.probe import probe_packing
+from model_runtime.types import SamplingParams
+from tests.model_runtime.harness import WatchedEngine, full_read
+
+pytestmark = pytest.mark.embedded
+
+PROSE = (Path(__file__).with_name("prose.txt")).read_text(encoding="utf-8")
+CONTEXT_TOKENS = 8192
+READ_TOKENS, WRITTEN_TOKENS = 48, 24  # a turn: so many read at once, so many one by one
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced next-token scores of a text at chosen positions."""
+
+    nll: torch.Tensor
+    best: torch.Tensor
+    margin: torch.Tensor  # between the two best logits
+
+
+def scores_of(logits: torch.Tensor, targets: torch.Tensor) -> Scores:
+    best = logits.topk(2).values
+    return Scores(
+        torch.nn.functional.cross_entropy(logits, targets, reduction="none"),
+        logits.argmax(-1),
+        best[:, 0] - best[:, 1],
+    )
+
+
+def agreement(a: Scores, b: Scores) -> float:
+    return float((a.best == b.best).float().mean())
+
+
+def ids_of(loaded: LoadedModel, tokens: int) -> list[int]:
+    return loaded.tokenizer(PROSE, add_special_tokens=False)["input_ids"][:tokens]
+
+
+def stock_logits(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
+    """One read of everything through transformers' own attention."""
+    loaded.model.set_attn_implementation("sdpa")
+    return full_read(loaded.model, ids)
+
+
+def cached_logits(loaded: LoadedModel, ids: list[int]) -> tuple[list[int], torch.Tensor]:
+    """Positions and their logits when the text is fed as turns: some read at once, then some one by one."""
+    geometry = probe_packing(loaded.model, loaded.kv_dtype, CONTEXT_TOKENS, step_tokens=256)
+    forward, slab = PackedForward(loaded.model), KVSlab(geometry)
+    positions: list[int] = []
+    rows: list[torch.Tensor] = []
+    while slab.length_tokens < len(ids) - READ_TOKENS - WRITTEN_TOKENS:
+        start = slab.length_tokens
+        sizes = [READ_TOKENS] + [1] * WRITTEN_TOKENS
+        for size in sizes:
+            rows.append(forward.run([Feed(slab, ids[start : start + size], True)])[0])
+            start += size
+            positions.append(start - 1)
+    return positions, torch.stack(rows)
+
+
+def test_reference_mode_is_exact(loaded_embedded_float32: LoadedModel) -> None:
+    ids = ids_of(loaded_embedded_float32, 500)
+    expected = stock_logits(loaded_embedded_float32, ids)
+    positions, found = cached_logits(loaded_embedded_float32, ids)
+    torch.testing.assert_close(found, expected[positions], atol=1e-4, rtol=0)
+
+
+def test_reference_mode_through_the_engine_with_three_conversations(loaded_embedded_float32: LoadedModel) -> None:
+    loaded = loaded_embedded_float32
+    greedy = SamplingParams(temperature=0, max_new_tokens=10)
+    ids = ids_of(loaded, 300)
+    watched = WatchedEngine(loaded, EngineConfig(prefill_chunk_tokens=64), CONTEXT_TOKENS)
+    kvs = [watched.engine.new_kv() for _ in range(3)]
+    ledgers = [ids[:90], ids[90:130], ids[130:260]]
+    finals = []
+    for turn in range(2):
+        answers = [watched.submit(kv, ledger, greedy) for kv, ledger in zip(kvs, ledgers, strict=True)]
+        for answer in answers:
+            answer.wait()
+        finals += answers
+        ledgers = [[*a.ledger, *a.token_ids, *ids[200 + turn : 220]] for a in answers]
+    watched.close()
+    for answer in finals:
+        ledger = answer.ledger + answer.token_ids
+        expected = stock_logits(loaded, list(ledger))
+        for place, token_id in enumerate(answer.token_ids, start=len(answer.ledger)):
+            assert token_id == int(expected[place - 1].argmax())
+            torch.testing.assert_close(watched.logits[ledger[:place]], expected[place - 1], atol=1e-4, rtol=0)
+
+
+def test_production_mode_stays_close_to_its_own_full_read_and_to_float32(
+    loaded_embedded: LoadedModel, loaded_embedded_float32: LoadedModel
+) -> None:
+    """Mean NLL within 0.005 of its own full read and within 0.01 of the de-quantised float32 model; the best token
+    differs only at near-ties. Those are rare (99.2% agreed when this was written), but how rare depends on the kernels
+    that the machine's measurement chose: the packed kernel agrees with itself at other chunk sizes in 98.7-99.2%."""
+    ids = ids_of(loaded_embedded, 1500)
+    positions, logits = cached_logits(loaded_embedded, ids)
+    targets = torch.tensor(ids)[torch.tensor(positions) + 1]
+    cached = scores_of(logits, targets)
+    own = scores_of(stock_logits(loaded_embedded, ids)[positions], targets)
+    exact = scores_of(stock_logits(loaded_embedded_float32, ids)[positions], targets)
+
+    assert abs(float(cached.nll.mean() - own.nll.mean())) <= 0.005
+    assert abs(float(cached.nll.mean() - exact.nll.mean())) <= 0.01
+    differs = cached.best != own.best
+    assert agreement(cached, own) >= 0.98
+    assert bool((own.margin[differs] < 0.2).all())
+    print(
+        f"positions={len(positions)} nll cached={float(cached.nll.mean()):.4f} own={float(own.nll.mean()):.4f} "
+        f"float32={float(exact.nll.mean()):.4f} top1 own={agreement(cached, own):.4f} "
+        f"largest margin of a difference={float(own.margin[differs].max() if differs.any() else 0):.3f}"
+    )

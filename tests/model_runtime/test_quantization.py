@@ -1,0 +1,138 @@
+"""The embedded model as it was shipped, held against its own numbers in float32; NF4 through bitsandbytes on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from transformers import PreTrainedModel
+
+from model_runtime.config import ModelConfig
+from model_runtime.linear_int4 import Int4Linear, KernelPlan, Scratch
+from model_runtime.loaded import LoadedModel
+from model_runtime.loading import load_model, unload
+from model_runtime.packed_model import build_packed
+from model_runtime.quantization import choose_precision
+from tests.conftest import TinyDir
+from tests.model_runtime.tiny_models import PROSE_PATH
+
+WINDOW_TOKENS = 437
+NLL_LIMIT = 0.01
+
+
+@torch.inference_mode()
+def mean_nll(model: PreTrainedModel, token_ids: list[int]) -> float:
+    """Teacher-forced mean negative log-likelihood over windows that are read alone."""
+    losses = []
+    for start in range(0, len(token_ids) - 1, WINDOW_TOKENS):
+        window = torch.tensor([token_ids[start : start + WINDOW_TOKENS]])
+        logits = model(window, use_cache=False).logits[0, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits.float(), window[0, 1:], reduction="none"))
+    return float(torch.cat(losses).mean())
+
+
+@pytest.fixture(scope="module")
+def prose(loaded_embedded: LoadedModel) -> list[int]:
+    """About 1,750 tokens of English."""
+    ids = loaded_embedded.tokenizer(PROSE_PATH.read_text(encoding="utf-8"))["input_ids"]
+    assert len(ids) > 1700
+    return ids
+
+
+@pytest.fixture(scope="module")
+def float32_nll(loaded_embedded_float32: LoadedModel, prose: list[int]) -> float:
+    loaded_embedded_float32.model.set_attn_implementation("sdpa")
+    return mean_nll(loaded_embedded_float32.model, prose)
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(KernelPlan(True, 1 << 30, torch.float32), id="packed kernel"),
+        pytest.param(KernelPlan(True, 0, torch.bfloat16), id="de-quantised to bfloat16"),
+    ],
+)
+def test_every_way_to_run_the_shipped_bits_keeps_the_quality(
+    plan: KernelPlan, float32_nll: float, prose: list[int], embedded_directory: Path
+) -> None:
+    assert abs(mean_nll(build_packed(embedded_directory, plan), prose) - float32_nll) < NLL_LIMIT
+
+
+@pytest.fixture(scope="module")
+def embedded_directory(embedded_cache: Path) -> Path:
+    """The converted embedded model."""
+    return next((embedded_cache / "models").glob("SmolLM2-135M-Instruct-*-v1"))
+
+
+@pytest.mark.embedded
+def test_every_layer_runs_at_the_shipped_four_bits(loaded_embedded: LoadedModel) -> None:
+    """30 layers of 7 matrices, within bfloat16 rounding of the file's own values, read by the gguf library."""
+    layers = {name: m for name, m in loaded_embedded.model.named_modules() if isinstance(m, Int4Linear)}
+    assert len(layers) == 210
+    assert loaded_embedded.quantization == "4-bit (Q4_1 as shipped)"
+    path = next((ModelConfig().cache_dir / "embedded").glob("*.gguf"))
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    for name, gguf_name in (
+        ("mlp.down_proj", "ffn_down"),
+        ("self_attn.v_proj", "attn_v"),
+        ("mlp.gate_proj", "ffn_gate"),
+    ):
+        for layer in (0, 29):
+            matrix = layers[f"model.layers.{layer}.{name}"].matrix
+            assert matrix is not None
+            found = torch.cat(
+                [
+                    matrix.dequantised_transposed(start, start + 64, torch.float32, Scratch()).t()
+                    for start in range(0, matrix.rows, 64)
+                ]
+            )
+            tensor = tensors[f"blk.{layer}.{gguf_name}.weight"]
+            expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+            span = expected.view(matrix.rows, -1, 32).abs().amax(-1, keepdim=True)
+            assert bool(((found - expected).view(matrix.rows, -1, 32).abs() <= span * 2.0**-7).all())
+
+
+@pytest.mark.embedded
+def test_the_shipped_bits_take_a_third_of_the_memory(
+    loaded_embedded: LoadedModel, loaded_embedded_float32: LoadedModel
+) -> None:
+    assert loaded_embedded.weights_bytes < loaded_embedded_float32.weights_bytes / 3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gptbigcode"])
+def test_nf4_runs_a_checkpoint_on_the_cpu(name: str, tiny_dir: TinyDir, tmp_path: Path) -> None:
+    config = ModelConfig(model=str(tiny_dir(name)), quantization="nf4", cache_dir=tmp_path, device="cpu")
+    loaded = load_model(config, print)
+    quantised = [module for module in loaded.model.modules() if type(module).__name__ == "Linear4bit"]
+    states = [module.weight.quant_state for module in quantised]
+    assert {(state.quant_type, state.nested) for state in states} == {("nf4", True)}
+    assert {module.compute_dtype for module in quantised} == {torch.float32}
+    assert loaded.quantization == "4-bit NF4 (bitsandbytes)"
+    ids = torch.tensor([loaded.tokenizer("The lamp has changed from oil to gas.")["input_ids"]])
+    with torch.inference_mode():
+        together = loaded.model(ids, use_cache=False).logits
+        prefix = loaded.model(ids[:, :-1], use_cache=False).logits
+    assert together.dtype == loaded.kv_dtype == torch.float32
+    # bitsandbytes computes in bfloat16 where the CPU has instructions for it, so that a row follows its batch.
+    assert (together[:, :-1] - prefix).abs().mean() < 0.02 * together.std()
+    unload(loaded)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gguf", "quantised", "mode", "note"),
+    [
+        ("auto", True, False, "shipped", "Quantization auto: shipped, because a GGUF keeps its own grid."),
+        ("auto", False, False, "nf4", "Quantization auto: nf4, because its weights are 16- or 32-bit numbers."),
+        ("auto", False, True, "shipped", "Quantization auto: shipped, because the checkpoint is already quantised."),
+        ("nf4", False, True, "shipped", "Quantization nf4: shipped, because the checkpoint is already quantised."),
+        ("nf4", True, False, "nf4", None),
+        ("none", True, False, "none", None),
+    ],
+)
+def test_auto_chooses_and_says_why(asked: str, gguf: bool, quantised: bool, mode: str, note: str | None) -> None:
+    precision = choose_precision(asked, "cpu", gguf, quantised)
+    assert (precision.mode, precision.note) == (mode, note)
+    assert precision.compute_dtype == torch.float32

@@ -1,0 +1,97 @@
+"""A cached directory is whole or refused, whatever happened to it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from model_runtime.sealed_directory import MANIFEST, broken_because, build, only_one, sweep
+
+
+def fill(directory: Path) -> None:
+    (directory / "weights").write_bytes(bytes(range(256)) * 10)
+    (directory / "inner").mkdir()
+    (directory / "inner" / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    build(tmp_path / "model", fill)
+    return tmp_path / "model"
+
+
+def test_a_built_directory_is_whole(sealed: Path) -> None:
+    assert broken_because(sealed) is None
+
+
+def test_one_changed_byte_is_found(sealed: Path) -> None:
+    data = bytearray((sealed / "weights").read_bytes())
+    data[1000] ^= 1
+    (sealed / "weights").write_bytes(data)
+    assert broken_because(sealed) == "weights has changed on disk"
+
+
+def test_a_short_file_is_found_with_its_sizes(sealed: Path) -> None:
+    (sealed / "weights").write_bytes(b"short")
+    assert broken_because(sealed) == "weights has 5 bytes instead of 2,560"
+
+
+def test_a_missing_file_is_found(sealed: Path) -> None:
+    (sealed / "inner" / "config.json").unlink()
+    assert "inner/config.json cannot be read" in str(broken_because(sealed))
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"files": []}', '{"files": {"weights": {}}}', "\x00"])
+def test_a_damaged_manifest_is_found(sealed: Path, manifest: str) -> None:
+    (sealed / MANIFEST).write_text(manifest)
+    assert broken_because(sealed) == f"its {MANIFEST} cannot be read"
+
+
+def test_a_directory_without_manifest_was_never_finished(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert broken_because(tmp_path) == "it was never finished"
+
+
+def test_a_build_that_fails_leaves_the_old_directory_and_nothing_else(sealed: Path) -> None:
+    def fail(directory: Path) -> None:
+        (directory / "half").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        build(sealed, fail)
+    assert broken_because(sealed) is None
+    assert [path.name for path in sealed.parent.iterdir()] == ["model"]
+
+
+def test_a_rebuild_replaces_everything(sealed: Path) -> None:
+    (sealed / "stray").write_text("left over")
+    build(sealed, fill)
+    assert broken_because(sealed) is None
+    assert not (sealed / "stray").exists()
+
+
+def test_sweep_removes_what_a_killed_build_left(sealed: Path) -> None:
+    (sealed.parent / ".model-abc123").mkdir()
+    (sealed.parent / ".model-abc123" / "half").write_bytes(b"half")
+    sweep(sealed.parent)
+    assert [path.name for path in sealed.parent.iterdir()] == ["model"]
+
+
+def test_only_one_holds_the_lock_and_the_other_says_that_it_waits(tmp_path: Path) -> None:
+    held, waiting, order = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        with only_one(tmp_path / ".lock", lambda: None):
+            held.set()
+            assert waiting.wait(10)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert held.wait(10)
+    with only_one(tmp_path / ".lock", waiting.set):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
