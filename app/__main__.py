@@ -80,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         f"memory like 80%% (default: {round(sizes.DEFAULT_BUDGET_SHARE * 100)}%% of the free memory)",
     )
     serve.add_argument(
+        "--disk-kv-budget",
+        metavar="SIZE",
+        help="disk space for saved caches, which keep conversations warm across a restart: bytes, a size, a share of "
+        "the free disk, or 0 for none (default: 20%% of the free disk, at most 8 GiB)",
+    )
+    serve.add_argument(
         "--context-limit", type=int, metavar="TOKENS", help="longest conversation, in tokens (default: the model's own)"
     )
     serve.add_argument(
@@ -102,9 +108,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
     with bind(arguments.host, arguments.port) as listener:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        from app.wiring import open_house
+        from app.wiring import Budgets, open_house
 
-        with open_house(arguments.data_dir, model, arguments.device_kv_budget, password, _say) as house:
+        budgets = Budgets(arguments.device_kv_budget, arguments.disk_kv_budget)
+        with open_house(arguments.data_dir, model, budgets, password, _say) as house:
             from app.server import create_app
             from app.serving import Server
 

@@ -75,7 +75,8 @@ class Chat:
         return thread.Drawing([], [thread.answer_row(snapshot.text)], {}), reply | {"live": True}
 
     def _open(self, owner_id: str, request: Request) -> None:
-        """Nothing but the drawing that follows every action."""
+        """The drawing follows every action; a saved KV begins to come back, for a message will probably follow."""
+        self._manager.prepare(owner_id, _conversation(request))
 
     def _send(self, owner_id: str, request: Request) -> None:
         self._manager.send(owner_id, _conversation(request), _text(request))

@@ -32,6 +32,11 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
     rows.append(("Written", _written(receipt)))
     if receipt.saved_s >= 0.005:
         rows.append(("Saved", f"about {formatting.seconds(receipt.saved_s)} against reading everything again"))
+    if receipt.restored_bytes:
+        restored = f"{formatting.size(receipt.restored_bytes)} in {formatting.seconds(receipt.restore_s)}"
+        rows.append(("Brought back from disk", restored))
+    if receipt.choice:
+        rows.append(("Why so", receipt.choice))
     if receipt.miss_detail:
         rows.append(("Why it was read", receipt.miss_detail))
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from app import formatting, sizes
 from app.auth import Owners, load_secret
 from app.guard import cookies_of
 from app.share import Share
-from sessions.config import SessionConfig
+from sessions.config import SessionConfig, default_disk_kv_budget_bytes
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.manager import SessionManager
 from sessions.store import Store
@@ -45,11 +46,19 @@ class House:
         return owner_id
 
 
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Sizes as they were typed; None: chosen from the machine."""
+
+    device: str | None
+    disk: str | None
+
+
 @contextlib.contextmanager
 def open_house(
     data_dir: Path,
     model: ModelConfig,
-    budget: str | None,
+    budgets: Budgets,
     password: str | None,
     say: Say,
 ) -> Iterator[House]:
@@ -60,8 +69,11 @@ def open_house(
         stack.callback(store.close)
         owners = Owners(_secret(data_dir), password)
         engine, template = _load(model, say, stack)
-        budget_bytes = _budget_bytes(budget, engine.info.device, say)
-        manager = SessionManager(store, engine, template, SessionConfig(device_kv_budget_bytes=budget_bytes))
+        budget_bytes = _budget_bytes(budgets.device, engine.info.device, say)
+        config = SessionConfig(
+            device_kv_budget_bytes=budget_bytes, disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say)
+        )
+        manager = SessionManager(store, engine, template, config)
         manager.start()
         stack.callback(manager.close)
         share = Share()
@@ -101,6 +113,19 @@ def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
         chosen = sizes.parse_budget(budget, free_bytes)
         why = f"as asked for, with {formatting.size(free_bytes)} free on {device}"
     say(f"KV budget {formatting.size(chosen)} ({why}).")
+    return chosen
+
+
+def _disk_budget_bytes(budget: str | None, data_dir: Path, say: Say) -> int:
+    free_bytes = shutil.disk_usage(data_dir).free
+    if budget is None:
+        chosen = default_disk_kv_budget_bytes(free_bytes)
+    else:
+        chosen = 0 if budget.strip() == "0" else sizes.parse_budget(budget, free_bytes)
+    if chosen:
+        say(f"Disk budget {formatting.size(chosen)} of {formatting.size(free_bytes)} free (0 saves none).")
+    else:
+        say("No KV is saved to disk: after a restart every conversation is read again.")
     return chosen
 
 

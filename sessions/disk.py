@@ -124,6 +124,14 @@ class Disk:
         with self._files:
             self._unlink_all(self._table.remove_with_descendants(identity.key))
 
+    def drop(self, conversation_id: str) -> int:
+        """Deletes what only this conversation refers to; returns the bytes that went."""
+        with self._files:
+            before_bytes = self.used_bytes
+            self._table.release(conversation_id)
+            self._unlink_all(self._table.remove_unreferenced())
+            return before_bytes - self.used_bytes
+
     def collect(self) -> None:
         """Deletes what no conversation refers to any more, files included."""
         with self._files:

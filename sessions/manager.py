@@ -213,10 +213,10 @@ class SessionManager:
         return self._views.memory(owner_id)
 
     def drop_kv(self, owner_id: str, conversation_id: str) -> None:
-        """Frees the KV; what is saved of it stays. Raises `ConversationBusy` during an answer."""
+        """Frees the KV and deletes what is saved of it. Raises `ConversationBusy` during an answer."""
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
-            freed_bytes = self._leases.drop(conversation_id)
+            freed_bytes = self._leases.drop(conversation_id) + self._tiers.drop(conversation_id)
         if freed_bytes:
             self._notes.dropped(owner_id, conversation_id, freed_bytes)
 

@@ -140,6 +140,11 @@ class SegmentsTable:
                 db.execute("DELETE FROM segments WHERE key = ?", [doomed_key])
         return doomed
 
+    def release(self, conversation_id: str) -> None:
+        """The conversation refers to nothing any more; what others refer to stays."""
+        with self._database.write() as db:
+            db.execute("DELETE FROM segment_references WHERE conversation_id = ?", [conversation_id])
+
     def remove_unreferenced(self) -> list[str]:
         """The keys that went."""
         sql = "FROM segments WHERE key NOT IN (SELECT segment_key FROM segment_references)"

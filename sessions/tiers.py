@@ -129,6 +129,10 @@ class Tiers:
         """Deletes the files of conversations that were deleted."""
         self._disk.collect()
 
+    def drop(self, conversation_id: str) -> int:
+        """Deletes what is saved of an idle conversation; returns the bytes that went."""
+        return self._disk.drop(conversation_id)
+
     def park(self, owner_id: str, conversation_id: str, timeout_s: float) -> int:
         """Saves an idle conversation's KV, then frees it; returns the freed bytes. Inside the conversation's claim.
         Raises `StoreError`, and the KV stays, when it cannot be saved."""

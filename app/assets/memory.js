@@ -32,7 +32,9 @@ export function mount(element) {
   let memory = null;
   const draw = () => {
     if (!memory) return;
-    reconcile(totals, [{ key: "totals", parts: memory.parts, budget: memory.budget }], bar);
+    const bars = [{ key: "device", draw: bar, parts: memory.parts, budget: memory.budget }];
+    if (memory.disk) bars.push({ key: "disk", draw: diskBar, ...memory.disk });
+    reconcile(totals, bars, (one) => one.draw(one));
     reconcile(saved, [{ key: "saved", saved: memory.saved, reused: memory.reused }], savings);
     reconcile(rows, memory.rows.map((row) => ({ key: row.id, ...row, here: row.id === state.conversationId })), card);
     reconcile(log, numbered(memory.events), line);
@@ -63,6 +65,15 @@ function bar({ parts, budget }) {
   return el("div", {}, heading, track, legend);
 }
 
+function diskBar({ used, budget, share }) {
+  const track = el("div", { class: "kw-bar kw-bar-thin", role: "img", "aria-label": `Disk: ${used} of ${budget} used` });
+  const piece = el("span", { class: "kw-bar-disk" });
+  piece.style.width = `${(share * 100).toFixed(2)}%`;
+  track.append(piece);
+  const heading = el("p", { class: "kw-bar-head" }, tierMark("disk"), el("span", { class: "kw-figures", text: `${used} of ${budget}` }));
+  return el("div", { "data-testid": "disk-total" }, heading, track);
+}
+
 function savings({ saved, reused }) {
   if (!saved) return el("span", { class: "kw-quiet", text: "Saved so far: nothing yet" });
   return el(
@@ -90,7 +101,7 @@ function card(row) {
       ? textButton("Drop", () => drop(row), {
           class: "kw-small kw-drop",
           "aria-label": `Drop the cache of ${row.title}`,
-          title: "Frees the memory. The text stays; the next turn reads it again.",
+          title: "Frees the memory and the saved copy. The text stays; the next turn reads it again.",
           "data-testid": "drop",
         })
       : null,

@@ -76,7 +76,7 @@ def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple
     if damage is make_unreadable:
         return
     house.saved(c)  # the damaged file was replaced
-    house.manager.drop_kv(ADA, c)
+    house.manager.park(ADA, c)
     receipt = say(house, c, "Once more")
     assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
 

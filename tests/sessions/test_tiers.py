@@ -144,10 +144,22 @@ def test_two_conversations_that_begin_alike_share_their_files(make_warm: Callabl
     assert house.files() == files
     house.manager.delete(ADA, a)
     assert house.files() == files
-    house.manager.drop_kv(ADA, b)
+    house.manager.park(ADA, b)
     fed_only_the_delta(house, b)
     house.manager.delete(ADA, b)
     assert house.files() == []
+
+
+def test_dropping_by_hand_deletes_the_saved_copy_too(make_warm: Callable[..., House]) -> None:
+    house = make_warm()
+    c = house.conversation()
+    house.say(c, LONG)
+    house.saved(c)
+    assert house.files()
+    house.manager.drop_kv(ADA, c)
+    assert house.files() == []
+    receipt = house.say(c, "And now?").receipt
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.EVICTED)
 
 
 def test_owners_share_nothing(make_warm: Callable[..., House]) -> None:
