@@ -85,8 +85,7 @@ class TokenDelta:
 class Finished:
     """The last event of every generation. Times in seconds; `ttft_s` is None when no token was sampled.
 
-    `text_tail` is text that was held back and belongs to the answer. `trimmed_chars` is how many characters already
-    sent (over all `TokenDelta`s) are to be cut again because they belong to a stop string (normally 0).
+    `text_tail` is text that was held back and belongs to the answer; what begins a stop string is never sent before.
     `fed_tokens` were computed in this turn before the first sampled token, `reused_tokens` came from the KV.
     """
 
@@ -98,7 +97,6 @@ class Finished:
     prefill_s: float
     decode_s: float
     text_tail: str = ""
-    trimmed_chars: int = 0
     error: str | None = None
 
 

@@ -105,9 +105,8 @@ class Run:
         self._change(phase=RunPhase.ANSWERING, text=text, sampled_tokens=len(self.sampled))
 
     def complete_text(self, event: Finished) -> str:
-        """The whole answer, with what the engine held back and without what it takes back."""
-        text = self._snapshot.text
-        return text[: len(text) - event.trimmed_chars] + event.text_tail
+        """The whole answer, with what the engine held back."""
+        return self._snapshot.text + event.text_tail
 
     def finish(self, message: MessageView) -> None:
         """The last change: the answer as it was committed."""

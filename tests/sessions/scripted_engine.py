@@ -311,13 +311,10 @@ class ScriptedEngine:
         token = generation.answer.pop(0) if generation.answer else END
         generation.first_at = generation.first_at or time.monotonic()
         generation.sampled.append(token)
-        text = generation.decoder.decode(bytes([token])) if token < 256 else ""
-        generation.text += text
-        generation.listener(TokenDelta(token, text))
-        if stop := next((s for s in request.sampling.stop_strings if s in generation.text), None):
-            self._finish(
-                generation, FinishReason.STOP_STRING, trimmed=len(generation.text) - generation.text.find(stop)
-            )
+        shown, is_stopped = generation.show(token)
+        generation.listener(TokenDelta(token, shown))
+        if is_stopped:
+            self._finish(generation, FinishReason.STOP_STRING)
         elif token == END:
             self._finish(generation, FinishReason.STOP)
         elif len(generation.sampled) >= request.sampling.max_new_tokens:
@@ -325,9 +322,7 @@ class ScriptedEngine:
         elif len(request.ledger) + len(generation.sampled) >= self._info.context_limit_tokens:
             self._finish(generation, FinishReason.CONTEXT)
 
-    def _finish(
-        self, generation: ScriptedGeneration, reason: FinishReason, error: str | None = None, trimmed: int = 0
-    ) -> None:
+    def _finish(self, generation: ScriptedGeneration, reason: FinishReason, error: str | None = None) -> None:
         now = time.monotonic()
         read_at = generation.read_at or now
         self._running.remove(generation)
@@ -342,8 +337,7 @@ class ScriptedEngine:
                 ttft_s=generation.first_at - generation.submitted_at if generation.first_at else None,
                 prefill_s=read_at - generation.submitted_at,
                 decode_s=now - read_at,
-                text_tail=generation.decoder.decode(b"", final=True) if generation.sampled else "",
-                trimmed_chars=trimmed,
+                text_tail=generation.held + generation.decoder.decode(b"", final=True) if generation.sampled else "",
                 error=error,
             )
         )
