@@ -49,6 +49,8 @@ def probe_packing(
     """
     _refuse_batch_dependent_rope(model)
     stock = str(model.config._attn_implementation)
+    if stock == ATTENTION_NAME:
+        stock = "sdpa"  # an earlier engine has left its own behind
     device = next(model.parameters()).device
     geometry = KVGeometry(_layer_shapes(model, device), kv_dtype, device, step_tokens)
     vocabulary = int(model.config.get_text_config().vocab_size)

@@ -299,7 +299,9 @@ def test_a_restore_can_be_stopped(make_warm: Callable[..., House]) -> None:
     assert message.text == house.expected_text(c)
     assert receipt.tier_before is Tier.DISK
     # The stopped turn never read its message, which a restore cannot bring back.
-    assert (receipt.fed_tokens, receipt.miss_reason) == (len("And?") + 4, MissReason.EARLIER_FAILURE)
+    # Why is told by where the stop found it: still in line (the KV went when it was parked), or already restoring.
+    assert receipt.fed_tokens == len("And?") + 4
+    assert receipt.miss_reason in (MissReason.EVICTED, MissReason.EARLIER_FAILURE)
 
 
 def test_reading_again_where_that_is_expected_to_be_faster(make_warm: Callable[..., House]) -> None:
