@@ -187,7 +187,7 @@ class Engine:
             for tensor in (*slab.keys, *slab.values):
                 tensor.zero_()
             begin = time.perf_counter()
-            self._forward.run([Feed(slab, [1] * tokens, True)])
+            self._forward.run([Feed(slab, [1] * tokens, 1)])
             self._speed.observe(start, start + tokens, time.perf_counter() - begin)
 
     def _loop(self) -> None:
@@ -234,7 +234,8 @@ class Engine:
 
     def _run(self, slots: list[Slot[Sequence]]) -> None:
         feeds = [
-            Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.tokens == s.sequence.unfed_tokens) for s in slots
+            Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), int(s.tokens == s.sequence.unfed_tokens))
+            for s in slots
         ]
         started = time.perf_counter()
         try:
@@ -253,7 +254,7 @@ class Engine:
         rows = iter(logits)
         for slot, feed in zip(slots, feeds, strict=True):
             slot.sequence.fed(slot.tokens)
-            if feed.wants_logits:
+            if feed.logit_rows:
                 self._sample(slot.sequence, next(rows))
 
     def _sample(self, sequence: Sequence, logits: torch.Tensor) -> None:

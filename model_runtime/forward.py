@@ -14,11 +14,12 @@ from model_runtime.kv_cache import KVSlab
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens to append to one slab. `wants_logits` asks for the logits behind the last of them."""
+    """Tokens to append to one slab. `logit_rows` asks for the logits behind so many of the last of them: 0 in the
+    middle of a prompt, 1 to sample behind it, more to check a draft."""
 
     slab: KVSlab
     token_ids: Sequence[int]
-    wants_logits: bool
+    logit_rows: int
 
 
 class PackedForward:
@@ -31,7 +32,8 @@ class PackedForward:
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
-        """Appends every feed to its slab and returns float32 logits `(number of feeds that want them, vocabulary)`.
+        """Appends every feed to its slab and returns float32 logits `(sum of logit_rows, vocabulary)`: the feeds in
+        order, and each one's rows in order.
 
         Every slab may appear once. Slabs grow as needed. Raises `StepAborted` between layers once `abort_if` says so;
         then, as after any exception, no slab's length has changed.
@@ -46,8 +48,7 @@ class PackedForward:
             spans.append(Span(feed.slab, len(ids), tokens, past))
             ids.extend(feed.token_ids)
             positions.extend(range(past, past + tokens))
-            if feed.wants_logits:
-                rows.append(len(ids) - 1)
+            rows.extend(range(len(ids) - feed.logit_rows, len(ids)))
         logits: torch.Tensor = self.model(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),

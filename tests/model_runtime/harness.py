@@ -95,8 +95,9 @@ class WatchedEngine:
         logits = self._run(feeds, abort_if)
         rows = iter(logits)
         for feed in feeds:
-            if feed.wants_logits:
-                self.logits[tuple(feed.slab.token_ids)] = next(rows).clone()
+            end = len(feed.slab.token_ids)
+            for row in range(end - feed.logit_rows + 1, end + 1):
+                self.logits[tuple(feed.slab.token_ids[:row])] = next(rows).clone()
         return logits
 
     def submit(self, kv: object, ledger: Sequence[int], sampling: SamplingParams = GREEDY, prefix: int = 0) -> Answer:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_runtime.forward import Feed
 from model_runtime.segments import identify
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
 
@@ -157,3 +158,17 @@ def test_a_kv_that_went_through_files_answers_as_before(
     assert_equals_full_read(watched, reference, answer)
     running.wait()
     assert_equals_full_read(watched, reference, running)
+
+
+def test_a_feed_gets_as_many_rows_of_logits_as_it_asks_for(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+    """Three feeds in one forward: a prompt's middle (no rows), a prompt's end (one), a draft to be checked (four)."""
+    watched, reference = pair
+    randomness = random.Random(8)
+    middle, end, draft = (some_ids(randomness, tokens) for tokens in (9, 17, 30))
+    slabs = [watched.engine.new_kv() for _ in range(3)]
+    watched.engine.close()  # its thread is gone: the forward may be called from here
+    forward = watched.engine._forward
+    assert forward.run([Feed(slabs[2], draft[:25], 0)]).shape[0] == 0
+    found = forward.run([Feed(slabs[0], middle, 0), Feed(slabs[1], end, 1), Feed(slabs[2], draft[25:], 4)])
+    expected = torch.cat([full_read(reference, end)[-1:], full_read(reference, draft)[-4:]])
+    torch.testing.assert_close(found, expected, atol=LOGIT_TOLERANCE, rtol=0)
