@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,14 +36,55 @@ class Span:
     past_tokens: int
 
 
+class AttentionBatch(Protocol):
+    """One packed forward as its attention sees it. `abort_if` is asked once a layer. `layers_seen` counts the calls,
+    one a layer expected. The slabs and the arena each have one."""
+
+    abort_if: Callable[[], bool]
+    layers_seen: list[int]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Keeps the new keys and values `(1, kv_heads, T, dim)` and attends `query (1, heads, T, dim)` to each
+        conversation's own: `(1, T, heads, value_dim)`."""
+
+
 @dataclass(slots=True)
 class PackedBatch:
-    """One packed forward. `abort_if` is asked once a layer. `layers_seen` counts the calls, one a layer expected."""
+    """Spans over slabs, each attended to by SDPA."""
 
     spans: Sequence[Span]
     abort_if: Callable[[], bool] = lambda: False
     layers_seen: list[int] = field(default_factory=list)
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """As `AttentionBatch` says. A slab's length is advanced by the caller, after the last layer."""
+        output = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
+        for span in self.spans:
+            rows = slice(span.start, span.start + span.tokens)
+            end = span.past_tokens + span.tokens
+            slab_keys, slab_values = span.slab.keys[layer], span.slab.values[layer]
+            slab_keys[:, span.past_tokens : end] = key[0, :, rows]
+            slab_values[:, span.past_tokens : end] = value[0, :, rows]
+            attended = _attend(query[0, :, rows], slab_keys[:, :end], slab_values[:, :end], span, self, scaling, window)
+            output[0, rows] = attended.transpose(0, 1)
+        return output
 
     def mask(self, span: Span, window: int | None, like: torch.Tensor) -> torch.Tensor:
         """Additive bottom-right causal mask `(tokens, past + tokens)` in `like`'s dtype, shared by all layers."""
@@ -74,13 +116,13 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    packed: PackedBatch | None = None,
+    packed: AttentionBatch | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """`query (1, heads, T, key_dim)`, `key` and `value` `(1, kv_heads, T, dim)` -> `(1, T, heads, value_dim)`.
 
-    Writes the keys and values of every span behind its slab's rows (the slab's length is advanced by the caller, after
-    the last layer), then attends. Raises `StepAborted`, or `ValueError` for what it cannot compute.
+    Writes the keys and values of every conversation behind its own, then attends. Raises `StepAborted`, or
+    `ValueError` for what it cannot compute.
     """
     if packed is None:
         raise ValueError("packed attention was called without a batch")
@@ -91,18 +133,7 @@ def packed_attention(
         raise StepAborted
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     packed.layers_seen.append(layer)
-    output = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
-    for span in packed.spans:
-        rows = slice(span.start, span.start + span.tokens)
-        end = span.past_tokens + span.tokens
-        slab_keys, slab_values = span.slab.keys[layer], span.slab.values[layer]
-        slab_keys[:, span.past_tokens : end] = key[0, :, rows]
-        slab_values[:, span.past_tokens : end] = value[0, :, rows]
-        attended = _attend(
-            query[0, :, rows], slab_keys[:, :end], slab_values[:, :end], span, packed, scaling, sliding_window
-        )
-        output[0, rows] = attended.transpose(0, 1)
-    return output, None
+    return packed.attend(layer, query, key, value, scaling, sliding_window), None
 
 
 def _attend(
