@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from model_runtime.kv_cache import KVSlab
-from model_runtime.sampling import Sampler
+from model_runtime.sampling import Sampler, logprobs_of
 from model_runtime.text_stream import TextStream
 from model_runtime.types import (
     Event,
@@ -41,6 +41,7 @@ class Sequence:
         self._reused_tokens = 0
         self._sampled_tokens = 0
         self._is_finished = False
+        self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
         self._sampler = Sampler(sampling, ledger, slab.device)
         prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
@@ -90,16 +91,19 @@ class Sequence:
 
     def sample(self, logits: torch.Tensor, stop_token_ids: Iterable[int], context_limit_tokens: int) -> None:
         """Chooses a token from float32 `logits (vocabulary,)`, and finishes where an answer ends."""
+        wanted = self.request.sampling.top_logprobs
+        logprobs = None if wanted is None else torch.log_softmax(logits, dim=-1)  # before the sampler changes them
         token_id = self._sampler.choose(logits)
+        told = None if wanted is None or logprobs is None else logprobs_of(logprobs, token_id, wanted, self._token_text)
         self._sampled_tokens += 1
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
         self._unfed.append(token_id)
         if token_id in stop_token_ids:
-            self._emit(TokenDelta(token_id, ""))
+            self._emit(TokenDelta(token_id, "", told))
             self.finish(FinishReason.STOP)
             return
-        self._emit(TokenDelta(token_id, self._text.push(token_id)))
+        self._emit(TokenDelta(token_id, self._text.push(token_id), told))
         if self._text.stopped:
             self.finish(FinishReason.STOP_STRING)
         elif self._sampled_tokens >= self.request.sampling.max_new_tokens:
@@ -127,6 +131,9 @@ class Sequence:
                 error=error,
             )
         )
+
+    def _token_text(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def _emit(self, event: Event) -> None:
         try:

@@ -15,6 +15,10 @@ from model_runtime.segments import SegmentIdentity
 class SamplingParams:
     """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0`, `top_p == 1`, `min_p == 0` are off.
 
+    `presence_penalty` is taken once, `frequency_penalty` as often as it was sampled, from the logit of every token that
+    this answer already has. `top_logprobs` asks for the log-probability of every sampled token, and of so many of the
+    likeliest beside it; None asks for nothing.
+
     Raises `ValueError` with a sentence for a person when a value is out of range.
     """
 
@@ -26,6 +30,9 @@ class SamplingParams:
     max_new_tokens: int = 512
     seed: int | None = None
     stop_strings: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.temperature <= 5.0, f"Temperature must lie between 0 and 5, not {self.temperature}.")
@@ -46,6 +53,12 @@ class SamplingParams:
         )
         _require(len(self.stop_strings) <= 16, f"At most 16 stop strings are allowed, not {len(self.stop_strings)}.")
         _require(all(self.stop_strings), "A stop string must not be empty.")
+        for name, penalty in (("Presence", self.presence_penalty), ("Frequency", self.frequency_penalty)):
+            _require(-2.0 <= penalty <= 2.0, f"{name} penalty must lie between -2 and 2, not {penalty}.")
+        _require(
+            self.top_logprobs is None or 0 <= self.top_logprobs <= 20,
+            f"Top logprobs must lie between 0 and 20, not {self.top_logprobs}.",
+        )
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -73,12 +86,29 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token alone, as text (U+FFFD for a part of a character), and its natural log-probability."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The sampled token among the likeliest, before temperature and penalties."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDelta:
     """One sampled token. `text` is what became displayable with it: "" while a character is incomplete or a stop
-    string might be starting. A stop token has `text == ""`."""
+    string might be starting. A stop token has `text == ""`. `logprobs` only where they were asked for."""
 
     token_id: int
     text: str
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 
 from model_runtime.config import EngineConfig
 from model_runtime.forward import Feed
-from model_runtime.types import FinishReason, PrefillProgress, SamplingParams
+from model_runtime.types import FinishReason, PrefillProgress, SamplingParams, TokenDelta
 from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
 
 
@@ -203,3 +203,21 @@ def test_estimates_grow_with_length_and_depth(watched: WatchedEngine) -> None:
 
 def test_the_kernel_is_the_one_torch_chose(watched: WatchedEngine) -> None:
     assert watched.engine.info.kernel == "SDPA flash (CPU)"
+
+
+def test_log_probabilities_come_with_every_token_that_asked_for_them(watched: WatchedEngine) -> None:
+    asked = SamplingParams(temperature=0, max_new_tokens=5, top_logprobs=3, frequency_penalty=0.5)
+    answer = watched.submit(watched.engine.new_kv(), [5, 6, 7], asked)
+    answer.wait()
+    deltas = [event for event in answer.events if isinstance(event, TokenDelta)]
+    assert len(deltas) == 5
+    first = deltas[0].logprobs
+    assert first is not None
+    assert first.chosen == first.top[0]  # greedy, and nothing to penalise yet
+    for delta in deltas:
+        assert delta.logprobs is not None
+        assert len(delta.logprobs.top) == 3
+        assert all(one.logprob <= 0 for one in delta.logprobs.top)
+    plain = watched.submit(watched.engine.new_kv(), [5, 6, 7], SamplingParams(temperature=0, max_new_tokens=2))
+    plain.wait()
+    assert all(event.logprobs is None for event in plain.events if isinstance(event, TokenDelta))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model_runtime.sampling import Sampler
+from model_runtime.sampling import Sampler, logprobs_of
 from model_runtime.types import SamplingParams
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]))
@@ -82,3 +82,31 @@ def test_a_repetition_penalty_counts_the_ledger_and_what_was_sampled() -> None:
 def test_settings_out_of_range_are_refused_with_a_sentence(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must|allowed"):
         SamplingParams(**settings)  # type: ignore[arg-type]
+
+
+def test_presence_and_frequency_penalties_count_this_answer_alone() -> None:
+    logits = torch.tensor([4.0, 3.9, 3.0, 0.0, 0.0])
+    presence = Sampler(SamplingParams(temperature=0, presence_penalty=0.5), (0, 1), CPU)
+    assert [presence.choose(logits.clone()) for _ in range(4)] == [0, 1, 0, 0]  # taken once a token
+    frequency = Sampler(SamplingParams(temperature=0, frequency_penalty=0.5), (0, 1), CPU)
+    assert [frequency.choose(logits.clone()) for _ in range(5)] == [0, 1, 0, 1, 0]
+    liked = Sampler(SamplingParams(temperature=0, frequency_penalty=-1.0), (), CPU)
+    assert [liked.choose(logits.clone()) for _ in range(3)] == [0, 0, 0]
+
+
+def test_log_probabilities_are_told_as_the_model_gave_them() -> None:
+    told = logprobs_of(torch.log_softmax(LOGITS, dim=-1), 1, 2, lambda one_id: "abcde"[one_id])
+    assert (told.chosen.text, told.chosen.logprob) == ("b", pytest.approx(math.log(0.25)))
+    assert [(one.text, one.logprob) for one in told.top] == [
+        ("a", pytest.approx(math.log(0.5))),
+        ("b", pytest.approx(math.log(0.25))),
+    ]
+    assert logprobs_of(LOGITS, 4, 0, str).top == ()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"presence_penalty": 2.5}, {"frequency_penalty": -3.0}, {"top_logprobs": 21}, {"top_logprobs": -1}]
+)
+def test_penalties_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must lie between"):
+        SamplingParams(**wrong)  # type: ignore[arg-type]
