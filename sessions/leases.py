@@ -21,6 +21,7 @@ from functools import partial
 from model_runtime.types import KV, Engine
 from sessions.errors import ConversationBusy
 from sessions.eviction import Candidate, choose_victims
+from sessions.pins import Pins
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +101,12 @@ class _Slot:
 class Leases:
     """Every method may be called from any thread except the engine's."""
 
-    def __init__(self, engine: Engine, budget_bytes: int, on_dropped: Callable[[Dropped], None]) -> None:
+    def __init__(
+        self, engine: Engine, budget_bytes: int, on_dropped: Callable[[Dropped], None], pins: Pins | None = None
+    ) -> None:
         self.budget_bytes = budget_bytes
         self._engine = engine
+        self._pins = pins or Pins(engine, budget_bytes, lambda conversation_id: False)
         self._on_dropped = on_dropped
         self._changed = threading.Condition()
         self._slots: dict[str, _Slot] = {}
@@ -183,8 +187,14 @@ class Leases:
             was_warming, slot.warming = slot.warming, False
             slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()
             slot.held_ids, slot.unsaved_until = held_ids, time.monotonic() + unsaved_for_s
+            self._pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
             if was_warming and not slot.kv.allocated_bytes:
                 del self._slots[lease.conversation_id]  # nothing came of it
+            self._changed.notify_all()
+
+    def look_again(self) -> None:
+        """Something outside changed what may go, a pin for one."""
+        with self._changed:
             self._changed.notify_all()
 
     def staged(self, conversation_id: str, kv: KV) -> None:
@@ -210,6 +220,7 @@ class Leases:
 
     def forget(self, conversation_id: str) -> None:
         """Frees the KV of a conversation that is being deleted."""
+        self._pins.unpin(conversation_id)
         self.drop(conversation_id)
         with self._changed:
             self._losses.pop(conversation_id, None)
@@ -270,6 +281,7 @@ class Leases:
     def _choose(self, needed_bytes: int, own: _Slot | None) -> list[_Slot]:
         now = time.monotonic()
         idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s is own or s.unsaved_until > now)]
+        idle = [s for s in idle if s.conversation_id not in self._pins]
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
         needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
         chosen = choose_victims(

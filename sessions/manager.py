@@ -12,17 +12,19 @@ from dataclasses import replace
 from functools import partial
 
 from model_runtime.errors import ModelRuntimeError
-from model_runtime.types import Engine, Finished, FinishReason, GenerationRequest, ModelInfo, TurnTemplate
+from model_runtime.types import Engine, FinishReason, GenerationRequest, ModelInfo, TurnTemplate
 from sessions.config import SessionConfig
 from sessions.errors import MessageRefused
 from sessions.events import EventLog
+from sessions.hands import Hands
 from sessions.leases import Lease, Leases, Ticket
 from sessions.ledger import Turn, continued_answer, fold, new_answer, user_turn
 from sessions.notes import Notes
+from sessions.pins import Pins
 from sessions.recorder import Recorder
 from sessions.records import Conversation, Node
 from sessions.room import Room
-from sessions.runs import Run, RunPlan, RunTable
+from sessions.runs import Run, RunPlan, RunTable, aborted, failed
 from sessions.store import Store
 from sessions.text import clean, clean_message, clean_title, first_title, refuse_if_huge
 from sessions.tiers import Tiers
@@ -32,11 +34,11 @@ from sessions.types import (
     ConversationView,
     MemoryView,
     MessageStatus,
+    Tier,
 )
 from sessions.views import Views
 
 DELETE_TIMEOUT_S = 10.0
-PARK_TIMEOUT_S = 30.0
 
 
 class SessionManager:
@@ -51,12 +53,14 @@ class SessionManager:
         self._events = EventLog(config.event_log_length)
         self._runs = RunTable(config.finished_run_keep_s)
         self._notes = Notes(store, self._events)
-        self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room)
+        self._pins = Pins(engine, config.device_kv_budget_bytes, self._runs.is_busy)
+        self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room, self._pins)
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
         self._recorder = Recorder(
             store, engine, self._runs, config.checkpoint_interval_s, self._tiers.after_run, self._notes.receipt
         )
-        self._views = Views(store, engine, self._leases, self._tiers, self._runs, self._events, config)
+        self._views = Views(store, engine, self._leases, self._pins, self._tiers, self._runs, self._events, config)
+        self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
 
     # Life
 
@@ -66,6 +70,7 @@ class SessionManager:
         self._tiers.start()
         self._recorder.start()
         self._leases.start()
+        self._hands.load_pins()
 
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
@@ -80,7 +85,7 @@ class SessionManager:
             time.sleep(0.01)
         for run in self._runs.all_active():  # the engine does not answer
             run.lease = None  # its KV is still the engine's
-            self._recorder.put(run, _aborted())
+            self._recorder.put(run, aborted())
         self._recorder.close(timeout_s=1.0)
         self._tiers.close()
         self._leases.close(timeout_s=1.0)
@@ -213,27 +218,23 @@ class SessionManager:
         return self._views.memory(owner_id)
 
     def drop_kv(self, owner_id: str, conversation_id: str) -> None:
-        """Frees the KV and deletes what is saved of it. Raises `ConversationBusy` during an answer."""
-        self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
-            freed_bytes = self._leases.drop(conversation_id) + self._tiers.drop(conversation_id)
-        if freed_bytes:
-            self._notes.dropped(owner_id, conversation_id, freed_bytes)
+        """Frees the KV and deletes what is saved of it. Raises `ConversationBusy`."""
+        self._hands.drop(owner_id, conversation_id)
 
-    def park(self, owner_id: str, conversation_id: str) -> None:
-        """Saves the KV to disk, then frees it. Raises `ConversationBusy`, or `StoreError` when it cannot be saved."""
-        self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
-            freed_bytes = self._tiers.park(owner_id, conversation_id, PARK_TIMEOUT_S)
-        if freed_bytes:
-            self._notes.parked(owner_id, conversation_id, freed_bytes)
+    def park(self, owner_id: str, conversation_id: str, tier: Tier | str = Tier.DISK) -> None:
+        """Moves the KV to the "host" or the "disk" tier. Raises `ConversationBusy`, or `StoreError` when it stays."""
+        self._hands.park(owner_id, conversation_id, Tier(tier))
+
+    def pin(self, owner_id: str, conversation_id: str) -> None:
+        """Keeps the KV on the device, across restarts. Raises `CacheFull` with the numbers, or `ConversationBusy`."""
+        self._hands.pin(owner_id, conversation_id)
+
+    def unpin(self, owner_id: str, conversation_id: str) -> None:
+        self._hands.unpin(owner_id, conversation_id)
 
     def warm(self, owner_id: str, conversation_id: str) -> bool:
         """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done."""
-        conversation = self._store.conversation(owner_id, conversation_id)
-        if self._runs.active(conversation_id) is not None:
-            return False
-        return self._tiers.warm(owner_id, conversation_id, fold(self._store.messages.path(conversation.leaf_id)))
+        return self._hands.warm(owner_id, conversation_id)
 
     def prepare(self, owner_id: str, conversation_id: str) -> bool:
         """For a page that opens a conversation, or sees its first keystroke: `warm`, because a message will follow."""
@@ -276,6 +277,7 @@ class SessionManager:
         """Commits the turn below `path` and gets in line. Inside the conversation's claim."""
         sampling = conversation.settings.sampling
         promised_bytes = self._room.promise_bytes(turn, sampling.max_new_tokens, user_text)
+        self._pins.admit(conversation.conversation_id, promised_bytes)
         message_id = self._store.messages.begin_turn(
             conversation.conversation_id,
             path[-1].message_id if path else None,
@@ -306,7 +308,7 @@ class SessionManager:
     def _enter(self, run: Run, lease: Lease) -> None:
         """Room was granted. On the leases' thread, which does not wait for the disk."""
         run.leased(lease)
-        self._tiers.before_run(run, partial(self._submit, run, lease), partial(self._recorder.put, run, _aborted()))
+        self._tiers.before_run(run, partial(self._submit, run, lease), partial(self._recorder.put, run, aborted()))
 
     def _submit(self, run: Run, lease: Lease) -> None:
         """The KV holds the best it can. On the leases' thread, or on the restorer's."""
@@ -316,15 +318,15 @@ class SessionManager:
         try:
             run.started(self._engine.submit(request, partial(self._recorder.put, run)))
         except ModelRuntimeError as error:
-            self._recorder.put(run, _failed(str(error)))
+            self._recorder.put(run, failed(str(error)))
         except Exception:
-            self._recorder.put(run, _failed("The model could not start on this answer. Regenerate it to try again."))
+            self._recorder.put(run, failed("The model could not start on this answer. Regenerate it to try again."))
             raise
 
     def _stop(self, run: Run) -> None:
         run.ask_to_stop()
         if run.ticket is not None and self._leases.leave(run.ticket):
-            self._recorder.put(run, _aborted())
+            self._recorder.put(run, aborted())
 
     def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
         system_prompt = clean(settings.system_prompt).strip()
@@ -339,12 +341,3 @@ def _can_continue(answer: Node) -> bool:
     """RUNNING: its end could not be stored, and its run is gone (else the conversation could not be claimed)."""
     unfinished = (MessageStatus.STOPPED, MessageStatus.INTERRUPTED, MessageStatus.RUNNING)
     return answer.status in unfinished or answer.finish_reason is FinishReason.LENGTH
-
-
-def _aborted() -> Finished:
-    """The end of a run that the engine never had, or does not give back."""
-    return Finished(FinishReason.ABORTED, 0, 0, 0, None, 0.0, 0.0)
-
-
-def _failed(sentence: str) -> Finished:
-    return Finished(FinishReason.FAILED, 0, 0, 0, None, 0.0, 0.0, error=sentence)

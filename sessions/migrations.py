@@ -119,3 +119,9 @@ def restores_on_receipts(db: Database) -> None:
     db.execute("ALTER TABLE receipts ADD COLUMN restored_bytes INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE receipts ADD COLUMN restore_s REAL NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE receipts ADD COLUMN choice TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def pins(db: Database) -> None:
+    """Conversations whose KV stays on the device."""
+    db.execute("ALTER TABLE conversations ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0")

@@ -8,7 +8,7 @@ from sessions.restorer import Restored
 from sessions.runs import Run
 from sessions.store import Store
 from sessions.text import UNTITLED, mib, tokens
-from sessions.types import Receipt
+from sessions.types import Receipt, Tier
 
 
 class Notes:
@@ -27,8 +27,18 @@ class Notes:
         sentence = f"Dropped the KV of {self._title(conversation_id)}: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
 
-    def parked(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
-        sentence = f"Parked the KV of {self._title(conversation_id)} on disk: {mib(freed_bytes)}"
+    def parked(self, owner_id: str, conversation_id: str, freed_bytes: int, tier: Tier) -> None:
+        place = "on disk" if tier is Tier.DISK else "in host memory"
+        sentence = f"Parked the KV of {self._title(conversation_id)} {place}: {mib(freed_bytes)}"
+        self._events.add(owner_id, conversation_id, sentence)
+
+    def pinned(self, owner_id: str, conversation_id: str, is_pinned: bool) -> None:
+        verb = "Pinned" if is_pinned else "Unpinned"
+        self._events.add(owner_id, conversation_id, f"{verb} {self._title(conversation_id)}")
+
+    def unpinned_for_room(self, owner_id: str, conversation_id: str, limit_bytes: int) -> None:
+        title = self._title(conversation_id)
+        sentence = f"Unpinned {title}: only {mib(limit_bytes)} may be pinned under this start's budget"
         self._events.add(owner_id, conversation_id, sentence)
 
     def not_saved(self, owner_id: str, conversation_id: str, why: str) -> None:

@@ -22,6 +22,7 @@ class Conversation:
     leaf_id: int | None
     settings: ConversationSettings
     ledger_tokens: int
+    is_pinned: bool = False  # its KV stays on the device
 
 
 @dataclass(frozen=True, slots=True)

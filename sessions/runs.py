@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model_runtime.types import Finished, Generation, PrefillProgress, SamplingParams, TokenDelta
+from model_runtime.types import Finished, FinishReason, Generation, PrefillProgress, SamplingParams, TokenDelta
 from sessions.errors import ConversationBusy
 from sessions.leases import Lease, Ticket
 from sessions.ledger import Turn
@@ -178,6 +178,11 @@ class RunTable:
         with self._changed:
             return conversation_id in self._claimed
 
+    def is_busy(self, conversation_id: str) -> bool:
+        """Whether somebody changes it, or answers in it."""
+        with self._changed:
+            return not self._is_free(conversation_id)
+
     def active(self, conversation_id: str) -> Run | None:
         with self._changed:
             return self._active.get(conversation_id)
@@ -198,3 +203,13 @@ class RunTable:
 
     def _is_free(self, conversation_id: str) -> bool:
         return conversation_id not in self._active and conversation_id not in self._claimed
+
+
+def aborted() -> Finished:
+    """The end of a run that the engine never had, or does not give back."""
+    return Finished(FinishReason.ABORTED, 0, 0, 0, None, 0.0, 0.0)
+
+
+def failed(sentence: str) -> Finished:
+    """The end of a run that could not begin."""
+    return Finished(FinishReason.FAILED, 0, 0, 0, None, 0.0, 0.0, error=sentence)

@@ -123,6 +123,16 @@ class Store:
         with self._database.write() as db:
             db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [_dump(settings), conversation_id])
 
+    def set_pinned(self, conversation_id: str, is_pinned: bool) -> None:
+        with self._database.write() as db:
+            db.execute("UPDATE conversations SET is_pinned = ? WHERE id = ?", [is_pinned, conversation_id])
+
+    def pinned_conversations(self) -> list[Conversation]:
+        """Everybody's, the most recently used first."""
+        with self._database.read() as db:
+            sql = _SELECT + "WHERE c.is_pinned ORDER BY c.updated_at DESC, c.rowid DESC"
+            return [_conversation(row) for row in db.query(sql)]
+
     def delete(self, conversation_id: str) -> None:
         """Its messages and receipts go with it."""
         with self._database.write() as db:
@@ -138,6 +148,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         leaf_id=row["leaf_id"],
         settings=_load(row["settings"]),
         ledger_tokens=row["ledger_tokens"],
+        is_pinned=bool(row["is_pinned"]),
     )
 
 

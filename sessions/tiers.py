@@ -22,6 +22,7 @@ from sessions.restorer import Restored, Restorer, Urgency, Wish
 from sessions.runs import Run, RunTable
 from sessions.segments_table import Saved
 from sessions.store import Store
+from sessions.types import Tier
 from sessions.writer import SaveJob, Writer
 
 log = logging.getLogger(__name__)
@@ -133,9 +134,11 @@ class Tiers:
         """Deletes what is saved of an idle conversation; returns the bytes that went."""
         return self._disk.drop(conversation_id)
 
-    def park(self, owner_id: str, conversation_id: str, timeout_s: float) -> int:
+    def park(self, owner_id: str, conversation_id: str, tier: Tier, timeout_s: float) -> int:
         """Saves an idle conversation's KV, then frees it; returns the freed bytes. Inside the conversation's claim.
         Raises `StoreError`, and the KV stays, when it cannot be saved."""
+        if tier is Tier.HOST:
+            raise StoreError("Nothing can be parked in host memory: the host tier is off.")
         if not self.is_on:
             raise StoreError("Nothing can be parked: the disk budget is 0. Start the server with --disk-kv-budget.")
         idle = self._leases.idle(conversation_id)

@@ -106,6 +106,8 @@ class ConversationSummary:
     is_running: bool
     kv_bytes: int
     disk_bytes: int = 0
+    is_pinned: bool = False
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,9 @@ class MemoryRow:
     is_running: bool
     disk_tokens: int = 0  # how far its longest saved branch reaches
     disk_bytes: int = 0  # of all its branches; a file that two conversations share counts in both
+    is_pinned: bool = False  # its KV is never evicted from the device
+    host_tokens: int = 0  # held in host memory
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,3 +189,8 @@ class MemoryView:
     events: tuple[MemoryEvent, ...] = field(default=())
     disk_used_bytes: int = 0
     disk_budget_bytes: int = 0  # 0: nothing is saved
+    host_used_bytes: int = 0
+    host_reserved_bytes: int = 0  # promised to KVs that are being moved there
+    host_budget_bytes: int = 0  # 0: there is no host tier
+    pinned_bytes: int = 0  # on the device, or to be there
+    pin_limit_bytes: int = 0

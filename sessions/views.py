@@ -8,6 +8,7 @@ from model_runtime.types import Engine
 from sessions.config import SessionConfig
 from sessions.events import EventLog
 from sessions.leases import Holding, Leases
+from sessions.pins import Pins
 from sessions.records import Conversation
 from sessions.runs import Run, RunTable
 from sessions.segments_table import Saved
@@ -38,6 +39,7 @@ class Views:
         store: Store,
         engine: Engine,
         leases: Leases,
+        pins: Pins,
         tiers: Tiers,
         runs: RunTable,
         events: EventLog,
@@ -46,6 +48,7 @@ class Views:
         self._store = store
         self._engine = engine
         self._leases = leases
+        self._pins = pins
         self._tiers = tiers
         self._runs = runs
         self._events = events
@@ -104,6 +107,8 @@ class Views:
             events=self._events.of(owner_id),
             disk_used_bytes=self._tiers.disk_used_bytes,
             disk_budget_bytes=self._tiers.disk_budget_bytes,
+            pinned_bytes=self._pins.total_bytes,
+            pin_limit_bytes=self._pins.limit_bytes,
         )
 
     def _row(self, conversation: Conversation, holding: Holding, saved: Saved, run: Run | None) -> MemoryRow:
@@ -129,6 +134,7 @@ class Views:
             is_running=run is not None,
             disk_tokens=saved.tokens,
             disk_bytes=saved.size_bytes,
+            is_pinned=conversation.is_pinned,
         )
 
     def _last(self, conversation: Conversation, message: MessageView) -> MessageView:
@@ -162,6 +168,7 @@ def _summary(conversation: Conversation, holding: Holding, saved: Saved, is_runn
         is_running=is_running,
         kv_bytes=holding.used_bytes,
         disk_bytes=saved.size_bytes,
+        is_pinned=conversation.is_pinned,
     )
 
 

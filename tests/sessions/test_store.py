@@ -42,7 +42,7 @@ def test_migrations_from_an_empty_file(tmp_path: Path) -> None:
     db = sqlite_utils.Database(tmp_path / "data" / "keepwarm.db")
     assert {"users", "conversations", "messages", "receipts"} <= set(db.table_names())
     assert db.journal_mode == "wal"
-    steps = ["users_and_conversations", "message_tree", "receipts", "segments", "restores_on_receipts"]
+    steps = ["users_and_conversations", "message_tree", "receipts", "segments", "restores_on_receipts", "pins"]
     assert [m.name for m in MIGRATIONS.applied(db)] == steps
     assert MIGRATIONS.pending(db) == []
     db.close()

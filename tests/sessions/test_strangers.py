@@ -31,6 +31,8 @@ CALLS: dict[str, Call] = {
     "find_run": lambda m, owner, c, message: m.find_run(owner, c, message),
     "drop_kv": lambda m, owner, c, message: m.drop_kv(owner, c),
     "park": lambda m, owner, c, message: m.park(owner, c),
+    "pin": lambda m, owner, c, message: m.pin(owner, c),
+    "unpin": lambda m, owner, c, message: m.unpin(owner, c),
     "warm": lambda m, owner, c, message: m.warm(owner, c),
     "prepare": lambda m, owner, c, message: m.prepare(owner, c),
     "count_tokens": lambda m, owner, c, message: m.count_tokens(owner, c, "Hello"),
