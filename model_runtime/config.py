@@ -50,6 +50,7 @@ class ModelConfig:
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How the engine works: the longest prefill chunk, how many generations share a step, how far a KV grows at once.
+    Idle reading goes in chunks of `idle_chunk_tokens`: what a request that arrives may cost it.
 
     Raises `ValueError` with a sentence for a person.
     """
@@ -57,6 +58,7 @@ class EngineConfig:
     prefill_chunk_tokens: int = 512
     max_concurrent: int = 8
     kv_step_tokens: int = 256
+    idle_chunk_tokens: int = 128
 
     def __post_init__(self) -> None:
         _require(
@@ -70,6 +72,10 @@ class EngineConfig:
         _require(
             1 <= self.kv_step_tokens <= 65_536,
             f"A KV must grow in steps of 1 to 65,536 tokens, not {self.kv_step_tokens}.",
+        )
+        _require(
+            1 <= self.idle_chunk_tokens <= 65_536,
+            f"A chunk of idle reading must have 1 to 65,536 tokens, not {self.idle_chunk_tokens}.",
         )
 
 

@@ -17,22 +17,26 @@ import torch
 from model_runtime import types
 from model_runtime.attention import StepAborted
 from model_runtime.config import EngineConfig
-from model_runtime.errors import DeviceOutOfMemory, EngineClosed
+from model_runtime.errors import EngineClosed
+from model_runtime.failures import translated
 from model_runtime.forward import Feed, PackedForward
 from model_runtime.kernel import kernel_name
 from model_runtime.kv_cache import KVSlab
 from model_runtime.loaded import LoadedModel
 from model_runtime.probe import probe_packing
-from model_runtime.read_speed import ReadSpeed
-from model_runtime.scheduler import SchedulerConfig, Slot, plan_step
+from model_runtime.read_speed import ReadSpeed, measure_reading
+from model_runtime.reading import Reading
+from model_runtime.scheduler import SchedulerConfig, Slot, plan_idle_step, plan_step
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence
 from model_runtime.snapshot import Segment, copy_in, copy_out, data_bytes_for, read, write
-from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo
+from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, ReadRequest
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Work = Sequence | Reading
+S = TypeVar("S", bound=Work)
 _CLOSED = "The model was unloaded; start the server again."
 
 
@@ -40,7 +44,8 @@ class Engine:
     """Implements `model_runtime.types.Engine` for a loaded model.
 
     A step is: take what was asked, plan, run one packed forward, sample, emit events. An exception in a forward costs
-    the request that caused it, nobody else's. Raises `ModelLoadError` when the model cannot be packed.
+    the request that caused it, nobody else's. Idle work runs while there is no request, and ends when one comes. Raises
+    `ModelLoadError` when the model cannot be packed.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
@@ -51,7 +56,9 @@ class Engine:
         )
         self._forward = PackedForward(loaded.model)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
-        self._scheduler = SchedulerConfig(chunk_tokens=config.prefill_chunk_tokens)
+        self._scheduler = SchedulerConfig(
+            chunk_tokens=config.prefill_chunk_tokens, idle_chunk_tokens=config.idle_chunk_tokens
+        )
         self._speed = ReadSpeed(config.prefill_chunk_tokens)
         self._info = ModelInfo(
             name=loaded.name,
@@ -67,11 +74,12 @@ class Engine:
             notes=loaded.notes,
         )
         self._wake = threading.Condition()
-        self._arrived: list[Sequence] = []
+        self._arrived: list[Work] = []
         self._calls: list[Callable[[], None]] = []
         self._is_closing = False
         self._running: list[Sequence] = []
-        self._measure_reading()
+        self._idle: list[Work] = []
+        measure_reading(self._forward, self._geometry, context_limit_tokens, self._speed)
         self._thread = threading.Thread(target=self._loop, name="keepwarm-engine", daemon=True)
         self._thread.start()
 
@@ -97,14 +105,20 @@ class Engine:
 
     def submit(self, request: GenerationRequest, listener: Listener) -> Sequence:
         """Queues a generation; every failure comes as a `Finished` event on the engine thread."""
-        sequence = Sequence(request, _own(request.kv), listener, self._tokenizer)
+        return self._queued(Sequence(request, _own(request.kv), listener, self._tokenizer))
+
+    def read(self, request: ReadRequest, listener: Listener) -> Reading:
+        """Queues idle reading; every failure comes as a `Finished` event on the engine thread."""
+        return self._queued(Reading(request, _own(request.kv), listener))
+
+    def _queued(self, work: S) -> S:
         with self._wake:
             if not self._is_closing:
-                self._arrived.append(sequence)
+                self._arrived.append(work)
                 self._wake.notify()
-                return sequence
-        sequence.finish(FinishReason.FAILED, _CLOSED)
-        return sequence
+                return work
+        work.finish(FinishReason.FAILED, _CLOSED)
+        return work
 
     def release(self, kv: KV) -> None:
         """Frees the slab on the engine thread; waits for the running step."""
@@ -129,7 +143,7 @@ class Engine:
             try:
                 self._between_steps(partial(copy_in, slab, self._geometry, segment))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                raise _translated(error) from error
+                raise translated(error) from error
 
     def save(self, segment: types.Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes."""
@@ -150,8 +164,8 @@ class Engine:
         with self._wake:
             self._is_closing = True
             self._wake.notify()
-        for sequence in list(self._running):
-            sequence.abort()
+        for work in (*self._running, *self._idle):
+            work.abort()
         self._join()
 
     def _between_steps(self, call: Callable[[], T]) -> T:
@@ -175,21 +189,6 @@ class Engine:
         if self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _measure_reading(self) -> None:
-        """A few short reads, so that the first estimate rests on this machine. The first one only warms up."""
-        limit = self._info.context_limit_tokens
-        depth = min(2048, limit // 2)
-        slab = KVSlab(self._geometry)
-        for start, tokens in ((0, 16), (0, 16), (0, min(256, limit // 2)), (depth, 16)):
-            slab.free()
-            slab.ensure_room(start + tokens)
-            slab.appended([0] * start)
-            for tensor in (*slab.keys, *slab.values):
-                tensor.zero_()
-            begin = time.perf_counter()
-            self._forward.run([Feed(slab, [1] * tokens, 1)])
-            self._speed.observe(start, start + tokens, time.perf_counter() - begin)
-
     def _loop(self) -> None:
         try:
             while self._take_arrivals():
@@ -202,7 +201,7 @@ class Engine:
     def _take_arrivals(self) -> bool:
         """Waits for work; False when the engine is closing."""
         with self._wake:
-            while not (self._is_closing or self._arrived or self._calls or self._running):
+            while not (self._is_closing or self._arrived or self._calls or self._running or self._idle):
                 self._wake.wait()
             if self._is_closing:
                 return False
@@ -210,36 +209,53 @@ class Engine:
             calls, self._calls = self._calls, []
         for call in calls:
             call()
-        for sequence in arrived:
-            if len(sequence.request.ledger) > self._info.context_limit_tokens:
-                sequence.finish(
-                    FinishReason.FAILED,
-                    f"This conversation has {len(sequence.request.ledger):,} tokens and the model reads at most "
-                    f"{self._info.context_limit_tokens:,}. Start a new conversation.",
-                )
-                continue
-            sequence.begin()
-            self._running.append(sequence)
+        for work in sorted(arrived, key=lambda work: work.is_idle):
+            self._begin(work)
         return True
 
-    def _step(self) -> None:
-        for sequence in self._running:
-            if sequence.is_aborted:
-                sequence.finish(FinishReason.ABORTED)
-        self._forget_finished()
-        slots = plan_step(self._running, self._scheduler, self._speed.estimate_s)
-        if slots:
-            self._run(slots)
-            self._forget_finished()
+    def _begin(self, work: Work) -> None:
+        if len(work.request.ledger) > self._info.context_limit_tokens:
+            work.finish(
+                FinishReason.FAILED,
+                f"This conversation has {len(work.request.ledger):,} tokens and the model reads at most "
+                f"{self._info.context_limit_tokens:,}. Start a new conversation.",
+            )
+        elif not work.is_idle:
+            assert isinstance(work, Sequence), "only reading is always idle"
+            self._preempt_idle_work()
+            work.begin()
+            self._running.append(work)
+        elif self._running:
+            work.finish(FinishReason.PREEMPTED)
+        else:
+            work.begin()
+            self._idle.append(work)
 
-    def _run(self, slots: list[Slot[Sequence]]) -> None:
-        feeds = [
-            Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), int(s.tokens == s.sequence.unfed_tokens))
-            for s in slots
-        ]
+    def _preempt_idle_work(self) -> None:
+        for work in self._idle:
+            work.finish(FinishReason.PREEMPTED)
+        self._idle = []
+
+    def _is_wanted(self) -> bool:
+        """Whether somebody came while idle work was at its forward."""
+        return self._is_closing or bool(self._calls) or any(not work.is_idle for work in self._arrived)
+
+    def _step(self) -> None:
+        for work in (*self._running, *self._idle):
+            if work.is_aborted:
+                work.finish(FinishReason.ABORTED)
+        self._forget_finished()
+        if self._running:
+            self._run(plan_step(self._running, self._scheduler, self._speed.estimate_s))
+        elif self._idle:
+            self._run(plan_idle_step(self._idle, self._scheduler), self._is_wanted)
+        self._forget_finished()
+
+    def _run(self, slots: list[Slot[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
+        feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
         started = time.perf_counter()
         try:
-            logits = self._forward.run(feeds, lambda: any(s.sequence.is_aborted for s in slots))
+            logits = self._forward.run(feeds, lambda: is_wanted() or any(s.sequence.is_aborted for s in slots))
         except StepAborted:
             return  # the aborted ones finish at the next step; the others' rows are computed again
         except Exception as error:
@@ -254,7 +270,7 @@ class Engine:
         rows = iter(logits)
         for slot, feed in zip(slots, feeds, strict=True):
             slot.sequence.fed(slot.tokens)
-            if feed.logit_rows:
+            if feed.logit_rows and isinstance(slot.sequence, Sequence):
                 self._sample(slot.sequence, next(rows))
 
     def _sample(self, sequence: Sequence, logits: torch.Tensor) -> None:
@@ -263,20 +279,21 @@ class Engine:
         except Exception as error:
             self._fail(sequence, error)
 
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
+    def _fail(self, sequence: Work, error: Exception) -> None:
         """Ends one generation; what its slab held before the failed forward stays valid."""
         logger.error("forward failed kv_tokens=%d", sequence.kv_tokens, exc_info=error)
-        sequence.finish(FinishReason.FAILED, str(_translated(error)))
+        sequence.finish(FinishReason.FAILED, str(translated(error)))
 
     def _forget_finished(self) -> None:
         self._running = [s for s in self._running if not s.is_finished]
+        self._idle = [w for w in self._idle if not w.is_finished]
 
     def _end_everything(self) -> None:
         with self._wake:
             self._is_closing = True
-            left = [*self._running, *self._arrived]
+            left = [*self._running, *self._idle, *self._arrived]
             calls, self._calls = self._calls, []
-            self._running, self._arrived = [], []
+            self._running, self._idle, self._arrived = [], [], []
         for sequence in left:
             sequence.finish(FinishReason.ABORTED)
         for call in calls:
@@ -287,13 +304,3 @@ def _own(kv: KV) -> KVSlab:
     if not isinstance(kv, KVSlab):
         raise TypeError("this engine's KVs come from its new_kv()")
     return kv
-
-
-def _translated(error: Exception) -> Exception:
-    """The one border where torch's errors become sentences."""
-    text = str(error).lower()
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
-        return DeviceOutOfMemory(
-            "The device ran out of memory for this answer. Drop another conversation's memory or start a shorter one."
-        )
-    return EngineClosed("The model failed on this answer; the server's log says why. Try again.")

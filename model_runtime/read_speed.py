@@ -8,9 +8,13 @@ chunks, none below zero.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 
 import numpy as np
+
+from model_runtime.forward import Feed, PackedForward
+from model_runtime.kv_cache import KVGeometry, KVSlab
 
 _REMEMBERED_CHUNKS = 64
 
@@ -42,6 +46,21 @@ class ReadSpeed:
             if self._fit is None:
                 self._fit = _fit(list(self._chunks))
             return self._fit
+
+
+def measure_reading(forward: PackedForward, geometry: KVGeometry, limit_tokens: int, speed: ReadSpeed) -> None:
+    """A few short reads, so that the first estimate rests on this machine. The first one only warms up."""
+    depth = min(2048, limit_tokens // 2)
+    slab = KVSlab(geometry)
+    for start, tokens in ((0, 16), (0, 16), (0, min(256, limit_tokens // 2)), (depth, 16)):
+        slab.free()
+        slab.ensure_room(start + tokens)
+        slab.appended([0] * start)
+        for tensor in (*slab.keys, *slab.values):
+            tensor.zero_()
+        begin = time.perf_counter()
+        forward.run([Feed(slab, [1] * tokens, 1)])
+        speed.observe(start, start + tokens, time.perf_counter() - begin)
 
 
 def _key_reads(start: int, end: int) -> float:

@@ -37,11 +37,12 @@ class Slot(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """`chunk_tokens` bounds a forward. While others are decoding, a prefill chunk is kept to about `shared_step_s`, so
-    that their streams go on visibly."""
+    """`chunk_tokens` bounds a forward, `idle_chunk_tokens` one of idle work. While others are decoding, a prefill chunk
+    is kept to about `shared_step_s`, so that their streams go on visibly."""
 
     chunk_tokens: int
     shared_step_s: float = 0.2
+    idle_chunk_tokens: int = 128
 
 
 def plan_step(
@@ -62,3 +63,8 @@ def plan_step(
         while tokens > MIN_CHUNK_TOKENS and estimate_s(start, start + tokens) > config.shared_step_s:
             tokens = max(MIN_CHUNK_TOKENS, tokens // 2)
     return [*slots, Slot(prefill, tokens)]
+
+
+def plan_idle_step(idle: Sequence[S], config: SchedulerConfig) -> list[Slot[S]]:
+    """The next chunk of the oldest idle work, where nothing else is to be done."""
+    return [Slot(s, min(s.unfed_tokens, config.idle_chunk_tokens)) for s in idle[:1]]

@@ -59,6 +59,10 @@ class Sequence:
         self._abort.set()
 
     @property
+    def is_idle(self) -> bool:
+        return self.request.is_idle
+
+    @property
     def is_aborted(self) -> bool:
         return self._abort.is_set()
 
@@ -81,6 +85,10 @@ class Sequence:
     def next_ids(self, tokens: int) -> list[int]:
         """The next `tokens` ids to feed."""
         return self._unfed[:tokens]
+
+    def logit_rows(self, tokens: int) -> int:
+        """How many rows of logits a step that feeds so many has to give: one, once all is fed."""
+        return int(tokens == len(self._unfed))
 
     def fed(self, tokens: int) -> None:
         """A forward has appended that many to the slab."""

@@ -75,6 +75,8 @@ class FinishReason(StrEnum):
     CONTEXT = "context"  # the context limit
     ABORTED = "aborted"  # somebody pressed stop
     FAILED = "failed"  # an error; see `Finished.error`
+    READ = "read"  # a `ReadRequest`: all of it is in the KV
+    PREEMPTED = "preempted"  # idle work made way for a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of every generation. Times in seconds; `ttft_s` is None when no token was sampled.
+    """The last event of every request. Times in seconds; `ttft_s` is None when no token was sampled.
 
     `text_tail` is text that was held back and belongs to the answer; what begins a stop string is never sent before.
     `fed_tokens` were computed in this turn before the first sampled token, `reused_tokens` came from the KV.
@@ -170,13 +172,28 @@ class GenerationRequest:
 
     `kv` is cropped to the longest common prefix with `ledger[:-1]` first, so that a stale KV can never leak into an
     answer. `answer_prefix_tokens` is how many of the last ledger ids are the beginning of this very answer (an answer
-    that is continued); they count for incremental de-tokenisation, not for `max_new_tokens`.
+    that is continued); they count for incremental de-tokenisation, not for `max_new_tokens`. With `is_idle` it has the
+    priority of a `ReadRequest`.
     """
 
     ledger: tuple[int, ...]
     kv: KV
     sampling: SamplingParams
     answer_prefix_tokens: int = 0
+    is_idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """`ledger` is read into `kv` and nothing is sampled. `kv` is cropped to the longest common prefix first.
+
+    Idle priority: it runs only while there is no request, and one that arrives ends it between two layers
+    (`FinishReason.PREEMPTED`; what was read so far stays in the KV). Where a request is at work already it ends at
+    once, with the KV as it was.
+    """
+
+    ledger: tuple[int, ...]
+    kv: KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +234,9 @@ class Engine(Protocol):
     def submit(self, request: GenerationRequest, listener: Listener) -> Generation:
         """Queues a generation. `listener` is called on the engine thread and must not block; `Finished` is always
         the last event, also on errors and after `close`. The KV belongs to the engine until then."""
+
+    def read(self, request: ReadRequest, listener: Listener) -> Generation:
+        """Queues idle reading; events as for `submit`, `TokenDelta` excepted."""
 
     def release(self, kv: KV) -> None:
         """Frees the KV's memory; `allocated_bytes` is 0 when this returns. Not for a KV with a running generation."""

@@ -19,12 +19,12 @@ from model_runtime.errors import EngineClosed, PromptTooLong, SnapshotNotSaved, 
 from model_runtime.segments import SegmentIdentity
 from model_runtime.types import (
     KV,
-    Finished,
     FinishReason,
     GenerationRequest,
     Listener,
     ModelInfo,
     PrefillProgress,
+    ReadRequest,
     SamplingParams,
     Segment,
     TokenDelta,
@@ -57,7 +57,7 @@ class ScriptedEngine:
     `answer` maps what the KV holds to the ids to sample. `fail` is asked before every step with the generation and
     returns the sentence to fail with, or None; `fail_save` and `fail_load` alike with a segment's identity, on the
     thread that saves or loads. `on_step` is called on the engine thread after every step. `counts` has one
-    `(ledger, fed, reused)` per ended generation.
+    `(ledger, fed, reused)` per ended generation, `idle_counts` one `(reason, ledger, fed, reused)` per ended idle work.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class ScriptedEngine:
         self.load_delay_s = 0.0
         self.on_step: Callable[[], None] = lambda: None
         self.counts: list[tuple[tuple[int, ...], int, int]] = []
+        self.idle_counts: list[tuple[FinishReason, tuple[int, ...], int, int]] = []
         self.alive: list[ScriptedKV] = []
         self.peak_bytes = 0
         self._max_concurrent = max_concurrent
@@ -127,7 +128,10 @@ class ScriptedEngine:
     def kv_bytes(self, tokens: int) -> int:
         return rounded_up(tokens) * self._bytes_per_token
 
-    def submit(self, request: GenerationRequest, listener: Listener) -> ScriptedGeneration:
+    def read(self, request: ReadRequest, listener: Listener) -> ScriptedGeneration:
+        return self.submit(request, listener)
+
+    def submit(self, request: GenerationRequest | ReadRequest, listener: Listener) -> ScriptedGeneration:
         if self._closed:
             raise EngineClosed("The model's engine has been closed.")
         if len(request.ledger) >= self._info.context_limit_tokens:
@@ -252,14 +256,17 @@ class ScriptedEngine:
             kv.clear()
 
     def _start(self, generation: ScriptedGeneration) -> None:
-        assert len(self._running) < self._max_concurrent, "more generations than max_concurrent"
-        held, ledger = generation.kv.tokens, generation.request.ledger
-        common = 0
-        while common < min(len(held), len(ledger) - 1) and held[common] == ledger[common]:
-            common += 1
-        generation.kv.crop(common)
-        generation.reused = common
+        idle = [g for g in self._running if g.is_idle]
         self._running.append(generation)
+        if generation.is_idle and len(idle) < len(self._running) - 1:
+            self._finish(generation, FinishReason.PREEMPTED)
+            return
+        for other in idle if not generation.is_idle else ():
+            self._finish(other, FinishReason.PREEMPTED)
+        assert len(self._running) <= self._max_concurrent, "more generations than max_concurrent"
+        generation.begin()
+        if generation.only_reads and generation.kv.length_tokens == len(generation.request.ledger):
+            self._finish(generation, FinishReason.READ)
 
     def _step(self) -> None:
         reading = [g for g in self._running if g.answer is None]
@@ -287,14 +294,19 @@ class ScriptedEngine:
             self._finish(generation, FinishReason.FAILED, error=f"The script is broken: {error!r}")
 
     def _read(self, generation: ScriptedGeneration) -> None:
-        request, kv = generation.request, generation.kv
-        chunk = request.ledger[kv.length_tokens : kv.length_tokens + CHUNK_TOKENS]
-        time.sleep(len(chunk) * self.fed_token_delay_s)
+        kv, ledger = generation.kv, generation.request.ledger
+        chunk = ledger[kv.length_tokens : kv.length_tokens + CHUNK_TOKENS]
+        if not self._pause(generation, len(chunk)):
+            return  # somebody came: this chunk is dropped between two layers
         kv.append(chunk)
         generation.fed += len(chunk)
-        total = len(request.ledger) - generation.reused
+        total = len(ledger) - generation.reused
         generation.listener(PrefillProgress(generation.fed, total))
-        if generation.fed == total:
+        if generation.fed == total and generation.only_reads:
+            kv.check()
+            self._finish(generation, FinishReason.READ)
+        elif generation.fed == total:
+            request = generation.asked
             generation.read_at = time.monotonic()
             kv.check()
             prompt_tokens = kv.length_tokens - request.answer_prefix_tokens
@@ -302,10 +314,18 @@ class ScriptedEngine:
             for token in kv.tokens[prompt_tokens:]:
                 generation.decoder.decode(bytes([token]) if token < 256 else b"")
 
+    def _pause(self, generation: ScriptedGeneration, tokens: int) -> bool:
+        """Takes as long as reading does. False when idle reading has to make way."""
+        for _ in range(tokens if self.fed_token_delay_s else 0):
+            time.sleep(self.fed_token_delay_s)
+            if generation.is_idle and (generation.aborted or not self._inbox.empty()):
+                return False
+        return True
+
     def _sample(self, generation: ScriptedGeneration) -> None:
         time.sleep(self.token_delay_s)
         assert generation.answer is not None
-        request, kv = generation.request, generation.kv
+        request, kv = generation.asked, generation.kv
         if generation.sampled:
             kv.append(generation.sampled[-1:])
         token = generation.answer.pop(0) if generation.answer else END
@@ -323,21 +343,8 @@ class ScriptedEngine:
             self._finish(generation, FinishReason.CONTEXT)
 
     def _finish(self, generation: ScriptedGeneration, reason: FinishReason, error: str | None = None) -> None:
-        now = time.monotonic()
-        read_at = generation.read_at or now
         self._running.remove(generation)
         generation.kv.busy = False
-        self.counts.append((generation.request.ledger, generation.fed, generation.reused))
-        generation.listener(
-            Finished(
-                reason=reason,
-                fed_tokens=generation.fed,
-                reused_tokens=generation.reused,
-                sampled_tokens=len(generation.sampled),
-                ttft_s=generation.first_at - generation.submitted_at if generation.first_at else None,
-                prefill_s=read_at - generation.submitted_at,
-                decode_s=now - read_at,
-                text_tail=generation.held + generation.decoder.decode(b"", final=True) if generation.sampled else "",
-                error=error,
-            )
-        )
+        count = (generation.request.ledger, generation.fed, generation.reused)
+        self.idle_counts.append((reason, *count)) if generation.is_idle else self.counts.append(count)
+        generation.listener(generation.finished(reason, error))

@@ -6,7 +6,7 @@ import codecs
 import time
 from dataclasses import dataclass, field
 
-from model_runtime.types import GenerationRequest, Listener
+from model_runtime.types import Finished, FinishReason, GenerationRequest, Listener, ReadRequest
 from tests.sessions.scripted_kv import ScriptedKV
 
 
@@ -14,7 +14,7 @@ from tests.sessions.scripted_kv import ScriptedKV
 class ScriptedGeneration:
     """One request on the engine thread."""
 
-    request: GenerationRequest
+    request: GenerationRequest | ReadRequest
     listener: Listener
     kv: ScriptedKV
     submitted_at: float = field(default_factory=time.monotonic)
@@ -31,9 +31,30 @@ class ScriptedGeneration:
     def abort(self) -> None:
         self.aborted = True
 
+    @property
+    def only_reads(self) -> bool:
+        return isinstance(self.request, ReadRequest)
+
+    @property
+    def is_idle(self) -> bool:
+        return isinstance(self.request, ReadRequest) or self.request.is_idle
+
+    @property
+    def asked(self) -> GenerationRequest:
+        assert isinstance(self.request, GenerationRequest), "a request that only reads samples nothing"
+        return self.request
+
+    def begin(self) -> None:
+        """Crops the KV to what it shares with the ledger; the last id of an answer's ledger is always fed."""
+        ledger = self.request.ledger if self.only_reads else self.request.ledger[:-1]
+        held = self.kv.tokens
+        while self.reused < min(len(held), len(ledger)) and held[self.reused] == ledger[self.reused]:
+            self.reused += 1
+        self.kv.crop(self.reused)
+
     def show(self, token: int) -> tuple[str, bool]:
         """The text that may be shown with this token, and whether a stop string is complete."""
-        stops = self.request.sampling.stop_strings
+        stops = self.asked.sampling.stop_strings
         self.held += self.decoder.decode(bytes([token])) if token < 256 else ""
         if stop := next((s for s in stops if s in self.held), None):
             shown, self.held = self.held.split(stop)[0], ""
@@ -42,3 +63,18 @@ class ScriptedGeneration:
         shown = self.held[: len(self.held) - kept]
         self.held = self.held[len(shown) :]
         return shown, False
+
+    def finished(self, reason: FinishReason, error: str | None) -> Finished:
+        now = time.monotonic()
+        read_at = self.read_at or now
+        return Finished(
+            reason=reason,
+            fed_tokens=self.fed,
+            reused_tokens=self.reused,
+            sampled_tokens=len(self.sampled),
+            ttft_s=self.first_at - self.submitted_at if self.first_at else None,
+            prefill_s=read_at - self.submitted_at,
+            decode_s=now - read_at,
+            text_tail=self.held + self.decoder.decode(b"", final=True) if self.sampled else "",
+            error=error,
+        )
