@@ -7,14 +7,18 @@ depend on earlier text, and nobody types their way out of their message.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from model_runtime.errors import ModelLoadError
+from model_runtime.errors import ModelLoadError, TemplateRefused
+from model_runtime.tool_calls import probe_tool_format
+from model_runtime.types import ChatMessage, ToolCall, UserInput
 
 _SENTINEL = "kw{}sentinel"
 _SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
@@ -37,49 +41,72 @@ class ChatTemplate:
         self._text = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._text.no_truncation()
         self._text.encode_special_tokens = True
+        self._control_tokens = tuple(str(token) for token in tokenizer.all_special_tokens)
         self._has_system = self._renders([("system", "kwsystem"), ("user", "kwuser")])
         if not self._renders([("user", "kwuser")]):
             raise ModelLoadError("This model's chat template cannot render a user's message.")
         self._trims = {role: self._is_trimmed(role) for role in _ROLES}
-        turn = self._parts(["user", "assistant", "user"])
+        turn = self._turns(2)
         self._glue, self._closing = turn[2], turn[3]
         self._history = self._probe_history(turn)
+        self._tool_format = probe_tool_format(self._render_any, self._has_control_token)
 
     @property
     def rewrites_history(self) -> str | None:
         """None when a later turn only appends; else a sentence why not."""
         return self._history
 
-    def first_turn(self, system_prompt: str, user_text: str) -> tuple[int, ...]:
-        """Ids of system prompt, first user message and generation prompt."""
-        return self.whole(system_prompt, [("user", user_text)])
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template shows tools, and its calls can be read."""
+        return self._tool_format is not None
 
-    def next_turn(self, answer_ended_with_stop_token: bool, user_text: str) -> tuple[int, ...]:
-        """Ids a later turn adds: closing glue, user message, generation prompt."""
-        glue = self._encode_markup(self._glue)
+    def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
+        """Ids of system prompt, first input and generation prompt."""
+        messages = _messages(user)
+        if system_prompt and self._has_system:
+            messages.insert(0, ChatMessage("system", system_prompt))
+        elif system_prompt:
+            first = messages[0]
+            messages[0] = ChatMessage(first.role, f"{system_prompt}\n\n{first.text}", first.tool_calls)
+        if tools and not self.takes_tools:
+            raise TemplateRefused("This model's chat template has no place for tools. Send the request without them.")
+        return self._ids(self._parts(messages, tools), messages)
+
+    def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
+        """Ids a later turn adds: closing glue, input, generation prompt."""
+        messages, parts = _messages(user), [self._glue, self._closing]
+        if len(messages) != 1 or messages[0].role != "user":
+            parts = self._parts([ChatMessage("user", ""), ChatMessage("assistant", ""), *messages])[2:]
+        glue = self._encode_markup(parts[0])
         if answer_ended_with_stop_token and glue and glue[0] in self._stop_token_ids:
             glue = glue[1:]
-        return (*glue, *self._encode_text("user", user_text), *self._encode_markup(self._closing))
+        return (*glue, *self._ids(["", *parts[1:]], messages))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer's text without a stop token."""
         return self._encode_text("assistant", text)
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-        """Ids of a whole conversation with generation prompt; `turns` are (role, text) pairs ending with the user's."""
-        messages = list(turns)
-        if system_prompt and self._has_system:
-            messages.insert(0, ("system", system_prompt))
-        elif system_prompt:
-            role, text = messages[0]
-            messages[0] = (role, f"{system_prompt}\n\n{text}")
-        ids: list[int] = []
-        parts = self._parts([role for role, _ in messages])
-        for number, part in enumerate(parts):
-            ids.extend(self._encode_markup(part))
-            if number < len(messages):
-                ids.extend(self._encode_text(*messages[number]))
-        return tuple(ids)
+    def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
+        """(content, calls) of a finished answer."""
+        return self._tool_format.read(answer_text) if self._tool_format else (answer_text, ())
+
+    def content_chars(self, growing_text: str) -> int:
+        """How much of a growing answer is content whatever follows."""
+        return self._tool_format.content_chars(growing_text) if self._tool_format else len(growing_text)
+
+    def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
+        """The text of an answer that makes these calls."""
+        if not calls:
+            return text
+        if self._tool_format is None:
+            raise TemplateRefused("This model's chat template has no place for tool calls.")
+        return self._tool_format.write(text, calls)
+
+    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        """Ids of a whole conversation with generation prompt; `turns` are (role, text) pairs, the last not the
+        assistant's."""
+        return self.first_turn(system_prompt, tuple(ChatMessage(role, text) for role, text in turns), tools)
 
     def count(self, text: str) -> int:
         """Tokens of a text alone."""
@@ -93,15 +120,27 @@ class ChatTemplate:
         return tuple(self._markup.encode(text, add_special_tokens=False).ids)
 
     def _encode_text(self, role: str, text: str) -> tuple[int, ...]:
-        if self._trims[role]:
+        if self._trims.get(role):
             text = text.strip()
         return tuple(self._text.encode(text, add_special_tokens=False).ids)
 
+    def _ids(self, parts: Sequence[str], messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """`parts` are the template's own, one more than `messages`."""
+        ids = list(self._encode_markup(parts[0]))
+        for message, part in zip(messages, parts[1:], strict=True):
+            ids.extend(self._encode_text(message.role, self.with_calls(message.text, message.tool_calls)))
+            ids.extend(self._encode_markup(part))
+        return tuple(ids)
+
+    def _has_control_token(self, text: str) -> bool:
+        return any(token in text for token in self._control_tokens)
+
+    def _render_any(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        options = {"add_generation_prompt": True, **options}
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
     def _render(self, messages: Sequence[tuple[str, str]]) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in messages], tokenize=False, add_generation_prompt=True
-        )
-        return str(rendered)
+        return self._render_any([{"role": role, "content": text} for role, text in messages])
 
     def _renders(self, messages: Sequence[tuple[str, str]]) -> bool:
         try:
@@ -110,11 +149,23 @@ class ChatTemplate:
             return False
         return all(text in rendered for _, text in messages)
 
-    def _parts(self, roles: Sequence[str]) -> list[str]:
-        """The template's own text around each of the messages: `len(roles) + 1` pieces, the generation prompt last."""
-        rendered = self._render([(role, _SENTINEL.format(n)) for n, role in enumerate(roles)])
-        if [int(n) for n in _SENTINEL_PATTERN.findall(rendered)] != list(range(len(roles))):
-            raise ModelLoadError("This model's chat template leaves messages out or repeats them.")
+    def _parts(self, messages: Sequence[ChatMessage], tools: Sequence[str] = ()) -> list[str]:
+        """The template's own text around each of the messages: one piece more than those, the generation prompt last.
+        Raises `TemplateRefused`."""
+        roles = ", ".join(dict.fromkeys(message.role for message in messages))
+        definitions = [json.loads(tool) for tool in tools]
+        markup = [json.dumps(definitions, ensure_ascii=False), *(f"{m.tool_call_id} {m.name}" for m in messages)]
+        if any(self._has_control_token(piece) for piece in markup):
+            raise TemplateRefused("A tool's definition, a name or an id contains one of this model's control tokens.")
+        try:
+            rendered = self._render_any(
+                [_as_template_sees(message, _SENTINEL.format(n)) for n, message in enumerate(messages)],
+                **({"tools": definitions} if definitions else {}),
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise TemplateRefused(f"This model's chat template refuses these messages ({roles}): {error}.") from error
+        if [int(n) for n in _SENTINEL_PATTERN.findall(rendered)] != list(range(len(messages))):
+            raise TemplateRefused(f"This model's chat template leaves out some of these messages ({roles}).")
         return _SENTINEL_PATTERN.split(rendered)[::2]
 
     def _is_trimmed(self, role: str) -> bool:
@@ -125,9 +176,16 @@ class ChatTemplate:
         after = [("user", "u")] if role != "user" else []
         return " \n s \n " not in self._render([*before, (role, " \n s \n "), *after])
 
+    def _turns(self, count: int) -> list[str]:
+        """The template's parts of so many user messages with answers between them."""
+        messages = [ChatMessage(("user", "assistant")[n % 2], "") for n in range(2 * count - 1)]
+        try:
+            return self._parts(messages)
+        except TemplateRefused as error:
+            raise ModelLoadError("This model's chat template leaves messages out or repeats them.") from error
+
     def _probe_history(self, turn: list[str]) -> str | None:
-        first = self._parts(["user"])
-        longer = self._parts(["user", "assistant", "user", "assistant", "user"])
+        first, longer = self._turns(1), self._turns(3)
         if first[0] != turn[0] or first[1] != turn[1] or longer[:3] != turn[:3] or longer[3] != turn[3]:
             return "This model's chat template writes earlier turns differently once later ones follow."
         if longer[4] != self._glue or longer[5] != self._closing:
@@ -137,3 +195,17 @@ class ChatTemplate:
             if "kept?" not in self._render(thought):
                 return "This model's chat template takes the reasoning out of earlier answers."
         return None
+
+
+def _messages(user: UserInput) -> list[ChatMessage]:
+    return [ChatMessage("user", user)] if isinstance(user, str) else list(user)
+
+
+def _as_template_sees(message: ChatMessage, text: str) -> dict[str, Any]:
+    """A message with a sentinel for its text. Calls are part of an assistant's text, for their JSON is data too."""
+    seen = {"role": "system" if message.role == "developer" else message.role, "content": text}
+    if message.tool_call_id:
+        seen["tool_call_id"] = message.tool_call_id
+    if message.name:
+        seen["name"] = message.name
+    return seen

@@ -1,6 +1,7 @@
 """ModelRuntimeError
 ├── ModelLoadError      the model cannot be loaded, or cannot be run by this engine
 ├── PromptTooLong       more tokens than the context holds
+├── TemplateRefused     the model's chat template has no place for such messages
 ├── DeviceOutOfMemory   the device refused memory
 ├── SnapshotRefused     a saved KV is not whole, or not the expected one; answered by a re-read
 ├── SnapshotNotSaved    a KV could not be written
@@ -22,6 +23,10 @@ class ModelLoadError(ModelRuntimeError):
 
 class PromptTooLong(ModelRuntimeError):
     """More tokens than the context holds."""
+
+
+class TemplateRefused(ModelRuntimeError):
+    """The model's chat template has no place for these messages, or for tools."""
 
 
 class DeviceOutOfMemory(ModelRuntimeError):

@@ -15,8 +15,8 @@ class Sampler:
     """One generation's sampler: its own random stream, its own memory of seen tokens. Engine thread only.
 
     The order is that of the literature's reference implementations: repetition penalty (Keskar et al. 2019,
-    arXiv:1909.05858, over everything in the ledger), presence and frequency penalty (over this answer), temperature, top-k, top-p (Holtzman et al. 2019,
-    arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082).
+    arXiv:1909.05858, over everything in the ledger), presence and frequency penalty (over this answer), temperature,
+    top-k, top-p (Holtzman et al. 2019, arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082).
     """
 
     def __init__(self, params: SamplingParams, ledger: Sequence[int], device: torch.device) -> None:

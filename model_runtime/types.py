@@ -268,17 +268,55 @@ class Engine(Protocol):
         """Ends every generation (ABORTED), stops the thread, frees the memory. May be called twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function the model wants called. `arguments` is JSON text as it was written."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of any role. `tool_calls` are an assistant's, `tool_call_id` says which one a tool's message
+    answers."""
+
+    role: str  # "system" | "developer" | "user" | "assistant" | "tool"
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+UserInput = str | tuple[ChatMessage, ...]  # what stands between two answers: mostly the text of one user's message
+
+
 class TurnTemplate(Protocol):
     """Text to token ids through the model's own chat template. Control tokens typed by a person stay text.
 
-    Every method is thread-safe. `system_prompt` "" means the template's own default.
+    Every method is thread-safe. `system_prompt` "" means the template's own default. `tools` are JSON texts, a function
+    each. Raises `TemplateRefused` where the model's template has no place for such messages.
     """
 
-    def first_turn(self, system_prompt: str, user_text: str) -> tuple[int, ...]:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template shows tools to the model, and its calls can be told from text."""
+
+    def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of a conversation's beginning: system prompt, first user message, generation prompt."""
 
-    def next_turn(self, answer_ended_with_stop_token: bool, user_text: str) -> tuple[int, ...]:
+    def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
         """Ids a later turn adds after the answer's own ids: closing glue, user message, generation prompt."""
+
+    def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
+        """(content, calls without ids) of a finished answer; the whole text and no calls where it is not a call."""
+
+    def content_chars(self, growing_text: str) -> int:
+        """How much of an answer that still grows is content whatever follows: where a call might begin, it ends."""
+
+    def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
+        """The text of an answer that makes these calls: what `calls_in` reads."""
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer's text without any stop token: only for a ledger written by another tokenizer."""
@@ -287,9 +325,9 @@ class TurnTemplate(Protocol):
     def rewrites_history(self) -> str | None:
         """None when a later turn only appends; else a sentence why not (then use `whole`)."""
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-        """Ids of a whole conversation, rendered at once, with generation prompt. `turns` are ("user"|"assistant", text)
-        pairs ending with a user turn. Only where history is rewritten or the tokenizer changed."""
+    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        """Ids of a whole conversation, rendered at once, with generation prompt. `turns` are (role, text) pairs, the
+        last not an assistant's. Only where history is rewritten or the tokenizer changed."""
 
     def count(self, text: str) -> int:
         """Tokens of a text alone."""

@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-SYSTEM, USER, ASSISTANT, END = 256, 257, 258, 259
+from model_runtime.errors import TemplateRefused
+from model_runtime.tool_calls import ToolFormat
+from model_runtime.types import ChatMessage, ToolCall, UserInput
+
+SYSTEM, USER, ASSISTANT, END, TOOL, TOOLS = 256, 257, 258, 259, 260, 261
+ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}
+CALLS = ToolFormat("<tool_call>", "</tool_call>", "arguments")
 
 
 class ByteTemplate:
-    """A chat template over bytes. `shift` moves every byte's id, which makes another vocabulary."""
+    """A chat template over bytes. `shift` moves every byte's id, which makes another vocabulary. Takes the roles above;
+    tools only if told so."""
 
-    def __init__(self, shift: int = 0) -> None:
+    def __init__(self, shift: int = 0, takes_tools: bool = False) -> None:
         self._shift = shift
+        self._takes_tools = takes_tools
 
     @property
     def rewrites_history(self) -> str | None:
         return None
 
-    def first_turn(self, system_prompt: str, user_text: str) -> tuple[int, ...]:
-        head = (SYSTEM, *self._bytes(system_prompt), END) if system_prompt else ()
-        return (*head, USER, *self._bytes(user_text), END, ASSISTANT)
+    @property
+    def takes_tools(self) -> bool:
+        return self._takes_tools
 
-    def next_turn(self, answer_ended_with_stop_token: bool, user_text: str) -> tuple[int, ...]:
+    def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
+        if tools and not self._takes_tools:
+            raise TemplateRefused("This template has no place for tools.")
+        head = (SYSTEM, *self._bytes(system_prompt), END) if system_prompt else ()
+        offer = (TOOLS, *self._bytes(json.dumps([json.loads(tool) for tool in tools])), END) if tools else ()
+        return (*head, *offer, *self._input(user), ASSISTANT)
+
+    def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
         glue = () if answer_ended_with_stop_token else (END,)
-        return (*glue, USER, *self._bytes(user_text), END, ASSISTANT)
+        return (*glue, *self._input(user), ASSISTANT)
+
+    def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
+        return CALLS.read(answer_text)
+
+    def content_chars(self, growing_text: str) -> int:
+        return CALLS.content_chars(growing_text)
+
+    def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
+        return CALLS.write(text, calls) if calls else text
 
     def answer(self, text: str) -> tuple[int, ...]:
         return self._bytes(text)
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-        assert turns[0][0] == "user", "a conversation begins with its user"
-        assert turns[-1][0] == "user", "a generation prompt follows a user turn"
-        ids: list[int] = [SYSTEM, *self._bytes(system_prompt), END] if system_prompt else []
-        for role, text in turns:
-            ids += [USER if role == "user" else ASSISTANT, *self._bytes(text), END]
-        return (*ids, ASSISTANT)
+    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        assert turns[-1][0] != "assistant", "a generation prompt follows a user turn"
+        return self.first_turn(system_prompt, tuple(ChatMessage(role, text) for role, text in turns), tools)
 
     def count(self, text: str) -> int:
         return len(self._bytes(text))
@@ -42,6 +63,16 @@ class ByteTemplate:
     def plain(self, token_ids: Sequence[int]) -> str:
         low, high = (0, 256) if not self._shift else (self._shift, self._shift + 256)
         return bytes(i - self._shift for i in token_ids if low <= i < high).decode("utf-8", errors="replace")
+
+    def _input(self, user: UserInput) -> tuple[int, ...]:
+        messages = [ChatMessage("user", user)] if isinstance(user, str) else user
+        ids: list[int] = []
+        for message in messages:
+            if message.role not in ROLES:
+                raise TemplateRefused(f"This template does not know the role {message.role}.")
+            text = self.with_calls(message.text, message.tool_calls)
+            ids += [ROLES[message.role], *self._bytes(text), END]
+        return tuple(ids)
 
     def _bytes(self, text: str) -> tuple[int, ...]:
         return tuple(byte + self._shift for byte in text.encode("utf-8"))
@@ -54,9 +85,9 @@ class ForgetfulTemplate(ByteTemplate):
     def rewrites_history(self) -> str | None:
         return "Earlier reasoning is stripped by this model's chat template."
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
         kept = [(role, _without_thought(text) if role == "assistant" else text) for role, text in turns]
-        return super().whole(system_prompt, kept)
+        return super().whole(system_prompt, kept, tools)
 
 
 def _without_thought(text: str) -> str:
