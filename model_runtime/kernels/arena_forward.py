@@ -1,0 +1,101 @@
+"""Packed forwards over the arena: `PackedForward`'s twin for devices with a variable-length kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from model_runtime.attention import ATTENTION_NAME
+from model_runtime.forward import Feed
+from model_runtime.kernels.arena import Arena, ArenaKV
+from model_runtime.kernels.recorded import RecordedDecode
+from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload, rows_for
+from model_runtime.kernels.varlen import VarlenKernel
+
+
+@dataclass(slots=True)
+class ArenaBatch:
+    """An `AttentionBatch` whose conversations all lie in one arena."""
+
+    arena: Arena
+    kernel: VarlenKernel
+    step: StepTensors
+    abort_if: Callable[[], bool] = lambda: False
+    layers_seen: list[int] = field(default_factory=list)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """As `AttentionBatch` says; nothing waits for the device."""
+        keys, values = self.arena.keys[layer], self.arena.values[layer]
+        keys.index_copy_(0, self.step.slots, key[0].transpose(0, 1))
+        values.index_copy_(0, self.step.slots, value[0].transpose(0, 1))
+        return self.kernel.attend(query[0].transpose(0, 1), keys, values, self.step.table, scaling, window)[None]
+
+
+class ArenaForward:
+    """A transformers model whose KVs lie in an arena. `recorded` replays decode steps (a CUDA graph on CUDA). Use from
+    one thread only."""
+
+    def __init__(self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel, recorded: bool) -> None:
+        self.model = model
+        self.arena = arena
+        self.kernel = kernel
+        self.device = arena.geometry.device
+        self._upload = StepUpload(self.device, 4096)
+        self.recorded = RecordedDecode(self._logits_of_a_decode, arena) if recorded else None
+        model.set_attn_implementation(ATTENTION_NAME)
+
+    @torch.inference_mode()
+    def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """As `PackedForward.run`. Waits for the device only when no logits are wanted: else the sampling does."""
+        fed: list[tuple[ArenaKV, Sequence[int], int]] = []
+        for feed in feeds:
+            assert isinstance(feed.slab, ArenaKV), "a KV that does not lie in this arena"
+            feed.slab.ensure_room(feed.slab.length_tokens + len(feed.token_ids))
+            fed.append((feed.slab, feed.token_ids, feed.logit_rows))
+        rows = rows_for(self.arena, fed)  # only now: making room for one may have moved another
+        is_decode = all(len(ids) == 1 and wanted == 1 for _, ids, wanted in fed)
+        if is_decode and self.recorded is not None and self.recorded.fits(rows):
+            logits = self.recorded.run(rows)
+        else:
+            logits = self._eager(rows, abort_if)
+        for feed in feeds:
+            feed.slab.appended(feed.token_ids)
+        if not rows.logit_rows and self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
+        return logits
+
+    def _eager(self, rows: StepRows, abort_if: Callable[[], bool]) -> torch.Tensor:
+        needed = len(rows.numbers)
+        if needed > len(self._upload.buffer):
+            self._upload = StepUpload(self.device, 2 * needed)
+        self._upload.send(rows)
+        step = self._upload.tensors(len(rows.token_ids), len(rows.logit_rows), len(rows.used_k), rows.max_q, rows.max_k)
+        # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
+        keep = step.logit_rows if rows.logit_rows else 1
+        logits = self._model(step, keep, abort_if)
+        return logits[: len(rows.logit_rows)].float()
+
+    def _logits_of_a_decode(self, step: StepTensors) -> torch.Tensor:
+        """float32 `(sequences, vocabulary)`: what is recorded."""
+        return self._model(step, 0, lambda: False).float()
+
+    def _model(self, step: StepTensors, keep: torch.Tensor | int, abort_if: Callable[[], bool]) -> torch.Tensor:
+        logits: torch.Tensor = self.model(
+            input_ids=step.token_ids[None],
+            position_ids=step.positions[None],
+            logits_to_keep=keep,
+            use_cache=False,
+            packed=ArenaBatch(self.arena, self.kernel, step, abort_if),
+        ).logits
+        return logits[0]
