@@ -52,6 +52,9 @@ class EngineConfig:
     """How the engine works: the longest prefill chunk, how many generations share a step, how far a KV grows at once.
     Idle reading goes in chunks of `idle_chunk_tokens`: what a request that arrives may cost it.
 
+    `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
+    `record_decode` replays an arena's decode steps instead of launching them kernel by kernel, where that is possible.
+
     Raises `ValueError` with a sentence for a person.
     """
 
@@ -59,6 +62,8 @@ class EngineConfig:
     max_concurrent: int = 8
     kv_step_tokens: int = 256
     idle_chunk_tokens: int = 128
+    kv_arena_bytes: int | None = None
+    record_decode: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -76,6 +81,10 @@ class EngineConfig:
         _require(
             1 <= self.idle_chunk_tokens <= 65_536,
             f"A chunk of idle reading must have 1 to 65,536 tokens, not {self.idle_chunk_tokens}.",
+        )
+        _require(
+            self.kv_arena_bytes is None or self.kv_arena_bytes > 0,
+            f"A KV arena must have a positive size, not {self.kv_arena_bytes} bytes.",
         )
 
 

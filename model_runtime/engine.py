@@ -19,8 +19,8 @@ from model_runtime.attention import StepAborted
 from model_runtime.config import EngineConfig
 from model_runtime.errors import EngineClosed
 from model_runtime.failures import translated
-from model_runtime.forward import Feed, PackedForward
-from model_runtime.kernel import kernel_name
+from model_runtime.forward import Feed
+from model_runtime.kernels.device import open_runtime
 from model_runtime.kv_cache import KVSlab
 from model_runtime.loaded import LoadedModel
 from model_runtime.probe import probe_packing
@@ -54,7 +54,8 @@ class Engine:
         self._geometry = probe_packing(
             loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens
         )
-        self._forward = PackedForward(loaded.model)
+        runtime = open_runtime(loaded.model, self._geometry, config, context_limit_tokens)
+        self._place, self._forward = runtime.place, runtime.forward
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         self._scheduler = SchedulerConfig(
             chunk_tokens=config.prefill_chunk_tokens, idle_chunk_tokens=config.idle_chunk_tokens
@@ -63,7 +64,7 @@ class Engine:
         self._info = ModelInfo(
             name=loaded.name,
             quantization=loaded.quantization,
-            kernel=kernel_name(self._geometry, loaded.model.config.get_text_config().num_attention_heads),
+            kernel=runtime.kernel,
             device=str(self._geometry.device),
             context_limit_tokens=context_limit_tokens,
             kv_bytes_per_token=self._geometry.bytes_per_token,
@@ -79,7 +80,7 @@ class Engine:
         self._is_closing = False
         self._running: list[Sequence] = []
         self._idle: list[Work] = []
-        measure_reading(self._forward, self._geometry, context_limit_tokens, self._speed)
+        measure_reading(self._forward, self._place, context_limit_tokens, self._speed)
         self._thread = threading.Thread(target=self._loop, name="keepwarm-engine", daemon=True)
         self._thread.start()
 
@@ -92,12 +93,12 @@ class Engine:
         return self._config.max_concurrent
 
     def new_kv(self) -> KVSlab:
-        """An empty slab that holds no bytes yet."""
-        return KVSlab(self._geometry)
+        """An empty KV that holds no bytes yet."""
+        return self._place.new_kv()
 
     def kv_bytes(self, tokens: int) -> int:
-        """The most bytes a slab of up to `tokens` tokens holds at any moment."""
-        return self._geometry.bytes_for(tokens)
+        """The most bytes a KV of up to `tokens` tokens holds at any moment."""
+        return self._place.bytes_for(tokens)
 
     def estimate_read_s(self, start_tokens: int, end_tokens: int) -> float:
         """Expected seconds to feed positions `start..end`, from what this machine did so far."""
@@ -223,18 +224,24 @@ class Engine:
         elif not work.is_idle:
             assert isinstance(work, Sequence), "only reading is always idle"
             self._preempt_idle_work()
-            work.begin()
+            self._give_room(work)
             self._running.append(work)
         elif self._running:
             work.finish(FinishReason.PREEMPTED)
         else:
-            work.begin()
+            self._give_room(work)
             self._idle.append(work)
+
+    def _give_room(self, work: Work) -> None:
+        try:
+            work.begin(self._info.context_limit_tokens)
+        except torch.OutOfMemoryError as error:
+            self._fail(work, error)
 
     def _preempt_idle_work(self) -> None:
         for work in self._idle:
             work.finish(FinishReason.PREEMPTED)
-        self._idle = []
+        self._forget_finished()
 
     def _is_wanted(self) -> bool:
         """Whether somebody came while idle work was at its forward."""
@@ -264,14 +271,15 @@ class Engine:
             for slot in slots if len(slots) > 1 else ():
                 self._run([slot])  # each alone, so that only the culprit fails
             return
-        if len(slots) == 1 and not slots[0].sequence.is_decoding:
-            end = slots[0].sequence.kv_tokens
-            self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
+        is_reading = len(slots) == 1 and not slots[0].sequence.is_decoding
         rows = iter(logits)
         for slot, feed in zip(slots, feeds, strict=True):
             slot.sequence.fed(slot.tokens)
             if feed.logit_rows and isinstance(slot.sequence, Sequence):
                 self._sample(slot.sequence, next(rows))
+        if is_reading:  # timed only now: a GPU has computed when a token is known
+            end = slots[0].sequence.kv_tokens
+            self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
 
     def _sample(self, sequence: Sequence, logits: torch.Tensor) -> None:
         try:
@@ -285,6 +293,9 @@ class Engine:
         sequence.finish(FinishReason.FAILED, str(translated(error)))
 
     def _forget_finished(self) -> None:
+        for work in (*self._running, *self._idle):
+            if work.is_finished:
+                work.slab.trim()
         self._running = [s for s in self._running if not s.is_finished]
         self._idle = [w for w in self._idle if not w.is_finished]
 

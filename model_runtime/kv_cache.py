@@ -108,6 +108,12 @@ class KVSlab:
                 tensors[layer] = new
         self._capacity_tokens = capacity
 
+    def reserve(self, tokens: int) -> None:
+        """An answer begins that may grow to `tokens` tokens. A slab grows as it goes."""
+
+    def trim(self) -> None:
+        """The answer has ended. A slab keeps its room for the next one."""
+
     def appended(self, token_ids: Sequence[int]) -> None:
         """Counts tokens whose keys and values a forward has written behind the last row in every layer."""
         self.token_ids.extend(token_ids)

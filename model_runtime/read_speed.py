@@ -13,8 +13,8 @@ from collections import deque
 
 import numpy as np
 
-from model_runtime.forward import Feed, PackedForward
-from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.forward import Feed
+from model_runtime.kernels.device import Forward, KVPlace
 
 _REMEMBERED_CHUNKS = 64
 
@@ -48,10 +48,11 @@ class ReadSpeed:
             return self._fit
 
 
-def measure_reading(forward: PackedForward, geometry: KVGeometry, limit_tokens: int, speed: ReadSpeed) -> None:
+def measure_reading(forward: Forward, place: KVPlace, limit_tokens: int, speed: ReadSpeed) -> None:
     """A few short reads, so that the first estimate rests on this machine. The first one only warms up."""
+    limit_tokens = min(limit_tokens, place.capacity_tokens or limit_tokens)
     depth = min(2048, limit_tokens // 2)
-    slab = KVSlab(geometry)
+    slab = place.new_kv()
     for start, tokens in ((0, 16), (0, 16), (0, min(256, limit_tokens // 2)), (depth, 16)):
         slab.free()
         slab.ensure_room(start + tokens)
@@ -59,8 +60,9 @@ def measure_reading(forward: PackedForward, geometry: KVGeometry, limit_tokens: 
         for tensor in (*slab.keys, *slab.values):
             tensor.zero_()
         begin = time.perf_counter()
-        forward.run([Feed(slab, [1] * tokens, 1)])
+        forward.run([Feed(slab, [1] * tokens, 1)]).argmax().item()  # waits for the device
         speed.observe(start, start + tokens, time.perf_counter() - begin)
+    slab.free()
 
 
 def _key_reads(start: int, end: int) -> float:

@@ -30,12 +30,13 @@ class Reading:
         self._reused_tokens = 0
         self._is_finished = False
 
-    def begin(self) -> None:
+    def begin(self, context_limit_tokens: int) -> None:
         """Crops the slab to what it shares with the ids; the rest is to be fed. Nothing may be left: then this was
-        about the crop."""
+        about the crop. Raises `torch.OutOfMemoryError` when the ids cannot have their room."""
         self._reused_tokens = self.slab.common_prefix_tokens(self.request.ledger)
         self.slab.crop(self._reused_tokens)
         self._unfed = list(self.request.ledger[self._reused_tokens :])
+        self.slab.reserve(min(len(self.request.ledger), context_limit_tokens))
         if not self._unfed:
             self.finish(FinishReason.READ)
 

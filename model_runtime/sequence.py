@@ -47,12 +47,14 @@ class Sequence:
         prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
         self._text = TextStream(tokenizer, sampling.stop_strings, prefix)
 
-    def begin(self) -> None:
-        """Crops the slab to what the ledger shares with it; the rest is to be fed."""
+    def begin(self, context_limit_tokens: int) -> None:
+        """Crops the slab to what the ledger shares with it; the rest is to be fed. Raises `torch.OutOfMemoryError` when
+        the answer cannot have its room."""
         ledger = self.request.ledger
         self._reused_tokens = self.slab.common_prefix_tokens(ledger[:-1])
         self.slab.crop(self._reused_tokens)
         self._unfed = list(ledger[self._reused_tokens :])
+        self.slab.reserve(min(len(ledger) + self.request.sampling.max_new_tokens, context_limit_tokens))
 
     def abort(self) -> None:
         """Asks to stop; seen within one decode step or one layer of a prefill chunk."""

@@ -153,6 +153,10 @@ class ArenaKV(KVSlab):
         if tokens > self._capacity_tokens:
             self._arena.grow(self, tokens)
 
+    def reserve(self, tokens: int) -> None:
+        """The whole span at once, so that it does not move while its answer streams."""
+        self.ensure_room(tokens)
+
     def trim(self) -> None:
         """Gives back the rows that a finished answer did not need."""
         self._arena.shrink(self, self.length_tokens)

@@ -46,10 +46,12 @@ class SpanTable:
 
 @dataclass(frozen=True, slots=True)
 class VarlenKernel:
-    """`call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, seqused_k)`."""
+    """`call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, seqused_k)`. `waits`: it reads
+    lengths on the host."""
 
     name: str
     call: Callable[..., torch.Tensor]
+    waits: bool = False
 
     def attend(
         self,
@@ -141,7 +143,7 @@ def _mask(tokens: int, keys: int, sides: tuple[int, int], like: torch.Tensor) ->
     return torch.zeros((tokens, keys), dtype=like.dtype, device=like.device).masked_fill_(hidden, -math.inf)
 
 
-REFERENCE = VarlenKernel("reference varlen", reference_varlen)
+REFERENCE = VarlenKernel("reference varlen", reference_varlen, waits=True)
 
 
 def flash_kernels() -> Iterator[VarlenKernel]:

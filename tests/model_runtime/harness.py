@@ -114,4 +114,6 @@ class WatchedEngine:
 @torch.inference_mode()
 def full_read(model: torch.nn.Module, ledger: Sequence[int]) -> torch.Tensor:
     """Logits `(tokens, vocabulary)` of one uncached read through the model's own attention."""
-    return model(torch.tensor([list(ledger)]), use_cache=False).logits[0].float()
+    return (
+        model(torch.tensor([list(ledger)], device=next(model.parameters()).device), use_cache=False).logits[0].float()
+    )

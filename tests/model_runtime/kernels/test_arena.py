@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -73,7 +75,7 @@ def test_rows_survive_whatever_moves(steps: list[tuple[int, tuple[str, int]]]) -
             held.clear()
             assert kv.allocated_bytes == 0
         spans = sorted((k.span_start, k.span_start + k.span_tokens) for k in kvs if k.span_tokens)
-        assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
         assert arena.free_tokens == CAPACITY - sum(k.span_tokens for k in kvs)
         for k, ids in zip(kvs, expected, strict=True):
             assert_holds(k, ids)

@@ -1,0 +1,117 @@
+"""Where an engine's KVs lie and what runs its forwards: slabs and SDPA, or one arena and the variable-length kernel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from model_runtime.config import EngineConfig
+from model_runtime.errors import ModelLoadError
+from model_runtime.forward import Feed, PackedForward
+from model_runtime.kernel import kernel_name
+from model_runtime.kernels.arena import Arena
+from model_runtime.kernels.arena_forward import ArenaForward
+from model_runtime.kernels.varlen import VarlenKernel, choose_varlen
+from model_runtime.kv_cache import KVGeometry, KVSlab
+
+logger = logging.getLogger(__name__)
+
+
+class Forward(Protocol):
+    """Appends tokens of many conversations to their KVs and returns logits; see `PackedForward.run`."""
+
+    def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = ...) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlace:
+    """`bytes_for(tokens)` bounds what a KV of so many tokens holds at any moment. `capacity_tokens` is what all KVs
+    together can hold, None where memory is taken as it is needed."""
+
+    new_kv: Callable[[], KVSlab]
+    bytes_for: Callable[[int], int]
+    capacity_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRuntime:
+    """`kernel` is what a person is told; `arena` is None with slabs."""
+
+    place: KVPlace
+    forward: Forward
+    kernel: str
+    arena: Arena | None = None
+
+
+def open_runtime(
+    model: PreTrainedModel, geometry: KVGeometry, config: EngineConfig, context_limit_tokens: int
+) -> DeviceRuntime:
+    """Slabs, or with `config.kv_arena_bytes` an arena, where the device has a kernel for it. Raises `ModelLoadError`
+    when there is no memory for the arena."""
+    if config.kv_arena_bytes is None:
+        return open_slabs(model, geometry)
+    kernel = varlen_for(model, geometry)
+    if kernel.waits and geometry.device.type == "cuda":
+        logger.warning("no flash kernel for dtype=%s: one slab a conversation", geometry.dtype)
+        return open_slabs(model, geometry)
+    try:
+        return open_arena(model, geometry, kernel, config.kv_arena_bytes, context_limit_tokens, config.record_decode)
+    except (torch.OutOfMemoryError, ValueError) as error:
+        raise ModelLoadError(
+            f"A KV budget of {config.kv_arena_bytes:,} bytes does not fit on {geometry.device} beside the model. "
+            "Choose another --device-kv-budget, or a smaller model."
+        ) from error
+
+
+def open_slabs(model: PreTrainedModel, geometry: KVGeometry) -> DeviceRuntime:
+    """A slab a conversation; torch's own choice of SDPA kernel."""
+    place = KVPlace(lambda: KVSlab(geometry), geometry.bytes_for)
+    return DeviceRuntime(place, PackedForward(model), kernel_name(geometry, _heads(model)))
+
+
+def varlen_for(model: PreTrainedModel, geometry: KVGeometry) -> VarlenKernel:
+    """The flash kernel where this device has one that agrees with the reference for this model, else the reference.
+    Flash wants keys and values of one width."""
+    shape = geometry.layers[0]
+    is_uniform = all((s.key_dim, s.value_dim) == (shape.key_dim, shape.key_dim) for s in geometry.layers)
+    dtype = geometry.dtype if is_uniform else torch.float32
+    return choose_varlen(geometry.device, dtype, _heads(model), shape.kv_heads, shape.key_dim)
+
+
+def open_arena(
+    model: PreTrainedModel,
+    geometry: KVGeometry,
+    kernel: VarlenKernel,
+    arena_bytes: int,
+    context_limit_tokens: int,
+    record_decode: bool,
+) -> DeviceRuntime:
+    """An arena of `arena_bytes` for all conversations; its reserve comes on top. Raises `ValueError` when nothing fits
+    into the arena, and what torch raises when there is no memory for it."""
+    arena = Arena(geometry, arena_bytes // geometry.bytes_per_token, context_limit_tokens)
+    is_cuda = geometry.device.type == "cuda"
+    recorded = record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
+    forward = ArenaForward(model, arena, kernel, recorded)
+    name = f"{kernel.name} ({geometry.device.type.upper()})"
+    if recorded and is_cuda:
+        name += ", decode steps as CUDA graphs"
+    logger.info("arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, recorded)
+    return DeviceRuntime(KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens), forward, name, arena)
+
+
+def waits_for_the_device(model: PreTrainedModel) -> bool:
+    """Whether a layer makes the host wait, so that a step cannot be recorded: bitsandbytes' int8 layers ask the device
+    for outliers (`outliers.any()` in its backends/cuda/ops.py) unless their threshold is 0."""
+    return any(
+        type(module).__name__ == "Linear8bitLt" and getattr(getattr(module, "state", None), "threshold", 0.0) > 0
+        for module in model.modules()
+    )
+
+
+def _heads(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().num_attention_heads)

@@ -1,0 +1,160 @@
+"""The engine over an arena: what runs on a GPU, kernels apart, against a full read and against the slabs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_runtime.config import EngineConfig
+from model_runtime.errors import ModelLoadError
+from model_runtime.kernels.arena import STEP_TOKENS
+from model_runtime.kernels.arena_forward import ArenaForward
+from model_runtime.segments import identify
+from model_runtime.types import FinishReason, SamplingParams
+from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny
+from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
+
+ROOM_TOKENS = 12 * STEP_TOKENS
+
+
+def over_arena(directory: Path, tokens: int = ROOM_TOKENS, record: bool = True) -> WatchedEngine:
+    slabs = WatchedEngine(loaded_tiny(directory))
+    arena_bytes = tokens * slabs.engine.info.kv_bytes_per_token
+    slabs.close()
+    config = EngineConfig(prefill_chunk_tokens=32, kv_arena_bytes=arena_bytes, record_decode=record)
+    return WatchedEngine(loaded_tiny(directory), config)
+
+
+def forward_of(watched: WatchedEngine) -> ArenaForward:
+    forward = watched.engine._forward
+    assert isinstance(forward, ArenaForward)
+    return forward
+
+
+@pytest.fixture(params=sorted(TINY))
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return TINY[request.param](tmp_path / request.param)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[WatchedEngine]:
+    engine = over_arena(TINY["qwen3"](tmp_path / "qwen3"))
+    yield engine
+    engine.close()
+
+
+def test_conversations_in_a_crowded_arena_equal_a_full_read(directory: Path) -> None:
+    watched, reference = over_arena(directory), loaded_tiny(directory).model
+    forward = forward_of(watched)
+    moves = []
+    compact = forward.arena._compact
+    forward.arena._compact = lambda kv: moves.append(kv) or compact(kv)  # type: ignore[method-assign, func-returns-value]
+    randomness = random.Random(3)
+    kvs = [watched.engine.new_kv() for _ in range(4)]
+    ledgers = [some_ids(randomness, 20 + 17 * n) for n in range(4)]
+    for turn in range(4):
+        answers = [watched.submit(kv, ledger) for kv, ledger in zip(kvs, ledgers, strict=True)]
+        for answer in answers:
+            assert answer.wait().error is None
+            assert_equals_full_read(watched, reference, answer)
+        ledgers = [[*a.ledger, *a.token_ids, *some_ids(randomness, 9)] for a in answers]
+        ledgers[turn] = [*ledgers[turn][:-15], *some_ids(randomness, 60)]  # another branch, cropped in the middle
+        if turn % 2:
+            watched.engine.release(kvs[turn])  # a hole for the others
+    assert moves
+    assert forward.recorded is not None
+    assert forward.recorded.recordings >= 2
+    watched.close()
+
+
+def test_recorded_steps_are_the_steps(directory: Path) -> None:
+    """Padded rows, fixed buffers and bounds that are too long change nothing."""
+    recorded, plain = over_arena(directory), over_arena(directory, record=False)
+    assert forward_of(plain).recorded is None
+    ledgers = [some_ids(random.Random(n), 30 + n) for n in range(3)]
+    for watched in (recorded, plain):
+        answers = [watched.submit(watched.engine.new_kv(), ledger) for ledger in ledgers]
+        for answer in answers:
+            answer.wait()
+    assert recorded.logits.keys() == plain.logits.keys()
+    for ids, logits in plain.logits.items():
+        torch.testing.assert_close(recorded.logits[ids], logits, atol=1e-5, rtol=0)
+    recorded.close()
+    plain.close()
+
+
+def test_segments_go_from_the_arena_to_slabs_and_back(tmp_path: Path) -> None:
+    directory = TINY["gemma3"](tmp_path / "gemma3")
+    reference = loaded_tiny(directory).model
+    arena, slabs = over_arena(directory), WatchedEngine(loaded_tiny(directory))
+    ledger = some_ids(random.Random(8), 70)
+    held: list[int] = []
+    kv = arena.engine.new_kv()
+    for number, watched in enumerate((arena, slabs, arena)):
+        if number:
+            back = watched.engine.new_kv()
+            identity = identify(None, held, "f")
+            watched.engine.restore(back, [watched.engine.load(identity, tmp_path / "segment")])
+            kv = back
+        answer = watched.submit(kv, ledger)
+        assert answer.wait().reused_tokens == len(held)
+        assert_equals_full_read(watched, reference, answer)
+        held = list(kv.token_ids)
+        watched.engine.save(watched.engine.stage(kv, identify(None, held, "f")), tmp_path / "segment")
+        ledger = [*answer.ledger, *answer.token_ids, *some_ids(random.Random(number), 5)]
+    arena.close()
+    slabs.close()
+
+
+def test_an_answer_has_its_room_from_the_beginning_and_gives_back_what_it_did_not_need(watched: WatchedEngine) -> None:
+    kv = watched.engine.new_kv()
+    answer = watched.submit(kv, [5] * 40, SamplingParams(temperature=0, max_new_tokens=200))
+    while len(answer.events) < 6:
+        pass
+    assert kv.allocated_bytes == watched.engine.kv_bytes(240)
+    answer.abort()
+    answer.wait()
+    watched.submit(watched.engine.new_kv(), [5], GREEDY).wait()  # the engine has gone on
+    assert kv.allocated_bytes == watched.engine.kv_bytes(kv.length_tokens)
+    assert watched.engine.kv_bytes(kv.length_tokens) - kv.length_tokens * watched.engine.info.kv_bytes_per_token < (
+        STEP_TOKENS * watched.engine.info.kv_bytes_per_token
+    )
+
+
+def test_an_answer_without_room_fails_alone_and_with_a_sentence(watched: WatchedEngine) -> None:
+    good = watched.submit(watched.engine.new_kv(), [7] * 40, SamplingParams(temperature=0, max_new_tokens=400))
+    kv = watched.engine.new_kv()
+    bad = watched.submit(kv, [9] * 10, SamplingParams(temperature=0, max_new_tokens=460)).wait()
+    assert bad.reason is FinishReason.FAILED
+    assert "ran out of memory" in str(bad.error)
+    assert kv.allocated_bytes == 0
+    assert good.wait().reason is FinishReason.LENGTH
+    assert watched.submit(kv, [9] * 10).wait().reason is FinishReason.LENGTH
+
+
+def test_a_budget_for_nothing_is_refused_at_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="another --device-kv-budget"):
+        over_arena(TINY["llama"](tmp_path / "llama"), tokens=STEP_TOKENS - 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_answers_equal_a_full_read_but_for_near_ties(directory: Path) -> None:
+    """bfloat16, the flash kernel, decode steps as CUDA graphs, against the model's own attention."""
+    loaded = loaded_tiny(directory)
+    loaded.model.to("cuda", torch.bfloat16)
+    half = type(loaded)(**{**{n: getattr(loaded, n) for n in loaded.__slots__}, "kv_dtype": torch.bfloat16})
+    reference = loaded_tiny(directory).model.to("cuda", torch.bfloat16)
+    watched = WatchedEngine(half, EngineConfig(prefill_chunk_tokens=32, kv_arena_bytes=1 << 24))
+    answer = watched.submit(watched.engine.new_kv(), some_ids(random.Random(1), 60))
+    assert answer.wait().error is None
+    assert "flash" in watched.engine.info.kernel
+    expected = full_read(reference, answer.ledger + answer.token_ids)
+    for place, token_id in enumerate(answer.token_ids, start=len(answer.ledger)):
+        best = expected[place - 1].float()
+        assert float(best.max() - best[token_id]) < 0.1 * float(best.std())
+    watched.close()
