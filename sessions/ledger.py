@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_runtime.types import TurnTemplate
+from model_runtime.types import TurnTemplate, UserInput
 from sessions.records import Node, NodeIds
 from sessions.types import MissReason
 
@@ -64,11 +64,12 @@ def system_prompt_of(path: Sequence[Node]) -> str:
 
 def user_turn(
     path: Sequence[Node],
-    text: str,
+    text: UserInput,
     current: tuple[int, ...],
     system_prompt: str,
     template: TurnTemplate,
     fingerprint: str,
+    tools: Sequence[str] = (),
 ) -> Turn:
     """A new message below `path` (which ends with an answer, or is empty).
 
@@ -76,7 +77,7 @@ def user_turn(
     from the path's own when an earlier message is edited.
     """
     if not path:
-        ids = template.first_turn(system_prompt, text)
+        ids = template.first_turn(system_prompt, text, tools)
         return _with_user(ids, NodeIds(0, ids, system_prompt=system_prompt), _delta(current, ids))
     held = fold(path)
     added = template.next_turn(path[-1].ended_with_stop_token, text)
@@ -85,7 +86,7 @@ def user_turn(
         ledger = held + added
         return _with_user(ledger, NodeIds(len(held), added), _delta(current, ledger))
     ledger = _rewritten(path, held, rewrite_reason, system_prompt, template)
-    ledger = ledger + added if ledger else template.whole(system_prompt, [*_texts(path), ("user", text)])
+    ledger = ledger + added if ledger else template.whole(system_prompt, [*_texts(path), *_said(text)], tools)
     start = common_prefix(held, ledger)
     if start == len(held):
         return _with_user(ledger, NodeIds(start, ledger[start:]), _delta(current, ledger))
@@ -144,11 +145,15 @@ def _rewritten(
 ) -> tuple[int, ...]:
     """`held` under another system prompt: its first turn rendered anew, everything after it the very ids that were
     sampled. () when those ids cannot be kept, and the texts have to be rendered as a whole."""
-    before = template.first_turn(system_prompt_of(path), path[0].text)
+    before = template.first_turn(system_prompt_of(path), path[0].input)
     if reason is MissReason.MODEL_CHANGED or template.rewrites_history or held[: len(before)] != before:
         return ()
-    return template.first_turn(system_prompt, path[0].text) + held[len(before) :]
+    return template.first_turn(system_prompt, path[0].input) + held[len(before) :]
 
 
 def _texts(path: Sequence[Node]) -> list[tuple[str, str]]:
-    return [(node.role, node.text) for node in path]
+    return [(m.role, m.text) for node in path for m in (node.messages if node.role == "user" else (node,))]
+
+
+def _said(text: UserInput) -> list[tuple[str, str]]:
+    return [("user", text)] if isinstance(text, str) else [(message.role, message.text) for message in text]

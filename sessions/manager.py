@@ -9,25 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
-from model_runtime.errors import ModelRuntimeError
-from model_runtime.types import Engine, FinishReason, GenerationRequest, ModelInfo, TurnTemplate
+from model_runtime.types import Engine, FinishReason, ModelInfo, TurnTemplate
 from sessions.config import SessionConfig
 from sessions.errors import MessageRefused
 from sessions.events import EventLog
 from sessions.hands import Hands
-from sessions.leases import Lease, Leases, Ticket
-from sessions.ledger import Turn, continued_answer, fold, new_answer, user_turn
+from sessions.leases import Leases
+from sessions.ledger import continued_answer, fold, new_answer, user_turn
 from sessions.notes import Notes
 from sessions.pins import Pins
 from sessions.recorder import Recorder
 from sessions.records import Conversation, Node
 from sessions.room import Room
-from sessions.runs import Run, RunPlan, RunTable, aborted, failed
+from sessions.runs import Run, RunTable, aborted
 from sessions.store import Store
-from sessions.text import clean, clean_message, clean_title, first_title, refuse_if_huge
+from sessions.text import clean, clean_message, clean_title, refuse_if_huge
 from sessions.tiers import Tiers
+from sessions.turns import NewTurn, Turns
 from sessions.types import (
     ConversationSettings,
     ConversationSummary,
@@ -57,7 +56,16 @@ class SessionManager:
         self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room, self._pins)
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
         self._recorder = Recorder(
-            store, engine, self._runs, config.checkpoint_interval_s, self._tiers.after_run, self._notes.receipt
+            store,
+            engine,
+            template,
+            self._runs,
+            config.checkpoint_interval_s,
+            self._tiers.after_run,
+            self._notes.receipt,
+        )
+        self._turns = Turns(
+            store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder
         )
         self._views = Views(store, engine, self._leases, self._pins, self._tiers, self._runs, self._events, config)
         self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
@@ -81,7 +89,7 @@ class SessionManager:
             for run in runs:
                 if not run.interrupted:
                     run.interrupted = True
-                    self._stop(run)
+                    self._turns.stop(run)
             time.sleep(0.01)
         for run in self._runs.all_active():  # the engine does not answer
             run.lease = None  # its KV is still the engine's
@@ -135,7 +143,7 @@ class SessionManager:
                 self._template,
                 self.info.tokenizer_fingerprint,
             )
-            return self._begin(conversation, path[:-1], turn)
+            return self._turns.begin(NewTurn(conversation, path[:-1], turn, conversation.settings.sampling))
 
     def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
         """Goes on from a stopped, interrupted or length-limited answer: a new sibling that begins with it."""
@@ -148,13 +156,16 @@ class SessionManager:
             turn = continued_answer(path, fold(path), self._template, self.info.tokenizer_fingerprint)
             prefix = turn.ledger[len(turn.ledger) - turn.answer_prefix_tokens :]
             # Half a character at the end is not shown: the engine gives it out whole with its next token.
-            return self._begin(conversation, path[:-1], turn, prefix_text=self._template.plain(prefix).rstrip("�"))
+            prefix_text = self._template.plain(prefix).rstrip("�")
+            return self._turns.begin(
+                NewTurn(conversation, path[:-1], turn, conversation.settings.sampling, prefix_text=prefix_text)
+            )
 
     def stop(self, owner_id: str, conversation_id: str) -> None:
         """The answer ends within one step and keeps its text. Nothing happens when there is none."""
         self._store.conversation(owner_id, conversation_id)
         if run := self._runs.active(conversation_id):
-            self._stop(run)
+            self._turns.stop(run)
 
     def active_run(self, owner_id: str, conversation_id: str) -> Run | None:
         """The run of this conversation that is not done yet."""
@@ -264,69 +275,7 @@ class SessionManager:
             self._template,
             self.info.tokenizer_fingerprint,
         )
-        return self._begin(conversation, path, turn, user_text=text)
-
-    def _begin(
-        self,
-        conversation: Conversation,
-        path: Sequence[Node],
-        turn: Turn,
-        user_text: str | None = None,
-        prefix_text: str = "",
-    ) -> Run:
-        """Commits the turn below `path` and gets in line. Inside the conversation's claim."""
-        sampling = conversation.settings.sampling
-        promised_bytes = self._room.promise_bytes(turn, sampling.max_new_tokens, user_text)
-        self._pins.admit(conversation.conversation_id, promised_bytes)
-        message_id = self._store.messages.begin_turn(
-            conversation.conversation_id,
-            path[-1].message_id if path else None,
-            (user_text, turn.user) if user_text is not None and turn.user is not None else None,
-            (prefix_text, turn.answer),
-            self.info.tokenizer_fingerprint,
-            self.info.name,
-            first_title(user_text) if user_text is not None and not path else "",
-        )
-        run = Run(
-            RunPlan(
-                conversation_id=conversation.conversation_id,
-                owner_id=conversation.owner_id,
-                message_id=message_id,
-                turn=turn,
-                sampling=sampling,
-                text=prefix_text,
-                model_changed=bool(path) and path[-1].model_name != self.info.name,
-            )
-        )
-        run.ticket = Ticket(
-            conversation.conversation_id, conversation.owner_id, promised_bytes, partial(self._enter, run), run.moved
-        )
-        self._runs.add(run)
-        self._leases.enter(run.ticket)
-        return run
-
-    def _enter(self, run: Run, lease: Lease) -> None:
-        """Room was granted. On the leases' thread, which does not wait for the disk."""
-        run.leased(lease)
-        self._tiers.before_run(run, partial(self._submit, run, lease), partial(self._recorder.put, run, aborted()))
-
-    def _submit(self, run: Run, lease: Lease) -> None:
-        """The KV holds the best it can. On the leases' thread, or on the restorer's."""
-        request = GenerationRequest(
-            run.plan.turn.ledger, lease.kv, run.plan.sampling, run.plan.turn.answer_prefix_tokens
-        )
-        try:
-            run.started(self._engine.submit(request, partial(self._recorder.put, run)))
-        except ModelRuntimeError as error:
-            self._recorder.put(run, failed(str(error)))
-        except Exception:
-            self._recorder.put(run, failed("The model could not start on this answer. Regenerate it to try again."))
-            raise
-
-    def _stop(self, run: Run) -> None:
-        run.ask_to_stop()
-        if run.ticket is not None and self._leases.leave(run.ticket):
-            self._recorder.put(run, aborted())
+        return self._turns.begin(NewTurn(conversation, path, turn, conversation.settings.sampling, user_text=text))
 
     def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
         system_prompt = clean(settings.system_prompt).strip()

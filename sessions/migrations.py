@@ -125,3 +125,34 @@ def restores_on_receipts(db: Database) -> None:
 def pins(db: Database) -> None:
     """Conversations whose KV stays on the device."""
     db.execute("ALTER TABLE conversations ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0")
+
+
+@_step
+def message_links(db: Database) -> None:
+    """By which a resent history is known again. Not columns of `messages`, behind whose ids they would lie. `parts` are
+    the messages that a node stands for where it is not one of its own text and role."""
+    db.execute("""
+        CREATE TABLE message_links (
+            message_id INTEGER PRIMARY KEY REFERENCES messages(id) ON DELETE CASCADE,
+            owner_id TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE,
+            link TEXT NOT NULL,
+            parts TEXT NOT NULL
+        )""")
+    db.execute("CREATE INDEX links_by_owner ON message_links(owner_id, link)")
+    db.execute("ALTER TABLE conversations ADD COLUMN key TEXT")  # the name that an API client gave it
+    db.execute("CREATE UNIQUE INDEX conversations_by_key ON conversations(owner_id, key)")
+
+
+@_step
+def api_keys(db: Database) -> None:
+    """What a program shows to be let in. Only the hash of a key is kept; its holder is the owner of what it makes."""
+    db.execute("""
+        CREATE TABLE api_keys (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL,
+            hash TEXT NOT NULL UNIQUE,
+            owner_id TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            last_used_at REAL,
+            revoked_at REAL
+        )""")

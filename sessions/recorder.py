@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from model_runtime.types import Engine, Event, Finished, FinishReason, PrefillProgress, TokenDelta
+from model_runtime.types import Engine, Event, Finished, FinishReason, PrefillProgress, TokenDelta, TurnTemplate
+from sessions import links
 from sessions.errors import SessionError
 from sessions.receipts import outcome, receipt
 from sessions.runs import Run, RunTable
@@ -33,6 +34,7 @@ class Recorder:
         self,
         store: Store,
         engine: Engine,
+        template: TurnTemplate,
         runs: RunTable,
         checkpoint_interval_s: float,
         settle: Callable[[Run], None],
@@ -40,6 +42,7 @@ class Recorder:
     ) -> None:
         self._store = store
         self._engine = engine
+        self._template = template
         self._runs = runs
         self._checkpoint_interval_s = checkpoint_interval_s
         self._settle = settle
@@ -104,7 +107,9 @@ class Recorder:
         stored = receipt(run, event, self._engine.estimate_read_s)
         text = run.complete_text(event)
         try:
-            self._store.messages.finish_answer(run.message_id, text, run.node_ids, status, event.reason, note, stored)
+            self._store.messages.finish_answer(
+                run.message_id, text, run.node_ids, status, event.reason, note, stored, self._link(run, text)
+            )
             message = self._store.messages.view(run.message_id)
         except SessionError as error:
             log.error("answer_not_stored message=%d", run.message_id)
@@ -112,6 +117,13 @@ class Recorder:
         self._let_go(run, message)
         if stored is not None:
             self._on_receipt(run, stored)
+
+    def _link(self, run: Run, text: str) -> str:
+        """By which a client that sends this answer back is known again."""
+        if not run.plan.link:
+            return ""
+        answer = links.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
+        return links.after(run.plan.link, [answer])
 
     def _fail(self, run: Run, event: Event) -> None:
         """Something of ours raised. The KV is the engine's until its last event, so a run that goes on is stopped."""

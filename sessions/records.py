@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_runtime.types import FinishReason
+from model_runtime.types import ChatMessage, FinishReason, UserInput
+from sessions import links
 from sessions.types import ConversationSettings, MessageStatus
 
 
@@ -42,7 +43,8 @@ class NodeIds:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One message on a path, with its ids."""
+    """One message on a path, with its ids; or all that stands between two answers, whose messages are in `parts`.
+    `link` stands for the history up to here, "" where that is not known. `message_id` 0: not stored yet."""
 
     message_id: int
     parent_id: int | None
@@ -53,6 +55,17 @@ class Node:
     ids: NodeIds
     tokenizer_fingerprint: str
     model_name: str
+    link: str = ""
+    parts: str = ""
+
+    @property
+    def messages(self) -> tuple[ChatMessage, ...]:
+        return links.load(self.parts) if self.parts else (ChatMessage(self.role, self.text),)
+
+    @property
+    def input(self) -> UserInput:
+        """What a template needs of a node that is no answer."""
+        return links.load(self.parts) if self.parts else self.text
 
     @property
     def ended_with_stop_token(self) -> bool:

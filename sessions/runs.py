@@ -5,11 +5,19 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model_runtime.types import Finished, FinishReason, Generation, PrefillProgress, SamplingParams, TokenDelta
+from model_runtime.types import (
+    Finished,
+    FinishReason,
+    Generation,
+    PrefillProgress,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprobs,
+)
 from sessions.errors import ConversationBusy
 from sessions.leases import Lease, Ticket
 from sessions.ledger import Turn
@@ -28,6 +36,9 @@ class RunPlan:
     sampling: SamplingParams
     text: str
     model_changed: bool  # the answers above were written by another model
+    link: str = ""  # of the history that is answered, "" where it is not known
+    reads_calls: bool = False  # tools were offered
+    is_fork: bool = False  # its history was copied from another conversation
 
 
 class Run:
@@ -47,11 +58,13 @@ class Run:
         self.interrupted = False  # the server ends; nobody asked to stop
         self.stop_asked = False
         self.sampled: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.checkpointed_tokens = 0
         self.done_at: float | None = None
         self._created_at = time.monotonic()
         self._generation: Generation | None = None
         self._changed = threading.Condition()
+        self._watchers: list[Callable[[], None]] = []
         self._snapshot = RunSnapshot(1, RunPhase.WAITING, plan.text, total_tokens=plan.turn.delta_tokens)
 
     @property
@@ -77,6 +90,18 @@ class Run:
             self._changed.wait_for(lambda: self._snapshot.version > after_version, timeout_s)
             return self._snapshot
 
+    def watch(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Calls `call` at every change, on whatever thread makes it: it must neither block nor call back. The value
+        ends that."""
+        with self._changed:
+            self._watchers.append(call)
+
+        def end() -> None:
+            with self._changed:
+                self._watchers.remove(call)
+
+        return end
+
     def ask_to_stop(self) -> None:
         """Returns at once; the engine obeys within one step. A run that is still in line is the caller's to remove."""
         self.stop_asked = True
@@ -101,6 +126,8 @@ class Run:
 
     def sample(self, event: TokenDelta) -> None:
         self.sampled.append(event.token_id)
+        if event.logprobs is not None:
+            self.logprobs.append(event.logprobs)
         text = self._snapshot.text + event.text
         self._change(phase=RunPhase.ANSWERING, text=text, sampled_tokens=len(self.sampled))
 
@@ -121,6 +148,8 @@ class Run:
         with self._changed:
             self._snapshot = replace(self._snapshot, version=self._snapshot.version + 1, **changes)
             self._changed.notify_all()
+            for call in self._watchers:
+                call()
 
 
 class RunTable:

@@ -18,6 +18,7 @@ from typing import Any
 from model_runtime.types import SamplingParams
 from sessions.database import Database
 from sessions.errors import ConversationNotFound, StoreError
+from sessions.links_table import LinksTable
 from sessions.paths import DataDirectory
 from sessions.records import Conversation, Totals
 from sessions.segments_table import SegmentsTable
@@ -46,6 +47,7 @@ class Store:
             raise
         self.messages = MessageTree(self._database)
         self.segments = SegmentsTable(self._database)
+        self.links = LinksTable(self._database)
 
     @property
     def kv_dir(self) -> Path:
@@ -72,7 +74,8 @@ class Store:
         with self._database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
             newest = db.execute(
-                "SELECT id, leaf_id FROM conversations WHERE owner_id = ? ORDER BY updated_at DESC, rowid DESC LIMIT 1",
+                "SELECT id, leaf_id FROM conversations WHERE owner_id = ? AND key IS NULL"
+                " ORDER BY updated_at DESC, rowid DESC LIMIT 1",
                 [owner_id],
             ).fetchone()
             if newest and newest[1] is None:
@@ -86,6 +89,26 @@ class Store:
                     [conversation_id, owner_id, now, now, _dump(settings)],
                 )
         return self.conversation(owner_id, conversation_id)
+
+    def add_conversation(
+        self, owner_id: str, conversation_id: str, settings: ConversationSettings, key: str | None
+    ) -> None:
+        """One that a first message follows at once. `key` is the client's name for it."""
+        now = time.time()
+        with self._database.write() as db:
+            db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
+            db.execute(
+                "INSERT INTO conversations(id, owner_id, title, created_at, updated_at, settings, key)"
+                " VALUES (?, ?, '', ?, ?, ?, ?)",
+                [conversation_id, owner_id, now, now, _dump(settings), key],
+            )
+
+    def with_key(self, owner_id: str, key: str) -> str | None:
+        """The conversation that the owner's client calls so."""
+        with self._database.read() as db:
+            sql = "SELECT id FROM conversations WHERE owner_id = ? AND key = ?"
+            row = db.execute(sql, [owner_id, key]).fetchone()
+        return str(row[0]) if row else None
 
     def conversations(self, owner_id: str, search: str = "") -> list[Conversation]:
         """The owner's, newest first; with `search` those whose title or any message contains it."""

@@ -16,6 +16,7 @@ import sqlite_utils
 from model_runtime.types import FinishReason
 from sessions.database import Database
 from sessions.errors import ConversationNotFound
+from sessions.links_table import insert_link
 from sessions.records import Node, NodeIds, pack, unpack
 from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
 
@@ -38,7 +39,10 @@ _VIEW_OF_PATH = (
     " ORDER BY path.depth DESC"
 )
 _VIEW_OF_ONE = _VIEW + "messages m LEFT JOIN receipts r ON r.message_id = m.id WHERE m.id = ?"
-_NODES_OF_PATH = _PATH + "SELECT m.* FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC"  # noqa: S608
+_NODES_OF_PATH = (
+    _PATH + "SELECT m.*, l.link, l.parts FROM path JOIN messages m ON m.id = path.id"  # noqa: S608
+    " LEFT JOIN message_links l ON l.message_id = m.id ORDER BY path.depth DESC"
+)
 _RECEIPT_FIELDS = tuple(Receipt.__dataclass_fields__)
 
 
@@ -87,9 +91,13 @@ class MessageTree:
         tokenizer_fingerprint: str,
         model_name: str,
         first_title: str,
+        history: Sequence[Node] = (),
+        user_link: str = "",
+        user_parts: str = "",
     ) -> int:
-        """Commits the user's message (when there is one) under `parent_id`, and below it the running answer, which
-        becomes the conversation's leaf. `first_title` is taken where there is no title. Returns the answer's id."""
+        """Commits `history`, one below the other, under `parent_id`; below it the user's message (when there is one),
+        and below that the running answer, which becomes the conversation's leaf. `first_title` is taken where there is
+        no title. Returns the answer's id."""
         now = time.time()
         common = {
             "conversation_id": conversation_id,
@@ -99,8 +107,11 @@ class MessageTree:
             "model_name": model_name,
         }
         with self._database.write() as db:
+            for node in history:
+                parent_id = _insert_known(db, common, parent_id, node)
             if user is not None:
                 parent_id = _insert(db, common, parent_id, "user", MessageStatus.COMPLETE, *user)
+                insert_link(db, parent_id, conversation_id, user_link, user_parts)
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
             db.execute(
                 "UPDATE conversations SET leaf_id = ?, updated_at = ?,"
@@ -126,13 +137,18 @@ class MessageTree:
         finish_reason: FinishReason,
         note: str,
         receipt: Receipt | None,
+        link: str = "",
     ) -> None:
-        """The answer, its ids, its receipt and the owner's totals, in one transaction."""
+        """The answer, its ids, its link, its receipt and the owner's totals, in one transaction."""
         with self._database.write() as db:
             db.execute(
                 "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ? WHERE id = ?",
                 [text, pack(token_ids), status, finish_reason, note, message_id],
             )
+            if link:
+                sql = "SELECT conversation_id FROM messages WHERE id = ?"
+                if found := db.execute(sql, [message_id]).fetchone():
+                    insert_link(db, message_id, str(found[0]), link, "")
             if receipt is not None:
                 db["receipts"].insert({"message_id": message_id, **asdict(receipt)})
                 db.execute(
@@ -206,6 +222,18 @@ def _insert(
     return int(db["messages"].insert({**common, **own}).last_pk)
 
 
+def _insert_known(db: sqlite_utils.Database, common: dict[str, Any], parent_id: int | None, node: Node) -> int:
+    """A message of an earlier history: a copy of another conversation's, or one that a client sent."""
+    origin = {
+        "tokenizer_fingerprint": node.tokenizer_fingerprint,
+        "model_name": node.model_name,
+        "finish_reason": node.finish_reason,
+    }
+    message_id = _insert(db, {**common, **origin}, parent_id, node.role, node.status, node.text, node.ids)
+    insert_link(db, message_id, common["conversation_id"], node.link, node.parts)
+    return message_id
+
+
 def _node(row: dict[str, Any]) -> Node:
     return Node(
         message_id=row["id"],
@@ -217,6 +245,8 @@ def _node(row: dict[str, Any]) -> Node:
         ids=NodeIds(row["ledger_start"], unpack(row["token_ids"]), row["preamble_tokens"], row["system_prompt"]),
         tokenizer_fingerprint=row["tokenizer_fingerprint"],
         model_name=row["model_name"],
+        link=row["link"] or "",
+        parts=row["parts"] or "",
     )
 
 

@@ -1,0 +1,143 @@
+"""The steps of a turn: the commit, a place in line for the KV, the engine. The same for the page and for the API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from model_runtime.errors import ModelRuntimeError
+from model_runtime.types import ChatMessage, Engine, GenerationRequest, SamplingParams
+from sessions import links
+from sessions.leases import Lease, Leases, Ticket
+from sessions.ledger import Turn
+from sessions.pins import Pins
+from sessions.recorder import Recorder
+from sessions.records import Conversation, Node
+from sessions.room import Room
+from sessions.runs import Run, RunPlan, RunTable, aborted, failed
+from sessions.store import Store
+from sessions.text import first_title
+from sessions.tiers import Tiers
+from sessions.types import MissReason
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """`turn` below `history` (new nodes, which are committed with it) below `path` (stored ones). `user_text` goes with
+    `turn.user`, `user_parts` with a node of several messages; `prefix_text` is what a continued answer says already.
+    `link` stands for the history that is answered, None: worked out here."""
+
+    conversation: Conversation
+    path: Sequence[Node]
+    turn: Turn
+    sampling: SamplingParams
+    user_text: str | None = None
+    prefix_text: str = ""
+    history: Sequence[Node] = ()
+    user_parts: str = ""
+    link: str | None = None
+    reads_calls: bool = False
+    is_fork: bool = False
+
+
+class Turns:
+    """Begins and stops runs. Any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        room: Room,
+        pins: Pins,
+        runs: RunTable,
+        leases: Leases,
+        tiers: Tiers,
+        recorder: Recorder,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._room = room
+        self._pins = pins
+        self._runs = runs
+        self._leases = leases
+        self._tiers = tiers
+        self._recorder = recorder
+
+    def begin(self, new: NewTurn) -> Run:
+        """Commits the turn and gets in line. Inside the conversation's claim. Nothing is stored when it raises."""
+        conversation, turn = new.conversation, new.turn
+        promised_bytes = self._room.promise_bytes(turn, new.sampling.max_new_tokens, new.user_text)
+        self._pins.admit(conversation.conversation_id, promised_bytes)
+        above, link = (*new.path, *new.history), _link(new)
+        info = self._engine.info
+        message_id = self._store.messages.begin_turn(
+            conversation.conversation_id,
+            new.path[-1].message_id if new.path else None,
+            (new.user_text, turn.user) if new.user_text is not None and turn.user is not None else None,
+            (new.prefix_text, turn.answer),
+            info.tokenizer_fingerprint,
+            info.name,
+            first_title(above[0].text if above else new.user_text or ""),
+            new.history,
+            link,
+            new.user_parts,
+        )
+        run = Run(
+            RunPlan(
+                conversation_id=conversation.conversation_id,
+                owner_id=conversation.owner_id,
+                message_id=message_id,
+                turn=turn,
+                sampling=new.sampling,
+                text=new.prefix_text,
+                model_changed=bool(above) and above[-1].model_name != info.name,
+                link=link,
+                reads_calls=new.reads_calls,
+                is_fork=new.is_fork,
+            )
+        )
+        run.ticket = Ticket(
+            conversation.conversation_id, conversation.owner_id, promised_bytes, partial(self._enter, run), run.moved
+        )
+        self._runs.add(run)
+        self._leases.enter(run.ticket)
+        return run
+
+    def stop(self, run: Run) -> None:
+        """It ends within one step, or leaves the line."""
+        run.ask_to_stop()
+        if run.ticket is not None and self._leases.leave(run.ticket):
+            self._recorder.put(run, aborted())
+
+    def _enter(self, run: Run, lease: Lease) -> None:
+        """Room was granted. On the leases' thread, which does not wait for the disk."""
+        run.leased(lease)
+        self._tiers.before_run(run, partial(self._submit, run, lease), partial(self._recorder.put, run, aborted()))
+
+    def _submit(self, run: Run, lease: Lease) -> None:
+        """The KV holds the best it can. On the leases' thread, or on the restorer's."""
+        request = GenerationRequest(
+            run.plan.turn.ledger, lease.kv, run.plan.sampling, run.plan.turn.answer_prefix_tokens
+        )
+        try:
+            run.started(self._engine.submit(request, partial(self._recorder.put, run)))
+        except ModelRuntimeError as error:
+            self._recorder.put(run, failed(str(error)))
+        except Exception:
+            self._recorder.put(run, failed("The model could not start on this answer. Regenerate it to try again."))
+            raise
+
+
+def _link(new: NewTurn) -> str:
+    """What stands for the history that is answered; "" where it is not known, or where the ledger was written anew
+    under another system prompt."""
+    if new.link is not None:
+        return new.link
+    rewrite = new.turn.rewrite
+    if rewrite is not None and rewrite.reason is MissReason.SYSTEM_PROMPT_CHANGED:
+        return ""
+    if new.user_text is None:
+        return new.path[-1].link
+    before = new.path[-1].link if new.path else links.page_root(new.conversation.settings.system_prompt)
+    return links.after(before, [ChatMessage("user", new.user_text)]) if before else ""
