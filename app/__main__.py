@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device-kv-budget",
         metavar="SIZE",
         help="memory for the caches of all conversations together: bytes, a size like 4GiB, or a share of the free "
-        f"memory like 80%% (default: {round(sizes.DEFAULT_BUDGET_SHARE * 100)}%% of the free memory)",
+        f"memory like 80%% (default: {round(sizes.DEFAULT_BUDGET_SHARE * 100)}%% of it, on a GPU 80%%)",
     )
     serve.add_argument(
         "--disk-kv-budget",

@@ -68,8 +68,7 @@ def open_house(
         store = Store(data_dir)
         stack.callback(store.close)
         owners = Owners(_secret(data_dir), password)
-        engine, template = _load(model, say, stack)
-        budget_bytes = _budget_bytes(budgets.device, engine.info.device, say)
+        engine, template, budget_bytes = _load(model, budgets, say, stack)
         config = SessionConfig(
             device_kv_budget_bytes=budget_bytes, disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say)
         )
@@ -81,8 +80,11 @@ def open_house(
         yield House(manager, owners, share)
 
 
-def _load(config: ModelConfig, say: Say, stack: contextlib.ExitStack) -> tuple[Engine, TurnTemplate]:
-    """Torch is imported here, not before the flags are checked: it costs seconds."""
+def _load(
+    config: ModelConfig, budgets: Budgets, say: Say, stack: contextlib.ExitStack
+) -> tuple[Engine, TurnTemplate, int]:
+    """The engine, its template and the bytes all KVs may take. Torch is imported here, not before the flags are
+    checked: it costs seconds."""
     from model_runtime.chat_template import ChatTemplate
     from model_runtime.config import EngineConfig
     from model_runtime.engine import Engine
@@ -91,24 +93,30 @@ def _load(config: ModelConfig, say: Say, stack: contextlib.ExitStack) -> tuple[E
     loaded = load_model(config, say)
     stack.callback(unload, loaded)
     template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
-    engine = Engine(loaded, EngineConfig(), context_limit_tokens(loaded, config.context_limit_tokens))
+    device = str(loaded.model.device)
+    budget_bytes = _budget_bytes(budgets.device, device, say)
+    # A GPU's KVs lie in one arena, which is taken as a whole; a CPU's take memory as they grow.
+    engine_config = EngineConfig(kv_arena_bytes=budget_bytes if device.startswith("cuda") else None)
+    engine = Engine(loaded, engine_config, context_limit_tokens(loaded, config.context_limit_tokens))
     stack.callback(engine.close)
     info = engine.info
     say(f"Model {info.name}, {info.quantization}, on {info.device} with {info.kernel}.")
     for note in (*info.notes, template.rewrites_history):
         if note:
             say(note)
-    return engine, template
+    return engine, template, budget_bytes
 
 
 def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
     """Measured after the model was loaded: its weights are not free any more."""
-    from model_runtime.device_memory import free_device_bytes
+    from model_runtime.device_memory import default_arena_bytes, free_device_bytes
 
-    free_bytes = free_device_bytes(device) or sizes.free_memory_bytes()
+    on_gpu = free_device_bytes(device)
+    free_bytes = sizes.free_memory_bytes() if on_gpu is None else on_gpu
     if budget is None:
-        chosen = int(free_bytes * sizes.DEFAULT_BUDGET_SHARE)
-        why = f"half of the {formatting.size(free_bytes)} free on {device}; choose with --device-kv-budget"
+        chosen = int(free_bytes * sizes.DEFAULT_BUDGET_SHARE) if on_gpu is None else default_arena_bytes(on_gpu)
+        share = f"{chosen / max(1, free_bytes):.0%} of the {formatting.size(free_bytes)} free"
+        why = f"{share} on {device}; choose with --device-kv-budget"
     else:
         chosen = sizes.parse_budget(budget, free_bytes)
         why = f"as asked for, with {formatting.size(free_bytes)} free on {device}"

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import torch
 
+CUDA_SHARE = 0.8
+_CUDA_SPARE_BYTES = 2 * 1024**3  # activations of a chunk, de-quantised blocks, recorded steps
+
 
 def free_device_bytes(device: str) -> int | None:
-    """Bytes a process can still take on a CUDA device; None for the CPU, whose memory is the machine's."""
+    """Bytes a process can still take on a CUDA device; None for the CPU, whose memory is the machine's. What torch
+    keeps without using it is given back first."""
     if not device.startswith("cuda"):
         return None
+    torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(torch.device(device))
     return int(free_bytes)
+
+
+def default_arena_bytes(free_bytes: int) -> int:
+    """The KV budget on a GPU whose model is loaded: most of what is free, less what a step works with."""
+    return max(int(free_bytes * 0.5), min(int(free_bytes * CUDA_SHARE), free_bytes - _CUDA_SPARE_BYTES))
