@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--device-kv-budget",
         metavar="SIZE",
-        help="memory for the caches of all conversations together: bytes, a size like 4GiB, or a share of the free "
-        f"memory like 80%% (default: {round(sizes.DEFAULT_BUDGET_SHARE * 100)}%% of it, on a GPU 80%%)",
+        help="memory for the caches of all conversations together: bytes, a size like 4GiB, or a share of what "
+        f"is free like 80%% (default: {round(sizes.DEFAULT_BUDGET_SHARE * 100)}%% of the free memory, of a GPU's 80%%)",
     )
     serve.add_argument(
         "--disk-kv-budget",
