@@ -80,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         f"is free like 80%% (default: {round(sizes.DEFAULT_BUDGET_SHARE * 100)}%% of the free memory, of a GPU's 80%%)",
     )
     serve.add_argument(
+        "--host-kv-budget",
+        metavar="SIZE",
+        help="host memory for caches that left the device: bytes, a size, a share of the memory that is free beside "
+        "the device's budget, or 0 for none (default: none on a CPU, half of the free memory beside a GPU)",
+    )
+    serve.add_argument(
         "--disk-kv-budget",
         metavar="SIZE",
         help="disk space for saved caches, which keep conversations warm across a restart: bytes, a size, a share of "
@@ -110,7 +116,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from app.wiring import Budgets, open_house
 
-        budgets = Budgets(arguments.device_kv_budget, arguments.disk_kv_budget)
+        budgets = Budgets(arguments.device_kv_budget, arguments.disk_kv_budget, arguments.host_kv_budget)
         with open_house(arguments.data_dir, model, budgets, password, _say) as house:
             from app.server import create_app
             from app.serving import Server

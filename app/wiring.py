@@ -52,6 +52,7 @@ class Budgets:
 
     device: str | None
     disk: str | None
+    host: str | None = None
 
 
 @contextlib.contextmanager
@@ -70,7 +71,9 @@ def open_house(
         owners = Owners(_secret(data_dir), password)
         engine, template, budget_bytes = _load(model, budgets, say, stack)
         config = SessionConfig(
-            device_kv_budget_bytes=budget_bytes, disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say)
+            device_kv_budget_bytes=budget_bytes,
+            host_kv_budget_bytes=_host_budget_bytes(budgets.host, engine.info.device, budget_bytes, say),
+            disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say),
         )
         manager = SessionManager(store, engine, template, config)
         manager.start()
@@ -121,6 +124,26 @@ def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
         chosen = sizes.parse_budget(budget, free_bytes)
         why = f"as asked for, with {formatting.size(free_bytes)} free on {device}"
     say(f"KV budget {formatting.size(chosen)} ({why}).")
+    return chosen
+
+
+def _host_budget_bytes(budget: str | None, device: str, device_budget_bytes: int, say: Say) -> int:
+    """On a CPU the device is the host's memory: what the KV budget may take is not free for a second copy."""
+    on_cpu = device == "cpu"
+    free_bytes = max(0, sizes.free_memory_bytes() - (device_budget_bytes if on_cpu else 0))
+    if budget is None:
+        chosen = 0 if on_cpu else int(free_bytes * sizes.DEFAULT_BUDGET_SHARE)
+        why = "the device is this machine's memory" if on_cpu else "half of the memory that is free"
+    else:
+        chosen = 0 if budget.strip() == "0" else sizes.parse_budget(budget, free_bytes)
+        why = f"as asked for, with {formatting.size(free_bytes)} free"
+    if chosen > free_bytes:
+        raise ValueError(
+            f"A host KV budget of {formatting.size(chosen)} does not fit: {formatting.size(free_bytes)} of memory are "
+            "free beside the model and the device's KV budget. Choose less with --host-kv-budget."
+        )
+    what = f"Host budget {formatting.size(chosen)}" if chosen else "No host tier"
+    say(f"{what} ({why}; choose with --host-kv-budget).")
     return chosen
 
 

@@ -26,6 +26,7 @@ class SessionConfig:
     min_answer_tokens: int = 16  # a turn that leaves less room than this is refused
     close_timeout_s: float = 2.0  # how long `close` waits for the engine to give running answers back
     disk_kv_budget_bytes: int | None = None  # None: chosen from the free disk at the start; 0: nothing is saved
+    host_kv_budget_bytes: int = 0  # 0: no host tier; on a CPU the device is the host's memory
     disk_free_floor_bytes: int = 512 * MIB  # nothing is saved that would leave less of the disk free
     save_patience_s: float = 2.0  # so long a KV that is still to be saved is not dropped for another's room
     flush_timeout_s: float = 5.0  # how long `close` waits for what is still to be saved
@@ -44,6 +45,10 @@ class SessionConfig:
         _require(
             self.disk_kv_budget_bytes is None or self.disk_kv_budget_bytes >= 0,
             f"The disk KV budget must be 0 (nothing is saved) or more bytes, not {self.disk_kv_budget_bytes}.",
+        )
+        _require(
+            self.host_kv_budget_bytes >= 0,
+            f"The host KV budget must be 0 (no host tier) or more bytes, not {self.host_kv_budget_bytes}.",
         )
         _require(self.disk_free_floor_bytes >= 0, "The free disk to be kept cannot be less than 0 bytes.")
         _require(self.save_patience_s >= 0, "The time to wait for a save cannot be less than 0 seconds.")

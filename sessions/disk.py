@@ -13,6 +13,7 @@ import contextlib
 import logging
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from hashlib import blake2b
@@ -49,6 +50,7 @@ class Disk:
         self._engine = engine
         self._floor_bytes = config.disk_free_floor_bytes
         self._busy = busy
+        self.lost_s: Callable[[int, int], float] = lambda start, tokens: float(tokens)  # what losing rows costs
         self._files = threading.RLock()
         self._uses = threading.RLock()
         self._in_use: Counter[str] = Counter()
@@ -84,6 +86,17 @@ class Disk:
         """The conversation's saved segments that hold most of `ids`."""
         saved = self._table.of_conversation(conversation_id)
         return longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids, limit_tokens)
+
+    def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
+        """What it refers to, all branches."""
+        return self._table.of_conversation(conversation_id)
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """() when it is not saved."""
+        return self._table.token_ids(key)
+
+    def knows(self, key: str) -> bool:
+        return self._table.knows(key)
 
     def used_now(self, chain: Chain) -> None:
         """They go later than what was not used."""
@@ -183,8 +196,17 @@ class Disk:
         def is_protected(segment: SavedSegment) -> bool:
             return any(c in busy or c in self._in_use for c in segment.conversation_ids)
 
+        now = time.time()
         return [
-            Tail(s.key, s.parent_key, s.size_bytes, s.last_used_at, s.start_tokens, is_protected(s))
+            Tail(
+                key=s.key,
+                parent_key=s.parent_key,
+                held_bytes=s.size_bytes,
+                idle_s=now - s.last_used_at,
+                start_tokens=s.start_tokens,
+                is_protected=is_protected(s),
+                lost_s=self.lost_s(s.start_tokens, s.tokens),
+            )
             for s in self._table.every()
         ]
 

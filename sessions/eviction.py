@@ -1,33 +1,66 @@
-"""Which idle KVs, and which saved segments, go when room is needed. No state, no clock, no engine."""
+"""Which idle KVs, and which saved segments, go when room is needed. No state, no clock, no engine.
+
+What is worth least goes first: the seconds that keeping it saves its next turn, per byte, the less the longer nobody
+used it. Gaps between a person's turns have a long tail, so the chance that a KV is used in the next moment falls about
+as one over the time since it was used. Where a byte saves the same everywhere, this is "least recently used first".
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+RECENT_S = 1.0  # two uses within a second are equally recent
+GUARANTEED_SHARE = 0.5  # of the device budget, divided equally among the users who are there
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An idle KV on the device."""
+    """An idle KV. `lost_s`: how much longer its next turn takes when it goes."""
 
     conversation_id: str
+    owner_id: str
     held_bytes: int
-    last_used_at: float
+    idle_s: float
+    lost_s: float
 
 
-def choose_victims(candidates: Iterable[Candidate], needed_bytes: int) -> tuple[Candidate, ...] | None:
-    """The least recently used candidates that free `needed_bytes` together, or None when all of them are not enough
-    (then nothing is dropped). One that is not needed because a later one is large is spared."""
-    oldest_first = sorted(
-        (c for c in candidates if c.held_bytes > 0), key=lambda c: (c.last_used_at, c.conversation_id)
-    )
+def worth(lost_s: float, held_bytes: int, idle_s: float) -> float:
+    """Seconds saved per byte, discounted by the time nobody used it."""
+    return lost_s / max(1, held_bytes) / (max(0.0, idle_s) + RECENT_S)
+
+
+def guaranteed_bytes(budget_bytes: int, users: int) -> int:
+    """What no other user's turns may take from each of so many users."""
+    return int(budget_bytes * GUARANTEED_SHARE) // max(1, users)
+
+
+def choose_victims(
+    candidates: Iterable[Candidate],
+    needed_bytes: int,
+    asking_owner: str = "",
+    held_bytes: Mapping[str, int] | None = None,
+    share_bytes: int = 0,
+) -> tuple[Candidate, ...] | None:
+    """The candidates worth least that free `needed_bytes` together, or None when all that may go are not enough (then
+    nothing is dropped). One that is not needed because a later one is large is spared.
+
+    `held_bytes` is what each owner holds altogether, where that is to be protected: another than `asking_owner` loses
+    a KV only while it holds more than `share_bytes`.
+    """
+    held = dict(held_bytes or {})
     chosen: list[Candidate] = []
     freed_bytes = 0
-    for candidate in oldest_first:
+    for candidate in sorted((c for c in candidates if c.held_bytes > 0), key=_price):
         if freed_bytes >= needed_bytes:
             break
+        owner = candidate.owner_id
+        if owner in held:
+            if owner != asking_owner and held[owner] <= share_bytes:
+                continue
+            held[owner] -= candidate.held_bytes
         chosen.append(candidate)
         freed_bytes += candidate.held_bytes
     if freed_bytes < needed_bytes:
@@ -39,24 +72,30 @@ def choose_victims(candidates: Iterable[Candidate], needed_bytes: int) -> tuple[
     return tuple(chosen)
 
 
+def _price(candidate: Candidate) -> tuple[float, str]:
+    return worth(candidate.lost_s, candidate.held_bytes, candidate.idle_s), candidate.conversation_id
+
+
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """A saved segment. `is_protected`: a conversation that refers to it is in use."""
+    """A saved segment. `is_protected`: a conversation that refers to it is in use, or pinned. `lost_s`: what its next
+    restore would have saved."""
 
     key: str
     parent_key: str
     held_bytes: int
-    last_used_at: float
+    idle_s: float
     start_tokens: int
     is_protected: bool
+    lost_s: float
 
 
 def choose_tails(segments: Iterable[Tail], needed_bytes: int) -> tuple[str, ...] | None:
     """The keys to delete to free `needed_bytes`, or None when that cannot be done (then nothing is deleted). Only tails
-    go, the least recently used first, so that what stays of a conversation is its beginning and still of use."""
+    go, those worth least first, so that what stays of a conversation is its beginning and still of use."""
     by_key = {segment.key: segment for segment in segments}
     children = Counter(segment.parent_key for segment in by_key.values())
-    tails = [_aged(segment) for segment in by_key.values() if not children[segment.key] and not segment.is_protected]
+    tails = [_tail_price(s) for s in by_key.values() if not children[s.key] and not s.is_protected]
     heapq.heapify(tails)
     chosen: list[str] = []
     freed_bytes = 0
@@ -67,9 +106,9 @@ def choose_tails(segments: Iterable[Tail], needed_bytes: int) -> tuple[str, ...]
         children[segment.parent_key] -= 1
         parent = by_key.get(segment.parent_key)
         if parent is not None and not children[parent.key] and not parent.is_protected:
-            heapq.heappush(tails, _aged(parent))
+            heapq.heappush(tails, _tail_price(parent))
     return tuple(chosen) if freed_bytes >= needed_bytes else None
 
 
-def _aged(segment: Tail) -> tuple[float, int, str]:
-    return segment.last_used_at, -segment.start_tokens, segment.key
+def _tail_price(segment: Tail) -> tuple[float, int, str]:
+    return worth(segment.lost_s, segment.held_bytes, segment.idle_s), -segment.start_tokens, segment.key

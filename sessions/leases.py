@@ -14,88 +14,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum, auto
 from functools import partial
 
 from model_runtime.types import KV, Engine
-from sessions.errors import ConversationBusy
+from sessions.errors import CacheFull, ConversationBusy
 from sessions.eviction import Candidate, choose_victims
 from sessions.pins import Pins
+from sessions.shares import Shares, shares_of
+from sessions.slots import Dropped, Exits, Holding, Lease, Loss, Nowhere, Slot, Ticket
+from sessions.text import mib
+from sessions.types import Tier
+
+__all__ = ["Dropped", "Holding", "Lease", "Leases", "Loss", "Ticket"]
 
 log = logging.getLogger(__name__)
-
-
-class Loss(Enum):
-    """Why a KV that could have been used is gone."""
-
-    FOR_ROOM = auto()
-    BY_HAND = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right of one run to use its conversation's KV. `held_tokens` is what the KV had at the grant, `held_ids`
-    which ids, as far as the last holder knew (the engine knows better: it compares). `is_new`: it was made for this
-    lease; then `loss` says how an earlier one went, None when this process never had one."""
-
-    conversation_id: str
-    kv: KV
-    held_tokens: int
-    is_new: bool
-    loss: Loss | None
-    held_ids: tuple[int, ...] = ()
-    promised_bytes: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """A place in the line. `granted` is called once on the leases' thread, `moved` with the new place (1 is next)
-    under the leases' lock: it must not call back."""
-
-    conversation_id: str
-    owner_id: str
-    promised_bytes: int
-    granted: Callable[[Lease], None]
-    moved: Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What one conversation's KV costs now."""
-
-    tokens: int
-    used_bytes: int
-    reserved_bytes: int
-    last_used_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A KV that was freed to make room."""
-
-    conversation_id: str
-    owner_id: str
-    freed_bytes: int
-
-
-@dataclass(eq=False, slots=True)
-class _Slot:
-    conversation_id: str
-    owner_id: str
-    kv: KV
-    last_used_at: float = field(default_factory=time.time)
-    promised_bytes: int = 0
-    leased: bool = False
-    leaving: bool = False
-    warming: bool = False  # leased for a restore that no run waits for
-    unwanted: bool = False  # somebody waits for that restore to end
-    held_ids: tuple[int, ...] = ()
-    unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
-
-    @property
-    def held_bytes(self) -> int:
-        return max(self.kv.allocated_bytes, self.promised_bytes)
 
 
 class Leases:
@@ -106,10 +38,11 @@ class Leases:
     ) -> None:
         self.budget_bytes = budget_bytes
         self._engine = engine
-        self._pins = pins or Pins(engine, budget_bytes, lambda conversation_id: False)
+        self.pins = pins or Pins(engine, budget_bytes, lambda conversation_id: False)
         self._on_dropped = on_dropped
+        self.exits: Exits = Nowhere()
         self._changed = threading.Condition()
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._line: list[Ticket] = []
         self._losses: dict[str, Loss] = {}
         self._closed = False
@@ -125,6 +58,23 @@ class Leases:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+
+    def refuse_hopeless(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
+        """Raises `CacheFull` with the numbers when others' guaranteed shares and pins leave too little for a turn."""
+        with self._changed:
+            shares = self._shares(owner_id, conversation_id)
+        if promised_bytes > shares.most_bytes:
+            raise CacheFull(_hopeless(promised_bytes, shares.most_bytes, self.budget_bytes))
+
+    def surrender(self) -> list[KV]:
+        """The device refused memory: every idle KV that is not pinned, to be freed by the engine at once. On the engine
+        thread, for which nobody waits with the lock."""
+        with self._changed:
+            idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s.conversation_id in self.pins)]
+            for slot in idle:
+                del self._slots[slot.conversation_id]
+                self._losses[slot.conversation_id] = Loss.FOR_ROOM
+            return [slot.kv for slot in idle if slot.kv.allocated_bytes]
 
     def enter(self, ticket: Ticket) -> None:
         """Joins the line."""
@@ -149,7 +99,7 @@ class Leases:
             if not self.has_room(conversation_id, promised_bytes):
                 return None
             own = self._slots.get(conversation_id)
-            slot = own or _Slot(conversation_id, owner_id, self._engine.new_kv())
+            slot = own or Slot(conversation_id, owner_id, self._engine.new_kv())
             self._slots[conversation_id] = slot
             slot.leased = slot.warming = True
             slot.promised_bytes, slot.unwanted = promised_bytes, False
@@ -187,7 +137,7 @@ class Leases:
             was_warming, slot.warming = slot.warming, False
             slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()
             slot.held_ids, slot.unsaved_until = held_ids, time.monotonic() + unsaved_for_s
-            self._pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
+            self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
             if was_warming and not slot.kv.allocated_bytes:
                 del self._slots[lease.conversation_id]  # nothing came of it
             self._changed.notify_all()
@@ -205,6 +155,13 @@ class Leases:
                 slot.unsaved_until = 0.0
                 self._changed.notify_all()
 
+    def saved(self, conversation_id: str, kv: KV, tokens: int) -> None:
+        """So many of its rows are on disk."""
+        with self._changed:
+            slot = self._slots.get(conversation_id)
+            if slot is not None and slot.kv is kv:
+                slot.saved_tokens = tokens
+
     def drop(self, conversation_id: str) -> int:
         """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
         `ConversationBusy` when a run uses it."""
@@ -220,7 +177,7 @@ class Leases:
 
     def forget(self, conversation_id: str) -> None:
         """Frees the KV of a conversation that is being deleted."""
-        self._pins.unpin(conversation_id)
+        self.pins.unpin(conversation_id)
         self.drop(conversation_id)
         with self._changed:
             self._losses.pop(conversation_id, None)
@@ -264,10 +221,24 @@ class Leases:
         needed_bytes = held_bytes + max(0, ticket.promised_bytes - own_bytes) - self.budget_bytes
         if needed_bytes <= 0:
             return self._grant(ticket, own)
-        victims = self._choose(needed_bytes, own)
+        shares = self._shares(ticket.owner_id, ticket.conversation_id)
+        victims = self._choose(needed_bytes, own, ticket.owner_id, shares)
         for slot in victims:
             slot.leaving = True
-        return partial(self._make_room, victims) if victims else None
+        if victims:
+            return partial(self._make_room, victims)
+        now = time.monotonic()
+        is_moving = any(s.leased or s.leaving or s.unsaved_until > now for s in self._slots.values())
+        if is_moving or ticket.promised_bytes <= shares.most_bytes:
+            return None
+        self._line.remove(ticket)  # others came and went since it was let in, and what they hold is theirs
+        self._tell_places()
+        return partial(ticket.refused, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
+
+    def _shares(self, owner_id: str, conversation_id: str) -> Shares:
+        waiting = [ticket.owner_id for ticket in self._line]
+        asking = (owner_id, conversation_id)
+        return shares_of([*self._slots.values()], waiting, asking, self.budget_bytes, self.pins, time.time())
 
     def _running_count(self) -> int:
         return sum(slot.leased and not slot.warming for slot in self._slots.values())
@@ -278,38 +249,48 @@ class Leases:
         left = [s.unsaved_until - now for s in self._slots.values() if s.unsaved_until > now and not s.leased]
         return min(left) if left and self._line else None
 
-    def _choose(self, needed_bytes: int, own: _Slot | None) -> list[_Slot]:
+    def _choose(self, needed_bytes: int, own: Slot | None, owner_id: str, shares: Shares) -> list[Slot]:
         now = time.monotonic()
         idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s is own or s.unsaved_until > now)]
-        idle = [s for s in idle if s.conversation_id not in self._pins]
+        idle = [s for s in idle if s.conversation_id not in self.pins]
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
         needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
-        chosen = choose_victims(
-            [Candidate(s.conversation_id, s.held_bytes, s.last_used_at) for s in idle], needed_bytes
-        )
+        wall = time.time()
+        candidates = [
+            Candidate(s.conversation_id, s.owner_id, s.held_bytes, wall - s.last_used_at, self.exits.lost_s(s))
+            for s in idle
+        ]
+        chosen = choose_victims(candidates, needed_bytes, owner_id, shares.held_bytes, shares.share_bytes)
         return [self._slots[candidate.conversation_id] for candidate in chosen or ()]
 
-    def _grant(self, ticket: Ticket, slot: _Slot | None) -> Callable[[], None]:
+    def _grant(self, ticket: Ticket, slot: Slot | None) -> Callable[[], None]:
         is_new = slot is None
         if slot is None:
-            slot = _Slot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
+            slot = Slot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
             self._slots[ticket.conversation_id] = slot
         # A KV belongs to one conversation of one owner for all its life.
         assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
         self._line.remove(ticket)
         self._tell_places()
-        slot.leased, slot.promised_bytes = True, ticket.promised_bytes
+        slot.leased, slot.promised_bytes, slot.saved_tokens = True, ticket.promised_bytes, 0
         loss = self._losses.pop(ticket.conversation_id, None)
         held = slot.kv.length_tokens
         lease = Lease(ticket.conversation_id, slot.kv, held, is_new, loss, slot.held_ids[:held], ticket.promised_bytes)
         return partial(ticket.granted, lease)
 
-    def _make_room(self, victims: list[_Slot]) -> None:
+    def _make_room(self, victims: list[Slot]) -> None:
         for slot in victims:
+            started = time.perf_counter()
+            kept_on = Tier.COLD
+            try:
+                kept_on = self.exits.leaving(slot)
+            except Exception:  # what is not kept is read again; the line must go on
+                log.exception("kv_not_kept conversation=%s", slot.conversation_id)
             freed_bytes = self._free(slot, Loss.FOR_ROOM)
-            self._on_dropped(Dropped(slot.conversation_id, slot.owner_id, freed_bytes))
+            seconds = time.perf_counter() - started
+            self._on_dropped(Dropped(slot.conversation_id, slot.owner_id, freed_bytes, kept_on, seconds))
 
-    def _free(self, slot: _Slot, loss: Loss) -> int:
+    def _free(self, slot: Slot, loss: Loss) -> int:
         freed_bytes = slot.kv.allocated_bytes
         try:
             self._engine.release(slot.kv)
@@ -337,3 +318,11 @@ class Leases:
     def _tell_places(self) -> None:
         for place, ticket in enumerate(self._line, start=1):
             ticket.moved(place)
+
+
+def _hopeless(promised_bytes: int, most_bytes: int, budget_bytes: int) -> str:
+    return (
+        f"This turn may need {mib(promised_bytes)} of memory; of the {mib(budget_bytes)} budget, "
+        f"{mib(max(0, most_bytes))} are not pinned or guaranteed to other users. Lower the limit of new tokens, start "
+        "a new conversation, or start the server with a larger --device-kv-budget."
+    )

@@ -214,7 +214,7 @@ class SessionManager:
         with self._runs.claim(conversation_id, DELETE_TIMEOUT_S):
             self._leases.forget(conversation_id)
             self._store.delete(conversation_id)
-            self._tiers.forget()
+            self._tiers.forget(conversation_id)
             self._events.forget(owner_id, conversation_id)
 
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sessions.events import EventLog
 from sessions.leases import Dropped
-from sessions.restorer import Restored
+from sessions.restorer import PLACES, Restored
 from sessions.runs import Run
 from sessions.store import Store
 from sessions.text import UNTITLED, mib, tokens
@@ -20,7 +20,11 @@ class Notes:
 
     def dropped_for_room(self, dropped: Dropped) -> None:
         title = self._title(dropped.conversation_id)
-        sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
+        if dropped.kept_on is Tier.COLD:
+            sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
+        else:
+            place = PLACES[dropped.kept_on]
+            sentence = f"Evicted {title} to {place}: {mib(dropped.freed_bytes)}, {dropped.seconds:.2f} s"
         self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
 
     def dropped(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
@@ -28,7 +32,7 @@ class Notes:
         self._events.add(owner_id, conversation_id, sentence)
 
     def parked(self, owner_id: str, conversation_id: str, freed_bytes: int, tier: Tier) -> None:
-        place = "on disk" if tier is Tier.DISK else "in host memory"
+        place = f"{'on' if tier is Tier.DISK else 'in'} {PLACES[tier]}"
         sentence = f"Parked the KV of {self._title(conversation_id)} {place}: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
 
@@ -49,7 +53,9 @@ class Notes:
         if restored.refusal:
             self._events.add(owner_id, conversation_id, f"Refused the saved KV of {title}: {restored.refusal}")
         if restored.tokens:
-            sentence = f"Restored {title} from disk: {mib(restored.size_bytes)}, {restored.seconds:.2f} s"
+            sentence = (
+                f"Restored {title} from {PLACES[restored.tier]}: {mib(restored.size_bytes)}, {restored.seconds:.2f} s"
+            )
             self._events.add(owner_id, conversation_id, sentence)
 
     def receipt(self, run: Run, receipt: Receipt) -> None:

@@ -46,6 +46,10 @@ class Pins:
         with self._lock:
             return sum(self._claims.values())
 
+    def conversations(self) -> set[str]:
+        with self._lock:
+            return set(self._claims)
+
     def __contains__(self, conversation_id: str) -> bool:
         with self._lock:
             return conversation_id in self._claims

@@ -65,7 +65,7 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
 
 def _tier(run: Run, lease: Lease) -> Tier:
     if run.restored.tokens:
-        return Tier.DISK
+        return run.restored.tier
     return Tier.DEVICE if lease.held_tokens else Tier.COLD
 
 
@@ -87,7 +87,7 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         case MissReason.SNAPSHOT_REFUSED:
             return reason, f"Its memory on disk was refused ({run.restored.refusal}), {again}"
         case MissReason.REREAD_CHEAPER:
-            return reason, f"Reading was expected to be faster than restoring from disk, {again}"
+            return reason, f"Reading was expected to be faster than restoring what is saved, {again}"
         case MissReason.EVICTED:
             how = "by hand" if lease.loss is Loss.BY_HAND else "to make room"
             return reason, f"Its memory was dropped {how}, {again}"

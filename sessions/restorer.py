@@ -18,8 +18,9 @@ from enum import IntEnum
 from model_runtime.errors import ModelRuntimeError, SnapshotRefused
 from model_runtime.types import KV, Engine
 from sessions.chains import Chain
-from sessions.choice import RestoreSpeed, choose
-from sessions.disk import Disk
+from sessions.choice import choose
+from sessions.cold import Cold
+from sessions.types import Tier
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,11 @@ class Restored:
     choice: str = ""
     refusal: str = ""
     is_reread_cheaper: bool = False
+    tier: Tier = Tier.COLD  # where it came from; DISK when some of it did
 
 
 NOT_RESTORED = Restored()
+PLACES = {Tier.HOST: "host memory", Tier.DISK: "disk"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,9 @@ class Wish:
 class Restorer:
     """`put` may be called from any thread; `restore` only inside what was put."""
 
-    def __init__(self, engine: Engine, disk: Disk) -> None:
-        self.speed = RestoreSpeed()
+    def __init__(self, engine: Engine, cold: Cold) -> None:
         self._engine = engine
-        self._disk = disk
+        self._cold = cold
         self._order = itertools.count()
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
         self._closed = False
@@ -87,21 +89,22 @@ class Restorer:
 
     def restore(self, wish: Wish) -> Restored:
         """Raises `SessionError` when the database fails; the KV is then as it was, or holds a whole prefix."""
-        with self._disk.using(wish.conversation_id):
+        with self._cold.using(wish.conversation_id):
             chain = self._affordable(wish)
             if chain.useful_tokens <= wish.useful_tokens or wish.must_stop() or self._closed:
                 return NOT_RESTORED
             restore_s, rest_s, read_s = self._expectations(wish, chain)
             read_tokens = len(wish.ledger) - wish.useful_tokens
-            choice = choose(restore_s, rest_s, read_s, chain.size_bytes, read_tokens)
+            tier = self._cold.tier_of(chain)
+            choice = choose(restore_s, rest_s, read_s, chain.size_bytes, read_tokens, PLACES[tier])
             if not choice.restores:
-                self.speed.declined()
+                self._cold.declined(tier)
                 return Restored(choice=choice.sentence, is_reread_cheaper=True)
             return replace(self._bring_back(wish, chain), choice=choice.sentence)
 
     def _affordable(self, wish: Wish) -> Chain:
         """The longest chain; where its last segment goes on beyond the ledger and the promise, one without it."""
-        find, ids = self._disk.chain, wish.ledger[:-1]
+        find, ids = self._cold.chain, wish.ledger[:-1]
         chain = find(wish.owner_id, wish.conversation_id, ids)
         if self._engine.kv_bytes(chain.end_tokens) > wish.promised_bytes:
             chain = find(wish.owner_id, wish.conversation_id, ids, limit_tokens=len(wish.ledger))
@@ -110,13 +113,15 @@ class Restorer:
     def _expectations(self, wish: Wish, chain: Chain) -> tuple[float, float, float]:
         whole = len(wish.ledger)
         return (
-            self.speed.estimate_s(chain.size_bytes, len(chain.identities)),
+            self._cold.restore_s(chain),
             self._engine.estimate_read_s(chain.useful_tokens, whole),
             self._engine.estimate_read_s(wish.useful_tokens, whole),
         )
 
     def _bring_back(self, wish: Wish, chain: Chain) -> Restored:
+        """Where it stops early, the KV holds a whole prefix, and what host memory holds stays there."""
         started = time.perf_counter()
+        tier = self._cold.tier_of(chain)
         if wish.kv.length_tokens:
             self._engine.release(wish.kv)
         count, size_bytes, refusal = 0, 0, ""
@@ -124,26 +129,24 @@ class Restorer:
             if wish.must_stop() or self._closed:
                 break
             try:
-                segment = self._disk.load(identity)
-                self._engine.restore(wish.kv, [segment])
+                size_bytes += self._cold.bring_back(identity, wish.kv)
             except SnapshotRefused as error:
                 refusal = str(error)
                 log.warning("kv_refused conversation=%s key=%s why=%s", wish.conversation_id, identity.key, refusal)
-                self._disk.discard(identity)
+                self._cold.disk.discard(identity)
                 break
             except (ModelRuntimeError, ValueError) as error:
                 log.warning("kv_not_restored conversation=%s error=%s", wish.conversation_id, error)
                 break
-            count, size_bytes = count + 1, size_bytes + segment.data_bytes
+            count += 1
         seconds = time.perf_counter() - started
-        self.speed.observe(size_bytes, count, seconds)
-        self._disk.used_now(chain)
+        self._cold.brought_back(wish.conversation_id, chain, whole=count == len(chain.identities))
         tokens = min(wish.kv.length_tokens, chain.useful_tokens)
         log.info(
-            "kv_restored conversation=%s tokens=%d bytes=%d seconds=%.3f segments=%d of=%d",
-            *(wish.conversation_id, tokens, size_bytes, seconds, count, len(chain.identities)),
+            "kv_restored conversation=%s tier=%s tokens=%d bytes=%d seconds=%.3f segments=%d of=%d",
+            *(wish.conversation_id, tier.value, tokens, size_bytes, seconds, count, len(chain.identities)),
         )
-        return Restored(tokens, size_bytes, seconds, refusal=refusal)
+        return Restored(tokens, size_bytes, seconds, refusal=refusal, tier=tier)
 
     def _loop(self) -> None:
         while (call := self._queue.get()[2]) is not None:

@@ -72,6 +72,10 @@ class SegmentsTable:
             row = db.execute("SELECT token_ids FROM segments WHERE key = ?", [key]).fetchone()
         return unpack(row[0]) if row else ()
 
+    def knows(self, key: str) -> bool:
+        with self._database.read() as db:
+            return db.execute("SELECT 1 FROM segments WHERE key = ?", [key]).fetchone() is not None
+
     def by_conversation(self, owner_id: str) -> dict[str, Saved]:
         """For the owner's lists. A segment that two conversations share counts in both."""
         with self._database.read() as db:

@@ -1,7 +1,8 @@
-"""Where KVs go when they leave the device, and how they come back: the seam between runs and the disk.
+"""Where KVs go when they leave the device, and how they come back: the seam between runs and the lower tiers.
 
-After a turn its new rows are written through to disk in the background, so evicting is a drop. Before a turn whose KV
-lacks what a saved one has, the saved one is restored if that is expected to beat reading.
+After a turn its new rows are written through to disk in the background, so evicting is a drop; where there is a host
+tier, a KV that is evicted is copied there first. Before a turn whose KV lacks what a saved one has, the saved one is
+restored if that is expected to beat reading.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import threading
 from collections.abc import Callable
 
 from model_runtime.errors import SnapshotNotSaved
-from model_runtime.types import Engine
+from model_runtime.types import KV, Engine
+from sessions.cold import Cold
 from sessions.config import SessionConfig
 from sessions.disk import Disk
 from sessions.errors import StoreError
+from sessions.host import Host
 from sessions.leases import Leases
 from sessions.ledger import common_prefix
 from sessions.notes import Notes
 from sessions.restorer import Restored, Restorer, Urgency, Wish
 from sessions.runs import Run, RunTable
 from sessions.segments_table import Saved
+from sessions.slots import Slot
 from sessions.store import Store
+from sessions.text import mib
 from sessions.types import Tier
 from sessions.writer import SaveJob, Writer
 
@@ -29,7 +34,8 @@ log = logging.getLogger(__name__)
 
 
 class Tiers:
-    """Any thread but the engine's. With a disk budget of 0 every method is a cheap no."""
+    """Any thread but the engine's. Without a budget for any lower tier every method is a cheap no. To the leases it is
+    where KVs go (`sessions.slots.Exits`)."""
 
     def __init__(
         self, store: Store, engine: Engine, leases: Leases, runs: RunTable, notes: Notes, config: SessionConfig
@@ -39,9 +45,18 @@ class Tiers:
         self._leases = leases
         self._notes = notes
         self._config = config
-        self._disk = Disk(store.segments, store.kv_dir, engine, config, runs.active_by_conversation)
-        self._writer = Writer(engine, self._disk, notes.not_saved)
-        self._restorer = Restorer(engine, self._disk)
+        self._disk = Disk(
+            store.segments,
+            store.kv_dir,
+            engine,
+            config,
+            lambda: {*runs.active_by_conversation(), *leases.pins.conversations()},
+        )
+        self._host = Host(config.host_kv_budget_bytes)
+        self._cold = Cold(engine, self._host, self._disk)
+        self._writer = Writer(engine, self._cold, notes.not_saved)
+        self._restorer = Restorer(engine, self._cold)
+        leases.exits = self
         self._warming: set[str] = set()
         self._warming_lock = threading.Lock()
 
@@ -61,7 +76,12 @@ class Tiers:
 
     @property
     def is_on(self) -> bool:
-        return self._disk.budget_bytes > 0
+        return self._cold.is_on
+
+    @property
+    def host(self) -> Host:
+        """The host tier, for its numbers."""
+        return self._host
 
     @property
     def disk_budget_bytes(self) -> int:
@@ -75,9 +95,10 @@ class Tiers:
         """What the owner's conversations have on disk."""
         return self._store.segments.by_conversation(owner_id)
 
-    def restored_ttft_s(self, saved_tokens: int, expected_tokens: int) -> float:
-        """What a turn is expected to take when `saved_tokens` come from disk and the rest is read."""
-        restore_s = self._restorer.speed.estimate_s(self._engine.segment_bytes(saved_tokens), 1)
+    def restored_ttft_s(self, saved_tokens: int, expected_tokens: int, tier: Tier) -> float:
+        """What a turn is expected to take when `saved_tokens` come from that tier and the rest is read."""
+        speed = self._cold.host_speed if tier is Tier.HOST else self._cold.disk_speed
+        restore_s = speed.estimate_s(self._engine.segment_bytes(saved_tokens), 1)
         return restore_s + self._engine.estimate_read_s(saved_tokens, expected_tokens)
 
     def before_run(self, run: Run, feed: Callable[[], None], give_up: Callable[[], None]) -> None:
@@ -110,7 +131,7 @@ class Tiers:
         lease = run.lease
         assert lease is not None, "a run without its lease"
         ids = (*run.plan.turn.ledger, *run.sampled)[: lease.kv.length_tokens]
-        if not self.is_on or not ids:
+        if not self._disk.budget_bytes or not ids:
             self._leases.settle(lease, ids)
             return
         self._leases.settle(lease, ids, self._config.save_patience_s)
@@ -123,28 +144,52 @@ class Tiers:
                 ids=ids,
                 prompt_tokens=len(run.plan.turn.ledger) - run.plan.turn.answer_prefix_tokens,
                 staged=lambda: self._leases.staged(conversation_id, kv),
+                done=lambda saved: self._leases.saved(conversation_id, kv, len(ids)) if saved else None,
             )
         )
 
-    def forget(self) -> None:
-        """Deletes the files of conversations that were deleted."""
+    def leaving(self, slot: Slot) -> Tier:
+        """Copies an idle KV that is about to be freed into host memory, if it fits; else what is on disk is left."""
+        ids = slot.held_ids
+        is_known = bool(ids) and len(ids) == slot.kv.length_tokens
+        if self._host.budget_bytes and is_known:
+            if self._cold.take(slot.owner_id, slot.conversation_id, slot.kv, ids):
+                return Tier.HOST
+            log.info("kv_does_not_fit_host conversation=%s", slot.conversation_id)
+        return Tier.DISK if slot.saved_tokens else Tier.COLD
+
+    def lost_s(self, slot: Slot) -> float:
+        """How much longer the next turn would take without this KV: restoring it, or reading it again."""
+        tokens = slot.kv.length_tokens
+        read_s = self._engine.estimate_read_s(0, tokens)
+        if self._host.budget_bytes:
+            return min(read_s, self.restored_ttft_s(tokens, tokens, Tier.HOST))
+        if slot.saved_tokens:
+            return min(read_s, self.restored_ttft_s(min(tokens, slot.saved_tokens), tokens, Tier.DISK))
+        return read_s
+
+    def forget(self, conversation_id: str) -> None:
+        """Deletes what is left of a conversation that was deleted."""
+        self._host.release(conversation_id)
         self._disk.collect()
 
     def drop(self, conversation_id: str) -> int:
         """Deletes what is saved of an idle conversation; returns the bytes that went."""
-        return self._disk.drop(conversation_id)
+        return self._host.release(conversation_id) + self._disk.drop(conversation_id)
 
     def park(self, owner_id: str, conversation_id: str, tier: Tier, timeout_s: float) -> int:
-        """Saves an idle conversation's KV, then frees it; returns the freed bytes. Inside the conversation's claim.
-        Raises `StoreError`, and the KV stays, when it cannot be saved."""
-        if tier is Tier.HOST:
-            raise StoreError("Nothing can be parked in host memory: the host tier is off.")
-        if not self.is_on:
-            raise StoreError("Nothing can be parked: the disk budget is 0. Start the server with --disk-kv-budget.")
+        """Moves an idle conversation's KV down, then frees it; returns the freed bytes. Inside the conversation's
+        claim. Raises `StoreError`, and the KV stays, when it cannot be kept there."""
         idle = self._leases.idle(conversation_id)
-        if idle is None:
+        if tier is Tier.HOST:
+            return self._park_in_host(owner_id, conversation_id, idle)
+        if tier is not Tier.DISK:
+            raise StoreError(f"Nothing can be parked on the {tier.value} tier: choose host or disk.")
+        if not self._disk.budget_bytes:
+            raise StoreError("Nothing can be parked: the disk budget is 0. Start the server with --disk-kv-budget.")
+        if idle is None and not self._host.of_conversation(conversation_id):
             return 0
-        kv, ids = idle
+        kv, ids = idle or (None, ())
         ended, results = threading.Event(), []
 
         def done(saved: bool) -> None:
@@ -153,12 +198,29 @@ class Tiers:
 
         self._writer.put(SaveJob(owner_id, conversation_id, kv, ids, len(ids), lambda: None, done))
         if not ended.wait(timeout_s) or not results[0]:
-            raise StoreError("This memory could not be saved, so it stays on the device. The events say why.")
+            place = "on the device" if kv is not None else "in host memory"
+            raise StoreError(f"This memory could not be saved, so it stays {place}. The events say why.")
+        return self._leases.drop(conversation_id) + self._host.release(conversation_id)
+
+    def _park_in_host(self, owner_id: str, conversation_id: str, idle: tuple[KV, tuple[int, ...]] | None) -> int:
+        if not self._host.budget_bytes:
+            raise StoreError(
+                "Nothing can be parked in host memory: the host tier is off. Start the server with --host-kv-budget."
+            )
+        if idle is None:
+            return 0
+        kv, ids = idle
+        if not self._cold.take(owner_id, conversation_id, kv, ids):
+            raise StoreError(
+                f"This memory has {mib(self._engine.segment_bytes(len(ids)))}, and of the "
+                f"{mib(self._host.budget_bytes)} host budget {mib(self._host.used_bytes)} are used. "
+                "It stays on the device."
+            )
         return self._leases.drop(conversation_id)
 
     def warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...]) -> bool:
         """Begins to restore a conversation in whose KV nothing is, if there is free room. False when it does not."""
-        if not self.is_on or not ledger or conversation_id not in self.saved(owner_id):
+        if not self.is_on or not ledger or not self._has_saved(owner_id, conversation_id):
             return False
         with self._warming_lock:
             if conversation_id in self._warming:
@@ -169,6 +231,9 @@ class Tiers:
             self._warming.add(conversation_id)
         self._restorer.put(Urgency.AHEAD, lambda: self._warm(owner_id, conversation_id, ledger, promised_bytes))
         return True
+
+    def _has_saved(self, owner_id: str, conversation_id: str) -> bool:
+        return bool(self._host.of_conversation(conversation_id)) or conversation_id in self.saved(owner_id)
 
     def _warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], promised_bytes: int) -> None:
         with self._warming_lock:

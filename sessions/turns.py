@@ -68,6 +68,7 @@ class Turns:
         """Commits the turn and gets in line. Inside the conversation's claim. Nothing is stored when it raises."""
         conversation, turn = new.conversation, new.turn
         promised_bytes = self._room.promise_bytes(turn, new.sampling.max_new_tokens, new.user_text)
+        self._leases.refuse_hopeless(conversation.owner_id, conversation.conversation_id, promised_bytes)
         self._pins.admit(conversation.conversation_id, promised_bytes)
         above, link = (*new.path, *new.history), _link(new)
         info = self._engine.info
@@ -98,7 +99,12 @@ class Turns:
             )
         )
         run.ticket = Ticket(
-            conversation.conversation_id, conversation.owner_id, promised_bytes, partial(self._enter, run), run.moved
+            conversation.conversation_id,
+            conversation.owner_id,
+            promised_bytes,
+            partial(self._enter, run),
+            run.moved,
+            lambda sentence: self._recorder.put(run, failed(sentence)),
         )
         self._runs.add(run)
         self._leases.enter(run.ticket)

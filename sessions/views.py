@@ -56,11 +56,12 @@ class Views:
 
     def summaries(self, owner_id: str, search: str) -> list[ConversationSummary]:
         holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
-        saved = self._tiers.saved(owner_id)
+        saved, in_host = self._tiers.saved(owner_id), self._tiers.host.by_conversation()
         return [
             _summary(
                 conversation,
                 holdings.get(conversation.conversation_id, _NOTHING),
+                in_host.get(conversation.conversation_id, _NOT_SAVED),
                 saved.get(conversation.conversation_id, _NOT_SAVED),
                 conversation.conversation_id in running,
             )
@@ -77,9 +78,10 @@ class Views:
             )
         holding = self._leases.holdings().get(conversation_id, _NOTHING)
         saved = self._tiers.saved(owner_id).get(conversation_id, _NOT_SAVED)
+        in_host = self._tiers.host.by_conversation().get(conversation_id, _NOT_SAVED)
         run = self._runs.active(conversation_id)
         return ConversationView(
-            summary=_summary(conversation, holding, saved, run is not None),
+            summary=_summary(conversation, holding, in_host, saved, run is not None),
             settings=conversation.settings,
             messages=messages,
             ledger_tokens=_ledger_tokens(conversation, run),
@@ -89,11 +91,13 @@ class Views:
     def memory(self, owner_id: str) -> MemoryView:
         holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
         totals, saved = self._store.totals(owner_id), self._tiers.saved(owner_id)
+        host, in_host = self._tiers.host, self._tiers.host.by_conversation()
         return MemoryView(
             rows=tuple(
                 self._row(
                     conversation,
                     holdings.get(conversation.conversation_id, _NOTHING),
+                    in_host.get(conversation.conversation_id, _NOT_SAVED),
                     saved.get(conversation.conversation_id, _NOT_SAVED),
                     running.get(conversation.conversation_id),
                 )
@@ -107,23 +111,28 @@ class Views:
             events=self._events.of(owner_id),
             disk_used_bytes=self._tiers.disk_used_bytes,
             disk_budget_bytes=self._tiers.disk_budget_bytes,
+            host_used_bytes=host.used_bytes,
+            host_reserved_bytes=host.reserved_bytes,
+            host_budget_bytes=host.budget_bytes,
             pinned_bytes=self._pins.total_bytes,
             pin_limit_bytes=self._pins.limit_bytes,
         )
 
-    def _row(self, conversation: Conversation, holding: Holding, saved: Saved, run: Run | None) -> MemoryRow:
+    def _row(
+        self, conversation: Conversation, holding: Holding, in_host: Saved, saved: Saved, run: Run | None
+    ) -> MemoryRow:
         ledger_tokens = _ledger_tokens(conversation, run)
         expected_tokens = ledger_tokens + EXPECTED_MESSAGE_TOKENS
         held_tokens = min(holding.tokens, ledger_tokens)
         next_ttft_s = self._engine.estimate_read_s(held_tokens, expected_tokens)
-        if not holding.tokens and saved.tokens:
-            next_ttft_s = min(
-                next_ttft_s, self._tiers.restored_ttft_s(min(saved.tokens, ledger_tokens), expected_tokens)
-            )
+        tier = _tier(holding, in_host, saved)
+        if tier in (Tier.HOST, Tier.DISK):
+            kept_tokens = min((in_host if tier is Tier.HOST else saved).tokens, ledger_tokens)
+            next_ttft_s = min(next_ttft_s, self._tiers.restored_ttft_s(kept_tokens, expected_tokens, tier))
         return MemoryRow(
             conversation_id=conversation.conversation_id,
             title=conversation.title or UNTITLED,
-            tier=_tier(holding, saved),
+            tier=tier,
             ledger_tokens=ledger_tokens,
             kv_tokens=holding.tokens,
             used_bytes=holding.used_bytes,
@@ -135,6 +144,8 @@ class Views:
             disk_tokens=saved.tokens,
             disk_bytes=saved.size_bytes,
             is_pinned=conversation.is_pinned,
+            host_tokens=in_host.tokens,
+            host_bytes=in_host.size_bytes,
         )
 
     def _last(self, conversation: Conversation, message: MessageView) -> MessageView:
@@ -153,22 +164,28 @@ class Views:
         return replace(message, can_continue=message.can_continue and has_room)
 
 
-def _tier(holding: Holding, saved: Saved) -> Tier:
+def _tier(holding: Holding, in_host: Saved, saved: Saved) -> Tier:
+    """Its owning tier. What is left of other branches in host memory does not hide a longer copy on disk."""
     if holding.tokens:
         return Tier.DEVICE
+    if in_host.tokens and in_host.tokens >= saved.tokens:
+        return Tier.HOST
     return Tier.DISK if saved.tokens else Tier.COLD
 
 
-def _summary(conversation: Conversation, holding: Holding, saved: Saved, is_running: bool) -> ConversationSummary:
+def _summary(
+    conversation: Conversation, holding: Holding, in_host: Saved, saved: Saved, is_running: bool
+) -> ConversationSummary:
     return ConversationSummary(
         conversation_id=conversation.conversation_id,
         title=conversation.title or UNTITLED,
         updated_at=conversation.updated_at,
-        tier=_tier(holding, saved),
+        tier=_tier(holding, in_host, saved),
         is_running=is_running,
         kv_bytes=holding.used_bytes,
         disk_bytes=saved.size_bytes,
         is_pinned=conversation.is_pinned,
+        host_bytes=in_host.size_bytes,
     )
 
 

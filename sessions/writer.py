@@ -16,22 +16,20 @@ from dataclasses import dataclass
 from model_runtime.errors import EngineClosed, SnapshotNotSaved
 from model_runtime.types import KV, Engine
 from sessions.chains import cut
-from sessions.disk import Disk
+from sessions.cold import Cold
 from sessions.errors import SessionError
 
 log = logging.getLogger(__name__)
 
-SEGMENT_BYTES = 32 * 1024 * 1024  # staged in memory at once; a restore can be stopped between two
-
 
 @dataclass(frozen=True, slots=True)
 class SaveJob:
-    """`ids` is what the KV holds. `done` is called on the writer's thread, with False when not all of it is saved;
-    `staged` when the KV is not needed any more."""
+    """`ids` is what the KV holds; no KV: what host memory alone holds of the conversation. `done` is called on the
+    writer's thread, with False when not all of it is saved; `staged` when the KV is not needed any more."""
 
     owner_id: str
     conversation_id: str
-    kv: KV
+    kv: KV | None
     ids: tuple[int, ...]
     prompt_tokens: int
     staged: Callable[[], None]
@@ -41,11 +39,11 @@ class SaveJob:
 class Writer:
     """`put` may be called from any thread and never blocks. `on_trouble` gets the owner, the conversation and why."""
 
-    def __init__(self, engine: Engine, disk: Disk, on_trouble: Callable[[str, str, str], None]) -> None:
+    def __init__(self, engine: Engine, cold: Cold, on_trouble: Callable[[str, str, str], None]) -> None:
         self._engine = engine
-        self._disk = disk
+        self._cold = cold
+        self._disk = cold.disk
         self._on_trouble = on_trouble
-        self._limit_tokens = max(1, SEGMENT_BYTES // max(1, engine.segment_bytes(1)))
         self._queue: queue.SimpleQueue[SaveJob | None] = queue.SimpleQueue()
         self._gives_up = False
         self._thread = threading.Thread(target=self._loop, name="keepwarm-writer", daemon=True)
@@ -86,9 +84,11 @@ class Writer:
     def _save(self, job: SaveJob) -> bool:
         owner_id, conversation_id = job.owner_id, job.conversation_id
         with self._disk.using(conversation_id):
+            if job.kv is None:
+                return self._cold.write_through(owner_id, conversation_id)
             chain = self._disk.chain(owner_id, conversation_id, job.ids)
             parent = chain.whole[-1] if chain.whole else None
-            pieces = cut(job.ids, parent, job.prompt_tokens, self._limit_tokens, self._disk.fingerprint(owner_id))
+            pieces = cut(job.ids, parent, job.prompt_tokens, self._cold.limit_tokens, self._disk.fingerprint(owner_id))
             while pieces and self._disk.adopt(owner_id, conversation_id, pieces[0]):
                 del pieces[0]
             self._disk.used_now(chain)
@@ -99,9 +99,12 @@ class Writer:
                     segment = self._engine.stage(job.kv, piece, before=job.ids[: piece.start_tokens])
                 except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
                     log.info("kv_gone_before_saved conversation=%s", conversation_id)
-                    return False
+                    return self._cold.write_through(owner_id, conversation_id) and self._has_all(job)
                 if piece is pieces[-1]:
                     job.staged()
                 if self._gives_up or not self._disk.save(owner_id, conversation_id, segment):
                     return False
         return True
+
+    def _has_all(self, job: SaveJob) -> bool:
+        return self._disk.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens == len(job.ids)

@@ -1,18 +1,20 @@
-"""Least recently used first, all or nothing, and nobody for nothing."""
+"""What is worth least goes first, all or nothing, nobody for nothing, and nobody's guaranteed share."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.eviction import Candidate, Tail, choose_tails, choose_victims
+from sessions.eviction import Candidate, Tail, choose_tails, choose_victims, guaranteed_bytes, worth
 
 CANDIDATES = st.lists(
     st.builds(
         Candidate,
         conversation_id=st.text("abcdef", min_size=4, max_size=4),
+        owner_id=st.sampled_from(["ada", "eve", "bob"]),
         held_bytes=st.integers(0, 100),
-        last_used_at=st.floats(0, 100),
+        idle_s=st.floats(0, 100),
+        lost_s=st.floats(0, 100),
     ),
     max_size=12,
     unique_by=lambda candidate: candidate.conversation_id,
@@ -24,18 +26,65 @@ def names(victims: tuple[Candidate, ...] | None) -> list[str]:
     return [victim.conversation_id for victim in victims]
 
 
-def test_the_least_recently_used_goes_first() -> None:
-    new, old = Candidate("new", 10, 2.0), Candidate("old", 10, 1.0)
-    assert names(choose_victims([new, old], 5)) == ["old"]
+def candidate(name: str, size: int, idle_s: float = 1.0, lost_s: float = 0.0, owner: str = "ada") -> Candidate:
+    """Every byte is worth the same unless `lost_s` says otherwise."""
+    return Candidate(name, owner, size, idle_s, lost_s or float(size))
+
+
+def test_the_least_recently_used_goes_first_where_bytes_are_worth_the_same() -> None:
+    assert names(choose_victims([candidate("new", 10, 1.0), candidate("old", 10, 2.0)], 5)) == ["old"]
+
+
+def test_what_saves_fewer_seconds_a_byte_goes_first() -> None:
+    long, short = candidate("long", 100, 5.0, lost_s=20.0), candidate("short", 10, 5.0, lost_s=0.5)
+    assert names(choose_victims([long, short], 5)) == ["short"]
+
+
+def test_recency_outweighs_a_small_difference_and_not_a_large_one() -> None:
+    assert worth(1.0, 10, 60.0) < worth(0.5, 10, 1.0)
+    assert worth(100.0, 10, 60.0) > worth(0.5, 10, 1.0)
 
 
 def test_nothing_is_dropped_when_everything_would_not_do() -> None:
-    assert choose_victims([Candidate("a", 10, 1.0)], 11) is None
+    assert choose_victims([candidate("a", 10)], 11) is None
 
 
 def test_a_small_one_is_spared_when_the_next_is_large_enough() -> None:
-    small, large = Candidate("small", 10, 1.0), Candidate("large", 60, 2.0)
+    small, large = candidate("small", 10, 2.0), candidate("large", 60, 1.0)
     assert names(choose_victims([small, large], 50)) == ["large"]
+
+
+def test_a_guaranteed_share_is_not_evicted_by_others() -> None:
+    mine, theirs = candidate("mine", 40, 1.0), candidate("theirs", 40, 900.0, owner="eve")
+    held = {"ada": 40, "eve": 40}
+    assert names(choose_victims([mine, theirs], 30, "ada", held, share_bytes=40)) == ["mine"]
+    assert names(choose_victims([mine, theirs], 30, "ada", held, share_bytes=39)) == ["theirs"]
+    assert choose_victims([theirs], 30, "ada", held, share_bytes=40) is None
+    assert names(choose_victims([theirs], 30, "eve", held, share_bytes=40)) == ["theirs"]
+    assert names(choose_victims([theirs], 30, "ada", {"ada": 40}, share_bytes=40)) == ["theirs"]  # eve is long gone
+
+
+@given(CANDIDATES, st.integers(1, 300), st.integers(0, 150), st.sampled_from(["ada", "eve"]))
+def test_others_keep_their_shares_and_the_asker_always_gets_its_own(
+    candidates: list[Candidate], needed_bytes: int, share_bytes: int, asking: str
+) -> None:
+    held: dict[str, int] = {}
+    for each in candidates:
+        held[each.owner_id] = held.get(each.owner_id, 0) + each.held_bytes
+    victims = choose_victims(candidates, needed_bytes, asking, held, share_bytes)
+    left = dict(held)
+    for victim in victims or ():
+        assert victim.owner_id == asking or held[victim.owner_id] > share_bytes
+        left[victim.owner_id] -= victim.held_bytes
+    if victims is None:  # then what stays is less than the shares of the others, each at most its own
+        kept = sum(min(bytes_, share_bytes) for owner, bytes_ in held.items() if owner != asking)
+        assert sum(held.values()) - kept < needed_bytes
+
+
+def test_half_of_the_budget_is_guaranteed_in_equal_parts() -> None:
+    assert guaranteed_bytes(1000, 1) == 500
+    assert guaranteed_bytes(1000, 4) == 125
+    assert guaranteed_bytes(1000, 0) == 500
 
 
 @given(CANDIDATES, st.integers(1, 300))
@@ -50,8 +99,12 @@ def test_enough_is_freed_and_no_victim_is_superfluous(candidates: list[Candidate
     assert set(victims) <= set(candidates)
 
 
-def tail(key: str, parent: str, last_used_at: float, is_protected: bool = False) -> Tail:
-    return Tail(key, parent, 10, last_used_at, len(key), is_protected)
+def tail(key: str, parent: str, last_used_at: float, is_protected: bool = False, lost_s: float = 10.0) -> Tail:
+    return Tail(key, parent, 10, 10 - last_used_at, len(key), is_protected, lost_s)
+
+
+def test_a_tail_that_is_quickly_read_again_goes_before_a_costly_one() -> None:
+    assert choose_tails([tail("a", "", 1, lost_s=9.0), tail("b", "", 1, lost_s=1.0)], 10) == ("b",)
 
 
 def test_saved_conversations_go_from_their_ends() -> None:
@@ -73,7 +126,7 @@ SEGMENTS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50), st.floats(
 @given(SEGMENTS, st.integers(1, 300))
 def test_what_is_left_is_whole(drawn: list[tuple[int, int, float, bool]], needed_bytes: int) -> None:
     segments = [
-        Tail(str(n), str(above % n) if n and above else "", size, age, n, safe)
+        Tail(str(n), str(above % n) if n and above else "", size, age, n, safe, float(size))
         for n, (above, size, age, safe) in enumerate(drawn)
     ]
     chosen = choose_tails(segments, needed_bytes)

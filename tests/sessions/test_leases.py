@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sessions.errors import ConversationBusy
+from sessions.errors import CacheFull, ConversationBusy
 from sessions.leases import Dropped, Lease, Leases, Loss, Ticket
 from tests.sessions.house import until
 from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV
@@ -24,21 +24,23 @@ class Desk:
         self.granted: list[str] = []
         self.held: dict[str, Lease] = {}
         self.places: dict[str, list[int]] = {}
+        self.refused: list[str] = []
         self.leases = Leases(self.engine, budget_tokens * KIB, self.dropped.append)
         self.leases.start()
 
-    def ask(self, name: str, tokens: int) -> Ticket:
+    def ask(self, name: str, tokens: int, owner: str = "ada") -> Ticket:
         def granted(lease: Lease) -> None:
             self.held[name] = lease
             self.granted.append(name)
 
-        ticket = Ticket(name, "ada", tokens * KIB, granted, self.places.setdefault(name, []).append)
+        places = self.places.setdefault(name, []).append
+        ticket = Ticket(name, owner, tokens * KIB, granted, places, self.refused.append)
         self.leases.enter(ticket)
         return ticket
 
-    def take(self, name: str, tokens: int, fill: int | None = None) -> Lease:
+    def take(self, name: str, tokens: int, fill: int | None = None, owner: str = "ada") -> Lease:
         """Waits for the grant and fills the KV."""
-        self.ask(name, tokens)
+        self.ask(name, tokens, owner)
         until(lambda: name in self.held)
         kv = self.held[name].kv
         assert isinstance(kv, ScriptedKV)
@@ -85,7 +87,7 @@ def test_idle_kvs_make_room_the_least_recently_used_first(make_desk: type[Desk])
     desk.take("a", 32, fill=0)
     desk.give_back("a")
     desk.take("c", 64)
-    assert desk.dropped == [Dropped("b", "ada", 32 * KIB)]
+    assert [(d.conversation_id, d.owner_id, d.freed_bytes) for d in desk.dropped] == [("b", "ada", 32 * KIB)]
     assert desk.sums == (96, 0)
     lease = desk.take("a", 32, fill=0)
     assert (lease.is_new, lease.loss, lease.held_tokens) == (False, None, 32)
@@ -232,3 +234,56 @@ def test_an_engine_that_cannot_release_does_not_end_the_line(make_desk: type[Des
 
     desk.engine.release = broken  # type: ignore[method-assign, assignment]
     desk.take("c", 64)
+
+
+def test_another_user_does_not_evict_a_guaranteed_share(make_desk: type[Desk]) -> None:
+    """Two users of a budget of 128: 32 are guaranteed to each."""
+    desk = make_desk(128)
+    desk.take("eve's", 32, owner="eve")
+    desk.give_back("eve's")
+    for name in ("a", "b", "c"):
+        desk.take(name, 48)
+        desk.give_back(name)
+    assert [d.conversation_id for d in desk.dropped] == ["a"]
+    desk.take("d", 96)
+    assert {d.conversation_id for d in desk.dropped} == {"a", "b", "c"}
+    assert "eve's" in desk.leases.holdings()
+
+
+def test_who_holds_more_than_the_share_may_lose_it(make_desk: type[Desk]) -> None:
+    desk = make_desk(128)
+    for name in ("a", "b"):
+        desk.take(name, 64)
+        desk.give_back(name)
+    desk.take("eve's", 64, owner="eve")
+    assert [d.conversation_id for d in desk.dropped] == ["a"]
+
+
+def test_a_turn_that_others_shares_leave_no_room_for_is_refused_with_the_numbers(make_desk: type[Desk]) -> None:
+    desk = make_desk(128)
+    desk.take("eve's", 32, owner="eve")
+    desk.leases.refuse_hopeless("ada", "a", 96 * KIB)
+    with pytest.raises(
+        CacheFull, match=r"may need 0\.1 MiB of memory; of the 0\.1 MiB budget, 0\.1 MiB are not pinned"
+    ):
+        desk.leases.refuse_hopeless("ada", "a", 112 * KIB)
+    desk.ask("a", 112)  # let in before eve came: it waits for her turn to end, and is then refused, not stuck
+    desk.ask("b", 16)
+    assert desk.granted == ["eve's"]
+    assert desk.refused == []
+    desk.give_back("eve's")
+    until(lambda: "b" in desk.held)
+    assert len(desk.refused) == 1
+
+
+def test_an_engine_without_memory_gets_the_idle_kvs(make_desk: type[Desk]) -> None:
+    desk = make_desk(128)
+    for name in ("a", "b", "c"):
+        desk.take(name, 32)
+    for name in ("a", "b"):
+        desk.give_back(name)
+    desk.leases.pins.pin("b", 32, 0)
+    kvs = desk.leases.surrender()
+    assert [kv.length_tokens for kv in kvs] == [32]
+    assert set(desk.leases.holdings()) == {"b", "c"}
+    assert desk.take("a", 16).loss is Loss.FOR_ROOM

@@ -309,7 +309,7 @@ def test_reading_again_where_that_is_expected_to_be_faster(make_warm: Callable[.
     c = house.conversation()
     house.say(c, LONG)
     house.manager.park(ADA, c)
-    house.manager._tiers._restorer.speed.observe(1024, 1, 1000.0)
+    house.manager._tiers._cold.disk_speed.observe(1024, 1, 1000.0)
     message = house.say(c, "Now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)

@@ -1,0 +1,109 @@
+"""One conversation's KV on the device, and the right to use it: the records that `leases` works on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from model_runtime.types import KV
+from sessions.types import Tier
+
+
+class Loss(Enum):
+    """Why a KV that could have been used is gone."""
+
+    FOR_ROOM = auto()
+    BY_HAND = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one run to use its conversation's KV. `held_tokens` is what the KV had at the grant, `held_ids`
+    which ids, as far as the last holder knew (the engine knows better: it compares). `is_new`: it was made for this
+    lease; then `loss` says how an earlier one went, None when this process never had one."""
+
+    conversation_id: str
+    kv: KV
+    held_tokens: int
+    is_new: bool
+    loss: Loss | None
+    held_ids: tuple[int, ...] = ()
+    promised_bytes: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A place in the line. `granted` is called once on the leases' thread, `moved` with the new place (1 is next)
+    under the leases' lock: it must not call back. `refused` comes instead of `granted`, with a sentence, when others'
+    guaranteed shares and pins came in the way after the turn was let in."""
+
+    conversation_id: str
+    owner_id: str
+    promised_bytes: int
+    granted: Callable[[Lease], None]
+    moved: Callable[[int], None]
+    refused: Callable[[str], None] = lambda sentence: None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one conversation's KV costs now."""
+
+    tokens: int
+    used_bytes: int
+    reserved_bytes: int
+    last_used_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A KV that was freed to make room. `kept_on`: where its rows are now; COLD when they would be read again."""
+
+    conversation_id: str
+    owner_id: str
+    freed_bytes: int
+    kept_on: Tier = Tier.COLD
+    seconds: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    conversation_id: str
+    owner_id: str
+    kv: KV
+    last_used_at: float = field(default_factory=time.time)
+    promised_bytes: int = 0
+    leased: bool = False
+    leaving: bool = False
+    warming: bool = False  # leased for a restore that no run waits for
+    unwanted: bool = False  # somebody waits for that restore to end
+    held_ids: tuple[int, ...] = ()
+    unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
+    saved_tokens: int = 0  # so much of what it holds is on disk
+
+    @property
+    def held_bytes(self) -> int:
+        return max(self.kv.allocated_bytes, self.promised_bytes)
+
+
+class Exits(Protocol):
+    """Where KVs go when they leave the device, and what that costs."""
+
+    def leaving(self, slot: Slot) -> Tier:
+        """Keeps the rows of an idle KV that is about to be freed for room; returns where. On the leases' thread."""
+
+    def lost_s(self, slot: Slot) -> float:
+        """How much longer its next turn would take without this KV. Under the leases' lock."""
+
+
+class Nowhere:
+    """Leaving is losing, and every byte is worth the same."""
+
+    def leaving(self, slot: Slot) -> Tier:
+        return Tier.COLD
+
+    def lost_s(self, slot: Slot) -> float:
+        return float(slot.held_bytes)
