@@ -53,6 +53,7 @@ class EngineConfig:
     Idle reading goes in chunks of `idle_chunk_tokens`: what a request that arrives may cost it.
 
     `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
+    `pinned_host_bytes` are page-locked for rows that come and go between an arena and the host.
     `record_decode` replays an arena's decode steps instead of launching them kernel by kernel, where that is possible.
 
     Raises `ValueError` with a sentence for a person.
@@ -64,6 +65,7 @@ class EngineConfig:
     idle_chunk_tokens: int = 128
     kv_arena_bytes: int | None = None
     record_decode: bool = True
+    pinned_host_bytes: int = 0
 
     def __post_init__(self) -> None:
         _require(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 CUDA_SHARE = 0.8
 _CUDA_SPARE_BYTES = 2 * 1024**3  # activations of a chunk, de-quantised blocks, recorded steps
+
+
+def give_back_unused() -> None:
+    """Frees what Python no longer refers to and what torch keeps for later allocations."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def free_device_bytes(device: str) -> int | None:
@@ -13,7 +22,7 @@ def free_device_bytes(device: str) -> int | None:
     keeps without using it is given back first."""
     if not device.startswith("cuda"):
         return None
-    torch.cuda.empty_cache()
+    give_back_unused()
     free_bytes, _ = torch.cuda.mem_get_info(torch.device(device))
     return int(free_bytes)
 

@@ -17,6 +17,7 @@ import torch
 from model_runtime import types
 from model_runtime.attention import StepAborted
 from model_runtime.config import EngineConfig
+from model_runtime.device_memory import give_back_unused
 from model_runtime.errors import EngineClosed
 from model_runtime.failures import translated
 from model_runtime.forward import Feed
@@ -29,7 +30,7 @@ from model_runtime.reading import Reading
 from model_runtime.scheduler import SchedulerConfig, Slot, plan_idle_step, plan_step
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence
-from model_runtime.snapshot import Segment, copy_in, copy_out, data_bytes_for, read, write
+from model_runtime.snapshot import Segment, data_bytes_for, read, write
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, ReadRequest
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class Engine:
             loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens
         )
         runtime = open_runtime(loaded.model, self._geometry, config, context_limit_tokens)
-        self._place, self._forward = runtime.place, runtime.forward
+        self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
+        self._host_pool = runtime.host_pool
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         self._scheduler = SchedulerConfig(
             chunk_tokens=config.prefill_chunk_tokens, idle_chunk_tokens=config.idle_chunk_tokens
@@ -133,7 +135,7 @@ class Engine:
     def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> Segment:
         """A copy of these rows, made by the engine thread between two steps."""
         slab = _own(kv)
-        return self._between_steps(lambda: copy_out(slab, self._geometry, identity, before))
+        return self._between_steps(lambda: self._transfers.begin_out(slab, identity, before))()
 
     def restore(self, kv: KV, segments: abc.Sequence[types.Segment]) -> None:
         """Appends segments to the slab, one between two steps each, so that running answers go on meanwhile."""
@@ -142,7 +144,7 @@ class Engine:
             if not isinstance(segment, Segment):
                 raise TypeError("this engine's segments come from its stage() and load()")
             try:
-                self._between_steps(partial(copy_in, slab, self._geometry, segment))
+                self._between_steps(partial(self._transfers.copy_in, slab, segment))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 raise translated(error) from error
 
@@ -154,7 +156,7 @@ class Engine:
 
     def load(self, identity: SegmentIdentity, path: Path) -> Segment:
         """The segment in the file, verified."""
-        return read(identity, self._geometry, path)
+        return read(identity, self._geometry, path, self._host_pool.take if self._host_pool else None)
 
     def segment_bytes(self, tokens: int) -> int:
         """Bytes of the rows of so many tokens."""
@@ -262,7 +264,7 @@ class Engine:
         feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
         started = time.perf_counter()
         try:
-            logits = self._forward.run(feeds, lambda: is_wanted() or any(s.sequence.is_aborted for s in slots))
+            logits = self._compute(feeds, lambda: is_wanted() or any(s.sequence.is_aborted for s in slots))
         except StepAborted:
             return  # the aborted ones finish at the next step; the others' rows are computed again
         except Exception as error:
@@ -280,6 +282,14 @@ class Engine:
         if is_reading:  # timed only now: a GPU has computed when a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
+
+    def _compute(self, feeds: list[Feed], abort_if: Callable[[], bool]) -> torch.Tensor:
+        """The forward; once more with what torch had kept for itself freed, if memory ran out."""
+        try:
+            return self._forward.run(feeds, abort_if)
+        except torch.OutOfMemoryError:
+            give_back_unused()
+            return self._forward.run(feeds, abort_if)
 
     def _sample(self, sequence: Sequence, logits: torch.Tensor) -> None:
         try:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +49,21 @@ def copy_out(
 ) -> Segment:
     """The slab's rows of that segment. On the engine thread. Raises `ValueError` when the slab holds other tokens
     there, or others than `before` in front of them."""
+    check_holds(slab, identity, before)
     start, end = identity.start_tokens, identity.end_tokens
-    stands_elsewhere = before is not None and slab.token_ids[:start] != list(before)
-    if stands_elsewhere or tuple(slab.token_ids[start:end]) != identity.token_ids:
-        raise ValueError("the slab does not hold the tokens of this segment")
     data = torch.empty(data_bytes_for(geometry, end - start), dtype=torch.uint8)
     for tensor, rows in zip(_tensors(slab), _views(data, geometry, end - start), strict=True):
         rows.copy_(tensor[:, start:end])
     return Segment(identity, data)
+
+
+def check_holds(slab: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None) -> None:
+    """Raises `ValueError` when the slab holds other tokens where the segment stands, or others than `before` in front
+    of them."""
+    start, end = identity.start_tokens, identity.end_tokens
+    stands_elsewhere = before is not None and slab.token_ids[:start] != list(before)
+    if stands_elsewhere or tuple(slab.token_ids[start:end]) != identity.token_ids:
+        raise ValueError("the slab does not hold the tokens of this segment")
 
 
 def copy_in(slab: KVSlab, geometry: KVGeometry, segment: Segment) -> None:
@@ -93,9 +100,13 @@ def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
     return len(header) + len(payload)
 
 
-def read(identity: SegmentIdentity, geometry: KVGeometry, path: Path) -> Segment:
-    """The segment in `path`, if it is whole and exactly what is expected. Raises `SnapshotRefused` with the reason."""
-    data = torch.empty(data_bytes_for(geometry, len(identity.token_ids)), dtype=torch.uint8)
+def read(
+    identity: SegmentIdentity, geometry: KVGeometry, path: Path, memory: Callable[[int], torch.Tensor] | None = None
+) -> Segment:
+    """The segment in `path`, if it is whole and exactly what is expected. Raises `SnapshotRefused` with the reason.
+    `memory` gives flat uint8 memory of a size in bytes, where it is not to be torch's."""
+    size_bytes = data_bytes_for(geometry, len(identity.token_ids))
+    data = torch.empty(size_bytes, dtype=torch.uint8) if memory is None else memory(size_bytes)
     try:
         with path.open("rb", buffering=0) as file:
             found = _read_header(file, os.fstat(file.fileno()).st_size)
@@ -129,6 +140,18 @@ def _views(data: torch.Tensor, geometry: KVGeometry, tokens: int) -> Iterator[to
         count_bytes = shape[0] * shape[1] * shape[2] * geometry.dtype.itemsize
         yield data[start : start + count_bytes].view(geometry.dtype).view(shape)
         start += count_bytes
+
+
+def layer_views(
+    data: torch.Tensor, geometry: KVGeometry, tokens: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A layer's numbers in flat `data`, all in a row and as keys and values `(kv_heads, tokens, dim)`."""
+    views = _views(data, geometry, tokens)
+    start = 0
+    for keys, values in zip(views, views, strict=True):
+        end = start + keys.nbytes + values.nbytes
+        yield data[start:end].view(geometry.dtype), keys, values
+        start = end
 
 
 def _shapes(geometry: KVGeometry, tokens: int) -> Iterator[tuple[str, tuple[int, int, int]]]:

@@ -8,6 +8,9 @@ the longest span: the only memory beside the arena that a move ever needs, and i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from model_runtime.kernels.spans import SpanAllocator
@@ -28,6 +31,7 @@ class Arena:
         rows = self.capacity_tokens + 1
         self.keys = [self._empty(rows, s.kv_heads, s.key_dim) for s in geometry.layers]
         self.values = [self._empty(rows, s.kv_heads, s.value_dim) for s in geometry.layers]
+        self.before_rows_change: Callable[[], None] = lambda: None  # copies that still run read and write rows
         self._spans = SpanAllocator(self.capacity_tokens)
         self._kvs: list[ArenaKV] = []
         widest = max(s.kv_heads * max(s.key_dim, s.value_dim) for s in geometry.layers)
@@ -69,6 +73,8 @@ class Arena:
                 f"out of memory: the KV arena has room for {self._spans.free_rows} more tokens, {more} are needed"
             )
         start = self._spans.take(wanted)
+        if start is None or kv.length_tokens:
+            self.before_rows_change()
         if start is None:
             self._compact(kv)
             start = kv.span_start
@@ -85,6 +91,7 @@ class Arena:
         """Gives back the rows behind the first `tokens` of the span; all of them for 0."""
         kept = _stepped(tokens)
         if kept < kv.span_tokens:
+            self.before_rows_change()
             self._spans.give_back(kv.span_start + kept, kv.span_tokens - kept)
             kv.place(kv.span_start if kept else 0, kept)
         if not kv.span_tokens and kv in self._kvs:
@@ -136,12 +143,13 @@ class ArenaKV(KVSlab):
     """A KV whose rows are a span of an arena. `keys[layer]` is a view `(kv_heads, span_tokens, key_dim)`, as a slab
     has it, so that everything that copies rows in and out works on both."""
 
-    __slots__ = ("_arena", "span_start")
+    __slots__ = ("_arena", "arriving", "span_start")
 
     def __init__(self, arena: Arena) -> None:
         super().__init__(arena.geometry)
         self._arena = arena
         self.span_start = 0
+        self.arriving: list[Any] | None = None  # an event a layer, until a forward has waited for them
 
     @property
     def span_tokens(self) -> int:
@@ -161,9 +169,16 @@ class ArenaKV(KVSlab):
         """Gives back the rows that a finished answer did not need."""
         self._arena.shrink(self, self.length_tokens)
 
+    def crop(self, length_tokens: int) -> None:
+        """Forgets everything from position `length_tokens` on; a copy of it that still runs comes first."""
+        if length_tokens < self.length_tokens:
+            self._arena.before_rows_change()
+        super().crop(length_tokens)
+
     def free(self) -> None:
         """Gives all rows back; the KV is empty and usable again."""
         self.token_ids.clear()
+        self.arriving = None
         self._arena.shrink(self, 0)
 
     def place(self, start: int, tokens: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ class ArenaBatch:
     kernel: VarlenKernel
     step: StepTensors
     abort_if: Callable[[], bool] = lambda: False
+    arriving: Sequence[Sequence[Any]] = ()  # of every KV whose rows are still being copied in, an event a layer
     layers_seen: list[int] = field(default_factory=list)
 
     def attend(
@@ -36,6 +38,8 @@ class ArenaBatch:
         window: int | None,
     ) -> torch.Tensor:
         """As `AttentionBatch` says; nothing waits for the device."""
+        for events in self.arriving:
+            torch.cuda.current_stream(self.arena.geometry.device).wait_event(events[layer])
         keys, values = self.arena.keys[layer], self.arena.values[layer]
         keys.index_copy_(0, self.step.slots, key[0].transpose(0, 1))
         values.index_copy_(0, self.step.slots, value[0].transpose(0, 1))
@@ -64,18 +68,22 @@ class ArenaForward:
             feed.slab.ensure_room(feed.slab.length_tokens + len(feed.token_ids))
             fed.append((feed.slab, feed.token_ids, feed.logit_rows))
         rows = rows_for(self.arena, fed)  # only now: making room for one may have moved another
+        arriving = [kv.arriving for kv, _, _ in fed if kv.arriving]
         is_decode = all(len(ids) == 1 and wanted == 1 for _, ids, wanted in fed)
         if is_decode and self.recorded is not None and self.recorded.fits(rows):
+            for events in arriving:
+                torch.cuda.current_stream(self.device).wait_event(events[-1])
             logits = self.recorded.run(rows)
         else:
-            logits = self._eager(rows, abort_if)
-        for feed in feeds:
-            feed.slab.appended(feed.token_ids)
+            logits = self._eager(rows, abort_if, arriving)
+        for kv, token_ids, _ in fed:
+            kv.appended(token_ids)
+            kv.arriving = None
         if not rows.logit_rows and self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
         return logits
 
-    def _eager(self, rows: StepRows, abort_if: Callable[[], bool]) -> torch.Tensor:
+    def _eager(self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]) -> torch.Tensor:
         needed = len(rows.numbers)
         if needed > len(self._upload.buffer):
             self._upload = StepUpload(self.device, 2 * needed)
@@ -83,19 +91,19 @@ class ArenaForward:
         step = self._upload.tensors(len(rows.token_ids), len(rows.logit_rows), len(rows.used_k), rows.max_q, rows.max_k)
         # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
         keep = step.logit_rows if rows.logit_rows else 1
-        logits = self._model(step, keep, abort_if)
+        logits = self._model(step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
         return logits[: len(rows.logit_rows)].float()
 
     def _logits_of_a_decode(self, step: StepTensors) -> torch.Tensor:
         """float32 `(sequences, vocabulary)`: what is recorded."""
-        return self._model(step, 0, lambda: False).float()
+        return self._model(step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
 
-    def _model(self, step: StepTensors, keep: torch.Tensor | int, abort_if: Callable[[], bool]) -> torch.Tensor:
+    def _model(self, step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch) -> torch.Tensor:
         logits: torch.Tensor = self.model(
             input_ids=step.token_ids[None],
             position_ids=step.positions[None],
             logits_to_keep=keep,
             use_cache=False,
-            packed=ArenaBatch(self.arena, self.kernel, step, abort_if),
+            packed=batch,
         ).logits
         return logits[0]

@@ -16,8 +16,12 @@ from model_runtime.forward import Feed, PackedForward
 from model_runtime.kernel import kernel_name
 from model_runtime.kernels.arena import Arena
 from model_runtime.kernels.arena_forward import ArenaForward
+from model_runtime.kernels.host_pool import HostPool
+from model_runtime.kernels.transfers import ArenaTransfers
 from model_runtime.kernels.varlen import VarlenKernel, choose_varlen
 from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.segments import SegmentIdentity
+from model_runtime.snapshot import Segment, copy_in, copy_out
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +42,43 @@ class KVPlace:
     capacity_tokens: int | None = None
 
 
+class Transfers(Protocol):
+    """Rows between the device and host memory; see `ArenaTransfers`. Engine thread."""
+
+    def begin_out(
+        self, kv: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None = None
+    ) -> Callable[[], Segment]: ...
+
+    def copy_in(self, kv: KVSlab, segment: Segment) -> None: ...
+
+
+class SlabTransfers:
+    """Copies that are done when they return."""
+
+    def __init__(self, geometry: KVGeometry) -> None:
+        self._geometry = geometry
+
+    def begin_out(
+        self, kv: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None = None
+    ) -> Callable[[], Segment]:
+        segment = copy_out(kv, self._geometry, identity, before)
+        return lambda: segment
+
+    def copy_in(self, kv: KVSlab, segment: Segment) -> None:
+        copy_in(kv, self._geometry, segment)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceRuntime:
-    """`kernel` is what a person is told; `arena` is None with slabs."""
+    """`kernel` is what a person is told; `arena` is None with slabs. `host_pool` has memory that
+    copies fast to this device."""
 
     place: KVPlace
     forward: Forward
+    transfers: Transfers
     kernel: str
     arena: Arena | None = None
+    host_pool: HostPool | None = None
 
 
 def open_runtime(
@@ -60,7 +93,7 @@ def open_runtime(
         logger.warning("no flash kernel for dtype=%s: one slab a conversation", geometry.dtype)
         return open_slabs(model, geometry)
     try:
-        return open_arena(model, geometry, kernel, config.kv_arena_bytes, context_limit_tokens, config.record_decode)
+        return open_arena(model, geometry, kernel, config, context_limit_tokens)
     except (torch.OutOfMemoryError, ValueError) as error:
         raise ModelLoadError(
             f"A KV budget of {config.kv_arena_bytes:,} bytes does not fit on {geometry.device} beside the model. "
@@ -71,7 +104,7 @@ def open_runtime(
 def open_slabs(model: PreTrainedModel, geometry: KVGeometry) -> DeviceRuntime:
     """A slab a conversation; torch's own choice of SDPA kernel."""
     place = KVPlace(lambda: KVSlab(geometry), geometry.bytes_for)
-    return DeviceRuntime(place, PackedForward(model), kernel_name(geometry, _heads(model)))
+    return DeviceRuntime(place, PackedForward(model), SlabTransfers(geometry), kernel_name(geometry, _heads(model)))
 
 
 def varlen_for(model: PreTrainedModel, geometry: KVGeometry) -> VarlenKernel:
@@ -87,21 +120,22 @@ def open_arena(
     model: PreTrainedModel,
     geometry: KVGeometry,
     kernel: VarlenKernel,
-    arena_bytes: int,
+    config: EngineConfig,
     context_limit_tokens: int,
-    record_decode: bool,
 ) -> DeviceRuntime:
-    """An arena of `arena_bytes` for all conversations; its reserve comes on top. Raises `ValueError` when nothing fits
-    into the arena, and what torch raises when there is no memory for it."""
-    arena = Arena(geometry, arena_bytes // geometry.bytes_per_token, context_limit_tokens)
+    """An arena of `config.kv_arena_bytes` for all conversations; its reserve comes on top. Raises `ValueError` when
+    nothing fits into the arena, and what torch raises when there is no memory for it."""
+    arena = Arena(geometry, (config.kv_arena_bytes or 0) // geometry.bytes_per_token, context_limit_tokens)
     is_cuda = geometry.device.type == "cuda"
-    recorded = record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
+    recorded = config.record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
     forward = ArenaForward(model, arena, kernel, recorded)
     name = f"{kernel.name} ({geometry.device.type.upper()})"
     if recorded and is_cuda:
         name += ", decode steps as CUDA graphs"
     logger.info("arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, recorded)
-    return DeviceRuntime(KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens), forward, name, arena)
+    pool = HostPool(config.pinned_host_bytes, geometry.device)
+    place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
+    return DeviceRuntime(place, forward, ArenaTransfers(arena, pool), name, arena, pool)
 
 
 def waits_for_the_device(model: PreTrainedModel) -> bool:
