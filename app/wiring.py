@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from model_runtime.types import Engine, TurnTemplate
 
 COOKIE_KEY_NAME = "cookie.key"
+STAGED_BYTES = 256 * 1024**2  # page-locked host memory for rows on their way to a file
+MOST_PINNED_BYTES = 16 * 1024**3  # page-locking more would take many seconds of every start
 Say = Callable[[str], None]
 
 
@@ -55,6 +57,14 @@ class Budgets:
     host: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What KVs may take of the device's memory and, once they have left it, of the host's."""
+
+    device_bytes: int
+    host_bytes: int
+
+
 @contextlib.contextmanager
 def open_house(
     data_dir: Path,
@@ -69,10 +79,10 @@ def open_house(
         store = Store(data_dir)
         stack.callback(store.close)
         owners = Owners(_secret(data_dir), password)
-        engine, template, budget_bytes = _load(model, budgets, say, stack)
+        engine, template, memory = _load(model, budgets, say, stack)
         config = SessionConfig(
-            device_kv_budget_bytes=budget_bytes,
-            host_kv_budget_bytes=_host_budget_bytes(budgets.host, engine.info.device, budget_bytes, say),
+            device_kv_budget_bytes=memory.device_bytes,
+            host_kv_budget_bytes=memory.host_bytes,
             disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say),
         )
         manager = SessionManager(store, engine, template, config)
@@ -85,8 +95,8 @@ def open_house(
 
 def _load(
     config: ModelConfig, budgets: Budgets, say: Say, stack: contextlib.ExitStack
-) -> tuple[Engine, TurnTemplate, int]:
-    """The engine, its template and the bytes all KVs may take. Torch is imported here, not before the flags are
+) -> tuple[Engine, TurnTemplate, _Memory]:
+    """The engine, its template and what its KVs may take. Torch is imported here, not before the flags are
     checked: it costs seconds."""
     from model_runtime.chat_template import ChatTemplate
     from model_runtime.config import EngineConfig
@@ -98,8 +108,12 @@ def _load(
     template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
     device = str(loaded.model.device)
     budget_bytes = _budget_bytes(budgets.device, device, say)
-    # A GPU's KVs lie in one arena, which is taken as a whole; a CPU's take memory as they grow.
-    engine_config = EngineConfig(kv_arena_bytes=budget_bytes if device.startswith("cuda") else None)
+    memory = _Memory(budget_bytes, _host_budget_bytes(budgets.host, device, budget_bytes, say))
+    engine_config = EngineConfig()
+    if device.startswith("cuda"):
+        # A GPU's KVs lie in one arena, which is taken as a whole; a CPU's take memory as they grow.
+        pinned_bytes = min(memory.host_bytes, MOST_PINNED_BYTES) + STAGED_BYTES
+        engine_config = EngineConfig(kv_arena_bytes=budget_bytes, pinned_host_bytes=pinned_bytes)
     engine = Engine(loaded, engine_config, context_limit_tokens(loaded, config.context_limit_tokens))
     stack.callback(engine.close)
     info = engine.info
@@ -107,7 +121,7 @@ def _load(
     for note in (*info.notes, template.rewrites_history):
         if note:
             say(note)
-    return engine, template, budget_bytes
+    return engine, template, memory
 
 
 def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
