@@ -10,6 +10,10 @@ import sqlite_utils
 from sessions.database import Database
 
 AT_ONCE = 500  # SQLite's oldest limit of parameters is 999
+_FOUND = """
+    SELECT l.link, l.message_id, m.conversation_id FROM message_links l JOIN messages m ON m.id = l.message_id
+    JOIN conversations c ON c.id = m.conversation_id"""
+_NEWEST_FIRST = "ORDER BY c.updated_at DESC, l.message_id DESC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +30,25 @@ class LinksTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def deepest(self, owner_id: str, links: Sequence[str]) -> tuple[int, list[Found]]:
-        """The first of `links` that the owner has a message for, and all such messages, the conversation that was used
-        last first. (-1, []) when there is none."""
+    def deepest(
+        self, owner_id: str, links: Sequence[str], conversation_id: str | None = None
+    ) -> tuple[int, list[Found]]:
+        """The first of `links` that the owner has a message for (in this conversation, if one is named), and all such
+        messages, the conversation that was used last first. (-1, []) when there is none."""
         with self._database.read() as db:
             for start in range(0, len(links), AT_ONCE):
                 asked = links[start : start + AT_ONCE]
                 marks = ", ".join("?" * len(asked))
-                sql = f"SELECT DISTINCT link FROM message_links WHERE owner_id = ? AND link IN ({marks})"  # noqa: S608
-                known = {row[0] for row in db.execute(sql, [owner_id, *asked])}
-                if known:
-                    place = next(n for n, link in enumerate(asked) if link in known)
-                    return start + place, _with_link(db, owner_id, asked[place])
+                where = f"WHERE l.owner_id = ? AND l.link IN ({marks}) AND m.conversation_id = ifnull(?, c.id)"
+                sql = f"{_FOUND} {where} {_NEWEST_FIRST}"
+                rows = db.execute(sql, [owner_id, *asked, conversation_id]).fetchall()
+                by_link: dict[str, list[Found]] = {}
+                for link, message_id, found_in in rows:
+                    by_link.setdefault(str(link), []).append(Found(int(message_id), str(found_in)))
+                for place, link in enumerate(asked):
+                    if link in by_link:
+                        return start + place, by_link[link]
         return -1, []
-
-
-def _with_link(db: sqlite_utils.Database, owner_id: str, link: str) -> list[Found]:
-    rows = db.execute(
-        "SELECT l.message_id, m.conversation_id FROM message_links l JOIN messages m ON m.id = l.message_id"
-        " JOIN conversations c ON c.id = m.conversation_id WHERE l.owner_id = ? AND l.link = ?"
-        " ORDER BY c.updated_at DESC, l.message_id DESC LIMIT 50",
-        [owner_id, link],
-    )
-    return [Found(int(row[0]), str(row[1])) for row in rows]
 
 
 def insert_link(db: sqlite_utils.Database, message_id: int, conversation_id: str, link: str, parts: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from model_runtime.types import Engine, FinishReason, ModelInfo, TurnTemplate
+from sessions.completions import Completions
 from sessions.config import SessionConfig
 from sessions.errors import MessageRefused
 from sessions.events import EventLog
@@ -68,6 +69,7 @@ class SessionManager:
             store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder
         )
         self._views = Views(store, engine, self._leases, self._pins, self._tiers, self._runs, self._events, config)
+        self.completions = Completions(store, engine, template, config, self._room, self._runs, self._turns)
         self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
 
     # Life
@@ -166,6 +168,10 @@ class SessionManager:
         self._store.conversation(owner_id, conversation_id)
         if run := self._runs.active(conversation_id):
             self._turns.stop(run)
+
+    def stop_run(self, run: Run) -> None:
+        """Stops this very run, for whoever began it."""
+        self._turns.stop(run)
 
     def active_run(self, owner_id: str, conversation_id: str) -> Run | None:
         """The run of this conversation that is not done yet."""

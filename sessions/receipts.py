@@ -95,6 +95,8 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
             return reason, f"The server was restarted, {again}"
         case MissReason.EARLIER_FAILURE:
             return reason, f"An earlier answer ended before everything was in memory, {again}"
+        case MissReason.FORKED:
+            return reason, f"It begins like another conversation, whose memory could not be used, {again}"
         case MissReason.BRANCH_SWITCHED:
             return reason, f"Its memory held another branch from token {event.reused_tokens + 1:,} on, {again}"
 
@@ -109,6 +111,8 @@ def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
     if lease.held_tokens == 0:
         if lease.loss is not None:
             return MissReason.EVICTED
+        if run.plan.is_fork:
+            return MissReason.FORKED
         if run.plan.model_changed:
             return MissReason.MODEL_CHANGED
         return MissReason.RESTARTED if lease.is_new else MissReason.EARLIER_FAILURE

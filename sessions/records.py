@@ -24,6 +24,7 @@ class Conversation:
     settings: ConversationSettings
     ledger_tokens: int
     is_pinned: bool = False  # its KV stays on the device
+    key: str | None = None  # what an API client calls it
 
 
 @dataclass(frozen=True, slots=True)

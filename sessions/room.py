@@ -23,7 +23,7 @@ class Room:
 
     def promise_bytes(self, turn: Turn, max_new_tokens: int, user_text: str | None) -> int:
         """The bytes this turn's KV may grow to. Raises `ContextFull` or `CacheFull` when it can never fit."""
-        excess_tokens = len(turn.ledger) + self._config.min_answer_tokens - self.context_limit_tokens
+        excess_tokens = self._excess_tokens(len(turn.ledger))
         if excess_tokens > 0:
             raise ContextFull(self._too_long(excess_tokens, user_text))
         final_tokens = min(len(turn.ledger) + max_new_tokens, self.context_limit_tokens)
@@ -36,6 +36,14 @@ class Room:
             )
         return promised_bytes
 
+    def check_history(self, tokens_so_far: int) -> None:
+        """Raises `ContextFull` when nothing could be answered behind so many tokens."""
+        if self._excess_tokens(tokens_so_far) > 0:
+            raise ContextFull(
+                f"These messages have more than {tokens(tokens_so_far)}; the model reads at most "
+                f"{self.context_limit_tokens:,}. Leave some of them out."
+            )
+
     def message_tokens(self, frame_tokens: int) -> int:
         """The longest message that fits beside `frame_tokens` of conversation and template."""
         return max(0, self.context_limit_tokens - self._config.min_answer_tokens - frame_tokens)
@@ -45,6 +53,9 @@ class Room:
         count, fit = self._template.count(system_prompt), self.context_limit_tokens // 2
         if count > fit:
             raise ContextFull(f"The system prompt has {tokens(count)}; at most {fit:,} are accepted. Shorten it.")
+
+    def _excess_tokens(self, ledger_tokens: int) -> int:
+        return ledger_tokens + self._config.min_answer_tokens - self.context_limit_tokens
 
     def _too_long(self, excess_tokens: int, user_text: str | None) -> str:
         if user_text is not None:

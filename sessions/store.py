@@ -92,16 +92,17 @@ class Store:
 
     def add_conversation(
         self, owner_id: str, conversation_id: str, settings: ConversationSettings, key: str | None
-    ) -> None:
-        """One that a first message follows at once. `key` is the client's name for it."""
+    ) -> bool:
+        """One that a first message follows at once. `key` is the client's name for it; False when it is taken."""
         now = time.time()
         with self._database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
-            db.execute(
-                "INSERT INTO conversations(id, owner_id, title, created_at, updated_at, settings, key)"
+            cursor = db.execute(
+                "INSERT OR IGNORE INTO conversations(id, owner_id, title, created_at, updated_at, settings, key)"
                 " VALUES (?, ?, '', ?, ?, ?, ?)",
                 [conversation_id, owner_id, now, now, _dump(settings), key],
             )
+            return bool(cursor.rowcount)
 
     def with_key(self, owner_id: str, key: str) -> str | None:
         """The conversation that the owner's client calls so."""
@@ -172,6 +173,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         settings=_load(row["settings"]),
         ledger_tokens=row["ledger_tokens"],
         is_pinned=bool(row["is_pinned"]),
+        key=row["key"],
     )
 
 

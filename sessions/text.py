@@ -20,6 +20,11 @@ def clean(text: str) -> str:
     return _SURROGATES.sub("�", text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n"))
 
 
+def clean_exactly(text: str) -> str:
+    """Only what cannot be stored goes: NULs, and lone surrogates become U+FFFD. Line ends stay."""
+    return _SURROGATES.sub("�", text.replace("\0", ""))
+
+
 def clean_message(text: str, max_bytes: int) -> str:
     """A message ready to be stored. Raises `MessageRefused` when nothing is left or it is longer than `max_bytes`."""
     if not isinstance(text, str):

@@ -39,6 +39,7 @@ class MissReason(StrEnum):
     EARLIER_FAILURE = "earlier_failure"
     SNAPSHOT_REFUSED = "snapshot_refused"
     REREAD_CHEAPER = "reread_cheaper"
+    FORKED = "forked"
 
 
 @dataclass(frozen=True, slots=True)
