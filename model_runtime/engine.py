@@ -27,11 +27,13 @@ from model_runtime.loaded import LoadedModel
 from model_runtime.probe import probe_packing
 from model_runtime.read_speed import ReadSpeed, measure_reading
 from model_runtime.reading import Reading
-from model_runtime.scheduler import SchedulerConfig, Slot, plan_idle_step, plan_step
+from model_runtime.scheduler import MIN_CHUNK_TOKENS, SchedulerConfig, Slot, plan_idle_step, plan_step
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence
-from model_runtime.snapshot import Segment, data_bytes_for, read, write
+from model_runtime.snapshot import Segment, data_bytes_for, own_segment, read, write
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, ReadRequest
+from model_runtime.verdict import Verification
+from model_runtime.verification import Piece, Reread, compare_all, tolerance_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Engine:
         runtime = open_runtime(loaded.model, self._geometry, config, context_limit_tokens)
         self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
         self._host_pool = runtime.host_pool
+        self._tolerance = tolerance_of(loaded.model)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         self._scheduler = SchedulerConfig(
             chunk_tokens=config.prefill_chunk_tokens, idle_chunk_tokens=config.idle_chunk_tokens
@@ -141,22 +144,32 @@ class Engine:
         """Appends segments to the slab, one between two steps each, so that running answers go on meanwhile."""
         slab = _own(kv)
         for segment in segments:
-            if not isinstance(segment, Segment):
-                raise TypeError("this engine's segments come from its stage() and load()")
+            own = own_segment(segment)
             try:
-                self._between_steps(partial(self._transfers.copy_in, slab, segment))
+                self._between_steps(partial(self._transfers.copy_in, slab, own))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 raise translated(error) from error
 
     def save(self, segment: types.Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes."""
-        if not isinstance(segment, Segment):
-            raise TypeError("this engine's segments come from its stage() and load()")
-        return write(segment, self._geometry, path)
+        return write(own_segment(segment), self._geometry, path)
 
     def load(self, identity: SegmentIdentity, path: Path) -> Segment:
         """The segment in the file, verified."""
         return read(identity, self._geometry, path, self._host_pool.take if self._host_pool else None)
+
+    def verify(
+        self,
+        scratch: KV,
+        ledger: abc.Sequence[int],
+        copies: abc.Sequence[KV | abc.Iterable[types.Segment]],
+        must_stop: Callable[[], bool],
+    ) -> Verification | None:
+        """Compares kept rows with those of a re-read, in pieces between steps."""
+        reread = Reread(self._forward, _own(scratch), ledger, self._tolerance, lambda: bool(self._arrived))
+        return compare_all(
+            reread, self._geometry, copies, lambda p: self._between_steps(partial(self._in_passing, p)), must_stop
+        )
 
     def segment_bytes(self, tokens: int) -> int:
         """Bytes of the rows of so many tokens."""
@@ -301,6 +314,16 @@ class Engine:
         """Ends one generation; what its slab held before the failed forward stays valid."""
         logger.error("forward failed kv_tokens=%d", sequence.kv_tokens, exc_info=error)
         sequence.finish(FinishReason.FAILED, str(translated(error)))
+
+    def _in_passing(self, piece: Piece) -> bool:
+        """Does a piece of work that no answer waits for, where it holds up none. False: it has to be tried again."""
+        if any(not s.is_decoding for s in self._running):
+            return False
+        try:
+            piece(MIN_CHUNK_TOKENS if self._running else self._scheduler.chunk_tokens)
+        except StepAborted:
+            return False
+        return True
 
     def _forget_finished(self) -> None:
         for work in (*self._running, *self._idle):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from model_runtime import types
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
 from model_runtime.kv_cache import KVGeometry, KVSlab
 from model_runtime.segments import FORMAT_VERSION, SegmentIdentity
@@ -37,6 +38,13 @@ class Segment:
     @property
     def data_bytes(self) -> int:
         return int(self.data.nbytes)
+
+
+def own_segment(segment: types.Segment) -> Segment:
+    """Raises `TypeError` for another engine's."""
+    if not isinstance(segment, Segment):
+        raise TypeError("this engine's segments come from its stage() and load()")
+    return segment
 
 
 def data_bytes_for(geometry: KVGeometry, tokens: int) -> int:
@@ -75,6 +83,11 @@ def copy_in(slab: KVSlab, geometry: KVGeometry, segment: Segment) -> None:
     for tensor, rows in zip(_tensors(slab), _views(segment.data, geometry, len(identity.token_ids)), strict=True):
         tensor[:, identity.start_tokens : identity.end_tokens].copy_(rows)
     slab.appended(identity.token_ids)
+
+
+def rows_of(segment: Segment, geometry: KVGeometry) -> Iterator[torch.Tensor]:
+    """Its keys and values layer by layer, `(kv_heads, tokens, dim)`."""
+    return _views(segment.data, geometry, len(segment.identity.token_ids))
 
 
 def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from model_runtime.segments import SegmentIdentity
+from model_runtime.verdict import Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,19 @@ class Engine(Protocol):
 
     def load(self, identity: SegmentIdentity, path: Path) -> Segment:
         """The segment in the file, verified. Any thread. Raises `SnapshotRefused` with the reason."""
+
+    def verify(
+        self,
+        scratch: KV,
+        ledger: Sequence[int],
+        copies: Sequence[KV | Iterable[Segment]],
+        must_stop: Callable[[], bool],
+    ) -> Verification | None:
+        """Reads `ledger` (the rows of all but its last id) into `scratch`, an empty KV that may grow to its length, and
+        compares every copy with it; of the last one the logits too. A copy is a KV without a running generation, or
+        segments that follow one another from position 0; what holds other ids counts up to there. Works in pieces
+        no longer than a prefill chunk beside running answers, and not at all while another prompt is read. None when
+        `must_stop` said so. Raises `DeviceOutOfMemory` or `EngineClosed`. Not from the engine thread."""
 
     def segment_bytes(self, tokens: int) -> int:
         """Bytes of the rows of so many tokens."""

@@ -126,6 +126,12 @@ class Host:
                     del self._entries[key]
         return freed_bytes
 
+    def discard(self, keys: Iterable[str]) -> None:
+        """They are not to be trusted; nobody keeps them."""
+        with self._lock:
+            for key in keys:
+                self._entries.pop(key, None)
+
     def use(self, conversation_id: str, in_use: bool) -> None:
         """While a conversation is in use, none of its segments goes to make room."""
         with self._lock:

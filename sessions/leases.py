@@ -123,14 +123,25 @@ class Leases:
                 return None
             return slot.kv, slot.held_ids[: slot.kv.length_tokens]
 
+    def borrow(self, conversation_id: str) -> Lease | None:
+        """A lease for looking at an idle KV, which gives way like a reserved one. None when there is nothing in it."""
+        with self._changed:
+            slot = self._slots.get(conversation_id)
+            if slot is None or self.idle(conversation_id) is None:
+                return None
+            slot.leased, slot.warming, slot.unwanted = True, True, False
+            return Lease(conversation_id, slot.kv, slot.kv.length_tokens, False, None, slot.held_ids)
+
     def must_yield(self, lease: Lease) -> bool:
         """Whether a reserved lease is in somebody's way."""
         with self._changed:
             return self._closed or bool(self._line) or self._slots[lease.conversation_id].unwanted
 
-    def settle(self, lease: Lease, held_ids: tuple[int, ...] = (), unsaved_for_s: float = 0.0) -> None:
-        """Gives the KV back after its run. It stays on the device, idle, until the room is needed; `unsaved_for_s` at
-        least, unless `staged` comes first or it is dropped by hand."""
+    def settle(
+        self, lease: Lease, held_ids: tuple[int, ...] = (), unsaved_for_s: float = 0.0, loss: Loss | None = None
+    ) -> None:
+        """Gives the KV back. It stays on the device until the room is needed, `unsaved_for_s` at least unless it is
+        `staged` or dropped by hand before. `loss`: why what was in it is gone."""
         with self._changed:
             slot = self._slots[lease.conversation_id]
             assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
@@ -140,6 +151,8 @@ class Leases:
             self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
             if was_warming and not slot.kv.allocated_bytes:
                 del self._slots[lease.conversation_id]  # nothing came of it
+            if loss is not None:
+                self._losses[lease.conversation_id] = loss
             self._changed.notify_all()
 
     def look_again(self) -> None:

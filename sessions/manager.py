@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model_runtime.types import Engine, FinishReason, ModelInfo, TurnTemplate
+from model_runtime.types import Engine, ModelInfo, TurnTemplate
 from sessions.completions import Completions
 from sessions.config import SessionConfig
 from sessions.errors import MessageRefused
@@ -33,9 +33,9 @@ from sessions.types import (
     ConversationSummary,
     ConversationView,
     MemoryView,
-    MessageStatus,
     Tier,
 )
+from sessions.verifier import Verifier, Verifying
 from sessions.views import Views
 
 DELETE_TIMEOUT_S = 10.0
@@ -68,7 +68,10 @@ class SessionManager:
         self._turns = Turns(
             store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder
         )
-        self._views = Views(store, engine, self._leases, self._pins, self._tiers, self._runs, self._events, config)
+        self._verifier = Verifier(store, engine, self._leases, self._tiers.cold, self._runs, self._notes)
+        self._views = Views(
+            store, engine, self._leases, self._pins, self._tiers, self._verifier, self._runs, self._events, config
+        )
         self.completions = Completions(store, engine, template, config, self._room, self._runs, self._turns)
         self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
 
@@ -80,6 +83,7 @@ class SessionManager:
         self._tiers.start()
         self._recorder.start()
         self._leases.start()
+        self._verifier.start()
         self._hands.load_pins()
 
     def close(self) -> None:
@@ -97,6 +101,7 @@ class SessionManager:
             run.lease = None  # its KV is still the engine's
             self._recorder.put(run, aborted())
         self._recorder.close(timeout_s=1.0)
+        self._verifier.close(timeout_s=1.0)
         self._tiers.close()
         self._leases.close(timeout_s=1.0)
 
@@ -153,7 +158,7 @@ class SessionManager:
         with self._runs.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
-            if not path or not _can_continue(path[-1]):
+            if not path or not path[-1].can_continue:
                 raise MessageRefused("The last answer is complete; there is nothing to continue.")
             turn = continued_answer(path, fold(path), self._template, self.info.tokenizer_fingerprint)
             prefix = turn.ledger[len(turn.ledger) - turn.answer_prefix_tokens :]
@@ -222,6 +227,7 @@ class SessionManager:
             self._store.delete(conversation_id)
             self._tiers.forget(conversation_id)
             self._events.forget(owner_id, conversation_id)
+            self._verifier.forget(conversation_id)
 
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
         """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
@@ -252,6 +258,10 @@ class SessionManager:
     def warm(self, owner_id: str, conversation_id: str) -> bool:
         """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done."""
         return self._hands.warm(owner_id, conversation_id)
+
+    def verify(self, owner_id: str, conversation_id: str) -> Verifying:
+        """Begins to hold the KV, on the device and saved, against a re-read; what disagrees is dropped."""
+        return self._verifier.verify(owner_id, conversation_id)
 
     def prepare(self, owner_id: str, conversation_id: str) -> bool:
         """For a page that opens a conversation, or sees its first keystroke: `warm`, because a message will follow."""
@@ -290,9 +300,3 @@ class SessionManager:
             self._room.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)
-
-
-def _can_continue(answer: Node) -> bool:
-    """RUNNING: its end could not be stored, and its run is gone (else the conversation could not be claimed)."""
-    unfinished = (MessageStatus.STOPPED, MessageStatus.INTERRUPTED, MessageStatus.RUNNING)
-    return answer.status in unfinished or answer.finish_reason is FinishReason.LENGTH

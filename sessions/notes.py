@@ -45,6 +45,9 @@ class Notes:
         sentence = f"Unpinned {title}: only {mib(limit_bytes)} may be pinned under this start's budget"
         self._events.add(owner_id, conversation_id, sentence)
 
+    def verified(self, owner_id: str, conversation_id: str, sentence: str) -> None:
+        self._events.add(owner_id, conversation_id, f"Verified {self._title(conversation_id)}: {sentence}")
+
     def not_saved(self, owner_id: str, conversation_id: str, why: str) -> None:
         self._events.add(owner_id, conversation_id, f"{self._title(conversation_id)}: {why}")
 

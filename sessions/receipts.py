@@ -89,8 +89,7 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         case MissReason.REREAD_CHEAPER:
             return reason, f"Reading was expected to be faster than restoring what is saved, {again}"
         case MissReason.EVICTED:
-            how = "by hand" if lease.loss is Loss.BY_HAND else "to make room"
-            return reason, f"Its memory was dropped {how}, {again}"
+            return reason, f"Its memory {_how_lost(lease)}, {again}"
         case MissReason.RESTARTED:
             return reason, f"The server was restarted, {again}"
         case MissReason.EARLIER_FAILURE:
@@ -99,6 +98,16 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
             return reason, f"It begins like another conversation, whose memory could not be used, {again}"
         case MissReason.BRANCH_SWITCHED:
             return reason, f"Its memory held another branch from token {event.reused_tokens + 1:,} on, {again}"
+
+
+def _how_lost(lease: Lease) -> str:
+    match lease.loss:
+        case Loss.DISAGREED:
+            return "disagreed when it was verified"
+        case Loss.BY_HAND:
+            return "was dropped by hand"
+        case _:
+            return "was dropped to make room"
 
 
 def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:

@@ -73,6 +73,12 @@ class Node:
         return self.finish_reason is FinishReason.STOP
 
     @property
+    def can_continue(self) -> bool:
+        """RUNNING: its end could not be stored, and its run is gone (else the conversation could not be claimed)."""
+        unfinished = (MessageStatus.STOPPED, MessageStatus.INTERRUPTED, MessageStatus.RUNNING)
+        return self.status in unfinished or self.finish_reason is FinishReason.LENGTH
+
+    @property
     def answer_ids(self) -> tuple[int, ...]:
         """An answer's own ids, without a preamble."""
         return self.ids.token_ids[self.ids.preamble_tokens :]

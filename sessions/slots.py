@@ -17,6 +17,7 @@ class Loss(Enum):
 
     FOR_ROOM = auto()
     BY_HAND = auto()
+    DISAGREED = auto()  # with a re-read
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class Tiers:
         self._writer.close(self._config.flush_timeout_s)
 
     @property
+    def cold(self) -> Cold:
+        """Everything that is saved off the device."""
+        return self._cold
+
+    @property
     def is_on(self) -> bool:
         return self._cold.is_on
 

@@ -146,6 +146,17 @@ class RunSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckView:
+    """What verifying a conversation's memory said, or how far it is. `sentence` begins small, to follow a title;
+    `agrees` is None where nothing was found out."""
+
+    is_running: bool
+    agrees: bool | None
+    sentence: str
+    at: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRow:
     """What one conversation's KV costs. `next_ttft_s` expects a 32-token message; `cold_ttft_s` is what the same turn
     would cost without the cache."""
@@ -166,6 +177,7 @@ class MemoryRow:
     is_pinned: bool = False  # its KV is never evicted from the device
     host_tokens: int = 0  # held in host memory
     host_bytes: int = 0
+    check: CheckView | None = None  # the newest verification since the server started
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from sessions.text import UNTITLED
 from sessions.tiers import Tiers
 from sessions.tree import INTERRUPTED_NOTE
 from sessions.types import (
+    CheckView,
     ConversationSummary,
     ConversationView,
     MemoryRow,
@@ -25,6 +26,7 @@ from sessions.types import (
     MessageView,
     Tier,
 )
+from sessions.verifier import Verifier
 
 EXPECTED_MESSAGE_TOKENS = 32
 _NOTHING = Holding(tokens=0, used_bytes=0, reserved_bytes=0, last_used_at=0.0)
@@ -41,6 +43,7 @@ class Views:
         leases: Leases,
         pins: Pins,
         tiers: Tiers,
+        verifier: Verifier,
         runs: RunTable,
         events: EventLog,
         config: SessionConfig,
@@ -50,6 +53,7 @@ class Views:
         self._leases = leases
         self._pins = pins
         self._tiers = tiers
+        self._verifier = verifier
         self._runs = runs
         self._events = events
         self._config = config
@@ -91,7 +95,7 @@ class Views:
     def memory(self, owner_id: str) -> MemoryView:
         holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
         totals, saved = self._store.totals(owner_id), self._tiers.saved(owner_id)
-        host, in_host = self._tiers.host, self._tiers.host.by_conversation()
+        host, in_host, checks = self._tiers.host, self._tiers.host.by_conversation(), self._verifier.views()
         return MemoryView(
             rows=tuple(
                 self._row(
@@ -100,6 +104,7 @@ class Views:
                     in_host.get(conversation.conversation_id, _NOT_SAVED),
                     saved.get(conversation.conversation_id, _NOT_SAVED),
                     running.get(conversation.conversation_id),
+                    checks.get(conversation.conversation_id),
                 )
                 for conversation in self._store.conversations(owner_id)
             ),
@@ -119,7 +124,13 @@ class Views:
         )
 
     def _row(
-        self, conversation: Conversation, holding: Holding, in_host: Saved, saved: Saved, run: Run | None
+        self,
+        conversation: Conversation,
+        holding: Holding,
+        in_host: Saved,
+        saved: Saved,
+        run: Run | None,
+        check: CheckView | None,
     ) -> MemoryRow:
         ledger_tokens = _ledger_tokens(conversation, run)
         expected_tokens = ledger_tokens + EXPECTED_MESSAGE_TOKENS
@@ -146,6 +157,7 @@ class Views:
             is_pinned=conversation.is_pinned,
             host_tokens=in_host.tokens,
             host_bytes=in_host.size_bytes,
+            check=check,
         )
 
     def _last(self, conversation: Conversation, message: MessageView) -> MessageView:

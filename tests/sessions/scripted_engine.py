@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -29,10 +29,18 @@ from model_runtime.types import (
     Segment,
     TokenDelta,
 )
+from model_runtime.verdict import Verification
 from tests.sessions.byte_template import END, ByteTemplate, ForgetfulTemplate
 from tests.sessions.scripted_answers import chat_answer, checksum, checksum_answer, text_of
 from tests.sessions.scripted_generation import ScriptedGeneration
-from tests.sessions.scripted_kv import ScriptedKV, ScriptedSegment, read_segment, rounded_up, write_segment
+from tests.sessions.scripted_kv import (
+    ScriptedKV,
+    ScriptedSegment,
+    held_by,
+    read_segment,
+    rounded_up,
+    write_segment,
+)
 
 __all__ = [
     "ByteTemplate",
@@ -198,6 +206,29 @@ class ScriptedEngine:
         if sentence := self.fail_load(identity):
             raise SnapshotRefused(sentence)
         return read_segment(identity, path, self.segment_bytes(len(identity.token_ids)))
+
+    def verify(
+        self,
+        scratch: KV,
+        ledger: Sequence[int],
+        copies: Sequence[KV | Iterable[Segment]],
+        must_stop: Callable[[], bool],
+    ) -> Verification | None:
+        assert isinstance(scratch, ScriptedKV)
+        self._revive(scratch)
+        kept = ledger[:-1]
+        for start in range(0, len(kept), CHUNK_TOKENS):
+            if must_stop():
+                return None
+            time.sleep(len(kept[start : start + CHUNK_TOKENS]) * self.fed_token_delay_s)
+            self._between_steps(lambda s=start: scratch.append(kept[s : s + CHUNK_TOKENS]))  # type: ignore[misc]
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+        found = []
+        for copy in copies:
+            tokens, marks = held_by(copy)
+            found.append(self._between_steps(lambda t=tokens, m=marks: scratch.compare(t, m)))  # type: ignore[misc]
+        agrees = found[-1].agrees
+        return Verification(len(kept), 0.0 if agrees else 9.0, 0.0 if agrees else 3.0, tuple(found), agrees)
 
     def segment_bytes(self, tokens: int) -> int:
         return tokens * self._bytes_per_token

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
 from model_runtime.segments import SegmentIdentity
+from model_runtime.verdict import Comparison
+from sessions.ledger import common_prefix
 
 GROWTH_TOKENS = 16
 
@@ -71,6 +73,12 @@ class ScriptedKV:
             mark = next_mark(mark, token)
             assert kept == mark, "a row that was computed behind other tokens"
 
+    def compare(self, tokens: Sequence[int], marks: Sequence[int]) -> Comparison:
+        """Another's rows against these, as far as the tokens are the same."""
+        same = common_prefix(tokens, self.tokens)
+        bad = next((i for i in range(same) if marks[i] != self.marks[i]), None)
+        return Comparison(same, 0.0 if bad is None else 9.0, bad)
+
     def clear(self) -> None:
         self.crop(0)
         self.capacity_tokens = 0
@@ -82,6 +90,19 @@ class ScriptedKV:
 
 def rounded_up(tokens: int) -> int:
     return -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS
+
+
+def held_by(copy: object) -> tuple[list[int], list[int]]:
+    """The tokens and marks of a KV, or of segments that follow one another."""
+    if isinstance(copy, ScriptedKV):
+        return list(copy.tokens), list(copy.marks)
+    tokens: list[int] = []
+    marks: list[int] = []
+    for segment in copy:  # type: ignore[attr-defined]
+        assert segment.identity.start_tokens == len(tokens)
+        tokens += segment.identity.token_ids
+        marks += segment.marks
+    return tokens, marks
 
 
 def write_segment(segment: ScriptedSegment, path: Path) -> int:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import sessions.restorer
 from model_runtime.chat_template import ChatTemplate
+from model_runtime.kv_cache import KVSlab
 from model_runtime.types import SamplingParams
 from sessions.choice import Choice
 from sessions.config import SessionConfig
@@ -109,3 +111,32 @@ def test_a_damaged_file_is_read_again_to_the_same_text(
         assert answer == uncached[1]
         assert receipt.miss_reason == "snapshot_refused"
         assert "its checksum is wrong" in receipt.miss_detail
+
+
+def test_verifying_finds_planted_damage_on_the_device_and_on_disk(
+    model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    with serving(model_dir, tmp_path / "data") as server:
+        c = server.manager.create_conversation(ADA, GREEDY).conversation_id
+        assert server.say(c, TEXTS[0])[0] == uncached[0]
+        first = server.manager.verify(ADA, c).wait(30)
+        assert first is not None
+        assert first.agrees
+        assert first.logit_difference < 1e-4
+        kv = server.manager._leases._slots[c].kv
+        assert isinstance(kv, KVSlab)
+        with torch.inference_mode():
+            kv.values[2][:, 7] *= -1
+        second = server.manager.verify(ADA, c).wait(30)
+        assert second is not None
+        assert "its memory on the device disagreed from token 8 on and was dropped" in second.sentence
+        assert server.manager.memory(ADA).rows[0].tier is Tier.DISK
+        answer, receipt = server.say(c, TEXTS[1])
+        assert (answer, receipt.tier_before) == (uncached[1], Tier.DISK)
+        server.manager.park(ADA, c)
+        assert server.manager.verify(ADA, c).wait(30).agrees  # type: ignore[union-attr]
+        path = next((tmp_path / "data" / "kv").rglob("*.kv"))
+        path.write_bytes(path.read_bytes()[:-1])
+        assert server.manager.verify(ADA, c).wait(30).agrees is False  # type: ignore[union-attr]
+        assert server.say(c, TEXTS[2])[0] == uncached[2]

@@ -33,6 +33,7 @@ CALLS: dict[str, Call] = {
     "park": lambda m, owner, c, message: m.park(owner, c),
     "pin": lambda m, owner, c, message: m.pin(owner, c),
     "unpin": lambda m, owner, c, message: m.unpin(owner, c),
+    "verify": lambda m, owner, c, message: m.verify(owner, c),
     "warm": lambda m, owner, c, message: m.warm(owner, c),
     "prepare": lambda m, owner, c, message: m.prepare(owner, c),
     "count_tokens": lambda m, owner, c, message: m.count_tokens(owner, c, "Hello"),
