@@ -58,8 +58,8 @@ class Engine:
             loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens
         )
         runtime = open_runtime(loaded.model, self._geometry, config, context_limit_tokens)
+        self._runtime = runtime
         self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
-        self._host_pool = runtime.host_pool
         self._tolerance = tolerance_of(loaded.model)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         self._scheduler = SchedulerConfig(
@@ -156,7 +156,8 @@ class Engine:
 
     def load(self, identity: SegmentIdentity, path: Path) -> Segment:
         """The segment in the file, verified."""
-        return read(identity, self._geometry, path, self._host_pool.take if self._host_pool else None)
+        pool = self._runtime.host_pool
+        return read(identity, self._geometry, path, None if pool is None else pool.take)
 
     def verify(
         self,
@@ -183,6 +184,7 @@ class Engine:
         for work in (*self._running, *self._idle):
             work.abort()
         self._join()
+        self._runtime.close()
 
     def _between_steps(self, call: Callable[[], T]) -> T:
         """Runs `call` on the engine thread and waits for it. Raises what it raises, and `EngineClosed`."""

@@ -97,6 +97,12 @@ class Arena:
         if not kv.span_tokens and kv in self._kvs:
             self._kvs.remove(kv)
 
+    def close(self) -> None:
+        """Lets go of the memory; KVs that still have rows keep them until they are freed. Nothing can grow any more."""
+        self.keys = [layer[:0].clone() for layer in self.keys]
+        self.values = [layer[:0].clone() for layer in self.values]
+        self._reserve = self._reserve[:0].clone()
+
     def _compact(self, last: ArenaKV) -> None:
         """Slides all spans to the front, `last` behind all others, so that the free rows are one hole behind it."""
         order = sorted((kv for kv in self._kvs if kv is not last), key=lambda kv: kv.span_start)

@@ -83,6 +83,10 @@ class ArenaForward:
             torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
         return logits
 
+    def close(self) -> None:
+        """Forgets the recorded steps, whose graphs hold memory."""
+        self.recorded = None
+
     def _eager(self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]) -> torch.Tensor:
         needed = len(rows.numbers)
         if needed > len(self._upload.buffer):

@@ -143,6 +143,18 @@ def test_a_budget_for_nothing_is_refused_at_load(tmp_path: Path) -> None:
         over_arena(TINY["llama"](tmp_path / "llama"), tokens=STEP_TOKENS - 1)
 
 
+def test_closing_gives_the_arena_back(watched: WatchedEngine) -> None:
+    kv = watched.engine.new_kv()
+    watched.submit(kv, [7] * 40).wait()
+    arena = forward_of(watched).arena
+    assert arena.allocated_bytes >= watched.engine.kv_bytes(ROOM_TOKENS)
+    watched.engine.close()
+    watched.engine.close()
+    assert arena.allocated_bytes == 0
+    watched.engine.release(kv)
+    assert kv.allocated_bytes == 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_answers_equal_a_full_read_but_for_near_ties(directory: Path) -> None:
