@@ -1,0 +1,184 @@
+"""Cached equals uncached on this device: float32 as the reference, then what production runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.profiled import attention_kernels, kernels_of
+from benchmarks.gpu.shapes import build
+from benchmarks.gpu.talk import some_ids
+from model_runtime.config import EngineConfig
+from model_runtime.forward import Feed
+from model_runtime.kernels.device import DeviceRuntime, open_arena, open_slabs, varlen_for
+from model_runtime.kernels.varlen import REFERENCE, agrees, flash_kernels
+from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.loaded import LoadedModel
+from model_runtime.probe import probe_packing
+from model_runtime.segments import identify
+from model_runtime.snapshot import read, write
+
+REFERENCE_LIMIT = 1e-4  # of the logits, as DESIGN's third rule has it for reference mode
+NLL_LIMIT = 0.005
+# Random weights give flat logits: what bfloat16 rounds off is told in their standard deviations.
+PRODUCTION_LIMIT = 0.15
+
+
+def kernels(bench: Bench) -> None:
+    """Every flash kernel this build offers against the reference, for the four models' heads."""
+    if bench.device.type != "cuda":
+        bench.check("reference_kernel", agrees(REFERENCE, bench.device, torch.float32, 6, 2, 16))
+        bench.note("flash_kernels", ", ".join(kernel.name for kernel in flash_kernels()) + " (not run: no GPU)")
+        return
+    for kernel in flash_kernels():
+        for heads, kv_heads, dim in ((9, 3, 64), (32, 8, 128), (48, 1, 128)):
+            name = f"{kernel.name} {heads}/{kv_heads}x{dim}"
+            try:
+                bench.check(name, agrees(kernel, bench.device, bench.dtype, heads, kv_heads, dim))
+            except Exception as error:
+                bench.check(name, False, f"{type(error).__name__}: {error}")
+
+
+def exactness(bench: Bench, given: LoadedModel | None = None) -> None:
+    """Packed against alone, cached against one read, and KVs that went through pinned memory and a file."""
+    if given is not None:
+        _production(bench, given, "given")
+        return
+    exact = build(bench, "smollm2_135m", "none", torch.float32)
+    geometry = probe_packing(exact.model, torch.float32, 4096, step_tokens=256)
+    _checked(bench, "float32 slabs", exact, open_slabs(exact.model, geometry), geometry, REFERENCE_LIMIT)
+    config = EngineConfig(kv_arena_bytes=8192 * geometry.bytes_per_token, pinned_host_bytes=1 << 28)
+    arena = open_arena(exact.model, geometry, REFERENCE, config, 4096)
+    _checked(bench, "float32 arena", exact, arena, geometry, REFERENCE_LIMIT)
+    arena.close()
+    del exact, arena
+    bench.clean()
+    for precision in ("none", "nf4", "int8"):
+        _production(bench, build(bench, "smollm2_135m", precision), precision)
+        bench.clean()
+
+
+def _production(bench: Bench, loaded: LoadedModel, name: str) -> None:
+    geometry = probe_packing(loaded.model, loaded.kv_dtype, 4096, step_tokens=256)
+    kernel = varlen_for(loaded.model, geometry)
+    config = EngineConfig(kv_arena_bytes=8192 * geometry.bytes_per_token, pinned_host_bytes=1 << 28)
+    runtime = open_arena(loaded.model, geometry, kernel, config, 4096)
+    limit = REFERENCE_LIMIT if loaded.kv_dtype == torch.float32 and name == "none" else PRODUCTION_LIMIT
+    _checked(bench, f"{name} {geometry.dtype}".replace("torch.", ""), loaded, runtime, geometry, limit)
+    ran = attention_kernels(kernels_of(bench, lambda: _Reader(runtime, loaded).read([some_ids(loaded, 64)])))
+    bench.note(f"attention_kernel_{name}", f"{runtime.kernel}: {', '.join(ran[:3]) or 'none by that name'}")
+    if bench.device.type == "cuda":
+        bench.check(f"{name}: flash ran", any("flash" in one.lower() for one in ran))
+    runtime.close()
+
+
+@dataclass
+class _Reader:
+    """Feeds ids to KVs of a runtime and returns logits of all rows that were fed."""
+
+    runtime: DeviceRuntime
+    loaded: LoadedModel
+
+    def read(self, parts: Sequence[Sequence[int]], kvs: Sequence[KVSlab] | None = None) -> list[torch.Tensor]:
+        """Logits `(ids, vocabulary)` of each part, all in one packed forward; new KVs where none are given."""
+        used = kvs or [self.runtime.place.new_kv() for _ in parts]
+        logits = self.runtime.forward.run([Feed(kv, ids, len(ids)) for kv, ids in zip(used, parts, strict=True)])
+        ends = list(accumulate(len(ids) for ids in parts))
+        pieces = [logits[end - len(ids) : end].clone() for end, ids in zip(ends, parts, strict=True)]
+        if kvs is None:
+            for kv in used:
+                kv.free()
+        return pieces
+
+    def step(self, kvs: Sequence[KVSlab], ids: Sequence[int]) -> list[torch.Tensor]:
+        """One token each; a decode step, recorded where the runtime records them."""
+        return self.read([[one] for one in ids], kvs)
+
+
+def _checked(
+    bench: Bench, name: str, loaded: LoadedModel, runtime: DeviceRuntime, geometry: KVGeometry, limit: float
+) -> None:
+    print(f" {name}: {runtime.kernel}")
+    reader = _Reader(runtime, loaded)
+    ledgers = [some_ids(loaded, tokens, seed) for seed, tokens in ((1, 300), (2, 40), (3, 171))]
+    whole = [_own_attention(loaded.model, ledger) for ledger in ledgers]
+    spread = float(whole[0].std())
+
+    def gap(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+        worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+        return worst if limit == REFERENCE_LIMIT else worst / spread
+
+    def compare(what: str, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
+        worst = gap(found, expected)
+        bench.check(f"{name}: {what}", worst <= limit, f"(largest difference {worst:.2g}, allowed {limit:g})")
+
+    alone = [reader.read([ledger])[0] for ledger in ledgers]
+    compare("alone equals the model's own attention", alone, whole)
+    compare("packed equals alone", reader.read(ledgers), alone)
+
+    # The beginnings packed, then a turn in the middle, then token by token, all conversations together.
+    kvs = [runtime.place.new_kv() for _ in ledgers]
+    reader.read([ledger[:20] for ledger in ledgers], kvs)
+    reader.read([ledger[20:-12] for ledger in ledgers], kvs)
+    steps = [reader.step(kvs, [ledger[place] for ledger in ledgers]) for place in range(-12, -1)]
+    cached = [torch.cat([step[number] for step in steps]) for number in range(len(ledgers))]
+    ends = [logits[-12:-1] for logits in whole]
+    compare("cached equals one read", cached, ends)
+    nll = [_nll(logits, ledger[-11:]) for logits, ledger in zip(cached, ledgers, strict=True)]
+    expected_nll = [_nll(logits, ledger[-11:]) for logits, ledger in zip(ends, ledgers, strict=True)]
+    nll_gap = abs(sum(nll) - sum(expected_nll)) / len(ledgers)
+    bench.check(f"{name}: NLL", nll_gap <= NLL_LIMIT, f"(gap {nll_gap:.2g}, allowed {NLL_LIMIT})")
+
+    _through_tiers(bench, name, reader, kvs[0], geometry, ledgers[0])
+    for kv in kvs:
+        kv.free()
+
+
+def _through_tiers(
+    bench: Bench, name: str, reader: _Reader, kv: KVSlab, geometry: KVGeometry, ledger: Sequence[int]
+) -> None:
+    """The same rows and the same next logits, bit for bit, after pinned host memory and after a file."""
+    transfers = reader.runtime.transfers
+    identity = identify(None, kv.token_ids, reader.loaded.fingerprint)
+    segment = transfers.begin_out(kv, identity)()
+    before = reader.step([kv], [ledger[-1]])[0]
+    kv.crop(len(identity.token_ids))
+    with tempfile.TemporaryDirectory() as folder:
+        write(segment, geometry, Path(folder) / "segment")
+        from_file = read(identity, geometry, Path(folder) / "segment")
+    for way, one in (("pinned host memory", segment), ("a file", from_file)):
+        back = reader.runtime.place.new_kv()
+        transfers.copy_in(back, one)
+        after = reader.step([back], [ledger[-1]])[0]
+        length = len(identity.token_ids)
+        same_rows = all(
+            torch.equal(ours[:, :length], theirs[:, :length])
+            for ours, theirs in zip((*kv.keys, *kv.values), (*back.keys, *back.values), strict=True)
+        )
+        bench.check(f"{name}: back from {way}, bitwise", same_rows and torch.equal(before, after))
+        back.free()
+
+
+@torch.inference_mode()
+def _own_attention(model: PreTrainedModel, ledger: Sequence[int]) -> torch.Tensor:
+    """float32 logits `(tokens, vocabulary)` of one uncached read through transformers' own attention."""
+    packed = str(model.config._attn_implementation)
+    model.set_attn_implementation("sdpa")
+    try:
+        device = next(model.parameters()).device
+        logits: torch.Tensor = model(torch.tensor([list(ledger)], device=device), use_cache=False).logits
+        return logits[0].float()
+    finally:
+        model.set_attn_implementation(packed)
+
+
+def _nll(logits: torch.Tensor, following: Sequence[int]) -> float:
+    wanted = torch.tensor(list(following), device=logits.device)
+    return float(torch.nn.functional.cross_entropy(logits, wanted))

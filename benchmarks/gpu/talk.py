@@ -1,0 +1,91 @@
+"""The real engine with token ids in and timed token ids out, many answers at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from benchmarks.gpu.bench import Bench
+from model_runtime.config import EngineConfig
+from model_runtime.engine import Engine
+from model_runtime.loaded import LoadedModel
+from model_runtime.types import KV, Event, Finished, GenerationRequest, SamplingParams, TokenDelta
+
+
+@dataclass
+class Answer:
+    """A running generation: when it was asked for, its ids and when each came."""
+
+    asked_at: float = field(default_factory=time.perf_counter)
+    token_ids: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    finished: Finished | None = None
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def heard(self, event: Event) -> None:
+        if isinstance(event, TokenDelta):
+            self.times.append(time.perf_counter())
+            self.token_ids.append(event.token_id)
+        elif isinstance(event, Finished):
+            self.finished = event
+            self._done.set()
+
+    def wait(self, timeout_s: float = 180.0) -> Answer:
+        if not self._done.wait(timeout_s):
+            raise TimeoutError(f"no answer within {timeout_s} s")
+        if self.finished is None or self.finished.error:
+            raise RuntimeError(str(self.finished and self.finished.error))
+        return self
+
+    @property
+    def ttft_s(self) -> float:
+        return self.times[0] - self.asked_at
+
+    @property
+    def fed_tokens(self) -> int:
+        assert self.finished is not None
+        return self.finished.fed_tokens
+
+
+def open_engine(
+    bench: Bench,
+    loaded: LoadedModel,
+    context_tokens: int,
+    arena_tokens: int,
+    max_concurrent: int = 8,
+    pinned_bytes: int = 0,
+    record: bool = True,
+) -> Engine:
+    """An engine over an arena for `arena_tokens` tokens; without guesses, which random weights would make worthless."""
+    own = loaded.model.config.get_text_config()
+    heads = getattr(own, "num_key_value_heads", None) or 1
+    if getattr(own, "multi_query", False):
+        heads = 1
+    dim = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+    bytes_per_token = 2 * own.num_hidden_layers * heads * dim * loaded.kv_dtype.itemsize
+    settings = {
+        "kv_arena_bytes": arena_tokens * bytes_per_token,
+        "max_concurrent": max_concurrent,
+        "pinned_host_bytes": pinned_bytes,
+        "record_decode": record,
+        "prompt_lookup": "off",
+        "prefill_chunk_tokens": 2048 if bench.device.type == "cuda" else 128,
+    }
+    known = {each.name for each in fields(EngineConfig)}
+    return Engine(loaded, EngineConfig(**{k: v for k, v in settings.items() if k in known}), context_tokens)
+
+
+def ask(engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int) -> Answer:
+    """Submits a greedy answer."""
+    answer = Answer()
+    sampling = SamplingParams(temperature=0, max_new_tokens=new_tokens)
+    engine.submit(GenerationRequest(tuple(ledger), kv, sampling), answer.heard)
+    return answer
+
+
+def some_ids(loaded: LoadedModel, tokens: int, seed: int = 1) -> list[int]:
+    """Ids that repeat nowhere near each other."""
+    vocabulary = int(loaded.model.config.get_text_config().vocab_size)
+    return [(seed * 7919 + 104729 * place + place * place) % vocabulary for place in range(tokens)]

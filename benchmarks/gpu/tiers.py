@@ -1,0 +1,176 @@
+"""A turn behind a long history from every tier, and 64 conversations with room for 16."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.talk import ask, open_engine, some_ids
+from model_runtime.engine import Engine
+from model_runtime.kernels.host_pool import HostPool
+from model_runtime.loaded import LoadedModel
+from model_runtime.segments import SegmentIdentity, identify
+from model_runtime.types import KV, Segment
+
+TURN_TOKENS = 32
+REPEATS = 5
+
+
+def first_token(bench: Bench, loaded: LoadedModel) -> None:
+    """TTFT of a 32-token turn: warm, from pinned host memory, from disk, cold."""
+    history = 256 if bench.is_tiny else 16384
+    pinned_bytes = 64 * 1024**2 if bench.is_tiny else 6 * 1024**3
+    engine = open_engine(bench, loaded, history + 256, 2 * history + 1024, pinned_bytes=pinned_bytes)
+    ids = some_ids(loaded, history)
+    cold = [_turn_s(engine, engine.new_kv(), ids, seed, release=True) for seed in range(2)][1]
+    kv = engine.new_kv()
+    ask(engine, kv, [*ids, 1], 1).wait()
+    _turn_s(engine, kv, ids, 99)
+    warm = statistics.median(_turn_s(engine, kv, ids, 100 + seed) for seed in range(REPEATS))
+    bench.figure("warm_ttft_ms", 1000 * warm)
+    bench.figure("cold_ttft_ms", 1000 * cold)
+    bench.figure("warm_vs_reread", cold / warm)
+
+    identity = identify(None, ids, loaded.fingerprint)
+    bench.figure("write_through_s", bench.timed_s(lambda: engine.stage(kv, identity)))
+    segment = engine.stage(kv, identity)
+    engine.release(kv)
+    host = [_restored_turn_s(engine, lambda: segment, ids, seed) for seed in range(REPEATS)]
+    bench.figure("host_ttft_ms", 1000 * statistics.median(host))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "segment"
+        engine.save(segment, path)
+        disk = [_restored_turn_s(engine, lambda: _from_disk(engine, identity, path), ids, seed) for seed in range(2)]
+    bench.figure("disk_ttft_ms", 1000 * min(disk))
+    _restore_against_copy(bench, engine, segment)
+    engine.close()
+
+
+def _turn_s(engine: Engine, kv: KV, history: Sequence[int], seed: int, release: bool = False) -> float:
+    """Seconds to the first token of a turn whose first id differs from every other's, so that all of it is fed."""
+    answer = ask(engine, kv, [*history, 2 + seed, *range(3, TURN_TOKENS + 2)], 1).wait()
+    if release:
+        engine.release(kv)
+    else:
+        assert answer.fed_tokens == TURN_TOKENS, f"{answer.fed_tokens} tokens were fed"
+    return answer.ttft_s
+
+
+def _restored_turn_s(engine: Engine, segment: object, history: Sequence[int], seed: int) -> float:
+    """The same from a KV that is not on the device, fetching its segment included."""
+    kv = engine.new_kv()
+    begin = time.perf_counter()
+    engine.restore(kv, [segment()])  # type: ignore[operator]
+    answer = ask(engine, kv, [*history, 2 + seed, *range(3, TURN_TOKENS + 2)], 1).wait()
+    assert answer.fed_tokens == TURN_TOKENS, f"{answer.fed_tokens} tokens were fed"
+    seconds = answer.times[0] - begin
+    engine.release(kv)
+    return seconds
+
+
+def _from_disk(engine: Engine, identity: SegmentIdentity, path: Path) -> Segment:
+    """Read with the file's pages dropped from the page cache first."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return engine.load(identity, path)
+
+
+def _restore_against_copy(bench: Bench, engine: Engine, segment: Segment) -> None:
+    """How near the restore comes to one plain copy of as many bytes from page-locked memory."""
+
+    def restore() -> None:
+        kvs.append(engine.new_kv())
+        engine.restore(kvs[-1], [segment])
+
+    kvs: list[KV] = []
+    restores = []
+    for _ in range(3):
+        restores.append(bench.timed_s(restore))
+        engine.release(kvs.pop())
+    pool = HostPool(segment.data_bytes, bench.device)
+    source = pool.take(segment.data_bytes)
+    target = torch.empty(segment.data_bytes, dtype=torch.uint8, device=bench.device)
+    copies = [bench.timed_s(lambda: target.copy_(source, non_blocking=True)) for _ in range(3)]
+    bench.figure("pinned_copy_gb_per_s", segment.data_bytes / min(copies) / 1e9)
+    bench.figure("host_restore_gb_per_s", segment.data_bytes / min(restores) / 1e9)
+    bench.figure("host_restore_vs_copy", min(copies) / min(restores))
+    pool.close()
+
+
+class Crowd:
+    """Conversations of which only some fit on the device; the least recently used one makes room and goes to host
+    memory, where each turn's new rows were written through to."""
+
+    def __init__(self, engine: Engine, loaded: LoadedModel, room_tokens: int) -> None:
+        self._engine = engine
+        self._loaded = loaded
+        self._room_bytes = engine.kv_bytes(room_tokens)
+        self._on_device: OrderedDict[int, KV] = OrderedDict()
+        self._segments: dict[int, list[Segment]] = {}
+        self.ledgers: dict[int, list[int]] = {}
+
+    def turn(self, who: int, new_ids: Sequence[int], new_tokens: int) -> tuple[int, int]:
+        """One turn; returns the tokens that were fed and those the turn added."""
+        ledger = [*self.ledgers.get(who, []), *new_ids]
+        kv = self._promote(who, len(ledger) + new_tokens)
+        delta = len(ledger) - kv.length_tokens
+        answer = ask(self._engine, kv, ledger, new_tokens).wait()
+        self.ledgers[who] = [*ledger, *answer.token_ids]
+        saved = self._segments.setdefault(who, [])
+        parent = saved[-1].identity if saved else None
+        start = parent.end_tokens if parent else 0
+        held = self.ledgers[who][: kv.length_tokens]
+        saved.append(self._engine.stage(kv, identify(parent, held[start:], self._loaded.fingerprint)))
+        return answer.fed_tokens, delta if parent is None else len(new_ids) + 1
+
+    def _promote(self, who: int, tokens: int) -> KV:
+        kv = self._on_device.pop(who, None)
+        needed = self._engine.kv_bytes(tokens)
+        while self._on_device and needed + sum(k.allocated_bytes for k in self._on_device.values()) > self._room_bytes:
+            self._engine.release(self._on_device.popitem(last=False)[1])
+        if kv is None:
+            kv = self._engine.new_kv()
+            self._engine.restore(kv, self._segments.get(who, []))
+        self._on_device[who] = kv
+        return kv
+
+
+def sessions(bench: Bench, loaded: LoadedModel) -> None:
+    """64 conversations of 4k tokens with room for 16: turns a second, and whether only the new was fed."""
+    people, length, room, turns = (8, 100, 2, 24) if bench.is_tiny else (64, 4096, 16, 160)
+    new_tokens = 4 if bench.is_tiny else 16
+    room_tokens = room * (length + 512) // 64 * 64  # as the arena rounds
+    pinned_bytes = 64 * 1024**2 if bench.is_tiny else 40 * 1024**3
+    engine = open_engine(bench, loaded, length + 4096, room_tokens, pinned_bytes=pinned_bytes)
+    crowd = Crowd(engine, loaded, room_tokens)
+    begun = time.perf_counter()
+    for who in range(people):
+        crowd.turn(who, some_ids(loaded, length, who), 1)
+        if bench.left_s < 60:
+            people = who + 1
+            bench.note("sessions", f"only {people} conversations: no time")
+            break
+    bench.figure("sessions_filled_s", time.perf_counter() - begun)
+    randomness = random.Random(5)
+    shares = [1 / (1 + who) for who in range(people)]  # a few are talked to often, most of them seldom
+    only_delta = done = 0
+    begun = time.perf_counter()
+    for number in range(turns):
+        who = randomness.choices(range(people), shares)[0]
+        fed, delta = crowd.turn(who, some_ids(loaded, TURN_TOKENS, 1000 + number), new_tokens)
+        only_delta, done = only_delta + (fed == delta), done + 1
+        if bench.left_s < 20:
+            break
+    bench.figure("sessions_turns_per_s", done / (time.perf_counter() - begun))
+    bench.figure("fed_only_delta_share", only_delta / done)
+    bench.check("only the new was fed", only_delta == done, f"({only_delta} of {done} turns)")
+    engine.close()
