@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from app import sizes
+from app import doctor, sizes
 from app.guard import is_loopback
 from app.listen import bind, url_of
 from model_runtime.config import EMBEDDED, ModelConfig
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels from a hub that nobody asked for
     try:
-        return _serve(arguments)
+        return _doctor(arguments) if arguments.command == "doctor" else _serve(arguments)
     except ValueError as error:
         return _fail(str(error), 2)
     except (SessionError, ModelRuntimeError) as error:
@@ -46,33 +46,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor")
     serve = commands.add_parser("serve", help="serve the chat on this machine")
-    serve.add_argument(
-        "--model",
-        default=EMBEDDED,
-        help="'embedded', a directory, a .gguf file or a hub id like org/name (default: embedded)",
-    )
-    serve.add_argument(
-        "--quantization",
-        default="auto",
-        choices=("none", "nf4", "shipped", "auto"),
-        help="'shipped' keeps the bits of a .gguf file, 'nf4' is 4 bits through bitsandbytes, 'none' keeps 16 or 32 "
-        "bits, 'auto' is 'shipped' for .gguf files and 'nf4' for everything else (default: auto)",
-    )
+    examined = commands.add_parser("doctor", help="examine a data directory that nobody serves now")
+    for command in (serve, examined):
+        _add_common(command)
+    doctor.add_flags(examined)
     serve.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen on; one that other machines can reach needs --password (default: 127.0.0.1)",
     )
     serve.add_argument("--port", type=_port, default=7860, help="0 takes a free one (default: 7860)")
-    serve.add_argument(
-        "--data-dir",
-        type=Path,
-        default=default_data_dir(),
-        metavar="DIR",
-        help=f"where conversations are kept (default: {default_data_dir()})".replace("%", "%%"),
-    )
     serve.add_argument(
         "--device-kv-budget",
         metavar="SIZE",
@@ -92,9 +77,6 @@ def _parser() -> argparse.ArgumentParser:
         "the free disk, or 0 for none (default: 20%% of the free disk, at most 8 GiB)",
     )
     serve.add_argument(
-        "--context-limit", type=int, metavar="TOKENS", help="longest conversation, in tokens (default: the model's own)"
-    )
-    serve.add_argument(
         "--share", action="store_true", help="open a public link through Gradio's tunnel; always behind a password"
     )
     serve.add_argument(
@@ -103,13 +85,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    password = _password(arguments)
-    model = ModelConfig(
+def _add_common(command: argparse.ArgumentParser) -> None:
+    """Which data, and which model."""
+    command.add_argument(
+        "--model",
+        default=EMBEDDED,
+        help="'embedded', a directory, a .gguf file or a hub id like org/name (default: embedded)",
+    )
+    command.add_argument(
+        "--quantization",
+        default="auto",
+        choices=("none", "nf4", "shipped", "auto"),
+        help="'shipped' keeps the bits of a .gguf file, 'nf4' is 4 bits through bitsandbytes, 'none' keeps 16 or 32 "
+        "bits, 'auto' is 'shipped' for .gguf files and 'nf4' for everything else (default: auto)",
+    )
+    command.add_argument(
+        "--data-dir",
+        type=Path,
+        default=default_data_dir(),
+        metavar="DIR",
+        help=f"where conversations are kept (default: {default_data_dir()})".replace("%", "%%"),
+    )
+    command.add_argument(
+        "--context-limit", type=int, metavar="TOKENS", help="longest conversation, in tokens (default: the model's own)"
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    return doctor.run(arguments.data_dir, _model(arguments), not arguments.no_verify, _say)
+
+
+def _model(arguments: argparse.Namespace) -> ModelConfig:
+    return ModelConfig(
         model=arguments.model,
         quantization=arguments.quantization,
         context_limit_tokens=arguments.context_limit,
     )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    password = _password(arguments)
+    model = _model(arguments)
     if arguments.device_kv_budget is not None:  # refused now, not after the model was loaded
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
     with bind(arguments.host, arguments.port) as listener:

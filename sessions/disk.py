@@ -66,7 +66,7 @@ class Disk:
         return f"{self._engine.info.fingerprint} owner {owner}"
 
     def path_of(self, key: str) -> Path:
-        return self._folder / key[:2] / key[2:4] / f"{key}.kv"
+        return path_in(self._folder, key)
 
     @contextlib.contextmanager
     def using(self, conversation_id: str) -> Iterator[None]:
@@ -232,6 +232,11 @@ class Disk:
         if config.disk_kv_budget_bytes is not None:
             return config.disk_kv_budget_bytes
         return default_disk_kv_budget_bytes(self._free_bytes() + self.used_bytes)
+
+
+def path_in(folder: Path, key: str) -> Path:
+    """Where a segment's file lies."""
+    return folder / key[:2] / key[2:4] / f"{key}.kv"
 
 
 def _unlink(path: Path) -> None:

@@ -133,6 +133,19 @@ class Store:
             raise ConversationNotFound("This conversation does not exist. It may have been deleted in another tab.")
         return _conversation(row)
 
+    def every_conversation(self) -> list[Conversation]:
+        """All owners', for the server's own errands."""
+        with self._database.read() as db:
+            return [_conversation(row) for row in db.query(_SELECT + "ORDER BY c.updated_at DESC, c.rowid DESC")]
+
+    def troubles(self) -> list[str]:
+        """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
+        with self._database.read() as db:
+            found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
+            dangling = db.execute("PRAGMA foreign_key_check").fetchall()
+        broken = [f"a row of {row[0]} refers to a missing row of {row[2]}" for row in dangling]
+        return [*(text for text in found if text != "ok"), *broken]
+
     def title(self, conversation_id: str) -> str:
         """For the server's own log of memory events; "" when it is gone."""
         with self._database.read() as db:

@@ -73,3 +73,28 @@ def test_addresses_to_type() -> None:
     assert url_of("127.0.0.1", 7860) == "http://127.0.0.1:7860"
     assert url_of("0.0.0.0", 80) == "http://127.0.0.1:80"
     assert url_of("::1", 80) == "http://[::1]:80"
+
+
+def test_the_doctor_refuses_what_it_cannot_examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--data-dir", str(tmp_path / "nowhere")]) == 2
+    assert "There is no data directory" in capsys.readouterr().out
+    assert not (tmp_path / "nowhere").exists()
+    store = Store(tmp_path)
+    try:
+        assert main(["doctor", "--data-dir", str(tmp_path)]) == 2
+    finally:
+        store.close()
+    assert "already using the data directory" in capsys.readouterr().out
+
+
+def test_the_doctors_quick_mode_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store(tmp_path).close()
+    quick = ["doctor", "--data-dir", str(tmp_path), "--no-verify", "--model", "/no/such/model"]
+    assert main(quick) == 0
+    assert "nothing was verified" in capsys.readouterr().out
+    (tmp_path / "kv").mkdir(mode=0o700)
+    (tmp_path / "kv" / "stranger.kv").write_bytes(b"x")
+    assert main(quick) == 1
+    said = capsys.readouterr().out
+    assert "that nobody owns: 1 file (stranger.kv)" in said
+    assert "1 thing is wrong. No message is affected." in said

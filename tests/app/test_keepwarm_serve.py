@@ -135,6 +135,12 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
     assert second.process.returncode == 0
     assert not [line for line in second.lines if "Traceback" in line]
 
+    doctor = [sys.executable, "-m", "app", "doctor", "--data-dir", str(tmp_path / "data")]
+    examined = subprocess.run(doctor, capture_output=True, text=True, timeout=200, check=False)
+    assert examined.returncode == 0, examined.stdout + examined.stderr
+    assert "Name a colour.: its memory is true (" in examined.stdout
+    assert "All is well." in examined.stdout
+
     engine, store = ScriptedEngine(), Store(tmp_path / "data")
     manager = SessionManager(store, engine, ByteTemplate(), SessionConfig(device_kv_budget_bytes=2**20))
     answer = manager.view("local", address).messages[-1]
