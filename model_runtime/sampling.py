@@ -23,41 +23,39 @@ class Sampler:
         self._params = params
         self._generator = torch.Generator(device)
         self._generator.manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
-        self._seen = None
-        if params.repetition_penalty != 1.0:
-            self._seen = torch.tensor(sorted(set(ledger)), device=device)
-        self._counts: Counter[int] | None = None
-        if params.presence_penalty or params.frequency_penalty:
-            self._counts = Counter()
+        self._seen = _Met(ledger, device) if params.repetition_penalty != 1.0 else None
+        self._said = _Met((), device) if params.presence_penalty or params.frequency_penalty else None
 
-    @torch.inference_mode()  # the engine's logits are inference tensors, which nothing else may write to
+    @property
+    def is_greedy(self) -> bool:
+        """Whether it takes the best of the logits as they are."""
+        return self._params.temperature == 0 and self._seen is None and self._said is None
+
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token from float32 `logits (vocabulary,)`, which may be changed."""
-        params = self._params
-        if self._seen is not None:
-            logits = self._penalise(logits, self._seen)
-        if self._counts:
-            logits = self._take_penalties(logits, self._counts)
-        token = int(logits.argmax()) if params.temperature == 0 else self._draw(logits / params.temperature)
-        if self._seen is not None:
-            self._seen = torch.unique(torch.cat([self._seen, self._seen.new_tensor([token])]))
-        if self._counts is not None:
-            self._counts[token] += 1
+        """The next token from float32 `logits (vocabulary,)`, which may be changed. Waits for the device."""
+        token = int(self.pick(logits))
+        self.took(token)
         return token
 
-    def _take_penalties(self, logits: torch.Tensor, counts: Counter[int]) -> torch.Tensor:
-        ids = torch.tensor(list(counts), device=logits.device)
-        times = torch.tensor(list(counts.values()), device=logits.device, dtype=logits.dtype)
-        logits[ids] -= self._params.presence_penalty + self._params.frequency_penalty * times
-        return logits
+    @torch.inference_mode()  # the engine's logits are inference tensors, which nothing else may write to
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """The same as an int64 tensor without dimensions on the device; nothing waits. `took` must follow."""
+        params = self._params
+        if self._seen is not None:
+            ids, penalty = self._seen.ids, params.repetition_penalty
+            scores = logits[ids]
+            logits[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        if self._said is not None:
+            logits[self._said.ids] -= params.presence_penalty + params.frequency_penalty * self._said.times
+        return logits.argmax() if params.temperature == 0 else self._draw(logits / params.temperature)
 
-    def _penalise(self, logits: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        scores = logits[seen]
-        penalty = self._params.repetition_penalty
-        logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-        return logits
+    def took(self, token: int) -> None:
+        """That token was picked, and is part of the answer."""
+        for met in (self._seen, self._said):
+            if met is not None:
+                met.add(token)
 
-    def _draw(self, logits: torch.Tensor) -> int:
+    def _draw(self, logits: torch.Tensor) -> torch.Tensor:
         params = self._params
         vocabulary = logits.shape[0]
         if params.top_k or params.top_p < 1.0:
@@ -72,8 +70,40 @@ class Sampler:
             probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
         if params.min_p > 0.0:
             probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
-        place = torch.multinomial(probabilities, 1, generator=self._generator)
-        return int(place if ids is None else ids[place])
+        # What `torch.multinomial` does for one draw, without its checks, which wait for a GPU (pytorch issue 108968).
+        races = torch.empty_like(probabilities).exponential_(generator=self._generator)
+        place = (probabilities / races).argmax(0, keepdim=True)
+        return (place if ids is None else ids[place])[0]
+
+
+class _Met:
+    """Tokens that were met, and how often. Both lie on the device and are written to by place, so that nothing waits
+    for it and nothing is sorted."""
+
+    def __init__(self, token_ids: Sequence[int], device: torch.device) -> None:
+        counts = Counter(token_ids)
+        self._places = {token_id: place for place, token_id in enumerate(counts)}
+        self._ids = torch.tensor(list(counts), dtype=torch.int64, device=device)
+        self._times = torch.tensor(list(counts.values()), dtype=torch.float32, device=device)
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """int64 `(tokens,)`, each once."""
+        return self._ids[: len(self._places)]
+
+    @property
+    def times(self) -> torch.Tensor:
+        """float32 `(tokens,)`."""
+        return self._times[: len(self._places)]
+
+    def add(self, token_id: int) -> None:
+        place = self._places.setdefault(token_id, len(self._places))
+        if place == len(self._ids):
+            more = max(256, place)
+            self._ids = torch.cat([self._ids, self._ids.new_zeros(more)])
+            self._times = torch.cat([self._times, self._times.new_zeros(more)])
+        self._ids[place] = token_id
+        self._times[place] += 1
 
 
 @torch.inference_mode()

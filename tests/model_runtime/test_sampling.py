@@ -110,3 +110,26 @@ def test_log_probabilities_are_told_as_the_model_gave_them() -> None:
 def test_penalties_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must lie between"):
         SamplingParams(**wrong)  # type: ignore[arg-type]
+
+
+def test_penalties_count_every_token_of_a_long_answer() -> None:
+    params = SamplingParams(temperature=0, frequency_penalty=0.5, presence_penalty=0.25)
+    sampler = Sampler(params, (), CPU)
+    logits = torch.linspace(1, 0, 1000)
+    chosen = [sampler.choose(logits.clone()) for _ in range(1500)]
+    for token_id in (0, 1, 400):  # each was taken before its neighbours were taken once more
+        assert chosen.count(token_id) >= 1
+    expected = torch.linspace(1, 0, 1000)
+    counts = torch.zeros(1000)
+    for token_id in chosen:
+        penalised = expected - 0.5 * counts - 0.25 * (counts > 0)
+        assert token_id == int(penalised.argmax())
+        counts[token_id] += 1
+
+
+def test_a_draw_is_what_multinomial_draws() -> None:
+    sampler = Sampler(SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=9), (), CPU)
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(50):
+        expected = torch.multinomial(torch.softmax(LOGITS, 0), 1, generator=generator)
+        assert sampler.choose(LOGITS.clone()) == int(expected)
