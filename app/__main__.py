@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
         "the free disk, or 0 for none (default: 20%% of the free disk, at most 8 GiB)",
     )
     serve.add_argument(
+        "--prompt-lookup",
+        default="auto",
+        choices=("auto", "on", "off"),
+        help="guess the next tokens from the conversation's own text and check them in one step; 'auto' where that is "
+        "expected to save time, 'on' wherever there is a guess (default: auto)",
+    )
+    serve.add_argument(
         "--share", action="store_true", help="open a public link through Gradio's tunnel; always behind a password"
     )
     serve.add_argument(
@@ -133,7 +140,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         from app.wiring import Budgets, open_house
 
         budgets = Budgets(arguments.device_kv_budget, arguments.disk_kv_budget, arguments.host_kv_budget)
-        with open_house(arguments.data_dir, model, budgets, password, _say) as house:
+        with open_house(arguments.data_dir, model, arguments.prompt_lookup, budgets, password, _say) as house:
             from app.server import create_app
             from app.serving import Server
 

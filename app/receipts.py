@@ -30,6 +30,8 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
     if receipt.ttft_s is not None:
         rows.append(("First token", f"after {formatting.seconds(receipt.ttft_s)}"))
     rows.append(("Written", _written(receipt)))
+    if receipt.drafted_tokens:
+        rows.append(("Guessed from the conversation", _guessed(receipt)))
     if receipt.saved_s >= 0.005:
         rows.append(("Saved", f"about {formatting.seconds(receipt.saved_s)} against reading everything again"))
     if receipt.restored_bytes:
@@ -58,6 +60,12 @@ def _read(receipt: Receipt) -> str:
 
 def _written(receipt: Receipt) -> str:
     return f"{formatting.tokens(receipt.sampled_tokens)} tokens in {formatting.seconds(receipt.decode_s)}"
+
+
+def _guessed(receipt: Receipt) -> str:
+    return (
+        f"{formatting.tokens(receipt.accepted_tokens)} of {formatting.tokens(receipt.drafted_tokens)} tokens were right"
+    )
 
 
 def _tier(tier: Tier) -> str:

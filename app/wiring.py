@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from sessions.manager import SessionManager
 from sessions.store import Store
 
 if TYPE_CHECKING:
-    from model_runtime.config import ModelConfig
+    from model_runtime.config import ModelConfig, PromptLookup
     from model_runtime.types import Engine, TurnTemplate
 
 COOKIE_KEY_NAME = "cookie.key"
@@ -69,6 +69,7 @@ class _Memory:
 def open_house(
     data_dir: Path,
     model: ModelConfig,
+    prompt_lookup: PromptLookup,
     budgets: Budgets,
     password: str | None,
     say: Say,
@@ -79,7 +80,7 @@ def open_house(
         store = Store(data_dir)
         stack.callback(store.close)
         owners = Owners(_secret(data_dir), password)
-        engine, template, memory = _load(model, budgets, say, stack)
+        engine, template, memory = _load(model, prompt_lookup, budgets, say, stack)
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
             host_kv_budget_bytes=memory.host_bytes,
@@ -94,7 +95,7 @@ def open_house(
 
 
 def _load(
-    config: ModelConfig, budgets: Budgets, say: Say, stack: contextlib.ExitStack
+    config: ModelConfig, prompt_lookup: PromptLookup, budgets: Budgets, say: Say, stack: contextlib.ExitStack
 ) -> tuple[Engine, TurnTemplate, _Memory]:
     """The engine, its template and what its KVs may take. Torch is imported here, not before the flags are
     checked: it costs seconds."""
@@ -102,19 +103,21 @@ def _load(
     from model_runtime.config import EngineConfig
     from model_runtime.engine import Engine
     from model_runtime.loading import context_limit_tokens, load_model, unload
+    from model_runtime.passing_thread import in_passing_thread
 
-    loaded = load_model(config, say)
+    loaded = in_passing_thread(lambda: load_model(config, say))
     stack.callback(unload, loaded)
     template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
     device = str(loaded.model.device)
     budget_bytes = _budget_bytes(budgets.device, device, say)
     memory = _Memory(budget_bytes, _host_budget_bytes(budgets.host, device, budget_bytes, say))
-    engine_config = EngineConfig()
+    engine_config = EngineConfig(prompt_lookup=prompt_lookup)
     if device.startswith("cuda"):
         # A GPU's KVs lie in one arena, which is taken as a whole; a CPU's take memory as they grow.
         pinned_bytes = min(memory.host_bytes, MOST_PINNED_BYTES) + STAGED_BYTES
-        engine_config = EngineConfig(kv_arena_bytes=budget_bytes, pinned_host_bytes=pinned_bytes)
-    engine = Engine(loaded, engine_config, context_limit_tokens(loaded, config.context_limit_tokens))
+        engine_config = replace(engine_config, kv_arena_bytes=budget_bytes, pinned_host_bytes=pinned_bytes)
+    limit_tokens = context_limit_tokens(loaded, config.context_limit_tokens)
+    engine = in_passing_thread(lambda: Engine(loaded, engine_config, limit_tokens))
     stack.callback(engine.close)
     info = engine.info
     say(f"Model {info.name}, {info.quantization}, on {info.device} with {info.kernel}.")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 
 import torch
 from transformers import DynamicCache
 
-from benchmarks.driver import answer, load, prose_ids, start
+from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.loaded import LoadedModel
 from model_runtime.loading import unload
@@ -65,14 +66,14 @@ def main() -> None:
     rows, figures = [], {}
     for length in HISTORIES:
         history = prose_ids(loaded, max(length, FIRST_TOKENS))
-        loop = DynamicCacheLoop(plain, history)
+        loop = on_engine_thread(engine, partial(DynamicCacheLoop, plain, history))
         kv = engine.new_kv()
         answer(engine, kv, history, 2)
         ours, theirs = [], []
         for _ in range(options.repeats):
             found = answer(engine, kv, history, options.tokens).finished
             ours.append((found.sampled_tokens - 1) / found.decode_s)
-            theirs.append(loop.tokens_per_s(options.tokens))
+            theirs.append(on_engine_thread(engine, partial(loop.tokens_per_s, options.tokens)))
         engine.release(kv)
         rows.append((f"{length:,}", median(ours), median(theirs), median(ours) / median(theirs)))
         figures[f"tok_s_{length}"] = median(ours)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from model_runtime.config import EngineConfig, ModelConfig
 from model_runtime.engine import Engine
 from model_runtime.loaded import LoadedModel
 from model_runtime.loading import load_model
+from model_runtime.passing_thread import in_passing_thread
 from model_runtime.types import KV, Event, Finished, GenerationRequest, SamplingParams, TokenDelta
+
+T = TypeVar("T")
 
 # Prose of our own, so that the model reads text and not noise; repeated as often as a history needs.
 _PROSE = (
@@ -32,15 +36,19 @@ class Answer:
 def load(model: str = "embedded", quantization: str = "auto") -> LoadedModel:
     """A model that never ends an answer by itself, so that every answer has the length that is asked for."""
     config = ModelConfig(model=model, quantization=quantization)  # type: ignore[arg-type]
-    return replace(load_model(config, say=lambda line: print(f"# {line}")), stop_token_ids=frozenset())
+    loaded = in_passing_thread(lambda: load_model(config, say=lambda line: print(f"# {line}")))
+    return replace(loaded, stop_token_ids=frozenset())
 
 
 def start(loaded: LoadedModel, context_limit_tokens: int) -> Engine:
-    return Engine(loaded, EngineConfig(), context_limit_tokens)
+    """An engine that guesses nothing: our histories repeat themselves, which would flatter every figure."""
+    return in_passing_thread(lambda: Engine(loaded, EngineConfig(prompt_lookup="off"), context_limit_tokens))
 
 
-def answer(engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int) -> Answer:
-    """Runs one greedy answer of `new_tokens` tokens to its end."""
+def answer(
+    engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams | None = None
+) -> Answer:
+    """Runs one answer of `new_tokens` tokens to its end, greedy unless told otherwise."""
     done = threading.Event()
     events: list[Event] = []
 
@@ -49,7 +57,7 @@ def answer(engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int) -> An
         if isinstance(event, Finished):
             done.set()
 
-    sampling = SamplingParams(temperature=0, max_new_tokens=new_tokens)
+    sampling = replace(sampling or SamplingParams(temperature=0), max_new_tokens=new_tokens)
     engine.submit(GenerationRequest(tuple(ledger), kv, sampling), listen)
     done.wait()
     finished = events[-1]
@@ -57,6 +65,12 @@ def answer(engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int) -> An
     if finished.error:
         raise SystemExit(finished.error)
     return Answer(finished, tuple(e.token_id for e in events if isinstance(e, TokenDelta)))
+
+
+def on_engine_thread(engine: Engine, call: Callable[[], T]) -> T:
+    """Runs something else where the engine computes. In a thread of its own it would be slow, and slow the engine down:
+    see `model_runtime.passing_thread`."""
+    return engine._between_steps(call)
 
 
 def prose_ids(loaded: LoadedModel, tokens: int) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Quantization = Literal["auto", "shipped", "nf4", "none"]
+PromptLookup = Literal["auto", "on", "off"]
 EMBEDDED = "embedded"
 
 
@@ -52,6 +53,9 @@ class EngineConfig:
     """How the engine works: the longest prefill chunk, how many generations share a step, how far a KV grows at once.
     Idle reading goes in chunks of `idle_chunk_tokens`: what a request that arrives may cost it.
 
+    `prompt_lookup` guesses the next tokens from the conversation's own text: "auto" where that is expected to gain
+    time by what was measured and accepted so far, "on" wherever there is a guess.
+
     `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
     `pinned_host_bytes` are page-locked for rows that come and go between an arena and the host.
     `record_decode` replays an arena's decode steps instead of launching them kernel by kernel, where that is possible.
@@ -66,6 +70,7 @@ class EngineConfig:
     kv_arena_bytes: int | None = None
     record_decode: bool = True
     pinned_host_bytes: int = 0
+    prompt_lookup: PromptLookup = "auto"
 
     def __post_init__(self) -> None:
         _require(
@@ -87,6 +92,11 @@ class EngineConfig:
         _require(
             self.kv_arena_bytes is None or self.kv_arena_bytes > 0,
             f"A KV arena must have a positive size, not {self.kv_arena_bytes} bytes.",
+        )
+        choices = get_args(PromptLookup)
+        _require(
+            self.prompt_lookup in choices,
+            f"Prompt lookup must be one of {', '.join(choices)}, not '{self.prompt_lookup}'.",
         )
 
 

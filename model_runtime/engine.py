@@ -23,7 +23,8 @@ from model_runtime.failures import translated
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import open_runtime
 from model_runtime.kv_cache import KVSlab
-from model_runtime.loaded import LoadedModel
+from model_runtime.loaded import LoadedModel, model_info
+from model_runtime.lookup import Lookup
 from model_runtime.probe import probe_packing
 from model_runtime.read_speed import ReadSpeed, measure_reading
 from model_runtime.reading import Reading
@@ -66,19 +67,8 @@ class Engine:
             chunk_tokens=config.prefill_chunk_tokens, idle_chunk_tokens=config.idle_chunk_tokens
         )
         self._speed = ReadSpeed(config.prefill_chunk_tokens)
-        self._info = ModelInfo(
-            name=loaded.name,
-            quantization=loaded.quantization,
-            kernel=runtime.kernel,
-            device=str(self._geometry.device),
-            context_limit_tokens=context_limit_tokens,
-            kv_bytes_per_token=self._geometry.bytes_per_token,
-            weights_bytes=loaded.weights_bytes,
-            fingerprint=loaded.fingerprint,
-            tokenizer_fingerprint=loaded.tokenizer_fingerprint,
-            default_sampling=loaded.default_sampling,
-            notes=loaded.notes,
-        )
+        self._lookup = Lookup(config.prompt_lookup)
+        self._info = model_info(loaded, self._geometry, runtime.kernel, context_limit_tokens, self._lookup.notes)
         self._wake = threading.Condition()
         self._arrived: list[Work] = []
         self._calls: list[Callable[[], None]] = []
@@ -86,6 +76,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._idle: list[Work] = []
         measure_reading(self._forward, self._place, context_limit_tokens, self._speed)
+        self._lookup.measure(self._forward, self._place)
         self._thread = threading.Thread(target=self._loop, name="keepwarm-engine", daemon=True)
         self._thread.start()
 
@@ -270,10 +261,16 @@ class Engine:
                 work.finish(FinishReason.ABORTED)
         self._forget_finished()
         if self._running:
-            self._run(plan_step(self._running, self._scheduler, self._speed.estimate_s))
+            self._run(self._drafted(plan_step(self._running, self._scheduler, self._speed.estimate_s)))
         elif self._idle:
-            self._run(plan_idle_step(self._idle, self._scheduler), self._is_wanted)
+            self._run(self._drafted(plan_idle_step(self._idle, self._scheduler)), self._is_wanted)
         self._forget_finished()
+
+    def _drafted(self, slots: list[Slot[S]]) -> list[Slot[S]]:
+        """The same slots; the decode steps among them have what prompt lookup guesses."""
+        decoding = [s.sequence for s in slots if isinstance(s.sequence, Sequence) and s.sequence.is_decoding]
+        self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._info.context_limit_tokens)
+        return slots
 
     def _run(self, slots: list[Slot[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
         feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
@@ -289,11 +286,11 @@ class Engine:
                 self._run([slot])  # each alone, so that only the culprit fails
             return
         is_reading = len(slots) == 1 and not slots[0].sequence.is_decoding
-        rows = iter(logits)
-        for slot, feed in zip(slots, feeds, strict=True):
+        rows = torch.split(logits, [feed.logit_rows for feed in feeds])
+        for slot, own_rows in zip(slots, rows, strict=True):
             slot.sequence.fed(slot.tokens)
-            if feed.logit_rows and isinstance(slot.sequence, Sequence):
-                self._sample(slot.sequence, next(rows))
+            if len(own_rows) and isinstance(slot.sequence, Sequence):
+                self._sample(slot.sequence, own_rows)
         if is_reading:  # timed only now: a GPU has computed when a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from model_runtime.types import SamplingParams
+from model_runtime.kv_cache import KVGeometry
+from model_runtime.types import ModelInfo, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,22 @@ class LoadedModel:
     fingerprint: str
     tokenizer_fingerprint: str
     notes: tuple[str, ...] = ()
+
+
+def model_info(
+    loaded: LoadedModel, geometry: KVGeometry, kernel: str, context_limit_tokens: int, notes: tuple[str, ...]
+) -> ModelInfo:
+    """What a person may know of it. `notes` are the engine's own, behind those of the load."""
+    return ModelInfo(
+        name=loaded.name,
+        quantization=loaded.quantization,
+        kernel=kernel,
+        device=str(geometry.device),
+        context_limit_tokens=context_limit_tokens,
+        kv_bytes_per_token=geometry.bytes_per_token,
+        weights_bytes=loaded.weights_bytes,
+        fingerprint=loaded.fingerprint,
+        tokenizer_fingerprint=loaded.tokenizer_fingerprint,
+        default_sampling=loaded.default_sampling,
+        notes=(*loaded.notes, *notes),
+    )

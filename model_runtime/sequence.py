@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Container
 
 import torch
 from tokenizers import Tokenizer
 
 from model_runtime.kv_cache import KVSlab
+from model_runtime.lookup import Drafter, StepWorth
 from model_runtime.sampling import Sampler, logprobs_of
 from model_runtime.text_stream import TextStream
 from model_runtime.types import (
@@ -21,6 +22,7 @@ from model_runtime.types import (
     Listener,
     PrefillProgress,
     TokenDelta,
+    TokenLogprobs,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,11 @@ class Sequence:
         self._unfed: list[int] = []
         self._fed_tokens = 0
         self._reused_tokens = 0
-        self._sampled_tokens = 0
+        self._sampled: list[int] = []
+        self._drafter: Drafter | None = None
+        self._draft: list[int] = []
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
         self._is_finished = False
         self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
@@ -74,7 +80,7 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        return self._sampled_tokens > 0
+        return bool(self._sampled)
 
     @property
     def unfed_tokens(self) -> int:
@@ -84,13 +90,22 @@ class Sequence:
     def kv_tokens(self) -> int:
         return self.slab.length_tokens
 
+    def draft(self, context_limit_tokens: int, worth: StepWorth | None) -> None:
+        """While decoding: guesses what follows the pending token, so that the next forward checks it. No draft reaches
+        beyond the answer's own limit or the context's, so the KV never outgrows what was promised."""
+        if self._drafter is None:
+            self._drafter = Drafter([*self.request.ledger, *self._sampled])
+        of_answer = self.request.sampling.max_new_tokens - len(self._sampled) - 1
+        of_context = context_limit_tokens - self.slab.length_tokens - 2
+        self._draft = self._drafter.draft(min(of_answer, of_context), worth)
+
     def next_ids(self, tokens: int) -> list[int]:
-        """The next `tokens` ids to feed."""
-        return self._unfed[:tokens]
+        """The next `tokens` ids to feed, and the draft behind them."""
+        return [*self._unfed[:tokens], *self._draft]
 
     def logit_rows(self, tokens: int) -> int:
-        """How many rows of logits a step that feeds so many has to give: one, once all is fed."""
-        return int(tokens == len(self._unfed))
+        """How many rows of logits a step that feeds so many has to give: one for each token that may be sampled."""
+        return 1 + len(self._draft) if tokens == len(self._unfed) else 0
 
     def fed(self, tokens: int) -> None:
         """A forward has appended that many to the slab."""
@@ -99,27 +114,56 @@ class Sequence:
             self._fed_tokens += tokens
             self._emit(PrefillProgress(self._fed_tokens, self._fed_tokens + len(self._unfed)))
 
-    def sample(self, logits: torch.Tensor, stop_token_ids: Iterable[int], context_limit_tokens: int) -> None:
-        """Chooses a token from float32 `logits (vocabulary,)`, and finishes where an answer ends."""
+    def sample(self, logits: torch.Tensor, stop_token_ids: Container[int], context_limit_tokens: int) -> None:
+        """Chooses a token from float32 `logits (1 + drafted, vocabulary)`, and another for as long as the draft said so
+        too; forgets what was fed in vain, and finishes where an answer ends.
+
+        Every token is the sampler's own draw from the model's logits behind exactly the tokens before it. So the answer
+        is the one that would have come without a draft, with a seed to the letter.
+        """
+        draft, self._draft = self._draft, []
+        kv_tokens = self.slab.length_tokens - len(draft)
+        reason, sampled = None, []
+        try:
+            for row, guess in zip(logits, [*draft, None], strict=True):
+                token_id, told = self._choose(row)
+                sampled.append(token_id)
+                reason = self._take(token_id, told, stop_token_ids)
+                if reason is None and kv_tokens + len(sampled) >= context_limit_tokens:
+                    reason = FinishReason.CONTEXT
+                if reason is not None or token_id != guess:
+                    break
+        finally:
+            self.slab.crop(kv_tokens + max(0, len(sampled) - 1))
+        self._drafted_tokens += len(draft)
+        self._accepted_tokens += len(sampled) - 1
+        if self._drafter is not None:
+            self._drafter.sampled(sampled)
+        self._unfed.append(sampled[-1])
+        if reason is not None:
+            self.finish(reason)
+
+    def _choose(self, logits: torch.Tensor) -> tuple[int, TokenLogprobs | None]:
         wanted = self.request.sampling.top_logprobs
-        logprobs = None if wanted is None else torch.log_softmax(logits, dim=-1)  # before the sampler changes them
+        if wanted is None:
+            return self._sampler.choose(logits), None
+        logprobs = torch.log_softmax(logits, dim=-1)  # before the sampler changes them
         token_id = self._sampler.choose(logits)
-        told = None if wanted is None or logprobs is None else logprobs_of(logprobs, token_id, wanted, self._token_text)
-        self._sampled_tokens += 1
+        return token_id, logprobs_of(logprobs, token_id, wanted, self._token_text)
+
+    def _take(self, token_id: int, told: TokenLogprobs | None, stop_token_ids: Container[int]) -> FinishReason | None:
+        """Counts and shows one token; says why the answer ends with it, if it does."""
+        self._sampled.append(token_id)
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
-        self._unfed.append(token_id)
         if token_id in stop_token_ids:
             self._emit(TokenDelta(token_id, "", told))
-            self.finish(FinishReason.STOP)
-            return
+            return FinishReason.STOP
         self._emit(TokenDelta(token_id, self._text.push(token_id), told))
         if self._text.stopped:
-            self.finish(FinishReason.STOP_STRING)
-        elif self._sampled_tokens >= self.request.sampling.max_new_tokens:
-            self.finish(FinishReason.LENGTH)
-        elif self.slab.length_tokens + 1 >= context_limit_tokens:
-            self.finish(FinishReason.CONTEXT)
+            return FinishReason.STOP_STRING
+        is_last = len(self._sampled) >= self.request.sampling.max_new_tokens
+        return FinishReason.LENGTH if is_last else None
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """Emits `Finished`; only the first call counts."""
@@ -133,11 +177,13 @@ class Sequence:
                 reason=reason,
                 fed_tokens=self._fed_tokens,
                 reused_tokens=self._reused_tokens,
-                sampled_tokens=self._sampled_tokens,
+                sampled_tokens=len(self._sampled),
                 ttft_s=None if first is None else first - self._submitted_at,
                 prefill_s=(first or now) - self._submitted_at,
                 decode_s=0.0 if first is None else now - first,
                 text_tail=self._text.tail(),
+                drafted_tokens=self._drafted_tokens,
+                accepted_tokens=self._accepted_tokens,
                 error=error,
             )
         )

@@ -120,6 +120,7 @@ class Finished:
 
     `text_tail` is text that was held back and belongs to the answer; what begins a stop string is never sent before.
     `fed_tokens` were computed in this turn before the first sampled token, `reused_tokens` came from the KV.
+    `accepted_tokens` of `drafted_tokens` that prompt lookup guessed were what the model said.
     """
 
     reason: FinishReason
@@ -131,6 +132,8 @@ class Finished:
     decode_s: float
     text_tail: str = ""
     error: str | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 Event = PrefillProgress | TokenDelta | Finished

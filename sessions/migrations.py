@@ -156,3 +156,9 @@ def api_keys(db: Database) -> None:
             last_used_at REAL,
             revoked_at REAL
         )""")
+
+
+@_step
+def drafts_on_receipts(db: Database) -> None:
+    db.execute("ALTER TABLE receipts ADD COLUMN drafted_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN accepted_tokens INTEGER NOT NULL DEFAULT 0")

@@ -60,6 +60,8 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         restored_bytes=restored.size_bytes,
         restore_s=restored.seconds,
         choice=restored.choice,
+        drafted_tokens=event.drafted_tokens,
+        accepted_tokens=event.accepted_tokens,
     )
 
 

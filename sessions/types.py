@@ -71,6 +71,8 @@ class Receipt:
     restored_bytes: int = 0  # came from disk for this turn
     restore_s: float = 0.0  # what that took
     choice: str = ""  # a sentence: what restoring and reading were expected to take; "" when there was no choice
+    drafted_tokens: int = 0  # guessed by prompt lookup
+    accepted_tokens: int = 0  # of these, what the model said
 
     @property
     def tokens_per_s(self) -> float | None:

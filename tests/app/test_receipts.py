@@ -47,6 +47,12 @@ def test_a_miss_says_why() -> None:
     assert details["Why it was read"] == "The model was changed, so this conversation was read again."
 
 
+def test_guesses_that_were_right() -> None:
+    assert "Guessed from the conversation" not in dict(receipts.details(WARM))
+    guessed = dict(receipts.details(replace(WARM, drafted_tokens=1200, accepted_tokens=180)))
+    assert guessed["Guessed from the conversation"] == "180 of 1,200 tokens were right"
+
+
 def test_an_answer_without_a_token() -> None:
     stopped = replace(WARM, ttft_s=None, sampled_tokens=0, decode_s=0.0, saved_s=0.0)
     assert receipts.line(stopped) == "1,812 reused / 46 new"

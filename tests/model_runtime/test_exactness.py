@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_runtime.config import EngineConfig
 from model_runtime.forward import Feed
 from model_runtime.segments import identify
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
@@ -22,7 +23,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Watch
     """An engine and an untouched copy of its model with transformers' own attention."""
     directory = TINY[request.param](tmp_path / request.param)
     reference = loaded_tiny(directory).model
-    watched = WatchedEngine(loaded_tiny(directory))
+    watched = WatchedEngine(loaded_tiny(directory), EngineConfig(prefill_chunk_tokens=32, prompt_lookup="on"))
     yield watched, reference
     watched.close()
 
@@ -52,8 +53,9 @@ def test_ten_turns_equal_a_full_read_and_feed_only_their_delta(pair: tuple[Watch
         finished = answer.wait()
         assert_equals_full_read(watched, reference, answer)
         assert finished.fed_tokens == delta
-        # Every sampled token but the last one passes the model's input once more.
-        assert watched.fed - fed_before == delta + finished.sampled_tokens - 1
+        # Every sampled token but the last one passes the model's input once more, and so does every wrong guess.
+        wrong = finished.drafted_tokens - finished.accepted_tokens
+        assert watched.fed - fed_before == delta + finished.sampled_tokens - 1 + wrong
         assert kv.length_tokens == len(ledger) + finished.sampled_tokens - 1
         ledger += [*answer.token_ids, *some_ids(randomness, 5 + turn)]
 

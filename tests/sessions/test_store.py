@@ -21,7 +21,7 @@ from sessions.store import Store
 from sessions.types import ConversationSettings, MessageStatus, Receipt, Tier
 
 SETTINGS = ConversationSettings(SamplingParams(stop_strings=("\n\n",), seed=7), "Be brief.")
-RECEIPT = Receipt(46, 46, 1812, 30, Tier.DEVICE, 0.2, 0.0, 0.2, 1.0, 4.5)
+RECEIPT = Receipt(46, 46, 1812, 30, Tier.DEVICE, 0.2, 0.0, 0.2, 1.0, 4.5, drafted_tokens=20, accepted_tokens=9)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_migrations_from_an_empty_file(tmp_path: Path) -> None:
     assert {"users", "conversations", "messages", "receipts"} <= set(db.table_names())
     assert db.journal_mode == "wal"
     steps = ["users_and_conversations", "message_tree", "receipts", "segments", "restores_on_receipts", "pins"]
-    steps += ["message_links", "api_keys"]
+    steps += ["message_links", "api_keys", "drafts_on_receipts"]
     assert [m.name for m in MIGRATIONS.applied(db)] == steps
     assert MIGRATIONS.pending(db) == []
     db.close()
