@@ -10,11 +10,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from app import doctor, sizes
 from app.guard import is_loopback
 from app.listen import bind, url_of
-from model_runtime.config import EMBEDDED, ModelConfig
+from model_runtime.config import EMBEDDED, ColdKvDtype, ModelConfig
 from model_runtime.errors import ModelRuntimeError
 from sessions.errors import SessionError
 
@@ -69,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="host memory for caches that left the device: bytes, a size, a share of the memory that is free beside "
         "the device's budget, or 0 for none (default: none on a CPU, half of the free memory beside a GPU)",
+    )
+    serve.add_argument(
+        "--cold-kv-dtype",
+        default="exact",
+        choices=get_args(ColdKvDtype),
+        help="how caches are kept in host memory and on disk: 'int8' takes a quarter of float32's room, is not exact, "
+        "and says at the start what that costs (default: exact)",
     )
     serve.add_argument(
         "--disk-kv-budget",
@@ -139,7 +147,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from app.wiring import Budgets, open_house
 
-        budgets = Budgets(arguments.device_kv_budget, arguments.disk_kv_budget, arguments.host_kv_budget)
+        budgets = Budgets(
+            arguments.device_kv_budget, arguments.disk_kv_budget, arguments.host_kv_budget, arguments.cold_kv_dtype
+        )
         with open_house(arguments.data_dir, model, arguments.prompt_lookup, budgets, password, _say) as house:
             from app.server import create_app
             from app.serving import Server

@@ -19,7 +19,7 @@ from sessions.manager import SessionManager
 from sessions.store import Store
 
 if TYPE_CHECKING:
-    from model_runtime.config import ModelConfig, PromptLookup
+    from model_runtime.config import ColdKvDtype, ModelConfig, PromptLookup
     from model_runtime.types import Engine, TurnTemplate
 
 COOKIE_KEY_NAME = "cookie.key"
@@ -50,11 +50,12 @@ class House:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Sizes as they were typed; None: chosen from the machine."""
+    """Sizes as they were typed; None: chosen from the machine. `cold_kv_dtype` is how host and disk keep KVs."""
 
     device: str | None
     disk: str | None
     host: str | None = None
+    cold_kv_dtype: ColdKvDtype = "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _load(
     device = str(loaded.model.device)
     budget_bytes = _budget_bytes(budgets.device, device, say)
     memory = _Memory(budget_bytes, _host_budget_bytes(budgets.host, device, budget_bytes, say))
-    engine_config = EngineConfig(prompt_lookup=prompt_lookup)
+    engine_config = EngineConfig(prompt_lookup=prompt_lookup, cold_kv_dtype=budgets.cold_kv_dtype)
     if device.startswith("cuda"):
         # A GPU's KVs lie in one arena, which is taken as a whole; a CPU's take memory as they grow.
         pinned_bytes = min(memory.host_bytes, MOST_PINNED_BYTES) + STAGED_BYTES
@@ -121,7 +122,8 @@ def _load(
     stack.callback(engine.close)
     info = engine.info
     say(f"Model {info.name}, {info.quantization}, on {info.device} with {info.kernel}.")
-    for note in (*info.notes, template.rewrites_history):
+    drift = info.cold_drift.sentence if info.cold_drift else ""
+    for note in (*info.notes, drift, template.rewrites_history):
         if note:
             say(note)
     return engine, template, memory

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 Quantization = Literal["auto", "shipped", "nf4", "none"]
 PromptLookup = Literal["auto", "on", "off"]
+ColdKvDtype = Literal["exact", "int8"]
 EMBEDDED = "embedded"
 
 
@@ -56,6 +57,8 @@ class EngineConfig:
     `prompt_lookup` guesses the next tokens from the conversation's own text: "auto" where that is expected to gain
     time by what was measured and accepted so far, "on" wherever there is a guess.
 
+    `cold_kv_dtype` is how rows are kept in host memory and on disk: "int8" is smaller and not exact.
+
     `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
     `pinned_host_bytes` are page-locked for rows that come and go between an arena and the host.
     `record_decode` replays an arena's decode steps instead of launching them kernel by kernel, where that is possible.
@@ -71,6 +74,7 @@ class EngineConfig:
     record_decode: bool = True
     pinned_host_bytes: int = 0
     prompt_lookup: PromptLookup = "auto"
+    cold_kv_dtype: ColdKvDtype = "exact"
 
     def __post_init__(self) -> None:
         _require(

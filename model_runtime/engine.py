@@ -16,25 +16,26 @@ import torch
 
 from model_runtime import types
 from model_runtime.attention import StepAborted
+from model_runtime.cold_drift import measure_drift
+from model_runtime.cold_rows import ColdRows
 from model_runtime.config import EngineConfig
-from model_runtime.device_memory import give_back_unused
 from model_runtime.errors import EngineClosed
 from model_runtime.failures import translated
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import open_runtime
-from model_runtime.kv_cache import KVSlab
+from model_runtime.kv_cache import KVSlab, own_slab
 from model_runtime.loaded import LoadedModel, model_info
 from model_runtime.lookup import Lookup
 from model_runtime.probe import probe_packing
 from model_runtime.read_speed import ReadSpeed, measure_reading
 from model_runtime.reading import Reading
+from model_runtime.relief import Relief
 from model_runtime.scheduler import MIN_CHUNK_TOKENS, SchedulerConfig, Slot, plan_idle_step, plan_step
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence
-from model_runtime.snapshot import Segment, data_bytes_for, own_segment, read, write
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, ReadRequest
 from model_runtime.verdict import Verification
-from model_runtime.verification import Piece, Reread, compare_all, tolerance_of
+from model_runtime.verification import ROUNDED, Piece, Reread, compare_all, tolerance_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +62,19 @@ class Engine:
         runtime = open_runtime(loaded.model, self._geometry, config, context_limit_tokens)
         self._runtime = runtime
         self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
-        self._tolerance = tolerance_of(loaded.model)
+        self._tolerance = ROUNDED if config.cold_kv_dtype == "int8" else tolerance_of(loaded.model)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
+        memory = runtime.host_pool.take if runtime.host_pool else None
+        self._rows = ColdRows(self._geometry, config.cold_kv_dtype, memory)
+        self.on_memory_pressure: Callable[[], abc.Sequence[KV]] = tuple
+        self._relief = Relief(lambda: self.on_memory_pressure())
         self._scheduler = SchedulerConfig(
             chunk_tokens=config.prefill_chunk_tokens, idle_chunk_tokens=config.idle_chunk_tokens
         )
         self._speed = ReadSpeed(config.prefill_chunk_tokens)
         self._lookup = Lookup(config.prompt_lookup)
-        self._info = model_info(loaded, self._geometry, runtime.kernel, context_limit_tokens, self._lookup.notes)
+        drift = measure_drift(self._forward, self._place, self._rows, self._tokenizer, context_limit_tokens)
+        self._info = model_info(loaded, runtime.kernel, self._rows, context_limit_tokens, drift, self._lookup.notes)
         self._wake = threading.Condition()
         self._arrived: list[Work] = []
         self._calls: list[Callable[[], None]] = []
@@ -102,11 +108,11 @@ class Engine:
 
     def submit(self, request: GenerationRequest, listener: Listener) -> Sequence:
         """Queues a generation; every failure comes as a `Finished` event on the engine thread."""
-        return self._queued(Sequence(request, _own(request.kv), listener, self._tokenizer))
+        return self._queued(Sequence(request, own_slab(request.kv), listener, self._tokenizer))
 
     def read(self, request: ReadRequest, listener: Listener) -> Reading:
         """Queues idle reading; every failure comes as a `Finished` event on the engine thread."""
-        return self._queued(Reading(request, _own(request.kv), listener))
+        return self._queued(Reading(request, own_slab(request.kv), listener))
 
     def _queued(self, work: S) -> S:
         with self._wake:
@@ -119,36 +125,35 @@ class Engine:
 
     def release(self, kv: KV) -> None:
         """Frees the slab on the engine thread; waits for the running step."""
-        slab = _own(kv)
+        slab = own_slab(kv)
         try:
             self._between_steps(slab.free)
         except EngineClosed:
             self._join()
             slab.free()
 
-    def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> Segment:
+    def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> types.Segment:
         """A copy of these rows, made by the engine thread between two steps."""
-        slab = _own(kv)
-        return self._between_steps(lambda: self._transfers.begin_out(slab, identity, before))()
+        slab = own_slab(kv)
+        return self._rows.packed(self._between_steps(lambda: self._transfers.begin_out(slab, identity, before))())
 
     def restore(self, kv: KV, segments: abc.Sequence[types.Segment]) -> None:
         """Appends segments to the slab, one between two steps each, so that running answers go on meanwhile."""
-        slab = _own(kv)
+        slab = own_slab(kv)
         for segment in segments:
-            own = own_segment(segment)
+            copy = partial(self._transfers.copy_in, slab, self._rows.unpacked(segment))
             try:
-                self._between_steps(partial(self._transfers.copy_in, slab, own))
+                self._between_steps(partial(self._relief.once_more, copy))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 raise translated(error) from error
 
     def save(self, segment: types.Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes."""
-        return write(own_segment(segment), self._geometry, path)
+        return self._rows.save(segment, path)
 
-    def load(self, identity: SegmentIdentity, path: Path) -> Segment:
+    def load(self, identity: SegmentIdentity, path: Path) -> types.Segment:
         """The segment in the file, verified."""
-        pool = self._runtime.host_pool
-        return read(identity, self._geometry, path, None if pool is None else pool.take)
+        return self._rows.load(identity, path)
 
     def verify(
         self,
@@ -158,14 +163,15 @@ class Engine:
         must_stop: Callable[[], bool],
     ) -> Verification | None:
         """Compares kept rows with those of a re-read, in pieces between steps."""
-        reread = Reread(self._forward, _own(scratch), ledger, self._tolerance, lambda: bool(self._arrived))
+        reread = Reread(self._forward, own_slab(scratch), ledger, self._tolerance, lambda: bool(self._arrived))
+        exact = [c if isinstance(c, KVSlab) else map(self._rows.unpacked, c) for c in copies]  # type: ignore[arg-type]
         return compare_all(
-            reread, self._geometry, copies, lambda p: self._between_steps(partial(self._in_passing, p)), must_stop
+            reread, self._geometry, exact, lambda p: self._between_steps(partial(self._in_passing, p)), must_stop
         )
 
     def segment_bytes(self, tokens: int) -> int:
         """Bytes of the rows of so many tokens."""
-        return data_bytes_for(self._geometry, tokens)
+        return self._rows.bytes_for(tokens)
 
     def close(self) -> None:
         """Ends every generation as ABORTED and stops the thread."""
@@ -242,7 +248,7 @@ class Engine:
 
     def _give_room(self, work: Work) -> None:
         try:
-            work.begin(self._info.context_limit_tokens)
+            self._relief.once_more(lambda: work.begin(self._info.context_limit_tokens))
         except torch.OutOfMemoryError as error:
             self._fail(work, error)
 
@@ -276,7 +282,9 @@ class Engine:
         feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
         started = time.perf_counter()
         try:
-            logits = self._compute(feeds, lambda: is_wanted() or any(s.sequence.is_aborted for s in slots))
+            logits = self._relief.once_more(
+                lambda: self._forward.run(feeds, lambda: is_wanted() or any(s.sequence.is_aborted for s in slots))
+            )
         except StepAborted:
             return  # the aborted ones finish at the next step; the others' rows are computed again
         except Exception as error:
@@ -294,14 +302,6 @@ class Engine:
         if is_reading:  # timed only now: a GPU has computed when a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
-
-    def _compute(self, feeds: list[Feed], abort_if: Callable[[], bool]) -> torch.Tensor:
-        """The forward; once more with what torch had kept for itself freed, if memory ran out."""
-        try:
-            return self._forward.run(feeds, abort_if)
-        except torch.OutOfMemoryError:
-            give_back_unused()
-            return self._forward.run(feeds, abort_if)
 
     def _sample(self, sequence: Sequence, logits: torch.Tensor) -> None:
         try:
@@ -341,9 +341,3 @@ class Engine:
             sequence.finish(FinishReason.ABORTED)
         for call in calls:
             call()
-
-
-def _own(kv: KV) -> KVSlab:
-    if not isinstance(kv, KVSlab):
-        raise TypeError("this engine's KVs come from its new_kv()")
-    return kv

@@ -131,3 +131,10 @@ class KVSlab:
 
     def _empty(self, kv_heads: int, tokens: int, dim: int) -> torch.Tensor:
         return torch.empty((kv_heads, tokens, dim), dtype=self._geometry.dtype, device=self._geometry.device)
+
+
+def own_slab(kv: object) -> KVSlab:
+    """Raises `TypeError` for a KV of another kind of engine."""
+    if not isinstance(kv, KVSlab):
+        raise TypeError("this engine's KVs come from its new_kv()")
+    return kv

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from model_runtime.kv_cache import KVGeometry
-from model_runtime.types import ModelInfo, SamplingParams
+from model_runtime.cold_rows import ColdRows
+from model_runtime.types import ColdDrift, ModelInfo, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +31,26 @@ class LoadedModel:
 
 
 def model_info(
-    loaded: LoadedModel, geometry: KVGeometry, kernel: str, context_limit_tokens: int, notes: tuple[str, ...]
+    loaded: LoadedModel,
+    kernel: str,
+    rows: ColdRows,
+    context_limit_tokens: int,
+    drift: ColdDrift | None,
+    notes: tuple[str, ...],
 ) -> ModelInfo:
-    """What a person may know of it. `notes` are the engine's own, behind those of the load."""
+    """What a person may know about the model as this engine runs it. `notes` are the engine's own, behind those of the
+    load."""
     return ModelInfo(
         name=loaded.name,
         quantization=loaded.quantization,
         kernel=kernel,
-        device=str(geometry.device),
+        device=str(rows.geometry.device),
         context_limit_tokens=context_limit_tokens,
-        kv_bytes_per_token=geometry.bytes_per_token,
+        kv_bytes_per_token=rows.geometry.bytes_per_token,
         weights_bytes=loaded.weights_bytes,
-        fingerprint=loaded.fingerprint,
+        fingerprint=rows.fingerprint(loaded.fingerprint),
         tokenizer_fingerprint=loaded.tokenizer_fingerprint,
         default_sampling=loaded.default_sampling,
         notes=(*loaded.notes, *notes),
+        cold_drift=drift,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +21,35 @@ from pathlib import Path
 import torch
 
 from model_runtime import types
+from model_runtime.cold_int8 import (
+    SCALE_DTYPE,
+    key_groups,
+    quantise_keys,
+    quantise_values,
+    restore_keys,
+    restore_values,
+)
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
 from model_runtime.kv_cache import KVGeometry, KVSlab
 from model_runtime.segments import FORMAT_VERSION, SegmentIdentity
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 _ALIGN_BYTES = 64
+Memory = Callable[[int], torch.Tensor]
+
+
+def new_memory(size_bytes: int) -> torch.Tensor:
+    """Flat uint8 of torch's own, garbage inside."""
+    return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows in host memory. `data` is flat uint8, never written to again."""
+    """Rows in host memory. `data` is flat uint8, never written to again; `is_int8` says how they lie in it."""
 
     identity: SegmentIdentity
     data: torch.Tensor
+    is_int8: bool = False
 
     @property
     def data_bytes(self) -> int:
@@ -47,9 +63,12 @@ def own_segment(segment: types.Segment) -> Segment:
     return segment
 
 
-def data_bytes_for(geometry: KVGeometry, tokens: int) -> int:
-    """The bytes of a segment's rows: the minimum, `2 * layers * kv_heads * head_dim * itemsize` a token."""
-    return geometry.bytes_per_token * tokens
+def data_bytes_for(geometry: KVGeometry, tokens: int, is_int8: bool = False) -> int:
+    """The bytes of a segment's rows: the minimum, `2 * layers * kv_heads * head_dim * itemsize` a token. At 8 bits a
+    byte each, and their scales."""
+    if not is_int8:
+        return geometry.bytes_per_token * tokens
+    return sum(tensor.count_bytes for tensor in _layout(geometry, tokens, True))
 
 
 def copy_out(
@@ -59,7 +78,7 @@ def copy_out(
     there, or others than `before` in front of them."""
     check_holds(slab, identity, before)
     start, end = identity.start_tokens, identity.end_tokens
-    data = torch.empty(data_bytes_for(geometry, end - start), dtype=torch.uint8)
+    data = new_memory(data_bytes_for(geometry, end - start))
     for tensor, rows in zip(_tensors(slab), _views(data, geometry, end - start), strict=True):
         rows.copy_(tensor[:, start:end])
     return Segment(identity, data)
@@ -72,6 +91,34 @@ def check_holds(slab: KVSlab, identity: SegmentIdentity, before: Sequence[int] |
     stands_elsewhere = before is not None and slab.token_ids[:start] != list(before)
     if stands_elsewhere or tuple(slab.token_ids[start:end]) != identity.token_ids:
         raise ValueError("the slab does not hold the tokens of this segment")
+
+
+def at_8_bits(segment: Segment, geometry: KVGeometry) -> Segment:
+    """A copy of exact rows as int8. Any thread."""
+    tokens = len(segment.identity.token_ids)
+    data = new_memory(data_bytes_for(geometry, tokens, True))
+    exact, packed = _views(segment.data, geometry, tokens), _views(data, geometry, tokens, True)
+    for keys in exact:
+        scales, stored = next(packed), next(packed)
+        quantise_keys(keys, stored, scales)
+        scales, stored = next(packed), next(packed)
+        quantise_values(next(exact), stored, scales)
+    return Segment(segment.identity, data, True)
+
+
+def exactly(segment: Segment, geometry: KVGeometry, memory: Memory) -> Segment:
+    """The rows as the device holds them; what int8 lost is not found again. Any thread."""
+    if not segment.is_int8:
+        return segment
+    tokens = len(segment.identity.token_ids)
+    data = memory(data_bytes_for(geometry, tokens))
+    exact, packed = _views(data, geometry, tokens), _views(segment.data, geometry, tokens, True)
+    for keys in exact:
+        scales, stored = next(packed), next(packed)
+        restore_keys(stored, scales, keys)
+        scales, stored = next(packed), next(packed)
+        restore_values(stored, scales, next(exact))
+    return Segment(segment.identity, data)
 
 
 def copy_in(slab: KVSlab, geometry: KVGeometry, segment: Segment) -> None:
@@ -96,7 +143,7 @@ def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
     Temporary file (0600), fsync, rename, fsync of the folder. Raises `SnapshotNotSaved`.
     """
     payload = _memory(segment.data)
-    header = _header(segment.identity, geometry, zlib.crc32(payload))
+    header = _header(segment.identity, geometry, zlib.crc32(payload), segment.is_int8)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
@@ -114,17 +161,20 @@ def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
 
 
 def read(
-    identity: SegmentIdentity, geometry: KVGeometry, path: Path, memory: Callable[[int], torch.Tensor] | None = None
+    identity: SegmentIdentity,
+    geometry: KVGeometry,
+    path: Path,
+    memory: Memory = new_memory,
+    is_int8: bool = False,
 ) -> Segment:
     """The segment in `path`, if it is whole and exactly what is expected. Raises `SnapshotRefused` with the reason.
-    `memory` gives flat uint8 memory of a size in bytes, where it is not to be torch's."""
-    size_bytes = data_bytes_for(geometry, len(identity.token_ids))
-    data = torch.empty(size_bytes, dtype=torch.uint8) if memory is None else memory(size_bytes)
+    `memory` gives flat uint8 memory of a size in bytes, where it is not to be torch's own."""
+    data = memory(data_bytes_for(geometry, len(identity.token_ids), is_int8))
     try:
         with path.open("rb", buffering=0) as file:
             found = _read_header(file, os.fstat(file.fileno()).st_size)
             crc = _claimed_crc(found)
-            if found != _header(identity, geometry, crc):
+            if found != _header(identity, geometry, crc, is_int8):
                 raise SnapshotRefused(_difference(found, identity, geometry))
             _read_exactly(file, _memory(data))
             if file.read(1):
@@ -133,7 +183,7 @@ def read(
         raise SnapshotRefused(f"the saved memory cannot be read ({error.strerror})") from error
     if zlib.crc32(_memory(data)) != crc:
         raise SnapshotRefused("the saved memory is damaged (its checksum is wrong)")
-    return Segment(identity, data)
+    return Segment(identity, data, is_int8)
 
 
 def _memory(data: torch.Tensor) -> memoryview:
@@ -146,13 +196,17 @@ def _tensors(slab: KVSlab) -> Iterator[torch.Tensor]:
         yield values
 
 
-def _views(data: torch.Tensor, geometry: KVGeometry, tokens: int) -> Iterator[torch.Tensor]:
-    """`(kv_heads, tokens, dim)` views of flat `data`, in file order."""
-    start = 0
-    for _, shape in _shapes(geometry, tokens):
-        count_bytes = shape[0] * shape[1] * shape[2] * geometry.dtype.itemsize
-        yield data[start : start + count_bytes].view(geometry.dtype).view(shape)
-        start += count_bytes
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor of a segment's data: where it stands in the file's order."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def count_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def layer_views(
@@ -167,19 +221,39 @@ def layer_views(
         start = end
 
 
-def _shapes(geometry: KVGeometry, tokens: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
+def _layout(geometry: KVGeometry, tokens: int, is_int8: bool) -> Iterator[_Tensor]:
+    """The tensors in file order: layer by layer, keys before values, at 8 bits the scales before what they scale."""
     for number, layer in enumerate(geometry.layers):
-        yield f"layers.{number}.keys", (layer.kv_heads, tokens, layer.key_dim)
-        yield f"layers.{number}.values", (layer.kv_heads, tokens, layer.value_dim)
+        keys, values = (layer.kv_heads, tokens, layer.key_dim), (layer.kv_heads, tokens, layer.value_dim)
+        dtype = torch.int8 if is_int8 else geometry.dtype
+        if is_int8:
+            groups = (layer.kv_heads, key_groups(tokens), layer.key_dim)
+            yield _Tensor(f"layers.{number}.key_scales", SCALE_DTYPE, groups)
+        yield _Tensor(f"layers.{number}.keys", dtype, keys)
+        if is_int8:
+            yield _Tensor(f"layers.{number}.value_scales", SCALE_DTYPE, (layer.kv_heads, tokens))
+        yield _Tensor(f"layers.{number}.values", dtype, values)
 
 
-def _header(identity: SegmentIdentity, geometry: KVGeometry, crc: int) -> bytes:
+def _views(data: torch.Tensor, geometry: KVGeometry, tokens: int, is_int8: bool = False) -> Iterator[torch.Tensor]:
+    """Views of flat `data`, in file order; without int8 `(kv_heads, tokens, dim)` each."""
+    start = 0
+    for tensor in _layout(geometry, tokens, is_int8):
+        yield data[start : start + tensor.count_bytes].view(tensor.dtype).view(tensor.shape)
+        start += tensor.count_bytes
+
+
+def _header(identity: SegmentIdentity, geometry: KVGeometry, crc: int, is_int8: bool) -> bytes:
     """The exact header of a segment, its length in front, padded so that the data begins aligned."""
     tensors: dict[str, object] = {}
     start = 0
-    for name, shape in _shapes(geometry, len(identity.token_ids)):
-        end = start + shape[0] * shape[1] * shape[2] * geometry.dtype.itemsize
-        tensors[name] = {"dtype": _DTYPES[geometry.dtype], "shape": list(shape), "data_offsets": [start, end]}
+    for tensor in _layout(geometry, len(identity.token_ids), is_int8):
+        end = start + tensor.count_bytes
+        tensors[tensor.name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
         start = end
     metadata = {
         "format": f"keepwarm-kv-{FORMAT_VERSION}",

@@ -201,6 +201,29 @@ class ReadRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdDrift:
+    """What keeping KVs in fewer bits below the device costs, measured at the start: mean negative log-likelihood and
+    the share of equal best tokens over `probe_tokens`, behind `history_tokens` that went down and came back."""
+
+    dtype: str
+    times_smaller: float
+    history_tokens: int
+    probe_tokens: int
+    exact_nll: float
+    nll: float
+    top1_agreement: float
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"KVs below the device are kept as {self.dtype}, {self.times_smaller:.1f} times smaller and not exact: "
+            f"behind {self.history_tokens} tokens that came back, the mean NLL of {self.probe_tokens} more is "
+            f"{self.nll:.4f} instead of {self.exact_nll:.4f}, and the best token is the same for "
+            f"{self.top1_agreement:.1%} of them."
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a person may know about the loaded model. `fingerprint` names everything that makes a KV valid: weights,
     quantization, dtype, RoPE settings. `tokenizer_fingerprint` names what makes token ids valid (vocabulary and chat
@@ -217,6 +240,7 @@ class ModelInfo:
     tokenizer_fingerprint: str
     default_sampling: SamplingParams
     notes: tuple[str, ...] = ()  # sentences: what was chosen or degraded at load
+    cold_drift: ColdDrift | None = None  # None: what leaves the device comes back exactly
 
 
 class Engine(Protocol):
@@ -228,6 +252,10 @@ class Engine(Protocol):
     @property
     def max_concurrent(self) -> int:
         """Generations that may be submitted at the same time; admission beyond it is the caller's queue."""
+
+    on_memory_pressure: Callable[[], Sequence[KV]]
+    """Set by the owner of the KVs. Called on the engine thread when the device refused memory: KVs that nobody uses,
+    for the engine to free at once."""
 
     def new_kv(self) -> KV:
         """An empty KV that holds no bytes yet."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-RECENT_S = 1.0  # two uses within a second are equally recent
+RECENT_S = 0.1  # two uses within so much are equally recent
 GUARANTEED_SHARE = 0.5  # of the device budget, divided equally among the users who are there
 
 

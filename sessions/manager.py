@@ -55,6 +55,7 @@ class SessionManager:
         self._notes = Notes(store, self._events)
         self._pins = Pins(engine, config.device_kv_budget_bytes, self._runs.is_busy)
         self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room, self._pins)
+        engine.on_memory_pressure = self._leases.surrender
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
         self._recorder = Recorder(
             store,

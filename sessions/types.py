@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model_runtime.types import SamplingParams
+from model_runtime.types import ColdDrift, SamplingParams
 
 
 class MessageStatus(StrEnum):
@@ -209,3 +209,4 @@ class MemoryView:
     host_budget_bytes: int = 0  # 0: there is no host tier
     pinned_bytes: int = 0  # on the device, or to be there
     pin_limit_bytes: int = 0
+    cold_drift: ColdDrift | None = None  # what host and disk keep is not exact, and this is what it costs

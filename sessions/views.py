@@ -121,6 +121,7 @@ class Views:
             host_budget_bytes=host.budget_bytes,
             pinned_bytes=self._pins.total_bytes,
             pin_limit_bytes=self._pins.limit_bytes,
+            cold_drift=self._engine.info.cold_drift,
         )
 
     def _row(

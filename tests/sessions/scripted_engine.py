@@ -86,6 +86,7 @@ class ScriptedEngine:
         self.fail: Callable[[ScriptedGeneration], str | None] = lambda generation: None
         self.fail_save: Callable[[SegmentIdentity], str | None] = lambda identity: None
         self.fail_load: Callable[[SegmentIdentity], str | None] = lambda identity: None
+        self.on_memory_pressure: Callable[[], Sequence[KV]] = tuple
         self.save_delay_s = 0.0
         self.load_delay_s = 0.0
         self.on_step: Callable[[], None] = lambda: None

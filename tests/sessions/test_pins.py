@@ -30,7 +30,7 @@ def test_a_pinned_kv_is_not_evicted(make_house: MakeHouse) -> None:
     receipt = house.receipt(house.say(kept, "Still here?"))
     assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DEVICE, receipt.delta_tokens)
     house.manager.unpin(ADA, kept)
-    for number in range(3):
+    for number in range(6):
         other = house.conversation(max_new_tokens=40)
         house.say(other, f"again {number} {LONG}")
     assert rows(house)[kept].tier is Tier.COLD

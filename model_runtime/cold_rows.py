@@ -1,0 +1,59 @@
+"""How KV rows lie below the device: exactly as computed, or at 8 bits; in memory and in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_runtime import types
+from model_runtime.config import ColdKvDtype
+from model_runtime.errors import ModelLoadError
+from model_runtime.kv_cache import KVGeometry
+from model_runtime.segments import SegmentIdentity
+from model_runtime.snapshot import (
+    Memory,
+    Segment,
+    at_8_bits,
+    data_bytes_for,
+    exactly,
+    new_memory,
+    own_segment,
+    read,
+    write,
+)
+
+
+class ColdRows:
+    """Any thread. `memory` is where rows stand that go to the device next: pinned, where that helps. Raises
+    `ModelLoadError` for a model whose rows do not fit 8 bits evenly."""
+
+    def __init__(self, geometry: KVGeometry, dtype: ColdKvDtype, memory: Memory | None = None) -> None:
+        self.geometry = geometry
+        self._memory = memory or new_memory
+        self.is_int8 = dtype == "int8"
+        if self.is_int8 and any(layer.key_dim % 2 or layer.value_dim % 2 for layer in geometry.layers):
+            raise ModelLoadError("This model's heads have odd sizes; start without --cold-kv-dtype int8.")
+
+    def fingerprint(self, model: str) -> str:
+        """What rows rest on. Those that passed through 8 bits never pass for exact ones, nor what was computed on
+        them: a process that keeps int8 gives all its rows this name."""
+        return f"{model} int8 cold" if self.is_int8 else model
+
+    def packed(self, exact: Segment) -> Segment:
+        """As it is kept below the device."""
+        return at_8_bits(exact, self.geometry) if self.is_int8 else exact
+
+    def unpacked(self, segment: types.Segment) -> Segment:
+        """As the device holds it."""
+        return exactly(own_segment(segment), self.geometry, self._memory)
+
+    def save(self, segment: types.Segment, path: Path) -> int:
+        """Writes the file so that it is whole or absent; returns its bytes. Raises `SnapshotNotSaved`."""
+        return write(own_segment(segment), self.geometry, path)
+
+    def load(self, identity: SegmentIdentity, path: Path) -> Segment:
+        """The segment in the file, verified. Raises `SnapshotRefused`."""
+        return read(identity, self.geometry, path, new_memory if self.is_int8 else self._memory, self.is_int8)
+
+    def bytes_for(self, tokens: int) -> int:
+        """Bytes of the rows of so many tokens."""
+        return data_bytes_for(self.geometry, tokens, self.is_int8)
