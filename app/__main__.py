@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from app import doctor, sizes
+from app import doctor, key_command, sizes
+from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
 from model_runtime.config import EMBEDDED, ColdKvDtype, ModelConfig
@@ -20,21 +21,32 @@ from model_runtime.errors import ModelRuntimeError
 from sessions.errors import SessionError
 
 GRACEFUL_STOP_S = 2
+DRAIN_LIMIT_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `keepwarm`; the value is the exit code: 0, 1 for trouble, 2 for flags that cannot be meant."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    level = getattr(arguments, "log_level", "warning").upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels from a hub that nobody asked for
     try:
-        return _doctor(arguments) if arguments.command == "doctor" else _serve(arguments)
+        return _run(arguments)
     except ValueError as error:
         return _fail(str(error), 2)
     except (SessionError, ModelRuntimeError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("Stopped.", 130)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    match arguments.command:
+        case "key":
+            return key_command.run(arguments, _say)
+        case "doctor":
+            return _doctor(arguments)
+    return _serve(arguments)
 
 
 def default_data_dir() -> Path:
@@ -47,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key")
+    key_command.add_parser(commands, default_data_dir())
     serve = commands.add_parser("serve", help="serve the chat on this machine")
     examined = commands.add_parser("doctor", help="examine a data directory that nobody serves now")
     for command in (serve, examined):
@@ -96,6 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--password", help="ask every browser for it (default: none, or with --share a new one, printed once)"
+    )
+    serve.add_argument(
+        "--headless", action="store_true", help="the API alone, without the page; needs no password on any address"
+    )
+    serve.add_argument(
+        "--drain-limit",
+        type=_seconds,
+        default=DRAIN_LIMIT_S,
+        metavar="SECONDS",
+        help="so long answers may go on when the server is told to end; then they are stopped and kept as they are "
+        f"(default: {DRAIN_LIMIT_S:g})",
+    )
+    serve.add_argument(
+        "--log-level",
+        default="warning",
+        choices=("debug", "info", "warning", "error"),
+        help="'info' logs every request and every move of memory, never a message's text (default: warning)",
     )
     return parser
 
@@ -160,11 +190,15 @@ def _serve(arguments: argparse.Namespace) -> int:
                 _say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
                 if arguments.share:
                     house.share.open(host, port, _say)
+                elif not is_loopback(arguments.host) and not house.callers.has_keys:
+                    _say("There is no API key yet: only programs of this machine are answered. keepwarm key add NAME.")
 
             # uvicorn raises the signal that ended it once more; by then everything must still be put away.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
-            Server(create_app(house, arguments.host), GRACEFUL_STOP_S, on_ready).run(sockets=[listener])
+            app = create_app(house, arguments.host, arguments.headless)
+            drain = Drain(house.manager, arguments.drain_limit, _say)
+            Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=[listener])
             _say("Putting the conversations away.")
     return 0
 
@@ -174,6 +208,10 @@ def _password(arguments: argparse.Namespace) -> str | None:
         if not arguments.password.strip():
             raise ValueError("The password must not be empty.")
         return str(arguments.password)
+    if arguments.headless:
+        if arguments.share:
+            raise ValueError("A share link is for the page: leave out --share or --headless.")
+        return None
     if arguments.share:
         password = secrets.token_urlsafe(12)
         _say(f"Password for the shared chat (shown once): {password}")
@@ -189,6 +227,13 @@ def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"a port lies between 0 and 65535, not {number}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 3600:
+        raise argparse.ArgumentTypeError(f"a limit lies between 0 and 3600 seconds, not {text}")
     return number
 
 

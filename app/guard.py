@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,7 +17,9 @@ from app.auth import Owners
 ASSETS_PATH = "/keepwarm"
 LOGIN_PATH = "/login"
 HEALTH_PATH = "/health"
+API_PATH = "/v1"  # lets its callers in by their keys, never by a cookie: see app/api/callers.py
 LARGEST_BODY_BYTES = 32 * 1024 * 1024
+TOO_LARGE = "This request is larger than 32 MiB."
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 # Gradio evaluates its own templates, hence the two 'unsafe' words. What matters is that nothing leaves for another
@@ -50,23 +53,33 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
+        read_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal read_bytes
+            message = await receive()
+            read_bytes += len(message.get("body", b""))
+            if read_bytes > LARGEST_BODY_BYTES:  # one that did not say its length
+                raise HTTPException(413, TOO_LARGE)
+            return message
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        await self._app(scope, receive_limited, send_with_headers)
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
-        if not self._owners.needs_login and not self._is_own_name(host):
+        refuse = problem_response if _is_api(scope["path"]) else PlainTextResponse
+        if not (self._owners.needs_login or _is_for_programs(scope["path"]) or self._is_own_name(host)):
             # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
-            return PlainTextResponse(f"This chat does not answer to the name {host[:200]!r}.", 400)
+            return refuse(f"This chat does not answer to the name {host[:200]!r}.", 400)
         if not self._is_own_origin(headers.get("origin"), host):
-            return PlainTextResponse("Requests from other sites are refused.", 403)
+            return refuse("Requests from other sites are refused.", 403)
         if _body_bytes(headers) > LARGEST_BODY_BYTES:
-            return PlainTextResponse("This request is too large.", 413)
+            return refuse(TOO_LARGE, 413)
         if _is_public(scope["path"]) or self._owners.owner_of(cookies_of(headers)) is not None:
             return None
         if scope.get("method") == "GET" and "text/html" in headers.get("accept", ""):
@@ -103,7 +116,22 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_public(path: str) -> bool:
-    return path in (LOGIN_PATH, HEALTH_PATH) or path.startswith(f"{ASSETS_PATH}/")
+    return path == LOGIN_PATH or path.startswith(f"{ASSETS_PATH}/") or _is_for_programs(path)
+
+
+def _is_for_programs(path: str) -> bool:
+    """What checks its callers itself. A probe asks for health under whatever name it likes."""
+    return path == HEALTH_PATH or _is_api(path)
+
+
+def _is_api(path: str) -> bool:
+    return path == API_PATH or path.startswith(f"{API_PATH}/")
+
+
+def problem_response(sentence: str, status: int) -> JSONResponse:
+    """A refusal in the API's shape."""
+    kind = "permission_error" if status == 403 else "invalid_request_error"
+    return JSONResponse({"error": {"message": sentence, "type": kind, "param": None, "code": None}}, status)
 
 
 def _body_bytes(headers: Headers) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app import formatting, sizes
+from app.api.callers import Callers
 from app.auth import Owners, load_secret
 from app.guard import cookies_of
 from app.share import Share
@@ -35,6 +36,7 @@ class House:
     manager: SessionManager
     owners: Owners
     share: Share
+    callers: Callers
 
     def owner_of(self, request: Any) -> str | None:
         """The owner a Gradio or Starlette request comes from, None before the login. Reads the signed cookie alone."""
@@ -92,7 +94,7 @@ def open_house(
         stack.callback(manager.close)
         share = Share()
         stack.callback(share.close)
-        yield House(manager, owners, share)
+        yield House(manager, owners, share, Callers(store.keys, owners))
 
 
 def _load(

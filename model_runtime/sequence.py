@@ -157,7 +157,8 @@ class Sequence:
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
         if token_id in stop_token_ids:
-            self._emit(TokenDelta(token_id, "", told))
+            # It is not part of the text, so its probability is not told.
+            self._emit(TokenDelta(token_id, ""))
             return FinishReason.STOP
         self._emit(TokenDelta(token_id, self._text.push(token_id), told))
         if self._text.stopped:

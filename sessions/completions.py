@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model_runtime.types import ChatMessage, Engine, SamplingParams, TurnTemplate
-from sessions import matching
+from sessions import links, matching
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, ConversationNotFound, SessionError
 from sessions.ledger import common_prefix, fold, new_answer, user_turn
@@ -95,6 +95,18 @@ class Completions:
                 if request.key is not None or attempt == ATTEMPTS - 1:
                     raise
         raise ConversationBusy("This conversation is being changed by other requests. Try again in a moment.")
+
+    @property
+    def takes_tools(self) -> bool:
+        return self._template.takes_tools
+
+    def shown(self, run: Run, text: str) -> str:
+        """What of a growing answer is content, whatever follows."""
+        return text[: self._template.content_chars(text)] if run.plan.reads_calls else text
+
+    def message(self, run: Run, text: str) -> ChatMessage:
+        """The finished answer as its client gets it."""
+        return links.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
 
     def _find(self, owner_id: str, history: History, key: str | None) -> Spot:
         backwards = history.links[::-1]

@@ -1,6 +1,7 @@
 """SessionError
 ├── ConversationNotFound   no such conversation for this owner (also when it is somebody else's)
 ├── ConversationBusy       an answer is being written; stop it or wait
+│   └── ShuttingDown       the server ends; no turn begins any more
 ├── MessageRefused         empty, or not text
 ├── CacheFull              the turn's KV can never fit the budget
 ├── ContextFull            the turn does not fit the model's context
@@ -22,6 +23,10 @@ class ConversationNotFound(SessionError):
 
 class ConversationBusy(SessionError):
     """An answer is being written in this conversation."""
+
+
+class ShuttingDown(ConversationBusy):
+    """The server ends; no turn begins any more."""
 
 
 class MessageRefused(SessionError):

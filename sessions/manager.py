@@ -91,12 +91,9 @@ class SessionManager:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
         configured times; the engine and the store stay open. May be called twice."""
         deadline = time.monotonic() + self._config.close_timeout_s
-        self._runs.close()
-        while (runs := self._runs.all_active()) and time.monotonic() < deadline:
-            for run in runs:
-                if not run.interrupted:
-                    run.interrupted = True
-                    self._turns.stop(run)
+        self.drain()
+        while self.running_count and time.monotonic() < deadline:
+            self.interrupt_all()
             time.sleep(0.01)
         for run in self._runs.all_active():  # the engine does not answer
             run.lease = None  # its KV is still the engine's
@@ -105,6 +102,26 @@ class SessionManager:
         self._verifier.close(timeout_s=1.0)
         self._tiers.close()
         self._leases.close(timeout_s=1.0)
+
+    def drain(self) -> None:
+        """No turn begins any more (`ShuttingDown`); those that run go on."""
+        self._runs.close()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._runs.is_closed
+
+    @property
+    def running_count(self) -> int:
+        """Answers that are being written, or wait for it."""
+        return len(self._runs.all_active())
+
+    def interrupt_all(self) -> None:
+        """Stops every run; their texts are kept and marked as interrupted."""
+        for run in self._runs.all_active():
+            if not run.interrupted:
+                run.interrupted = True
+                self._turns.stop(run)
 
     @property
     def info(self) -> ModelInfo:

@@ -105,7 +105,7 @@ class Recorder:
     def _finish(self, run: Run, event: Finished) -> None:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
         stored = receipt(run, event, self._engine.estimate_read_s)
-        text = run.complete_text(event)
+        text, run.finish_reason = run.complete_text(event), event.reason
         try:
             self._store.messages.finish_answer(
                 run.message_id, text, run.node_ids, status, event.reason, note, stored, self._link(run, text)

@@ -18,7 +18,7 @@ from model_runtime.types import (
     TokenDelta,
     TokenLogprobs,
 )
-from sessions.errors import ConversationBusy
+from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.leases import Lease, Ticket
 from sessions.ledger import Turn
 from sessions.restorer import NOT_RESTORED, Restored
@@ -61,6 +61,7 @@ class Run:
         self.logprobs: list[TokenLogprobs] = []
         self.checkpointed_tokens = 0
         self.done_at: float | None = None
+        self.finish_reason: FinishReason | None = None
         self._created_at = time.monotonic()
         self._generation: Generation | None = None
         self._changed = threading.Condition()
@@ -169,7 +170,7 @@ class RunTable:
         another claim is held, after waiting up to `timeout_s` for it to end."""
         with self._changed:
             if self._closed:
-                raise ConversationBusy("The server is shutting down. Nothing was changed; try again in a moment.")
+                raise ShuttingDown("The server is shutting down. Nothing was changed; try again in a moment.")
             if not self._changed.wait_for(lambda: self._is_free(conversation_id), timeout_s):
                 raise ConversationBusy(
                     "An answer is being written in this conversation. Stop it or wait for it to end."
@@ -202,6 +203,11 @@ class RunTable:
         """Refuses every further claim."""
         with self._changed:
             self._closed = True
+
+    @property
+    def is_closed(self) -> bool:
+        with self._changed:
+            return self._closed
 
     def is_claimed(self, conversation_id: str) -> bool:
         with self._changed:

@@ -18,6 +18,7 @@ from typing import Any
 from model_runtime.types import SamplingParams
 from sessions.database import Database
 from sessions.errors import ConversationNotFound, StoreError
+from sessions.keys import KeyStore
 from sessions.links_table import LinksTable
 from sessions.paths import DataDirectory
 from sessions.records import Conversation, Totals
@@ -48,6 +49,7 @@ class Store:
         self.messages = MessageTree(self._database)
         self.segments = SegmentsTable(self._database)
         self.links = LinksTable(self._database)
+        self.keys = KeyStore(self._database)
 
     @property
     def kv_dir(self) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
+from app.api.callers import Callers
 from app.auth import Owners, load_secret
 from app.listen import bind
 from app.server import create_app
@@ -37,17 +38,25 @@ def echo(ledger: tuple[int, ...]) -> Sequence[int]:
 class Site:
     """A running server. `engine` may be made slower or changed at any time."""
 
-    def __init__(self, data_dir: Path, password: str | None = None, **engine: Any) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        password: str | None = None,
+        headless: bool = False,
+        template: ByteTemplate | None = None,
+        **engine: Any,
+    ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
         self.store = Store(data_dir)
         config = SessionConfig(device_kv_budget_bytes=BUDGET_BYTES)
-        self.manager = SessionManager(self.store, self.engine, ByteTemplate(), config)
+        self.manager = SessionManager(self.store, self.engine, template or ByteTemplate(), config)
         self.manager.start()
-        house = House(self.manager, Owners(load_secret(data_dir / "secret"), password), Share())
+        owners = Owners(load_secret(data_dir / "secret"), password)
+        house = House(self.manager, owners, Share(), Callers(self.store.keys, owners))
         self._listener = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         ready = threading.Event()
-        self._server = Server(create_app(house, "127.0.0.1"), 2, ready.set)
+        self._server = Server(create_app(house, "127.0.0.1", headless), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
         self._thread.start()
         assert ready.wait(30)

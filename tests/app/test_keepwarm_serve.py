@@ -121,7 +121,7 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
     one.page.context.close()
     first.end(signal.SIGKILL)
 
-    second = start("--device-kv-budget", "512MiB")
+    second = start("--device-kv-budget", "512MiB", "--drain-limit", "0.5")
     url = second.url()
     again = tab(url).open(f"{url}/#{address}")
     expect(again.by("conversation")).to_have_count(2)

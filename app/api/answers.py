@@ -1,0 +1,167 @@
+"""A run as OpenAI's response: whole, or as a stream of chunks, with the usage and the receipt at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.api.problems import Problem
+from model_runtime.types import ChatMessage, FinishReason, TokenLogprob, TokenLogprobs
+from sessions.runs import Run
+from sessions.types import MessageStatus, MessageView, Receipt, Tier
+
+DONE = "data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is the same in every chunk of one response."""
+
+    run: Run
+    model: str
+    created: int  # seconds since the epoch
+
+    @property
+    def completion_id(self) -> str:
+        return f"chatcmpl-{self.run.message_id:x}"
+
+    def whole(self, message: MessageView, said: ChatMessage) -> dict[str, Any]:
+        """The response of a request that does not stream. Raises `Problem` for an answer that failed."""
+        refuse_failed(message)
+        choice = {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": said.text or (None if said.tool_calls else ""),
+                "refusal": None,
+            },
+            "logprobs": _logprobs(self.run.logprobs) if self.wants_logprobs else None,
+            "finish_reason": finish_reason(self.run, said),
+        }
+        if said.tool_calls:
+            choice["message"]["tool_calls"] = tool_calls(said)  # type: ignore[index]
+        head = self._head("chat.completion")
+        return {**head, "choices": [choice], "usage": usage(self.run, message), "keepwarm": receipt(self.run, message)}
+
+    def chunk(
+        self, delta: dict[str, Any], finish: str | None = None, logprobs: Sequence[TokenLogprobs] = (), **more: Any
+    ) -> str:
+        """A chunk with one choice."""
+        told = _logprobs(logprobs) if logprobs else None
+        choice = {"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}
+        return event({**self._head("chat.completion.chunk"), "choices": [choice], **more})
+
+    def last_chunk(self, finish: str, message: MessageView) -> str:
+        """The end of a stream without usage: the receipt comes here then."""
+        return self.chunk({}, finish, keepwarm=receipt(self.run, message))
+
+    def last_usage(self, message: MessageView) -> str:
+        """The chunk that `stream_options.include_usage` asks for."""
+        head = self._head("chat.completion.chunk")
+        return event({**head, "choices": [], "usage": usage(self.run, message), "keepwarm": receipt(self.run, message)})
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.run.plan.sampling.top_logprobs is not None
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.completion_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": None,
+        }
+
+
+def event(body: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def refuse_failed(message: MessageView) -> None:
+    """Raises `Problem` when there is no answer to be had."""
+    if message.status is MessageStatus.FAILED:
+        raise Problem(500, message.note, "generation_failed")
+    if message.status is MessageStatus.INTERRUPTED:
+        raise Problem(503, "The server is shutting down; this answer was cut short.", "interrupted", retry_after_s=5)
+
+
+def finish_reason(run: Run, said: ChatMessage) -> str:
+    if said.tool_calls:
+        return "tool_calls"
+    return "length" if run.finish_reason in (FinishReason.LENGTH, FinishReason.CONTEXT) else "stop"
+
+
+def tool_calls(said: ChatMessage, with_index: bool = False) -> list[dict[str, Any]]:
+    return [
+        {
+            **({"index": number} if with_index else {}),
+            "id": call.call_id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for number, call in enumerate(said.tool_calls)
+    ]
+
+
+def usage(run: Run, message: MessageView) -> dict[str, Any]:
+    """`cached_tokens` are those that came from a KV and were not computed for this request."""
+    prompt_tokens = len(run.plan.turn.ledger)
+    sampled_tokens = message.receipt.sampled_tokens if message.receipt else len(run.sampled)
+    cached_tokens = message.receipt.reused_tokens if message.receipt else 0
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": sampled_tokens,
+        "total_tokens": prompt_tokens + sampled_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def receipt(run: Run, message: MessageView) -> dict[str, Any]:
+    """What the turn cost, in the words of the page."""
+    found = message.receipt or _NOTHING
+    return {
+        "session_id": run.conversation_id,
+        "fed": found.fed_tokens,
+        "reused": found.reused_tokens,
+        "tier_before": found.tier_before.value,
+        "ttft_ms": None if found.ttft_s is None else round((found.ttft_s + found.waited_s) * 1000, 1),
+        "waited_ms": round(found.waited_s * 1000, 1),
+        "saved_ms": round(found.saved_s * 1000, 1),
+        "miss_reason": None if found.miss_reason is None else found.miss_reason.value,
+        "miss_detail": found.miss_detail or None,
+    }
+
+
+_NOTHING = Receipt(0, 0, 0, 0, Tier.COLD, None, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What of a run a stream has told."""
+
+    chars: int = 0
+    logprobs: int = 0
+    news: list[TokenLogprobs] = field(default_factory=list)
+
+    def take(self, run: Run, shown: str) -> str:
+        """The text that is new; its log-probabilities are in `news`."""
+        text, self.chars = shown[self.chars :], max(self.chars, len(shown))
+        self.news = run.logprobs[self.logprobs :]
+        self.logprobs += len(self.news)
+        return text
+
+
+def _logprobs(told: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    return {
+        "content": [{**_logprob(one.chosen), "top_logprobs": [_logprob(top) for top in one.top]} for one in told],
+        "refusal": None,
+    }
+
+
+def _logprob(one: TokenLogprob) -> dict[str, Any]:
+    in_bytes = None if "�" in one.text else list(one.text.encode("utf-8", "replace"))
+    return {"token": one.text, "logprob": max(one.logprob, -9999.0), "bytes": in_bytes}

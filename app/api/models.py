@@ -1,0 +1,44 @@
+"""`GET /v1/models`: the one model that is served."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from app.api.problems import Problem
+from app.api.responses import REFUSALS, Model, ModelList
+
+if TYPE_CHECKING:
+    from app.wiring import House
+
+
+def models_router(house: House) -> APIRouter:
+    router, started = APIRouter(), int(time.time())
+    refusals: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 403, 404)}
+
+    def described() -> dict[str, Any]:
+        info = house.manager.info
+        return {
+            "id": info.name,
+            "object": "model",
+            "created": started,
+            "owned_by": "keepwarm",
+            "context_window": info.context_limit_tokens,
+        }
+
+    @router.get("/models", summary="List the served model", response_model=ModelList, responses=refusals)
+    def list_models(request: Request) -> dict[str, Any]:
+        house.callers.owner_of(request)
+        return {"object": "list", "data": [described()]}
+
+    @router.get("/models/{model:path}", summary="Describe a model", response_model=Model, responses=refusals)
+    def describe_model(model: str, request: Request) -> dict[str, Any]:
+        house.callers.owner_of(request)
+        if model != house.manager.info.name:
+            raise Problem(404, f"The model {model[:200]!r} is not served here.", "model_not_found", "model")
+        return described()
+
+    return router

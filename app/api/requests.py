@@ -1,0 +1,96 @@
+"""What a client may send, as OpenAI's API has it. Types are strict; fields that cannot be honoured are refused in
+`translate`, hints that change no answer (`user`, `metadata`, `store`, ...) are ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class TextPart(_Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(_Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class FunctionCall(_Strict):
+    name: str
+    arguments: str = Field(description="JSON text, exactly as it was received.")
+
+
+class MessageToolCall(_Strict):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(_Strict):
+    """One message. Texts are compared letter by letter with what was said before."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionDefinition(_Strict):
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Strict):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+
+
+class ChatCompletionRequest(_Strict):
+    """A chat completion. Without `prompt_cache_key` the conversation with the longest known beginning is continued."""
+
+    model: str = Field(description="An id that GET /v1/models lists.")
+    messages: list[Message] = Field(min_length=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    prompt_cache_key: str | None = Field(
+        default=None, min_length=1, max_length=256, description="The client's own name for the conversation."
+    )
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's: tokens kept, 0 is off.")
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Not OpenAI's.")
+    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Not OpenAI's.")
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: str | list[str] | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Tool] | None = None
+    tool_choice: Any = Field(default=None, description='"auto" (the default with tools) or "none".')
+    n: int | None = Field(default=1, description="1: one choice.")
+    response_format: Any = Field(default=None, description='{"type": "text"} or nothing.')
+    logit_bias: dict[str, Any] | None = Field(default=None, description="Empty or nothing.")
+    modalities: list[str] | None = Field(default=None, description='["text"] or nothing.')
+    audio: Any = Field(default=None, description="Nothing.")
+    functions: Any = Field(default=None, description="Nothing: use `tools`.")
+    function_call: Any = Field(default=None, description="Nothing: use `tool_choice`.")
+    web_search_options: Any = Field(default=None, description="Nothing.")

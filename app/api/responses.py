@@ -1,0 +1,119 @@
+"""The shapes of what is answered, for the OpenAPI document; schemathesis holds the answers against them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from app.api.requests import MessageToolCall
+
+Tier = Literal["device", "host", "disk", "cold"]
+
+
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    """Every refusal has this shape."""
+
+    error: ErrorDetails
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[MessageToolCall] | None = None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class Choice(BaseModel):
+    index: Literal[0]
+    message: AnswerMessage
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class Usage(BaseModel):
+    """`cached_tokens` came from a KV: they were not computed for this request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Receipt(BaseModel):
+    """What the turn cost. `session_id` is the conversation it landed in; `miss_reason` says why more was fed than the
+    turn added."""
+
+    session_id: str
+    fed: int
+    reused: int
+    tier_before: Tier
+    ttft_ms: float | None
+    waited_ms: float
+    saved_ms: float
+    miss_reason: str | None
+    miss_detail: str | None
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: None
+    choices: list[Choice]
+    usage: Usage
+    keepwarm: Receipt
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    context_window: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Error, "description": "The request cannot be honoured; the message says why."},
+    401: {"model": Error, "description": "A valid API key is needed."},
+    403: {"model": Error, "description": "Without any key only this machine is answered."},
+    404: {"model": Error, "description": "No such model or session for this key."},
+    409: {"model": Error, "description": "An answer is being written in this session. Retry-After says when to try."},
+    413: {"model": Error, "description": "The request is too large."},
+    422: {"model": Error, "description": "Not used: what cannot be understood is a 400."},
+    429: {"model": Error, "description": "Too many requests of this key are open. Retry-After says when to try."},
+    500: {"model": Error, "description": "The answer failed."},
+    503: {"model": Error, "description": "The server is shutting down or cannot work. Retry-After says when to try."},
+}

@@ -1,0 +1,120 @@
+"""From a client's request to a `ChatRequest`. What cannot be honoured is refused here, never quietly left out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from app.api.problems import Problem
+from app.api.requests import ChatCompletionRequest, Message, RefusalPart, Tool
+from model_runtime.types import ChatMessage, ModelInfo, SamplingParams, ToolCall
+from sessions.completions import ChatRequest
+from sessions.text import clean_exactly
+
+MOST_STOPS = 4
+TOOL_KEYS = ("name", "description", "parameters", "strict")
+
+
+def chat_request(body: ChatCompletionRequest, info: ModelInfo, takes_tools: bool) -> ChatRequest:
+    """Raises `Problem`, or `ValueError` with a sentence."""
+    if body.model != info.name:
+        raise Problem(
+            404, f"The model {body.model[:200]!r} is not served here; {info.name!r} is.", "model_not_found", "model"
+        )
+    _refuse_unsupported(body)
+    return ChatRequest(
+        messages=tuple(_message(message) for message in body.messages),
+        sampling=_sampling(body, info.default_sampling),
+        tools=_tools(body, takes_tools),
+        key=None if body.prompt_cache_key is None else clean_exactly(body.prompt_cache_key),
+    )
+
+
+def _refuse_unsupported(body: ChatCompletionRequest) -> None:
+    if body.n not in (None, 1):
+        raise _unsupported("n", "One choice is given: n must be 1.")
+    if body.response_format not in (None, {"type": "text"}):
+        raise _unsupported("response_format", "Only the response format {'type': 'text'} is supported.")
+    if body.logit_bias:
+        raise _unsupported("logit_bias", "A logit bias is not supported.")
+    if body.modalities not in (None, ["text"]) or body.audio is not None:
+        raise _unsupported("modalities", "Only text is written here.")
+    if body.functions or body.function_call not in (None, "none", "auto"):
+        raise _unsupported("functions", "Functions are given as tools.")
+    if body.web_search_options is not None:
+        raise _unsupported("web_search_options", "There is no web search here.")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise _unsupported("top_logprobs", "top_logprobs needs logprobs to be true.")
+    if body.stream_options is not None and not body.stream:
+        raise _unsupported("stream_options", "stream_options needs stream to be true.")
+
+
+def _sampling(body: ChatCompletionRequest, defaults: SamplingParams) -> SamplingParams:
+    asked: dict[str, Any] = {
+        name: value
+        for name in (
+            *("temperature", "top_p", "top_k", "min_p"),
+            *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        )
+        if (value := getattr(body, name)) is not None
+    }
+    limit = body.max_completion_tokens or body.max_tokens
+    if limit is not None:
+        asked["max_new_tokens"] = limit
+    if body.seed is not None:
+        asked["seed"] = body.seed % 2**63
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stops) > MOST_STOPS:
+        raise _unsupported("stop", f"At most {MOST_STOPS} stop strings are taken, not {len(stops)}.")
+    asked["stop_strings"] = tuple(clean_exactly(stop) for stop in stops)
+    if body.logprobs:
+        asked["top_logprobs"] = body.top_logprobs or 0
+    return replace(defaults, **asked)
+
+
+def _tools(body: ChatCompletionRequest, takes_tools: bool) -> tuple[str, ...]:
+    if not body.tools:
+        if body.tool_choice not in (None, "none", "auto"):
+            raise _unsupported("tool_choice", "tool_choice needs tools.")
+        return ()
+    if body.tool_choice == "none":
+        return ()
+    if body.tool_choice not in (None, "auto"):
+        raise _unsupported("tool_choice", "A call cannot be forced: tool_choice must be 'auto' or 'none'.")
+    if not takes_tools:
+        raise _unsupported("tools", "This model's chat template has no place for tools. Send the request without them.")
+    return tuple(_tool(tool) for tool in body.tools)
+
+
+def _tool(tool: Tool) -> str:
+    """Only what OpenAI's API defines, in one order: the same tools always begin the same history."""
+    function = tool.function.model_dump(exclude_none=True, include=set(TOOL_KEYS))
+    return clean_exactly(json.dumps({"type": "function", "function": function}, ensure_ascii=False))
+
+
+def _message(message: Message) -> ChatMessage:
+    if message.role != "assistant" and message.content is None:
+        raise Problem(400, f"A {message.role}'s message needs content.", "invalid_messages", "messages")
+    calls = message.tool_calls or ()
+    if calls and message.role != "assistant":
+        raise Problem(400, "Only an assistant's message has tool_calls.", "invalid_messages", "messages")
+    if message.role == "tool" and not message.tool_call_id:
+        raise Problem(400, "A tool's message needs the tool_call_id it answers.", "invalid_messages", "messages")
+    return ChatMessage(
+        role=message.role,
+        text=_text(message),
+        tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
+        tool_call_id=message.tool_call_id or "",
+        name=message.name or "",
+    )
+
+
+def _text(message: Message) -> str:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in message.content)
+
+
+def _unsupported(param: str, sentence: str) -> Problem:
+    return Problem(400, sentence, "unsupported_parameter", param)

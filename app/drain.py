@@ -1,0 +1,54 @@
+"""The polite end: no new turn begins, running answers finish within a limit, or are stopped and marked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sessions.manager import SessionManager
+
+STOP_S = 2.0  # what a stopped answer may take to be stored and told
+
+
+class Drain:
+    """`begin` once, from any thread or signal handler; then `is_over` is asked until it is true."""
+
+    def __init__(self, manager: SessionManager, limit_s: float, say: Callable[[str], None]) -> None:
+        self._manager = manager
+        self._limit_s = limit_s
+        self._say = say
+        self._begun_at: float | None = None
+        self._has_stopped = False
+
+    @property
+    def is_on(self) -> bool:
+        return self._begun_at is not None
+
+    def begin(self) -> None:
+        """Returns at once: the runs' lock may be held by the very thread that a signal has interrupted."""
+        if self._begun_at is None:
+            self._begun_at = time.monotonic()
+            threading.Thread(target=self._refuse_new, name="keepwarm-drain", daemon=True).start()
+
+    def is_over(self) -> bool:
+        """Whether the server may end. Stops what is left when the limit is reached."""
+        if self._begun_at is None:
+            return False
+        waited_s = time.monotonic() - self._begun_at
+        if not self._manager.is_draining:
+            return False
+        if not self._manager.running_count:
+            return True
+        if waited_s >= self._limit_s and not self._has_stopped:
+            self._has_stopped = True
+            self._manager.interrupt_all()
+        return waited_s >= self._limit_s + STOP_S
+
+    def _refuse_new(self) -> None:
+        self._manager.drain()
+        if count := self._manager.running_count:
+            answers = "answer" if count == 1 else "answers"
+            self._say(f"Finishing {count} {answers}, for {self._limit_s:g} s at most; press Ctrl-C to stop at once.")

@@ -1,0 +1,238 @@
+"""The official client over loopback: whole answers, streams, and what each costs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.app.api.conftest import MODEL, Connect, Serve, assistant, user
+from tests.app.site import Site
+from tests.sessions.house import until
+
+
+def ask(client: OpenAI, messages: list[Any], **more: Any) -> Any:
+    return client.chat.completions.create(model=MODEL, messages=messages, **more)
+
+
+def receipt(answer: Any) -> dict[str, Any]:
+    return answer.model_extra["keepwarm"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("key", [None, "my-chat"])
+@pytest.mark.parametrize("streams", [False, True])
+def test_ten_turns_are_cached_up_to_the_pending_token(
+    site: Site, connect: Connect, key: str | None, streams: bool
+) -> None:
+    client = connect(site)
+    more: dict[str, Any] = {"prompt_cache_key": key} if key else {}
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}]
+    total = 0
+    for number in range(10):
+        messages.append(user(f"Question {number}"))
+        if streams:
+            chunks = list(ask(client, messages, stream=True, stream_options={"include_usage": True}, **more))
+            text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+            usage, told = chunks[-1].usage, chunks[-1]
+            assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+        else:
+            told = ask(client, messages, **more)
+            text, usage = told.choices[0].message.content, told.usage
+        assert text == f"You said: Question {number}"
+        assert usage.prompt_tokens_details.cached_tokens == max(0, total - 1)
+        assert receipt(told)["reused"] == usage.prompt_tokens_details.cached_tokens
+        assert receipt(told)["fed"] == usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens
+        assert receipt(told)["miss_reason"] is None
+        assert receipt(told)["tier_before"] == ("device" if number else "cold")
+        total = usage.total_tokens
+        messages.append(assistant(text))
+    assert len(site.manager.list_conversations("local")) == 1
+
+
+def test_a_stream_without_usage_ends_with_the_receipt(site: Site, connect: Connect) -> None:
+    chunks = list(ask(connect(site), [user("Hello")], stream=True))
+    assert all(chunk.choices for chunk in chunks)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert receipt(chunks[-1])["fed"] > 0
+    assert chunks[-1].usage is None
+
+
+def test_parameters_do_what_they_say(site: Site, connect: Connect) -> None:
+    client = connect(site)
+    short = ask(client, [user("Hello")], max_tokens=4)
+    assert (short.choices[0].message.content, short.choices[0].finish_reason) == ("You ", "length")
+    assert short.usage.completion_tokens == 4
+    assert ask(client, [user("Hello")], max_completion_tokens=3, max_tokens=9).usage.completion_tokens == 3
+    stopped = ask(client, [user("Hello")], stop=[" said", "xyz"])
+    assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("You", "stop")
+    ask(
+        client,
+        [user("Hi")],
+        temperature=0.5,
+        top_p=0.9,
+        seed=-7,
+        presence_penalty=1,
+        frequency_penalty=-1,
+        n=1,
+        user="u",
+    )
+    sampling = site.manager.list_conversations("local")[0]
+    settings = site.manager.view("local", sampling.conversation_id).settings.sampling
+    assert (settings.temperature, settings.top_p, settings.seed) == (0.5, 0.9, 2**63 - 7)
+    assert (settings.presence_penalty, settings.frequency_penalty) == (1, -1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"temperature": 9}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
+    ],
+)
+def test_what_cannot_be_honoured_is_a_clear_400(
+    site: Site, connect: Connect, wrong: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(connect(site), [user("Hello")], **wrong)
+    assert refused.value.param == param
+    assert refused.value.message
+    assert site.manager.list_conversations("local") == []
+
+
+def test_an_unknown_model_is_a_404(site: Site, connect: Connect) -> None:
+    with pytest.raises(openai.NotFoundError, match="'Scripted-1B' is"):
+        connect(site).chat.completions.create(model="gpt-4o", messages=[user("Hello")])  # type: ignore[list-item]
+    assert [model.id for model in connect(site).models.list()] == [MODEL]
+    assert connect(site).models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        connect(site).models.retrieve("other")
+
+
+def test_an_edit_in_the_middle_keeps_what_is_before_it(site: Site, connect: Connect) -> None:
+    client, key = connect(site), {"prompt_cache_key": "edited"}
+    messages: list[Any] = []
+    totals = []
+    for number in range(4):
+        messages.append(user(f"Question {number}"))
+        answer = ask(client, messages, **key)
+        totals.append(answer.usage.total_tokens)
+        messages.append(assistant(answer.choices[0].message.content))
+    edited = ask(client, [*messages[:4], user("Changed")], **key)
+    assert edited.usage.prompt_tokens_details.cached_tokens == totals[1] + 1  # and the user's mark, which is the same
+    session = receipt(edited)["session_id"]
+    view = site.manager.view("local", session)
+    assert (view.messages[4].text, view.messages[4].sibling_count) == ("Changed", 2)
+
+
+def test_an_open_webui_like_client(site: Site, connect: Connect) -> None:
+    """It resends the whole history, and asks for titles and tags on the side with other parameters."""
+    client = connect(site)
+    messages: list[Any] = []
+    total = 0
+    for number in range(5):
+        messages.append(user(f"Question {number} " + "word " * 60))
+        chunks = list(ask(client, messages, stream=True, stream_options={"include_usage": True}))
+        usage = chunks[-1].usage
+        assert usage.prompt_tokens_details.cached_tokens >= max(0, total - 1)
+        assert receipt(chunks[-1])["miss_reason"] is None
+        total = usage.total_tokens
+        messages.append(assistant("".join(c.choices[0].delta.content or "" for c in chunks if c.choices)))
+        history = "\n".join(f"{m['role'].upper()}: {m['content']}" for m in messages)
+        for task in ("Create a concise title", "Generate 1-3 broad tags"):
+            side = ask(client, [user(f"### Task:\n{task}\n<chat_history>\n{history}\n</chat_history>")], max_tokens=30)
+            assert side.choices[0].finish_reason == "length"
+
+
+def test_the_client_that_goes_stops_its_answer(serve: Serve, connect: Connect) -> None:
+    site = serve(headless=True, token_delay_s=0.02)
+    stream = ask(connect(site), [user("a long one")], stream=True)
+    for _, chunk in zip(range(5), stream, strict=False):
+        assert chunk.choices
+    (running,) = site.manager.list_conversations("local")
+    began = time.monotonic()
+    stream.close()
+    until(lambda: site.manager.active_run("local", running.conversation_id) is None)
+    assert time.monotonic() - began < 1.0
+    ledger, fed, _ = site.engine.counts[-1]
+    assert fed == len(ledger)
+    assert site.manager.view("local", running.conversation_id).messages[-1].status.value == "stopped"
+
+
+def test_the_client_that_goes_without_streaming_stops_it_too(serve: Serve) -> None:
+    site = serve(headless=True, token_delay_s=0.02)
+    with httpx.Client(base_url=site.url, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/chat/completions", json={"model": MODEL, "messages": [user("a long one")]})
+    (running,) = site.manager.list_conversations("local")
+    until(lambda: site.manager.active_run("local", running.conversation_id) is None)
+    assert site.manager.view("local", running.conversation_id).messages[-1].status.value == "stopped"
+
+
+def test_sixteen_clients_at_once(serve: Serve, connect: Connect) -> None:
+    site = serve(headless=True, token_delay_s=0.001)
+    failures: list[BaseException] = []
+
+    def talk(number: int) -> None:
+        try:
+            client, messages = connect(site), [user(f"I am {number}")]
+            for turn in range(3):
+                answer = ask(client, messages, stream=bool(number % 2))
+                text = (
+                    "".join(c.choices[0].delta.content or "" for c in answer)
+                    if number % 2
+                    else answer.choices[0].message.content
+                )
+                assert text == f"You said: {messages[-1]['content']}"
+                messages += [assistant(text), user(f"{number}, turn {turn}")]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert len(site.manager.list_conversations("local")) == 16
+
+
+def test_a_key_that_is_answering_is_a_409(serve: Serve, connect: Connect) -> None:
+    site = serve(headless=True, token_delay_s=0.02)
+    client = connect(site)
+    stream = ask(client, [user("a long one")], stream=True, prompt_cache_key="k")
+    next(iter(stream))
+    with pytest.raises(openai.ConflictError) as refused:
+        ask(client, [user("another")], prompt_cache_key="k")
+    assert refused.value.response.headers["Retry-After"] == "1"
+    stream.close()
+
+
+def test_a_failed_answer_is_a_500_and_an_error_in_the_stream(site: Site, connect: Connect) -> None:
+    site.engine.fail = lambda generation: "The model broke."
+    with pytest.raises(openai.InternalServerError, match="The model broke"):
+        ask(connect(site), [user("Hello")])
+    with pytest.raises(openai.APIError, match="The model broke"):
+        list(ask(connect(site), [user("Hello, stream")], stream=True))
+
+
+def test_curl_works_unchanged(site: Site) -> None:
+    import json
+    import subprocess
+
+    body = json.dumps({"model": MODEL, "messages": [user("Hello")], "stream": True})
+    command = ["curl", "-sN", f"{site.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    events = [line.removeprefix("data: ") for line in shown.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    assert "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events[:-1]) == "You said: Hello"
