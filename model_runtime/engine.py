@@ -32,7 +32,7 @@ from model_runtime.reading import Reading
 from model_runtime.relief import Relief
 from model_runtime.scheduler import MIN_CHUNK_TOKENS, SchedulerConfig, Slot, plan_idle_step, plan_step
 from model_runtime.segments import SegmentIdentity
-from model_runtime.sequence import Sequence
+from model_runtime.sequence import Sequence, sample_together
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, ReadRequest
 from model_runtime.verdict import Verification
 from model_runtime.verification import ROUNDED, Piece, Reread, compare_all, tolerance_of
@@ -295,19 +295,13 @@ class Engine:
             return
         is_reading = len(slots) == 1 and not slots[0].sequence.is_decoding
         rows = torch.split(logits, [feed.logit_rows for feed in feeds])
-        for slot, own_rows in zip(slots, rows, strict=True):
+        for slot in slots:
             slot.sequence.fed(slot.tokens)
-            if len(own_rows) and isinstance(slot.sequence, Sequence):
-                self._sample(slot.sequence, own_rows)
+        sampling = [(s.sequence, own) for s, own in zip(slots, rows, strict=True) if isinstance(s.sequence, Sequence)]
+        sample_together(sampling, self._stop_token_ids, self._info.context_limit_tokens, self._fail)
         if is_reading:  # timed only now: a GPU has computed when a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
-
-    def _sample(self, sequence: Sequence, logits: torch.Tensor) -> None:
-        try:
-            sequence.sample(logits, self._stop_token_ids, self._info.context_limit_tokens)
-        except Exception as error:
-            self._fail(sequence, error)
 
     def _fail(self, sequence: Work, error: Exception) -> None:
         """Ends one generation; what its slab held before the failed forward stays valid."""

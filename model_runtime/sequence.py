@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Container
+from collections import abc
+from collections.abc import Callable, Container, Iterator
+from itertools import islice
 
 import torch
 from tokenizers import Tokenizer
@@ -114,9 +116,20 @@ class Sequence:
             self._fed_tokens += tokens
             self._emit(PrefillProgress(self._fed_tokens, self._fed_tokens + len(self._unfed)))
 
-    def sample(self, logits: torch.Tensor, stop_token_ids: Container[int], context_limit_tokens: int) -> None:
-        """Chooses a token from float32 `logits (1 + drafted, vocabulary)`, and another for as long as the draft said so
-        too; forgets what was fed in vain, and finishes where an answer ends.
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """Ids for the first of the rows that `sample` is then given, chosen on the device: int64 `(ids,)`, maybe none.
+        Nothing waits for the device."""
+        if self._sampler.is_greedy:
+            return logits.argmax(dim=-1)
+        if self.request.sampling.top_logprobs is not None:
+            return logits.new_empty(0, dtype=torch.int64)  # they are told of the logits before these are changed
+        return self._sampler.pick(logits[0])[None]
+
+    def sample(
+        self, logits: torch.Tensor, picked: abc.Sequence[int], stop_token_ids: Container[int], context_limit_tokens: int
+    ) -> None:
+        """Takes a token for float32 `logits (1 + drafted, vocabulary)`, and another for as long as the draft said so
+        too; forgets what was fed in vain, and finishes where an answer ends. `picked` are the ids that `pick` chose.
 
         Every token is the sampler's own draw from the model's logits behind exactly the tokens before it. So the answer
         is the one that would have come without a draft, with a seed to the letter.
@@ -125,8 +138,9 @@ class Sequence:
         kv_tokens = self.slab.length_tokens - len(draft)
         reason, sampled = None, []
         try:
-            for row, guess in zip(logits, [*draft, None], strict=True):
-                token_id, told = self._choose(row)
+            ids = [*picked, *(None,) * (len(logits) - len(picked))]
+            for row, own_id, guess in zip(logits, ids, [*draft, None], strict=True):
+                token_id, told = self._choose(row, own_id)
                 sampled.append(token_id)
                 reason = self._take(token_id, told, stop_token_ids)
                 if reason is None and kv_tokens + len(sampled) >= context_limit_tokens:
@@ -143,12 +157,14 @@ class Sequence:
         if reason is not None:
             self.finish(reason)
 
-    def _choose(self, logits: torch.Tensor) -> tuple[int, TokenLogprobs | None]:
+    def _choose(self, logits: torch.Tensor, picked: int | None) -> tuple[int, TokenLogprobs | None]:
         wanted = self.request.sampling.top_logprobs
-        if wanted is None:
-            return self._sampler.choose(logits), None
-        logprobs = torch.log_softmax(logits, dim=-1)  # before the sampler changes them
-        token_id = self._sampler.choose(logits)
+        logprobs = None if wanted is None else torch.log_softmax(logits, dim=-1)  # before the sampler changes them
+        token_id = self._sampler.choose(logits) if picked is None else picked
+        if picked is not None:
+            self._sampler.took(picked)
+        if wanted is None or logprobs is None:
+            return token_id, None
         return token_id, logprobs_of(logprobs, token_id, wanted, self._token_text)
 
     def _take(self, token_id: int, told: TokenLogprobs | None, stop_token_ids: Container[int]) -> FinishReason | None:
@@ -197,3 +213,32 @@ class Sequence:
             self._listener(event)
         except Exception:  # a listener's mistake must not end everybody's answers
             logger.exception("listener failed event=%s", type(event).__name__)
+
+
+def sample_together(
+    rows: abc.Sequence[tuple[Sequence, torch.Tensor]],
+    stop_token_ids: Container[int],
+    context_limit_tokens: int,
+    on_error: Callable[[Sequence, Exception], None],
+) -> None:
+    """Everybody's next tokens from their rows of a step's logits; who has none is left out. The host waits for the
+    device once, for all that can be chosen before anything is known."""
+    picks: list[tuple[Sequence, torch.Tensor, torch.Tensor]] = []
+    for sequence, logits in rows:
+        if len(logits):
+            try:
+                picks.append((sequence, logits, sequence.pick(logits)))
+            except Exception as error:
+                on_error(sequence, error)
+    try:
+        ids: Iterator[int] = iter(torch.cat([pick for _, _, pick in picks]).tolist() if picks else ())
+    except Exception as error:
+        for sequence, _, _ in picks:
+            on_error(sequence, error)
+        return
+    for sequence, logits, pick in picks:
+        own_ids = list(islice(ids, len(pick)))
+        try:
+            sequence.sample(logits, own_ids, stop_token_ids, context_limit_tokens)
+        except Exception as error:
+            on_error(sequence, error)

@@ -26,7 +26,11 @@ def over_arena(directory: Path, tokens: int = ROOM_TOKENS, record: bool = True) 
     arena_bytes = tokens * slabs.engine.info.kv_bytes_per_token
     slabs.close()
     config = EngineConfig(
-        prefill_chunk_tokens=32, kv_arena_bytes=arena_bytes, pinned_host_bytes=1 << 20, record_decode=record
+        prefill_chunk_tokens=32,
+        kv_arena_bytes=arena_bytes,
+        pinned_host_bytes=1 << 20,
+        record_decode=record,
+        prompt_lookup="off",
     )
     return WatchedEngine(loaded_tiny(directory), config)
 
