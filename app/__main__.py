@@ -105,6 +105,19 @@ def _parser() -> argparse.ArgumentParser:
         "expected to save time, 'on' wherever there is a guess (default: auto)",
     )
     serve.add_argument(
+        "--no-read-ahead",
+        dest="read_ahead",
+        action="store_false",
+        help="do not read messages while they are typed (default: they are, while nobody waits for an answer, in every "
+        "browser that has not switched it off)",
+    )
+    serve.add_argument(
+        "--no-titles",
+        dest="titles",
+        action="store_false",
+        help="name conversations by their first words (default: the model looks for a title while nobody waits)",
+    )
+    serve.add_argument(
         "--share", action="store_true", help="open a public link through Gradio's tunnel; always behind a password"
     )
     serve.add_argument(
@@ -175,12 +188,15 @@ def _serve(arguments: argparse.Namespace) -> int:
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
     with bind(arguments.host, arguments.port) as listener:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        from app.wiring import Budgets, open_house
+        from app.wiring import Budgets, IdleWork, open_house
 
         budgets = Budgets(
             arguments.device_kv_budget, arguments.disk_kv_budget, arguments.host_kv_budget, arguments.cold_kv_dtype
         )
-        with open_house(arguments.data_dir, model, arguments.prompt_lookup, budgets, password, _say) as house:
+        idle_work = IdleWork(arguments.read_ahead, arguments.titles)
+        with open_house(
+            arguments.data_dir, model, arguments.prompt_lookup, budgets, password, _say, idle_work
+        ) as house:
             from app.server import create_app
             from app.serving import Server
 

@@ -68,10 +68,12 @@ class Panels:
         return {}
 
     def _count(self, owner_id: str, request: Request) -> Reply:
-        draft_tokens, free_tokens = self._manager.count_tokens(
-            owner_id, _conversation(request), str(request.get("draft", ""))
-        )
+        """A draft's tokens; with "ahead" it is read, too, while nobody waits."""
+        draft = str(request.get("draft", ""))
+        draft_tokens, free_tokens = self._manager.count_tokens(owner_id, _conversation(request), draft)
         fits = draft_tokens <= free_tokens
+        if request.get("ahead") and fits:
+            self._manager.read_ahead(owner_id, _conversation(request), draft)
         label = f"{formatting.tokens(draft_tokens)} {'token' if draft_tokens == 1 else 'tokens'}"
         if not fits:
             label += f", {formatting.tokens(max(0, free_tokens))} fit"

@@ -60,7 +60,7 @@ def build_page(house: House) -> gr.Blocks:
                     _panel("welcome", welcome(house.manager.info))
                     earlier = _chat_display("kw-earlier")
                     latest = _chat_display("kw-latest")
-                _panel("composer", {})
+                _panel("composer", {"reads_ahead": house.manager.reads_ahead})
             with gr.Column(elem_id="kw-right"):
                 _panel("memory", {})
             with gr.Column(elem_id="kw-settings"):

@@ -61,6 +61,14 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
+class IdleWork:
+    """What the model may do while nobody waits."""
+
+    read_ahead: bool = True
+    titles: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class _Memory:
     """What KVs may take of the device's memory and, once they have left it, of the host's."""
 
@@ -76,6 +84,7 @@ def open_house(
     budgets: Budgets,
     password: str | None,
     say: Say,
+    idle_work: IdleWork = IdleWork(),
 ) -> Iterator[House]:
     """Everything a server needs, until the block ends. Raises `StoreError`, `ModelLoadError` or `ValueError`."""
     with contextlib.ExitStack() as stack:
@@ -88,6 +97,8 @@ def open_house(
             device_kv_budget_bytes=memory.device_bytes,
             host_kv_budget_bytes=memory.host_bytes,
             disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say),
+            read_ahead=idle_work.read_ahead,
+            model_titles=idle_work.titles,
         )
         manager = SessionManager(store, engine, template, config)
         manager.start()

@@ -23,6 +23,8 @@ from model_runtime.types import ChatMessage, ToolCall, UserInput
 _SENTINEL = "kw{}sentinel"
 _SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
 _ROLES = ("system", "user", "assistant")
+_LONGEST_WORD_CHARS = 32
+_LAST_WORD = re.compile(r"\s+\S*$")  # with the white space before it
 
 
 class ChatTemplate:
@@ -82,6 +84,19 @@ class ChatTemplate:
         if answer_ended_with_stop_token and glue and glue[0] in self._stop_token_ids:
             glue = glue[1:]
         return (*glue, *self._ids(["", *parts[1:]], messages))
+
+    def unstable_tokens(self, user_text: str) -> int:
+        """How many ids at the end of a turn that ends with `user_text` may change once more is typed.
+
+        Tokenizers split at white space before they merge, so what stands before the last word stays as it is; where
+        there is none for long (Chinese, a link), a few characters are taken for the word. One id more for tokenizers
+        that begin a text with a space of their own.
+        """
+        end = user_text[-_LONGEST_WORD_CHARS:]
+        last_word = _LAST_WORD.search(end)
+        tail = last_word.group() if last_word else end
+        closing = max(len(self._encode_markup(part)) for part in (self._closing, self._turns(1)[-1]))
+        return closing + (self.count(tail) + 1 if tail else 0)
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer's text without a stop token."""

@@ -363,6 +363,10 @@ class TurnTemplate(Protocol):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls: what `calls_in` reads."""
 
+    def unstable_tokens(self, user_text: str) -> int:
+        """How many ids at the end of a turn that ends with `user_text` may be others once more of it is typed: its last
+        word and the generation prompt. An estimate: what was fed too early is cropped by the engine."""
+
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer's text without any stop token: only for a ledger written by another tokenizer."""
 

@@ -30,6 +30,8 @@ class SessionConfig:
     disk_free_floor_bytes: int = 512 * MIB  # nothing is saved that would leave less of the disk free
     save_patience_s: float = 2.0  # so long a KV that is still to be saved is not dropped for another's room
     flush_timeout_s: float = 5.0  # how long `close` waits for what is still to be saved
+    read_ahead: bool = True  # drafts, and what every next message begins with, while nobody waits
+    model_titles: bool = True  # after a first answer the model looks for a title, while nobody waits
 
     def __post_init__(self) -> None:
         _require(

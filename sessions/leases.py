@@ -19,6 +19,7 @@ from functools import partial
 from model_runtime.types import KV, Engine
 from sessions.errors import CacheFull, ConversationBusy
 from sessions.eviction import Candidate, choose_victims
+from sessions.held import Held
 from sessions.pins import Pins
 from sessions.shares import Shares, shares_of
 from sessions.slots import Dropped, Exits, Holding, Lease, Loss, Nowhere, Slot, Ticket
@@ -30,22 +31,15 @@ __all__ = ["Dropped", "Holding", "Lease", "Leases", "Loss", "Ticket"]
 log = logging.getLogger(__name__)
 
 
-class Leases:
-    """Every method may be called from any thread except the engine's."""
+class Leases(Held):
+    """The line, and the room that is made for it. Every method may be called from any thread except the engine's."""
 
     def __init__(
         self, engine: Engine, budget_bytes: int, on_dropped: Callable[[Dropped], None], pins: Pins | None = None
     ) -> None:
-        self.budget_bytes = budget_bytes
-        self._engine = engine
-        self.pins = pins or Pins(engine, budget_bytes, lambda conversation_id: False)
+        super().__init__(engine, budget_bytes, pins or Pins(engine, budget_bytes, lambda conversation_id: False))
         self._on_dropped = on_dropped
         self.exits: Exits = Nowhere()
-        self._changed = threading.Condition()
-        self._slots: dict[str, Slot] = {}
-        self._line: list[Ticket] = []
-        self._losses: dict[str, Loss] = {}
-        self._closed = False
         self._thread = threading.Thread(target=self._serve, name="keepwarm-leases", daemon=True)
 
     def start(self) -> None:
@@ -81,6 +75,8 @@ class Leases:
         with self._changed:
             self._line.append(ticket)
             self._tell_places()
+            for slot in self._slots.values():
+                slot.make_way()
             self._changed.notify_all()
 
     def leave(self, ticket: Ticket) -> bool:
@@ -92,88 +88,6 @@ class Leases:
             self._tell_places()
             self._changed.notify_all()
             return True
-
-    def reserve(self, conversation_id: str, owner_id: str, promised_bytes: int) -> Lease | None:
-        """A lease for restoring ahead of the person: where the KV is empty, nobody waits and there is free room."""
-        with self._changed:
-            if not self.has_room(conversation_id, promised_bytes):
-                return None
-            own = self._slots.get(conversation_id)
-            slot = own or Slot(conversation_id, owner_id, self._engine.new_kv())
-            self._slots[conversation_id] = slot
-            slot.leased = slot.warming = True
-            slot.promised_bytes, slot.unwanted = promised_bytes, False
-            return Lease(conversation_id, slot.kv, 0, own is None, None, promised_bytes=promised_bytes)
-
-    def has_room(self, conversation_id: str, promised_bytes: int) -> bool:
-        """Whether `reserve` would give a lease now."""
-        with self._changed:
-            own = self._slots.get(conversation_id)
-            if self._closed or self._line or (own is not None and (own.leased or own.leaving or own.kv.length_tokens)):
-                return False
-            own_bytes = own.held_bytes if own is not None else 0
-            held_bytes = sum(slot.held_bytes for slot in self._slots.values())
-            return held_bytes + max(0, promised_bytes - own_bytes) <= self.budget_bytes
-
-    def idle(self, conversation_id: str) -> tuple[KV, tuple[int, ...]] | None:
-        """An idle conversation's KV and the ids it holds; None when there is nothing to save."""
-        with self._changed:
-            slot = self._slots.get(conversation_id)
-            if slot is None or slot.leased or slot.leaving or not slot.kv.length_tokens:
-                return None
-            return slot.kv, slot.held_ids[: slot.kv.length_tokens]
-
-    def borrow(self, conversation_id: str) -> Lease | None:
-        """A lease for looking at an idle KV, which gives way like a reserved one. None when there is nothing in it."""
-        with self._changed:
-            slot = self._slots.get(conversation_id)
-            if slot is None or self.idle(conversation_id) is None:
-                return None
-            slot.leased, slot.warming, slot.unwanted = True, True, False
-            return Lease(conversation_id, slot.kv, slot.kv.length_tokens, False, None, slot.held_ids)
-
-    def must_yield(self, lease: Lease) -> bool:
-        """Whether a reserved lease is in somebody's way."""
-        with self._changed:
-            return self._closed or bool(self._line) or self._slots[lease.conversation_id].unwanted
-
-    def settle(
-        self, lease: Lease, held_ids: tuple[int, ...] = (), unsaved_for_s: float = 0.0, loss: Loss | None = None
-    ) -> None:
-        """Gives the KV back. It stays on the device until the room is needed, `unsaved_for_s` at least unless it is
-        `staged` or dropped by hand before. `loss`: why what was in it is gone."""
-        with self._changed:
-            slot = self._slots[lease.conversation_id]
-            assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
-            was_warming, slot.warming = slot.warming, False
-            slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()
-            slot.held_ids, slot.unsaved_until = held_ids, time.monotonic() + unsaved_for_s
-            self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
-            if was_warming and not slot.kv.allocated_bytes:
-                del self._slots[lease.conversation_id]  # nothing came of it
-            if loss is not None:
-                self._losses[lease.conversation_id] = loss
-            self._changed.notify_all()
-
-    def look_again(self) -> None:
-        """Something outside changed what may go, a pin for one."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def staged(self, conversation_id: str, kv: KV) -> None:
-        """The writer has what it needs of this KV."""
-        with self._changed:
-            slot = self._slots.get(conversation_id)
-            if slot is not None and slot.kv is kv:
-                slot.unsaved_until = 0.0
-                self._changed.notify_all()
-
-    def saved(self, conversation_id: str, kv: KV, tokens: int) -> None:
-        """So many of its rows are on disk."""
-        with self._changed:
-            slot = self._slots.get(conversation_id)
-            if slot is not None and slot.kv is kv:
-                slot.saved_tokens = tokens
 
     def drop(self, conversation_id: str) -> int:
         """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
@@ -194,19 +108,6 @@ class Leases:
         self.drop(conversation_id)
         with self._changed:
             self._losses.pop(conversation_id, None)
-
-    def holdings(self) -> dict[str, Holding]:
-        """Everybody's, by conversation."""
-        with self._changed:
-            return {
-                slot.conversation_id: Holding(
-                    tokens=slot.kv.length_tokens,
-                    used_bytes=(used_bytes := slot.kv.allocated_bytes),
-                    reserved_bytes=max(0, slot.promised_bytes - used_bytes),
-                    last_used_at=slot.last_used_at,
-                )
-                for slot in self._slots.values()
-            }
 
     def _serve(self) -> None:
         while True:
@@ -253,9 +154,6 @@ class Leases:
         asking = (owner_id, conversation_id)
         return shares_of([*self._slots.values()], waiting, asking, self.budget_bytes, self.pins, time.time())
 
-    def _running_count(self) -> int:
-        return sum(slot.leased and not slot.warming for slot in self._slots.values())
-
     def _patience_s(self) -> float | None:
         """How long until an unsaved KV may go after all; None when nobody waits for one."""
         now = time.monotonic()
@@ -277,7 +175,6 @@ class Leases:
         return [self._slots[candidate.conversation_id] for candidate in chosen or ()]
 
     def _grant(self, ticket: Ticket, slot: Slot | None) -> Callable[[], None]:
-        is_new = slot is None
         if slot is None:
             slot = Slot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
             self._slots[ticket.conversation_id] = slot
@@ -285,10 +182,13 @@ class Leases:
         assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
         self._line.remove(ticket)
         self._tell_places()
+        is_new, slot.used = not slot.used, True
         slot.leased, slot.promised_bytes, slot.saved_tokens = True, ticket.promised_bytes, 0
         loss = self._losses.pop(ticket.conversation_id, None)
         held = slot.kv.length_tokens
-        lease = Lease(ticket.conversation_id, slot.kv, held, is_new, loss, slot.held_ids[:held], ticket.promised_bytes)
+        ids = slot.held_ids[:held]
+        promised_bytes = ticket.promised_bytes
+        lease = Lease(ticket.conversation_id, slot.kv, held, is_new, loss, ids, promised_bytes, slot.ahead_from)
         return partial(ticket.granted, lease)
 
     def _make_room(self, victims: list[Slot]) -> None:
@@ -319,14 +219,6 @@ class Leases:
     def _is_leaving(self, conversation_id: str) -> bool:
         slot = self._slots.get(conversation_id)
         return slot is not None and slot.leaving
-
-    def _is_warming(self, conversation_id: str) -> bool:
-        """Whether it is being restored without a run; then that is told to end soon."""
-        slot = self._slots.get(conversation_id)
-        if slot is None or not slot.warming:
-            return False
-        slot.unwanted = True
-        return True
 
     def _tell_places(self) -> None:
         for place, ticket in enumerate(self._line, start=1):

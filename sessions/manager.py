@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from model_runtime.types import Engine, ModelInfo, TurnTemplate
+from sessions.ahead import Ahead
 from sessions.completions import Completions
 from sessions.config import SessionConfig
+from sessions.drafts import Drafts
 from sessions.errors import MessageRefused
 from sessions.events import EventLog
 from sessions.hands import Hands
+from sessions.idle import IdleWork
 from sessions.leases import Leases
 from sessions.ledger import continued_answer, fold, new_answer, user_turn
 from sessions.notes import Notes
@@ -57,13 +60,16 @@ class SessionManager:
         self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room, self._pins)
         engine.on_memory_pressure = self._leases.surrender
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
+        ahead = Ahead(store, engine, template, self._leases, self._tiers, self._runs, self._room)
+        self._idle = IdleWork(self._leases, ahead.perform)
+        self._drafts = Drafts(store, template, self._room, self._idle, config)
         self._recorder = Recorder(
             store,
             engine,
             template,
             self._runs,
             config.checkpoint_interval_s,
-            self._tiers.after_run,
+            self._after_run,
             self._notes.receipt,
         )
         self._turns = Turns(
@@ -85,6 +91,7 @@ class SessionManager:
         self._recorder.start()
         self._leases.start()
         self._verifier.start()
+        self._idle.start()
         self._hands.load_pins()
 
     def close(self) -> None:
@@ -92,6 +99,7 @@ class SessionManager:
         configured times; the engine and the store stay open. May be called twice."""
         deadline = time.monotonic() + self._config.close_timeout_s
         self.drain()
+        self._idle.close(timeout_s=1.0)
         while self.running_count and time.monotonic() < deadline:
             self.interrupt_all()
             time.sleep(0.01)
@@ -140,7 +148,9 @@ class SessionManager:
         with self._runs.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
-            return self._begin_user_turn(conversation, path, path, text)
+            run = self._begin_user_turn(conversation, path, path, text)
+            self._drafts.forget(conversation_id)
+            return run
 
     def edit(self, owner_id: str, conversation_id: str, message_id: int, text: str) -> Run:
         """Another version of any user message, beside it, with a new answer below."""
@@ -241,8 +251,10 @@ class SessionManager:
         """Stops its run, frees its KV, then removes every message."""
         self.stop(owner_id, conversation_id)
         with self._runs.claim(conversation_id, DELETE_TIMEOUT_S):
+            self._drafts.forget(conversation_id)
             self._leases.forget(conversation_id)
             self._store.delete(conversation_id)
+            self._leases.forget(conversation_id)  # idle work may have begun between the two
             self._tiers.forget(conversation_id)
             self._events.forget(owner_id, conversation_id)
             self._verifier.forget(conversation_id)
@@ -285,16 +297,20 @@ class SessionManager:
         """For a page that opens a conversation, or sees its first keystroke: `warm`, because a message will follow."""
         return self.warm(owner_id, conversation_id)
 
+    # Before a turn
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether drafts are read before they are sent."""
+        return self._config.read_ahead
+
     def count_tokens(self, owner_id: str, conversation_id: str, draft: str) -> tuple[int, int]:
         """Tokens of a draft, and how many tokens a message may have here at most. Raises `MessageRefused` when huge."""
-        conversation = self._store.conversation(owner_id, conversation_id)
-        draft = clean(draft)
-        refuse_if_huge(draft, self._config.max_message_bytes)
-        if conversation.leaf_id is None:
-            frame_tokens = len(self._template.first_turn(conversation.settings.system_prompt, ""))
-        else:
-            frame_tokens = conversation.ledger_tokens + len(self._template.next_turn(False, ""))
-        return self._template.count(draft) if draft else 0, self._room.message_tokens(frame_tokens)
+        return self._drafts.count_tokens(owner_id, conversation_id, draft)
+
+    def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:
+        """Has the model read a draft while nobody waits, so that sending it costs its last words. Nothing is stored."""
+        self._drafts.read_ahead(owner_id, conversation_id, draft)
 
     # The steps of a turn
 
@@ -310,6 +326,11 @@ class SessionManager:
             self.info.tokenizer_fingerprint,
         )
         return self._turns.begin(NewTurn(conversation, path, turn, conversation.settings.sampling, user_text=text))
+
+    def _after_run(self, run: Run) -> None:
+        """The KV is given back, and saved; then what can be done for the next turn."""
+        self._tiers.after_run(run)
+        self._drafts.after_answer(run)
 
     def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
         system_prompt = clean(settings.system_prompt).strip()

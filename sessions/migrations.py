@@ -162,3 +162,10 @@ def api_keys(db: Database) -> None:
 def drafts_on_receipts(db: Database) -> None:
     db.execute("ALTER TABLE receipts ADD COLUMN drafted_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE receipts ADD COLUMN accepted_tokens INTEGER NOT NULL DEFAULT 0")
+
+
+@_step
+def read_ahead(db: Database) -> None:
+    """Whose title it is decides whether the model may replace it; titles of before are left alone."""
+    db.execute("ALTER TABLE receipts ADD COLUMN ahead_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE conversations ADD COLUMN title_by TEXT NOT NULL DEFAULT 'person'")

@@ -42,7 +42,10 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
     reason, detail = _miss(run, lease, event)
     whole = len(turn.ledger)
     restored = run.restored
-    saved_s = estimate_read_s(0, whole) - estimate_read_s(event.reused_tokens, whole) - restored.seconds
+    ahead_tokens = _ahead_tokens(run, lease, event)
+    # What was read ahead was read for this turn all the same: it saved waiting, not reading.
+    kept_tokens = event.reused_tokens - ahead_tokens
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(kept_tokens, whole) - restored.seconds
     return Receipt(
         fed_tokens=event.fed_tokens,
         delta_tokens=turn.delta_tokens,
@@ -62,13 +65,25 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         choice=restored.choice,
         drafted_tokens=event.drafted_tokens,
         accepted_tokens=event.accepted_tokens,
+        ahead_tokens=ahead_tokens,
     )
+
+
+def _ahead_tokens(run: Run, lease: Lease, event: Finished) -> int:
+    if lease.ahead_from is None or run.restored.tokens:  # a restore begins with an empty KV
+        return 0
+    return max(0, event.reused_tokens - lease.ahead_from)
+
+
+def _kept_tokens(lease: Lease) -> int:
+    """What the KV had from before, without what was read ahead."""
+    return lease.held_tokens if lease.ahead_from is None else min(lease.held_tokens, lease.ahead_from)
 
 
 def _tier(run: Run, lease: Lease) -> Tier:
     if run.restored.tokens:
         return run.restored.tier
-    return Tier.DEVICE if lease.held_tokens else Tier.COLD
+    return Tier.DEVICE if _kept_tokens(lease) else Tier.COLD
 
 
 def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, str]:
@@ -119,7 +134,7 @@ def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
         return MissReason.SNAPSHOT_REFUSED
     if run.restored.is_reread_cheaper:
         return MissReason.REREAD_CHEAPER
-    if lease.held_tokens == 0:
+    if _kept_tokens(lease) == 0:
         if lease.loss is not None:
             return MissReason.EVICTED
         if run.plan.is_fork:

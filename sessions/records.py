@@ -25,6 +25,7 @@ class Conversation:
     ledger_tokens: int
     is_pinned: bool = False  # its KV stays on the device
     key: str | None = None  # what an API client calls it
+    has_first_title: bool = False  # the first message's words, which the model may still replace
 
 
 @dataclass(frozen=True, slots=True)

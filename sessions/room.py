@@ -44,6 +44,11 @@ class Room:
                 f"{self.context_limit_tokens:,}. Leave some of them out."
             )
 
+    def holds(self, final_tokens: int) -> bool:
+        """Whether a KV of so many tokens fits the context, with room for an answer, and the budget."""
+        fits_context = final_tokens + self._config.min_answer_tokens <= self.context_limit_tokens
+        return fits_context and self._engine.kv_bytes(final_tokens) <= self._config.device_kv_budget_bytes
+
     def message_tokens(self, frame_tokens: int) -> int:
         """The longest message that fits beside `frame_tokens` of conversation and template."""
         return max(0, self.context_limit_tokens - self._config.min_answer_tokens - frame_tokens)

@@ -24,7 +24,8 @@ class Loss(Enum):
 class Lease:
     """The right of one run to use its conversation's KV. `held_tokens` is what the KV had at the grant, `held_ids`
     which ids, as far as the last holder knew (the engine knows better: it compares). `is_new`: it was made for this
-    lease; then `loss` says how an earlier one went, None when this process never had one."""
+    lease; then `loss` says how an earlier one went, None when this process never had one. Rows from `ahead_from` on
+    were read ahead of a message: they may go beyond `held_ids`."""
 
     conversation_id: str
     kv: KV
@@ -33,6 +34,7 @@ class Lease:
     loss: Loss | None
     held_ids: tuple[int, ...] = ()
     promised_bytes: int = 0
+    ahead_from: int | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -79,8 +81,11 @@ class Slot:
     promised_bytes: int = 0
     leased: bool = False
     leaving: bool = False
-    warming: bool = False  # leased for a restore that no run waits for
-    unwanted: bool = False  # somebody waits for that restore to end
+    used: bool = False  # by a run, now or before
+    warming: bool = False  # leased for something that no run waits for: a restore, or idle work
+    unwanted: bool = False  # somebody waits for that to end
+    make_way: Callable[[], None] = lambda: None  # asks that to end
+    ahead_from: int | None = None
     held_ids: tuple[int, ...] = ()
     unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
     saved_tokens: int = 0  # so much of what it holds is on disk

@@ -156,7 +156,17 @@ class Store:
 
     def rename(self, conversation_id: str, title: str) -> None:
         with self._database.write() as db:
-            db.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation_id])
+            db.execute("UPDATE conversations SET title = ?, title_by = 'person' WHERE id = ?", [title, conversation_id])
+
+    def take_model_title(self, conversation_id: str, title: str) -> bool:
+        """The model was asked: its title, unless a person gave one; with "" the first words stay, for good."""
+        with self._database.write() as db:
+            cursor = db.execute(
+                "UPDATE conversations SET title_by = 'model', title = CASE ? WHEN '' THEN title ELSE ? END"
+                " WHERE id = ? AND title_by = 'first words'",
+                [title, title, conversation_id],
+            )
+            return bool(cursor.rowcount)
 
     def set_settings(self, conversation_id: str, settings: ConversationSettings) -> None:
         with self._database.write() as db:
@@ -189,6 +199,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         ledger_tokens=row["ledger_tokens"],
         is_pinned=bool(row["is_pinned"]),
         key=row["key"],
+        has_first_title=row["title_by"] == "first words",
     )
 
 

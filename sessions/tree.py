@@ -115,6 +115,7 @@ class MessageTree:
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
             db.execute(
                 "UPDATE conversations SET leaf_id = ?, updated_at = ?,"
+                " title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,"
                 " title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
                 [answer_id, now, first_title, conversation_id],
             )
@@ -155,7 +156,7 @@ class MessageTree:
                     "UPDATE users SET saved_s_total = saved_s_total + ?, reused_tokens_total = reused_tokens_total + ?"
                     " WHERE id = (SELECT c.owner_id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
                     " WHERE m.id = ?)",
-                    [receipt.saved_s, receipt.reused_tokens, message_id],
+                    [receipt.saved_s, receipt.reused_tokens - receipt.ahead_tokens, message_id],
                 )
 
     def interrupt_running(self) -> int:

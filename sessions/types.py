@@ -53,8 +53,9 @@ class ConversationSettings:
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a turn cost. `fed_tokens` were computed before the first new token, `delta_tokens` is what the turn added,
-    `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`, or less where the KV happened to hold
-    more of this ledger than the path that was current before (after a switch of branches, or a stop)."""
+    `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`, or less where some of it was read
+    ahead, or the KV happened to hold more of this ledger than the path that was current before (after a switch of
+    branches, or a stop)."""
 
     fed_tokens: int
     delta_tokens: int
@@ -73,6 +74,7 @@ class Receipt:
     choice: str = ""  # a sentence: what restoring and reading were expected to take; "" when there was no choice
     drafted_tokens: int = 0  # guessed by prompt lookup
     accepted_tokens: int = 0  # of these, what the model said
+    ahead_tokens: int = 0  # of the reused: read while the message was typed, or while nobody waited
 
     @property
     def tokens_per_s(self) -> float | None:

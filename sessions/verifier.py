@@ -182,7 +182,8 @@ class Verifier:
         """A KV that disagreed is emptied before anybody else can have it."""
         if is_bad:
             self._engine.release(held.kv)
-        self._leases.settle(held, () if is_bad else held.held_ids, loss=Loss.DISAGREED if is_bad else None)
+        loss = Loss.DISAGREED if is_bad else None
+        self._leases.settle(held, () if is_bad else held.held_ids, loss=loss, ahead_from=held.ahead_from)
 
     @contextlib.contextmanager
     def _scratch(self, owner_id: str, conversation_id: str, count: int, held: Lease | None) -> Iterator[Lease | None]:

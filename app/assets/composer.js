@@ -2,13 +2,13 @@
 import { ask } from "./bridge.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
-import { el, icon, iconButton } from "./dom.js";
+import { el, icon, iconButton, textButton } from "./dom.js";
 
 const COUNT_AFTER_MS = 250;
 const LARGE_DRAFT = 200000; // characters: counted more patiently
 const HIGHEST_PX = 260;
 
-export function mount(element) {
+export function mount(element, facts) {
   const problem = el("p", { class: "kw-problem", role: "alert", "data-testid": "problem" });
   const problemBox = el(
     "div",
@@ -25,6 +25,7 @@ export function mount(element) {
     enterkeyhint: "send",
   });
   const button = el("button", { type: "button", class: "kw-button kw-primary kw-send", on: { click: press } });
+  const ahead = facts?.reads_ahead ? aheadSwitch() : null;
   const count = el("span", { class: "kw-count kw-figures", "data-testid": "count" });
   const context = el("span", { class: "kw-context", "data-testid": "context" });
   const contextFill = el("span", { class: "kw-context-fill" });
@@ -36,12 +37,14 @@ export function mount(element) {
       "div",
       { class: "kw-composer", on: { click: (event) => event.target === event.currentTarget && area.focus() } },
       area,
-      el("div", { class: "kw-composer-foot" }, context, count, button),
+      el("div", { class: "kw-composer-foot" }, context, ahead, count, button),
     ),
   );
 
   let sending = false;
   let counter = 0;
+  let counting = false;
+  let wasRead = ""; // the conversation whose draft the model has begun to read
 
   function press() {
     if (state.run) conversation.stop();
@@ -55,7 +58,10 @@ export function mount(element) {
     try {
       const reply = await conversation.send(text);
       // What was typed while the message was on its way stays.
-      if (reply && !reply.error && area.value.startsWith(text)) setText(area.value.slice(text.length));
+      if (reply && !reply.error && area.value.startsWith(text)) {
+        wasRead = "";
+        setText(area.value.slice(text.length));
+      }
     } finally {
       sending = false;
     }
@@ -75,21 +81,53 @@ export function mount(element) {
     area.style.height = "auto";
     area.style.height = `${Math.min(HIGHEST_PX, area.scrollHeight)}px`;
     remember(area.value);
-    clearTimeout(counter);
     if (!area.value.trim()) {
+      clearTimeout(counter);
+      counter = 0;
       count.textContent = "";
       count.classList.remove("kw-too-long");
-    } else {
+      if (!sending) forgetDraft();
+    } else if (!counter) {
+      // Not put off by every key: somebody who types on is read ahead all the same.
       counter = setTimeout(countDraft, area.value.length > LARGE_DRAFT ? COUNT_AFTER_MS * 4 : COUNT_AFTER_MS);
     }
   }
 
   async function countDraft() {
+    counter = 0;
+    if (counting) return changed();
+    counting = true;
     const draft = area.value;
-    const reply = await ask("count", { conversation_id: state.conversationId, draft });
-    if (draft !== area.value || reply.error) return;
+    const id = state.conversationId;
+    const details = { conversation_id: id, draft, ahead: isAheadOn(ahead) && !sending };
+    if (details.ahead) wasRead = id;
+    const reply = await ask("count", details);
+    counting = false;
+    if (draft !== area.value || id !== state.conversationId) return area.value.trim() ? changed() : undefined;
+    if (reply.error) return;
     count.textContent = reply.label;
     count.classList.toggle("kw-too-long", !reply.fits);
+  }
+
+  // The draft is gone, or is not to be read any more: what was read of it is cropped.
+  function forgetDraft() {
+    if (wasRead) ask("count", { conversation_id: wasRead, draft: "", ahead: true });
+    wasRead = "";
+  }
+
+  function aheadSwitch() {
+    const toggle = textButton("Read ahead", () => {
+      toggle.setAttribute("aria-pressed", String(!isAheadOn(toggle)));
+      keepChoice(isAheadOn(toggle));
+      if (isAheadOn(toggle)) changed();
+      else forgetDraft();
+      area.focus();
+    });
+    toggle.classList.add("kw-ahead");
+    toggle.dataset.testid = "read-ahead";
+    toggle.title = "Read my message while I type, so that sending it costs only the last words. A draft is never stored.";
+    toggle.setAttribute("aria-pressed", String(keptChoice()));
+    return toggle;
   }
 
   function show(sentence) {
@@ -140,6 +178,28 @@ export function mount(element) {
   });
   drawButton();
   mounted("composer");
+}
+
+function isAheadOn(toggle) {
+  return toggle?.getAttribute("aria-pressed") === "true";
+}
+
+// The choice is this browser's, and remembered.
+
+function keepChoice(on) {
+  try {
+    localStorage.setItem("kw-read-ahead", on ? "on" : "off");
+  } catch {
+    // A browser that keeps nothing: the choice lasts as long as the page.
+  }
+}
+
+function keptChoice() {
+  try {
+    return localStorage.getItem("kw-read-ahead") !== "off";
+  } catch {
+    return true;
+  }
 }
 
 // Each conversation keeps its own draft, over a reload too.

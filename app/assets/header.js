@@ -28,6 +28,11 @@ export function mount(element, facts) {
     draw();
   });
   on("pulse", (news) => {
+    const here = news.conversations.flatMap((group) => group.rows).find((row) => row.id === state.conversationId);
+    if (here && state.title && here.title !== state.title) {
+      state.title = here.title; // the model found one
+      draw();
+    }
     if (share.textContent !== news.share) share.textContent = news.share;
     share.hidden = !news.share;
   });

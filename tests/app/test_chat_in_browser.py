@@ -29,7 +29,9 @@ def test_sends_streams_and_shows_a_receipt(serve: Serve, tab: OpenTab) -> None:
     expect(one.messages.nth(1).locator(".kw-receipt")).to_contain_text("0 reused")
     one.say("And again")
     receipt = one.messages.nth(3).locator(".kw-receipt")
-    expect(receipt).to_contain_text(re.compile(r"\d+ reused / \d+ new · first token .* s · \d+ tok/s"))
+    expect(receipt).to_contain_text(
+        re.compile(r"\d+ reused / (\d+ read ahead / )?\d+ new · first token .* s · \d+ tok/s")
+    )
     receipt.click()
     expect(one.messages.nth(3).locator(".kw-receipt-details")).to_contain_text("● device")
     expect(one.by("title")).to_have_text("Hello there")

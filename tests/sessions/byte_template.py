@@ -50,6 +50,10 @@ class ByteTemplate:
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return CALLS.write(text, calls) if calls else text
 
+    def unstable_tokens(self, user_text: str) -> int:
+        """The last word with the space before it, and the generation prompt."""
+        return 2 + len(user_text.encode()) - max(0, user_text.encode().rfind(b" "))
+
     def answer(self, text: str) -> tuple[int, ...]:
         return self._bytes(text)
 

@@ -38,6 +38,8 @@ class House:
             "device_kv_budget_bytes": budget_bytes,
             "checkpoint_interval_s": 0.05,
             "disk_kv_budget_bytes": 0,
+            "read_ahead": False,  # so that a turn's fed tokens are its delta
+            "model_titles": False,
             **config,
         }
         self.manager = SessionManager(self.store, self.engine, self.template, SessionConfig(**settings))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from sessions.ledger import fold, system_prompt_of
 from sessions.records import Node
 from sessions.runs import Run
 from sessions.types import ConversationSettings, MessageStatus
-from tests.sessions.house import House, finish, prompt_of
+from tests.sessions.house import House, finish, prompt_of, until
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
 
 BUDGET_BYTES = 700 * 1024
@@ -31,7 +31,13 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp()
-        self.house = House(Path(self.directory), ScriptedEngine(max_concurrent=2), budget_bytes=BUDGET_BYTES)
+        self.house = House(
+            Path(self.directory),
+            ScriptedEngine(max_concurrent=2),
+            budget_bytes=BUDGET_BYTES,
+            read_ahead=True,
+            model_titles=True,
+        )
         self.house.engine.on_step = self.look
         self.conversations: list[tuple[str, str]] = []
         self.uneven: set[str] = set()  # here a KV may hold more than the current path needs
@@ -99,6 +105,14 @@ class Machine(RuleBasedStateMachine):
             self.keep(call())
 
     @precondition(lambda self: self.conversations)
+    @rule(pick=PICK, text=st.text("xyé ", max_size=150), waits=st.booleans())
+    def type(self, pick: int, text: str, waits: bool) -> None:
+        """A draft is read, or begins to be: the next rule may well come between."""
+        self.house.manager.read_ahead(*self.picked(pick), text)
+        if waits and not any(not run.is_done for run in self.runs):
+            until(self.house.manager._idle.is_at_rest)
+
+    @precondition(lambda self: self.conversations)
     @rule(pick=PICK)
     def stop(self, pick: int) -> None:
         owner, c = self.picked(pick)
@@ -148,7 +162,7 @@ class Machine(RuleBasedStateMachine):
         assert receipt.fed_tokens + receipt.reused_tokens == len(run.plan.turn.ledger)
         assert (receipt.fed_tokens > receipt.delta_tokens) == (receipt.miss_reason is not None)
         if run.conversation_id not in self.uneven:
-            assert receipt.fed_tokens >= receipt.delta_tokens
+            assert receipt.fed_tokens + receipt.ahead_tokens >= receipt.delta_tokens
 
     @invariant()
     def the_budget_holds(self) -> None:
@@ -157,7 +171,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_panel_shows_what_is_allocated(self) -> None:
-        if not any(not run.is_done for run in self.runs):
+        if not any(not run.is_done for run in self.runs) and self.house.manager._idle.is_at_rest():
             memory = self.house.manager.memory("ada")
             assert memory.device_used_bytes == self.house.engine.allocated_bytes
             assert memory.device_reserved_bytes == 0

@@ -36,6 +36,7 @@ CALLS: dict[str, Call] = {
     "verify": lambda m, owner, c, message: m.verify(owner, c),
     "warm": lambda m, owner, c, message: m.warm(owner, c),
     "prepare": lambda m, owner, c, message: m.prepare(owner, c),
+    "read_ahead": lambda m, owner, c, message: m.read_ahead(owner, c, "Hello"),
     "count_tokens": lambda m, owner, c, message: m.count_tokens(owner, c, "Hello"),
 }
 

@@ -38,6 +38,8 @@ class TierMachine(Machine):
             budget_bytes=BUDGET_BYTES,
             disk_kv_budget_bytes=DISK_BYTES,
             save_patience_s=0.1,
+            read_ahead=True,
+            model_titles=True,
         )
         engine.on_step = self.look
         engine.fail_save = lambda identity: self.fault("save", identity)

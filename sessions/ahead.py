@@ -1,0 +1,170 @@
+"""What is read, or said to oneself, ahead of a person: drafts, the glue of the next turn, a title on a throw-away fork.
+
+All of it is appended to the conversation's own KV behind what the ledger holds, under a lease that no run waits for.
+Nothing of it is in the ledger, so nothing of it is ever saved: the next turn keeps the rows that turn out to be its own
+and crops the rest.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model_runtime.types import (
+    KV,
+    Engine,
+    Event,
+    Finished,
+    FinishReason,
+    Generation,
+    GenerationRequest,
+    Listener,
+    ReadRequest,
+    TokenDelta,
+    TurnTemplate,
+)
+from sessions.errors import ConversationNotFound
+from sessions.idle import Errand, Kind, Outcome, Way
+from sessions.leases import Lease, Leases
+from sessions.ledger import Turn, common_prefix, fold, user_turn
+from sessions.records import Conversation
+from sessions.room import Room
+from sessions.runs import RunTable
+from sessions.store import Store
+from sessions.tiers import Tiers
+from sessions.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
+from sessions.types import MissReason
+
+Submit = Callable[[KV, Listener], Generation]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """`ids` go into the KV; it may hold `final_tokens` before the work ends. `ledger` is the conversation's own."""
+
+    ledger: tuple[int, ...]
+    ids: tuple[int, ...]
+    final_tokens: int
+
+
+class Ahead:
+    """`perform` runs on the idle thread and raises `SessionError` when the conversation is gone."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        template: TurnTemplate,
+        leases: Leases,
+        tiers: Tiers,
+        runs: RunTable,
+        room: Room,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._template = template
+        self._leases = leases
+        self._tiers = tiers
+        self._runs = runs
+        self._room = room
+
+    def perform(self, errand: Errand, way: Way) -> Outcome:
+        if self._runs.active(errand.conversation_id) is not None:
+            return Outcome.REFUSED  # its end is being stored
+        conversation = self._store.conversation(errand.owner_id, errand.conversation_id)
+        if errand.kind is Kind.TITLE:
+            return self._find_title(conversation, errand, way)
+        return self._read(conversation, errand, way)
+
+    def _read(self, conversation: Conversation, errand: Errand, way: Way) -> Outcome:
+        """Reads the draft but for its unstable end; of "" that leaves what stands in front of every next message."""
+        ledger, turn = self._turn(conversation, errand.text)
+        ids = turn.ledger[: max(0, len(turn.ledger) - self._template.unstable_tokens(errand.text))]
+        if errand.kind is not Kind.DRAFT and _is_anew(turn):
+            return Outcome.DONE
+        plan = _Plan(ledger, ids, len(ids))
+        outcome, _ = self._work(errand, plan, way, lambda kv, heard: self._engine.read(ReadRequest(ids, kv), heard))
+        return outcome
+
+    def _find_title(self, conversation: Conversation, errand: Errand, way: Way) -> Outcome:
+        if not conversation.has_first_title or conversation.leaf_id is None:
+            return Outcome.DONE
+        ledger, turn = self._turn(conversation, TITLE_QUESTION)
+        ids = turn.ledger
+        if _is_anew(turn):
+            return Outcome.DONE
+        plan = _Plan(ledger, ids, len(ids) + TITLE_SAMPLING.max_new_tokens)
+
+        def submit(kv: KV, heard: Listener) -> Generation:
+            return self._engine.submit(GenerationRequest(ids, kv, TITLE_SAMPLING, is_idle=True), heard)
+
+        outcome, events = self._work(errand, plan, way, submit)
+        if outcome is Outcome.DONE and events:
+            ended = events[-1]
+            text = "".join(event.text for event in events if isinstance(event, TokenDelta))
+            whole = isinstance(ended, Finished) and ended.reason is FinishReason.STOP
+            self._store.take_model_title(errand.conversation_id, usable_title(text) if whole else "")
+        return outcome
+
+    def _turn(self, conversation: Conversation, text: str) -> tuple[tuple[int, ...], Turn]:
+        """The ledger as it is, and the turn that this message would make."""
+        path = self._store.messages.path(conversation.leaf_id)
+        ledger = fold(path)
+        fingerprint = self._engine.info.tokenizer_fingerprint
+        turn = user_turn(path, text, ledger, conversation.settings.system_prompt, self._template, fingerprint)
+        return ledger, turn
+
+    def _work(self, errand: Errand, plan: _Plan, way: Way, submit: Submit) -> tuple[Outcome, list[Event]]:
+        owner_id, conversation_id = errand.owner_id, errand.conversation_id
+        if not self._room.holds(plan.final_tokens):
+            return Outcome.DONE, []
+        if errand.refusals < 2 and self._tiers.warm(owner_id, conversation_id, plan.ledger):
+            return Outcome.REFUSED, []  # what is saved comes back first
+        promised_bytes = self._engine.kv_bytes(plan.final_tokens)
+        lease = self._leases.reserve(conversation_id, owner_id, promised_bytes, way.make)
+        if lease is None:
+            return Outcome.REFUSED, []
+        if errand.kind is not Kind.DRAFT and common_prefix(lease.held_ids, plan.ledger) < len(plan.ledger) - 1:
+            self._give_back(lease, plan, None)  # the chat is not read again for this
+            return Outcome.DONE, []
+        events: list[Event] = []
+        try:
+            # Deleting frees the KV once more after the row is gone, so who still finds the row leaves nothing behind.
+            self._store.conversation(owner_id, conversation_id)
+            events = _heard_to_the_end(lease.kv, submit, way)
+        except ConversationNotFound:
+            self._give_back(lease, plan, None)
+            self._leases.forget(conversation_id)
+            raise
+        except BaseException:
+            self._give_back(lease, plan, None)
+            raise
+        ended = events[-1]
+        assert isinstance(ended, Finished)
+        self._give_back(lease, plan, ended)
+        made_way = ended.reason in (FinishReason.PREEMPTED, FinishReason.ABORTED)
+        return (Outcome.MADE_WAY if made_way else Outcome.DONE), events
+
+    def _give_back(self, lease: Lease, plan: _Plan, ended: Finished | None) -> None:
+        held_ids, ahead_from = lease.held_ids, lease.ahead_from
+        length_tokens = lease.kv.length_tokens
+        if ended is not None and (ended.reused_tokens or ended.fed_tokens or length_tokens != lease.held_tokens):
+            held_ids = plan.ids[: common_prefix(plan.ids[:length_tokens], plan.ledger)]
+            ahead_from = min(ended.reused_tokens, length_tokens if ahead_from is None else ahead_from)
+        self._leases.settle(lease, held_ids, ahead_from=ahead_from)
+
+
+def _is_anew(turn: Turn) -> bool:
+    """Whether the whole chat would be read again: its system prompt or its model was changed."""
+    return turn.rewrite is not None and turn.rewrite.reason is not MissReason.TEMPLATE_REWROTE_HISTORY
+
+
+def _heard_to_the_end(kv: KV, submit: Submit, way: Way) -> list[Event]:
+    """All events of a request, the last one `Finished`."""
+    heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    way.take(submit(kv, heard.put))
+    events = [heard.get()]
+    while not isinstance(events[-1], Finished):
+        events.append(heard.get())
+    return events

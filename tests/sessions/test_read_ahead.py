@@ -1,0 +1,247 @@
+"""Drafts are read while nobody waits: sending costs the last words, nobody is held up, and nothing of it is kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from model_runtime.types import FinishReason
+from sessions.errors import MessageRefused
+from sessions.types import MissReason, Tier
+from tests.sessions.byte_template import ForgetfulTemplate
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV, text_of
+
+TEXT = "The harbour wakes before the town does, and the boats are out before the light."
+
+
+@pytest.fixture
+def ahead_house(make_house: MakeHouse) -> House:
+    return make_house(read_ahead=True)
+
+
+def at_rest(house: House) -> None:
+    until(house.manager._idle.is_at_rest)
+
+
+def kv_of(house: House, conversation_id: str) -> ScriptedKV:
+    kv = house.manager._leases._slots[conversation_id].kv
+    assert isinstance(kv, ScriptedKV)
+    return kv
+
+
+def read(house: House, conversation_id: str, draft: str) -> None:
+    house.manager.read_ahead(ADA, conversation_id, draft)
+    at_rest(house)
+
+
+def test_typing_leaves_the_last_word_to_be_read(ahead_house: House) -> None:
+    house, c = ahead_house, ahead_house.conversation()
+    for length in range(4, len(TEXT) + 1, 3):
+        read(house, c, TEXT[:length])
+    read_tokens = sum(fed for _, _, fed, _ in house.engine.idle_counts)
+    receipt = house.receipt(house.say(c, TEXT))
+    # " light." with the end of the message and the generation prompt
+    assert receipt.fed_tokens == 7 + 2
+    assert receipt.ahead_tokens == receipt.reused_tokens == receipt.delta_tokens - 9
+    assert (receipt.miss_reason, receipt.saved_s, receipt.tier_before) == (None, 0.0, Tier.COLD)
+    assert house.texts(c)[-1] == house.expected_text(c)
+    assert read_tokens == receipt.ahead_tokens  # nothing was read twice
+
+
+def test_a_second_message_is_read_behind_the_first_answer(ahead_house: House) -> None:
+    house, c = ahead_house, ahead_house.conversation()
+    house.say(c, "Hello there")
+    at_rest(house)
+    held = len(house.ledger(c)) + 1  # with the pending id and the mark of the next message
+    assert kv_of(house, c).length_tokens == held
+    read(house, c, TEXT)
+    receipt = house.receipt(house.say(c, TEXT))
+    assert (receipt.fed_tokens, receipt.delta_tokens) == (9, len(TEXT) + 4)
+    assert receipt.ahead_tokens == receipt.delta_tokens - receipt.fed_tokens
+    assert house.texts(c)[-1] == house.expected_text(c)
+    assert receipt.saved_s > 0
+    assert house.manager.memory(ADA).reused_tokens_total == receipt.reused_tokens - receipt.ahead_tokens
+
+
+def test_a_changed_draft_is_cropped(ahead_house: House) -> None:
+    house, c = ahead_house, ahead_house.conversation()
+    house.say(c, "Hello there")
+    read(house, c, TEXT)
+    read(house, c, "The harbour sleeps and nothing")
+    assert text_of(kv_of(house, c).tokens).endswith("The harbour sleeps and")
+    read(house, c, "")
+    assert kv_of(house, c).length_tokens == len(house.ledger(c)) + 1
+    read(house, c, "Something")
+    message = house.say(c, "Nothing like it at all")
+    assert message.text == house.expected_text(c)
+    assert house.receipt(message).miss_reason is None
+
+
+def test_a_send_in_the_same_conversation_ends_the_reading_and_keeps_what_was_read(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
+    c = house.conversation()
+    long = "word " * 400
+    house.manager.read_ahead(ADA, c, long)
+    until(lambda: house.manager._leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
+    began = time.monotonic()
+    run = house.manager.send(ADA, c, long)
+    until(lambda: run.lease is not None)
+    assert time.monotonic() - began < 0.5  # the rest of the reading alone would take two seconds
+    receipt = house.receipt(finish(run))
+    assert receipt.ahead_tokens >= 128
+    assert receipt.fed_tokens + receipt.ahead_tokens == receipt.delta_tokens
+    assert house.engine.idle_counts[0][0] in (FinishReason.ABORTED, FinishReason.PREEMPTED)
+
+
+def test_another_conversations_answer_is_not_held_up(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
+    reader, other = house.conversation(), house.conversation("eve")
+    house.manager.read_ahead(ADA, reader, "word " * 400)
+    until(lambda: house.manager._leases.holdings().get(reader) and kv_of(house, reader).length_tokens >= 64)
+    receipt = house.receipt(house.say(other, "Hi", owner="eve"))
+    assert receipt.ttft_s is not None
+    assert receipt.ttft_s < 0.2
+    at_rest(house)  # afterwards the reading went on where it was
+    assert house.engine.idle_counts[-1][0] is FinishReason.READ
+    assert (
+        sum(fed for _, ledger, fed, _ in house.engine.idle_counts if len(ledger) > 100)
+        == kv_of(house, reader).length_tokens
+    )
+
+
+def test_nothing_is_read_beside_an_answer(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True)
+    gate = threading.Event()
+    house.engine.on_step = lambda: gate.wait(10) and None
+    c, other = house.conversation(), house.conversation("eve")
+    run = house.manager.send("eve", other, "Hi")
+    house.manager.read_ahead(ADA, c, TEXT)
+    time.sleep(0.1)
+    assert c not in house.manager._leases.holdings()
+    gate.set()
+    finish(run)
+    at_rest(house)
+    assert kv_of(house, c).length_tokens > 60
+
+
+def test_a_draft_typed_during_the_answer_is_read_after_it(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, engine=ScriptedEngine(token_delay_s=0.005))
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "Hello")
+    house.manager.read_ahead(ADA, c, TEXT)
+    finish(run)
+    at_rest(house)
+    assert house.receipt(house.say(c, TEXT)).fed_tokens == 9
+
+
+def test_a_draft_never_reaches_the_disk_or_the_messages(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, disk_kv_budget_bytes=2**26)
+    c = house.conversation()
+    house.say(c, "Hello there")
+    read(house, c, TEXT)
+    house.manager.park(ADA, c)
+    tokens = [house.store.segments.token_ids(segment.key) for segment in house.store.segments.every()]
+    assert tokens
+    assert all("harbour" not in text_of(ids) for ids in tokens)
+    assert len(house.texts(c)) == 2
+    assert house.receipt(house.say(c, "And now?")).tier_before is Tier.DISK
+
+
+def test_what_is_on_disk_comes_back_before_a_draft_is_read(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, disk_kv_budget_bytes=2**26)
+    c = house.conversation()
+    house.say(c, TEXT * 5)
+    house.manager.park(ADA, c)
+    house.engine.idle_counts.clear()
+    read(house, c, "And then the sun came up")
+    assert sum(fed for _, _, fed, _ in house.engine.idle_counts) < 40
+    receipt = house.receipt(house.say(c, "And then the sun came up"))
+    assert receipt.fed_tokens <= 6
+    assert house.texts(c)[-1] == house.expected_text(c)
+
+
+def test_an_evicted_conversation_is_read_again_while_its_owner_types(ahead_house: House) -> None:
+    house, c = ahead_house, ahead_house.conversation()
+    house.say(c, TEXT * 5)
+    at_rest(house)
+    house.manager.drop_kv(ADA, c)
+    read(house, c, "And then the sun came up")
+    receipt = house.receipt(house.say(c, "And then the sun came up"))
+    assert receipt.fed_tokens == len(" up") + 2
+    assert receipt.ahead_tokens == receipt.reused_tokens  # honest: all of it was read once more
+    house.manager.drop_kv(ADA, c)
+    at_rest(house)  # what the next turn begins with is not worth reading the chat again
+    assert house.receipt(house.say(c, "Now")).miss_reason is MissReason.EVICTED
+
+
+def test_a_template_that_strips_reasoning_is_read_canonically_while_idle(make_house: MakeHouse) -> None:
+    def thinking(ledger: tuple[int, ...]) -> tuple[int, ...]:
+        return (*b"a long thought about it</think>The answer", 259)
+
+    house = make_house(read_ahead=True, template=ForgetfulTemplate(), engine=ScriptedEngine(answer=thinking))
+    c = house.conversation()
+    house.say(c, "Question")
+    at_rest(house)
+    assert "thought" not in text_of(kv_of(house, c).tokens)
+    receipt = house.receipt(house.say(c, "Next question"))
+    assert receipt.fed_tokens <= len("Next question") + 2
+    assert receipt.miss_reason is None
+    assert receipt.ahead_tokens >= len("The answer")
+
+
+def test_the_budget_holds_and_nobody_is_evicted_for_a_draft(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, budget_bytes=300 * 1024)
+    first, second = house.conversation(max_new_tokens=32), house.conversation(max_new_tokens=32)
+    house.say(first, "x" * 150)
+    at_rest(house)
+    second = house.conversation(max_new_tokens=32)
+    house.manager.read_ahead(ADA, second, "word " * 50)
+    time.sleep(0.2)
+    assert first in house.manager._leases.holdings()
+    assert second not in house.manager._leases.holdings()
+    house.manager.read_ahead(ADA, second, "a few words")
+    until(lambda: second in house.manager._leases.holdings())
+
+
+def test_deleting_while_a_draft_is_read_leaves_nothing_behind(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
+    c = house.conversation()
+    house.manager.read_ahead(ADA, c, "word " * 400)
+    until(lambda: c in house.manager._leases.holdings())
+    began = time.monotonic()
+    house.manager.delete(ADA, c)
+    assert time.monotonic() - began < 1.0
+    house.manager.read_ahead(ADA, house.conversation(), "")
+    at_rest(house)
+    assert c not in house.manager._leases.holdings()
+
+
+def test_a_huge_draft_is_refused_and_one_that_does_not_fit_is_left_alone(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, max_message_bytes=100_000)
+    c = house.conversation()
+    with pytest.raises(MessageRefused):
+        house.manager.read_ahead(ADA, c, "x" * 200_000)
+    read(house, c, "word " * 3000)
+    assert house.manager._leases.holdings() == {}
+
+
+def test_switched_off_nothing_is_read(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=False)
+    c = house.conversation()
+    house.say(c, "Hello")
+    read(house, c, TEXT)
+    assert house.engine.idle_counts == []
+
+
+def test_closing_does_not_wait_for_a_reading(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.002))
+    c = house.conversation()
+    house.manager.read_ahead(ADA, c, "word " * 1000)
+    until(lambda: c in house.manager._leases.holdings())
+    began = time.monotonic()
+    house.close()
+    assert time.monotonic() - began < 2

@@ -1,0 +1,124 @@
+"""Titles from the model: found on a throw-away fork while nobody waits, for its suffix alone, never over a person's."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_runtime.types import FinishReason
+from sessions.titles import TITLE_QUESTION, usable_title
+from tests.sessions.byte_template import END, USER
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.scripted_answers import checksum_answer
+from tests.sessions.scripted_engine import ScriptedEngine
+
+
+def titled(title: str) -> ScriptedEngine:
+    """Answers the question for a title with `title`, everything else with the checksum."""
+
+    def answer(ledger: tuple[int, ...]) -> tuple[int, ...]:
+        last_user = max(i for i, token in enumerate(ledger) if token == USER)
+        asked = bytes(token for token in ledger[last_user + 1 :] if token < 256).decode()
+        return (*title.encode(), END) if asked == TITLE_QUESTION else checksum_answer(ledger)
+
+    return ScriptedEngine(answer=answer)
+
+
+def title(house: House, conversation_id: str) -> str:
+    return house.manager.view(ADA, conversation_id).summary.title
+
+
+def at_rest(house: House) -> None:
+    until(house.manager._idle.is_at_rest)
+
+
+def test_the_model_names_the_conversation_after_its_first_answer(make_house: MakeHouse) -> None:
+    house = make_house(engine=titled("Boats at Dawn"), model_titles=True)
+    c = house.conversation()
+    house.say(c, "Tell me of boats")
+    at_rest(house)
+    assert title(house, c) == "Boats at Dawn"
+    [(reason, ledger, fed, reused)] = house.engine.idle_counts
+    assert reason is FinishReason.STOP
+    assert fed == len(TITLE_QUESTION) + 4  # the pending id, and the question in its frame: the chat was not read again
+    assert reused == len(ledger) - fed
+    second = house.say(c, "And of the sea?")
+    assert house.receipt(second).miss_reason is None
+    assert second.text == house.expected_text(c)  # nothing of the fork is left
+    at_rest(house)
+    assert len(house.engine.idle_counts) == 1  # asked once
+
+
+def test_an_unusable_title_leaves_the_first_words(make_house: MakeHouse) -> None:
+    house = make_house(engine=titled("Sure! Here is a title for you."), model_titles=True)
+    c = house.conversation()
+    house.say(c, "Tell me of boats")
+    at_rest(house)
+    assert title(house, c) == "Tell me of boats"
+    house.say(c, "And of the sea?")
+    at_rest(house)
+    assert len(house.engine.idle_counts) == 1
+
+
+def test_a_persons_title_stays(make_house: MakeHouse) -> None:
+    engine = titled("Boats at Dawn")
+    engine.token_delay_s = 0.02
+    house = make_house(engine=engine, model_titles=True)
+    c = house.conversation()
+    run = house.manager.send(ADA, c, "Tell me of boats")
+    house.manager.rename(ADA, c, "Mine")
+    finish(run)
+    at_rest(house)
+    assert (title(house, c), house.engine.idle_counts) == ("Mine", [])
+    assert not house.store.take_model_title(c, "Late")
+    assert title(house, c) == "Mine"
+
+
+def test_a_send_goes_before_the_title_which_is_found_later(make_house: MakeHouse) -> None:
+    engine = titled("Boats at Dawn")
+    engine.token_delay_s = 0.02
+    house = make_house(engine=engine, model_titles=True)
+    c = house.conversation()
+    house.say(c, "Tell me of boats")
+    until(lambda: any(g.is_idle and g.sampled for g in engine._running))
+    message = house.say(c, "And of the sea?")
+    assert message.text == house.expected_text(c)
+    assert engine.idle_counts[0][0] in (FinishReason.ABORTED, FinishReason.PREEMPTED)
+    assert title(house, c) == "Tell me of boats"
+    engine.token_delay_s = 0.0
+    at_rest(house)
+    assert title(house, c) == "Boats at Dawn"
+
+
+def test_switched_off_the_first_words_stay(make_house: MakeHouse) -> None:
+    house = make_house(engine=titled("Boats at Dawn"), model_titles=False)
+    c = house.conversation()
+    house.say(c, "Tell me of boats")
+    at_rest(house)
+    assert (title(house, c), house.engine.idle_counts) == ("Tell me of boats", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Boats at Dawn", "Boats at Dawn"),
+        ('"Boats at Dawn."', "Boats at Dawn"),
+        ("**Title: Boats at Dawn**", "Boats at Dawn"),
+        ("\n\nTitle - Überfahrt nach Köln\nMore", "Überfahrt nach Köln"),
+        ("船の朝", "船の朝"),
+        ("- Parser bug (C++)", "Parser bug (C++"),
+        ("", ""),
+        ("...", ""),
+        ("42 : 17", ""),
+        ("I am sorry, I cannot do that", ""),
+        ("Here's a title: Boats", ""),
+        ("A conversation about boats and many other things at dawn", ""),
+        ("Supercalifragilisticexpialidocious-incomprehensibilities", ""),
+        ("What is the best time? Dawn", ""),
+        ("<script>alert(1)</script>", ""),
+        ("${alert(1)}", ""),
+        ("Dr. Boat's Dawn. And more", ""),
+    ],
+)
+def test_only_a_title_is_taken(answer: str, expected: str) -> None:
+    assert usable_title(answer) == expected
