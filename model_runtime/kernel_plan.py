@@ -1,4 +1,4 @@
-"""Measures, once per machine, which way 4-bit weights run fastest; remembers it in the cache directory.
+"""Which way 4-bit weights run: through our own kernels, or the fastest of torch's ways, measured once per machine.
 
 About a second: eight matrices of the embedded model's size. The answer belongs to one CPU model, thread count,
 instruction set and torch version; any change measures again.
@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from model_runtime.linear_int4 import Int4Matrix, KernelPlan, Scratch, packed_kernel_exists
+from model_runtime.linear_int4 import Int4Matrix, KernelPlan, packed_kernel_exists
+from model_runtime.native_library import NativeUnavailable, native_library
 from model_runtime.q4_blocks import GROUP, Q4Blocks
+from model_runtime.scratch import Scratch
 
 PLAN_FILE = "kernel_plan.json"
 _VERSION = 1
@@ -31,22 +33,33 @@ _RUNS = 5
 
 
 def kernel_plan(cache_dir: Path, say: Callable[[str], None]) -> tuple[KernelPlan, str]:
-    """The plan for this machine and a sentence about it. A cache that cannot be read or written costs a measurement."""
+    """The plan for this machine and a sentence about it. A cache that cannot be read or written costs a measurement.
+
+    Our own kernels run wherever they can be compiled: nothing is measured against them, because a noisy moment must not
+    decide which numbers a conversation's KV holds.
+    """
+    try:
+        library = native_library(cache_dir, say)
+        return KernelPlan(True, _NEVER, torch.float32, library), (
+            "Our own kernels run the weights at the 4 bits they were shipped with, in float32."
+        )
+    except NativeUnavailable as error:
+        why_not = f" Our own, faster kernels do not run here: {error}."
     path, machine = cache_dir / PLAN_FILE, _machine()
     known = _read(path)
     try:
         saved = known[machine]
         plan = KernelPlan(bool(saved["packed"]), int(saved["crossover_rows"]), getattr(torch, saved["gemm_dtype"]))
-        return plan, str(saved["sentence"])
+        return plan, str(saved["sentence"]) + why_not
     except (KeyError, TypeError, ValueError, AttributeError):
         say("Measuring which 4-bit kernel is fastest on this processor (once).")
     plan, sentence = measure()
     _write(path, known | {machine: _as_json(plan) | {"sentence": sentence}})
-    return plan, sentence
+    return plan, sentence + why_not
 
 
 def measure() -> tuple[KernelPlan, str]:
-    """Times the ways on this machine."""
+    """Times torch's ways on this machine."""
     blocks = _blocks()
     dense = blocks.dequantise()
     gemm_dtype = _fastest_gemm(dense)

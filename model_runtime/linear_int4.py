@@ -10,45 +10,29 @@ four times the memory: rejected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ctypes
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 from torch import nn
 
 from model_runtime.q4_blocks import GROUP, Q4Blocks
+from model_runtime.scratch import Scratch
 
 _SLICE_WEIGHTS = 1 << 20  # de-quantised at a time: 4 MiB of float32 stay in the cache, whatever the matrix
-
-
-class Scratch:
-    """Buffers that every layer of one model de-quantises into. One thread at a time."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[torch.dtype, torch.Tensor] = {}
-
-    def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        """`[rows, columns]` of that dtype, content undefined; the next call for this dtype gets the same memory."""
-        count = rows * columns
-        buffer = self._buffers.get(dtype)
-        if buffer is None or buffer.numel() < count:
-            with torch.inference_mode(False):  # a buffer made in inference mode could never be written outside it
-                buffer = self._buffers[dtype] = torch.empty(count, dtype=dtype)
-        return buffer[:count].view(rows, columns)
-
-    def clear(self) -> None:
-        """Frees the buffers."""
-        self._buffers.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class KernelPlan:
     """Which way runs, as measured on this machine: `packed` False means that no layer is kept at 4 bits;
-    rows above `crossover_rows` are multiplied in `gemm_dtype` after de-quantising."""
+    rows above `crossover_rows` are multiplied in `gemm_dtype` after de-quantising. `library` holds our own kernels
+    where they run, None where torch's do."""
 
     packed: bool
     crossover_rows: int
     gemm_dtype: torch.dtype
+    library: ctypes.CDLL | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from model_runtime.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
+from model_runtime.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, fits_packed_kernel
 from model_runtime.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
-from model_runtime.q4_blocks import Q4Blocks, Q8Blocks
+from model_runtime.native_matrix import NativeLinear, NativeMatrix
+from model_runtime.q4_blocks import GROUP, Q4Blocks, Q8Blocks
+from model_runtime.scratch import Scratch
 from model_runtime.stored_weights import Stored, dense, load_weights
 
 
@@ -26,14 +28,17 @@ def build_dequantised(directory: Path, dtype: torch.dtype, device: str) -> PreTr
 
 
 def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
-    """Activations in float32 on the CPU; matrices at 4 bits where they were shipped so, embeddings as stored, the
-    head at 16 bits, norms in float32."""
+    """Activations in float32 on the CPU; matrices at 4 bits where they were shipped so, embeddings as stored, norms in
+    float32. The head is at 16 bits, or as it was stored where our own kernels run."""
     weights = load_weights(directory)
     model = _skeleton(directory, torch.float32)
     head_weight = weights.pop("lm_head.weight", weights["model.embed_tokens.weight"])
     embedding, scratch = model.get_input_embeddings(), Scratch()
     model.set_input_embeddings(_embedding(weights.pop("model.embed_tokens.weight"), embedding))
-    model.set_output_embeddings(HalfHead(dense(head_weight).float()))
+    if plan.library is not None:
+        model.set_output_embeddings(NativeLinear(NativeMatrix(head_weight, None, plan.library)))
+    else:
+        model.set_output_embeddings(HalfHead(dense(head_weight).float()))
     for name in [name for name in weights if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)]:
         module, _, kind = name.rpartition(".")
         if kind == "weight":
@@ -47,6 +52,9 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
 
 def _linear(stored: Stored, bias: Stored | None, plan: KernelPlan, scratch: Scratch) -> nn.Module:
     bias_numbers = None if bias is None else dense(bias).float()
+    columns = (stored.codes if isinstance(stored, Q8Blocks) else stored).shape[1]
+    if plan.library is not None and columns % GROUP == 0:
+        return NativeLinear(NativeMatrix(stored, bias_numbers, plan.library))
     if isinstance(stored, Q4Blocks) and plan.packed and fits_packed_kernel(*stored.shape):
         return Int4Linear(Int4Matrix(stored), bias_numbers, plan, scratch)
     weight = dense(stored).to(plan.gemm_dtype)

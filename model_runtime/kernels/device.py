@@ -20,6 +20,7 @@ from model_runtime.kernels.host_pool import HostPool
 from model_runtime.kernels.transfers import ArenaTransfers
 from model_runtime.kernels.varlen import VarlenKernel, choose_varlen
 from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.native_forward import NativeForward, agrees, runs_natively
 from model_runtime.segments import SegmentIdentity
 from model_runtime.snapshot import Segment, copy_in, copy_out
 
@@ -111,8 +112,13 @@ def open_runtime(
 
 
 def open_slabs(model: PreTrainedModel, geometry: KVGeometry) -> DeviceRuntime:
-    """A slab a conversation; torch's own choice of SDPA kernel."""
+    """A slab a conversation; our own CPU kernels where they compute this model, else torch's choice of SDPA kernel."""
     place = KVPlace(lambda: KVSlab(geometry), geometry.bytes_for)
+    if runs_natively(model):
+        native = NativeForward(model)
+        if agrees(native, model, geometry):
+            return DeviceRuntime(place, native, SlabTransfers(geometry), native.kernel_name)
+        logger.warning("our own kernels disagree with torch's on this processor: torch's run")
     return DeviceRuntime(place, PackedForward(model), SlabTransfers(geometry), kernel_name(geometry, _heads(model)))
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from model_runtime.config import EngineConfig
-from model_runtime.forward import Feed, PackedForward
+from model_runtime.forward import Feed
+from model_runtime.kernel_plan import measure
+from model_runtime.kernels.device import open_slabs
 from model_runtime.kv_cache import KVSlab
 from model_runtime.loaded import LoadedModel
+from model_runtime.packed_model import build_packed
 from model_runtime.probe import probe_packing
 from model_runtime.types import SamplingParams
 from tests.model_runtime.harness import WatchedEngine, full_read
@@ -58,7 +61,7 @@ def stock_logits(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
 def cached_logits(loaded: LoadedModel, ids: list[int]) -> tuple[list[int], torch.Tensor]:
     """Positions and their logits when the text is fed as turns: some read at once, then some one by one."""
     geometry = probe_packing(loaded.model, loaded.kv_dtype, CONTEXT_TOKENS, step_tokens=256)
-    forward, slab = PackedForward(loaded.model), KVSlab(geometry)
+    forward, slab = open_slabs(loaded.model, geometry).forward, KVSlab(geometry)
     positions: list[int] = []
     rows: list[torch.Tensor] = []
     while slab.length_tokens < len(ids) - READ_TOKENS - WRITTEN_TOKENS:
@@ -69,6 +72,12 @@ def cached_logits(loaded: LoadedModel, ids: list[int]) -> tuple[list[int], torch
             start += size
             positions.append(start - 1)
     return positions, torch.stack(rows)
+
+
+def one_read(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
+    """The same through the engine's own forward, in one read."""
+    geometry = probe_packing(loaded.model, loaded.kv_dtype, CONTEXT_TOKENS, step_tokens=256)
+    return open_slabs(loaded.model, geometry).forward.run([Feed(KVSlab(geometry), ids, len(ids))])
 
 
 def test_reference_mode_is_exact(loaded_embedded_float32: LoadedModel) -> None:
@@ -101,26 +110,44 @@ def test_reference_mode_through_the_engine_with_three_conversations(loaded_embed
             torch.testing.assert_close(watched.logits[ledger[:place]], expected[place - 1], atol=1e-4, rtol=0)
 
 
-def test_production_mode_stays_close_to_its_own_full_read_and_to_float32(
+def test_production_mode_equals_its_own_full_read_and_stays_close_to_float32(
     loaded_embedded: LoadedModel, loaded_embedded_float32: LoadedModel
 ) -> None:
-    """Mean NLL within 0.005 of its own full read and within 0.01 of the de-quantised float32 model; the best token
-    differs only at near-ties. Those are rare (99.2% agreed when this was written), but how rare depends on the kernels
-    that the machine's measurement chose: the packed kernel agrees with itself at other chunk sizes in 98.7-99.2%."""
+    """Our own kernels: turns and one read give the same bits; mean NLL within 0.001 of the de-quantised float32 model,
+    the same best token in 99.8% of the positions and elsewhere two best ones within 0.01 of each other."""
     ids = ids_of(loaded_embedded, 1500)
     positions, logits = cached_logits(loaded_embedded, ids)
     targets = torch.tensor(ids)[torch.tensor(positions) + 1]
-    cached = scores_of(logits, targets)
-    own = scores_of(stock_logits(loaded_embedded, ids)[positions], targets)
-    exact = scores_of(stock_logits(loaded_embedded_float32, ids)[positions], targets)
+    own = one_read(loaded_embedded, ids)[positions]
+    assert torch.equal(logits, own)
+    cached, exact = (
+        scores_of(logits, targets),
+        scores_of(stock_logits(loaded_embedded_float32, ids)[positions], targets),
+    )
+    assert abs(float(cached.nll.mean() - exact.nll.mean())) <= 0.001
+    differs = cached.best != exact.best
+    assert agreement(cached, exact) >= 0.998
+    assert bool((exact.margin[differs] < 0.01).all())
 
+
+def test_production_mode_without_our_own_kernels_stays_close(
+    loaded_embedded_float32: LoadedModel, embedded_cache: Path, torch_threads: int
+) -> None:
+    """torch's packed kernel beside de-quantised prefill: mean NLL within 0.005 of its own full read and within 0.01 of
+    the de-quantised float32 model; the best token differs only at near-ties. Those are rare (99.2% agreed when this was
+    written), but how rare depends on the kernels that the machine's measurement chose: the packed kernel agrees with
+    itself at other chunk sizes in 98.7-99.2%."""
+    plan, _ = measure()
+    directory = next((embedded_cache / "models").glob("SmolLM2-135M-Instruct-*-v1"))
+    loaded = replace(loaded_embedded_float32, model=build_packed(directory, plan))
+    ids = ids_of(loaded, 1500)
+    positions, logits = cached_logits(loaded, ids)
+    targets = torch.tensor(ids)[torch.tensor(positions) + 1]
+    cached = scores_of(logits, targets)
+    own = scores_of(stock_logits(loaded, ids)[positions], targets)
+    exact = scores_of(stock_logits(loaded_embedded_float32, ids)[positions], targets)
     assert abs(float(cached.nll.mean() - own.nll.mean())) <= 0.005
     assert abs(float(cached.nll.mean() - exact.nll.mean())) <= 0.01
     differs = cached.best != own.best
     assert agreement(cached, own) >= 0.98
     assert bool((own.margin[differs] < 0.2).all())
-    print(
-        f"positions={len(positions)} nll cached={float(cached.nll.mean()):.4f} own={float(own.nll.mean()):.4f} "
-        f"float32={float(exact.nll.mean()):.4f} top1 own={agreement(cached, own):.4f} "
-        f"largest margin of a difference={float(own.margin[differs].max() if differs.any() else 0):.3f}"
-    )

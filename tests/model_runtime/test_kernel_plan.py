@@ -11,6 +11,17 @@ import torch
 from model_runtime import kernel_plan as module
 from model_runtime.kernel_plan import PLAN_FILE, kernel_plan
 from model_runtime.linear_int4 import KernelPlan
+from model_runtime.native_library import NativeUnavailable, native_library
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's ways are measured only where our own kernels cannot be compiled."""
+
+    def refuse(*arguments: object) -> None:
+        raise NativeUnavailable("there is no C compiler")
+
+    monkeypatch.setattr(module, "native_library", refuse)
 
 
 @pytest.fixture
@@ -28,8 +39,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_answer_is_remembered(measured: list[int], tmp_path: Path) -> None:
     first = kernel_plan(tmp_path, print)
-    assert kernel_plan(tmp_path, print) == first == (KernelPlan(True, 77, torch.bfloat16), "Measured.")
+    why = " Our own, faster kernels do not run here: there is no C compiler."
+    assert kernel_plan(tmp_path, print) == first == (KernelPlan(True, 77, torch.bfloat16), f"Measured.{why}")
     assert len(measured) == 1
+
+
+def test_with_a_compiler_our_own_kernels_run_unmeasured(
+    measured: list[int], embedded_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "native_library", native_library)
+    plan, sentence = kernel_plan(embedded_cache, print)
+    assert plan.library is not None
+    assert sentence.startswith("Our own kernels run the weights at the 4 bits they were shipped with")
+    assert measured == []
 
 
 def test_each_machine_has_its_own_answer(measured: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

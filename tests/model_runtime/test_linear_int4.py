@@ -11,11 +11,11 @@ from model_runtime.linear_int4 import (
     Int4Linear,
     Int4Matrix,
     KernelPlan,
-    Scratch,
     fits_packed_kernel,
     packed_kernel_exists,
 )
 from model_runtime.q4_blocks import Q4Blocks, read_q4_0, read_q4_1, read_q8_0
+from model_runtime.scratch import Scratch
 
 ROWS, COLUMNS = 192, 96
 

@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM, GgufConfig
 
 from model_runtime.config import ModelConfig, Quantization
 from model_runtime.errors import ModelLoadError
-from model_runtime.kernel_plan import PLAN_FILE, kernel_plan
+from model_runtime.kernel_plan import kernel_plan
 from model_runtime.linear_int4 import Int4Linear, KernelPlan
 from model_runtime.loaded import LoadedModel
 from model_runtime.loading import context_limit_tokens, load_model, unload
+from model_runtime.native_matrix import Kind, NativeLinear
 from model_runtime.types import SamplingParams
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
@@ -37,17 +38,16 @@ def said() -> list[str]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, torch_threads: int) -> Path:
-    """This machine's kernel plan, measured once."""
+    """A cache directory with this machine's kernels in it, compiled once."""
     directory = tmp_path_factory.mktemp("plan")
     kernel_plan(directory, print)
-    return directory / PLAN_FILE
+    return directory
 
 
 @pytest.fixture
 def load(tmp_path: Path, said: list[str], measured: Path) -> Load:
     """Loads with a cache of its own."""
-    (tmp_path / "cache").mkdir()
-    shutil.copyfile(measured, tmp_path / "cache" / PLAN_FILE)
+    shutil.copytree(measured, tmp_path / "cache")
 
     def load(model: Path | str, quantization: Quantization = "none") -> LoadedModel:
         config = ModelConfig(str(model), quantization, cache_dir=tmp_path / "cache", device="cpu")
@@ -106,7 +106,8 @@ def test_a_gguf_is_kept_at_its_four_bits(
     shipped, exact = load(path, "auto"), load(path, "none")
     assert shipped.quantization == f"4-bit ({kind.name} as shipped)"
     assert "Quantization auto: shipped, because a GGUF keeps its own grid." in shipped.notes
-    assert sum(isinstance(module, Int4Linear) for module in shipped.model.modules()) == 3 * 5
+    matrices = [module.matrix for module in shipped.model.modules() if isinstance(module, NativeLinear)]
+    assert sum(matrix is not None and matrix.kind is Kind.Q4 for matrix in matrices) == 3 * 7
     gap = (logits(shipped) - logits(exact)).abs().mean() / logits(exact).std()
     assert gap < 0.05
     assert shipped.tokenizer.chat_template == exact.tokenizer.chat_template

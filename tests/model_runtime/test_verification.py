@@ -158,8 +158,8 @@ def test_it_can_be_stopped(watched: WatchedEngine) -> None:
 
 @pytest.mark.embedded
 def test_the_embedded_model_agrees_with_itself_at_four_bits_and_holds_nobody_up(loaded_embedded: LoadedModel) -> None:
-    """Packed decode beside de-quantised prefill: rows differ by rounding and no more, a small damage by more. Beside it
-    an answer goes on, and a new prompt is read first."""
+    """Through our own kernels what was written and what is read have the same bits. Beside it an answer goes on, and a
+    new prompt is read first."""
     watched = WatchedEngine(loaded_embedded, EngineConfig(), 2048)
     engine = watched.engine
     try:
@@ -176,8 +176,7 @@ def test_the_embedded_model_agrees_with_itself_at_four_bits_and_holds_nobody_up(
             time.sleep(0.01)
         found = verified(watched, ledger, kv)
         assert found.agrees
-        assert 1e-3 < found.copies[0].largest_difference < 0.4
-        assert found.logit_difference < 0.6
+        assert (found.copies[0].largest_difference, found.logit_difference) == (0.0, 0.0)
         begun = len(writing.token_ids)
         scratch = engine.new_kv()
         reading: list[object] = []

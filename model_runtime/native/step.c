@@ -1,0 +1,310 @@
+/* A decoder of the Llama kind: one forward over a few packed rows, and the pieces of one over many.
+ *
+ * All numbers are float32 but the weights, which keep the bits they were shipped with (matrix.h).
+ */
+#include <omp.h>
+#include <stdlib.h>
+
+#include "attention.h"
+#include "matrix.h"
+#include "phases.h"
+
+typedef struct {
+    Matrix query, key, value, output, gate, up, down;
+    const float *input_norm, *attention_norm; /* [hidden] */
+    const float *query_norm, *key_norm;       /* [dim], or NULL */
+} Layer;
+
+typedef struct {
+    const Layer *layers;
+    const float *final_norm; /* [hidden] */
+    Matrix head;
+    float norm_epsilon, score_scale;
+    int32_t layer_count, hidden, heads, kv_heads, dim, intermediate;
+} Model;
+
+/* Rows `start..start + tokens` of the packed row belong to one conversation, behind the `past` tokens its slab holds. */
+typedef struct {
+    float *const *keys, *const *values; /* a pointer a layer: [kv_heads][capacity][dim] */
+    int64_t capacity;
+    int32_t start, tokens, past;
+} Span;
+
+/* Queries that are attended together: `count` of a KV head's `tokens * groups`, from `first` on. */
+typedef struct {
+    const Span *span;
+    int32_t kv_head, first, count, splits;
+    size_t partial; /* where its first split's results are: in `states`, and times dim in `weighted` */
+} Block;
+
+/* The attention of one forward: which splits of which blocks there are, and their results, reused by every layer. */
+typedef struct {
+    const Model *model;
+    const Span *spans;
+    const float *cosine, *sine; /* [rows][dim] */
+    float *weighted;            /* per block and split: [count][dim] */
+    Softmax *states;            /* per block and split: [count] */
+    Block *blocks;
+    int32_t rows, block_count, split_count; /* splits: (block, split) pairs in all */
+} Attention;
+
+typedef struct {
+    float *x, *normed;          /* [rows][hidden] */
+    float *query, *key, *value; /* [rows][heads or kv_heads * dim] */
+    float *attended;            /* [rows][heads * dim] */
+    float *gated, *up;          /* [rows][intermediate] */
+} Activations;
+
+static size_t aligned(size_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+static int padded(int rows) { return (rows + PAIR - 1) / PAIR * PAIR; }
+
+INLINE void normalise(const float *x, const float *weight, int width, float epsilon, float *to) {
+    floats squares = {0};
+    for (int i = 0; i < width; i += LANES) squares += load(x + i) * load(x + i);
+    const float factor = 1 / sqrtf(sum_of(squares) / width + epsilon);
+    for (int i = 0; i < width; i += LANES) store(to + i, load(x + i) * factor * load(weight + i));
+}
+
+/* Rotary positions in transformers' arrangement: lane i and lane i + dim/2 are a pair. In place. */
+INLINE void rotate(float *x, const float *cosine, const float *sine, int dim, float scale) {
+    const int half = dim / 2;
+    for (int i = 0; i < half; i += LANES) {
+        const floats a = load(x + i), b = load(x + i + half);
+        store(x + i, (a * load(cosine + i) - b * load(sine + i)) * scale);
+        store(x + i + half, (b * load(cosine + i + half) + a * load(sine + i + half)) * scale);
+    }
+}
+
+/* One head's rows of queries or keys, in place: its own norm where there is one, then positions. */
+static void finish_head(const Attention *a, float *x, int stride, const float *norm, float scale) {
+    const int dim = a->model->dim;
+    for (int r = 0; r < a->rows; r++) {
+        float *row = x + (size_t)r * stride;
+        if (norm) normalise(row, norm, dim, a->model->norm_epsilon, row);
+        rotate(row, a->cosine + (size_t)r * dim, a->sine + (size_t)r * dim, dim, scale);
+    }
+}
+
+/* Writes one KV head's rows [rows][stride] behind what the slabs of `layer` hold. */
+static void append_head(const Attention *a, int layer, int kv_head, const float *from, int stride, int is_value) {
+    const int dim = a->model->dim;
+    const Span *s = a->spans;
+    for (int r = 0; r < a->rows; r++) {
+        while (r >= s->start + s->tokens) s++;
+        float *slab = (is_value ? s->values : s->keys)[layer];
+        const size_t place = (size_t)kv_head * s->capacity + s->past + r - s->start;
+        memcpy(slab + place * dim, from + (size_t)r * stride, sizeof(float) * dim);
+    }
+}
+
+/* Head `head` of queries, then keys, then values: what their projections left is finished, and appended. */
+static void finish_projection(const Attention *a, int layer, int head, const Activations *v) {
+    const Model *m = a->model;
+    const int kv_head = (head - m->heads) % m->kv_heads, kv_width = m->kv_heads * m->dim;
+    if (head < m->heads) {
+        finish_head(a, v->query + head * m->dim, m->heads * m->dim, m->layers[layer].query_norm, m->score_scale);
+    } else if (head < m->heads + m->kv_heads) {
+        finish_head(a, v->key + kv_head * m->dim, kv_width, m->layers[layer].key_norm, 1);
+        append_head(a, layer, kv_head, v->key + kv_head * m->dim, kv_width, 0);
+    } else {
+        append_head(a, layer, kv_head, v->value + kv_head * m->dim, kv_width, 1);
+    }
+}
+
+static void plan_attention(Attention *a, int span_count) {
+    const int groups = a->model->heads / a->model->kv_heads;
+    size_t partial = 0;
+    a->block_count = a->split_count = 0;
+    for (const Span *s = a->spans; s < a->spans + span_count; s++)
+        for (int head = 0; head < a->model->kv_heads; head++)
+            for (int first = 0; first < s->tokens * groups; first += BLOCK_QUERIES) {
+                const int left = s->tokens * groups - first, count = left < BLOCK_QUERIES ? left : BLOCK_QUERIES;
+                const int keys = s->past + (first + count - 1) / groups + 1;
+                const int splits = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
+                a->blocks[a->block_count++] = (Block){s, head, first, count, splits, partial};
+                a->split_count += splits;
+                partial += (size_t)splits * count;
+            }
+}
+
+/* Returns 0 when there is no memory. */
+static int open_attention(Attention *a, int span_count) {
+    const int groups = a->model->heads / a->model->kv_heads;
+    size_t blocks = 0, partials = 0;
+    for (const Span *s = a->spans; s < a->spans + span_count; s++) {
+        const size_t queries = (size_t)s->tokens * groups;
+        blocks += a->model->kv_heads * (queries / BLOCK_QUERIES + 1);
+        partials += a->model->kv_heads * queries * ((s->past + s->tokens) / SPLIT_KEYS + 1);
+    }
+    a->weighted = aligned_alloc(64, sizeof(float) * aligned(partials * a->model->dim));
+    a->blocks = malloc(sizeof(Block) * blocks);
+    a->states = malloc(sizeof(Softmax) * partials);
+    if (a->weighted && a->blocks && a->states) {
+        plan_attention(a, span_count);
+        return 1;
+    }
+    free(a->weighted), free(a->blocks), free(a->states);
+    return 0;
+}
+
+static void close_attention(Attention *a) { free(a->weighted), free(a->blocks), free(a->states); }
+
+/* Attends the `number`-th split of all. */
+static void attend(const Attention *a, int layer, int number, const float *query) {
+    const Model *m = a->model;
+    const int groups = m->heads / m->kv_heads, width = m->heads * m->dim;
+    float queries[BLOCK_QUERIES * MAX_DIM] __attribute__((aligned(64)));
+    int visible[BLOCK_QUERIES];
+    const Block *b = a->blocks;
+    while (number >= b->splits) number -= (b++)->splits;
+    const Span *s = b->span;
+    for (int i = 0; i < b->count; i++) {
+        const int row = (b->first + i) / groups, head = b->kv_head * groups + (b->first + i) % groups;
+        memcpy(queries + (size_t)i * m->dim, query + (size_t)(s->start + row) * width + head * m->dim,
+               sizeof(float) * m->dim);
+        visible[i] = s->past + row + 1;
+    }
+    const int from = number * SPLIT_KEYS, end = visible[b->count - 1];
+    const size_t head_start = (size_t)b->kv_head * s->capacity * m->dim, place = b->partial + (size_t)number * b->count;
+    attend_split(queries, visible, b->count, s->keys[layer] + head_start, s->values[layer] + head_start, from,
+                 end < from + SPLIT_KEYS ? end : from + SPLIT_KEYS, m->dim, a->states + place,
+                 a->weighted + place * m->dim);
+}
+
+/* A block's attended values, from all its splits, to their places in `to` [rows][heads * dim]. */
+static void merge(const Attention *a, int number, float *to) {
+    const Model *m = a->model;
+    const Block *b = a->blocks + number;
+    const int groups = m->heads / m->kv_heads;
+    for (int i = 0; i < b->count; i++) {
+        const int row = b->span->start + (b->first + i) / groups, head = b->kv_head * groups + (b->first + i) % groups;
+        const size_t at = (size_t)(row * m->heads + head) * m->dim;
+        Softmax state = {-INFINITY, 0};
+        for (int split = 0; split < b->splits; split++) {
+            const size_t place = b->partial + (size_t)split * b->count + i;
+            merge_split(&state, to + at, a->states[place], a->weighted + place * m->dim, m->dim);
+        }
+        for (int d = 0; d < m->dim; d += LANES) store(to + at + d, load(to + at + d) / state.sum);
+    }
+}
+
+static void normalise_row(const Model *m, const float *weight, int row, const Activations *v) {
+    const size_t at = (size_t)row * m->hidden;
+    normalise(v->x + at, weight, m->hidden, m->norm_epsilon, v->normed + at);
+}
+
+/* Outputs 32 * pair.. of `y` [rows][outputs] from `x` [rows][columns]. */
+static void project(const Matrix *w, int pair, int rows, const float *x, float *y, int adds) {
+    multiply_pair(w, pair, rows, x, w->columns, y, padded(w->rows), adds);
+}
+
+/* Head `head` of queries, then keys, then values. */
+static void project_head(const Attention *a, int layer, int head, const Activations *v) {
+    const Model *m = a->model;
+    const Layer *l = m->layers + layer;
+    const int kind = head < m->heads ? 0 : head < m->heads + m->kv_heads ? 1 : 2;
+    const Matrix *w = kind == 0 ? &l->query : kind == 1 ? &l->key : &l->value;
+    const int own = kind == 0 ? head : (head - m->heads) % m->kv_heads;
+    float *y = kind == 0 ? v->query : kind == 1 ? v->key : v->value;
+    for (int pair = own * m->dim / PAIR; pair < (own + 1) * m->dim / PAIR; pair++)
+        project(w, pair, a->rows, v->normed, y, 0);
+    finish_projection(a, layer, head, v);
+}
+
+/* 32 outputs of silu(gate) * up, in `gated`. */
+static void gate_pair(const Attention *a, int layer, int pair, const Activations *v) {
+    const Model *m = a->model;
+    project(&m->layers[layer].gate, pair, a->rows, v->normed, v->gated, 0);
+    project(&m->layers[layer].up, pair, a->rows, v->normed, v->up, 0);
+    for (int r = 0; r < a->rows; r++) {
+        const size_t at = (size_t)r * m->intermediate + pair * PAIR;
+        for (int i = 0; i < PAIR; i += LANES) {
+            const floats g = load(v->gated + at + i);
+            const floats e = exp_of(choose(g > 0, -g, g)); /* never overflows: sigmoid is 1 / (1 + e) or e / (1 + e) */
+            store(v->gated + at + i, g * choose(g > 0, all(1), e) / (1 + e) * load(v->up + at + i));
+        }
+    }
+}
+
+#define PHASES_A_LAYER 8
+#define HEAD_PAIRS 16 /* of the vocabulary, taken at a time */
+
+static void run_layer(const Attention *a, int layer, const Activations *v, Phase *phase) {
+    const Model *m = a->model;
+    const Layer *l = m->layers + layer;
+    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->input_norm, row, v));
+    RUN_PHASE(phase++, m->heads + 2 * m->kv_heads, head, project_head(a, layer, head, v));
+    RUN_PHASE(phase++, a->split_count, split, attend(a, layer, split, v->query));
+    RUN_PHASE(phase++, a->block_count, block, merge(a, block, v->attended));
+    RUN_PHASE(phase++, pairs_of(&l->output), pair, project(&l->output, pair, a->rows, v->attended, v->x, 1));
+    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->attention_norm, row, v));
+    RUN_PHASE(phase++, pairs_of(&l->gate), pair, gate_pair(a, layer, pair, v));
+    RUN_PHASE(phase++, pairs_of(&l->down), pair, project(&l->down, pair, a->rows, v->gated, v->x, 1));
+}
+
+/* Takes the next `count` floats of `memory`, a whole number of vectors. */
+static float *carve(float **memory, size_t count) {
+    float *taken = *memory;
+    *memory += aligned(count);
+    return taken;
+}
+
+/* Lays out the activations behind one another; with `memory` NULL it only counts: the result is how many floats. */
+static size_t lay_out(const Model *m, size_t rows, float *memory, Activations *v) {
+    float *next = memory;
+    const size_t width = (size_t)m->heads * m->dim, kv_width = (size_t)m->kv_heads * m->dim;
+    v->normed = carve(&next, rows * m->hidden);
+    v->query = carve(&next, rows * width);
+    v->key = carve(&next, rows * kv_width);
+    v->value = carve(&next, rows * kv_width);
+    v->attended = carve(&next, rows * width);
+    v->gated = carve(&next, rows * m->intermediate);
+    v->up = carve(&next, rows * m->intermediate);
+    return next - memory;
+}
+
+/* Layers first_layer..last_layer of one forward. x [rows][hidden] holds the rows' embeddings before the first layer, and
+ * their hidden states between two calls. `cosine`, `sine` [rows][dim]. Appends to every span's slab. `wanted` lists the
+ * rows whose logits are wanted once the last layer is done, into logits [wanted_count][vocabulary rounded up to 32].
+ * Returns 0, or 1 when there is no memory. */
+int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *spans, int span_count, int rows, float *x,
+                  const float *cosine, const float *sine, const int32_t *wanted, int wanted_count, float *logits,
+                  int threads) {
+    Attention a = {.model = m, .spans = spans, .cosine = cosine, .sine = sine, .rows = rows};
+    Activations v = {.x = x};
+    const int phase_count = PHASES_A_LAYER * (last_layer - first_layer) + 2;
+    float *memory = aligned_alloc(64, sizeof(float) * lay_out(m, rows, NULL, &v));
+    Phase *phases = aligned_alloc(64, sizeof(Phase) * phase_count);
+    if (!memory || !phases || !open_attention(&a, span_count)) {
+        free(memory), free(phases);
+        return 1;
+    }
+    lay_out(m, rows, memory, &v);
+    memset(phases, 0, sizeof(Phase) * phase_count);
+#pragma omp parallel num_threads(threads)
+    {
+        Phase *phase = phases;
+        for (int layer = first_layer; layer < last_layer; layer++, phase += PHASES_A_LAYER)
+            run_layer(&a, layer, &v, phase);
+        if (last_layer == m->layer_count) {
+            RUN_PHASE(phase++, wanted_count, i, {
+                const float *from = x + (size_t)wanted[i] * m->hidden;
+                normalise(from, m->final_norm, m->hidden, m->norm_epsilon, v.normed + (size_t)i * m->hidden);
+            });
+            RUN_PHASE(phase, (pairs_of(&m->head) + HEAD_PAIRS - 1) / HEAD_PAIRS, item, {
+                for (int pair = HEAD_PAIRS * item; pair < HEAD_PAIRS * (item + 1) && pair < pairs_of(&m->head); pair++)
+                    project(&m->head, pair, wanted_count, v.normed, logits, 0);
+            });
+        }
+    }
+    close_attention(&a);
+    free(memory), free(phases);
+    return 0;
+}
+
+/* y [rows][outputs rounded up to 32] = x [rows][columns] times the matrix, plus its bias. */
+void keepwarm_multiply(const Matrix *m, int rows, const float *x, float *y, int threads) {
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+    for (int pair = 0; pair < pairs_of(m); pair++) project(m, pair, rows, x, y, 0);
+}

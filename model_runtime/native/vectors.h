@@ -1,0 +1,81 @@
+/* Sixteen float lanes on any processor: GCC and clang lower the vector types to what the machine has. */
+#ifndef KEEPWARM_VECTORS_H
+#define KEEPWARM_VECTORS_H
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE floats load(const float *from) {
+    floats v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+INLINE void store(float *to, floats v) { memcpy(to, &v, sizeof v); }
+
+/* a where the mask's lanes are all ones, b where they are 0. */
+INLINE floats choose(ints mask, floats a, floats b) { return (floats)(((ints)a & mask) | ((ints)b & ~mask)); }
+
+INLINE floats all(float x) { return x - (floats){0}; }
+
+/* Sixteen IEEE half-precision numbers. */
+INLINE floats load_halves(const uint16_t *from) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#elif defined(__F16C__)
+    floats v;
+    for (int i = 0; i < LANES; i += 8)
+        _mm256_storeu_ps((float *)&v + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
+    return v;
+#else
+    halves h;
+    memcpy(&h, from, sizeof h);
+    words w = __builtin_convertvector(h, words);
+    /* Exponent and fraction keep their order when moved up by 13 bits; the factor mends the bias, subnormals too. */
+    words magnitude = (w & 0x7fff) << 13;
+    floats value = (floats)magnitude * 0x1p112f;
+    return (floats)((words)value | ((w & 0x8000) << 16));
+#endif
+}
+
+/* e^x for x <= 0, relative error below 3e-7; 0 below -87. Cephes' polynomial on [-ln2/2, ln2/2] (S. L. Moshier). */
+INLINE floats exp_of(floats x) {
+    ints tiny = x < -87.0f;
+    floats n = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are the rounded integer */
+    ints power = (ints)n << 23;
+    n = n - 12582912.0f;
+    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    floats p = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * x * x + x + 1.0f;
+    return (floats)(((ints)p + power) & ~tiny);
+}
+
+INLINE float sum_of(floats v) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+
+INLINE float largest_of(floats v) {
+    float best = v[0];
+    for (int i = 1; i < LANES; i++) best = v[i] > best ? v[i] : best;
+    return best;
+}
+
+#endif

@@ -1,0 +1,217 @@
+"""Packed forwards of a Llama-, Qwen2- or Qwen3-like model through our own CPU kernels.
+
+A step of few rows (decoding, a short turn, a draft) is one call that runs outside Python and the GIL; many rows
+(reading) take a call every few layers, so that nobody waits long for an abort. Both append to the slabs that
+`PackedForward` uses and compute what the model's own forward computes on the de-quantised weights, in float32. A row's
+numbers have the same bits however the rows around it are cut into steps: what is cached equals what is read again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from model_runtime.attention import StepAborted
+from model_runtime.forward import Feed, PackedForward
+from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.native_library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
+from model_runtime.native_matrix import NativeLinear, NativeMatrix
+
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_PROJECTIONS = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_LARGEST_HEAD_DIM = 256
+_TABLE_TOKENS = 2048
+_LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores behind no history
+
+
+def runs_natively(model: PreTrainedModel) -> bool:
+    """Whether the kernels compute this very model: its layout, its activation, its attention, its matrices."""
+    config = model.config.get_text_config()
+    if config.model_type not in _ARCHITECTURES or config.hidden_act != "silu":
+        return False
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    widths = (_head_dim(config), config.hidden_size, config.intermediate_size)
+    return (
+        all(kind == "full_attention" for kind in kinds)
+        and all(width % 32 == 0 for width in widths)
+        and _head_dim(config) <= _LARGEST_HEAD_DIM
+        and isinstance(model.get_output_embeddings(), NativeLinear)
+        and all(
+            isinstance(layer.get_submodule(path), NativeLinear)
+            for layer in model.model.layers
+            for path in _PROJECTIONS.values()
+        )
+    )
+
+
+def agrees(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry) -> bool:
+    """Whether two conversations, read together and continued, get the logits that each gets alone from the model's own
+    layers: a compiler or a processor that we never saw must show it first."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    near, far = [(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]
+    slabs = [KVSlab(geometry), KVSlab(geometry)]
+    native.run([Feed(slabs[0], near[:-1], 0), Feed(slabs[1], far[:-1], 0)])
+    found = native.run([Feed(slabs[0], near[-1:], 1), Feed(slabs[1], far[-1:], 1)])
+    packed = PackedForward(model)
+    expected = torch.cat([packed.run([Feed(KVSlab(geometry), ids, 1)]) for ids in (near, far)])
+    return bool((found - expected).abs().max() <= 1e-3 * expected.std())
+
+
+class NativeForward:
+    """Has the interface of `PackedForward`. Use from one thread only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
+        self.model = model
+        self.device = torch.device("cpu")
+        self._vocabulary = int(config.vocab_size)
+        self._layers = [_Layer(layer) for layer in model.model.layers]
+        self._head = _matrix(model.get_output_embeddings())
+        self._final_norm = _numbers(model.model.norm.weight)
+        self._positions = _Positions(model.model.rotary_emb, config.hidden_size)
+        self._library = self._head.library
+        self.kernel_name = f"Keepwarm's own (CPU, {torch.backends.cpu.get_cpu_capability()})"
+        self._structs = (LayerStruct * len(self._layers))(*(layer.struct() for layer in self._layers))
+        self._struct = ModelStruct(
+            self._structs,
+            self._final_norm.data_ptr(),
+            self._head.struct,
+            float(config.rms_norm_eps),
+            float(model.model.layers[0].self_attn.scaling),
+            *(len(self._layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads),
+            *(_head_dim(config), config.intermediate_size),
+        )
+
+    @torch.inference_mode()
+    def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """As `PackedForward.run`."""
+        ids: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        spans = _Spans(len(feeds))
+        for feed in feeds:
+            past, tokens = feed.slab.length_tokens, len(feed.token_ids)
+            feed.slab.ensure_room(past + tokens)
+            spans.add(feed.slab, len(ids), tokens, past)
+            ids.extend(feed.token_ids)
+            positions.extend(range(past, past + tokens))
+            wanted.extend(range(len(ids) - feed.logit_rows, len(ids)))
+        x = self.model.get_input_embeddings()(torch.tensor(ids)).contiguous()
+        cosine, sine = self._positions.at(positions)
+        logits = torch.empty(len(wanted), -(-self._vocabulary // 32) * 32)
+        layers_a_call = max(1, _LAYER_ROWS // len(ids))
+        for first in range(0, len(self._layers), layers_a_call):
+            if abort_if():
+                raise StepAborted
+            last = min(first + layers_a_call, len(self._layers))
+            self._run_layers(first, last, spans, x, cosine, sine, wanted, logits)
+        for feed in feeds:
+            feed.slab.appended(feed.token_ids)
+        return logits[:, : self._vocabulary]
+
+    def _run_layers(
+        self,
+        first: int,
+        last: int,
+        spans: _Spans,
+        x: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        wanted: list[int],
+        logits: torch.Tensor,
+    ) -> None:
+        failed = self._library.keepwarm_step(
+            *(ctypes.byref(self._struct), first, last, spans.structs, spans.count, x.shape[0]),
+            *(x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), (ctypes.c_int32 * len(wanted))(*wanted), len(wanted)),
+            *(logits.data_ptr(), torch.get_num_threads()),
+        )
+        if failed:
+            raise torch.OutOfMemoryError("out of memory")
+
+
+class _Layer:
+    """One layer's weights, held alive for the structs that point at them."""
+
+    def __init__(self, layer: Any) -> None:
+        for name, path in _PROJECTIONS.items():
+            setattr(self, name, _matrix(layer.get_submodule(path)))
+        self.input_norm = _numbers(layer.input_layernorm.weight)
+        self.attention_norm = _numbers(layer.post_attention_layernorm.weight)
+        norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
+        self._head_norms = [None if norm is None else _numbers(norm.weight) for norm in norms]
+
+    query: NativeMatrix
+    key: NativeMatrix
+    value: NativeMatrix
+    output: NativeMatrix
+    gate: NativeMatrix
+    up: NativeMatrix
+    down: NativeMatrix
+
+    def struct(self) -> LayerStruct:
+        matrices: list[MatrixStruct] = [getattr(self, name).struct for name in _PROJECTIONS]
+        norms = (self.input_norm, self.attention_norm, *self._head_norms)
+        return LayerStruct(*matrices, *(None if norm is None else norm.data_ptr() for norm in norms))
+
+
+class _Spans:
+    """Which rows belong to which slab, as the kernels take it."""
+
+    def __init__(self, count: int) -> None:
+        self.count = 0
+        self.structs = (SpanStruct * count)()
+        self._pointers: list[Any] = []
+
+    def add(self, slab: KVSlab, start: int, tokens: int, past_tokens: int) -> None:
+        pointers = [
+            (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+            for tensors in (slab.keys, slab.values)
+        ]
+        self._pointers += pointers  # ctypes keeps no reference to what a struct's pointer points at
+        self.structs[self.count] = SpanStruct(*pointers, slab.capacity_tokens, start, tokens, past_tokens)
+        self.count += 1
+
+
+class _Positions:
+    """The rotary tables of the positions seen so far, computed by the model's own module."""
+
+    def __init__(self, rotary: torch.nn.Module, hidden: int) -> None:
+        self._rotary, self._hidden = rotary, hidden
+        self._cosine = self._sine = torch.empty(0, 0)
+
+    def at(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, float32 `[len(positions), head_dim]` each."""
+        last = max(positions)
+        if last >= self._cosine.shape[0]:
+            count = max(_TABLE_TOKENS, 1 << last.bit_length())
+            places = torch.arange(count)[None]
+            cosine, sine = self._rotary(torch.empty(1, 1, self._hidden), places)
+            self._cosine, self._sine = cosine[0].contiguous(), sine[0].contiguous()
+        rows = torch.tensor(positions)
+        return self._cosine.index_select(0, rows), self._sine.index_select(0, rows)
+
+
+def _matrix(module: torch.nn.Module) -> NativeMatrix:
+    assert isinstance(module, NativeLinear)
+    assert module.matrix is not None
+    return module.matrix
+
+
+def _numbers(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().float().contiguous()
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

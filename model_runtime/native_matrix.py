@@ -1,0 +1,118 @@
+"""Weights as the native kernels read them: tiles of sixteen outputs, at the bits they were shipped with (CPU)."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+import torch
+from torch import nn
+
+from model_runtime.native_library import MatrixStruct
+from model_runtime.q4_blocks import GROUP, Q4Blocks, Q8Blocks
+from model_runtime.stored_weights import Stored
+
+_LANES, _PAIR = 16, 32
+
+
+class Kind(IntEnum):
+    """How a matrix is stored (matrix.h)."""
+
+    Q4 = 0
+    Q8 = 1
+    HALF = 2
+    SINGLE = 3
+
+
+class NativeMatrix:
+    """A weight matrix `[N, K]`, K a multiple of 32; its tensors are never written to again.
+
+    Values are the file's own: 4-bit and 8-bit blocks keep their codes and scales, other numbers are held as float16
+    where that loses nothing, else as float32.
+    """
+
+    __slots__ = ("columns", "kind", "library", "rows", "struct", "tensors")
+
+    def __init__(self, stored: Stored, bias: torch.Tensor | None, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.kind, tensors = _tiles(stored)
+        self.rows, self.columns = stored.codes.shape if isinstance(stored, Q8Blocks) else stored.shape
+        if self.columns % GROUP:
+            raise ValueError(f"a native matrix needs a multiple of {GROUP} columns, not {self.columns}")
+        codes, scale, minimum = (*tensors, None, None)[:3]
+        padded_bias = None if bias is None else _padded(bias.float())
+        self.tensors = [t for t in (*tensors, padded_bias) if t is not None]
+        self.struct = MatrixStruct(
+            *(None if t is None else t.data_ptr() for t in (codes, scale, minimum, padded_bias)),
+            int(self.kind),
+            self.rows,
+            self.columns,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.nbytes for t in self.tensors)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` float32 `[M, K]` to float32 `[M, N]`, bias added, in the native kernel. A row has the same bits whatever
+        rows are beside it."""
+        y = torch.empty(x.shape[0], -(-self.rows // _PAIR) * _PAIR)
+        x = x.contiguous()
+        self.library.keepwarm_multiply(
+            ctypes.byref(self.struct), x.shape[0], x.data_ptr(), y.data_ptr(), torch.get_num_threads()
+        )
+        return y[:, : self.rows]
+
+
+class NativeLinear(nn.Module):
+    """`nn.Linear` on a `NativeMatrix`: `[.., K]` to float32 `[.., N]`."""
+
+    def __init__(self, matrix: NativeMatrix) -> None:
+        super().__init__()
+        self.matrix: NativeMatrix | None = matrix
+        self.in_features, self.out_features = matrix.columns, matrix.rows
+        self.hidden_bytes = matrix.nbytes
+
+    def release(self) -> None:
+        """Frees the matrix; the layer cannot be used afterwards."""
+        self.matrix, self.hidden_bytes = None, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Same leading dimensions, `out_features` last."""
+        if self.matrix is None:
+            raise RuntimeError("this model was unloaded")
+        rows = x.reshape(-1, self.in_features).float()
+        return self.matrix.multiply(rows).reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        kind = "" if self.matrix is None else f", {self.matrix.kind.name}"
+        return f"in_features={self.in_features}, out_features={self.out_features}{kind}"
+
+
+def _tiles(stored: Stored) -> tuple[Kind, tuple[torch.Tensor, ...]]:
+    """The matrix as matrix.h wants it: codes, scale, minimum, as far as its kind has them."""
+    if isinstance(stored, Q4Blocks):
+        nibbles = _padded(stored.codes()).view(-1, _LANES, stored.shape[1] // 8, 8)
+        words = torch.zeros(nibbles.shape[:3], dtype=torch.int32)
+        for place in range(8):
+            words |= nibbles[..., place] << (4 * place)
+        return Kind.Q4, (words.transpose(1, 2).contiguous(), _tiled(stored.scale), _tiled(stored.minimum))
+    if isinstance(stored, Q8Blocks):
+        codes = _padded(stored.codes).view(-1, _LANES, stored.codes.shape[1] // 4, 4)
+        return Kind.Q8, (codes.transpose(1, 2).contiguous(), _tiled(stored.scale))
+    halves = stored.to(torch.float16)
+    if torch.equal(halves.float(), stored.float()):
+        return Kind.HALF, (_tiled(halves),)
+    return Kind.SINGLE, (_tiled(stored.float()),)
+
+
+def _tiled(rows: torch.Tensor) -> torch.Tensor:
+    """`[N, C]` to `[N/16, C, 16]`, N padded to a multiple of 32."""
+    padded = _padded(rows)
+    return padded.view(padded.shape[0] // _LANES, _LANES, -1).transpose(1, 2).contiguous()
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    missing = -rows.shape[0] % _PAIR
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows

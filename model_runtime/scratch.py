@@ -1,0 +1,25 @@
+"""One buffer that all layers of a model de-quantise into."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Scratch:
+    """Buffers that every layer of one model de-quantises into. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[torch.dtype, torch.Tensor] = {}
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """`[rows, columns]` of that dtype, content undefined; the next call for this dtype gets the same memory."""
+        count = rows * columns
+        buffer = self._buffers.get(dtype)
+        if buffer is None or buffer.numel() < count:
+            with torch.inference_mode(False):  # a buffer made in inference mode could never be written outside it
+                buffer = self._buffers[dtype] = torch.empty(count, dtype=dtype)
+        return buffer[:count].view(rows, columns)
+
+    def clear(self) -> None:
+        """Frees the buffers."""
+        self._buffers.clear()

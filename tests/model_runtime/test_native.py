@@ -1,0 +1,239 @@
+"""Our own CPU kernels: the file's weights exactly, the model's own logits, and the same bits however rows are cut."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quantize
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from model_runtime.attention import StepAborted
+from model_runtime.forward import Feed, PackedForward
+from model_runtime.kv_cache import KVSlab
+from model_runtime.native_forward import NativeForward, agrees, runs_natively
+from model_runtime.native_library import NativeUnavailable, native_library
+from model_runtime.native_matrix import Kind, NativeLinear, NativeMatrix
+from model_runtime.probe import probe_packing
+from model_runtime.q4_blocks import read_q4_0, read_q4_1, read_q8_0
+from model_runtime.stored_weights import Stored, dense
+
+CONTEXT_TOKENS = 1024
+# What compilers on other processors may use: 16, 8 and 4 lanes at a time.
+PROCESSORS = {"this one": (), "AVX2": ("-mno-avx512f",), "SSE": ("-march=x86-64-v2",)}
+SHARED = {
+    "vocab_size": 500,  # no multiple of 32
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "initializer_range": 0.2,
+}
+READ = {
+    "Q4_0": (GGMLQuantizationType.Q4_0, read_q4_0),
+    "Q4_1": (GGMLQuantizationType.Q4_1, read_q4_1),
+    "Q8_0": (GGMLQuantizationType.Q8_0, read_q8_0),
+}
+
+
+@pytest.fixture(scope="module")
+def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def library(request: pytest.FixtureRequest, build_dir: Path, torch_threads: int) -> ctypes.CDLL:
+    return native_library(build_dir, print, PROCESSORS[request.param])
+
+
+def stored(kind: str, weight: torch.Tensor) -> Stored:
+    """The weights as a file of that kind has them."""
+    if kind in READ:
+        quantization, read = READ[kind]
+        return read(torch.from_numpy(quantize(weight.float().numpy(), quantization)))
+    return weight.to(torch.float16) if kind == "F16" else weight
+
+
+def native(model: PreTrainedModel, kind: str, library: ctypes.CDLL) -> PreTrainedModel:
+    """The model on native matrices; its other weights stay."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            bias = None if module.bias is None else module.bias.detach()
+            model.set_submodule(name, NativeLinear(NativeMatrix(stored(kind, module.weight.detach()), bias, library)))
+    return model
+
+
+def tiny(name: str) -> PreTrainedModel:
+    torch.manual_seed(11)
+    if name == "llama":
+        return LlamaForCausalLM(LlamaConfig(**SHARED)).eval()
+    if name == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**SHARED)).eval()
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.normal_(module.bias, std=0.3)
+        return model
+    model = Qwen3ForCausalLM(Qwen3Config(**SHARED)).eval()
+    for module in model.modules():
+        if type(module).__name__ == "Qwen3RMSNorm":
+            nn.init.normal_(module.weight, mean=1, std=0.3)
+    return model
+
+
+def ids_of(tokens: int, seed: int = 5) -> list[int]:
+    return torch.randint(0, SHARED["vocab_size"], (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.fixture
+def model(library: ctypes.CDLL) -> PreTrainedModel:
+    return native(tiny("llama"), "Q4_1", library)
+
+
+def slab_of(model: PreTrainedModel) -> KVSlab:
+    return KVSlab(probe_packing(model, torch.float32, CONTEXT_TOKENS, step_tokens=16))
+
+
+def fed(forward: NativeForward | PackedForward, slab: KVSlab, ids: list[int], cuts: list[int]) -> torch.Tensor:
+    """Logits of every position, fed in pieces of those sizes, in turns."""
+    rows, start = [], 0
+    while start < len(ids):
+        piece = ids[start : start + cuts[len(rows) % len(cuts)]]
+        rows.append(forward.run([Feed(slab, piece, len(piece))]))
+        start += len(piece)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "F16", "F32"])
+def test_a_matrix_multiplies_with_the_files_own_weights(kind: str, library: ctypes.CDLL) -> None:
+    torch.manual_seed(3)
+    weights, bias = stored(kind, torch.randn(200, 96) * 0.1), torch.randn(200)
+    matrix = NativeMatrix(weights, bias, library)
+    x = torch.randn(29, 96)
+    expected = x.double() @ dense(weights).double().t() + bias.double()
+    torch.testing.assert_close(matrix.multiply(x).double(), expected, rtol=0, atol=2e-6)
+    assert matrix.kind == {"Q8_0": Kind.Q8, "F16": Kind.HALF, "F32": Kind.SINGLE}.get(kind, Kind.Q4)
+
+
+def test_a_row_has_the_same_bits_whatever_is_beside_it(library: ctypes.CDLL) -> None:
+    torch.manual_seed(4)
+    matrix = NativeMatrix(stored("Q4_1", torch.randn(64, 160)), None, library)
+    x = torch.randn(26, 160)
+    alone = torch.cat([matrix.multiply(row[None]) for row in x])
+    for rows in range(2, 27):
+        assert torch.equal(matrix.multiply(x[:rows]), alone[:rows])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_logits_are_those_of_the_models_own_layers(name: str, kind: str, library: ctypes.CDLL) -> None:
+    model = native(tiny(name), kind, library)
+    assert runs_natively(model)
+    ids = ids_of(700)
+    expected = fed(PackedForward(model), slab_of(model), ids, [len(ids)])
+    native_forward, slab = NativeForward(model), slab_of(model)
+    found = fed(native_forward, slab, ids, [300, 1, 1, 7, 200, 1, 40])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.std()))
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    assert slab.token_ids == ids
+    assert agrees(native_forward, model, probe_packing(model, torch.float32, CONTEXT_TOKENS, step_tokens=16))
+
+
+def test_cached_equals_uncached_to_the_bit(model: PreTrainedModel) -> None:
+    forward, ids = NativeForward(model), ids_of(650)
+    whole = fed(forward, slab_of(model), ids, [len(ids)])
+    for cuts in ([1], [48, 1, 1, 1], [257, 13]):
+        assert torch.equal(fed(forward, slab_of(model), ids, cuts), whole)
+
+
+def test_cropping_and_going_on_equals_reading_to_the_bit(model: PreTrainedModel) -> None:
+    forward, slab, ids = NativeForward(model), slab_of(model), ids_of(90)
+    fed(forward, slab, [*ids[:50], *ids_of(30, seed=6)], [40])
+    slab.crop(50)
+    went_on = fed(forward, slab, ids[50:], [3])
+    assert torch.equal(went_on, fed(forward, slab_of(model), ids, [len(ids)])[50:])
+
+
+def test_conversations_in_one_step_do_not_touch_each_other(model: PreTrainedModel) -> None:
+    forward = NativeForward(model)
+    ledgers = [ids_of(tokens, seed=tokens) for tokens in (300, 20, 3)]
+    slabs = [slab_of(model) for _ in ledgers]
+    forward.run([Feed(slab, ids[:-2], 0) for slab, ids in zip(slabs, ledgers, strict=True)])
+    together = forward.run([Feed(slab, ids[-2:], 2) for slab, ids in zip(slabs, ledgers, strict=True)])
+    alone = [fed(forward, slab_of(model), ids, [len(ids)])[-2:] for ids in ledgers]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_an_abort_between_layers_leaves_the_slab_as_it_was(model: PreTrainedModel) -> None:
+    forward, slab, ids = NativeForward(model), slab_of(model), ids_of(2000 // 3)
+    fed(forward, slab, ids[:20], [20])
+    asked = []
+
+    def abort_if() -> bool:
+        asked.append(1)
+        return len(asked) > 1
+
+    many = ids_of(CONTEXT_TOKENS - 20)
+    with pytest.raises(StepAborted):
+        NativeForward(model).run([Feed(slab, many * 5, 1)], abort_if)
+    assert slab.token_ids == ids[:20]
+    went_on = fed(forward, slab, ids[20:], [100])
+    assert torch.equal(went_on, fed(forward, slab_of(model), ids, [len(ids)])[20:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_act": "gelu"},
+        {"head_dim": 16},
+        {"layer_types": ["sliding_attention"] * 3, "sliding_window": 8, "use_sliding_window": True},
+    ],
+)
+def test_a_model_that_the_kernels_do_not_compute_is_left_to_torch(change: dict[str, object], build_dir: Path) -> None:
+    library = native_library(build_dir, print)
+    model = native(Qwen3ForCausalLM(Qwen3Config(**SHARED | change)), "Q4_1", library)
+    assert not runs_natively(model)
+    assert not runs_natively(tiny("qwen3"))
+
+
+def test_a_kernel_that_miscalculates_is_found_out(model: PreTrainedModel) -> None:
+    geometry = probe_packing(model, torch.float32, CONTEXT_TOKENS, step_tokens=16)
+    forward = NativeForward(model)
+    forward._struct.score_scale *= 1.05
+    assert not agrees(forward, model, geometry)
+
+
+def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(NativeUnavailable, match="there is no C compiler"):
+        native_library(tmp_path, print)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(NativeUnavailable, match=r"failed: .*error"):
+        native_library(tmp_path, print, ("-fno-such-flag",))
+    assert list((tmp_path / "native").iterdir()) == []
+
+
+def test_a_damaged_library_is_built_again(build_dir: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    name = Path(native_library(build_dir, said.append)._name).name
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native" / name).write_bytes(b"cut off")
+    said.clear()
+    assert Path(native_library(tmp_path, said.append)._name).stat().st_size > 10_000
+    assert said == ["Compiling the CPU kernels for this processor (once, a few seconds)."]
