@@ -67,7 +67,7 @@ class EngineConfig:
     """
 
     prefill_chunk_tokens: int = 512
-    max_concurrent: int = 8
+    max_concurrent: int = 10
     kv_step_tokens: int = 256
     idle_chunk_tokens: int = 128
     kv_arena_bytes: int | None = None

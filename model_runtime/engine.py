@@ -30,7 +30,7 @@ from model_runtime.probe import probe_packing
 from model_runtime.read_speed import ReadSpeed, measure_reading
 from model_runtime.reading import Reading
 from model_runtime.relief import Relief
-from model_runtime.scheduler import MIN_CHUNK_TOKENS, SchedulerConfig, Slot, plan_idle_step, plan_step
+from model_runtime.scheduler import MIN_CHUNK_TOKENS, Scheduler, SchedulerConfig, Slot
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence, sample_together
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, ReadRequest
@@ -68,9 +68,7 @@ class Engine:
         self._rows = ColdRows(self._geometry, config.cold_kv_dtype, memory)
         self.on_memory_pressure: Callable[[], abc.Sequence[KV]] = tuple
         self._relief = Relief(lambda: self.on_memory_pressure())
-        self._scheduler = SchedulerConfig(
-            chunk_tokens=config.prefill_chunk_tokens, idle_chunk_tokens=config.idle_chunk_tokens
-        )
+        self._scheduler = Scheduler(SchedulerConfig(config.prefill_chunk_tokens, config.idle_chunk_tokens))
         self._speed = ReadSpeed(config.prefill_chunk_tokens)
         self._lookup = Lookup(config.prompt_lookup)
         drift = measure_drift(self._forward, self._place, self._rows, self._tokenizer, context_limit_tokens)
@@ -267,9 +265,9 @@ class Engine:
                 work.finish(FinishReason.ABORTED)
         self._forget_finished()
         if self._running:
-            self._run(self._drafted(plan_step(self._running, self._scheduler, self._speed.estimate_s)))
+            self._run(self._drafted(self._scheduler.plan(self._running, self._speed.estimate_s)))
         elif self._idle:
-            self._run(self._drafted(plan_idle_step(self._idle, self._scheduler)), self._is_wanted)
+            self._run(self._drafted(self._scheduler.plan_idle(self._idle)), self._is_wanted)
         self._forget_finished()
 
     def _drafted(self, slots: list[Slot[S]]) -> list[Slot[S]]:
@@ -313,7 +311,7 @@ class Engine:
         if any(not s.is_decoding for s in self._running):
             return False
         try:
-            piece(MIN_CHUNK_TOKENS if self._running else self._scheduler.chunk_tokens)
+            piece(MIN_CHUNK_TOKENS if self._running else self._scheduler.config.chunk_tokens)
         except StepAborted:
             return False
         return True

@@ -18,6 +18,7 @@ class Reading:
 
     is_idle = True
     is_decoding = False
+    fairness_key = ""
 
     def __init__(self, request: ReadRequest, slab: KVSlab, listener: Listener) -> None:
         self.request = request

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -23,6 +25,10 @@ class Schedulable(Protocol):
     @property
     def is_decoding(self) -> bool: ...
 
+    @property
+    def fairness_key(self) -> str:
+        """Those of one key wait for each other; keys take turns."""
+
 
 S = TypeVar("S", bound=Schedulable)
 
@@ -41,30 +47,62 @@ class SchedulerConfig:
     is kept to about `shared_step_s`, so that their streams go on visibly."""
 
     chunk_tokens: int
-    shared_step_s: float = 0.2
     idle_chunk_tokens: int = 128
+    shared_step_s: float = 0.2
 
 
-def plan_step(
-    sequences: Sequence[S], config: SchedulerConfig, estimate_s: Callable[[int, int], float]
-) -> list[Slot[S]]:
-    """Every decoding sequence with its one token, then one chunk of the prefill that has waited longest (`sequences`
-    are in order of arrival). `estimate_s(start, end)` expects the seconds of feeding those positions.
+class Scheduler:
+    """Plans steps. It remembers whose prompt was read last, so that those who wait for reading take turns."""
 
-    One prefill at a time, to its end: two that share the budget would both finish late.
-    """
-    slots = [Slot(s, 1) for s in sequences if s.is_decoding]
-    prefill = next((s for s in sequences if not s.is_decoding), None)
-    if prefill is None:
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self._chunks = 0
+        self._last_chunk: dict[str, int] = {}  # by fairness key
+
+    def plan(self, sequences: Sequence[S], estimate_s: Callable[[int, int], float]) -> list[Slot[S]]:
+        """Every decoding sequence with its one token, then a chunk of one prefill, then whole prompts that still fit
+        beside it. `sequences` are in order of arrival; `estimate_s(start, end)` expects the seconds of reading those
+        positions.
+
+        Fairness keys take turns, chunk by chunk, so nobody's short message waits for more than one chunk of another's
+        long one. Of one key the prompt that came first is read to its end: two that alternate would both finish late.
+        """
+        slots = [Slot(s, 1) for s in sequences if s.is_decoding]
+        left_s = self.config.shared_step_s if slots else math.inf
+        left_tokens = self.config.chunk_tokens
+        is_first = True
+        for prefill in self._in_turn([s for s in sequences if not s.is_decoding]):
+            start = prefill.kv_tokens
+            tokens = min(prefill.unfed_tokens, left_tokens)
+            if is_first:
+                tokens = self._within(left_s, start, tokens, estimate_s)
+            elif tokens < prefill.unfed_tokens or estimate_s(start, start + tokens) > left_s:
+                continue
+            slots.append(Slot(prefill, tokens))
+            self._chunks += 1
+            self._last_chunk[prefill.fairness_key] = self._chunks
+            left_tokens -= tokens
+            left_s -= estimate_s(start, start + tokens)
+            is_first = False
         return slots
-    tokens = min(prefill.unfed_tokens, config.chunk_tokens)
-    if slots:
-        start = prefill.kv_tokens
-        while tokens > MIN_CHUNK_TOKENS and estimate_s(start, start + tokens) > config.shared_step_s:
-            tokens = max(MIN_CHUNK_TOKENS, tokens // 2)
-    return [*slots, Slot(prefill, tokens)]
 
+    def plan_idle(self, idle: Sequence[S]) -> list[Slot[S]]:
+        """The next chunk of the oldest idle work, where nothing else is to be done."""
+        return [Slot(s, min(s.unfed_tokens, self.config.idle_chunk_tokens)) for s in idle[:1]]
 
-def plan_idle_step(idle: Sequence[S], config: SchedulerConfig) -> list[Slot[S]]:
-    """The next chunk of the oldest idle work, where nothing else is to be done."""
-    return [Slot(s, min(s.unfed_tokens, config.idle_chunk_tokens)) for s in idle[:1]]
+    def _in_turn(self, prefills: list[S]) -> list[S]:
+        """The first of each key, the key that was served longest ago before the others; behind them the rest."""
+        if not prefills:
+            self._last_chunk.clear()
+        oldest_first = sorted(prefills, key=lambda s: self._last_chunk.get(s.fairness_key, 0))  # stable: by arrival
+        firsts = list({s.fairness_key: s for s in reversed(oldest_first)}.values())[::-1]
+        return [*firsts, *(s for s in oldest_first if s not in firsts)]
+
+    @staticmethod
+    def _within(limit_s: float, start: int, tokens: int, estimate_s: Callable[[int, int], float]) -> int:
+        """The largest chunk that is expected to fit, in whole steps; one step at least, or nobody would read on."""
+        if tokens <= MIN_CHUNK_TOKENS or estimate_s(start, start + tokens) <= limit_s:
+            return tokens
+        sizes = range(MIN_CHUNK_TOKENS, tokens, MIN_CHUNK_TOKENS)
+        fitting = bisect.bisect_right(sizes, limit_s, key=lambda size: estimate_s(start, start + size))
+        return sizes[max(0, fitting - 1)]

@@ -85,6 +85,10 @@ class Sequence:
         return bool(self._sampled)
 
     @property
+    def fairness_key(self) -> str:
+        return self.request.fairness_key
+
+    @property
     def unfed_tokens(self) -> int:
         return len(self._unfed)
 

@@ -177,7 +177,7 @@ class GenerationRequest:
     `kv` is cropped to the longest common prefix with `ledger[:-1]` first, so that a stale KV can never leak into an
     answer. `answer_prefix_tokens` is how many of the last ledger ids are the beginning of this very answer (an answer
     that is continued); they count for incremental de-tokenisation, not for `max_new_tokens`. With `is_idle` it has the
-    priority of a `ReadRequest`.
+    priority of a `ReadRequest`. Prompts of different `fairness_key`s are read in turns.
     """
 
     ledger: tuple[int, ...]
@@ -185,6 +185,7 @@ class GenerationRequest:
     sampling: SamplingParams
     answer_prefix_tokens: int = 0
     is_idle: bool = False
+    fairness_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 
 from model_runtime.types import KV, Engine
+from sessions.line import Line
 from sessions.pins import Pins
-from sessions.slots import Holding, Lease, Loss, Slot, Ticket
+from sessions.slots import Holding, Lease, Loss, Slot
 
 
 class Held:
@@ -20,7 +21,7 @@ class Held:
         self._engine = engine
         self._changed = threading.Condition()
         self._slots: dict[str, Slot] = {}
-        self._line: list[Ticket] = []
+        self._line = Line()
         self._losses: dict[str, Loss] = {}
         self._closed = False
 

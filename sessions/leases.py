@@ -1,5 +1,5 @@
-"""Who holds a KV on the device, and who may use one: room is promised before a run starts, and the line is first come,
-first served.
+"""Who holds a KV on the device, and who may use one: room is promised before a run starts, and owners who wait for it
+take turns.
 
 At every moment the bytes that are held and the bytes that are promised together stay within the budget:
 `sum(max(allocated, promised if leased else 0)) <= budget`. A dropped KV counts until the engine has freed it.
@@ -73,8 +73,7 @@ class Leases(Held):
     def enter(self, ticket: Ticket) -> None:
         """Joins the line."""
         with self._changed:
-            self._line.append(ticket)
-            self._tell_places()
+            self._line.enter(ticket)
             for slot in self._slots.values():
                 slot.make_way()
             self._changed.notify_all()
@@ -82,12 +81,9 @@ class Leases(Held):
     def leave(self, ticket: Ticket) -> bool:
         """Leaves the line. True when the ticket was still waiting, and then it is never granted."""
         with self._changed:
-            if ticket not in self._line:
-                return False
-            self._line.remove(ticket)
-            self._tell_places()
+            has_left = self._line.leave(ticket)
             self._changed.notify_all()
-            return True
+            return has_left
 
     def drop(self, conversation_id: str) -> int:
         """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
@@ -122,11 +118,13 @@ class Leases(Held):
                 log.exception("lease_step_failed")
 
     def _next_step(self) -> Callable[[], None] | None:
-        """What can be done for the head of the line, None for nothing. Nobody overtakes it, so it cannot starve: idle
-        KVs are dropped for it, leased ones come back, and what it was promised fits the budget alone."""
-        if not self._line or self._running_count() >= self._engine.max_concurrent:
+        """What can be done for the first in line who may run, None for nothing. Nobody overtakes them, so they cannot
+        starve: idle KVs are dropped for them, leased ones come back, and what they were promised fits the budget alone.
+        """
+        running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.warming]
+        ticket = self._line.first(running, self._engine.max_concurrent)
+        if ticket is None:
             return None
-        ticket = self._line[0]
         own = self._slots.get(ticket.conversation_id)
         if own is not None and (own.leased or own.leaving):
             return None
@@ -145,14 +143,12 @@ class Leases(Held):
         is_moving = any(s.leased or s.leaving or s.unsaved_until > now for s in self._slots.values())
         if is_moving or ticket.promised_bytes <= shares.most_bytes:
             return None
-        self._line.remove(ticket)  # others came and went since it was let in, and what they hold is theirs
-        self._tell_places()
+        self._line.leave(ticket)  # others came and went since it was let in, and what they hold is theirs
         return partial(ticket.refused, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
 
     def _shares(self, owner_id: str, conversation_id: str) -> Shares:
-        waiting = [ticket.owner_id for ticket in self._line]
         asking = (owner_id, conversation_id)
-        return shares_of([*self._slots.values()], waiting, asking, self.budget_bytes, self.pins, time.time())
+        return shares_of([*self._slots.values()], self._line.owners, asking, self.budget_bytes, self.pins, time.time())
 
     def _patience_s(self) -> float | None:
         """How long until an unsaved KV may go after all; None when nobody waits for one."""
@@ -180,8 +176,7 @@ class Leases(Held):
             self._slots[ticket.conversation_id] = slot
         # A KV belongs to one conversation of one owner for all its life.
         assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
-        self._line.remove(ticket)
-        self._tell_places()
+        self._line.leave(ticket)
         is_new, slot.used = not slot.used, True
         slot.leased, slot.promised_bytes, slot.saved_tokens = True, ticket.promised_bytes, 0
         loss = self._losses.pop(ticket.conversation_id, None)
@@ -219,10 +214,6 @@ class Leases(Held):
     def _is_leaving(self, conversation_id: str) -> bool:
         slot = self._slots.get(conversation_id)
         return slot is not None and slot.leaving
-
-    def _tell_places(self) -> None:
-        for place, ticket in enumerate(self._line, start=1):
-            ticket.moved(place)
 
 
 def _hopeless(promised_bytes: int, most_bytes: int, budget_bytes: int) -> str:

@@ -123,8 +123,9 @@ class Turns:
 
     def _submit(self, run: Run, lease: Lease) -> None:
         """The KV holds the best it can. On the leases' thread, or on the restorer's."""
+        plan = run.plan
         request = GenerationRequest(
-            run.plan.turn.ledger, lease.kv, run.plan.sampling, run.plan.turn.answer_prefix_tokens
+            plan.turn.ledger, lease.kv, plan.sampling, plan.turn.answer_prefix_tokens, fairness_key=plan.owner_id
         )
         try:
             run.started(self._engine.submit(request, partial(self._recorder.put, run)))

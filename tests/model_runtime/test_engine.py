@@ -12,7 +12,14 @@ import torch
 
 from model_runtime.config import EngineConfig
 from model_runtime.forward import Feed
-from model_runtime.types import FinishReason, PrefillProgress, SamplingParams, TokenDelta
+from model_runtime.types import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    PrefillProgress,
+    SamplingParams,
+    TokenDelta,
+)
 from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
 
 
@@ -74,6 +81,28 @@ def test_a_stop_during_prefill_ends_it_within_a_chunk(watched: WatchedEngine) ->
     assert finished.sampled_tokens == 0
     assert finished.ttft_s is None
     assert kv.length_tokens == 0  # the chunk under way was dropped between two layers
+
+
+def test_a_short_message_is_answered_while_anothers_long_ones_are_read(watched: WatchedEngine) -> None:
+    first_tokens: list[str] = []
+    done = [threading.Event() for _ in range(4)]
+
+    def ask(number: int, key: str, ledger: list[int]) -> None:
+        def listen(event: object) -> None:
+            if isinstance(event, TokenDelta) and key not in first_tokens:
+                first_tokens.append(key)
+            if isinstance(event, Finished):
+                done[number].set()
+
+        sampling = SamplingParams(temperature=0, max_new_tokens=2)
+        request = GenerationRequest(tuple(ledger), watched.engine.new_kv(), sampling, fairness_key=key)
+        watched.engine.submit(request, listen)
+
+    for number in range(3):
+        ask(number, "ada", [7] * 450)
+    ask(3, "ben", [9] * 10)
+    assert all(event.wait(30) for event in done)
+    assert first_tokens == ["ben", "ada"]
 
 
 def test_the_answer_ends_at_its_own_limit_and_at_the_contexts(watched: WatchedEngine) -> None:
@@ -140,8 +169,6 @@ def test_memory_that_runs_out_is_a_sentence(watched: WatchedEngine) -> None:
 def test_a_listener_that_raises_harms_nobody(watched: WatchedEngine, caplog: pytest.LogCaptureFixture) -> None:
     def rude(event: object) -> None:
         raise RuntimeError("listener broke")
-
-    from model_runtime.types import GenerationRequest
 
     request = GenerationRequest((5, 6, 7), watched.engine.new_kv(), SamplingParams(temperature=0, max_new_tokens=3))
     watched.engine.submit(request, rude)

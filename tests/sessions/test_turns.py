@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from model_runtime.types import FinishReason
+from model_runtime.types import FinishReason, Generation, GenerationRequest, Listener
 from sessions.errors import ConversationBusy, MessageRefused
 from sessions.types import MessageStatus, RunPhase, Tier
 from tests.sessions.byte_template import END
@@ -273,3 +273,27 @@ def test_delete_stops_the_run_and_frees_everything(make_house: MakeHouse) -> Non
     assert house.engine.allocated_bytes == 0
     assert house.manager.list_conversations(ADA) == []
     assert house.manager.memory(ADA).events == ()
+
+
+def test_one_users_many_messages_do_not_hold_up_anothers(make_house: MakeHouse) -> None:
+    house = make_house(engine=slow(max_concurrent=1))
+    keys: list[str] = []
+    submit = house.engine.submit
+
+    def watched(request: GenerationRequest, listener: Listener) -> Generation:
+        keys.append(request.fairness_key)
+        return submit(request, listener)
+
+    house.engine.submit = watched  # type: ignore[method-assign, assignment]
+    house.manager.ensure_user("ben")
+    runs = []
+    for number in range(4):
+        c = house.conversation()
+        runs.append(
+            house.manager.send(ADA, c, f"Read this, number {number}")
+        )  # a conversation is new while it has text
+    own = house.manager.create_conversation("ben").conversation_id
+    runs.append(house.manager.send("ben", own, "Hello"))
+    for run in runs:
+        finish(run)
+    assert keys == [ADA, ADA, "ben", ADA, ADA] or keys == [ADA, "ben", ADA, ADA, ADA]
