@@ -52,7 +52,7 @@ def serving(model_dir: Path, data_dir: Path, disk_bytes: int = 64 * MIB) -> Iter
     engine = WatchedEngine(loaded)
     store = Store(data_dir)
     template = ChatTemplate(loaded.tokenizer, {0})
-    config = SessionConfig(device_kv_budget_bytes=8 * MIB, disk_kv_budget_bytes=disk_bytes)
+    config = SessionConfig(8 * MIB, disk_kv_budget_bytes=disk_bytes, read_ahead=False, model_titles=False)
     manager = SessionManager(store, engine.engine, template, config)
     manager.start()
     try:
@@ -90,8 +90,9 @@ def test_each_turn_in_another_life_of_the_server(
             answers.append(answer)
             assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
             assert receipt.fed_tokens == receipt.delta_tokens < receipt.reused_tokens
-            # Counted at the model's input: the delta, and every sampled token but the last.
-            assert server.engine.fed - before == receipt.delta_tokens + receipt.sampled_tokens - 1
+            # Counted at the model's input: the delta, every sampled token but the last, and what was guessed wrongly.
+            rejected_tokens = receipt.drafted_tokens - receipt.accepted_tokens
+            assert server.engine.fed - before == receipt.delta_tokens + receipt.sampled_tokens - 1 + rejected_tokens
     assert answers == uncached
 
 
