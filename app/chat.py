@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from app import problems, thread
+from app import cache_panel, problems, thread
 from sessions.errors import ConversationNotFound
 from sessions.types import RunPhase
 
@@ -66,6 +66,8 @@ class Chat:
         run = self._manager.active_run(owner_id, conversation_id)
         version = _integer(request, "version")
         snapshot = run.wait(version, FOLLOW_WAIT_S) if run is not None else None
+        if request.get("memory"):  # the panel beside a run is pushed with it; the page asks about once a second
+            reply["memory"] = cache_panel.draw(self._manager.memory(owner_id))
         if snapshot is None or snapshot.phase is RunPhase.DONE:
             drawing = self.draw(owner_id, conversation_id, _shown(request))
             return drawing, reply | drawing.state

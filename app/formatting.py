@@ -78,5 +78,17 @@ def clock(at: float) -> str:
     return time.strftime("%H:%M", time.localtime(at))
 
 
+def moment(at: float, now: float) -> str:
+    """When something was: "just now", "12 min ago", "at 09:41" of the same day, or "12 Oct"."""
+    ago_s = now - at
+    if ago_s < 60:
+        return "just now"
+    if ago_s < 3600:
+        return f"{int(ago_s // 60)} min ago"
+    if day(at, now) == "Today":
+        return f"at {clock(at)}"
+    return time.strftime("%-d %b", time.localtime(at))
+
+
 def _midnight(moment: time.struct_time) -> float:
     return time.mktime((moment.tm_year, moment.tm_mon, moment.tm_mday, 12, 0, 0, 0, 0, -1))

@@ -26,6 +26,11 @@ class Panels:
             "new": self._new,
             "rename": self._rename,
             "delete": self._delete,
+            "pin": self._pin,
+            "unpin": self._unpin,
+            "park": self._park,
+            "warm": self._warm,
+            "verify": self._verify,
             "drop": self._drop,
             "stop": self._stop,
             "count": self._count,
@@ -57,6 +62,28 @@ class Panels:
 
     def _delete(self, owner_id: str, request: Request) -> Reply:
         self._manager.delete(owner_id, _conversation(request))
+        return {}
+
+    def _pin(self, owner_id: str, request: Request) -> Reply:
+        self._manager.pin(owner_id, _conversation(request))
+        return {}
+
+    def _unpin(self, owner_id: str, request: Request) -> Reply:
+        self._manager.unpin(owner_id, _conversation(request))
+        return {}
+
+    def _park(self, owner_id: str, request: Request) -> Reply:
+        self._manager.park(owner_id, _conversation(request), "host" if request.get("tier") == "host" else "disk")
+        return {}
+
+    def _warm(self, owner_id: str, request: Request) -> Reply:
+        if self._manager.warm(owner_id, _conversation(request)):
+            return {}
+        return {"error": "There is no free room on the device for it now. Its next message brings it back."}
+
+    def _verify(self, owner_id: str, request: Request) -> Reply:
+        """The rows of the memory panel say how far it is, and what was found."""
+        self._manager.verify(owner_id, _conversation(request))
         return {}
 
     def _drop(self, owner_id: str, request: Request) -> Reply:

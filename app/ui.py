@@ -36,6 +36,7 @@ HEAD = """
 <link rel="stylesheet" href="/keepwarm/prose.css">
 <link rel="stylesheet" href="/keepwarm/composer.css">
 <link rel="stylesheet" href="/keepwarm/panels.css">
+<link rel="stylesheet" href="/keepwarm/memory.css">
 <link rel="stylesheet" href="/keepwarm/form.css">
 """
 DIRECT: dict[str, Any] = {

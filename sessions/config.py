@@ -29,6 +29,7 @@ class SessionConfig:
     host_kv_budget_bytes: int = 0  # 0: no host tier; on a CPU the device is the host's memory
     disk_free_floor_bytes: int = 512 * MIB  # nothing is saved that would leave less of the disk free
     save_patience_s: float = 2.0  # so long a KV that is still to be saved is not dropped for another's room
+    usage_interval_s: float = 5.0  # between two points of the memory panel's plot
     flush_timeout_s: float = 5.0  # how long `close` waits for what is still to be saved
     read_ahead: bool = True  # drafts, and what every next message begins with, while nobody waits
     model_titles: bool = True  # after a first answer the model looks for a title, while nobody waits
@@ -54,6 +55,7 @@ class SessionConfig:
         )
         _require(self.disk_free_floor_bytes >= 0, "The free disk to be kept cannot be less than 0 bytes.")
         _require(self.save_patience_s >= 0, "The time to wait for a save cannot be less than 0 seconds.")
+        _require(self.usage_interval_s > 0, "The plot's points must be more than 0 seconds apart.")
         _require(self.flush_timeout_s >= 0, "The time to save at the end cannot be less than 0 seconds.")
 
 

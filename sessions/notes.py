@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sessions.checks import Check
 from sessions.events import EventLog
 from sessions.leases import Dropped
 from sessions.restorer import PLACES, Restored
@@ -45,8 +46,9 @@ class Notes:
         sentence = f"Unpinned {title}: only {mib(limit_bytes)} may be pinned under this start's budget"
         self._events.add(owner_id, conversation_id, sentence)
 
-    def verified(self, owner_id: str, conversation_id: str, sentence: str) -> None:
-        self._events.add(owner_id, conversation_id, f"Verified {self._title(conversation_id)}: {sentence}")
+    def verified(self, owner_id: str, conversation_id: str, check: Check) -> None:
+        said = f"true, {tokens(check.tokens)} read again" if check.agrees else check.sentence
+        self._events.add(owner_id, conversation_id, f"Verified {self._title(conversation_id)}: {said}")
 
     def not_saved(self, owner_id: str, conversation_id: str, why: str) -> None:
         self._events.add(owner_id, conversation_id, f"{self._title(conversation_id)}: {why}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from model_runtime.errors import SnapshotNotSaved
@@ -17,6 +18,7 @@ from sessions.cold import Cold
 from sessions.config import SessionConfig
 from sessions.disk import Disk
 from sessions.errors import StoreError
+from sessions.history import History
 from sessions.host import Host
 from sessions.leases import Leases
 from sessions.ledger import common_prefix
@@ -27,7 +29,7 @@ from sessions.segments_table import Saved
 from sessions.slots import Slot
 from sessions.store import Store
 from sessions.text import mib
-from sessions.types import Tier
+from sessions.types import Tier, Usage
 from sessions.writer import SaveJob, Writer
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Tiers:
         self._writer = Writer(engine, self._cold, notes.not_saved)
         self._restorer = Restorer(engine, self._cold)
         leases.exits = self
+        self.history = History(self._usage, config.usage_interval_s)
         self._warming: set[str] = set()
         self._warming_lock = threading.Lock()
 
@@ -68,9 +71,11 @@ class Tiers:
             log.exception("kv_sweep_failed")
         self._writer.start()
         self._restorer.start()
+        self.history.start()
 
     def close(self) -> None:
         """Restores nothing more, and saves what is still to be saved as far as the configured time goes."""
+        self.history.close(timeout_s=1.0)
         self._restorer.close(timeout_s=self._config.close_timeout_s)
         self._writer.close(self._config.flush_timeout_s)
 
@@ -272,3 +277,8 @@ class Tiers:
         except Exception:
             log.exception("kv_not_restored conversation=%s", wish.conversation_id)
         return restored
+
+    def _usage(self) -> Usage:
+        """What every tier holds now."""
+        device_bytes = sum(holding.used_bytes for holding in self._leases.holdings().values())
+        return Usage(time.time(), device_bytes, self._host.used_bytes, self._disk.used_bytes)

@@ -194,6 +194,16 @@ class MemoryEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes that each tier held at one moment, all users' together."""
+
+    at: float  # seconds since the epoch
+    device_bytes: int
+    host_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryView:
     """The memory panel. Rows and events are the owner's; the totals are the machine's."""
 
@@ -212,3 +222,4 @@ class MemoryView:
     pinned_bytes: int = 0  # on the device, or to be there
     pin_limit_bytes: int = 0
     cold_drift: ColdDrift | None = None  # what host and disk keep is not exact, and this is what it costs
+    history: tuple[Usage, ...] = field(default=())  # the last half hour, the oldest first

@@ -123,7 +123,7 @@ class Verifier:
                 result = Check(time.time(), "it could not be verified; the server's log says why")
             finally:
                 with contextlib.suppress(SessionError):
-                    self._notes.verified(asked.owner_id, asked.conversation_id, result.sentence)
+                    self._notes.verified(asked.owner_id, asked.conversation_id, result)
                 asked.finish(result)
 
     def _until_quiet(self, asked: Verifying) -> Check:

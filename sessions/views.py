@@ -122,6 +122,7 @@ class Views:
             pinned_bytes=self._pins.total_bytes,
             pin_limit_bytes=self._pins.limit_bytes,
             cold_drift=self._engine.info.cold_drift,
+            history=self._tiers.history.samples(),
         )
 
     def _row(

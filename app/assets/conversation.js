@@ -4,6 +4,7 @@ import { emit, state } from "./bus.js";
 
 const UPDATE_MS = 110; // nine updates a second
 const SHOWN = 30;
+const MEMORY_MS = 1000; // so often the memory panel comes with the run
 let following = false;
 
 export async function open(conversationId) {
@@ -90,12 +91,16 @@ async function follow() {
   if (following) return;
   following = true;
   try {
+    let memoryAt = 0;
     while (state.run) {
       const began = performance.now();
       const id = state.conversationId;
       const still = () => id === state.conversationId && state.run !== null;
-      const details = { conversation_id: id, version: state.run.version, shown: state.shown };
+      const memory = began - memoryAt > MEMORY_MS;
+      if (memory) memoryAt = began;
+      const details = { conversation_id: id, version: state.run.version, shown: state.shown, memory };
       const reply = await act("follow", details, still);
+      if (reply?.memory) emit("memory", reply.memory);
       if (reply?.lost) await pause(1000);
       else if (reply?.gone) break;
       else if (reply && !reply.error && still()) take(reply);

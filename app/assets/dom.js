@@ -31,20 +31,22 @@ const ICONS = {
   panelLeft: ["M2.5 3h11v10h-11z", "M6.2 3v10"],
   panelRight: ["M2.5 3h11v10h-11z", "M9.8 3v10"],
   theme: ["M8 2.5a5.5 5.5 0 1 0 0 11z", "M8 2.5a5.5 5.5 0 0 1 0 11"],
+  chevronDown: ["M4 6.5l4 4 4-4"],
+  chevronUp: ["M4 9.5l4-4 4 4"],
+  pin: ["M6 2.5h4", "M6.7 2.5v4L4.5 9h7L9.3 6.5v-4", "M8 9v4.5"],
   door: ["M9 2.5H3.5v11H9", "M7 8h7", "M11.5 5.5L14 8l-2.5 2.5"],
 };
 
+export function svg(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
 export function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", "0 0 16 16");
-  svg.setAttribute("class", `kw-icon kw-icon-${name}`);
-  svg.setAttribute("aria-hidden", "true");
-  for (const line of ICONS[name]) {
-    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    path.setAttribute("d", line);
-    svg.append(path);
-  }
-  return svg;
+  const lines = ICONS[name].map((d) => svg("path", { d }));
+  return svg("svg", { viewBox: "0 0 16 16", class: `kw-icon kw-icon-${name}`, "aria-hidden": "true" }, ...lines);
 }
 
 // A button with a picture. `label` is its name for everyone who cannot see it, and its tooltip.

@@ -42,7 +42,9 @@ async function beat() {
   if (!news.error) {
     emit("pulse", news);
     const rows = news.conversations.flatMap((group) => group.rows);
-    busy = rows.some((row) => row.is_running);
+    // Our own run brings its news itself.
+    const elsewhere = rows.some((row) => row.is_running && row.id !== state.conversationId);
+    busy = elsewhere || news.memory.rows.some((row) => row.check?.state === "running");
     const here = rows.find((row) => row.id === state.conversationId);
     // Somebody went on with this conversation in another tab: show it.
     if (here && !state.run && (here.is_running || here.updated_at > state.updatedAt)) {

@@ -44,12 +44,13 @@ class Site:
         password: str | None = None,
         headless: bool = False,
         template: ByteTemplate | None = None,
+        config: dict[str, Any] | None = None,
         **engine: Any,
     ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
         self.store = Store(data_dir)
-        config = SessionConfig(device_kv_budget_bytes=BUDGET_BYTES)
-        self.manager = SessionManager(self.store, self.engine, template or ByteTemplate(), config)
+        settings = SessionConfig(**{"device_kv_budget_bytes": BUDGET_BYTES, **(config or {})})
+        self.manager = SessionManager(self.store, self.engine, template or ByteTemplate(), settings)
         self.manager.start()
         owners = Owners(load_secret(data_dir / "secret"), password)
         house = House(self.manager, owners, Share(), Callers(self.store.keys, owners))

@@ -1,0 +1,125 @@
+// One conversation in the memory panel: what it holds and costs, and what can be done about it. Its parts are redrawn
+// one by one, so that a button that is being pressed, or has the focus, survives news about the rest.
+import { ask } from "./bridge.js";
+import { emit, state } from "./bus.js";
+import * as conversation from "./conversation.js";
+import { el, icon, reconcile, textButton, tierMark } from "./dom.js";
+
+const opened = new Map(); // conversation -> whether somebody opened or closed its card by hand
+const pending = new Map(); // conversation -> the action that is under way
+
+// A row of the server's with what the page alone knows of it.
+export function known(row) {
+  const here = row.id === state.conversationId;
+  return { key: row.id, ...row, here, open: opened.get(row.id) ?? here, pending: pending.get(row.id) ?? "" };
+}
+
+export function card(row, old, redraw) {
+  const node =
+    old ?? el("div", { class: "kw-card", role: "listitem", "data-testid": "memory-row", "data-id": row.id });
+  if (row.here) node.setAttribute("aria-current", "true");
+  else node.removeAttribute("aria-current");
+  const { id, title, tier, open } = row;
+  const parts = [
+    { key: "head", draw: head, id, title, tier, open, pinned: row.pinned },
+    { key: "held", draw: held, tier, tokens: row.tokens, size: row.size, next: row.next, cold: row.cold },
+  ];
+  if (open) parts.push({ key: "places", draw: places, tier, places: row.places, used: row.used_at, cold: row.cold });
+  // What is wrong, or under way, is seen without opening anything.
+  if (row.check && (open || row.check.state !== "true")) parts.push({ key: "check", draw: checked, ...row.check });
+  if (open) parts.push({ key: "actions", draw: actions, id, title, actions: row.actions, pending: row.pending });
+  const focused = node.contains(document.activeElement) ? document.activeElement.dataset.testid : null;
+  reconcile(node, parts, (part) => part.draw(part, redraw));
+  // The button that was redrawn under the focus keeps it; one that is gone leaves it to the card's own.
+  if (focused && !node.contains(document.activeElement)) {
+    (node.querySelector(`[data-testid="${focused}"]`) ?? node.querySelector(".kw-card-toggle")).focus();
+  }
+  return node;
+}
+
+function head({ id, title, tier, pinned, open }, redraw) {
+  const flip = () => {
+    opened.set(id, !open);
+    redraw();
+  };
+  const toggle = el(
+    "button",
+    {
+      type: "button",
+      class: "kw-button kw-bare kw-card-toggle",
+      "aria-expanded": String(open),
+      "aria-label": `${open ? "Less" : "More"} about the memory of ${title}`,
+      title: open ? "Less" : "More",
+      "data-testid": "more",
+      on: { click: flip },
+    },
+    icon(open ? "chevronUp" : "chevronDown"),
+  );
+  const pin = el("span", { class: "kw-pinned", title: "Pinned to the device" }, icon("pin"));
+  pin.append(el("span", { class: "kw-unseen", text: "pinned" }));
+  return el(
+    "div",
+    { class: "kw-card-head" },
+    textButton(title, () => conversation.open(id), { class: "kw-card-title", title }),
+    pinned ? pin : null,
+    tierMark(tier),
+    toggle,
+  );
+}
+
+function held({ tokens, size, next, cold, tier }) {
+  const weight = [`${tokens} tokens`, size].filter(Boolean).join(" · ");
+  const cost = tier === "cold" ? `next turn ≈ ${cold}, read anew` : `next turn ≈ ${next}`;
+  return el("p", { class: "kw-card-held kw-figures" }, el("span", { text: weight }), el("span", { text: cost }));
+}
+
+function places({ places: kept, used, cold, tier }) {
+  const line = (name, value) => el("div", {}, el("dt", {}, name), el("dd", { class: "kw-figures", text: value }));
+  const rows = kept.map((place) => {
+    const reserved = place.reserved ? `, ${place.reserved} reserved` : "";
+    return line(tierMark(place.tier), `${place.tokens} tokens, ${place.size}${reserved}`);
+  });
+  if (tier !== "cold") rows.push(line("without the cache", `≈ ${cold}`));
+  rows.push(line("last used", used));
+  return el("dl", { class: "kw-places" }, ...rows);
+}
+
+const SIGNS = { true: "check", bad: "close", running: "retry", unknown: "retry" };
+
+function checked({ state: found, text, clock }) {
+  return el(
+    "p",
+    { class: `kw-check kw-check-${found}`, role: found === "running" ? null : "status", "data-testid": "check" },
+    icon(SIGNS[found]),
+    el("span", { class: "kw-figures", text: clock ? `${clock} ${text}` : text }),
+  );
+}
+
+function actions({ id, title, actions: offered, pending: under }, redraw) {
+  const buttons = offered.map(({ name, label, hint, disabled }) => {
+    // Not `disabled`, which would take the focus away, and the reason with it.
+    const refused = disabled || under !== "";
+    const click = () => (refused ? disabled && emit("problem", hint) : act(id, name, redraw));
+    return textButton(label, click, {
+      class: "kw-small",
+      title: hint,
+      "aria-label": `${label}: ${title}`,
+      "aria-description": hint,
+      "aria-busy": under === name ? "true" : null,
+      "aria-disabled": refused ? "true" : null,
+      "data-testid": name,
+    });
+  });
+  return el("div", { class: "kw-card-actions", role: "group", "aria-label": `Memory of ${title}` }, ...buttons);
+}
+
+async function act(id, name, redraw) {
+  pending.set(id, name);
+  redraw();
+  const parks = name === "host" || name === "disk";
+  const reply = await ask(parks ? "park" : name, { conversation_id: id, tier: name });
+  pending.delete(id);
+  redraw();
+  if (reply.error) emit("problem", reply.error);
+  emit("changed");
+}

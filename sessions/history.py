@@ -1,0 +1,51 @@
+"""How many bytes every tier held, over the last half hour: the memory panel's plot. Kept in memory alone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from sessions.errors import StoreError
+from sessions.types import Usage
+
+log = logging.getLogger(__name__)
+
+KEPT_S = 30 * 60.0
+
+
+class History:
+    """`measure` is asked on a thread of its own every few seconds, and once at the start."""
+
+    def __init__(self, measure: Callable[[], Usage], interval_s: float) -> None:
+        self._measure = measure
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._samples: deque[Usage] = deque(maxlen=int(KEPT_S / interval_s))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-history", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def samples(self) -> tuple[Usage, ...]:
+        """The oldest first."""
+        with self._lock:
+            return tuple(self._samples)
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                usage = self._measure()
+                with self._lock:
+                    self._samples.append(usage)
+            except StoreError:  # a gap in the plot
+                log.warning("usage_not_measured")
+            if self._ended.wait(self._interval_s):
+                return

@@ -1,0 +1,127 @@
+"""The memory panel's JSON: numbers in words, what can be done and why not, and the plot's lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app import cache_panel, usage_plot
+from sessions.types import CheckView, MemoryRow, MemoryView, Tier, Usage
+
+MIB = 1024 * 1024
+NOW = 1_700_000_000.0
+ROW = MemoryRow(
+    conversation_id="c",
+    title="Trip to Lisbon",
+    tier=Tier.DEVICE,
+    ledger_tokens=1859,
+    kv_tokens=1858,
+    used_bytes=81 * MIB,
+    reserved_bytes=0,
+    next_ttft_s=0.21,
+    cold_ttft_s=14.2,
+    last_used_at=NOW - 600,
+    is_running=False,
+)
+VIEW = MemoryView(
+    rows=(ROW,),
+    device_used_bytes=212 * MIB,
+    device_reserved_bytes=30 * MIB,
+    device_budget_bytes=512 * MIB,
+    saved_s_total=130,
+    reused_tokens_total=12_345,
+    disk_used_bytes=900 * MIB,
+    disk_budget_bytes=8192 * MIB,
+)
+
+
+def row_of(**changes: Any) -> dict[str, Any]:
+    view_changes = {name: changes.pop(name) for name in list(changes) if name.endswith("budget_bytes")}
+    view = replace(VIEW, rows=(replace(ROW, **changes),), **view_changes)
+    return dict(cache_panel.draw(view, NOW)["rows"][0])
+
+
+def labels(row: dict[str, Any]) -> list[str]:
+    return [action["label"] + (" (no)" if action["disabled"] else "") for action in row["actions"]]
+
+
+def test_totals_show_used_and_reserved_apart() -> None:
+    drawn = cache_panel.draw(VIEW, NOW)
+    device, disk = drawn["bars"]
+    assert (device["tier"], device["used"], device["reserved"]) == ("device", "212.0 MiB", "30.0 MiB")
+    assert [(part["name"], part["share"]) for part in device["parts"]] == [
+        ("used", 0.4141),
+        ("reserved", 0.0586),
+        ("free", 0.5273),
+    ]
+    assert (disk["tier"], disk["used"], disk["budget"], disk["reserved"]) == ("disk", "900.0 MiB", "8.0 GiB", "")
+    assert (drawn["saved"], drawn["reused"]) == ("2 min 10 s", "12,345")
+    with_host = cache_panel.draw(replace(VIEW, host_budget_bytes=64 * MIB, pinned_bytes=MIB, pin_limit_bytes=2 * MIB))
+    assert [bar["tier"] for bar in with_host["bars"]] == ["device", "host", "disk"]
+    assert with_host["bars"][0]["note"] == "1.0 MiB of 2.0 MiB pinned"
+
+
+def test_a_row_says_where_its_bytes_are_and_what_the_next_turn_costs() -> None:
+    row = row_of(disk_tokens=1858, disk_bytes=83 * MIB, reserved_bytes=4 * MIB)
+    assert (row["tokens"], row["size"], row["next"], row["cold"], row["used_at"]) == (
+        "1,858",
+        "81.0 MiB",
+        "0.21 s",
+        "14 s",
+        "10 min ago",
+    )
+    assert [(place["tier"], place["size"], place["reserved"]) for place in row["places"]] == [
+        ("device", "81.0 MiB", "4.0 MiB"),
+        ("disk", "83.0 MiB", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "offered"),
+    [
+        ({}, ["Pin", "To disk", "Verify", "Drop"]),
+        ({"host_budget_bytes": MIB}, ["Pin", "To host", "To disk", "Verify", "Drop"]),
+        ({"disk_budget_bytes": 0}, ["Pin", "Verify", "Drop"]),
+        ({"is_pinned": True}, ["Unpin", "To disk (no)", "Verify", "Drop (no)"]),
+        ({"is_running": True}, ["Pin (no)", "To disk (no)", "Verify", "Drop (no)"]),
+        ({"tier": Tier.DISK}, ["Pin", "Warm now", "Verify", "Drop"]),
+        ({"tier": Tier.HOST}, ["Pin", "To disk", "Warm now", "Verify", "Drop"]),
+        ({"tier": Tier.COLD}, ["Pin"]),
+        ({"check": CheckView(True, None, "reading", NOW)}, ["Pin", "To disk", "Verify (no)", "Drop"]),
+    ],
+)
+def test_what_can_be_done(changes: dict[str, Any], offered: list[str]) -> None:
+    row = row_of(**changes)
+    assert labels(row) == offered
+    assert all(action["hint"] for action in row["actions"])
+
+
+def test_a_check_is_shown_until_the_next_turn() -> None:
+    check = CheckView(False, True, "its memory is true (1,858 tokens read again)", NOW - 500)
+    shown = row_of(check=check)["check"]
+    assert (shown["state"], shown["text"]) == ("true", "Its memory is true (1,858 tokens read again)")
+    assert row_of(check=check, last_used_at=NOW - 400)["check"] is None
+    assert row_of(check=replace(check, agrees=False))["check"]["state"] == "bad"
+    assert row_of(check=replace(check, agrees=None))["check"]["state"] == "unknown"
+    running = row_of(check=replace(check, is_running=True), last_used_at=NOW)["check"]
+    assert (running["state"], running["clock"]) == ("running", "")
+
+
+def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
+    history = [Usage(NOW - 5 * n, n * MIB, 0, 2 * n * MIB) for n in reversed(range(200))]
+    drawn = usage_plot.draw(history, [Tier.DEVICE, Tier.DISK], NOW)
+    assert drawn is not None
+    device, disk = drawn["lines"]
+    assert len(device["points"]) <= usage_plot.MOST_POINTS
+    assert (disk["points"][0][0], disk["points"][-1]) == (0.0, [1.0, 0.0])
+    assert all(0 <= x <= 1 and 0 <= y <= 1 for line in drawn["lines"] for x, y in line["points"])
+    assert max(y for _, y in disk["points"]) == 1.0
+    assert drawn["words"].startswith("Bytes held over the last 16 min")
+    assert "device between 0 and 19" in drawn["words"]
+
+
+@pytest.mark.parametrize("history", [[], [Usage(NOW, 1, 1, 1)], [Usage(NOW - n, 0, 0, 0) for n in (2, 1)]])
+def test_there_is_no_plot_of_nothing(history: list[Usage]) -> None:
+    assert usage_plot.draw(history, [Tier.DEVICE], NOW) is None

@@ -1,0 +1,145 @@
+"""The memory panel under somebody's hands: by mouse, by keyboard and on a phone, on all tiers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.app.site import Site, Tab
+from tests.sessions.scripted_engine import ScriptedKV
+
+pytestmark = pytest.mark.browser
+
+Serve = Callable[..., Site]
+OpenTab = Callable[..., Tab]
+MIB = 1024 * 1024
+TIERS: dict[str, Any] = {"disk_kv_budget_bytes": 64 * MIB, "host_kv_budget_bytes": 16 * MIB}
+
+
+def card(one: Tab, title: str) -> Locator:
+    return one.by("memory-row").filter(has_text=title)
+
+
+def tier_of(one: Tab, title: str) -> Locator:
+    return card(one, title).locator(".kw-card-head .kw-tier-word")
+
+
+def test_every_button_does_what_it_says(serve: Serve, tab: OpenTab) -> None:
+    site = serve(config={**TIERS, "usage_interval_s": 0.1})
+    one = tab(site.url).open()
+    one.say("alpha " * 50)
+    alpha = card(one, "alpha")
+    expect(tier_of(one, "alpha")).to_have_text("device")
+    for button, tier in (("host", "host"), ("warm", "device"), ("disk", "disk"), ("warm", "device")):
+        alpha.get_by_test_id(button).click()
+        expect(tier_of(one, "alpha")).to_have_text(tier)
+    alpha.get_by_test_id("pin").click()
+    expect(alpha.locator(".kw-pinned")).to_be_visible()
+    expect(alpha.get_by_test_id("drop")).to_be_disabled()
+    expect(one.by("device-total")).to_contain_text("pinned")
+    alpha.get_by_test_id("unpin").click()
+    alpha.get_by_test_id("verify").click()
+    expect(alpha.get_by_test_id("check")).to_contain_text("Its memory is true (")
+    alpha.get_by_test_id("drop").click()
+    expect(tier_of(one, "alpha")).to_have_text("cold")
+    for words in (
+        "Parked the KV of alpha",
+        "from host memory",
+        "from disk",
+        "Pinned alpha",
+        "Verified alpha",
+        "Dropped",
+    ):
+        expect(one.by("log")).to_contain_text(words)
+    expect(one.by("plot").get_by_role("img")).to_have_attribute("aria-label", re.compile("Bytes held over the last"))
+    assert site.manager.memory("local").disk_used_bytes == 0
+
+
+def test_damage_is_seen_without_opening_anything(serve: Serve, tab: OpenTab) -> None:
+    site = serve(config=TIERS)
+    one = tab(site.url).open()
+    one.say("alpha " * 50)
+    where = one.page.url.split("#")[1]
+    expect(card(one, "alpha")).to_contain_text("disk")  # saved
+    one.new()
+    one.say("beta")
+    alpha = card(one, "alpha")
+    expect(alpha.get_by_test_id("verify")).to_have_count(0)
+    kv = site.manager._leases._slots[where].kv
+    assert isinstance(kv, ScriptedKV)
+    kv.marks[40] ^= 1
+    alpha.get_by_test_id("more").click()
+    alpha.get_by_test_id("verify").click()
+    alpha.get_by_test_id("more").click()
+    expect(alpha.get_by_test_id("check")).to_contain_text("Its memory on the device disagreed from token 41 on")
+    expect(tier_of(one, "alpha")).to_have_text("disk")
+
+
+def test_by_keyboard_and_with_names(serve: Serve, tab: OpenTab) -> None:
+    site = serve(config=TIERS, fed_token_delay_s=0.002)
+    one = tab(site.url).open()
+    one.say("alpha " * 50)
+    toggle = card(one, "alpha").get_by_test_id("more")
+    expect(toggle).to_have_attribute("aria-expanded", "true")
+    expect(toggle).to_have_accessible_name(re.compile("^Less about the memory of alpha"))
+    toggle.focus()
+    one.page.keyboard.press("Tab")
+    expect(card(one, "alpha").get_by_test_id("pin")).to_be_focused()
+    for _ in range(3):
+        one.page.keyboard.press("Tab")
+    verify = card(one, "alpha").get_by_test_id("verify")
+    expect(verify).to_be_focused()
+    expect(verify).to_have_accessible_name(re.compile("^Verify: alpha"))
+    expect(verify).to_have_accessible_description(re.compile("What disagrees is dropped"))
+    one.page.keyboard.press("Enter")
+    check = card(one, "alpha").get_by_test_id("check")
+    expect(check).to_contain_text(re.compile(r"Reading [\d,]+ of \d+ tokens again"))
+    expect(check).to_contain_text("Its memory is true (")
+    expect(card(one, "alpha").locator(":focus")).to_have_count(1)  # not lost to the redrawing
+    card(one, "alpha").get_by_test_id("more").press("Enter")
+    expect(card(one, "alpha").get_by_test_id("verify")).to_have_count(0)
+    expect(card(one, "alpha").get_by_test_id("more")).to_be_focused()
+
+
+def test_what_is_refused_is_said(serve: Serve, tab: OpenTab) -> None:
+    site = serve(config=TIERS)
+    one = tab(site.url).open()
+    one.say("alpha " * 400)  # two thirds of what may be pinned
+    card(one, "alpha").get_by_test_id("pin").click()
+    site.manager._pins.limit_bytes = 3 * MIB
+    one.new()
+    one.say("beta " * 400)
+    card(one, "beta").get_by_test_id("pin").click()
+    expect(one.by("problem")).to_contain_text("are pinned already; 3.0 MiB may be pinned")
+
+
+def test_the_panel_is_pushed_with_a_run(serve: Serve, tab: OpenTab) -> None:
+    """Reserved bytes appear while the answer is written, without waiting for the slow poll."""
+    site = serve(config=TIERS, token_delay_s=0.01)
+    one = tab(site.url).open()
+    one.write("a long one")
+    expect(one.by("device-total")).to_contain_text(re.compile(r"[\d.]+ [KM]iB reserved"), timeout=2500)
+    expect(card(one, "a long one").get_by_test_id("drop")).to_be_disabled()
+    one.by("stop").click()
+    one.wait_idle()
+    expect(one.by("device-total")).not_to_contain_text("reserved")
+
+
+def test_on_a_phone(serve: Serve, tab: OpenTab) -> None:
+    site = serve(config=TIERS)
+    one = tab(site.url, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True).open()
+    one.say("alpha " * 50)
+    one.page.locator("#kw-toggle-right").click()
+    expect(card(one, "alpha").get_by_test_id("verify")).to_be_visible()
+    for button in card(one, "alpha").get_by_role("button").all():
+        box = button.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= 360
+    card(one, "alpha").get_by_test_id("disk").tap()
+    expect(tier_of(one, "alpha")).to_have_text("disk")

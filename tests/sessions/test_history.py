@@ -1,0 +1,43 @@
+"""The plot's numbers: one at once, then one every interval, the oldest forgotten, a failing database a gap."""
+
+from __future__ import annotations
+
+import itertools
+
+from sessions.errors import StoreError
+from sessions.history import KEPT_S, History
+from sessions.types import Usage
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, until
+
+
+def test_samples_come_by_themselves_and_the_oldest_go() -> None:
+    count = itertools.count()
+
+    def measure() -> Usage:
+        number = next(count)
+        if number == 3:
+            raise StoreError("for a moment")
+        return Usage(float(number), number, 0, 0)
+
+    history = History(measure, interval_s=0.005)
+    assert history.samples() == ()
+    history.start()
+    until(lambda: len(history.samples()) > 8)
+    history.close(1.0)
+    seen = [usage.device_bytes for usage in history.samples()]
+    assert seen[:4] == [0, 1, 2, 4]
+    small = History(measure, interval_s=KEPT_S / 2)
+    small._samples.extend(Usage(float(n), n, 0, 0) for n in range(5))
+    assert [usage.device_bytes for usage in small.samples()] == [3, 4]
+
+
+def test_the_memory_view_carries_them(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2**26, usage_interval_s=0.01)
+    c = house.conversation()
+    house.say(c, "Hello")
+    house.saved(c)
+    memory = house.manager.memory(ADA)
+    until(lambda: house.manager.memory(ADA).history[-1].disk_bytes == memory.disk_used_bytes > 0)
+    assert house.manager.memory(ADA).history[-1].device_bytes == memory.device_used_bytes
+    assert house.manager.memory(ADA).history[0].device_bytes == 0
