@@ -61,12 +61,26 @@ def decode_briefly(bench: Bench, loaded: LoadedModel) -> None:
 def recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:
     """The switch `EngineConfig.record_decode`: the same steps launched one by one and replayed."""
     for record in (False, True):
-        engine = open_engine(bench, loaded, 2048, 4096, record=record)
-        kv = engine.new_kv()
-        speed = _tok_s([ask(engine, kv, some_ids(loaded, 8), STEPS + 9).wait()])
-        bench.figure(f"decode_tok_s_{'recorded' if record else 'launched'}", speed)
-        engine.close()
-        bench.clean()
+        _alone_tok_s(bench, loaded, "recorded" if record else "launched", record=record)
+
+
+def compiled(bench: Bench, loaded: LoadedModel) -> None:
+    """The switch `EngineConfig.compile_decode`, compiling apart; on a GPU it takes its time, so it comes last."""
+    if bench.is_tiny:
+        bench.note("compiled", "left out on a CPU, where it takes longer than all the rest")
+    elif bench.left_s < 150:
+        bench.note("compiled", "left out: no time")
+    else:
+        _alone_tok_s(bench, loaded, "compiled", compiled=True)
+
+
+def _alone_tok_s(bench: Bench, loaded: LoadedModel, name: str, record: bool = True, compiled: bool = False) -> None:
+    engine = open_engine(bench, loaded, 2048, 4096, record=record, compiled=compiled)
+    kv = engine.new_kv()
+    bench.figure(f"first_{name}_s", bench.timed_s(lambda: ask(engine, kv, some_ids(loaded, 8), 3).wait(bench.left_s)))
+    bench.figure(f"decode_tok_s_{name}", _tok_s([ask(engine, kv, some_ids(loaded, 8), STEPS + 9).wait()]))
+    engine.close()
+    bench.clean()
 
 
 def _ours(

@@ -57,6 +57,7 @@ def open_engine(
     max_concurrent: int = 8,
     pinned_bytes: int = 0,
     record: bool = True,
+    compiled: bool = False,
 ) -> Engine:
     """An engine over an arena for `arena_tokens` tokens; without guesses, which random weights would make worthless."""
     own = loaded.model.config.get_text_config()
@@ -70,6 +71,7 @@ def open_engine(
         "max_concurrent": max_concurrent,
         "pinned_host_bytes": pinned_bytes,
         "record_decode": record,
+        "compile_decode": compiled,
         "prompt_lookup": "off",
         "prefill_chunk_tokens": 2048 if bench.device.type == "cuda" else 128,
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from model_runtime.attention import ATTENTION_NAME
@@ -15,6 +17,8 @@ from model_runtime.kernels.arena import Arena, ArenaKV
 from model_runtime.kernels.recorded import RecordedDecode
 from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload, rows_for
 from model_runtime.kernels.varlen import VarlenKernel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -47,16 +51,19 @@ class ArenaBatch:
 
 
 class ArenaForward:
-    """A transformers model whose KVs lie in an arena. `recorded` replays decode steps (a CUDA graph on CUDA). Use from
-    one thread only."""
+    """A transformers model whose KVs lie in an arena. `recorded` replays decode steps (a CUDA graph on CUDA); with
+    `compiled` what is recorded is compiled code, with fewer and larger kernels. Use from one thread only."""
 
-    def __init__(self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel, recorded: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel, recorded: bool, compiled: bool = False
+    ) -> None:
         self.model = model
         self.arena = arena
         self.kernel = kernel
         self.device = arena.geometry.device
         self._upload = StepUpload(self.device, 4096)
         self.recorded = RecordedDecode(self._logits_of_a_decode, arena) if recorded else None
+        self._compiled: Callable[..., Any] | None = torch.compile(model) if compiled else None
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -95,15 +102,23 @@ class ArenaForward:
         step = self._upload.tensors(len(rows.token_ids), len(rows.logit_rows), len(rows.used_k), rows.max_q, rows.max_k)
         # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
         keep = step.logit_rows if rows.logit_rows else 1
-        logits = self._model(step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
+        logits = self._logits(self.model, step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
         return logits[: len(rows.logit_rows)].float()
 
     def _logits_of_a_decode(self, step: StepTensors) -> torch.Tensor:
         """float32 `(sequences, vocabulary)`: what is recorded."""
-        return self._model(step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
+        if self._compiled is not None:
+            try:
+                return self._logits(self._compiled, step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
+            except TorchDynamoException as error:  # no compiler on this machine, or something it cannot compile
+                logger.warning("decode steps are not compiled: %s", str(error).splitlines()[0])
+                self._compiled = None
+        return self._logits(self.model, step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
 
-    def _model(self, step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch) -> torch.Tensor:
-        logits: torch.Tensor = self.model(
+    def _logits(
+        self, model: Callable[..., Any], step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch
+    ) -> torch.Tensor:
+        logits: torch.Tensor = model(
             input_ids=step.token_ids[None],
             position_ids=step.positions[None],
             logits_to_keep=keep,

@@ -143,10 +143,10 @@ def open_arena(
     arena = Arena(geometry, (config.kv_arena_bytes or 0) // geometry.bytes_per_token, context_limit_tokens)
     is_cuda = geometry.device.type == "cuda"
     recorded = config.record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
-    forward = ArenaForward(model, arena, kernel, recorded)
+    forward = ArenaForward(model, arena, kernel, recorded, config.compile_decode)
     name = f"{kernel.name} ({geometry.device.type.upper()})"
     if recorded and is_cuda:
-        name += ", decode steps as CUDA graphs"
+        name += ", decode steps as CUDA graphs" + (" of compiled code" if config.compile_decode else "")
     logger.info("arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, recorded)
     pool = HostPool(config.pinned_host_bytes, geometry.device)
     place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
 ROOM_TOKENS = 12 * STEP_TOKENS
 
 
-def over_arena(directory: Path, tokens: int = ROOM_TOKENS, record: bool = True) -> WatchedEngine:
+def over_arena(
+    directory: Path, tokens: int = ROOM_TOKENS, record: bool = True, compiled: bool = False
+) -> WatchedEngine:
     slabs = WatchedEngine(loaded_tiny(directory))
     arena_bytes = tokens * slabs.engine.info.kv_bytes_per_token
     slabs.close()
@@ -30,6 +33,7 @@ def over_arena(directory: Path, tokens: int = ROOM_TOKENS, record: bool = True) 
         kv_arena_bytes=arena_bytes,
         pinned_host_bytes=1 << 20,
         record_decode=record,
+        compile_decode=compiled,
         prompt_lookup="off",
     )
     return WatchedEngine(loaded_tiny(directory), config)
@@ -91,6 +95,23 @@ def test_recorded_steps_are_the_steps(directory: Path) -> None:
         torch.testing.assert_close(recorded.logits[ids], logits, atol=1e-5, rtol=0)
     recorded.close()
     plain.close()
+
+
+def test_compiled_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and functionalised, writes into the arena included; a C++ compiler is not every machine's."""
+    directory = TINY["llama"](tmp_path / "llama")
+    reference = loaded_tiny(directory).model
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    watched = over_arena(directory, compiled=True)
+    kv = watched.engine.new_kv()
+    ledger = some_ids(random.Random(2), 40)
+    for _ in range(2):
+        answer = watched.submit(kv, ledger)
+        assert answer.wait().error is None
+        assert_equals_full_read(watched, reference, answer)
+        ledger = [*answer.ledger, *answer.token_ids, 7]
+    assert forward_of(watched)._compiled is not None
+    watched.close()
 
 
 def test_segments_go_from_the_arena_to_slabs_and_back(tmp_path: Path) -> None:
