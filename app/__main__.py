@@ -153,9 +153,9 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--quantization",
         default="auto",
-        choices=("none", "nf4", "shipped", "auto"),
-        help="'shipped' keeps the bits of a .gguf file, 'nf4' is 4 bits through bitsandbytes, 'none' keeps 16 or 32 "
-        "bits, 'auto' is 'shipped' for .gguf files and 'nf4' for everything else (default: auto)",
+        choices=("none", "int8", "nf4", "shipped", "auto"),
+        help="'shipped' keeps the bits of a .gguf file, 'nf4' is 4 bits and 'int8' 8 through bitsandbytes, 'none' "
+        "keeps 16 or 32 bits, 'auto' is 'shipped' for .gguf files and 'nf4' for everything else (default: auto)",
     )
     command.add_argument(
         "--data-dir",

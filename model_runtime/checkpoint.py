@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from model_runtime.errors import ModelLoadError
-from model_runtime.quantization import Precision, nf4_config
+from model_runtime.quantization import Precision, bitsandbytes_config
 
 
 def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTrainedModel:
     """The model in eval mode. Raises `ModelLoadError` when weights are missing: transformers would only warn and draw
     them at random."""
-    settings = nf4_config(precision.compute_dtype) if precision.mode == "nf4" else None
+    settings = bitsandbytes_config(precision)
     # When it is first imported it advises, as an error, a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with progress_on_terminals_only():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-Quantization = Literal["auto", "shipped", "nf4", "none"]
+Quantization = Literal["auto", "shipped", "nf4", "int8", "none"]
 PromptLookup = Literal["auto", "on", "off"]
 ColdKvDtype = Literal["exact", "int8"]
 EMBEDDED = "embedded"

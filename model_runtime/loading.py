@@ -30,6 +30,7 @@ from model_runtime.quantization import Precision, choose_precision, dtype_name
 from model_runtime.types import SamplingParams
 
 Say = Callable[[str], None]
+_BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}
 _END_TOKENS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<turn|>"),
     *("<|endoftext|>", "<|end_of_text|>", "<|end_of_sentence|>"),
@@ -134,7 +135,7 @@ def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: P
     notes = (*chosen, *(source.notes if source else ()))
     if source is None or not source.has_blocks:
         return _from_checkpoint(found.directory, precision, device, notes)
-    if precision.mode == "nf4":
+    if precision.mode in _BITSANDBYTES:
         return _from_checkpoint(half_checkpoint(found.directory, say), precision, device, notes)
     kinds = "/".join(source.matrix_types)
     dtype = precision.compute_dtype
@@ -153,7 +154,7 @@ def _from_checkpoint(directory: Path, precision: Precision, device: str, notes: 
     model = load_checkpoint(directory, precision, device)
     dtype = dtype_name(precision.compute_dtype)
     own = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
-    label = "4-bit NF4 (bitsandbytes)" if precision.mode == "nf4" else f"{own} as shipped" if own else dtype
+    label = _BITSANDBYTES.get(precision.mode) or (f"{own} as shipped" if own else dtype)
     return _Weights(model, directory, label, dtype, notes)
 
 

@@ -23,7 +23,7 @@ def choose_precision(asked: Quantization, device: str, has_shipped_grid: bool, i
     """`has_shipped_grid`: the source is a GGUF file. `is_quantised`: its config carries a quantization of its own."""
     mode = asked
     note = None
-    if asked == "auto" or (asked == "nf4" and is_quantised):
+    if asked == "auto" or (asked in ("nf4", "int8") and is_quantised):
         mode = "shipped" if has_shipped_grid or is_quantised else "nf4"
         why = "the checkpoint is already quantised" if is_quantised else None
         if why is None:
@@ -44,8 +44,14 @@ def compute_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantization. The compute dtype is set: the library's default is float32 on every device."""
+def bitsandbytes_config(precision: Precision) -> BitsAndBytesConfig | None:
+    """NF4 with double quantization, or int8 with the library's outlier threshold; None for everything else. The compute
+    dtype of NF4 is set: the library's default is float32 on every device."""
+    if precision.mode == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if precision.mode != "nf4":
+        return None
+    dtype = precision.compute_dtype
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

@@ -15,7 +15,7 @@ from model_runtime.config import EngineConfig, ModelConfig, default_cache_dir
     ("wish", "sentence"),
     [
         ({"model": " "}, "Name a model"),
-        ({"quantization": "int3"}, "must be one of auto, shipped, nf4, none, not 'int3'"),
+        ({"quantization": "int3"}, "must be one of auto, shipped, nf4, int8, none, not 'int3'"),
         ({"context_limit_tokens": 3}, "at least 16 tokens, not 3"),
         ({"device": "tpu"}, "'cpu', 'cuda' or 'cuda:<number>', not 'tpu'"),
     ],

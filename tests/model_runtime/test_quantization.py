@@ -10,6 +10,7 @@ from gguf import GGUFReader, dequantize
 from transformers import PreTrainedModel
 
 from model_runtime.config import ModelConfig
+from model_runtime.kernels.device import waits_for_the_device
 from model_runtime.linear_int4 import KernelPlan
 from model_runtime.loaded import LoadedModel
 from model_runtime.loading import load_model, unload
@@ -123,6 +124,23 @@ def test_nf4_runs_a_checkpoint_on_the_cpu(name: str, tiny_dir: TinyDir, tmp_path
     unload(loaded)
 
 
+def test_int8_runs_a_checkpoint_and_stays_near_its_weights(tiny_dir: TinyDir, tmp_path: Path) -> None:
+    def logits(quantization: str) -> tuple[str, torch.Tensor, torch.nn.Module]:
+        path = str(tiny_dir("llama"))
+        config = ModelConfig(model=path, quantization=quantization, cache_dir=tmp_path, device="cpu")  # type: ignore[arg-type]
+        loaded = load_model(config, print)
+        ids = torch.tensor([loaded.tokenizer("The lamp has changed from oil to gas.")["input_ids"]])
+        with torch.inference_mode():
+            return loaded.quantization, loaded.model(ids, use_cache=False).logits, loaded.model
+
+    name, found, model = logits("int8")
+    _, expected, _ = logits("none")
+    assert name == "8-bit (bitsandbytes)"
+    assert {type(m).__name__ for m in model.modules() if hasattr(m, "state")} == {"Linear8bitLt"}
+    assert waits_for_the_device(model)  # such a model's steps cannot be recorded in a CUDA graph
+    assert 0 < float((found - expected).abs().mean() / expected.std()) < 0.05
+
+
 @pytest.mark.parametrize(
     ("asked", "gguf", "quantised", "mode", "note"),
     [
@@ -131,6 +149,8 @@ def test_nf4_runs_a_checkpoint_on_the_cpu(name: str, tiny_dir: TinyDir, tmp_path
         ("auto", False, True, "shipped", "Quantization auto: shipped, because the checkpoint is already quantised."),
         ("nf4", False, True, "shipped", "Quantization nf4: shipped, because the checkpoint is already quantised."),
         ("nf4", True, False, "nf4", None),
+        ("int8", False, True, "shipped", "Quantization int8: shipped, because the checkpoint is already quantised."),
+        ("int8", False, False, "int8", None),
         ("none", True, False, "none", None),
     ],
 )
