@@ -30,6 +30,7 @@ def decode(bench: Bench, loaded: LoadedModel) -> None:
     batches, histories = ((1, 2, 4), (0, 64, 200)) if bench.is_tiny else ((1, 4, 8, 32), (0, 4096, 16384))
     bandwidth = bench.figure("copy_gb_per_s", copy_bytes_per_s(bench) / 1e9) * 1e9
     ours = _ours(bench, loaded, batches, histories)
+    bench.clean()
     loaded.model.set_attn_implementation("sdpa")
     theirs: dict[tuple[int, int], float] = {}
     for batch in batches:

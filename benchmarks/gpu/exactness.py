@@ -18,7 +18,7 @@ from benchmarks.gpu.talk import some_ids
 from model_runtime.config import EngineConfig
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import DeviceRuntime, open_arena, open_slabs, varlen_for
-from model_runtime.kernels.varlen import REFERENCE, agrees, flash_kernels
+from model_runtime.kernels.varlen import REFERENCE, VarlenKernel, agrees, flash_kernels
 from model_runtime.kv_cache import KVGeometry, KVSlab
 from model_runtime.loaded import LoadedModel
 from model_runtime.probe import probe_packing
@@ -55,7 +55,7 @@ def exactness(bench: Bench, given: LoadedModel | None = None) -> None:
     geometry = probe_packing(exact.model, torch.float32, 4096, step_tokens=256)
     _checked(bench, "float32 slabs", exact, open_slabs(exact.model, geometry), geometry, REFERENCE_LIMIT)
     config = EngineConfig(kv_arena_bytes=8192 * geometry.bytes_per_token, pinned_host_bytes=1 << 28)
-    arena = open_arena(exact.model, geometry, REFERENCE, config, 4096)
+    arena = _arena(exact, geometry, REFERENCE, config)
     _checked(bench, "float32 arena", exact, arena, geometry, REFERENCE_LIMIT)
     arena.close()
     del exact, arena
@@ -69,7 +69,7 @@ def _production(bench: Bench, loaded: LoadedModel, name: str) -> None:
     geometry = probe_packing(loaded.model, loaded.kv_dtype, 4096, step_tokens=256)
     kernel = varlen_for(loaded.model, geometry)
     config = EngineConfig(kv_arena_bytes=8192 * geometry.bytes_per_token, pinned_host_bytes=1 << 28)
-    runtime = open_arena(loaded.model, geometry, kernel, config, 4096)
+    runtime = _arena(loaded, geometry, kernel, config)
     limit = REFERENCE_LIMIT if loaded.kv_dtype == torch.float32 and name == "none" else PRODUCTION_LIMIT
     _checked(bench, f"{name} {geometry.dtype}".replace("torch.", ""), loaded, runtime, geometry, limit)
     ran = attention_kernels(kernels_of(bench, lambda: _Reader(runtime, loaded).read([some_ids(loaded, 64)])))
@@ -77,6 +77,13 @@ def _production(bench: Bench, loaded: LoadedModel, name: str) -> None:
     if bench.device.type == "cuda":
         bench.check(f"{name}: flash ran", any("flash" in one.lower() for one in ran))
     runtime.close()
+
+
+def _arena(loaded: LoadedModel, geometry: KVGeometry, kernel: VarlenKernel, config: EngineConfig) -> DeviceRuntime:
+    runtime = open_arena(loaded.model, geometry, kernel, config, 4096)
+    if runtime is None:
+        raise RuntimeError(f"{kernel.name} over an arena does not compute what slabs do")
+    return runtime
 
 
 @dataclass

@@ -11,12 +11,14 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.config import EngineConfig
+from model_runtime.device_memory import give_back_unused
 from model_runtime.errors import ModelLoadError
 from model_runtime.forward import Feed, PackedForward
 from model_runtime.kernel import kernel_name
 from model_runtime.kernels.arena import Arena
 from model_runtime.kernels.arena_forward import ArenaForward
 from model_runtime.kernels.host_pool import HostPool
+from model_runtime.kernels.self_check import agrees_with_slabs
 from model_runtime.kernels.transfers import ArenaTransfers
 from model_runtime.kernels.varlen import VarlenKernel, choose_varlen
 from model_runtime.kv_cache import KVGeometry, KVSlab
@@ -103,7 +105,12 @@ def open_runtime(
         logger.warning("no flash kernel for dtype=%s: one slab a conversation", geometry.dtype)
         return open_slabs(model, geometry)
     try:
-        return open_arena(model, geometry, kernel, config, context_limit_tokens)
+        runtime = open_arena(model, geometry, kernel, config, context_limit_tokens)
+        if runtime is not None:
+            return runtime
+        logger.warning("the arena's forward disagrees with torch's attention on this device: one slab a conversation")
+        give_back_unused()
+        return open_slabs(model, geometry)
     except (torch.OutOfMemoryError, ValueError) as error:
         raise ModelLoadError(
             f"A KV budget of {config.kv_arena_bytes:,} bytes does not fit on {geometry.device} beside the model. "
@@ -137,17 +144,27 @@ def open_arena(
     kernel: VarlenKernel,
     config: EngineConfig,
     context_limit_tokens: int,
-) -> DeviceRuntime:
-    """An arena of `config.kv_arena_bytes` for all conversations; its reserve comes on top. Raises `ValueError` when
-    nothing fits into the arena, and what torch raises when there is no memory for it."""
+) -> DeviceRuntime | None:
+    """An arena of `config.kv_arena_bytes` for all conversations; its reserve comes on top. None when its forward does
+    not compute what slabs do; steps that only go wrong when they are recorded are not. Raises `ValueError` when nothing
+    fits into the arena, and what torch raises when there is no memory for it."""
     arena = Arena(geometry, (config.kv_arena_bytes or 0) // geometry.bytes_per_token, context_limit_tokens)
     is_cuda = geometry.device.type == "cuda"
     recorded = config.record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
     forward = ArenaForward(model, arena, kernel, recorded, config.compile_decode)
+    if not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
+        if forward.recorded is None:
+            return None
+        logger.warning("recorded decode steps disagree with the same steps launched one by one: nothing is recorded")
+        forward.recorded = None
+        if not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
+            return None
     name = f"{kernel.name} ({geometry.device.type.upper()})"
-    if recorded and is_cuda:
+    if is_cuda and forward.recorded is not None and forward.recorded.refusal is None:
         name += ", decode steps as CUDA graphs" + (" of compiled code" if config.compile_decode else "")
-    logger.info("arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, recorded)
+    logger.info(
+        "arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, forward.recorded is not None
+    )
     pool = HostPool(config.pinned_host_bytes, geometry.device)
     place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
     return DeviceRuntime(place, forward, ArenaTransfers(arena, pool), name, arena, pool)

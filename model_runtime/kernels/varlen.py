@@ -196,7 +196,7 @@ def agrees(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads
         for window in (None, 16):
             found = kernel.attend(query, keys, values, table, None, window).float()
             expected = REFERENCE.attend(query.float(), keys.float(), values.float(), table, None, window)
-            if not float((found - expected).abs().max()) <= (1e-4 if dtype == torch.float32 else 0.03):
+            if not float((found - expected).abs().max()) <= (1e-4 if dtype == torch.float32 else 0.04):
                 return False
     return True
 

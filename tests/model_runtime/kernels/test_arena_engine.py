@@ -14,6 +14,8 @@ from model_runtime.config import EngineConfig
 from model_runtime.errors import ModelLoadError
 from model_runtime.kernels.arena import STEP_TOKENS
 from model_runtime.kernels.arena_forward import ArenaForward
+from model_runtime.kernels.recorded import RecordedDecode
+from model_runtime.kernels.varlen import VarlenKernel
 from model_runtime.segments import identify
 from model_runtime.types import FinishReason, SamplingParams
 from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny
@@ -166,6 +168,23 @@ def test_an_answer_without_room_fails_alone_and_with_a_sentence(watched: Watched
 def test_a_budget_for_nothing_is_refused_at_load(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="another --device-kv-budget"):
         over_arena(TINY["llama"](tmp_path / "llama"), tokens=STEP_TOKENS - 1)
+
+
+def test_a_device_that_computes_something_else_keeps_slabs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = TINY["llama"](tmp_path / "llama")
+    replays = RecordedDecode.run
+    monkeypatch.setattr(RecordedDecode, "run", lambda self, rows: replays(self, rows) + 1e-2 * torch.arange(512))
+    launched = over_arena(directory)
+    assert forward_of(launched).recorded is None
+    assert "nothing is recorded" in caplog.text
+    launched.close()
+    monkeypatch.setattr(VarlenKernel, "attend", lambda self, query, keys, values, *rest: query * 0.5)
+    slabs = over_arena(directory)
+    assert not isinstance(slabs.engine._forward, ArenaForward)
+    assert slabs.submit(slabs.engine.new_kv(), [7] * 40).wait().error is None
+    slabs.close()
 
 
 def test_closing_gives_the_arena_back(watched: WatchedEngine) -> None:
