@@ -31,13 +31,15 @@ def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
 def _add_health(app: FastAPI, house: House) -> None:
     @app.get(HEALTH_PATH)
     def health(request: Request) -> JSONResponse:
-        ready = not house.manager.is_draining
+        is_well = house.manager.is_well
+        ready = is_well and not house.manager.is_draining
         report: dict[str, Any] = {"live": True, "ready": ready}
         owner_id = house.owner_of(request)
         if owner_id is not None:
             info = house.manager.info
             totals = house.manager.memory(owner_id)
             report |= {
+                "engine": "running" if is_well else "not answering",
                 "model": info.name,
                 "quantization": info.quantization,
                 "kernel": info.kernel,

@@ -70,7 +70,7 @@ def answer(
 def on_engine_thread(engine: Engine, call: Callable[[], T]) -> T:
     """Runs something else where the engine computes. In a thread of its own it would be slow, and slow the engine down:
     see `model_runtime.passing_thread`."""
-    return engine._between_steps(call)
+    return engine._shift.call(call)
 
 
 def prose_ids(loaded: LoadedModel, tokens: int) -> list[int]:

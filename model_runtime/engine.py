@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import abc
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,10 +22,11 @@ from model_runtime.config import EngineConfig
 from model_runtime.errors import EngineClosed
 from model_runtime.failures import translated
 from model_runtime.forward import Feed
-from model_runtime.kernels.device import open_runtime
+from model_runtime.kernels.device import DeviceRuntime, open_runtime
 from model_runtime.kv_cache import KVSlab, own_slab
 from model_runtime.loaded import LoadedModel, model_info
 from model_runtime.lookup import Lookup
+from model_runtime.passing_thread import in_passing_thread
 from model_runtime.probe import probe_packing
 from model_runtime.read_speed import ReadSpeed, measure_reading
 from model_runtime.reading import Reading
@@ -33,16 +34,16 @@ from model_runtime.relief import Relief
 from model_runtime.scheduler import MIN_CHUNK_TOKENS, Scheduler, SchedulerConfig, Slot
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence, sample_together
-from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, ReadRequest
+from model_runtime.shift import CLOSED, GIVEN_UP, Shift, Work
+from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, Pulse, ReadRequest
 from model_runtime.verdict import Verification
 from model_runtime.verification import ROUNDED, Piece, Reread, compare_all, tolerance_of
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Work = Sequence | Reading
 S = TypeVar("S", bound=Work)
-_CLOSED = "The model was unloaded; start the server again."
+_END_TIMEOUT_S = 30.0
 
 
 class Engine:
@@ -59,9 +60,8 @@ class Engine:
         self._geometry = probe_packing(
             loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens
         )
-        runtime = open_runtime(loaded.model, self._geometry, config, context_limit_tokens)
-        self._runtime = runtime
-        self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
+        self._open = partial(open_runtime, loaded.model, self._geometry, config, context_limit_tokens)
+        runtime = self._use(self._open())
         self._tolerance = ROUNDED if config.cold_kv_dtype == "int8" else tolerance_of(loaded.model)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         memory = runtime.host_pool.take if runtime.host_pool else None
@@ -73,15 +73,19 @@ class Engine:
         self._lookup = Lookup(config.prompt_lookup)
         drift = measure_drift(self._forward, self._place, self._rows, self._tokenizer, context_limit_tokens)
         self._info = model_info(loaded, runtime.kernel, self._rows, context_limit_tokens, drift, self._lookup.notes)
-        self._wake = threading.Condition()
-        self._arrived: list[Work] = []
-        self._calls: list[Callable[[], None]] = []
-        self._is_closing = False
-        self._running: list[Sequence] = []
-        self._idle: list[Work] = []
         measure_reading(self._forward, self._place, context_limit_tokens, self._speed)
         self._lookup.measure(self._forward, self._place)
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-engine", daemon=True)
+        self._begin_shift()
+
+    def _use(self, runtime: DeviceRuntime) -> DeviceRuntime:
+        self._runtime = runtime
+        self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
+        self._kvs: weakref.WeakSet[KVSlab] = weakref.WeakSet()
+        return runtime
+
+    def _begin_shift(self) -> None:
+        self._shift = Shift()
+        self._thread = threading.Thread(target=self._loop, args=(self._shift,), name="keepwarm-engine", daemon=True)
         self._thread.start()
 
     @property
@@ -94,7 +98,28 @@ class Engine:
 
     def new_kv(self) -> KVSlab:
         """An empty KV that holds no bytes yet."""
-        return self._place.new_kv()
+        kv = self._place.new_kv()
+        self._kvs.add(kv)
+        return kv
+
+    def _own(self, kv: KV) -> KVSlab:
+        """Raises `EngineClosed` for a KV from before a rebuild: the thread that was given up may still write to it."""
+        slab = own_slab(kv)
+        if slab not in self._kvs:
+            raise EngineClosed(GIVEN_UP)
+        return slab
+
+    def pulse(self) -> Pulse:
+        """How the engine's thread is doing."""
+        return self._shift.pulse()
+
+    def rebuild(self) -> None:
+        """Gives the thread and all KVs up and goes on with new ones. The weights stay: nobody writes to them."""
+        if self._shift.is_closing:
+            raise EngineClosed(CLOSED)
+        self._shift.give_up(GIVEN_UP)
+        self._use(in_passing_thread(self._open))
+        self._begin_shift()
 
     def kv_bytes(self, tokens: int) -> int:
         """The most bytes a KV of up to `tokens` tokens holds at any moment."""
@@ -113,35 +138,32 @@ class Engine:
         return self._queued(Reading(request, own_slab(request.kv), listener))
 
     def _queued(self, work: S) -> S:
-        with self._wake:
-            if not self._is_closing:
-                self._arrived.append(work)
-                self._wake.notify()
-                return work
-        work.finish(FinishReason.FAILED, _CLOSED)
+        if work.slab not in self._kvs or not self._shift.ask(work):
+            work.finish(FinishReason.FAILED, CLOSED if self._shift.is_closing else GIVEN_UP)
         return work
 
     def release(self, kv: KV) -> None:
         """Frees the slab on the engine thread; waits for the running step."""
         slab = own_slab(kv)
         try:
-            self._between_steps(slab.free)
+            self._shift.call(self._own(kv).free)
         except EngineClosed:
-            self._join()
+            if self._shift.is_closing:
+                self._join()
             slab.free()
 
     def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> types.Segment:
         """A copy of these rows, made by the engine thread between two steps."""
-        slab = own_slab(kv)
-        return self._rows.packed(self._between_steps(lambda: self._transfers.begin_out(slab, identity, before))())
+        slab = self._own(kv)
+        return self._rows.packed(self._shift.call(lambda: self._transfers.begin_out(slab, identity, before))())
 
     def restore(self, kv: KV, segments: abc.Sequence[types.Segment]) -> None:
         """Appends segments to the slab, one between two steps each, so that running answers go on meanwhile."""
-        slab = own_slab(kv)
+        slab = self._own(kv)
         for segment in segments:
             copy = partial(self._transfers.copy_in, slab, self._rows.unpacked(segment))
             try:
-                self._between_steps(partial(self._relief.once_more, copy))
+                self._shift.call(partial(self._relief.once_more, copy))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 raise translated(error) from error
 
@@ -161,10 +183,10 @@ class Engine:
         must_stop: Callable[[], bool],
     ) -> Verification | None:
         """Compares kept rows with those of a re-read, in pieces between steps."""
-        reread = Reread(self._forward, own_slab(scratch), ledger, self._tolerance, lambda: bool(self._arrived))
+        reread = Reread(self._forward, self._own(scratch), ledger, self._tolerance, lambda: bool(self._shift.arrived))
         exact = [c if isinstance(c, KVSlab) else map(self._rows.unpacked, c) for c in copies]  # type: ignore[arg-type]
         return compare_all(
-            reread, self._geometry, exact, lambda p: self._between_steps(partial(self._in_passing, p)), must_stop
+            reread, self._geometry, exact, lambda p: self._shift.call(partial(self._in_passing, p)), must_stop
         )
 
     def segment_bytes(self, tokens: int) -> int:
@@ -173,60 +195,32 @@ class Engine:
 
     def close(self) -> None:
         """Ends every generation as ABORTED and stops the thread."""
-        with self._wake:
-            self._is_closing = True
-            self._wake.notify()
-        for work in (*self._running, *self._idle):
-            work.abort()
-        self._join()
-        self._runtime.close()
+        self._shift.close()
+        if self._join():
+            self._runtime.close()
 
-    def _between_steps(self, call: Callable[[], T]) -> T:
-        """Runs `call` on the engine thread and waits for it. Raises what it raises, and `EngineClosed`."""
-        done: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(call())
-            except Exception as error:
-                done.set_exception(error)
-
-        with self._wake:
-            if self._is_closing:
-                raise EngineClosed(_CLOSED)
-            self._calls.append(run)
-            self._wake.notify()
-        return done.result()
-
-    def _join(self) -> None:
+    def _join(self) -> bool:
+        """Whether the thread has ended; one that hangs is left behind."""
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(_END_TIMEOUT_S)
+        return not self._thread.is_alive()
 
-    def _loop(self) -> None:
+    def _loop(self, shift: Shift) -> None:
+        died = True
         try:
-            while self._take_arrivals():
-                self._step()
+            while (asked := shift.take()) is not None:
+                for call in asked[1]:
+                    call()
+                for work in sorted(asked[0], key=lambda work: work.is_idle):
+                    self._begin(shift, work)
+                self._step(shift)
+            died = False
         except BaseException:
             logger.exception("engine thread died")
         finally:
-            self._end_everything()
+            shift.end(FinishReason.FAILED if died else FinishReason.ABORTED, GIVEN_UP if died else None)
 
-    def _take_arrivals(self) -> bool:
-        """Waits for work; False when the engine is closing."""
-        with self._wake:
-            while not (self._is_closing or self._arrived or self._calls or self._running or self._idle):
-                self._wake.wait()
-            if self._is_closing:
-                return False
-            arrived, self._arrived = self._arrived, []
-            calls, self._calls = self._calls, []
-        for call in calls:
-            call()
-        for work in sorted(arrived, key=lambda work: work.is_idle):
-            self._begin(work)
-        return True
-
-    def _begin(self, work: Work) -> None:
+    def _begin(self, shift: Shift, work: Work) -> None:
         if len(work.request.ledger) > self._info.context_limit_tokens:
             work.finish(
                 FinishReason.FAILED,
@@ -235,14 +229,14 @@ class Engine:
             )
         elif not work.is_idle:
             assert isinstance(work, Sequence), "only reading is always idle"
-            self._preempt_idle_work()
+            self._preempt_idle_work(shift)
             self._give_room(work)
-            self._running.append(work)
-        elif self._running:
+            shift.running.append(work)
+        elif shift.running:
             work.finish(FinishReason.PREEMPTED)
         else:
             self._give_room(work)
-            self._idle.append(work)
+            shift.idle.append(work)
 
     def _give_room(self, work: Work) -> None:
         try:
@@ -250,25 +244,21 @@ class Engine:
         except torch.OutOfMemoryError as error:
             self._fail(work, error)
 
-    def _preempt_idle_work(self) -> None:
-        for work in self._idle:
+    def _preempt_idle_work(self, shift: Shift) -> None:
+        for work in shift.idle:
             work.finish(FinishReason.PREEMPTED)
-        self._forget_finished()
+        self._forget_finished(shift)
 
-    def _is_wanted(self) -> bool:
-        """Whether somebody came while idle work was at its forward."""
-        return self._is_closing or bool(self._calls) or any(not work.is_idle for work in self._arrived)
-
-    def _step(self) -> None:
-        for work in (*self._running, *self._idle):
+    def _step(self, shift: Shift) -> None:
+        for work in (*shift.running, *shift.idle):
             if work.is_aborted:
                 work.finish(FinishReason.ABORTED)
-        self._forget_finished()
-        if self._running:
-            self._run(self._drafted(self._scheduler.plan(self._running, self._speed.estimate_s)))
-        elif self._idle:
-            self._run(self._drafted(self._scheduler.plan_idle(self._idle)), self._is_wanted)
-        self._forget_finished()
+        self._forget_finished(shift)
+        if shift.running:
+            self._run(shift, self._drafted(self._scheduler.plan(shift.running, self._speed.estimate_s)))
+        elif shift.idle:
+            self._run(shift, self._drafted(self._scheduler.plan_idle(shift.idle)), shift.is_wanted)
+        self._forget_finished(shift)
 
     def _drafted(self, slots: list[Slot[S]]) -> list[Slot[S]]:
         """The same slots; the decode steps among them have what prompt lookup guesses."""
@@ -276,20 +266,27 @@ class Engine:
         self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._info.context_limit_tokens)
         return slots
 
-    def _run(self, slots: list[Slot[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
+    def _run(self, shift: Shift, slots: list[Slot[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
         feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
         started = time.perf_counter()
+        shift.begins(sum(self._speed.estimate_s(s.sequence.kv_tokens, s.sequence.kv_tokens + s.tokens) for s in slots))
+
+        def is_vain() -> bool:
+            return shift.is_over or is_wanted() or any(s.sequence.is_aborted for s in slots)
+
         try:
-            logits = self._relief.once_more(
-                lambda: self._forward.run(feeds, lambda: is_wanted() or any(s.sequence.is_aborted for s in slots))
-            )
+            logits = self._relief.once_more(lambda: self._forward.run(feeds, is_vain))
         except StepAborted:
             return  # the aborted ones finish at the next step; the others' rows are computed again
         except Exception as error:
+            if shift.is_over:
+                return
             if len(slots) == 1:
                 self._fail(slots[0].sequence, error)
             for slot in slots if len(slots) > 1 else ():
-                self._run([slot])  # each alone, so that only the culprit fails
+                self._run(shift, [slot], is_wanted)  # each alone, so that only the culprit fails
+            return
+        if shift.is_over:  # it hung, and was given up: what it brings is nobody's
             return
         is_reading = len(slots) == 1 and not slots[0].sequence.is_decoding
         rows = torch.split(logits, [feed.logit_rows for feed in feeds])
@@ -308,28 +305,17 @@ class Engine:
 
     def _in_passing(self, piece: Piece) -> bool:
         """Does a piece of work that no answer waits for, where it holds up none. False: it has to be tried again."""
-        if any(not s.is_decoding for s in self._running):
+        if any(not s.is_decoding for s in self._shift.running):
             return False
         try:
-            piece(MIN_CHUNK_TOKENS if self._running else self._scheduler.config.chunk_tokens)
+            piece(MIN_CHUNK_TOKENS if self._shift.running else self._scheduler.config.chunk_tokens)
         except StepAborted:
             return False
         return True
 
-    def _forget_finished(self) -> None:
-        for work in (*self._running, *self._idle):
+    def _forget_finished(self, shift: Shift) -> None:
+        for work in (*shift.running, *shift.idle):
             if work.is_finished:
                 work.slab.trim()
-        self._running = [s for s in self._running if not s.is_finished]
-        self._idle = [w for w in self._idle if not w.is_finished]
-
-    def _end_everything(self) -> None:
-        with self._wake:
-            self._is_closing = True
-            left = [*self._running, *self._idle, *self._arrived]
-            calls, self._calls = self._calls, []
-            self._running, self._idle, self._arrived = [], [], []
-        for sequence in left:
-            sequence.finish(FinishReason.ABORTED)
-        for call in calls:
-            call()
+        shift.running = [s for s in shift.running if not s.is_finished]
+        shift.idle = [w for w in shift.idle if not w.is_finished]

@@ -59,7 +59,7 @@ class KVSlab:
     garbage. Head-major, so that the keys of one head lie together and all query heads of its group read them once.
     """
 
-    __slots__ = ("_capacity_tokens", "_geometry", "keys", "token_ids", "values")
+    __slots__ = ("__weakref__", "_capacity_tokens", "_geometry", "keys", "token_ids", "values")
 
     def __init__(self, geometry: KVGeometry) -> None:
         self._geometry = geometry

@@ -30,6 +30,7 @@ class Reading:
         self._fed_tokens = 0
         self._reused_tokens = 0
         self._is_finished = False
+        self._emitting = threading.RLock()  # the watchdog may end it while its thread is at it
 
     def begin(self, context_limit_tokens: int) -> None:
         """Crops the slab to what it shares with the ids; the rest is to be fed. Nothing may be left: then this was
@@ -79,9 +80,10 @@ class Reading:
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """Emits `Finished`; only the first call counts."""
-        if self._is_finished:
-            return
-        self._is_finished = True
+        with self._emitting:
+            if self._is_finished:
+                return
+            self._is_finished = True
         self._emit(
             Finished(
                 reason=reason,
@@ -96,7 +98,10 @@ class Reading:
         )
 
     def _emit(self, event: Event) -> None:
-        try:
-            self._listener(event)
-        except Exception:  # a listener's mistake must not end everybody's answers
-            logger.exception("listener failed event=%s", type(event).__name__)
+        with self._emitting:
+            if self._is_finished and not isinstance(event, Finished):
+                return  # it was given up while a forward hung; nobody is told what comes of that
+            try:
+                self._listener(event)
+            except Exception:  # a listener's mistake must not end everybody's answers
+                logger.exception("listener failed event=%s", type(event).__name__)

@@ -49,6 +49,7 @@ class Sequence:
         self._drafted_tokens = 0
         self._accepted_tokens = 0
         self._is_finished = False
+        self._emitting = threading.RLock()  # the watchdog may end it while its thread is at it
         self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
         self._sampler = Sampler(sampling, ledger, slab.device)
@@ -188,9 +189,10 @@ class Sequence:
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """Emits `Finished`; only the first call counts."""
-        if self._is_finished:
-            return
-        self._is_finished = True
+        with self._emitting:
+            if self._is_finished:
+                return
+            self._is_finished = True
         now = time.perf_counter()
         first = self._first_token_at
         self._emit(
@@ -213,10 +215,13 @@ class Sequence:
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def _emit(self, event: Event) -> None:
-        try:
-            self._listener(event)
-        except Exception:  # a listener's mistake must not end everybody's answers
-            logger.exception("listener failed event=%s", type(event).__name__)
+        with self._emitting:
+            if self._is_finished and not isinstance(event, Finished):
+                return  # it was given up while a forward hung; nobody is told what comes of that
+            try:
+                self._listener(event)
+            except Exception:  # a listener's mistake must not end everybody's answers
+                logger.exception("listener failed event=%s", type(event).__name__)
 
 
 def sample_together(

@@ -244,6 +244,16 @@ class ModelInfo:
     cold_drift: ColdDrift | None = None  # None: what leaves the device comes back exactly
 
 
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How the engine's thread is doing: whether it lives, and for how long it has been at its present step or call,
+    which was expected to take `expected_s`."""
+
+    is_alive: bool
+    busy_s: float
+    expected_s: float
+
+
 class Engine(Protocol):
     """What `sessions` needs of the engine. `tests` has a scripted twin."""
 
@@ -257,6 +267,14 @@ class Engine(Protocol):
     on_memory_pressure: Callable[[], Sequence[KV]]
     """Set by the owner of the KVs. Called on the engine thread when the device refused memory: KVs that nobody uses,
     for the engine to free at once."""
+
+    def pulse(self) -> Pulse:
+        """How its thread is doing. Any thread, at any time."""
+
+    def rebuild(self) -> None:
+        """Gives the thread up, whatever it hangs in, and goes on with a new one on the same model. All that it was at
+        ends as FAILED, its late results reach nobody, and the KVs so far are refused. Raises `ModelRuntimeError` when
+        that cannot be done; then every request fails. Not from the engine thread."""
 
     def new_kv(self) -> KV:
         """An empty KV that holds no bytes yet."""

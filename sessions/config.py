@@ -31,6 +31,9 @@ class SessionConfig:
     save_patience_s: float = 2.0  # so long a KV that is still to be saved is not dropped for another's room
     usage_interval_s: float = 5.0  # between two points of the memory panel's plot
     flush_timeout_s: float = 5.0  # how long `close` waits for what is still to be saved
+    hang_after_s: float = (
+        60.0  # an engine that is at one step for longer, and ten times as long as expected, is rebuilt
+    )
     read_ahead: bool = True  # drafts, and what every next message begins with, while nobody waits
     model_titles: bool = True  # after a first answer the model looks for a title, while nobody waits
 
@@ -56,6 +59,9 @@ class SessionConfig:
         _require(self.disk_free_floor_bytes >= 0, "The free disk to be kept cannot be less than 0 bytes.")
         _require(self.save_patience_s >= 0, "The time to wait for a save cannot be less than 0 seconds.")
         _require(self.usage_interval_s > 0, "The plot's points must be more than 0 seconds apart.")
+        _require(
+            self.hang_after_s > 0, "The time after which the model counts as hanging must be longer than 0 seconds."
+        )
         _require(self.flush_timeout_s >= 0, "The time to save at the end cannot be less than 0 seconds.")
 
 

@@ -24,6 +24,29 @@ class Held:
         self._line = Line()
         self._losses: dict[str, Loss] = {}
         self._closed = False
+        self._is_suspended = False
+
+    def give_up(self) -> list[tuple[str, str]]:
+        """The engine is gone, and all KVs with it. Nothing is granted until `resume`. The owners and conversations."""
+        with self._changed:
+            self._is_suspended = True
+            lost = [(slot.owner_id, slot.conversation_id) for slot in self._slots.values() if not slot.given_up]
+            for slot in list(self._slots.values()):
+                slot.given_up = True
+                if not (slot.leased or slot.leaving):
+                    self._lose(slot)
+            return lost
+
+    def resume(self) -> None:
+        """There is an engine again."""
+        with self._changed:
+            self._is_suspended = False
+            self._changed.notify_all()
+
+    def _lose(self, slot: Slot) -> None:
+        del self._slots[slot.conversation_id]
+        self._losses[slot.conversation_id] = Loss.ENGINE
+        self._changed.notify_all()
 
     def reserve(
         self, conversation_id: str, owner_id: str, promised_bytes: int, make_way: Callable[[], None] | None = None
@@ -48,7 +71,7 @@ class Held:
         """Whether `reserve` would give a lease now."""
         with self._changed:
             own = self._slots.get(conversation_id)
-            if self._closed or self._line or (own is not None and (own.leased or own.leaving)):
+            if self._closed or self._is_suspended or self._line or (own is not None and (own.leased or own.leaving)):
                 return False
             if is_idle_work and (self._running_count() or (own is not None and own.unsaved_until > time.monotonic())):
                 return False
@@ -101,6 +124,9 @@ class Held:
         with self._changed:
             slot = self._slots[lease.conversation_id]
             assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
+            if slot.given_up:
+                self._lose(slot)
+                return
             was_warming, slot.warming = slot.warming, False
             slot.make_way, slot.ahead_from = lambda: None, ahead_from
             slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()

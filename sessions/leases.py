@@ -121,6 +121,8 @@ class Leases(Held):
         """What can be done for the first in line who may run, None for nothing. Nobody overtakes them, so they cannot
         starve: idle KVs are dropped for them, leased ones come back, and what they were promised fits the budget alone.
         """
+        if self._is_suspended:
+            return None
         running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.warming]
         ticket = self._line.first(running, self._engine.max_concurrent)
         if ticket is None:

@@ -40,6 +40,7 @@ from sessions.types import (
 )
 from sessions.verifier import Verifier, Verifying
 from sessions.views import Views
+from sessions.watchdog import Watchdog
 
 DELETE_TIMEOUT_S = 10.0
 
@@ -75,6 +76,7 @@ class SessionManager:
         self._turns = Turns(
             store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder
         )
+        self._watchdog = Watchdog(engine, self._leases, config.hang_after_s, self._notes.engine_rebuilt)
         self._verifier = Verifier(store, engine, self._leases, self._tiers.cold, self._runs, self._notes)
         self._views = Views(
             store, engine, self._leases, self._pins, self._tiers, self._verifier, self._runs, self._events, config
@@ -93,12 +95,14 @@ class SessionManager:
         self._verifier.start()
         self._idle.start()
         self._hands.load_pins()
+        self._watchdog.start()
 
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
         configured times; the engine and the store stay open. May be called twice."""
         deadline = time.monotonic() + self._config.close_timeout_s
         self.drain()
+        self._watchdog.close(timeout_s=1.0)
         self._idle.close(timeout_s=1.0)
         while self.running_count and time.monotonic() < deadline:
             self.interrupt_all()
@@ -130,6 +134,11 @@ class SessionManager:
             if not run.interrupted:
                 run.interrupted = True
                 self._turns.stop(run)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the engine answers. A hanging or dead one is noticed and rebuilt; until then nothing is answered."""
+        return self._watchdog.is_well
 
     @property
     def info(self) -> ModelInfo:

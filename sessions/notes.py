@@ -37,6 +37,12 @@ class Notes:
         sentence = f"Parked the KV of {self._title(conversation_id)} {place}: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
 
+    def engine_rebuilt(self, owner_id: str, conversation_id: str) -> None:
+        sentence = (
+            f"The model had stopped answering and was started anew: {self._title(conversation_id)} left the device"
+        )
+        self._events.add(owner_id, conversation_id, sentence)
+
     def pinned(self, owner_id: str, conversation_id: str, is_pinned: bool) -> None:
         verb = "Pinned" if is_pinned else "Unpinned"
         self._events.add(owner_id, conversation_id, f"{verb} {self._title(conversation_id)}")

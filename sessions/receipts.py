@@ -121,6 +121,8 @@ def _how_lost(lease: Lease) -> str:
     match lease.loss:
         case Loss.DISAGREED:
             return "disagreed when it was verified"
+        case Loss.ENGINE:
+            return "was lost when the model stopped answering and was started anew"
         case Loss.BY_HAND:
             return "was dropped by hand"
         case _:

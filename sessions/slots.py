@@ -18,6 +18,7 @@ class Loss(Enum):
     FOR_ROOM = auto()
     BY_HAND = auto()
     DISAGREED = auto()  # with a re-read
+    ENGINE = auto()  # the engine hung or died, and was built anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Slot:
     promised_bytes: int = 0
     leased: bool = False
     leaving: bool = False
+    given_up: bool = False  # its engine is gone; whoever still has a lease gives nothing back
     used: bool = False  # by a run, now or before
     warming: bool = False  # leased for something that no run waits for: a restore, or idle work
     unwanted: bool = False  # somebody waits for that to end

@@ -151,7 +151,7 @@ def test_a_call_between_steps_does_not_wait_for_idle_work(watched: WatchedEngine
     assert gate.inside.wait(10)
     released = threading.Thread(target=lambda: watched.engine.release(other))
     released.start()
-    while not watched.engine._calls:
+    while not watched.engine._shift._calls:
         pass
     gate.open.set()
     released.join(10)

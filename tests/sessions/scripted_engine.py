@@ -24,6 +24,7 @@ from model_runtime.types import (
     Listener,
     ModelInfo,
     PrefillProgress,
+    Pulse,
     ReadRequest,
     SamplingParams,
     Segment,
@@ -87,6 +88,7 @@ class ScriptedEngine:
         self.fail_save: Callable[[SegmentIdentity], str | None] = lambda identity: None
         self.fail_load: Callable[[SegmentIdentity], str | None] = lambda identity: None
         self.on_memory_pressure: Callable[[], Sequence[KV]] = tuple
+        self.shown_pulse = Pulse(True, 0.0, 0.0)
         self.save_delay_s = 0.0
         self.load_delay_s = 0.0
         self.on_step: Callable[[], None] = lambda: None
@@ -127,6 +129,12 @@ class ScriptedEngine:
     def allocated_bytes(self) -> int:
         with self._lock:
             return sum(kv.allocated_bytes for kv in self.alive)
+
+    def pulse(self) -> Pulse:
+        return self.shown_pulse
+
+    def rebuild(self) -> None:
+        raise EngineClosed("A script is not played again.")
 
     def new_kv(self) -> ScriptedKV:
         kv = ScriptedKV(self._bytes_per_token)

@@ -1,0 +1,165 @@
+"""A hanging or dead engine is noticed and rebuilt, over the real engine: its runs fail with a sentence, and everybody's
+next turn works, from the ledger and from what was saved."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import sessions.restorer
+import sessions.watchdog
+from model_runtime.chat_template import ChatTemplate
+from model_runtime.forward import Feed
+from model_runtime.shift import GIVEN_UP
+from model_runtime.types import Pulse, SamplingParams
+from sessions.choice import Choice
+from sessions.config import SessionConfig
+from sessions.manager import SessionManager
+from sessions.store import Store
+from sessions.types import ConversationSettings, MessageStatus, MissReason, RunPhase, Tier
+from tests.model_runtime.harness import WatchedEngine, loaded_tiny
+from tests.model_runtime.tiny_models import tiny_llama
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, finish, until
+
+MIB = 1024 * 1024
+GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=16))
+
+
+@dataclass
+class Site:
+    manager: SessionManager
+    watched: WatchedEngine
+
+    def conversation(self, first: str) -> str:
+        c = self.manager.create_conversation(ADA, GREEDY).conversation_id
+        self.say(c, first)
+        return c
+
+    def say(self, c: str, text: str) -> str:
+        message = finish(self.manager.send(ADA, c, text), timeout_s=30)
+        assert message.status is MessageStatus.COMPLETE, message.note
+        return message.text
+
+    def hang_once(self) -> tuple[threading.Event, threading.Event]:
+        """The next forward reports (first event) and blocks until the second one is set."""
+        reached, gate = threading.Event(), threading.Event()
+        run = self.watched.engine._forward.run
+
+        def blocked(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
+            reached.set()
+            gate.wait(60)
+            return run(feeds)
+
+        self.watched.engine._forward.run = blocked  # type: ignore[method-assign]
+        return reached, gate
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(sessions.watchdog, "_LOOK_EVERY_S", 0.05)
+    # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
+    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    loaded = loaded_tiny(tiny_llama(tmp_path / "llama"))
+    watched = WatchedEngine(loaded)
+    store = Store(tmp_path / "data")
+    config = SessionConfig(
+        8 * MIB, disk_kv_budget_bytes=64 * MIB, hang_after_s=1.0, read_ahead=False, model_titles=False
+    )
+    manager = SessionManager(store, watched.engine, ChatTemplate(loaded.tokenizer, {0}), config)
+    manager.start()
+    yield Site(manager, watched)
+    manager.close()
+    watched.close()
+    store.close()
+
+
+def saved(site: Site, c: str) -> None:
+    rows = {row.conversation_id: row for row in site.manager.memory(ADA).rows}
+    until(lambda: {r.conversation_id: r for r in site.manager.memory(ADA).rows}[c].disk_tokens >= rows[c].kv_tokens)
+
+
+def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> None:
+    expected = site.conversation("Where does the river begin?")
+    wanted = site.say(expected, "And where does it end?")
+    c, other = site.conversation("Where does the river begin?"), site.conversation("Tell me about boats.")
+    for each in (c, other):
+        saved(site, each)
+
+    reached, gate = site.hang_once()
+    run = site.manager.send(ADA, c, "And where does it end?")
+    assert reached.wait(10)
+    failed = finish(run)
+    assert (failed.status, failed.note) == (MessageStatus.FAILED, GIVEN_UP)
+    until(lambda: site.manager.is_well)
+    assert {row.tier for row in site.manager.memory(ADA).rows} == {Tier.DISK}
+    assert any("started anew" in event.text for event in site.manager.memory(ADA).events)
+
+    gate.set()  # the thread that was given up wakes up
+    again = finish(site.manager.regenerate(ADA, c))
+    assert (again.status, again.text) == (MessageStatus.COMPLETE, wanted)
+    assert again.receipt is not None
+    assert again.receipt.tier_before is Tier.DISK
+    site.say(other, "Go on.")
+    assert site.manager.view(ADA, c).messages[-1].text == wanted
+
+
+def test_whoever_waits_in_line_is_answered_afterwards(site: Site) -> None:
+    first, second = site.conversation("One."), site.conversation("Two.")
+    promised_bytes = site.watched.engine.kv_bytes(100)
+    site.manager._leases.budget_bytes = promised_bytes  # room for one of them
+    reached, gate = site.hang_once()
+    stuck = site.manager.send(ADA, first, "Go on.")
+    assert reached.wait(10)
+    waiting = site.manager.send(ADA, second, "Go on.")
+    assert waiting.snapshot().phase is RunPhase.WAITING
+    assert finish(stuck).status is MessageStatus.FAILED
+    assert finish(waiting).status is MessageStatus.COMPLETE
+    gate.set()
+
+
+def test_a_dead_engine_thread_is_replaced(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = site.conversation("Where does the river begin?")
+
+    def broken(*arguments: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError("no memory for a plan")
+
+    monkeypatch.setattr(site.watched.engine._scheduler, "plan", broken)
+    failed = finish(site.manager.send(ADA, c, "And where does it end?"))
+    assert (failed.status, failed.note) == (MessageStatus.FAILED, GIVEN_UP)
+    until(lambda: site.manager.is_well)
+    assert finish(site.manager.regenerate(ADA, c)).status is MessageStatus.COMPLETE
+
+
+def test_an_engine_that_cannot_be_rebuilt_is_told(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.watchdog, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(sessions.watchdog, "_TRY_AGAIN_AFTER_S", 0.02)
+    house = make_house()
+    c = house.conversation()
+    house.say(c, "Hello")
+    assert house.manager.is_well
+    house.engine.shown_pulse = Pulse(False, 0.0, 0.0)
+    assert not house.manager.is_well
+    until(lambda: house.manager._leases._is_suspended)
+    house.engine.shown_pulse = Pulse(True, 0.0, 0.0)
+    assert not house.manager.is_well  # its KVs are gone, and nobody has put another in its place
+
+
+def test_a_slow_step_is_not_a_hang(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.watchdog, "_LOOK_EVERY_S", 0.01)
+    house = make_house(hang_after_s=1.0)
+    house.engine.shown_pulse = Pulse(True, busy_s=50.0, expected_s=5.0)  # a large model on a small machine
+    assert house.manager.is_well
+    c = house.conversation()
+    house.say(c, "Hello")
+    answer = house.say(c, "Go on")
+    assert answer.receipt is not None
+    assert answer.receipt.miss_reason is not MissReason.EARLIER_FAILURE
+    house.engine.shown_pulse = Pulse(True, busy_s=52.0, expected_s=5.0)
+    assert not house.manager.is_well
