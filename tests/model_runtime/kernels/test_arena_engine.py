@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig
+from model_runtime.config import EngineConfig, PromptLookup
 from model_runtime.errors import ModelLoadError
 from model_runtime.kernels.arena import STEP_TOKENS
 from model_runtime.kernels.arena_forward import ArenaForward
@@ -25,7 +25,11 @@ ROOM_TOKENS = 12 * STEP_TOKENS
 
 
 def over_arena(
-    directory: Path, tokens: int = ROOM_TOKENS, record: bool = True, compiled: bool = False
+    directory: Path,
+    tokens: int = ROOM_TOKENS,
+    record: bool = True,
+    compiled: bool = False,
+    lookup: PromptLookup = "off",
 ) -> WatchedEngine:
     slabs = WatchedEngine(loaded_tiny(directory))
     arena_bytes = tokens * slabs.engine.info.kv_bytes_per_token
@@ -36,7 +40,7 @@ def over_arena(
         pinned_host_bytes=1 << 20,
         record_decode=record,
         compile_decode=compiled,
-        prompt_lookup="off",
+        prompt_lookup=lookup,
     )
     return WatchedEngine(loaded_tiny(directory), config)
 
@@ -113,6 +117,19 @@ def test_compiled_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.Monkey
         assert_equals_full_read(watched, reference, answer)
         ledger = [*answer.ledger, *answer.token_ids, 7]
     assert forward_of(watched)._compiled is not None
+    watched.close()
+
+
+def test_guessed_tokens_are_checked_over_the_arena(tmp_path: Path) -> None:
+    directory = TINY["llama"](tmp_path / "llama")
+    reference = loaded_tiny(directory).model
+    watched = over_arena(directory, lookup="on")
+    kv, ledger = watched.engine.new_kv(), some_ids(random.Random(4), 30) * 3
+    for _ in range(3):
+        answer = watched.submit(kv, ledger, SamplingParams(temperature=0, max_new_tokens=30))
+        assert answer.wait().error is None
+        assert_equals_full_read(watched, reference, answer)
+        ledger = [*answer.ledger, *answer.token_ids, *ledger[:12]]
     watched.close()
 
 
