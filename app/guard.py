@@ -16,7 +16,7 @@ from app.auth import Owners
 
 ASSETS_PATH = "/keepwarm"
 LOGIN_PATH = "/login"
-HEALTH_PATH = "/health"
+HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
 API_PATH = "/v1"  # lets its callers in by their keys, never by a cookie: see app/api/callers.py
 LARGEST_BODY_BYTES = 32 * 1024 * 1024
 TOO_LARGE = "This request is larger than 32 MiB."
@@ -72,7 +72,7 @@ class Guard:
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
-        refuse = problem_response if _is_api(scope["path"]) else PlainTextResponse
+        refuse = problem_response if is_api(scope["path"]) else PlainTextResponse
         if not (self._owners.needs_login or _is_for_programs(scope["path"]) or self._is_own_name(host)):
             # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
             return refuse(f"This chat does not answer to the name {host[:200]!r}.", 400)
@@ -121,10 +121,11 @@ def _is_public(path: str) -> bool:
 
 def _is_for_programs(path: str) -> bool:
     """What checks its callers itself. A probe asks for health under whatever name it likes."""
-    return path == HEALTH_PATH or _is_api(path)
+    return path in (HEALTH_PATH, METRICS_PATH) or is_api(path)
 
 
-def _is_api(path: str) -> bool:
+def is_api(path: str) -> bool:
+    """Whether the API answers there, in its own shape."""
     return path == API_PATH or path.startswith(f"{API_PATH}/")
 
 

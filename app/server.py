@@ -1,15 +1,19 @@
-"""The web server: health and the API, and the page unless it runs headless."""
+"""The web server: health, metrics and the API, and the page unless it runs headless."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
+from fastapi.exception_handlers import http_exception_handler
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 
+from app.api.problems import problem_of
 from app.api.service import create_api
-from app.guard import API_PATH, HEALTH_PATH, Guard
+from app.guard import API_PATH, Guard, is_api
+from app.health import add_health
+from app.metrics import Metrics
 from app.wiring import House
 
 
@@ -19,8 +23,10 @@ def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
     # Gradio would otherwise reflect any foreign Origin, credentials allowed, when served under a public name.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host)
-    _add_health(app, house)
-    app.mount(API_PATH, create_api(house))
+    app.add_exception_handler(HTTPException, refuse)
+    metrics = Metrics(house.manager)
+    add_health(app, house, metrics)
+    app.mount(API_PATH, create_api(house, metrics))
     if not headless:
         from app.page import add_page  # Gradio is imported here: it costs seconds
 
@@ -28,26 +34,9 @@ def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
     return app
 
 
-def _add_health(app: FastAPI, house: House) -> None:
-    @app.get(HEALTH_PATH)
-    def health(request: Request) -> JSONResponse:
-        is_well = house.manager.is_well
-        ready = is_well and not house.manager.is_draining
-        report: dict[str, Any] = {"live": True, "ready": ready}
-        owner_id = house.owner_of(request)
-        if owner_id is not None:
-            info = house.manager.info
-            totals = house.manager.memory(owner_id)
-            report |= {
-                "engine": "running" if is_well else "not answering",
-                "model": info.name,
-                "quantization": info.quantization,
-                "kernel": info.kernel,
-                "device": info.device,
-                "kv": {
-                    "used": totals.device_used_bytes,
-                    "reserved": totals.device_reserved_bytes,
-                    "budget": totals.device_budget_bytes,
-                },
-            }
-        return JSONResponse(report, 200 if ready else 503)
+async def refuse(request: Request, error: Exception) -> Response:
+    """An address that no route takes. A line feed in it keeps it from the mounted API, whose clients read JSON."""
+    assert isinstance(error, HTTPException)
+    if is_api(request.scope["path"]):
+        return problem_of(error, "routing").response()
+    return await http_exception_handler(request, error)

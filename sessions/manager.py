@@ -14,6 +14,7 @@ from model_runtime.types import Engine, ModelInfo, TurnTemplate
 from sessions.ahead import Ahead
 from sessions.completions import Completions
 from sessions.config import SessionConfig
+from sessions.counters import Counters
 from sessions.drafts import Drafts
 from sessions.errors import MessageRefused
 from sessions.events import EventLog
@@ -36,6 +37,7 @@ from sessions.types import (
     ConversationSummary,
     ConversationView,
     MemoryView,
+    RunPhase,
     Tier,
 )
 from sessions.verifier import Verifier, Verifying
@@ -56,7 +58,8 @@ class SessionManager:
         self._room = Room(engine, template, config)
         self._events = EventLog(config.event_log_length)
         self._runs = RunTable(config.finished_run_keep_s)
-        self._notes = Notes(store, self._events)
+        self.counters = Counters()
+        self._notes = Notes(store, self._events, self.counters)
         self._pins = Pins(engine, config.device_kv_budget_bytes, self._runs.is_busy)
         self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room, self._pins)
         engine.on_memory_pressure = self._leases.surrender
@@ -72,6 +75,7 @@ class SessionManager:
             config.checkpoint_interval_s,
             self._after_run,
             self._notes.receipt,
+            self.counters.token_after,
         )
         self._turns = Turns(
             store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder
@@ -122,6 +126,11 @@ class SessionManager:
     @property
     def is_draining(self) -> bool:
         return self._runs.is_closed
+
+    @property
+    def waiting_count(self) -> int:
+        """Answers in line for room or for the engine."""
+        return sum(run.snapshot().phase is RunPhase.WAITING for run in self._runs.all_active())
 
     @property
     def running_count(self) -> int:

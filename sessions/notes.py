@@ -1,8 +1,9 @@
-"""What the memory log says, as sentences with the conversation's title."""
+"""What the memory log says, as sentences with the conversation's title; the numbers go to the counters."""
 
 from __future__ import annotations
 
 from sessions.checks import Check
+from sessions.counters import Counters
 from sessions.events import EventLog
 from sessions.leases import Dropped
 from sessions.restorer import PLACES, Restored
@@ -15,11 +16,13 @@ from sessions.types import Receipt, Tier
 class Notes:
     """Any thread."""
 
-    def __init__(self, store: Store, events: EventLog) -> None:
+    def __init__(self, store: Store, events: EventLog, counters: Counters) -> None:
         self._store = store
         self._events = events
+        self._counters = counters
 
     def dropped_for_room(self, dropped: Dropped) -> None:
+        self._counters.moved(Tier.DEVICE, dropped.kept_on, dropped.freed_bytes, dropped.seconds)
         title = self._title(dropped.conversation_id)
         if dropped.kept_on is Tier.COLD:
             sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
@@ -29,10 +32,12 @@ class Notes:
         self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
 
     def dropped(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
+        self._counters.moved(Tier.DEVICE, Tier.COLD, freed_bytes)
         sentence = f"Dropped the KV of {self._title(conversation_id)}: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
 
     def parked(self, owner_id: str, conversation_id: str, freed_bytes: int, tier: Tier) -> None:
+        self._counters.moved(Tier.DEVICE, tier, freed_bytes)
         place = f"{'on' if tier is Tier.DISK else 'in'} {PLACES[tier]}"
         sentence = f"Parked the KV of {self._title(conversation_id)} {place}: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
@@ -64,12 +69,14 @@ class Notes:
         if restored.refusal:
             self._events.add(owner_id, conversation_id, f"Refused the saved KV of {title}: {restored.refusal}")
         if restored.tokens:
+            self._counters.moved(restored.tier, Tier.DEVICE, restored.size_bytes, restored.seconds)
             sentence = (
                 f"Restored {title} from {PLACES[restored.tier]}: {mib(restored.size_bytes)}, {restored.seconds:.2f} s"
             )
             self._events.add(owner_id, conversation_id, sentence)
 
     def receipt(self, run: Run, receipt: Receipt) -> None:
+        self._counters.turn(receipt)
         if receipt.miss_reason is not None:
             again = tokens(receipt.fed_tokens - receipt.delta_tokens)
             sentence = f"Read {again} of {self._title(run.conversation_id)} again"

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """`settle` gives a run's KV back; `on_receipt` is told of every stored receipt.
+    """`settle` gives a run's KV back; `on_receipt` is told of every stored receipt,
+    `on_gap` of the seconds between two tokens of an answer.
 
     `put` may be called from any thread and never blocks.
     """
@@ -39,6 +40,7 @@ class Recorder:
         checkpoint_interval_s: float,
         settle: Callable[[Run], None],
         on_receipt: Callable[[Run, Receipt], None],
+        on_gap: Callable[[float], None],
     ) -> None:
         self._store = store
         self._engine = engine
@@ -47,6 +49,7 @@ class Recorder:
         self._checkpoint_interval_s = checkpoint_interval_s
         self._settle = settle
         self._on_receipt = on_receipt
+        self._on_gap = on_gap
         self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
 
@@ -86,11 +89,18 @@ class Recorder:
                     run.read(event)
                 case TokenDelta():
                     run.sample(event)
+                    self._note_gap(run)
                 case Finished():
                     self._finish(run, event)
         except Exception:
             log.exception("recording_failed message=%d event=%s", run.message_id, type(event).__name__)
             self._fail(run, event)
+
+    def _note_gap(self, run: Run) -> None:
+        now = time.monotonic()
+        if run.last_token_at is not None:
+            self._on_gap(now - run.last_token_at)
+        run.last_token_at = now
 
     def _checkpoint_all(self) -> None:
         for run in self._runs.all_active():

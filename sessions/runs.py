@@ -61,6 +61,7 @@ class Run:
         self.logprobs: list[TokenLogprobs] = []
         self.checkpointed_tokens = 0
         self.done_at: float | None = None
+        self.last_token_at: float | None = None
         self.finish_reason: FinishReason | None = None
         self._created_at = time.monotonic()
         self._generation: Generation | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -22,6 +24,8 @@ from sessions.types import MessageView
 
 if TYPE_CHECKING:
     from app.wiring import House
+
+log = logging.getLogger(__name__)
 
 MOST_OPEN_REQUESTS = 64  # of one key-holder; the others' turns come no sooner by its queueing more
 CLIENT_GONE = 499  # nobody reads it; the log does
@@ -49,27 +53,44 @@ def completions_router(house: House) -> APIRouter:
                           retry_after_s=RETRY_BUSY_S)  # fmt: skip
         open_requests[owner_id] += 1
 
-        def ended(_: MessageView | None = None) -> None:
+        def ended(run: Run | None = None, message: MessageView | None = None) -> None:
             open_requests[owner_id] -= 1
+            if not open_requests[owner_id]:
+                del open_requests[owner_id]
+            if run is not None:
+                _log(owner_id, run, message)
 
         try:
-            reply = Reply(await run_in_threadpool(begin, owner_id, body), manager.info.name, int(time.time()))
+            run = await run_in_threadpool(begin, owner_id, body)
         except BaseException:
             ended()
             raise
+        reply = Reply(run, manager.info.name, int(time.time()))
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return streams.EventStream(streams.chunks(reply, manager, include_usage, ended))
+            return streams.EventStream(streams.chunks(reply, manager, include_usage, partial(ended, run)))
+        message = None
         try:
-            message = await streams.answer_of(reply.run, manager, request)
+            message = await streams.answer_of(run, manager, request)
         finally:
-            ended()
+            ended(run, message)
         if message is None:
             return Response(status_code=CLIENT_GONE)
-        return JSONResponse(reply.whole(message, manager.completions.message(reply.run, message.text)))
+        return JSONResponse(reply.whole(message, manager.completions.message(run, message.text)))
 
     def begin(owner_id: str, body: ChatCompletionRequest) -> Run:
         asked = chat_request(body, manager.info, manager.completions.takes_tools)
         return manager.completions.begin(owner_id, asked)
 
     return router
+
+
+def _log(owner_id: str, run: Run, message: MessageView | None) -> None:
+    """What a completion cost, and how it ended: "gone" when its client went first."""
+    found = message.receipt if message else None
+    log.info(
+        "completion owner=%s session=%s status=%s fed=%s reused=%s sampled=%s ttft_s=%s miss=%s",
+        *(owner_id, run.conversation_id, message.status.value if message else "gone"),
+        *((found.fed_tokens, found.reused_tokens, found.sampled_tokens) if found else (None, None, None)),
+        *((found.ttft_s, found.miss_reason) if found else (None, None)),
+    )

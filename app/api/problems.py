@@ -62,12 +62,18 @@ class Problem(Exception):
 
 def problem_of(error: Exception, doing: str) -> Problem:
     """The one place where errors become statuses. One that nobody expected is logged, and told without its details."""
-    sentence = problems.sentence(error, doing)
     match error:
         case Problem():
             return error
         case RequestValidationError():
             return _invalid(error.errors())
+        case HTTPException():
+            return _of_http(error)
+    return _of_house(error, problems.sentence(error, doing))
+
+
+def _of_house(error: Exception, sentence: str) -> Problem:
+    match error:
         case ConversationNotFound():
             return Problem(404, sentence, "session_not_found")
         case ShuttingDown():
@@ -88,8 +94,6 @@ def problem_of(error: Exception, doing: str) -> Problem:
             return Problem(500, sentence, "failed")
         case ValueError():
             return Problem(400, sentence, "invalid_value")
-        case HTTPException():
-            return _of_http(error)
     return Problem(500, sentence, "internal_error")
 
 

@@ -105,6 +105,54 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class Held(BaseModel):
+    """What one tier holds of a session."""
+
+    tokens: int
+    used_bytes: int
+    reserved_bytes: int
+
+
+class Check(BaseModel):
+    """The newest verification. `agrees` is None while it runs, or when there was nothing to verify."""
+
+    is_running: bool
+    agrees: bool | None
+    sentence: str
+    at: float
+
+
+class Session(BaseModel):
+    """A conversation and what its memory costs. `predicted_ttft_ms` expects a 32-token message."""
+
+    id: str
+    object: Literal["session"]
+    title: str
+    tier: Tier
+    tokens: int
+    last_used_at: float
+    is_running: bool
+    is_pinned: bool
+    predicted_ttft_ms: float
+    cold_ttft_ms: float
+    device: Held
+    host: Held
+    disk: Held
+    check: Check | None
+
+
+class SessionList(BaseModel):
+    object: Literal["list"]
+    data: list[Session]
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["session.deleted"]
+    deleted: Literal[True]
+
+
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "The request cannot be honoured; the message says why."},
     401: {"model": Error, "description": "A valid API key is needed."},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -9,21 +11,29 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.completions import completions_router
 from app.api.models import models_router
 from app.api.problems import Problem, problem_of
+from app.api.sessions import sessions_router
+from app.metrics import Metrics
+from model_runtime.errors import ModelRuntimeError
+from sessions.errors import SessionError
 
 if TYPE_CHECKING:
     from app.wiring import House
 
+log = logging.getLogger(__name__)
+
+SHOWN_PATH_CHARS = 80
 DESCRIPTION = (
     "OpenAI-compatible chat completions on conversations whose KV stays warm. Send a key as `Authorization: Bearer "
     "kw-...`; without any key only programs of this machine are answered."
 )
 
 
-def create_api(house: House) -> FastAPI:
+def create_api(house: House, metrics: Metrics) -> FastAPI:
     """Everything below /v1."""
     api = FastAPI(
         title="Keepwarm",
@@ -35,10 +45,45 @@ def create_api(house: House) -> FastAPI:
     )
     api.include_router(completions_router(house))
     api.include_router(models_router(house))
+    api.include_router(sessions_router(house))
+    api.add_middleware(RequestLog, metrics=metrics)
 
     async def refuse(request: Request, error: Exception) -> Response:
-        return problem_of(error, f"{request.method} {request.scope['path']}").response()
+        problem = problem_of(error, f"{request.method} {request.scope['path'][:SHOWN_PATH_CHARS]}")
+        metrics.refused(problem.code or problem.kind)
+        return problem.response()
 
-    for kind in (Problem, RequestValidationError, HTTPException, Exception):
+    expected = (Problem, RequestValidationError, HTTPException, SessionError, ModelRuntimeError, ValueError)
+    for kind in (*expected, Exception):
         api.add_exception_handler(kind, refuse)
     return api
+
+
+class RequestLog:
+    """One line a request, when its last byte was sent: never a word of what was said."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        finally:
+            route = scope.get("route")
+            self._metrics.answered(getattr(route, "path", "other"), status)
+            log.info(
+                "request method=%s path=%r status=%d seconds=%.3f",
+                *(scope["method"], scope["path"][:SHOWN_PATH_CHARS], status, time.perf_counter() - began),
+            )

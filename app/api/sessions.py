@@ -1,0 +1,115 @@
+"""`/v1/sessions`: what the memory panel shows and can do, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.api.responses import REFUSALS, Deleted, Session, SessionList
+from sessions.errors import ConversationNotFound
+from sessions.types import MemoryRow
+
+if TYPE_CHECKING:
+    from app.wiring import House
+
+VERIFY_WAIT_S = 20.0
+ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Session, "description": "Begun; look again later."}}
+
+
+def sessions_router(house: House) -> APIRouter:
+    router, manager = APIRouter(responses=REFUSALS), house.manager
+
+    def found(owner_id: str, session_id: str) -> dict[str, Any]:
+        manager.view(owner_id, session_id)  # a stranger's id, or none at all, is refused here
+        row = next((r for r in manager.memory(owner_id).rows if r.conversation_id == session_id), None)
+        if row is None:
+            raise ConversationNotFound("This conversation was deleted.")
+        return session(row)
+
+    @router.get("/sessions", summary="List your conversations, newest first", response_model=SessionList)
+    def list_sessions(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
+    ) -> dict[str, Any]:
+        rows = manager.memory(house.callers.owner_of(request)).rows
+        start = next((n + 1 for n, row in enumerate(rows) if row.conversation_id == after), 0) if after else 0
+        page = rows[start : start + limit]
+        return {"object": "list", "data": [session(row) for row in page], "has_more": start + limit < len(rows)}
+
+    @router.get("/sessions/{session_id}", summary="Describe a conversation's memory", response_model=Session)
+    def describe(session_id: str, request: Request) -> dict[str, Any]:
+        return found(house.callers.owner_of(request), session_id)
+
+    @router.delete("/sessions/{session_id}", summary="Delete a conversation and its memory", response_model=Deleted)
+    def delete(session_id: str, request: Request) -> dict[str, Any]:
+        manager.delete(house.callers.owner_of(request), session_id)
+        return {"id": session_id, "object": "session.deleted", "deleted": True}
+
+    def act(name: str, summary: str, action: Callable[[str, str], object]) -> None:
+        @router.post(f"/sessions/{{session_id}}/{name}", summary=summary, response_model=Session, name=name)
+        def do(session_id: str, request: Request) -> dict[str, Any]:
+            owner_id = house.callers.owner_of(request)
+            action(owner_id, session_id)
+            return found(owner_id, session_id)
+
+    act("pin", "Keep it on the device, across restarts", manager.pin)
+    act("unpin", "Let it be evicted again", manager.unpin)
+    act("drop", "Free its memory and delete what is saved of it", manager.drop_kv)
+
+    @router.post("/sessions/{session_id}/park", summary="Move its memory off the device", response_model=Session)
+    def park(session_id: str, request: Request, tier: Literal["host", "disk"] = "disk") -> dict[str, Any]:
+        owner_id = house.callers.owner_of(request)
+        manager.park(owner_id, session_id, tier)
+        return found(owner_id, session_id)
+
+    @router.post(
+        "/sessions/{session_id}/warm",
+        summary="Begin to bring its memory back to the device",
+        response_model=Session,
+        responses=ACCEPTED,
+    )
+    def warm(session_id: str, request: Request) -> Response:
+        owner_id = house.callers.owner_of(request)
+        begun = manager.warm(owner_id, session_id)
+        return JSONResponse(found(owner_id, session_id), 202 if begun else 200)
+
+    @router.post(
+        "/sessions/{session_id}/verify",
+        summary="Hold its memory against a re-read; what disagrees is dropped",
+        response_model=Session,
+        responses=ACCEPTED,
+    )
+    def verify(session_id: str, request: Request) -> Response:
+        owner_id = house.callers.owner_of(request)
+        done = manager.verify(owner_id, session_id).wait(VERIFY_WAIT_S) is not None
+        return JSONResponse(found(owner_id, session_id), 200 if done else 202)
+
+    return router
+
+
+def session(row: MemoryRow) -> dict[str, Any]:
+    """A row of the memory panel. Bytes are bytes, not sentences."""
+    check = row.check
+    return {
+        "id": row.conversation_id,
+        "object": "session",
+        "title": row.title,
+        "tier": row.tier.value,
+        "tokens": row.ledger_tokens,
+        "last_used_at": row.last_used_at,
+        "is_running": row.is_running,
+        "is_pinned": row.is_pinned,
+        "predicted_ttft_ms": round(row.next_ttft_s * 1000, 1),
+        "cold_ttft_ms": round(row.cold_ttft_s * 1000, 1),
+        "device": {"tokens": row.kv_tokens, "used_bytes": row.used_bytes, "reserved_bytes": row.reserved_bytes},
+        "host": {"tokens": row.host_tokens, "used_bytes": row.host_bytes, "reserved_bytes": 0},
+        "disk": {"tokens": row.disk_tokens, "used_bytes": row.disk_bytes, "reserved_bytes": 0},
+        "check": None
+        if check is None
+        else {"is_running": check.is_running, "agrees": check.agrees, "sentence": check.sentence, "at": check.at},
+    }

@@ -1,0 +1,84 @@
+"""`GET /health` for probes and people, `GET /metrics` for Prometheus. Strangers learn that it lives, no more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from app.api.problems import Problem
+from app.guard import HEALTH_PATH, METRICS_PATH
+from app.metrics import Metrics
+
+if TYPE_CHECKING:
+    from app.wiring import House
+    from sessions.types import MemoryView
+
+
+def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
+    """Both addresses."""
+
+    @app.get(HEALTH_PATH)
+    def health(request: Request) -> JSONResponse:
+        is_well = house.manager.is_well
+        ready = is_well and not house.manager.is_draining
+        report: dict[str, Any] = {"live": True, "ready": ready}
+        if _is_known(house, request):
+            info = house.manager.info
+            view = house.manager.memory("")
+            report |= {
+                "engine": "running" if is_well else "not answering",
+                "model": info.name,
+                "quantization": info.quantization,
+                "kernel": info.kernel,
+                "device": info.device,
+                "context_limit_tokens": info.context_limit_tokens,
+                "notes": list(info.notes),
+                "running": house.manager.running_count,
+                "waiting": house.manager.waiting_count,
+                "kv": {
+                    "used": view.device_used_bytes,
+                    "reserved": view.device_reserved_bytes,
+                    "budget": view.device_budget_bytes,
+                },
+                "tiers": _tiers(view),
+            }
+        return JSONResponse(report, 200 if ready else 503)
+
+    @app.get(METRICS_PATH)
+    def read_metrics(request: Request) -> Response:
+        try:
+            house.callers.owner_of(request)
+        except Problem as problem:
+            return problem.response()
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
+    """Bytes; a tier with a budget of 0 is off."""
+    return {
+        "device": {
+            "used": view.device_used_bytes,
+            "reserved": view.device_reserved_bytes,
+            "budget": view.device_budget_bytes,
+        },
+        "host": {
+            "used": view.host_used_bytes,
+            "reserved": view.host_reserved_bytes,
+            "budget": view.host_budget_bytes,
+        },
+        "disk": {"used": view.disk_used_bytes, "reserved": 0, "budget": view.disk_budget_bytes},
+    }
+
+
+def _is_known(house: House, request: Request) -> bool:
+    """A browser that is logged in, or a program that the API would answer."""
+    if house.owners.needs_login and house.owner_of(request) is not None:
+        return True
+    try:
+        house.callers.owner_of(request)
+    except Problem:
+        return False
+    return True

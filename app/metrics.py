@@ -1,0 +1,100 @@
+"""`GET /metrics` for Prometheus: what the counters and the memory say at the moment they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sessions.counters import Histogram
+
+if TYPE_CHECKING:
+    from sessions.manager import SessionManager
+
+NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
+
+
+class Metrics:
+    """One registry for one server. Any thread."""
+
+    def __init__(self, manager: SessionManager) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Readings(manager))
+        self._requests = Counter(
+            "keepwarm_requests", "API requests by status.", ["path", "status"], registry=self._registry
+        )
+        self._refusals = Counter(
+            "keepwarm_refusals", "API requests that were refused, by reason.", ["reason"], registry=self._registry
+        )
+
+    def answered(self, path: str, status: int) -> None:
+        self._requests.labels(path, str(status)).inc()
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _Readings(Collector):
+    def __init__(self, manager: SessionManager) -> None:
+        self._manager = manager
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._manager.counters.snapshot()
+        yield CounterMetricFamily("keepwarm_turns", "Answered turns.", counts.turns)
+        tokens = CounterMetricFamily("keepwarm_tokens", "Tokens fed, reused from a KV, and sampled.", labels=["kind"])
+        for kind in ("fed", "reused", "sampled"):
+            tokens.add_metric([kind], getattr(counts, f"{kind}_tokens"))
+        yield tokens
+        misses = CounterMetricFamily("keepwarm_misses", "Turns that fed more than they added.", labels=["reason"])
+        for reason, count in counts.misses.items():
+            misses.add_metric([reason], count)
+        yield misses
+        yield from self._moves()
+        yield from self._memory()
+        yield _histogram("keepwarm_ttft_seconds", "Time to the first token, waiting included.", counts.ttft)
+        yield _histogram("keepwarm_inter_token_seconds", "Time between two tokens of an answer.", counts.gap)
+
+    def _moves(self) -> Iterator[Metric]:
+        ways = ["origin", "target"]
+        moves = CounterMetricFamily("keepwarm_moves", "KVs moved between tiers; cold is nowhere.", labels=ways)
+        seconds = CounterMetricFamily("keepwarm_move_seconds", "What the moves took.", labels=ways)
+        size = CounterMetricFamily("keepwarm_move_bytes", "Bytes moved.", labels=ways)
+        for (origin, target), move in self._manager.counters.snapshot().moves.items():
+            way = [origin.value, target.value]
+            moves.add_metric(way, move.count)
+            seconds.add_metric(way, move.seconds)
+            size.add_metric(way, move.size_bytes)
+        yield from (moves, seconds, size)
+
+    def _memory(self) -> Iterator[Metric]:
+        view = self._manager.memory(NOBODY)
+        held = GaugeMetricFamily("keepwarm_kv_bytes", "Bytes of KV held, by tier.", labels=["tier", "kind"])
+        budget = GaugeMetricFamily("keepwarm_kv_budget_bytes", "What each tier may hold.", labels=["tier"])
+        held.add_metric(["device", "used"], view.device_used_bytes)
+        held.add_metric(["device", "reserved"], view.device_reserved_bytes)
+        held.add_metric(["host", "used"], view.host_used_bytes)
+        held.add_metric(["host", "reserved"], view.host_reserved_bytes)
+        held.add_metric(["disk", "used"], view.disk_used_bytes)
+        budget.add_metric(["device"], view.device_budget_bytes)
+        budget.add_metric(["host"], view.host_budget_bytes)
+        budget.add_metric(["disk"], view.disk_budget_bytes)
+        yield from (held, budget)
+        queue = GaugeMetricFamily("keepwarm_queue", "Answers being written, and in line for it.", labels=["state"])
+        waiting = self._manager.waiting_count
+        queue.add_metric(["waiting"], waiting)
+        queue.add_metric(["running"], max(0, self._manager.running_count - waiting))
+        yield queue
+
+
+def _histogram(name: str, documentation: str, found: Histogram) -> HistogramMetricFamily:
+    bounds = [*(str(bound) for bound in found.bounds_s), "+Inf"]
+    buckets = list(zip(bounds, accumulate(found.counts), strict=True))
+    return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=found.sum_s)
