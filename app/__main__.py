@@ -193,7 +193,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         budgets = Budgets(
             arguments.device_kv_budget, arguments.disk_kv_budget, arguments.host_kv_budget, arguments.cold_kv_dtype
         )
-        idle_work = IdleWork(arguments.read_ahead, arguments.titles)
+        idle_work = IdleWork(arguments.read_ahead, arguments.titles and not arguments.headless)
         with open_house(
             arguments.data_dir, model, arguments.prompt_lookup, budgets, password, _say, idle_work
         ) as house:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app.api.problems import Problem
 from app.api.responses import REFUSALS, Deleted, Session, SessionList
 from sessions.errors import ConversationNotFound
 from sessions.types import MemoryRow
@@ -64,6 +65,9 @@ def sessions_router(house: House) -> APIRouter:
     @router.post("/sessions/{session_id}/park", summary="Move its memory off the device", response_model=Session)
     def park(session_id: str, request: Request, tier: Literal["host", "disk"] = "disk") -> dict[str, Any]:
         owner_id = house.callers.owner_of(request)
+        memory = manager.memory(owner_id)
+        if not (memory.host_budget_bytes if tier == "host" else memory.disk_budget_bytes):
+            raise Problem(400, f"The {tier} tier is off: start the server with --{tier}-kv-budget.", "tier_off", "tier")
         manager.park(owner_id, session_id, tier)
         return found(owner_id, session_id)
 
