@@ -118,7 +118,8 @@ class Engine:
         if self._shift.is_closing:
             raise EngineClosed(CLOSED)
         self._shift.give_up(GIVEN_UP)
-        self._use(in_passing_thread(self._open))
+        self._runtime.give_up()  # a GPU has no room for a second arena beside it
+        self._use(in_passing_thread(partial(self._open, self._runtime.host_pool)))
         self._begin_shift()
 
     def kv_bytes(self, tokens: int) -> int:

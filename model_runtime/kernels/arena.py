@@ -32,6 +32,7 @@ class Arena:
         self.keys = [self._empty(rows, s.kv_heads, s.key_dim) for s in geometry.layers]
         self.values = [self._empty(rows, s.kv_heads, s.value_dim) for s in geometry.layers]
         self.before_rows_change: Callable[[], None] = lambda: None  # copies that still run read and write rows
+        self.is_closed = False
         self._spans = SpanAllocator(self.capacity_tokens)
         self._kvs: list[ArenaKV] = []
         widest = max(s.kv_heads * max(s.key_dim, s.value_dim) for s in geometry.layers)
@@ -98,10 +99,14 @@ class Arena:
             self._kvs.remove(kv)
 
     def close(self) -> None:
-        """Lets go of the memory; KVs that still have rows keep them until they are freed. Nothing can grow any more."""
+        """Lets go of the memory, that of KVs which still have rows too. What runs over it ends at the next layer."""
+        self.is_closed = True
         self.keys = [layer[:0].clone() for layer in self.keys]
         self.values = [layer[:0].clone() for layer in self.values]
         self._reserve = self._reserve[:0].clone()
+        for kv in self._kvs:
+            kv.place(0, 0)  # its views would keep every layer alive
+        self._kvs.clear()
 
     def _compact(self, last: ArenaKV) -> None:
         """Slides all spans to the front, `last` behind all others, so that the free rows are one hole behind it."""

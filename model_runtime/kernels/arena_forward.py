@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
-from model_runtime.attention import ATTENTION_NAME
+from model_runtime.attention import ATTENTION_NAME, StepAborted
 from model_runtime.forward import Feed
 from model_runtime.kernels.arena import Arena, ArenaKV
 from model_runtime.kernels.recorded import RecordedDecode
@@ -42,6 +42,10 @@ class ArenaBatch:
         window: int | None,
     ) -> torch.Tensor:
         """As `AttentionBatch` says; nothing waits for the device."""
+        if (
+            self.arena.is_closed
+        ):  # an engine that hung and was given up goes on: a GPU never forgives a row out of bounds
+            raise StepAborted
         for events in self.arriving:
             torch.cuda.current_stream(self.arena.geometry.device).wait_event(events[layer])
         keys, values = self.arena.keys[layer], self.arena.values[layer]

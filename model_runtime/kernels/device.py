@@ -85,18 +85,28 @@ class DeviceRuntime:
 
     def close(self) -> None:
         """Gives memory back that was taken as a whole. After the last step, on any thread."""
+        self.give_up()
+        if self.host_pool is not None:
+            self.host_pool.close()
+
+    def give_up(self) -> None:
+        """The same without the host's memory. A step that hangs may still be under way: it ends at its next layer."""
         if isinstance(self.forward, ArenaForward):
             self.forward.close()
         if self.arena is not None:
             self.arena.close()
-        if self.host_pool is not None:
-            self.host_pool.close()
+            give_back_unused()
 
 
 def open_runtime(
-    model: PreTrainedModel, geometry: KVGeometry, config: EngineConfig, context_limit_tokens: int
+    model: PreTrainedModel,
+    geometry: KVGeometry,
+    config: EngineConfig,
+    context_limit_tokens: int,
+    host_pool: HostPool | None = None,
 ) -> DeviceRuntime:
-    """Slabs, or with `config.kv_arena_bytes` an arena, where the device has a kernel for it. Raises `ModelLoadError`
+    """Slabs, or with `config.kv_arena_bytes` an arena, where the device has a kernel for it; `host_pool` is one that
+    is there already. Raises `ModelLoadError`
     when there is no memory for the arena."""
     if config.kv_arena_bytes is None:
         return open_slabs(model, geometry)
@@ -105,7 +115,7 @@ def open_runtime(
         logger.warning("no flash kernel for dtype=%s: one slab a conversation", geometry.dtype)
         return open_slabs(model, geometry)
     try:
-        runtime = open_arena(model, geometry, kernel, config, context_limit_tokens)
+        runtime = open_arena(model, geometry, kernel, config, context_limit_tokens, host_pool)
         if runtime is not None:
             return runtime
         logger.warning("the arena's forward disagrees with torch's attention on this device: one slab a conversation")
@@ -144,6 +154,7 @@ def open_arena(
     kernel: VarlenKernel,
     config: EngineConfig,
     context_limit_tokens: int,
+    host_pool: HostPool | None = None,
 ) -> DeviceRuntime | None:
     """An arena of `config.kv_arena_bytes` for all conversations; its reserve comes on top. None when its forward does
     not compute what slabs do; steps that only go wrong when they are recorded are not. Raises `ValueError` when nothing
@@ -165,7 +176,7 @@ def open_arena(
     logger.info(
         "arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, forward.recorded is not None
     )
-    pool = HostPool(config.pinned_host_bytes, geometry.device)
+    pool = host_pool or HostPool(config.pinned_host_bytes, geometry.device)
     place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
     return DeviceRuntime(place, forward, ArenaTransfers(arena, pool), name, arena, pool)
 

@@ -216,6 +216,20 @@ def test_closing_gives_the_arena_back(watched: WatchedEngine) -> None:
     assert kv.allocated_bytes == 0
 
 
+def test_a_rebuilt_engine_has_an_arena_of_its_own_and_the_old_one_is_gone(watched: WatchedEngine) -> None:
+    engine = watched.engine
+    kv, arena, pool = engine.new_kv(), forward_of(watched).arena, engine._runtime.host_pool
+    ledger = some_ids(random.Random(6), 40)
+    first = watched.submit(kv, ledger)
+    first.wait()
+    engine.rebuild()
+    assert arena.allocated_bytes == kv.allocated_bytes == 0
+    assert engine._runtime.host_pool is pool
+    again = watched.submit(engine.new_kv(), ledger)
+    assert again.wait().error is None
+    assert again.token_ids == first.token_ids
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_answers_equal_a_full_read_but_for_near_ties(directory: Path) -> None:
