@@ -1,0 +1,161 @@
+"""Do stateless clients become warm without changing a line?
+
+A client that resends its whole history has a ten-turn conversation over loopback, with prefix matching on and off;
+then eight such clients talk at once. Measured by the client: from sending the request to the first piece of text, and
+between pieces.
+
+    python -m benchmarks.api [--model embedded] [--turns 10] [--clients 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.listen import bind
+from app.server import create_app
+from app.serving import Server
+from app.wiring import Budgets, House, IdleWork, open_house
+from benchmarks.driver import _PROSE
+from benchmarks.report import device_name, finish, table
+from model_runtime.config import ModelConfig
+
+ANSWER_TOKENS = 24
+QUESTION_WORDS = 150
+
+
+@dataclass(slots=True)
+class Load:
+    """What one client saw."""
+
+    ttft_s: list[float] = field(default_factory=list)
+    gaps_s: list[float] = field(default_factory=list)
+    cached_tokens: list[int] = field(default_factory=list)
+    prompt_tokens: list[int] = field(default_factory=list)
+    failed: int = 0
+
+
+@contextmanager
+def served(house: House) -> Iterator[str]:
+    listener, ready = bind("127.0.0.1", 0), threading.Event()
+    server = Server(create_app(house, "127.0.0.1", headless=True), 2, ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    ready.wait()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def talk(url: str, model: str, name: str, turns: int, load: Load) -> None:
+    """One stateless client's whole conversation."""
+    words = _PROSE.split()
+    messages: list[dict[str, Any]] = []
+    with httpx.Client(base_url=url, timeout=300) as client:
+        for turn in range(turns):
+            text = " ".join((words * 3)[turn * 7 : turn * 7 + QUESTION_WORDS])
+            messages.append({"role": "user", "content": f"{name}, part {turn}: {text}"})
+            try:
+                messages.append({"role": "assistant", "content": answer(client, model, messages, load)})
+            except (httpx.HTTPError, KeyError, ValueError) as error:
+                print(f"# failed: {error}")
+                load.failed += 1
+                return
+
+
+def answer(client: httpx.Client, model: str, messages: list[dict[str, Any]], load: Load) -> str:
+    body = {
+        "model": model,
+        "messages": messages,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0,
+        "max_tokens": ANSWER_TOKENS,
+    }
+    text, last, began = "", 0.0, time.perf_counter()
+    with client.stream("POST", "/v1/chat/completions", json=body) as stream:
+        stream.raise_for_status()
+        for line in stream.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if usage := chunk.get("usage"):
+                load.cached_tokens.append(usage["prompt_tokens_details"]["cached_tokens"])
+                load.prompt_tokens.append(usage["prompt_tokens"])
+            if chunk["choices"] and (piece := chunk["choices"][0]["delta"].get("content")):
+                now = time.perf_counter()
+                if last:
+                    load.gaps_s.append(now - last)
+                else:
+                    load.ttft_s.append(now - began)
+                text, last = text + piece, now
+    return text
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--clients", type=int, default=8)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = ModelConfig(model=options.model)
+        budgets = Budgets("4GiB", "0")
+        idle = IdleWork(read_ahead=False, titles=False)  # what a client pays for, nothing that came for free
+        with (
+            open_house(Path(folder), config, "auto", budgets, None, lambda line: print(f"# {line}"), idle) as house,
+            served(house) as url,
+        ):
+            model = house.manager.info.name
+            talk(url, model, "Warm-up", 1, Load())
+            on, off = Load(), Load()
+            talk(url, model, "Ada", options.turns, on)
+            house.manager.completions.matches_prefixes = False
+            talk(url, model, "Bob", options.turns, off)
+            house.manager.completions.matches_prefixes = True
+            loads = [Load() for _ in range(options.clients)]
+            threads = [
+                threading.Thread(target=talk, args=(url, model, f"Client {n}", 4, load)) for n, load in enumerate(loads)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            device, name = house.manager.info.device, f"{model}, {house.manager.info.quantization}"
+
+    rows = zip(on.prompt_tokens, on.cached_tokens, on.ttft_s, off.cached_tokens, off.ttft_s, strict=False)
+    header = ("turn", "prompt tokens", "cached, on", "first text s, on", "cached, off", "first text s, off")
+    table(header, [(str(n), *row) for n, row in enumerate(rows, start=1)])
+    gaps = [gap for load in loads for gap in load.gaps_s]
+    firsts = [ttft for load in loads for ttft in load.ttft_s]
+    figures = {
+        "stateless_ttft_reduction": 1 - on.ttft_s[-1] / off.ttft_s[-1],
+        "ttft_on_turn_ten_s": on.ttft_s[-1],
+        "ttft_off_turn_ten_s": off.ttft_s[-1],
+        "requests_failed": on.failed + off.failed + sum(load.failed for load in loads),
+        "inter_token_p95_ms": percentile(gaps, 0.95) * 1000,
+        "ttft_p95_s_at_once": percentile(firsts, 0.95),
+    }
+    finish("api", figures, device_name(device), name)
+
+
+if __name__ == "__main__":
+    main()
