@@ -1,10 +1,10 @@
 """Do many conversations stay warm where the device holds four of them?
 
-64 conversations of 500 to 4,000 tokens; then turns whose conversation is drawn by Zipf's law (exponent 1). The device holds
-four of average length, the disk all. Time from sending to the first token, through the whole session manager. Every fourth
-turn is also measured as it is with nothing kept: the same ledger read from its beginning by the same engine, right after.
+64 conversations of 500 to 4,000 tokens; then turns whose conversation is drawn by Zipf's law (exponent 1). The device
+holds four of average length, the disk all. Time from sending to the first token, through the whole session manager.
+Every fourth turn is also measured with nothing kept: the same ledger, read from its beginning by the same engine.
 
-    python -m benchmarks.churn [--model embedded] [--conversations 64] [--turns 96]
+    python -m benchmarks.churn [--model embedded] [--conversations 64] [--turns 80]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GIB = 1024**3
 
 def lengths(count: int, dice: random.Random) -> list[int]:
     """From the shortest to the longest, the short ones more often."""
-    drawn = [int(SHORTEST * (LONGEST / SHORTEST) ** ((n / max(1, count - 1)) ** 2)) for n in range(count)]
+    drawn = [int(SHORTEST * (LONGEST / SHORTEST) ** ((n / max(1, count - 1)) ** 4)) for n in range(count)]
     dice.shuffle(drawn)
     return drawn
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--conversations", type=int, default=64)
-    parser.add_argument("--turns", type=int, default=96)
+    parser.add_argument("--turns", type=int, default=80)
     arguments = parser.parse_args()
 
     dice, begin = random.Random(5), time.perf_counter()
@@ -77,9 +77,8 @@ def main() -> None:
                 served.turn(conversations[-1], served.text(tokens - TURN_TOKENS, number))
                 conversations.append(served.conversation(NEW_TOKENS))
             del conversations[-1]
-            print(
-                f"# {len(conversations)} conversations of {sum(wanted):,} tokens after {time.perf_counter() - begin:.0f} s"
-            )
+            began_s = time.perf_counter() - begin
+            print(f"# {len(conversations)} conversations of {sum(wanted):,} tokens after {began_s:.0f} s")
             weights = [1 / rank for rank in range(1, len(conversations) + 1)]
             for number, c in enumerate(dice.choices(conversations, weights, k=arguments.turns)):
                 kept.append(served.turn(c, served.text(TURN_TOKENS, number)))

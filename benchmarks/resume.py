@@ -1,8 +1,8 @@
 """What does it take to go on with a long conversation, from wherever its KV is?
 
-One conversation of 6,000 tokens gets short turns from every tier: its KV on the device, parked in host memory, parked on
-disk with the page cache dropped, in a new process with the page cache dropped, and nowhere. Time from sending to the first
-token, through the whole session manager.
+One conversation of 6,000 tokens gets short turns from every tier: its KV on the device, parked in host memory, parked
+on disk with the page cache dropped, in a new process with the page cache dropped, and nowhere. Time from sending to the
+first token, through the whole session manager.
 
     python -m benchmarks.resume [--model embedded] [--tokens 6000] [--repeats 3]
 """

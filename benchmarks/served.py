@@ -1,4 +1,4 @@
-"""Drives the whole session manager from a benchmark: real SQLite, real files, the real engine; turns in, receipts out."""
+"""Drives the whole session manager from a benchmark: real SQLite, files and engine; turns in, receipts out."""
 
 from __future__ import annotations
 
