@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from model_runtime import types
@@ -15,6 +16,7 @@ from model_runtime.snapshot import (
     at_8_bits,
     data_bytes_for,
     exactly,
+    joined,
     new_memory,
     own_segment,
     read,
@@ -45,6 +47,12 @@ class ColdRows:
     def unpacked(self, segment: types.Segment) -> Segment:
         """As the device holds it."""
         return exactly(own_segment(segment), self.geometry, self._memory)
+
+    def join(self, identity: SegmentIdentity, segments: Sequence[types.Segment]) -> Segment | None:
+        """One segment of the same rows; None at 8 bits, where a key's scale belongs to 64 tokens of one segment."""
+        if self.is_int8:
+            return None
+        return joined(identity, [own_segment(segment) for segment in segments], self.geometry)
 
     def save(self, segment: types.Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes. Raises `SnapshotNotSaved`."""

@@ -168,6 +168,10 @@ class Engine:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 raise translated(error) from error
 
+    def join(self, identity: SegmentIdentity, segments: abc.Sequence[types.Segment]) -> types.Segment | None:
+        """Segments that follow one another as one."""
+        return self._rows.join(identity, segments)
+
     def save(self, segment: types.Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes."""
         return self._rows.save(segment, path)

@@ -28,10 +28,15 @@ class SegmentIdentity:
         return self.start_tokens + len(self.token_ids)
 
 
+def key_of(parent_key: str, token_ids: Sequence[int], fingerprint: str) -> str:
+    """The name of the rows of `token_ids` behind the segment of that name ("": at the beginning)."""
+    ids = np.asarray(token_ids, dtype="<i4").tobytes()
+    return blake2b(f"{FORMAT_VERSION}\0{parent_key}\0{fingerprint}\0".encode() + ids, digest_size=20).hexdigest()
+
+
 def identify(parent: SegmentIdentity | None, token_ids: Sequence[int], fingerprint: str) -> SegmentIdentity:
     """The identity of the segment behind `parent` (None: the conversation's first)."""
     parent_key = "" if parent is None else parent.key
-    ids = np.asarray(token_ids, dtype="<i4").tobytes()
-    digest = blake2b(f"{FORMAT_VERSION}\0{parent_key}\0{fingerprint}\0".encode() + ids, digest_size=20)
     start = 0 if parent is None else parent.end_tokens
-    return SegmentIdentity(digest.hexdigest(), parent_key, start, tuple(token_ids), fingerprint)
+    key = key_of(parent_key, token_ids, fingerprint)
+    return SegmentIdentity(key, parent_key, start, tuple(token_ids), fingerprint)

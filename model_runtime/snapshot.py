@@ -121,6 +121,15 @@ def exactly(segment: Segment, geometry: KVGeometry, memory: Memory) -> Segment:
     return Segment(segment.identity, data)
 
 
+def joined(identity: SegmentIdentity, segments: Sequence[Segment], geometry: KVGeometry) -> Segment:
+    """Exact segments that follow one another, as one. Any thread."""
+    data = new_memory(data_bytes_for(geometry, len(identity.token_ids)))
+    parts = [_views(s.data, geometry, len(s.identity.token_ids)) for s in segments]
+    for rows, *pieces in zip(_views(data, geometry, len(identity.token_ids)), *parts, strict=True):
+        rows.copy_(torch.cat(pieces, dim=1))
+    return Segment(identity, data)
+
+
 def copy_in(slab: KVSlab, geometry: KVGeometry, segment: Segment) -> None:
     """Appends a segment's rows to the slab that ends where they begin. On the engine thread."""
     identity = segment.identity

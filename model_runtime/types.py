@@ -303,6 +303,10 @@ class Engine(Protocol):
         `ValueError`, `DeviceOutOfMemory` or `EngineClosed`; the KV then holds a whole prefix. Not for a KV with a
         running generation, and not from the engine thread."""
 
+    def join(self, identity: SegmentIdentity, segments: Sequence[Segment]) -> Segment | None:
+        """Segments that follow one another as one, under the name it has then. Any thread. None where joined rows would
+        not be the very same (int8, whose scales belong to the cut)."""
+
     def save(self, segment: Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes. Any thread. Raises `SnapshotNotSaved`."""
 

@@ -10,19 +10,21 @@ restore marks its conversation as in use and never waits for a file to be writte
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-from model_runtime.errors import SnapshotNotSaved
-from model_runtime.segments import SegmentIdentity
+from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.segments import SegmentIdentity, key_of
 from model_runtime.types import Engine, Segment
 from sessions.chains import Chain, longest_chain
+from sessions.compaction import find_run
 from sessions.config import SessionConfig, default_disk_kv_budget_bytes
 from sessions.eviction import Tail, choose_tails
 from sessions.segments_table import SavedSegment, SegmentsTable
@@ -136,6 +138,46 @@ class Disk:
         """A refused segment, and all that builds on it."""
         with self._files:
             self._unlink_all(self._table.remove_with_descendants(identity.key))
+
+    def compact(self, limit_tokens: int) -> bool:
+        """Joins one run of small files into a large one, where nobody uses them; False when there is nothing to do. The
+        new file first, then one transaction over the rows, then the old files: a crash leaves files nobody knows."""
+        with self._files:
+            run = find_run(self._table.every(), limit_tokens)
+            size_bytes = sum(segment.size_bytes for segment in run)
+            if not run or self._is_used(run) or not self._has_room(size_bytes):
+                return False
+            fingerprint = self.fingerprint(self._table.owner_of(run[0].key))
+            ids = [self._table.token_ids(segment.key) for segment in run]
+            try:
+                segments = [
+                    self.load(SegmentIdentity(s.key, s.parent_key, s.start_tokens, own, fingerprint))
+                    for s, own in zip(run, ids, strict=True)
+                ]
+            except SnapshotRefused as error:
+                log.warning("kv_not_compacted why=%s", error)
+                return False  # the next restore refuses it, and says so to its owner
+            every = tuple(itertools.chain.from_iterable(ids))
+            key = key_of(run[0].parent_key, every, fingerprint)
+            whole = SegmentIdentity(key, run[0].parent_key, run[0].start_tokens, every, fingerprint)
+            joined = self._engine.join(whole, segments)
+            if joined is None:
+                return False
+            self._make_folder(self.path_of(key).parent)
+            written_bytes = self._engine.save(joined, self.path_of(key))
+            with self._uses:
+                replaced = not self._is_used(run) and self._table.replace((s.key for s in run), whole, written_bytes)
+            self._unlink_all([s.key for s in run] if replaced else [key])
+            log.info("kv_compacted files=%d bytes=%d done=%s", len(run), written_bytes, replaced)
+            return replaced
+
+    def _is_used(self, run: Sequence[SavedSegment]) -> bool:
+        busy = self._busy()
+        return any(c in busy or c in self._in_use for segment in run for c in segment.conversation_ids)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        fits = self.used_bytes + size_bytes + HEADER_BYTES <= self.budget_bytes
+        return fits and self._free_bytes() - size_bytes >= self._floor_bytes
 
     def drop(self, conversation_id: str) -> int:
         """Deletes what only this conversation refers to; returns the bytes that went."""

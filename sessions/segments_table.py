@@ -76,6 +76,12 @@ class SegmentsTable:
         with self._database.read() as db:
             return db.execute("SELECT 1 FROM segments WHERE key = ?", [key]).fetchone() is not None
 
+    def owner_of(self, key: str) -> str:
+        """ "" when the row is gone."""
+        with self._database.read() as db:
+            row = db.execute("SELECT owner_id FROM segments WHERE key = ?", [key]).fetchone()
+        return str(row[0]) if row else ""
+
     def by_conversation(self, owner_id: str) -> dict[str, Saved]:
         """For the owner's lists. A segment that two conversations share counts in both."""
         with self._database.read() as db:
@@ -93,26 +99,29 @@ class SegmentsTable:
     def add(
         self, owner_id: str, conversation_id: str, fingerprint: str, identity: SegmentIdentity, size_bytes: int
     ) -> bool:
-        """Remembers a file that is in its place. False when the conversation was deleted meanwhile."""
-        now = time.time()
+        """Remembers a file that is in its place. False when its conversation, or what it builds on, was deleted
+        meanwhile."""
         with self._database.write() as db:
-            if not _owns(db, owner_id, conversation_id):
+            if not _owns(db, owner_id, conversation_id) or not _stands(db, identity):
                 return False
-            db["segments"].insert(
-                {
-                    "key": identity.key,
-                    "parent_key": identity.parent_key,
-                    "owner_id": owner_id,
-                    "fingerprint": fingerprint,
-                    "start_tokens": identity.start_tokens,
-                    "tokens": len(identity.token_ids),
-                    "bytes": size_bytes,
-                    "created_at": now,
-                    "last_used_at": now,
-                    "token_ids": pack(identity.token_ids),
-                }
-            )
+            _insert(db, owner_id, fingerprint, identity, size_bytes)
             _refer(db, conversation_id, identity.key)
+        return True
+
+    def replace(self, old_keys: Iterable[str], identity: SegmentIdentity, size_bytes: int) -> bool:
+        """One segment in the place of several, for the same conversations. False when one of them is gone."""
+        old = list(old_keys)
+        with self._database.write() as db:
+            rows = [db.execute("SELECT owner_id, fingerprint FROM segments WHERE key = ?", [k]).fetchone() for k in old]
+            if not all(rows):
+                return False
+            users = db.execute("SELECT conversation_id FROM segment_references WHERE segment_key = ?", [old[-1]])
+            conversation_ids = [str(row[0]) for row in users.fetchall()]
+            _insert(db, str(rows[0][0]), str(rows[0][1]), identity, size_bytes)
+            for conversation_id in conversation_ids:
+                _refer(db, conversation_id, identity.key)
+            for key in old:
+                db.execute("DELETE FROM segments WHERE key = ?", [key])
         return True
 
     def adopt(self, owner_id: str, conversation_id: str, key: str) -> bool:
@@ -158,9 +167,33 @@ class SegmentsTable:
         return doomed
 
 
+def _insert(db: Any, owner_id: str, fingerprint: str, identity: SegmentIdentity, size_bytes: int) -> None:
+    now = time.time()
+    db["segments"].insert(
+        {
+            "key": identity.key,
+            "parent_key": identity.parent_key,
+            "owner_id": owner_id,
+            "fingerprint": fingerprint,
+            "start_tokens": identity.start_tokens,
+            "tokens": len(identity.token_ids),
+            "bytes": size_bytes,
+            "created_at": now,
+            "last_used_at": now,
+            "token_ids": pack(identity.token_ids),
+        }
+    )
+
+
 def _owns(db: Any, owner_id: str, conversation_id: str) -> bool:
     sql = "SELECT 1 FROM conversations WHERE id = ? AND owner_id = ?"
     return db.execute(sql, [conversation_id, owner_id]).fetchone() is not None
+
+
+def _stands(db: Any, identity: SegmentIdentity) -> bool:
+    """Whether what it builds on is saved: without that nobody could ever use it."""
+    sql = "SELECT 1 FROM segments WHERE key = ?"
+    return not identity.parent_key or db.execute(sql, [identity.parent_key]).fetchone() is not None
 
 
 def _refer(db: Any, conversation_id: str, key: str) -> None:

@@ -21,6 +21,8 @@ from sessions.errors import SessionError
 
 log = logging.getLogger(__name__)
 
+IDLE_S = 10.0  # nothing was saved for so long: time to compact
+
 
 @dataclass(frozen=True, slots=True)
 class SaveJob:
@@ -62,7 +64,7 @@ class Writer:
         self._gives_up = True
 
     def _loop(self) -> None:
-        while (job := self._queue.get()) is not None:
+        while (job := self._next()) is not None:
             saved = False
             try:
                 saved = not self._gives_up and self._save(job)
@@ -75,6 +77,22 @@ class Writer:
             finally:
                 job.staged()
                 job.done(saved)
+
+    def _next(self) -> SaveJob | None:
+        """Waits for a job. While none comes, small files become large ones, one run at a time."""
+        patience_s: float | None = IDLE_S if self._disk.budget_bytes else None
+        while True:
+            try:
+                return self._queue.get(timeout=patience_s)
+            except queue.Empty:
+                patience_s = 0.0 if self._compact() else None
+
+    def _compact(self) -> bool:
+        try:
+            return self._disk.compact(self._cold.limit_tokens)
+        except Exception as error:  # what cannot be compacted stays as it is
+            log.warning("kv_not_compacted error=%s", error)
+            return False
 
     def _tell(self, job: SaveJob, error: Exception) -> None:
         log.warning("kv_not_saved conversation=%s error=%s", job.conversation_id, error)

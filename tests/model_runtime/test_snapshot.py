@@ -15,7 +15,7 @@ from safetensors import safe_open
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
 from model_runtime.kv_cache import KVGeometry, KVSlab, LayerShape
 from model_runtime.segments import SegmentIdentity, identify
-from model_runtime.snapshot import Segment, copy_in, copy_out, data_bytes_for, read, write
+from model_runtime.snapshot import Segment, copy_in, copy_out, data_bytes_for, joined, read, write
 
 GEOMETRY = KVGeometry((LayerShape(2, 8, 8), LayerShape(2, 8, 4)), torch.float32, torch.device("cpu"), step_tokens=16)
 IDS = tuple(range(40))
@@ -158,3 +158,9 @@ def test_the_same_tokens_behind_others_are_not_the_same_rows() -> None:
     with pytest.raises(ValueError, match="does not hold"):
         copy_out(slab, GEOMETRY, second, before=IDS[:25])
     assert copy_out(filled(), GEOMETRY, second, before=IDS[:25]).identity == second
+
+
+def test_segments_that_follow_one_another_are_joined_to_the_same_rows() -> None:
+    parts = [copy_out(filled(), GEOMETRY, identity) for identity in two_segments()]
+    whole = identify(None, IDS, "model a")
+    assert torch.equal(joined(whole, parts, GEOMETRY).data, copy_out(filled(), GEOMETRY, whole).data)

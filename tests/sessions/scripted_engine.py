@@ -203,6 +203,10 @@ class ScriptedEngine:
             self._between_steps(lambda s=segment: kv.append_segment(s))  # type: ignore[misc]
             self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
 
+    def join(self, identity: SegmentIdentity, segments: Sequence[Segment]) -> ScriptedSegment:
+        marks = tuple(mark for s in segments if isinstance(s, ScriptedSegment) for mark in s.marks)
+        return ScriptedSegment(identity, marks, self.segment_bytes(len(identity.token_ids)))
+
     def save(self, segment: Segment, path: Path) -> int:
         assert isinstance(segment, ScriptedSegment)
         time.sleep(self.save_delay_s)
