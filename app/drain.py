@@ -40,7 +40,7 @@ class Drain:
         waited_s = time.monotonic() - self._begun_at
         if not self._manager.is_draining:
             return False
-        if not self._manager.running_count:
+        if not any(self._manager.open_answers()):
             return True
         if waited_s >= self._limit_s and not self._has_stopped:
             self._has_stopped = True
@@ -49,6 +49,6 @@ class Drain:
 
     def _refuse_new(self) -> None:
         self._manager.drain()
-        if count := self._manager.running_count:
+        if count := sum(self._manager.open_answers()):
             answers = "answer" if count == 1 else "answers"
             self._say(f"Finishing {count} {answers}, for {self._limit_s:g} s at most; press Ctrl-C to stop at once.")

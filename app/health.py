@@ -28,6 +28,7 @@ def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
         if _is_known(house, request):
             info = house.manager.info
             view = house.manager.memory("")
+            running, waiting = house.manager.open_answers()
             report |= {
                 "engine": "running" if is_well else "not answering",
                 "model": info.name,
@@ -36,8 +37,8 @@ def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
                 "device": info.device,
                 "context_limit_tokens": info.context_limit_tokens,
                 "notes": list(info.notes),
-                "running": house.manager.running_count,
-                "waiting": house.manager.waiting_count,
+                "running": running,
+                "waiting": waiting,
                 "kv": {
                     "used": view.device_used_bytes,
                     "reserved": view.device_reserved_bytes,

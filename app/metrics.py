@@ -88,9 +88,9 @@ class _Readings(Collector):
         budget.add_metric(["disk"], view.disk_budget_bytes)
         yield from (held, budget)
         queue = GaugeMetricFamily("keepwarm_queue", "Answers being written, and in line for it.", labels=["state"])
-        waiting = self._manager.waiting_count
+        running, waiting = self._manager.open_answers()
         queue.add_metric(["waiting"], waiting)
-        queue.add_metric(["running"], max(0, self._manager.running_count - waiting))
+        queue.add_metric(["running"], running)
         yield queue
 
 

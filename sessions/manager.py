@@ -37,7 +37,6 @@ from sessions.types import (
     ConversationSummary,
     ConversationView,
     MemoryView,
-    RunPhase,
     Tier,
 )
 from sessions.verifier import Verifier, Verifying
@@ -108,7 +107,7 @@ class SessionManager:
         self.drain()
         self._watchdog.close(timeout_s=1.0)
         self._idle.close(timeout_s=1.0)
-        while self.running_count and time.monotonic() < deadline:
+        while self._runs.all_active() and time.monotonic() < deadline:
             self.interrupt_all()
             time.sleep(0.01)
         for run in self._runs.all_active():  # the engine does not answer
@@ -127,22 +126,13 @@ class SessionManager:
     def is_draining(self) -> bool:
         return self._runs.is_closed
 
-    @property
-    def waiting_count(self) -> int:
-        """Answers in line for room or for the engine."""
-        return sum(run.snapshot().phase is RunPhase.WAITING for run in self._runs.all_active())
-
-    @property
-    def running_count(self) -> int:
-        """Answers that are being written, or wait for it."""
-        return len(self._runs.all_active())
+    def open_answers(self) -> tuple[int, int]:
+        """(being written, in line for it)."""
+        return self._runs.counts()
 
     def interrupt_all(self) -> None:
         """Stops every run; their texts are kept and marked as interrupted."""
-        for run in self._runs.all_active():
-            if not run.interrupted:
-                run.interrupted = True
-                self._turns.stop(run)
+        self._turns.interrupt(self._runs.all_active())
 
     @property
     def is_well(self) -> bool:

@@ -231,6 +231,12 @@ class RunTable:
         with self._changed:
             return list(self._active.values())
 
+    def counts(self) -> tuple[int, int]:
+        """(being written, in line for it)."""
+        runs = self.all_active()
+        waiting = sum(run.snapshot().phase is RunPhase.WAITING for run in runs)
+        return len(runs) - waiting, waiting
+
     def find(self, conversation_id: str, message_id: int) -> Run | None:
         """The run that writes or wrote this answer, if it is still known."""
         with self._changed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -115,6 +115,13 @@ class Turns:
         run.ask_to_stop()
         if run.ticket is not None and self._leases.leave(run.ticket):
             self._recorder.put(run, aborted())
+
+    def interrupt(self, runs: Iterable[Run]) -> None:
+        """Like `stop`, because the server ends."""
+        for run in runs:
+            if not run.interrupted:
+                run.interrupted = True
+                self.stop(run)
 
     def _enter(self, run: Run, lease: Lease) -> None:
         """Room was granted. On the leases' thread, which does not wait for the disk."""
