@@ -33,8 +33,8 @@ GIB = 1024**3
 
 
 def lengths(count: int, dice: random.Random) -> list[int]:
-    """From the shortest to the longest, equally many in every doubling."""
-    drawn = [int(SHORTEST * (LONGEST / SHORTEST) ** (n / max(1, count - 1))) for n in range(count)]
+    """From the shortest to the longest, the short ones more often."""
+    drawn = [int(SHORTEST * (LONGEST / SHORTEST) ** ((n / max(1, count - 1)) ** 4)) for n in range(count)]
     dice.shuffle(drawn)
     return drawn
 
