@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def real(model_dir: str) -> Callable[[Path, str], None]:
 
 def talk(manager, count: int, round_number: str, settings) -> None:  # type: ignore[no-untyped-def]
     """Goes on until it is killed, with `count` answers at a time."""
+    from sessions.errors import ConversationBusy
+
     known = [s.conversation_id for s in manager.list_conversations("ada")]
     for number in itertools.count():
         if len(known) < count:
@@ -63,7 +66,11 @@ def talk(manager, count: int, round_number: str, settings) -> None:  # type: ign
         if view.ledger_tokens > view.context_limit_tokens // 2:
             c = known[number % count] = manager.create_conversation("ada", settings).conversation_id
         text = f"round {round_number} message {number}"
-        run = manager.send("ada", c, text)
+        try:
+            run = manager.send("ada", c, text)
+        except ConversationBusy:  # the same empty conversation, twice in the list: an earlier life left it behind
+            time.sleep(0.01)
+            continue
         say(f"{c} {run.message_id} {text}")
         if number % count == count - 1:
             for other in known:
