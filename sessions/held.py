@@ -57,6 +57,8 @@ class Held:
         with self._changed:
             if not self.has_room(conversation_id, promised_bytes, make_way is not None):
                 return None
+            if not self.pins.may_hold(conversation_id, promised_bytes):
+                return None
             own = self._slots.get(conversation_id)
             slot = own or Slot(conversation_id, owner_id, self._engine.new_kv())
             assert slot.owner_id == owner_id, "a KV of another owner"

@@ -83,6 +83,8 @@ class Pins:
         with self._lock:
             others_bytes = sum(bytes_ for c, bytes_ in self._claims.items() if c != conversation_id)
             is_pinned = conversation_id in self._claims
+            # What it holds already, of a longer branch for one, stays with it.
+            promised_bytes = max(promised_bytes, self._claims.get(conversation_id, 0))
             if is_pinned and others_bytes + promised_bytes > self.limit_bytes:
                 raise CacheFull(
                     f"This conversation is pinned, and this turn may grow it to {mib(promised_bytes)}; beside the "
@@ -98,6 +100,17 @@ class Pins:
             self._turns[conversation_id] = promised_bytes
             if is_pinned:
                 self._claims[conversation_id] = promised_bytes
+
+    def may_hold(self, conversation_id: str, promised_bytes: int) -> bool:
+        """Whether a restore to so many bytes keeps the pins within what may be pinned; then they are its claim."""
+        with self._lock:
+            if conversation_id not in self._claims:
+                return True
+            others_bytes = sum(bytes_ for c, bytes_ in self._claims.items() if c != conversation_id)
+            if others_bytes + promised_bytes > self.limit_bytes:
+                return False
+            self._claims[conversation_id] = max(promised_bytes, self._claims[conversation_id])
+            return True
 
     def settled(self, conversation_id: str, held_bytes: int, was_turn: bool) -> None:
         """Its KV was given back and holds so much."""
