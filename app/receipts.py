@@ -12,8 +12,9 @@ def line(receipt: Receipt) -> str:
         parts = [f"{formatting.tokens(receipt.fed_tokens)} read again"]
     else:
         ahead = f"{formatting.tokens(receipt.ahead_tokens)} read ahead / " if receipt.ahead_tokens else ""
-        kept = formatting.tokens(receipt.reused_tokens - receipt.ahead_tokens)
-        parts = [f"{kept} reused / {ahead}{formatting.tokens(receipt.fed_tokens)} new"]
+        shared = f"{formatting.tokens(receipt.shared_tokens)} copied / " if receipt.shared_tokens else ""
+        kept = formatting.tokens(_kept_tokens(receipt))
+        parts = [f"{kept} reused / {shared}{ahead}{formatting.tokens(receipt.fed_tokens)} new"]
     if receipt.ttft_s is not None:
         parts.append(f"first token {formatting.seconds(receipt.ttft_s)}")
     if receipt.tokens_per_s is not None:
@@ -27,6 +28,8 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
         ("Reused", _reused(receipt)),
         ("Read now", _read(receipt)),
     ]
+    if receipt.shared_tokens:
+        rows.insert(1, ("Copied", f"{formatting.tokens(receipt.shared_tokens)} tokens, from {_other(receipt)}"))
     if receipt.ahead_tokens:
         rows.insert(1, ("Read ahead", f"{formatting.tokens(receipt.ahead_tokens)} tokens, before the message was sent"))
     if receipt.waited_s >= 0.05:
@@ -49,11 +52,21 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
 
 
 def _reused(receipt: Receipt) -> str:
-    kept_tokens = receipt.reused_tokens - receipt.ahead_tokens
+    kept_tokens = _kept_tokens(receipt)
     if kept_tokens == 0:
         return "nothing: no cache held this conversation" if receipt.miss_reason else "nothing: this is the first turn"
     tier = "" if receipt.tier_before is Tier.COLD else f", from {_tier(receipt.tier_before)}"
     return f"{formatting.tokens(kept_tokens)} tokens{tier}"
+
+
+def _kept_tokens(receipt: Receipt) -> int:
+    """What this conversation's own memory held from earlier turns."""
+    return receipt.reused_tokens - receipt.ahead_tokens - receipt.shared_tokens
+
+
+def _other(receipt: Receipt) -> str:
+    name = f"“{receipt.shared_title}”" if receipt.shared_title else "a conversation that was deleted"
+    return f"{name}, which begins with the same text"
 
 
 def _read(receipt: Receipt) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from model_runtime import types
 from model_runtime.attention import StepAborted
+from model_runtime.beginnings import copy_beginning
 from model_runtime.cold_drift import measure_drift
 from model_runtime.cold_rows import ColdRows
 from model_runtime.config import EngineConfig
@@ -171,6 +172,14 @@ class Engine:
     def join(self, identity: SegmentIdentity, segments: abc.Sequence[types.Segment]) -> types.Segment | None:
         """Segments that follow one another as one."""
         return self._rows.join(identity, segments)
+
+    def copy_beginning(self, source: KV, target: KV, ids: abc.Sequence[int], least_tokens: int) -> tuple[int, int]:
+        """Rows copied on the device, between two steps."""
+        copy = partial(copy_beginning, self._own(source), self._own(target), ids, least_tokens)
+        try:
+            return self._shift.call(copy)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise translated(error) from error
 
     def save(self, segment: types.Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes."""

@@ -307,6 +307,11 @@ class Engine(Protocol):
         """Segments that follow one another as one, under the name it has then. Any thread. None where joined rows would
         not be the very same (int8, whose scales belong to the cut)."""
 
+    def copy_beginning(self, source: KV, target: KV, ids: Sequence[int], least_tokens: int) -> tuple[int, int]:
+        """Copies rows from one KV into another on the device, between steps, so that `target` holds of `ids` what
+        `source` does, if that is at least `least_tokens` more than it has of them. Returns from where to where, (0, 0)
+        for none. `source` may have a running generation, `target` not. Raises `DeviceOutOfMemory` or `EngineClosed`."""
+
     def save(self, segment: Segment, path: Path) -> int:
         """Writes the file so that it is whole or absent; returns its bytes. Any thread. Raises `SnapshotNotSaved`."""
 

@@ -24,6 +24,7 @@ from model_runtime.types import (
     TokenDelta,
     TurnTemplate,
 )
+from sessions.beginnings import Beginnings
 from sessions.errors import ConversationNotFound
 from sessions.idle import Errand, Kind, Outcome, Way
 from sessions.leases import Lease, Leases
@@ -60,6 +61,7 @@ class Ahead:
         tiers: Tiers,
         runs: RunTable,
         room: Room,
+        beginnings: Beginnings,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -68,6 +70,7 @@ class Ahead:
         self._tiers = tiers
         self._runs = runs
         self._room = room
+        self._beginnings = beginnings
 
     def perform(self, errand: Errand, way: Way) -> Outcome:
         if self._runs.active(errand.conversation_id) is not None:
@@ -132,6 +135,9 @@ class Ahead:
         try:
             # Deleting frees the KV once more after the row is gone, so who still finds the row leaves nothing behind.
             self._store.conversation(owner_id, conversation_id)
+            if errand.kind is Kind.DRAFT:
+                known_tokens = common_prefix(lease.held_ids, plan.ids)
+                self._beginnings.copy(owner_id, conversation_id, lease.kv, plan.ids, known_tokens)
             events = _heard_to_the_end(lease.kv, submit, way)
         except ConversationNotFound:
             self._give_back(lease, plan, None)

@@ -10,6 +10,7 @@ from model_runtime.segments import SegmentIdentity, identify
 from sessions.ledger import common_prefix
 from sessions.segments_table import SavedSegment
 
+BEGINNING_TOKENS = 256  # so often the first prompt is cut: conversations that begin alike share those files
 SHARED_PROMPT_TOKENS = 256  # an answer begins a segment of its own behind a prompt of at least so many new tokens
 
 
@@ -74,14 +75,16 @@ def longest_chain(
 def cut(
     ids: tuple[int, ...], parent: SegmentIdentity | None, prompt_tokens: int, limit_tokens: int, fingerprint: str
 ) -> list[SegmentIdentity]:
-    """The segments that hold `ids` behind `parent`: none longer than `limit_tokens`, and a cut behind a long prompt,
-    so that its other answers share it."""
+    """The segments that hold `ids` behind `parent`: none longer than `limit_tokens`, a cut behind a long prompt, so
+    that its other answers share it, and a conversation's first prompt in even pieces, so that its twins do."""
     pieces: list[SegmentIdentity] = []
     start = parent.end_tokens if parent else 0
     stops = [prompt_tokens] if prompt_tokens - start >= SHARED_PROMPT_TOKENS and prompt_tokens < len(ids) else []
     for stop in (*stops, len(ids)):
+        is_beginning = start == 0 and stop == prompt_tokens
+        most_tokens = min(limit_tokens, BEGINNING_TOKENS) if is_beginning else limit_tokens
         while start < stop:
-            end = min(stop, start + limit_tokens)
+            end = min(stop, start + most_tokens)
             parent = identify(parent, ids[start:end], fingerprint)
             pieces.append(parent)
             start = end

@@ -108,6 +108,16 @@ class Held:
             held = slot.kv.length_tokens
             return Lease(conversation_id, slot.kv, held, False, None, slot.held_ids, ahead_from=slot.ahead_from)
 
+    def others(self, owner_id: str, conversation_id: str) -> list[tuple[str, KV, tuple[int, ...]]]:
+        """The owner's other conversations on the device: their KVs, and the ids that each held when it was last given
+        back. The engine knows whether it still does."""
+        with self._changed:
+            return [
+                (slot.conversation_id, slot.kv, slot.held_ids)
+                for slot in self._slots.values()
+                if slot.owner_id == owner_id and slot.conversation_id != conversation_id and not slot.leaving
+            ]
+
     def must_yield(self, lease: Lease) -> bool:
         """Whether a reserved lease is in somebody's way."""
         with self._changed:

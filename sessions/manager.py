@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from model_runtime.types import Engine, ModelInfo, TurnTemplate
 from sessions.ahead import Ahead
+from sessions.beginnings import Beginnings
 from sessions.completions import Completions
 from sessions.config import SessionConfig
 from sessions.counters import Counters
@@ -63,7 +64,8 @@ class SessionManager:
         self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room, self._pins)
         engine.on_memory_pressure = self._leases.surrender
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
-        ahead = Ahead(store, engine, template, self._leases, self._tiers, self._runs, self._room)
+        beginnings = Beginnings(engine, self._leases)
+        ahead = Ahead(store, engine, template, self._leases, self._tiers, self._runs, self._room, beginnings)
         self._idle = IdleWork(self._leases, ahead.perform)
         self._drafts = Drafts(store, template, self._room, self._idle, config)
         self._recorder = Recorder(
@@ -77,7 +79,7 @@ class SessionManager:
             self.counters.token_after,
         )
         self._turns = Turns(
-            store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder
+            store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder, beginnings
         )
         self._watchdog = Watchdog(engine, self._leases, config.hang_after_s, self._notes.engine_rebuilt)
         self._verifier = Verifier(store, engine, self._leases, self._tiers.cold, self._runs, self._notes)

@@ -169,3 +169,9 @@ def read_ahead(db: Database) -> None:
     """Whose title it is decides whether the model may replace it; titles of before are left alone."""
     db.execute("ALTER TABLE receipts ADD COLUMN ahead_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE conversations ADD COLUMN title_by TEXT NOT NULL DEFAULT 'person'")
+
+
+@_step
+def shared_beginnings(db: Database) -> None:
+    db.execute("ALTER TABLE receipts ADD COLUMN shared_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN shared_from TEXT NOT NULL DEFAULT ''")

@@ -66,6 +66,8 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         drafted_tokens=event.drafted_tokens,
         accepted_tokens=event.accepted_tokens,
         ahead_tokens=ahead_tokens,
+        shared_tokens=_shared_tokens(run, event),
+        shared_from=run.shared.conversation_id if _shared_tokens(run, event) and run.shared else "",
     )
 
 
@@ -75,15 +77,22 @@ def _ahead_tokens(run: Run, lease: Lease, event: Finished) -> int:
     return max(0, event.reused_tokens - lease.ahead_from)
 
 
-def _kept_tokens(lease: Lease) -> int:
-    """What the KV had from before, without what was read ahead."""
-    return lease.held_tokens if lease.ahead_from is None else min(lease.held_tokens, lease.ahead_from)
+def _shared_tokens(run: Run, event: Finished) -> int:
+    if run.shared is None:
+        return 0
+    return max(0, min(event.reused_tokens, run.shared.end_tokens) - run.shared.start_tokens)
+
+
+def _kept_tokens(run: Run, lease: Lease) -> int:
+    """What the KV had from before, without what was read ahead or came from another conversation."""
+    starts = (lease.ahead_from, run.shared.start_tokens if run.shared else None)
+    return min(lease.held_tokens, *(start for start in starts if start is not None), lease.held_tokens)
 
 
 def _tier(run: Run, lease: Lease) -> Tier:
     if run.restored.tokens:
         return run.restored.tier
-    return Tier.DEVICE if _kept_tokens(lease) else Tier.COLD
+    return Tier.DEVICE if _kept_tokens(run, lease) else Tier.COLD
 
 
 def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, str]:
@@ -136,7 +145,7 @@ def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
         return MissReason.SNAPSHOT_REFUSED
     if run.restored.is_reread_cheaper:
         return MissReason.REREAD_CHEAPER
-    if _kept_tokens(lease) == 0:
+    if _kept_tokens(run, lease) == 0:
         if lease.loss is not None:
             return MissReason.EVICTED
         if run.plan.is_fork:

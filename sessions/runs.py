@@ -18,6 +18,7 @@ from model_runtime.types import (
     TokenDelta,
     TokenLogprobs,
 )
+from sessions.beginnings import Shared
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.leases import Lease, Ticket
 from sessions.ledger import Turn
@@ -53,6 +54,7 @@ class Run:
         self.ticket: Ticket | None = None
         self.lease: Lease | None = None
         self.restored: Restored = NOT_RESTORED
+        self.shared: Shared | None = None  # what was copied from another conversation
         self.waited_s = 0.0
         self.failure: str | None = None  # a sentence: something of ours failed while the engine was at work
         self.interrupted = False  # the server ends; nobody asked to stop

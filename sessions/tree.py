@@ -33,7 +33,8 @@ _SIBLINGS = """
         AS sibling_count,
     (SELECT count(*) FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id
         AND s.id <= m.id) AS sibling_number """
-_VIEW = f" SELECT m.id, m.role, m.text, m.status, m.finish_reason, m.note, r.*, {_SIBLINGS} FROM "  # noqa: S608
+_SHARED = "(SELECT o.title FROM conversations o WHERE o.id = r.shared_from) AS shared_title"
+_VIEW = f" SELECT m.id, m.role, m.text, m.status, m.finish_reason, m.note, r.*, {_SHARED}, {_SIBLINGS} FROM "  # noqa: S608
 _VIEW_OF_PATH = (
     _PATH + _VIEW + "path JOIN messages m ON m.id = path.id LEFT JOIN receipts r ON r.message_id = m.id"
     " ORDER BY path.depth DESC"
@@ -151,7 +152,8 @@ class MessageTree:
                 if found := db.execute(sql, [message_id]).fetchone():
                     insert_link(db, message_id, str(found[0]), link, "")
             if receipt is not None:
-                db["receipts"].insert({"message_id": message_id, **asdict(receipt)})
+                stored = {name: value for name, value in asdict(receipt).items() if name != "shared_title"}
+                db["receipts"].insert({"message_id": message_id, **stored})
                 db.execute(
                     "UPDATE users SET saved_s_total = saved_s_total + ?, reused_tokens_total = reused_tokens_total + ?"
                     " WHERE id = (SELECT c.owner_id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
@@ -269,6 +271,7 @@ def _view(row: dict[str, Any]) -> MessageView:
 
 def _receipt(row: dict[str, Any]) -> Receipt:
     fields = {name: row[name] for name in _RECEIPT_FIELDS}
+    fields["shared_title"] = fields["shared_title"] or ""
     fields["tier_before"] = Tier(fields["tier_before"])
     fields["miss_reason"] = MissReason(fields["miss_reason"]) if fields["miss_reason"] else None
     return Receipt(**fields)

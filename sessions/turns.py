@@ -9,8 +9,9 @@ from functools import partial
 from model_runtime.errors import ModelRuntimeError
 from model_runtime.types import ChatMessage, Engine, GenerationRequest, SamplingParams
 from sessions import links
+from sessions.beginnings import Beginnings
 from sessions.leases import Lease, Leases, Ticket
-from sessions.ledger import Turn
+from sessions.ledger import Turn, common_prefix
 from sessions.pins import Pins
 from sessions.recorder import Recorder
 from sessions.records import Conversation, Node
@@ -54,6 +55,7 @@ class Turns:
         leases: Leases,
         tiers: Tiers,
         recorder: Recorder,
+        beginnings: Beginnings,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -63,6 +65,7 @@ class Turns:
         self._leases = leases
         self._tiers = tiers
         self._recorder = recorder
+        self._beginnings = beginnings
 
     def begin(self, new: NewTurn) -> Run:
         """Commits the turn and gets in line. Inside the conversation's claim. Nothing is stored when it raises."""
@@ -134,6 +137,10 @@ class Turns:
         request = GenerationRequest(
             plan.turn.ledger, lease.kv, plan.sampling, plan.turn.answer_prefix_tokens, fairness_key=plan.owner_id
         )
+        known_tokens = run.restored.tokens or common_prefix(lease.held_ids, run.plan.turn.ledger)
+        owner_id, conversation_id, ids = run.plan.owner_id, run.conversation_id, run.plan.turn.ledger[:-1]
+        self._beginnings.copy(owner_id, conversation_id, lease.kv, ids, known_tokens)
+        run.shared = self._beginnings.taken(conversation_id, lease.kv)
         try:
             run.started(self._engine.submit(request, partial(self._recorder.put, run)))
         except ModelRuntimeError as error:

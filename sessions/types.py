@@ -74,6 +74,9 @@ class Receipt:
     choice: str = ""  # a sentence: what restoring and reading were expected to take; "" when there was no choice
     drafted_tokens: int = 0  # guessed by prompt lookup
     accepted_tokens: int = 0  # of these, what the model said
+    shared_tokens: int = 0  # of the reused: copied from another conversation of the same owner, `shared_from`
+    shared_from: str = ""
+    shared_title: str = ""  # its title now, "" when it was deleted; not stored
     ahead_tokens: int = 0  # of the reused: read while the message was typed, or while nobody waited
 
     @property

@@ -207,6 +207,13 @@ class ScriptedEngine:
         marks = tuple(mark for s in segments if isinstance(s, ScriptedSegment) for mark in s.marks)
         return ScriptedSegment(identity, marks, self.segment_bytes(len(identity.token_ids)))
 
+    def copy_beginning(self, source: KV, target: KV, ids: Sequence[int], least_tokens: int) -> tuple[int, int]:
+        assert isinstance(source, ScriptedKV)
+        assert isinstance(target, ScriptedKV)
+        assert not target.busy, "copied into a KV with a running generation"
+        self._revive(target)
+        return self._between_steps(lambda: target.copy_beginning(source, list(ids), least_tokens))
+
     def save(self, segment: Segment, path: Path) -> int:
         assert isinstance(segment, ScriptedSegment)
         time.sleep(self.save_delay_s)

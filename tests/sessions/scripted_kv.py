@@ -63,6 +63,20 @@ class ScriptedKV:
         self.marks.extend(segment.marks)
         self._extend(segment.identity.token_ids)
 
+    def common(self, ids: Sequence[int]) -> int:
+        pairs = enumerate(zip(self.tokens, ids, strict=False))
+        return next((i for i, (mine, other) in pairs if mine != other), min(len(self.tokens), len(ids)))
+
+    def copy_beginning(self, source: ScriptedKV, ids: Sequence[int], least_tokens: int) -> tuple[int, int]:
+        end = source.common(ids)
+        start = self.common(ids[:end])
+        if end - start < least_tokens:
+            return 0, 0
+        self.crop(start)
+        self.marks.extend(source.marks[start:end])
+        self._extend(ids[start:end])
+        return start, end
+
     def crop(self, length_tokens: int) -> None:
         del self.tokens[length_tokens:]
         del self.marks[length_tokens:]

@@ -105,11 +105,11 @@ def test_a_regenerated_answer_shares_a_long_prompt(make_warm: Callable[..., Hous
     c = house.conversation()
     house.say(c, LONG)
     house.saved(c)
-    assert len(house.files()) == 2  # the prompt, and its answer
+    assert len(house.files()) == 3  # the prompt in two pieces (`chains.BEGINNING_TOKENS`), and its answer
     house.engine.answer = lambda ledger: (*b"Something else", 259)
     finish(house.manager.regenerate(ADA, c))
     house.saved(c)
-    assert len(house.files()) == 3
+    assert len(house.files()) == 4
     house.manager.park(ADA, c)
     message = finish(house.manager.regenerate(ADA, c))
     assert house.receipt(message).tier_before is Tier.DISK
