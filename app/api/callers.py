@@ -15,7 +15,6 @@ from app.auth import LOCAL_OWNER, Owners
 from app.guard import is_loopback
 from sessions.keys import KeyStore
 
-LOCAL_API_OWNER = "local-api"  # behind a password the page's own conversations are not to be had without it
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
@@ -37,11 +36,13 @@ class Callers:
             return key.owner_id
         if self._keys.any_valid():
             raise Problem(401, "Send a valid API key as 'Authorization: Bearer kw-...'.", "invalid_api_key")
+        if self._owners.needs_login:  # a server that wants a password is meant to be reached from elsewhere
+            raise Problem(403, "Behind a password the API wants a key. Add one: keepwarm key add NAME.")
         if not _is_local(request):
             raise Problem(
                 403, "Without any API key only programs of this machine are answered. Add one: keepwarm key add NAME."
             )
-        return LOCAL_API_OWNER if self._owners.needs_login else LOCAL_OWNER
+        return LOCAL_OWNER
 
 
 def _is_local(request: Request) -> bool:

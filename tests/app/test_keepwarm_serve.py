@@ -88,6 +88,7 @@ def limit_answers(one: Tab, tokens: int) -> None:
     expect(field).to_have_value("512")
     field.fill(str(tokens))
     one.page.locator("#kw-set-temperature input").fill("0")
+    one.page.locator("#kw-set-repetition-penalty input").fill("1")  # counts on and on when it is asked to
     one.page.locator("#kw-settings-save").click()
     expect(one.page.locator("#kw-settings-note textarea")).to_have_value(re.compile("Saved"))
     one.page.keyboard.press("Escape")
@@ -113,7 +114,7 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
         re.compile(r"[1-9]\d* reused / (\d+ read ahead / )?\d+ new")
     )
     one.new()
-    limit_answers(one, 2000)
+    limit_answers(one, 6000)  # nobody is quick enough to see the end of it
     one.write("Write the numbers from 1 to 500, separated by commas.")
     expect(one.message(1)).to_contain_text(re.compile(r"\d\D+\d\D+\d"), timeout=60_000)
     begun = one.message(1).inner_text()

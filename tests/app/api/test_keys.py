@@ -88,11 +88,11 @@ def test_other_sites_pages_are_refused(site: Site, http: httpx.Client) -> None:
     assert http.post("/v1/chat/completions", json=BODY, headers={"Origin": site.url}).status_code == 200
 
 
-def test_behind_a_password_the_pages_conversations_are_not_the_apis(serve: Serve, connect: Connect) -> None:
+def test_behind_a_password_every_program_needs_a_key(serve: Serve, connect: Connect) -> None:
     site = serve(headless=True, password="secret")
-    connect(site).chat.completions.create(model=MODEL, messages=[user("Hello")])  # type: ignore[list-item]
-    assert site.manager.list_conversations("local") == []
-    assert len(site.manager.list_conversations("local-api")) == 1
+    with pytest.raises(openai.PermissionDeniedError, match="keepwarm key add"):
+        connect(site).models.list()
+    assert connect(site, add(site, "ada")).models.list().data
 
 
 def test_the_command_makes_lists_and_revokes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

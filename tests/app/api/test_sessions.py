@@ -19,8 +19,14 @@ def begin(http: httpx.Client, text: str = "Hello", **more: Any) -> str:
     return str(made["keepwarm"]["session_id"])
 
 
+def saved(http: httpx.Client, session_id: str) -> bool:
+    """Whether its KV has been written through, which happens behind the answer."""
+    return bool(http.get(f"/v1/sessions/{session_id}").json()["disk"]["used_bytes"])
+
+
 def test_a_session_is_described_pinned_parked_warmed_dropped_and_deleted(site: Site, http: httpx.Client) -> None:
     session_id = begin(http)
+    until(lambda: saved(http, session_id))
     (listed,) = http.get("/v1/sessions").json()["data"]
     found = http.get(f"/v1/sessions/{session_id}").json()
     assert found == listed
@@ -118,8 +124,9 @@ def test_health_and_metrics_tell_those_who_may_know(serve: Serve) -> None:
 
 def test_moves_are_counted_with_their_seconds(site: Site, http: httpx.Client) -> None:
     session_id = begin(http)
-    http.post(f"/v1/sessions/{session_id}/park")
-    http.post(f"/v1/sessions/{session_id}/warm")
+    until(lambda: saved(http, session_id))
+    assert http.post(f"/v1/sessions/{session_id}/park").json()["tier"] == "disk"
+    assert http.post(f"/v1/sessions/{session_id}/warm").status_code == 202
     until(lambda: 'keepwarm_moves_total{origin="disk",target="device"} 1.0' in http.get("/metrics").text)
     text = http.get("/metrics").text
     assert 'keepwarm_moves_total{origin="device",target="disk"} 1.0' in text
