@@ -65,14 +65,21 @@ def probe_packing(
         found = _packed(model, geometry, near, far, far_start)
     except (ValueError, RuntimeError, TypeError) as error:
         raise ModelLoadError(f"{_name(model)} cannot be packed with other conversations: {error}.") from error
-    gap = float((found - expected).abs().max() / expected.std())
-    limit = 1e-3 if _is_exact(model) else 0.25
+    gap, limit = logits_gap(found, expected, _is_exact(model))
     if not gap <= limit:
         raise ModelLoadError(
             f"{_name(model)} cannot share a forward between conversations: packed, its logits differ from its own "
             f"attention by {gap:.2g} standard deviations ({limit:g} allowed)."
         )
     return geometry
+
+
+def logits_gap(found: torch.Tensor, expected: torch.Tensor, is_exact: bool) -> tuple[float, float]:
+    """How far two sets of logits lie apart in standard deviations, and how far they may: the largest difference in
+    float32, else the root mean square. Of a large vocabulary the largest of what bfloat16 rounds off proves nothing
+    (measured: 0.33 of 128,256 logits behind 32 layers of random weights); another computation is off by about 1."""
+    difference = (found - expected) / expected.std()
+    return (float(difference.abs().max()), 1e-3) if is_exact else (float(difference.square().mean().sqrt()), 0.15)
 
 
 def _name(model: PreTrainedModel) -> str:

@@ -135,6 +135,8 @@ def quantise(model: PreTrainedModel, precision: str, dtype: torch.dtype) -> None
     defaults have it (no double quantization), "nf4" with double quantization."""
     # When it is first imported on a CPU it advises, as an error, a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR + 1)
+    # int8 computes in float16 and would say so at every product.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     import bitsandbytes as bnb
 
     for name, module in list(model.named_modules()):

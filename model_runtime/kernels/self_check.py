@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 from model_runtime.forward import Feed, PackedForward
 from model_runtime.kv_cache import KVGeometry, KVSlab
-
-EXACT_LIMIT, ROUNDED_LIMIT = 1e-3, 0.25  # of the logits' standard deviation, as the load-time probe has them
+from model_runtime.probe import logits_gap
 
 
 def agrees_with_slabs(
@@ -29,8 +28,8 @@ def agrees_with_slabs(
         found = run([Feed(kv, [ids[place]], 1) for kv, ids in zip(kvs, ledgers, strict=True)])
     slabs = PackedForward(model)
     expected = torch.cat([slabs.run([Feed(KVSlab(geometry), ids, 1)]) for ids in ledgers])
-    gap = float((found - expected).abs().max() / expected.std())
     for kv in kvs:
         kv.free()
     is_exact = all(t.dtype == torch.float32 for t in model.parameters() if t.is_floating_point())
-    return gap <= (EXACT_LIMIT if is_exact and geometry.dtype == torch.float32 else ROUNDED_LIMIT)
+    gap, limit = logits_gap(found, expected, is_exact and geometry.dtype == torch.float32)
+    return gap <= limit
