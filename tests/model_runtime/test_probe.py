@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from model_runtime.errors import ModelLoadError
-from model_runtime.probe import probe_packing
+from model_runtime.probe import logits_gap, probe_packing
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -86,3 +86,15 @@ def test_a_model_that_disagrees_with_its_own_attention_is_refused() -> None:
         attention.forward = skewed
     with pytest.raises(ModelLoadError, match="differ from its own attention"):
         probe_packing(model, torch.float32, 256, step_tokens=64)
+
+
+def test_rounding_of_many_logits_is_told_from_another_computation() -> None:
+    generator = torch.Generator().manual_seed(4)
+    expected = torch.randn(2, 128_256, generator=generator)
+    rounded = expected + 0.07 * torch.randn(expected.shape, generator=generator)
+    other = torch.randn(expected.shape, generator=generator)
+
+    assert float((rounded - expected).abs().max()) > 0.25
+    for found, is_exact, is_accepted in ((rounded, False, True), (other, False, False), (rounded, True, False)):
+        gap, limit = logits_gap(found, expected, is_exact)
+        assert (gap <= limit) is is_accepted
