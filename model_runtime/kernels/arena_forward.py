@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from model_runtime.attention import ATTENTION_NAME, StepAborted
 from model_runtime.forward import Feed
 from model_runtime.kernels.arena import Arena, ArenaKV
+from model_runtime.kernels.few_rows import speed_up
 from model_runtime.kernels.recorded import RecordedDecode
 from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload, rows_for
 from model_runtime.kernels.varlen import VarlenKernel
@@ -68,6 +69,8 @@ class ArenaForward:
         self._upload = StepUpload(self.device, 4096)
         self.recorded = RecordedDecode(self._logits_of_a_decode, arena) if recorded else None
         self._compiled: Callable[..., Any] | None = torch.compile(model) if compiled else None
+        # Compiled code could not look into our kernels.
+        self._without_own_products = None if compiled else speed_up(model, self.device)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -94,9 +97,16 @@ class ArenaForward:
             torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
         return logits
 
+    @property
+    def has_own_products(self) -> bool:
+        """Whether our kernel multiplies few rows with the 4-bit matrices."""
+        return self._without_own_products is not None
+
     def close(self) -> None:
-        """Forgets the recorded steps, whose graphs hold memory."""
+        """Forgets the recorded steps, whose graphs hold memory, and leaves the model's layers as they were."""
         self.recorded = None
+        if self._without_own_products is not None:
+            self._without_own_products()
 
     def _eager(self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]) -> torch.Tensor:
         needed = len(rows.numbers)

@@ -165,12 +165,16 @@ def open_arena(
     forward = ArenaForward(model, arena, kernel, recorded, config.compile_decode)
     if not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
         if forward.recorded is None:
+            forward.close()
             return None
         logger.warning("recorded decode steps disagree with the same steps launched one by one: nothing is recorded")
         forward.recorded = None
         if not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
+            forward.close()
             return None
     name = f"{kernel.name} ({geometry.device.type.upper()})"
+    if forward.has_own_products:
+        name += ", Keepwarm's own 4-bit products of few rows"
     if is_cuda and forward.recorded is not None and forward.recorded.refusal is None:
         name += ", decode steps as CUDA graphs" + (" of compiled code" if config.compile_decode else "")
     logger.info(
