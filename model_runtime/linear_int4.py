@@ -26,13 +26,13 @@ _SLICE_WEIGHTS = 1 << 20  # de-quantised at a time: 4 MiB of float32 stay in the
 @dataclass(frozen=True, slots=True)
 class KernelPlan:
     """Which way runs, as measured on this machine: `packed` False means that no layer is kept at 4 bits;
-    rows above `crossover_rows` are multiplied in `gemm_dtype` after de-quantising. `library` holds our own kernels
+    rows above `crossover_rows` are multiplied in `gemm_dtype` after de-quantising. `kernels` holds our own ones
     where they run, None where torch's do."""
 
     packed: bool
     crossover_rows: int
     gemm_dtype: torch.dtype
-    library: ctypes.CDLL | None = field(default=None, compare=False)
+    kernels: ctypes.CDLL | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

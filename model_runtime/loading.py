@@ -142,7 +142,7 @@ def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: P
     if precision.mode == "shipped" and device == "cpu" and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types):
         plan, sentence = kernel_plan(cache_dir, say)
         label = f"4-bit ({kinds} as shipped)" if plan.packed else f"{kinds} de-quantised"
-        kernel = "own float32" if plan.library else f"int4 packed={plan.packed} above={dtype_name(plan.gemm_dtype)}"
+        kernel = "own float32" if plan.kernels else f"int4 packed={plan.packed} above={dtype_name(plan.gemm_dtype)}"
         return _Weights(build_packed(found.directory, plan), found.directory, label, kernel, (*notes, sentence))
     model = build_dequantised(found.directory, dtype, device)
     if precision.mode == "shipped":

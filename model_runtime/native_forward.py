@@ -81,7 +81,7 @@ class NativeForward:
         self._head = _matrix(model.get_output_embeddings())
         self._final_norm = _numbers(model.model.norm.weight)
         self._positions = _Positions(model.model.rotary_emb, config.hidden_size)
-        self._library = self._head.library
+        self._kernels = self._head.kernels
         self.kernel_name = f"Keepwarm's own (CPU, {torch.backends.cpu.get_cpu_capability()})"
         self._structs = (LayerStruct * len(self._layers))(*(layer.struct() for layer in self._layers))
         self._struct = ModelStruct(
@@ -132,7 +132,7 @@ class NativeForward:
         wanted: list[int],
         logits: torch.Tensor,
     ) -> None:
-        failed = self._library.keepwarm_step(
+        failed = self._kernels.keepwarm_step(
             *(ctypes.byref(self._struct), first, last, spans.structs, spans.count, x.shape[0]),
             *(x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), (ctypes.c_int32 * len(wanted))(*wanted), len(wanted)),
             *(logits.data_ptr(), torch.get_num_threads()),

@@ -31,10 +31,10 @@ class NativeMatrix:
     where that loses nothing, else as float32.
     """
 
-    __slots__ = ("columns", "kind", "library", "rows", "struct", "tensors")
+    __slots__ = ("columns", "kernels", "kind", "rows", "struct", "tensors")
 
-    def __init__(self, stored: Stored, bias: torch.Tensor | None, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, stored: Stored, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
+        self.kernels = kernels
         self.kind, tensors = _tiles(stored)
         self.rows, self.columns = stored.codes.shape if isinstance(stored, Q8Blocks) else stored.shape
         if self.columns % GROUP:
@@ -59,7 +59,7 @@ class NativeMatrix:
         rows are beside it."""
         y = torch.empty(x.shape[0], -(-self.rows // _PAIR) * _PAIR)
         x = x.contiguous()
-        self.library.keepwarm_multiply(
+        self.kernels.keepwarm_multiply(
             ctypes.byref(self.struct), x.shape[0], x.data_ptr(), y.data_ptr(), torch.get_num_threads()
         )
         return y[:, : self.rows]

@@ -35,8 +35,8 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
     head_weight = weights.pop("lm_head.weight", weights["model.embed_tokens.weight"])
     embedding, scratch = model.get_input_embeddings(), Scratch()
     model.set_input_embeddings(_embedding(weights.pop("model.embed_tokens.weight"), embedding))
-    if plan.library is not None:
-        model.set_output_embeddings(NativeLinear(NativeMatrix(head_weight, None, plan.library)))
+    if plan.kernels is not None:
+        model.set_output_embeddings(NativeLinear(NativeMatrix(head_weight, None, plan.kernels)))
     else:
         model.set_output_embeddings(HalfHead(dense(head_weight).float()))
     for name in [name for name in weights if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)]:
@@ -53,8 +53,8 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
 def _linear(stored: Stored, bias: Stored | None, plan: KernelPlan, scratch: Scratch) -> nn.Module:
     bias_numbers = None if bias is None else dense(bias).float()
     columns = (stored.codes if isinstance(stored, Q8Blocks) else stored).shape[1]
-    if plan.library is not None and columns % GROUP == 0:
-        return NativeLinear(NativeMatrix(stored, bias_numbers, plan.library))
+    if plan.kernels is not None and columns % GROUP == 0:
+        return NativeLinear(NativeMatrix(stored, bias_numbers, plan.kernels))
     if isinstance(stored, Q4Blocks) and plan.packed and fits_packed_kernel(*stored.shape):
         return Int4Linear(Int4Matrix(stored), bias_numbers, plan, scratch)
     weight = dense(stored).to(plan.gemm_dtype)

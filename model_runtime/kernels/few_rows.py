@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -63,13 +65,12 @@ def speed_up(model: nn.Module, device: torch.device) -> Callable[[], None] | Non
     layers = [layer for layer in model.modules() if covers(layer)]
     if device.type != "cuda" or not layers or torch.cuda.get_device_capability(device) < (8, 0):
         return None
-    source = resources.files("model_runtime").joinpath("kernels", "cuda", "few_rows.cu").read_bytes()
     try:
-        module = CudaModule(source, device)
-        products = [FewRows(layer, module, device) for layer in layers]
+        kernels = _kernels(device)
     except NvrtcUnavailable as error:
         logger.warning("bitsandbytes' kernels compute products of few rows, not our own: %s", error)
         return None
+    products = [FewRows(layer, kernels) for layer in layers]
     if not all(_agrees(product) for product in {product.shape: product for product in products}.values()):
         logger.warning("our own products of few rows are wrong on this device: bitsandbytes' kernels run")
         return None
@@ -83,17 +84,34 @@ def speed_up(model: nn.Module, device: torch.device) -> Callable[[], None] | Non
     return undo
 
 
+@dataclass(frozen=True, slots=True)
+class _Kernels:
+    """`functions` by the most rows that each multiplies; `most_blocks` is as many as the device is given at once."""
+
+    module: CudaModule
+    functions: dict[int, ctypes.c_void_p]
+    most_blocks: int
+
+
+@cache
+def _kernels(device: torch.device) -> _Kernels:
+    """Compiled once a process: an engine that is built anew finds them. Raises `NvrtcUnavailable`."""
+    source = resources.files("model_runtime").joinpath("kernels", "cuda", "few_rows.cu").read_bytes()
+    module = CudaModule(source, device)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    functions = {rows: module.function(f"multiply_{rows}") for rows in _TILES}
+    return _Kernels(module, functions, _BLOCKS_A_PROCESSOR * processors)
+
+
 class FewRows:
     """A 4-bit layer's forward. Engine thread only."""
 
-    def __init__(self, layer: Any, module: CudaModule, device: torch.device) -> None:
+    def __init__(self, layer: Any, kernels: _Kernels) -> None:
         state, nested = layer.weight.quant_state, layer.weight.quant_state.state2
         self.layer = layer
         self.shape = (int(state.shape[0]), int(state.shape[1]))
-        self._module = module
-        self._functions = {tile: module.function(f"multiply_{tile}") for tile in _TILES}
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._blocks = min(self.shape[0] // 16, _BLOCKS_A_PROCESSOR * processors)
+        self._kernels = kernels
+        self._blocks = min(self.shape[0] // 16, kernels.most_blocks)
         self._pairs = _pairs(state.code)
         tensors = (
             *(layer.weight.data, state.absmax if nested else None, nested.absmax if nested else state.absmax),
@@ -110,8 +128,8 @@ class FewRows:
         y = x.new_empty((*x.shape[:-1], self.shape[0]))
         product = self._product
         product.x, product.y, product.tokens = x.data_ptr(), y.data_ptr(), tokens
-        function = self._functions[next(tile for tile in _TILES if tile >= tokens)]
-        self._module.launch(function, self._blocks, 256, product)
+        function = self._kernels.functions[next(rows for rows in _TILES if rows >= tokens)]
+        self._kernels.module.launch(function, self._blocks, 256, product)
         return y
 
 

@@ -14,10 +14,10 @@ class NvrtcUnavailable(Exception):
 
 
 class CudaModule:
-    """The kernels of one source. Raises `NvrtcUnavailable`. To be used on threads that torch has used this GPU on."""
+    """The kernels of one source, loaded on one device. Raises `NvrtcUnavailable`."""
 
     def __init__(self, source: bytes, device: torch.device) -> None:
-        torch.cuda.current_stream(device).synchronize()  # makes the device's context this thread's
+        self._device = device
         major, minor = torch.cuda.get_device_capability(device)
         cubin = _compiled(source, f"sm_{major}{minor}")
         try:
@@ -25,7 +25,9 @@ class CudaModule:
         except OSError as error:
             raise NvrtcUnavailable(f"there is no CUDA driver ({error})") from error
         self._module = ctypes.c_void_p()
-        _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), cubin), "loading")
+        with torch.cuda.device(device):  # the driver uses the thread's current one
+            torch.cuda.current_stream(device).synchronize()
+            _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), cubin), "loading")
 
     def function(self, name: str) -> ctypes.c_void_p:
         """An `extern "C"` kernel."""
@@ -36,8 +38,9 @@ class CudaModule:
     def launch(self, function: ctypes.c_void_p, blocks: int, threads: int, argument: ctypes.Structure) -> None:
         """Starts it on torch's current stream, with one structure as its only argument. Raises `RuntimeError`."""
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        code = self._driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, None)
+        with torch.cuda.device(self._device):
+            stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
+            code = self._driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, None)
         if code:
             raise RuntimeError(f"a kernel was not launched: the CUDA driver answered {code}")
 

@@ -83,11 +83,10 @@ __device__ __forceinline__ void scales_of(float (&found)[QUAD], const Matrix& ma
         found[block] = __ldg(matrix.scale_table + ((packed >> (8 * block)) & 0xff)) * scale + offset;
 }
 
-// A block of 8 warps makes 16 rows of y for all tokens: each warp takes every eighth quad of the columns, and the sums meet
-// in shared memory. In an mma, which column of the matrix is which of
-// its 16 is free as long as both sides agree: lane t of four takes columns 16 t + 4 j .. + 3 of a block in mma j, so that
-// its codes are 8 bytes in a row. Codes become numbers through a table of all 256 bytes, one copy a lane, so that no two
-// lanes of a warp ever want the same bank.
+// A block of 8 warps makes 16 rows of y for all tokens: each warp takes every eighth quad of the columns, and the sums
+// meet in shared memory. In an mma, which column of the matrix is which of its 16 is free as long as both sides agree:
+// lane t of four takes columns 16 t + 4 j .. + 3 of a block in mma j, so that its codes are 8 bytes in a row. Codes become
+// numbers through a table of all 256 bytes, one copy a lane, so that no two lanes of a warp ever want the same bank.
 template <int TILES>
 __device__ __forceinline__ void multiply(const Product& p) {
     __shared__ u32 table[256 * 32];
@@ -135,7 +134,8 @@ __device__ __forceinline__ void multiply(const Product& p) {
                     const int token = tokens * TILE_TOKENS + group;
                     uint4 x[2] = {};
                     if (token < p.tokens) {
-                        const u16* from = p.x + (long)token * matrix.columns + (quad * QUAD + block) * BLOCK_COLUMNS + t * 16;
+                        const int column = (quad * QUAD + block) * BLOCK_COLUMNS + t * 16;
+                        const u16* from = p.x + (long)token * matrix.columns + column;
                         x[0] = *reinterpret_cast<const uint4*>(from);
                         x[1] = *reinterpret_cast<const uint4*>(from + 8);
                     }
