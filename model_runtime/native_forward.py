@@ -19,7 +19,7 @@ from model_runtime.attention import StepAborted
 from model_runtime.forward import Feed, PackedForward
 from model_runtime.kv_cache import KVGeometry, KVSlab
 from model_runtime.native_library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
-from model_runtime.native_matrix import NativeLinear, NativeMatrix
+from model_runtime.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _PROJECTIONS = {
@@ -110,7 +110,7 @@ class NativeForward:
             wanted.extend(range(len(ids) - feed.logit_rows, len(ids)))
         x = self.model.get_input_embeddings()(torch.tensor(ids)).contiguous()
         cosine, sine = self._positions.at(positions)
-        logits = torch.empty(len(wanted), -(-self._vocabulary // 32) * 32)
+        logits = torch.empty(len(wanted), padded_rows(self._vocabulary, self._kernels))
         layers_a_call = max(1, _LAYER_ROWS // len(ids))
         for first in range(0, len(self._layers), layers_a_call):
             if abort_if():

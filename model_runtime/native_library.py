@@ -81,6 +81,7 @@ class SpanStruct(ctypes.Structure):
 
 _MODEL, _MATRIX, _SPANS = ctypes.POINTER(ModelStruct), ctypes.POINTER(MatrixStruct), ctypes.POINTER(SpanStruct)
 _SIGNATURES = {
+    "keepwarm_lanes": (),
     "keepwarm_step": (
         *(_MODEL, _int, _int, _SPANS, _int, _int, _pointer, _pointer, _pointer),
         *(ctypes.POINTER(ctypes.c_int32), _int, _pointer, _int),

@@ -1,4 +1,4 @@
-"""Weights as the native kernels read them: tiles of sixteen outputs, at the bits they were shipped with (CPU)."""
+"""Weights as the native kernels read them: tiles as wide as a register, at the bits they were shipped with (CPU)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import nn
 from model_runtime.native_library import MatrixStruct
 from model_runtime.q4_blocks import GROUP, Q4Blocks, Q8Blocks
 from model_runtime.stored_weights import Stored
-
-_LANES, _PAIR = 16, 32
 
 
 class Kind(IntEnum):
@@ -35,12 +33,12 @@ class NativeMatrix:
 
     def __init__(self, stored: Stored, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
         self.kernels = kernels
-        self.kind, tensors = _tiles(stored)
+        self.kind, tensors = _tiles(stored, kernels.keepwarm_lanes())
         self.rows, self.columns = stored.codes.shape if isinstance(stored, Q8Blocks) else stored.shape
         if self.columns % GROUP:
             raise ValueError(f"a native matrix needs a multiple of {GROUP} columns, not {self.columns}")
         codes, scale, minimum = (*tensors, None, None)[:3]
-        padded_bias = None if bias is None else _padded(bias.float())
+        padded_bias = None if bias is None else _padded(bias.float(), kernels.keepwarm_lanes())
         self.tensors = [t for t in (*tensors, padded_bias) if t is not None]
         self.struct = MatrixStruct(
             *(None if t is None else t.data_ptr() for t in (codes, scale, minimum, padded_bias)),
@@ -57,7 +55,7 @@ class NativeMatrix:
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """`x` float32 `[M, K]` to float32 `[M, N]`, bias added, in the native kernel. A row has the same bits whatever
         rows are beside it."""
-        y = torch.empty(x.shape[0], -(-self.rows // _PAIR) * _PAIR)
+        y = torch.empty(x.shape[0], padded_rows(self.rows, self.kernels))
         x = x.contiguous()
         self.kernels.keepwarm_multiply(
             ctypes.byref(self.struct), x.shape[0], x.data_ptr(), y.data_ptr(), torch.get_num_threads()
@@ -90,29 +88,35 @@ class NativeLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}{kind}"
 
 
-def _tiles(stored: Stored) -> tuple[Kind, tuple[torch.Tensor, ...]]:
+def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:
+    """How wide the kernels write so many outputs: whole pairs of tiles."""
+    pair = 2 * int(kernels.keepwarm_lanes())
+    return -(-rows // pair) * pair
+
+
+def _tiles(stored: Stored, lanes: int) -> tuple[Kind, tuple[torch.Tensor, ...]]:
     """The matrix as matrix.h wants it: codes, scale, minimum, as far as its kind has them."""
     if isinstance(stored, Q4Blocks):
-        nibbles = _padded(stored.codes()).view(-1, _LANES, stored.shape[1] // 8, 8)
+        nibbles = _padded(stored.codes(), lanes).view(-1, lanes, stored.shape[1] // 8, 8)
         words = torch.zeros(nibbles.shape[:3], dtype=torch.int32)
         for place in range(8):
             words |= nibbles[..., place] << (4 * place)
-        return Kind.Q4, (words.transpose(1, 2).contiguous(), _tiled(stored.scale), _tiled(stored.minimum))
+        return Kind.Q4, (words.transpose(1, 2).contiguous(), _tiled(stored.scale, lanes), _tiled(stored.minimum, lanes))
     if isinstance(stored, Q8Blocks):
-        codes = _padded(stored.codes).view(-1, _LANES, stored.codes.shape[1] // 4, 4)
-        return Kind.Q8, (codes.transpose(1, 2).contiguous(), _tiled(stored.scale))
+        codes = _padded(stored.codes, lanes).view(-1, lanes, stored.codes.shape[1] // 4, 4)
+        return Kind.Q8, (codes.transpose(1, 2).contiguous(), _tiled(stored.scale, lanes))
     halves = stored.to(torch.float16)
     if torch.equal(halves.float(), stored.float()):
-        return Kind.HALF, (_tiled(halves),)
-    return Kind.SINGLE, (_tiled(stored.float()),)
+        return Kind.HALF, (_tiled(halves, lanes),)
+    return Kind.SINGLE, (_tiled(stored.float(), lanes),)
 
 
-def _tiled(rows: torch.Tensor) -> torch.Tensor:
-    """`[N, C]` to `[N/16, C, 16]`, N padded to a multiple of 32."""
-    padded = _padded(rows)
-    return padded.view(padded.shape[0] // _LANES, _LANES, -1).transpose(1, 2).contiguous()
+def _tiled(rows: torch.Tensor, lanes: int) -> torch.Tensor:
+    """`[N, C]` to `[N/lanes, C, lanes]`, N padded to a pair of tiles."""
+    padded = _padded(rows, lanes)
+    return padded.view(padded.shape[0] // lanes, lanes, -1).transpose(1, 2).contiguous()
 
 
-def _padded(rows: torch.Tensor) -> torch.Tensor:
-    missing = -rows.shape[0] % _PAIR
+def _padded(rows: torch.Tensor, lanes: int) -> torch.Tensor:
+    missing = -rows.shape[0] % (2 * lanes)
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows

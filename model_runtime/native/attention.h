@@ -33,7 +33,7 @@ INLINE void multiply_block(int rows, int k, const float *a, int a_stride, const 
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < wide; v++) total[r][v] += row[v] * a[(size_t)r * a_stride + i];
+            for (int v = 0; v < wide; v++) total[r][v] = multiply_add(row[v], all(a[(size_t)r * a_stride + i]), total[r][v]);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -54,7 +54,7 @@ static void multiply_one(int rows, int k, const float *a, int a_stride, const fl
     switch (rows) { BLOCK_CASE(1, 1) BLOCK_CASE(2, 1) BLOCK_CASE(3, 1) BLOCK_CASE(4, 1) }
 }
 
-/* c[rows][width] (+)= a[rows][k] * b[k][width]; `width` is a multiple of 16. */
+/* c[rows][width] (+)= a[rows][k] * b[k][width]; `width` is a multiple of LANES. */
 static void multiply_small(int rows, int k, int width, const float *a, int a_stride, const float *b, int b_stride,
                            float *c, int c_stride, int adds) {
     for (int r = 0; r < rows; r += 4) {

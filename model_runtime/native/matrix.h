@@ -1,4 +1,4 @@
-/* Weight matrices in tiles of sixteen outputs, multiplied without ever being written out as floats.
+/* Weight matrices in tiles of LANES outputs, multiplied without ever being written out as floats.
  *
  * A tile holds its outputs side by side, one to a lane, so that nothing is summed across lanes. Columns come in groups of
  * 32 with a scale (and a minimum) of their own: w = scale * code + minimum, with one rounding, is the very float32 that
@@ -12,15 +12,15 @@
 
 #define GROUP 32
 #define PAIR (2 * LANES) /* outputs computed together; rows are padded to this */
-#define MAX_ROWS 12      /* activations that share one pass over a tile: two registers each, of thirty-two */
+#define MAX_ROWS 12      /* activations that share one pass over a tile: two sums each, in AVX-512's thirty-two registers */
 
 enum { Q4 = 0, Q8 = 1, HALF = 2, SINGLE = 3 };
 
 typedef struct {
-    const void *codes;       /* Q4: words [N/16][K/8][16], eight nibbles a word, the first column lowest
-                                Q8: words [N/16][K/4][16], four signed bytes a word
-                                HALF, SINGLE: numbers [N/16][K][16] */
-    const uint16_t *scale;   /* Q4, Q8: halves [N/16][K/32][16] */
+    const void *codes;       /* Q4: words [N/LANES][K/8][LANES], eight nibbles a word, the first column lowest
+                                Q8: words [N/LANES][K/4][LANES], four signed bytes a word
+                                HALF, SINGLE: numbers [N/LANES][K][LANES] */
+    const uint16_t *scale;   /* Q4, Q8: halves [N/LANES][K/32][LANES] */
     const uint16_t *minimum; /* Q4: halves like scale */
     const float *bias;       /* [N], or NULL */
     int32_t kind, rows, columns;
@@ -65,12 +65,12 @@ INLINE void multiply_tiles(const Matrix *m, int kind, int tile, int tiles, int r
             for (int j = 0; j < per_word; j++)
                 for (int i = 0; i < tiles; i++) {
                     const size_t place = ((size_t)(tile + i) * columns + g * GROUP + c) * LANES;
-                    const floats weight = kind == Q4     ? nibble_of(w[i], j) * scale[i] + minimum[i]
+                    const floats weight = kind == Q4     ? multiply_add(nibble_of(w[i], j), scale[i], minimum[i])
                                           : kind == Q8   ? byte_of(w[i], j) * scale[i]
                                           : kind == HALF ? load_halves((const uint16_t *)m->codes + place)
                                                          : load((const float *)m->codes + place);
 #pragma GCC unroll 12
-                    for (int r = 0; r < rows; r++) part[i][r] += weight * at[(size_t)r * stride + j];
+                    for (int r = 0; r < rows; r++) part[i][r] = multiply_add(weight, all(at[(size_t)r * stride + j]), part[i][r]);
                 }
         }
         for (int i = 0; i < tiles; i++)
@@ -110,7 +110,7 @@ DEFINE_MULTIPLY(multiply_q8, Q8)
 DEFINE_MULTIPLY(multiply_half, HALF)
 DEFINE_MULTIPLY(multiply_single, SINGLE)
 
-/* Outputs `32 * pair` and the 31 behind it, for any number of activations. */
+/* Outputs `PAIR * pair` and those up to the next pair, for any number of activations. */
 static void multiply_pair(const Matrix *m, int pair, int rows, const float *x, int stride, float *y, int y_stride,
                           int adds) {
     for (int r = 0; r < rows; r += MAX_ROWS) {

@@ -194,7 +194,7 @@ static void normalise_row(const Model *m, const float *weight, int row, const Ac
     normalise(v->x + at, weight, m->hidden, m->norm_epsilon, v->normed + at);
 }
 
-/* Outputs 32 * pair.. of `y` [rows][outputs] from `x` [rows][columns]. */
+/* Outputs PAIR * pair.. of `y` [rows][outputs] from `x` [rows][columns]. */
 static void project(const Matrix *w, int pair, int rows, const float *x, float *y, int adds) {
     multiply_pair(w, pair, rows, x, w->columns, y, padded(w->rows), adds);
 }
@@ -212,7 +212,7 @@ static void project_head(const Attention *a, int layer, int head, const Activati
     finish_projection(a, layer, head, v);
 }
 
-/* 32 outputs of silu(gate) * up, in `gated`. */
+/* PAIR outputs of silu(gate) * up, in `gated`. */
 static void gate_pair(const Attention *a, int layer, int pair, const Activations *v) {
     const Model *m = a->model;
     project(&m->layers[layer].gate, pair, a->rows, v->normed, v->gated, 0);
@@ -266,7 +266,7 @@ static size_t lay_out(const Model *m, size_t rows, float *memory, Activations *v
 
 /* Layers first_layer..last_layer of one forward. x [rows][hidden] holds the rows' embeddings before the first layer, and
  * their hidden states between two calls. `cosine`, `sine` [rows][dim]. Appends to every span's slab. `wanted` lists the
- * rows whose logits are wanted once the last layer is done, into logits [wanted_count][vocabulary rounded up to 32].
+ * rows whose logits are wanted once the last layer is done, into logits [wanted_count][vocabulary rounded up to PAIR].
  * Returns 0, or 1 when there is no memory. */
 int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *spans, int span_count, int rows, float *x,
                   const float *cosine, const float *sine, const int32_t *wanted, int wanted_count, float *logits,
@@ -303,7 +303,10 @@ int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *s
     return 0;
 }
 
-/* y [rows][outputs rounded up to 32] = x [rows][columns] times the matrix, plus its bias. */
+/* How many outputs lie side by side in a tile. */
+int keepwarm_lanes(void) { return LANES; }
+
+/* y [rows][outputs rounded up to PAIR] = x [rows][columns] times the matrix, plus its bias. */
 void keepwarm_multiply(const Matrix *m, int rows, const float *x, float *y, int threads) {
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (int pair = 0; pair < pairs_of(m); pair++) project(m, pair, rows, x, y, 0);

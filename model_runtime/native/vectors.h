@@ -1,14 +1,19 @@
-/* Sixteen float lanes on any processor: GCC and clang lower the vector types to what the machine has. */
+/* As many float lanes as a register of the processor has, but at least eight: GCC and clang lower the vector types to what
+ * the machine has. Types wider than a register go through memory: sixteen lanes took four times as long with AVX2. */
 #ifndef KEEPWARM_VECTORS_H
 #define KEEPWARM_VECTORS_H
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__AVX512F__) || defined(__F16C__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
 #define LANES 16
+#else
+#define LANES 8
+#endif
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
@@ -30,15 +35,24 @@ INLINE floats choose(ints mask, floats a, floats b) { return (floats)(((ints)a &
 
 INLINE floats all(float x) { return x - (floats){0}; }
 
-/* Sixteen IEEE half-precision numbers. */
+/* a * b + c, rounded once where the processor can. Left to the compiler it is rounded once in one place and twice in
+ * another (GCC 12 with AVX2), and a row's bits would depend on the rows beside it. */
+INLINE floats multiply_add(floats a, floats b, floats c) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* IEEE half-precision numbers. */
 INLINE floats load_halves(const uint16_t *from) {
 #if defined(__AVX512F__)
     return (floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 #elif defined(__F16C__)
-    floats v;
-    for (int i = 0; i < LANES; i += 8)
-        _mm256_storeu_ps((float *)&v + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
-    return v;
+    return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
 #else
     halves h;
     memcpy(&h, from, sizeof h);
