@@ -16,21 +16,12 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.attention import StepAborted
+from model_runtime.decoder_layout import PROJECTIONS, has_common_layout, head_dim_of, head_norms_of, projections_of
 from model_runtime.forward import Feed, PackedForward
 from model_runtime.kv_cache import KVGeometry, KVSlab
 from model_runtime.native_library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
 from model_runtime.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_PROJECTIONS = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 _LARGEST_HEAD_DIM = 256
 _TABLE_TOKENS = 2048
 _LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores behind no history
@@ -38,21 +29,15 @@ _LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores be
 
 def runs_natively(model: PreTrainedModel) -> bool:
     """Whether the kernels compute this very model: its layout, its activation, its attention, its matrices."""
-    config = model.config.get_text_config()
-    if config.model_type not in _ARCHITECTURES or config.hidden_act != "silu":
+    if not has_common_layout(model):
         return False
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    widths = (_head_dim(config), config.hidden_size, config.intermediate_size)
+    config = model.config.get_text_config()
+    widths = (head_dim_of(config), config.hidden_size, config.intermediate_size)
+    matrices = [matrix for layer in model.model.layers for matrix in projections_of(layer).values()]
     return (
-        all(kind == "full_attention" for kind in kinds)
-        and all(width % 32 == 0 for width in widths)
-        and _head_dim(config) <= _LARGEST_HEAD_DIM
-        and isinstance(model.get_output_embeddings(), NativeLinear)
-        and all(
-            isinstance(layer.get_submodule(path), NativeLinear)
-            for layer in model.model.layers
-            for path in _PROJECTIONS.values()
-        )
+        all(width % 32 == 0 for width in widths)
+        and head_dim_of(config) <= _LARGEST_HEAD_DIM
+        and all(isinstance(matrix, NativeLinear) for matrix in (*matrices, model.get_output_embeddings()))
     )
 
 
@@ -91,7 +76,7 @@ class NativeForward:
             float(config.rms_norm_eps),
             float(model.model.layers[0].self_attn.scaling),
             *(len(self._layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads),
-            *(_head_dim(config), config.intermediate_size),
+            *(head_dim_of(config), config.intermediate_size),
         )
 
     @torch.inference_mode()
@@ -145,12 +130,11 @@ class _Layer:
     """One layer's weights, held alive for the structs that point at them."""
 
     def __init__(self, layer: Any) -> None:
-        for name, path in _PROJECTIONS.items():
-            setattr(self, name, _matrix(layer.get_submodule(path)))
+        for name, module in projections_of(layer).items():
+            setattr(self, name, _matrix(module))
         self.input_norm = _numbers(layer.input_layernorm.weight)
         self.attention_norm = _numbers(layer.post_attention_layernorm.weight)
-        norms = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
-        self._head_norms = [None if norm is None else _numbers(norm.weight) for norm in norms]
+        self._head_norms = [None if norm is None else _numbers(norm.weight) for norm in head_norms_of(layer)]
 
     query: NativeMatrix
     key: NativeMatrix
@@ -161,7 +145,7 @@ class _Layer:
     down: NativeMatrix
 
     def struct(self) -> LayerStruct:
-        matrices: list[MatrixStruct] = [getattr(self, name).struct for name in _PROJECTIONS]
+        matrices: list[MatrixStruct] = [getattr(self, name).struct for name in PROJECTIONS]
         norms = (self.input_norm, self.attention_norm, *self._head_norms)
         return LayerStruct(*matrices, *(None if norm is None else norm.data_ptr() for norm in norms))
 
@@ -211,7 +195,3 @@ def _matrix(module: torch.nn.Module) -> NativeMatrix:
 
 def _numbers(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().float().contiguous()
-
-
-def _head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -55,8 +55,9 @@ def decode_briefly(bench: Bench, loaded: LoadedModel) -> None:
     """Another shape: batch 1 and 8, without a history and with 4k tokens."""
     batches, histories = ((1, 2), (0, 64)) if bench.is_tiny else ((1, 8), (0, 4096))
     ours = _ours(bench, loaded, batches, histories, f"{loaded.name}_")
-    limit = copy_bytes_per_s(bench) / read_bytes_a_token(loaded.model)
-    bench.figure(f"{loaded.name}_decode_vs_limit", ours[1, 0] / limit)
+    if (1, 0) in ours:
+        limit = copy_bytes_per_s(bench) / read_bytes_a_token(loaded.model)
+        bench.figure(f"{loaded.name}_decode_vs_limit", ours[1, 0] / limit)
 
 
 def recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:

@@ -74,6 +74,38 @@ def _qwen3_4b(tiny: bool) -> Qwen3Config:
     )
 
 
+def _llama32_1b(tiny: bool) -> LlamaConfig:
+    """Llama-3.2-1B."""
+    small = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    real = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}
+    if tiny:
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    return LlamaConfig(
+        **(small if tiny else real),
+        **heads,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+    )
+
+
+def _qwen3_06b(tiny: bool) -> Qwen3Config:
+    """Qwen3-0.6B."""
+    small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    real = {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+    if tiny:
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    return Qwen3Config(
+        **(small if tiny else real),
+        **heads,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+
+
 def _octocoder(tiny: bool) -> GPTBigCodeConfig:
     """OctoCoder and StarCoder: 15.5B, one key head for 48 query heads."""
     small = {"vocab_size": 512, "n_embd": 128, "n_inner": 256, "n_layer": 2, "n_head": 4, "n_positions": 1024}
@@ -85,6 +117,8 @@ SHAPES: dict[str, Callable[[bool], Any]] = {
     "smollm2_135m": _smollm2,
     "llama3_8b": _llama3_8b,
     "qwen3_4b": _qwen3_4b,
+    "llama32_1b": _llama32_1b,
+    "qwen3_06b": _qwen3_06b,
     "octocoder": _octocoder,
 }
 

@@ -15,6 +15,9 @@ from model_runtime.attention import ATTENTION_NAME, StepAborted
 from model_runtime.forward import Feed
 from model_runtime.kernels.arena import Arena, ArenaKV
 from model_runtime.kernels.few_rows import speed_up
+from model_runtime.kernels.few_rows_forward import few_rows_forward
+from model_runtime.kernels.few_rows_kernels import MOST_ROWS
+from model_runtime.kernels.pieces import window_for
 from model_runtime.kernels.recorded import RecordedDecode
 from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload, rows_for
 from model_runtime.kernels.varlen import VarlenKernel
@@ -43,16 +46,19 @@ class ArenaBatch:
         window: int | None,
     ) -> torch.Tensor:
         """As `AttentionBatch` says; nothing waits for the device."""
-        if (
-            self.arena.is_closed
-        ):  # an engine that hung and was given up goes on: a GPU never forgives a row out of bounds
-            raise StepAborted
-        for events in self.arriving:
-            torch.cuda.current_stream(self.arena.geometry.device).wait_event(events[layer])
+        self.begin_layer(layer)
         keys, values = self.arena.keys[layer], self.arena.values[layer]
         keys.index_copy_(0, self.step.slots, key[0].transpose(0, 1))
         values.index_copy_(0, self.step.slots, value[0].transpose(0, 1))
         return self.kernel.attend(query[0].transpose(0, 1), keys, values, self.step.table, scaling, window)[None]
+
+    def begin_layer(self, layer: int) -> None:
+        """The device waits for this layer's rows that are still being copied in. Raises `StepAborted`."""
+        # An engine that hung and was given up goes on: a GPU never forgives a row out of bounds.
+        if self.arena.is_closed or self.abort_if():
+            raise StepAborted
+        for events in self.arriving:
+            torch.cuda.current_stream(self.arena.geometry.device).wait_event(events[layer])
 
 
 class ArenaForward:
@@ -67,10 +73,14 @@ class ArenaForward:
         self.kernel = kernel
         self.device = arena.geometry.device
         self._upload = StepUpload(self.device, 4096)
+        self._heads = int(model.config.get_text_config().num_attention_heads)
+        is_cuda = self.device.type == "cuda"
+        self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count if is_cuda else 0
         self.recorded = RecordedDecode(self._logits_of_a_decode, arena) if recorded else None
         self._compiled: Callable[..., Any] | None = torch.compile(model) if compiled else None
         # Compiled code could not look into our kernels.
         self._without_own_products = None if compiled else speed_up(model, self.device)
+        self.few_rows = None if compiled else few_rows_forward(model, arena, kernel)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -102,6 +112,12 @@ class ArenaForward:
         """Whether our kernel multiplies few rows with the 4-bit matrices."""
         return self._without_own_products is not None
 
+    def do_without_few_rows(self) -> None:
+        """The model's own layers compute few rows too; steps are recorded anew."""
+        self.few_rows = None
+        if self.recorded is not None:
+            self.recorded = RecordedDecode(self._logits_of_a_decode, self.arena)
+
     def close(self) -> None:
         """Forgets the recorded steps, whose graphs hold memory, and leaves the model's layers as they were."""
         self.recorded = None
@@ -109,15 +125,24 @@ class ArenaForward:
             self._without_own_products()
 
     def _eager(self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]) -> torch.Tensor:
+        if (window := self._piece_window(rows)) is not None:
+            rows = rows.in_pieces(window)
         needed = len(rows.numbers)
         if needed > len(self._upload.buffer):
             self._upload = StepUpload(self.device, 2 * needed)
         self._upload.send(rows)
-        step = self._upload.tensors(len(rows.token_ids), len(rows.logit_rows), len(rows.used_k), rows.max_q, rows.max_k)
+        sizes = (len(rows.token_ids), len(rows.logit_rows), len(rows.used_k))
+        step = self._upload.tensors(*sizes, rows.max_q, rows.max_k, rows.pieces)
         # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
         keep = step.logit_rows if rows.logit_rows else 1
         logits = self._logits(self.model, step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
         return logits[: len(rows.logit_rows)].float()
+
+    def _piece_window(self, rows: StepRows) -> int | None:
+        """Into pieces of how many keys the attention of few rows is cut; single rows the kernel cuts up itself."""
+        if rows.max_q == 1 or len(rows.token_ids) > MOST_ROWS:
+            return None
+        return window_for(rows.used_k, self._heads, self.processors)
 
     def _logits_of_a_decode(self, step: StepTensors) -> torch.Tensor:
         """float32 `(sequences, vocabulary)`: what is recorded."""
@@ -132,6 +157,8 @@ class ArenaForward:
     def _logits(
         self, model: Callable[..., Any], step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch
     ) -> torch.Tensor:
+        if self.few_rows is not None and self.few_rows.fits(step):
+            return self.few_rows.logits(step, keep, batch)
         logits: torch.Tensor = model(
             input_ids=step.token_ids[None],
             position_ids=step.positions[None],

@@ -163,17 +163,20 @@ def open_arena(
     is_cuda = geometry.device.type == "cuda"
     recorded = config.record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
     forward = ArenaForward(model, arena, kernel, recorded, config.compile_decode)
-    if not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
-        if forward.recorded is None:
-            forward.close()
-            return None
-        logger.warning("recorded decode steps disagree with the same steps launched one by one: nothing is recorded")
-        forward.recorded = None
-        if not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
+    while not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
+        if forward.few_rows is not None:
+            logger.warning("our own forward of few rows disagrees with the model's layers: they compute few rows too")
+            forward.do_without_few_rows()
+        elif forward.recorded is not None:
+            logger.warning("recorded decode steps disagree with the same steps launched one by one: none is recorded")
+            forward.recorded = None
+        else:
             forward.close()
             return None
     name = f"{kernel.name} ({geometry.device.type.upper()})"
-    if forward.has_own_products:
+    if is_cuda and forward.few_rows is not None:
+        name += ", Keepwarm's own forward of few rows"
+    elif forward.has_own_products:
         name += ", Keepwarm's own 4-bit products of few rows"
     if is_cuda and forward.recorded is not None and forward.recorded.refusal is None:
         name += ", decode steps as CUDA graphs" + (" of compiled code" if config.compile_decode else "")

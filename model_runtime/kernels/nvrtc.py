@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+# Of cuda.h: CU_LAUNCH_ATTRIBUTE_..., CU_FUNC_ATTRIBUTE_...
+_PROGRAMMATIC_STREAM_SERIALIZATION, _MAX_DYNAMIC_SHARED_SIZE_BYTES = 6, 8
 
 
 class NvrtcUnavailable(Exception):
@@ -14,12 +19,13 @@ class NvrtcUnavailable(Exception):
 
 
 class CudaModule:
-    """The kernels of one source, loaded on one device. Raises `NvrtcUnavailable`."""
+    """The kernels of one source, compiled with some macros and loaded on one device. Raises `NvrtcUnavailable`."""
 
-    def __init__(self, source: bytes, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, source: bytes, device: torch.device, macros: Mapping[str, int]) -> None:
         major, minor = torch.cuda.get_device_capability(device)
-        cubin = _compiled(source, f"sm_{major}{minor}")
+        cubin = _compiled(source, f"sm_{major}{minor}", macros)
+        overlaps = [_Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)] if major >= 9 else []
+        self._attributes = (_Attribute * len(overlaps))(*overlaps)
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
@@ -29,27 +35,62 @@ class CudaModule:
             torch.cuda.current_stream(device).synchronize()
             _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), cubin), "loading")
 
-    def function(self, name: str) -> ctypes.c_void_p:
-        """An `extern "C"` kernel."""
-        found = ctypes.c_void_p()
-        _check(self._driver.cuModuleGetFunction(ctypes.byref(found), self._module, name.encode()), name)
-        return found
+    def kernel(self, name: str, threads: int, shared_bytes: int = 0) -> CudaKernel:
+        """An `extern "C"` kernel, to be launched with so many threads a block and so much dynamic shared memory. Raises
+        `NvrtcUnavailable` where there is no such kernel or not so much memory."""
+        function = ctypes.c_void_p()
+        _check(self._driver.cuModuleGetFunction(ctypes.byref(function), self._module, name.encode()), name)
+        _check(self._driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes), name)
+        return CudaKernel(self._driver, function, threads, shared_bytes, self._attributes)
 
-    def launch(self, function: ctypes.c_void_p, blocks: int, threads: int, argument: ctypes.Structure) -> None:
-        """Starts it on torch's current stream, with one structure as its only argument. Raises `RuntimeError`."""
+
+@dataclass(frozen=True, slots=True)
+class CudaKernel:
+    """Takes one structure as its only argument."""
+
+    driver: ctypes.CDLL
+    function: ctypes.c_void_p
+    threads: int
+    shared_bytes: int
+    attributes: ctypes.Array[_Attribute]
+
+    def launch(self, blocks: tuple[int, int], argument: ctypes.Structure, stream: int) -> None:
+        """Starts it on a stream of its device, which is current. From Hopper on it may begin before the kernel in front
+        of it has ended (`griddepcontrol` in the source says where it waits for that). Raises `RuntimeError`."""
+        launch = _Launch(
+            *(*blocks, 1, self.threads, 1, 1, self.shared_bytes, stream, self.attributes, len(self.attributes))
+        )
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
-        with torch.cuda.device(self._device):
-            stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
-            code = self._driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, None)
+        code = self.driver.cuLaunchKernelEx(ctypes.byref(launch), self.function, arguments, None)
         if code:
             raise RuntimeError(f"a kernel was not launched: the CUDA driver answered {code}")
 
 
-def _compiled(source: bytes, architecture: str) -> bytes:
+class _Attribute(ctypes.Structure):
+    """`CUlaunchAttribute` of cuda.h."""
+
+    _fields_ = (("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
+
+
+class _Launch(ctypes.Structure):
+    """`CUlaunchConfig` of cuda.h."""
+
+    _fields_ = (
+        *((f"{what}_{axis}", ctypes.c_uint) for what in ("grid", "block") for axis in "xyz"),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+def _compiled(source: bytes, architecture: str, macros: Mapping[str, int]) -> bytes:
     nvrtc = _library()
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"keepwarm.cu", 0, None, None), "NVRTC")
-    options = (ctypes.c_char_p * 2)(f"--gpu-architecture={architecture}".encode(), b"--std=c++17")
+    texts = [f"--gpu-architecture={architecture}", "--std=c++17"]
+    texts += [f"-D{name}={value}" for name, value in macros.items()]
+    options = (ctypes.c_char_p * len(texts))(*(text.encode() for text in texts))
     try:
         if nvrtc.nvrtcCompileProgram(program, len(options), options):
             nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))

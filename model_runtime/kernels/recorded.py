@@ -21,7 +21,7 @@ from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload,
 logger = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-SHORTEST_KEYS = 1024
+SHORTEST_KEYS = 128
 _WARM_UPS = 2  # cuBLAS and lazily built kernels allocate at their first runs, which must not be recorded
 
 Step = Callable[[StepTensors], torch.Tensor]

@@ -4,19 +4,20 @@ rows whose logits are wanted, and where each sequence's queries and keys lie."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 
 from model_runtime.kernels.arena import Arena, ArenaKV
+from model_runtime.kernels.pieces import Pieces, PieceTable, cut
 from model_runtime.kernels.varlen import SpanTable
 
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
     """A step in numbers: `token_ids`, `positions` and `slots` a row, `logit_rows` as asked for, and the begins and
-    lengths of every sequence's queries and keys."""
+    lengths of every sequence's queries and keys; `pieces` where it is to be attended to in pieces."""
 
     token_ids: tuple[int, ...]
     positions: tuple[int, ...]
@@ -27,12 +28,17 @@ class StepRows:
     used_k: tuple[int, ...]
     max_q: int
     max_k: int
+    pieces: Pieces | None = None
 
     @property
     def numbers(self) -> list[int]:
         """All of it in a row; `StepTensors` takes it apart again."""
         flat = (self.token_ids, self.positions, self.slots, self.logit_rows, self.begins_q, self.begins_k, self.used_k)
-        return [number for part in flat for number in part]
+        return [*(number for part in flat for number in part), *(self.pieces.numbers if self.pieces else ())]
+
+    def in_pieces(self, window: int) -> StepRows:
+        """The same step, attended to in pieces of `window` keys."""
+        return replace(self, pieces=cut(self.begins_q, self.begins_k, self.used_k, window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +123,15 @@ class StepUpload:
         if self._sent is not None:
             self._sent.record()
 
-    def tensors(self, tokens: int, logit_rows: int, sequences: int, max_q: int, max_k: int) -> StepTensors:
+    def tensors(
+        self, tokens: int, logit_rows: int, sequences: int, max_q: int, max_k: int, pieces: Pieces | None = None
+    ) -> StepTensors:
         """The buffer's numbers as tensors; reads nothing on the host, so that it can be recorded in a graph."""
         wide = self.buffer[: 3 * tokens + logit_rows].long()
         ids, positions, slots, keep = torch.split(wide, [tokens, tokens, tokens, logit_rows])
-        table = self.buffer[3 * tokens + logit_rows :][: 3 * sequences + 2]
-        begins_q, begins_k, used_k = torch.split(table, [sequences + 1, sequences + 1, sequences])
-        return StepTensors(ids, positions, slots, keep, SpanTable(begins_q, begins_k, used_k, max_q, max_k))
+        tables = self.buffer[3 * tokens + logit_rows :]
+        begins_q, begins_k, used_k = torch.split(tables[: 3 * sequences + 2], [sequences + 1, sequences + 1, sequences])
+        cut_up = None
+        if pieces is not None:
+            cut_up = PieceTable.of(pieces, tokens, tables[3 * sequences + 2 :][: len(pieces.numbers)])
+        return StepTensors(ids, positions, slots, keep, SpanTable(begins_q, begins_k, used_k, max_q, max_k, cut_up))

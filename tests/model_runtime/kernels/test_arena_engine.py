@@ -14,6 +14,7 @@ from model_runtime.config import EngineConfig, PromptLookup
 from model_runtime.errors import ModelLoadError
 from model_runtime.kernels.arena import STEP_TOKENS
 from model_runtime.kernels.arena_forward import ArenaForward
+from model_runtime.kernels.few_rows_forward import FewRowsForward
 from model_runtime.kernels.recorded import RecordedDecode
 from model_runtime.kernels.varlen import VarlenKernel
 from model_runtime.segments import identify
@@ -195,13 +196,35 @@ def test_a_device_that_computes_something_else_keeps_slabs(
     monkeypatch.setattr(RecordedDecode, "run", lambda self, rows: replays(self, rows) + 1e-2 * torch.arange(512))
     launched = over_arena(directory)
     assert forward_of(launched).recorded is None
-    assert "nothing is recorded" in caplog.text
+    assert "none is recorded" in caplog.text
     launched.close()
     monkeypatch.setattr(VarlenKernel, "attend", lambda self, query, keys, values, *rest: query * 0.5)
     slabs = over_arena(directory)
     assert not isinstance(slabs.engine._forward, ArenaForward)
     assert slabs.submit(slabs.engine.new_kv(), [7] * 40).wait().error is None
     slabs.close()
+
+
+def test_a_forward_of_few_rows_that_computes_something_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = TINY["qwen3"](tmp_path / "qwen3")
+    right = FewRowsForward.logits
+    monkeypatch.setattr(FewRowsForward, "logits", lambda *arguments: right(*arguments) + 1e-2 * torch.arange(512))
+    watched = over_arena(directory)
+    assert forward_of(watched).few_rows is None
+    assert forward_of(watched).recorded is not None
+    assert "our own forward of few rows disagrees" in caplog.text
+    answer = watched.submit(watched.engine.new_kv(), [7] * 40)
+    assert answer.wait().error is None
+    assert_equals_full_read(watched, loaded_tiny(directory).model, answer)
+    watched.close()
+
+
+def test_only_the_common_decoder_has_a_forward_of_few_rows_of_its_own(directory: Path) -> None:
+    watched = over_arena(directory)
+    assert (forward_of(watched).few_rows is not None) == (directory.name in ("llama", "qwen3"))
+    watched.close()
 
 
 def test_closing_gives_the_arena_back(watched: WatchedEngine) -> None:

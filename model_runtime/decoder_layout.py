@@ -1,0 +1,46 @@
+"""The decoder that most models share (Llama, Qwen2, Qwen3), as our own forwards compute it: which models have it, and
+where their layers keep their matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+PROJECTIONS = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+def has_common_layout(model: PreTrainedModel) -> bool:
+    """Whether its layers are RMSNorm, rotary positions, full attention, and a gated MLP with SiLU."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    return (
+        config.model_type in _ARCHITECTURES
+        and config.hidden_act == "silu"
+        and all(kind == "full_attention" for kind in kinds)
+    )
+
+
+def projections_of(layer: nn.Module) -> dict[str, Any]:
+    """A layer's matrices by what they make."""
+    return {name: layer.get_submodule(path) for name, path in PROJECTIONS.items()}
+
+
+def head_norms_of(layer: Any) -> tuple[Any, Any]:
+    """What normalises each head of its queries and of its keys (Qwen3), if anything does."""
+    return getattr(layer.self_attn, "q_norm", None), getattr(layer.self_attn, "k_norm", None)
+
+
+def head_dim_of(config: Any) -> int:
+    """The width of a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
