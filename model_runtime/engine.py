@@ -36,6 +36,7 @@ from model_runtime.scheduler import MIN_CHUNK_TOKENS, Scheduler, SchedulerConfig
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence, sample_together
 from model_runtime.shift import CLOSED, GIVEN_UP, Shift, Work
+from model_runtime.snapshot import Segment
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, Pulse, ReadRequest
 from model_runtime.verdict import Verification
 from model_runtime.verification import ROUNDED, Piece, Reread, compare_all, tolerance_of
@@ -156,18 +157,38 @@ class Engine:
 
     def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> types.Segment:
         """A copy of these rows, made by the engine thread between two steps."""
-        slab = self._own(kv)
-        return self._rows.packed(self._shift.call(lambda: self._transfers.begin_out(slab, identity, before))())
+        return self.stage_run(kv, [identity], before)[0]
 
-    def restore(self, kv: KV, segments: abc.Sequence[types.Segment]) -> None:
-        """Appends segments to the slab, one between two steps each, so that running answers go on meanwhile."""
+    def stage_run(
+        self, kv: KV, identities: abc.Sequence[SegmentIdentity], before: abc.Sequence[int] | None = None
+    ) -> list[types.Segment]:
+        """Copies of rows that follow one another, all made between the same two steps."""
         slab = self._own(kv)
-        for segment in segments:
-            copy = partial(self._transfers.copy_in, slab, self._rows.unpacked(segment))
-            try:
-                self._shift.call(partial(self._relief.once_more, copy))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                raise translated(error) from error
+
+        def begin() -> list[Callable[[], Segment]]:
+            first, *rest = identities
+            return [self._transfers.begin_out(slab, first, before)] + [
+                self._transfers.begin_out(slab, identity) for identity in rest
+            ]
+
+        return [self._rows.packed(wait()) for wait in self._shift.call(begin)]
+
+    def restore(self, kv: KV, segments: abc.Sequence[types.Segment], room_tokens: int = 0) -> float:
+        """Appends segments to the slab between two steps; room first, so that it is not copied as it grows."""
+        slab = self._own(kv)
+        exact = [self._rows.unpacked(segment) for segment in segments]
+
+        def copy() -> float:
+            started = time.perf_counter()
+            self._relief.once_more(lambda: slab.ensure_room(room_tokens))
+            for segment in exact:
+                self._relief.once_more(partial(self._transfers.copy_in, slab, segment))
+            return time.perf_counter() - started
+
+        try:
+            return self._shift.call(copy)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise translated(error) from error
 
     def join(self, identity: SegmentIdentity, segments: abc.Sequence[types.Segment]) -> types.Segment | None:
         """Segments that follow one another as one."""

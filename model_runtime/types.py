@@ -298,10 +298,17 @@ class Engine(Protocol):
         `before` are the ids that must still stand in front of them: rows depend on those as much as on their own, and
         without it the caller must know that nobody changed the KV. Not from the engine thread."""
 
-    def restore(self, kv: KV, segments: Sequence[Segment]) -> None:
-        """Appends segments that follow one another to a KV that ends where the first begins, between steps. Raises
-        `ValueError`, `DeviceOutOfMemory` or `EngineClosed`; the KV then holds a whole prefix. Not for a KV with a
-        running generation, and not from the engine thread."""
+    def stage_run(
+        self, kv: KV, identities: Sequence[SegmentIdentity], before: Sequence[int] | None = None
+    ) -> list[Segment]:
+        """`stage` for segments that follow one another, all of them between the same two steps: a wait for one step,
+        however many they are. `before` stands in front of the first."""
+
+    def restore(self, kv: KV, segments: Sequence[Segment], room_tokens: int = 0) -> float:
+        """Appends segments that follow one another to a KV that ends where the first begins, all between the same two
+        steps, with room for `room_tokens` tokens in the end. Returns the seconds that this took, without the wait for
+        the step before. Raises `ValueError`, `DeviceOutOfMemory` or `EngineClosed`; the KV then holds a whole prefix.
+        Not for a KV with a running generation, and not from the engine thread."""
 
     def join(self, identity: SegmentIdentity, segments: Sequence[Segment]) -> Segment | None:
         """Segments that follow one another as one, under the name it has then. Any thread. None where joined rows would

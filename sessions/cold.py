@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from model_runtime.errors import ModelRuntimeError
 from model_runtime.segments import SegmentIdentity
-from model_runtime.types import KV, Engine
+from model_runtime.types import KV, Engine, Segment
 from sessions.chains import Chain, cut, longest_chain
 from sessions.choice import ASSUMED_HOST_BYTES_PER_S, RestoreSpeed
+from sessions.config import MIB
 from sessions.disk import Disk
 from sessions.host import Host
+from sessions.staged import Staged
 from sessions.types import Tier
 
 log = logging.getLogger(__name__)
 
-SEGMENT_BYTES = 32 * 1024 * 1024  # staged in memory at once; a restore can be stopped between two
+SEGMENT_BYTES = 32 * MIB  # a file; a restore can be stopped between two
+STAGED_BYTES = 128 * MIB  # staged in memory at once
 
 
 class Cold:
@@ -27,6 +29,7 @@ class Cold:
     def __init__(self, engine: Engine, host: Host, disk: Disk) -> None:
         self.host = host
         self.disk = disk
+        self.staged = Staged()
         self.host_speed = RestoreSpeed(ASSUMED_HOST_BYTES_PER_S)
         self.disk_speed = RestoreSpeed()
         self._engine = engine
@@ -52,26 +55,47 @@ class Cold:
         self, owner_id: str, conversation_id: str, ids: tuple[int, ...], limit_tokens: int | None = None
     ) -> Chain:
         """The conversation's segments, wherever they are, that hold most of `ids`."""
-        in_host = self.host.of_conversation(conversation_id)
-        if not in_host:
+        in_memory = [*self.staged.of_conversation(conversation_id), *self.host.of_conversation(conversation_id)]
+        if not in_memory:
             return self.disk.chain(owner_id, conversation_id, ids, limit_tokens)
-        rows = {s.key: s for s in self.disk.of_conversation(conversation_id)} | {s.key: s for s in in_host}
+        rows = {s.key: s for s in self.disk.of_conversation(conversation_id)} | {s.key: s for s in in_memory}
         return longest_chain(ids, rows.values(), self.disk.fingerprint(owner_id), self._ids_of, limit_tokens)
 
     def _ids_of(self, key: str) -> tuple[int, ...]:
-        segment = self.host.get(key)
+        segment = self.host.get(key) or self.staged.get(key)
         return segment.identity.token_ids if segment is not None else self.disk.token_ids(key)
 
-    def bring_back(self, identity: SegmentIdentity, kv: KV) -> int:
-        """Appends one segment to a KV, and learns from how long it took; returns its bytes. Raises `SnapshotRefused`,
-        or what the engine raises."""
-        started = time.perf_counter()
-        in_host = self.host.get(identity.key)
-        segment = in_host or self.disk.load(identity)
-        self._engine.restore(kv, [segment])
-        speed = self.host_speed if in_host is not None else self.disk_speed
-        speed.observe(segment.data_bytes, 1, time.perf_counter() - started)
-        return segment.data_bytes
+    def load(self, identity: SegmentIdentity) -> Segment:
+        """A segment, from memory or verified from disk. Raises `SnapshotRefused`."""
+        return self.host.get(identity.key) or self.staged.get(identity.key) or self.disk.load(identity)
+
+    def staged_together(self, identities: Iterable[SegmentIdentity]) -> list[list[SegmentIdentity]]:
+        """Segments that follow one another, in runs that are staged in one go."""
+        runs: list[list[SegmentIdentity]] = []
+        room_bytes = 0
+        for identity in identities:
+            size_bytes = self._engine.segment_bytes(len(identity.token_ids))
+            if not runs or size_bytes > room_bytes:
+                runs.append([])
+                room_bytes = STAGED_BYTES
+            runs[-1].append(identity)
+            room_bytes -= size_bytes
+        return runs
+
+    def took(self, identities: Sequence[SegmentIdentity], tier: Tier, seconds: float) -> None:
+        """Learns from what bringing these segments back took, without any wait for the engine's steps: that is not
+        the tier's doing, and reading would have waited as well. What came from host memory is taken to have taken what
+        it was expected to where the disk was needed too."""
+        if tier is Tier.HOST:
+            self.host_speed.observe(self._bytes_of(identities), len(identities), seconds)
+            return
+        in_host = [i for i in identities if self.host.get(i.key) is not None]
+        seconds -= self.host_speed.estimate_s(self._bytes_of(in_host), len(in_host))
+        on_disk = [i for i in identities if self.host.get(i.key) is None]
+        self.disk_speed.observe(self._bytes_of(on_disk), len(on_disk), max(0.0, seconds))
+
+    def _bytes_of(self, identities: Iterable[SegmentIdentity]) -> int:
+        return sum(self._engine.segment_bytes(len(identity.token_ids)) for identity in identities)
 
     def brought_back(self, conversation_id: str, chain: Chain, whole: bool) -> None:
         """A restore ended. When the device holds all of it, it is the device's, and host memory forgets it."""

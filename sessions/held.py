@@ -142,7 +142,8 @@ class Held:
             was_warming, slot.warming = slot.warming, False
             slot.make_way, slot.ahead_from = lambda: None, ahead_from
             slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()
-            slot.held_ids, slot.unsaved_until = held_ids, time.monotonic() + unsaved_for_s
+            slot.holds(held_ids)
+            slot.unsaved_until = time.monotonic() + unsaved_for_s
             self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
             if was_warming and not slot.kv.allocated_bytes:
                 del self._slots[lease.conversation_id]  # nothing came of it
@@ -163,12 +164,12 @@ class Held:
                 slot.unsaved_until = 0.0
                 self._changed.notify_all()
 
-    def saved(self, conversation_id: str, kv: KV, tokens: int) -> None:
-        """So many of its rows are on disk."""
+    def saved(self, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> None:
+        """The rows of these ids are on disk, staged for it, or just came from there."""
         with self._changed:
             slot = self._slots.get(conversation_id)
             if slot is not None and slot.kv is kv:
-                slot.saved_tokens = tokens
+                slot.saved(ids)
 
     def holdings(self) -> dict[str, Holding]:
         """Everybody's, by conversation."""

@@ -180,7 +180,7 @@ class Leases(Held):
         assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
         self._line.leave(ticket)
         is_new, slot.used = not slot.used, True
-        slot.leased, slot.promised_bytes, slot.saved_tokens = True, ticket.promised_bytes, 0
+        slot.leased, slot.promised_bytes = True, ticket.promised_bytes
         loss = self._losses.pop(ticket.conversation_id, None)
         held = slot.kv.length_tokens
         ids = slot.held_ids[:held]

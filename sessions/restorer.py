@@ -1,6 +1,7 @@
 """Bringing saved KVs back: whether that is worth it, and doing it, on a thread of its own.
 
-Neither the engine's thread nor the leases' lock waits for the disk. A restore ends early, between two segments, when
+Neither the engine's thread nor the leases' lock waits for the disk: files are read ahead of their copy to the device,
+and all that have come meanwhile are copied between the same two steps. A restore ends early, between two segments, when
 its run is stopped; what the KV holds then is a whole prefix of the ledger.
 """
 
@@ -17,6 +18,7 @@ from enum import IntEnum
 
 from model_runtime.errors import ModelRuntimeError, SnapshotRefused
 from model_runtime.types import KV, Engine
+from sessions.arrivals import Arrivals
 from sessions.chains import Chain
 from sessions.choice import choose
 from sessions.cold import Cold
@@ -124,22 +126,24 @@ class Restorer:
         tier = self._cold.tier_of(chain)
         if wish.kv.length_tokens:
             self._engine.release(wish.kv)
-        count, size_bytes, refusal = 0, 0, ""
-        for identity in chain.identities:
-            if wish.must_stop() or self._closed:
-                break
+        count, size_bytes, refusal, waited_s = 0, 0, "", 0.0
+        room_tokens = max(chain.end_tokens, len(wish.ledger))
+        with Arrivals(chain.identities, self._cold.load, self._engine.info.kv_bytes_per_token) as arrivals:
             try:
-                size_bytes += self._cold.bring_back(identity, wish.kv)
+                while not (wish.must_stop() or self._closed) and (segments := arrivals.take()):
+                    asked = time.perf_counter()
+                    work_s = self._engine.restore(wish.kv, segments, room_tokens)
+                    waited_s += time.perf_counter() - asked - work_s
+                    count += len(segments)
+                    size_bytes += sum(segment.data_bytes for segment in segments)
             except SnapshotRefused as error:
-                refusal = str(error)
-                log.warning("kv_refused conversation=%s key=%s why=%s", wish.conversation_id, identity.key, refusal)
-                self._cold.disk.discard(identity)
-                break
+                refused, refusal = chain.identities[count], str(error)
+                log.warning("kv_refused conversation=%s key=%s why=%s", wish.conversation_id, refused.key, refusal)
+                self._cold.disk.discard(refused)
             except (ModelRuntimeError, ValueError) as error:
                 log.warning("kv_not_restored conversation=%s error=%s", wish.conversation_id, error)
-                break
-            count += 1
         seconds = time.perf_counter() - started
+        self._cold.took(chain.identities[:count], tier, max(seconds - waited_s, arrivals.reading_s))
         self._cold.brought_back(wish.conversation_id, chain, whole=count == len(chain.identities))
         tokens = min(wish.kv.length_tokens, chain.useful_tokens)
         log.info(

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from model_runtime.types import KV
+from sessions.ledger import common_prefix
 from sessions.types import Tier
 
 
@@ -90,11 +91,28 @@ class Slot:
     ahead_from: int | None = None
     held_ids: tuple[int, ...] = ()
     unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
-    saved_tokens: int = 0  # so much of what it holds is on disk
+    saved_ids: tuple[int, ...] = ()  # whose rows are on disk, or staged for it
+    saved_tokens: int = 0  # so many of `held_ids` are among them
 
     @property
     def held_bytes(self) -> int:
         return max(self.kv.allocated_bytes, self.promised_bytes)
+
+    @property
+    def unsaved_tokens(self) -> int:
+        """What no lower tier has, nor will have in a moment. Rows that were read ahead are nobody's loss."""
+        tokens = self.kv.length_tokens if self.ahead_from is None else min(self.ahead_from, self.kv.length_tokens)
+        return max(0, tokens - self.saved_tokens)
+
+    def holds(self, ids: tuple[int, ...]) -> None:
+        """It was given back."""
+        self.held_ids = ids
+        self.saved_tokens = common_prefix(self.saved_ids, ids)
+
+    def saved(self, ids: tuple[int, ...]) -> None:
+        """The rows of these ids are on disk, or staged for it."""
+        self.saved_ids = ids
+        self.saved_tokens = common_prefix(ids, self.held_ids)
 
 
 class Exits(Protocol):

@@ -153,10 +153,14 @@ class Tiers:
                 kv=kv,
                 ids=ids,
                 prompt_tokens=len(run.plan.turn.ledger) - run.plan.turn.answer_prefix_tokens,
-                staged=lambda: self._leases.staged(conversation_id, kv),
-                done=lambda saved: self._leases.saved(conversation_id, kv, len(ids)) if saved else None,
+                staged=lambda: self._staged(conversation_id, kv, ids),
+                done=lambda saved: self._leases.saved(conversation_id, kv, ids if saved else ()),
             )
         )
+
+    def _staged(self, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> None:
+        self._leases.saved(conversation_id, kv, ids)
+        self._leases.staged(conversation_id, kv)
 
     def leaving(self, slot: Slot) -> Tier:
         """Copies an idle KV that is about to be freed into host memory, if it fits; else what is on disk is left."""
@@ -243,7 +247,8 @@ class Tiers:
         return True
 
     def _has_saved(self, owner_id: str, conversation_id: str) -> bool:
-        return bool(self._host.of_conversation(conversation_id)) or conversation_id in self.saved(owner_id)
+        in_memory = self._host.of_conversation(conversation_id) or self._cold.staged.of_conversation(conversation_id)
+        return bool(in_memory) or conversation_id in self.saved(owner_id)
 
     def _warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], promised_bytes: int) -> None:
         with self._warming_lock:
@@ -273,6 +278,8 @@ class Tiers:
         restored = Restored()
         try:
             restored = self._restorer.restore(wish)
+            if restored.tier is Tier.DISK:
+                self._leases.saved(wish.conversation_id, wish.kv, wish.ledger[: restored.tokens])
             self._notes.restored(wish.owner_id, wish.conversation_id, restored)
         except Exception:
             log.exception("kv_not_restored conversation=%s", wish.conversation_id)

@@ -1,7 +1,8 @@
 """The thread that writes KVs through to disk after each turn, in the order of the turns.
 
-It stages a run of rows (the engine copies them between two steps), saves it, and goes on to the next, so at most one
-segment is held in memory. Whatever fails, the chat goes on: the conversation is "not saved", and its owner is told.
+It stages a run of rows (the engine copies them between two steps), saves it, and goes on to the next. Staging a file at
+a time would wait for a step each, half a second and more while a prompt is read; so what fits `STAGED_BYTES` is staged
+in one go. Whatever fails, the chat goes on: the conversation is "not saved", and its owner is told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from model_runtime.errors import EngineClosed, SnapshotNotSaved
-from model_runtime.types import KV, Engine
+from model_runtime.types import KV, Engine, Segment
 from sessions.chains import cut
 from sessions.cold import Cold
 from sessions.errors import SessionError
@@ -112,16 +113,28 @@ class Writer:
             self._disk.used_now(chain)
             if pieces:
                 self._disk.room_for(pieces)
-            for piece in pieces:
+            for run in self._cold.staged_together(pieces):
                 try:
-                    segment = self._engine.stage(job.kv, piece, before=job.ids[: piece.start_tokens])
+                    segments = self._engine.stage_run(job.kv, run, before=job.ids[: run[0].start_tokens])
                 except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
                     log.info("kv_gone_before_saved conversation=%s", conversation_id)
                     return self._cold.write_through(owner_id, conversation_id) and self._has_all(job)
-                if piece is pieces[-1]:
-                    job.staged()
-                if self._gives_up or not self._disk.save(owner_id, conversation_id, segment):
+                is_last = run[-1] is pieces[-1]
+                if not self._write(job, segments, job.staged if is_last else lambda: None):
                     return False
+        return True
+
+    def _write(self, job: SaveJob, segments: list[Segment], staged: Callable[[], None]) -> bool:
+        """Until they are on disk, a restore takes them from memory, so once they are there the KV may go."""
+        self._cold.staged.put(job.conversation_id, segments)
+        staged()
+        try:
+            for segment in segments:
+                if self._gives_up or not self._disk.save(job.owner_id, job.conversation_id, segment):
+                    return False
+                self._cold.staged.remove([segment])
+        finally:
+            self._cold.staged.remove(segments)
         return True
 
     def _has_all(self, job: SaveJob) -> bool:

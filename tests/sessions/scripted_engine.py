@@ -183,25 +183,41 @@ class ScriptedEngine:
                 free()
 
     def stage(self, kv: KV, identity: SegmentIdentity, before: Sequence[int] | None = None) -> ScriptedSegment:
-        assert isinstance(kv, ScriptedKV)
-        start, end = identity.start_tokens, identity.end_tokens
+        return self.stage_run(kv, [identity], before)[0]  # type: ignore[return-value]
 
-        def copy() -> ScriptedSegment:
-            stands_elsewhere = before is not None and kv.tokens[:start] != list(before)
-            if stands_elsewhere or tuple(kv.tokens[start:end]) != identity.token_ids:
-                raise ValueError("the KV does not hold the tokens of this segment")
-            return ScriptedSegment(identity, tuple(kv.marks[start:end]), self.segment_bytes(end - start))
+    def stage_run(
+        self, kv: KV, identities: Sequence[SegmentIdentity], before: Sequence[int] | None = None
+    ) -> list[Segment]:
+        assert isinstance(kv, ScriptedKV)
+
+        def copy() -> list[Segment]:
+            first = identities[0]
+            if before is not None and kv.tokens[: first.start_tokens] != list(before):
+                raise ValueError("the KV does not hold these tokens in front of the segment")
+            return [self._copy_out(kv, identity) for identity in identities]
 
         return self._between_steps(copy)
 
-    def restore(self, kv: KV, segments: Sequence[Segment]) -> None:
+    def _copy_out(self, kv: ScriptedKV, identity: SegmentIdentity) -> ScriptedSegment:
+        start, end = identity.start_tokens, identity.end_tokens
+        if tuple(kv.tokens[start:end]) != identity.token_ids:
+            raise ValueError("the KV does not hold the tokens of this segment")
+        return ScriptedSegment(identity, tuple(kv.marks[start:end]), self.segment_bytes(end - start))
+
+    def restore(self, kv: KV, segments: Sequence[Segment], room_tokens: int = 0) -> float:
         assert isinstance(kv, ScriptedKV)
         assert not kv.busy, "restored into a KV with a running generation"
         self._revive(kv)
-        for segment in segments:
-            assert isinstance(segment, ScriptedSegment)
-            self._between_steps(lambda s=segment: kv.append_segment(s))  # type: ignore[misc]
-            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+
+        def copy() -> float:
+            started = time.perf_counter()
+            for segment in segments:
+                assert isinstance(segment, ScriptedSegment)
+                kv.append_segment(segment)
+                self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+            return time.perf_counter() - started
+
+        return self._between_steps(copy)
 
     def join(self, identity: SegmentIdentity, segments: Sequence[Segment]) -> ScriptedSegment:
         marks = tuple(mark for s in segments if isinstance(s, ScriptedSegment) for mark in s.marks)

@@ -70,6 +70,7 @@ def test_an_evicted_conversation_comes_back_from_disk(make_warm: Callable[..., H
     house.say(a, LONG)
     b = house.conversation(max_new_tokens=100)
     house.say(b, LONG + "b")  # there is room for one
+    house.saved(a)
     rows = {row.conversation_id: row for row in house.manager.memory(ADA).rows}
     assert rows[a].tier is Tier.DISK
     assert rows[a].kv_tokens == 0
@@ -80,6 +81,19 @@ def test_an_evicted_conversation_comes_back_from_disk(make_warm: Callable[..., H
     events = [event.text for event in house.manager.memory(ADA).events]
     assert any(text.startswith("Restored A long message") for text in events)
     assert house.engine.peak_bytes <= 640 * 1024
+
+
+def test_what_was_evicted_while_it_is_being_written_comes_back_from_memory(make_warm: Callable[..., House]) -> None:
+    house = make_warm(budget_bytes=640 * 1024)
+    house.engine.save_delay_s = 1.0
+    a = house.conversation(max_new_tokens=100)
+    house.say(a, LONG)
+    b = house.conversation(max_new_tokens=100)
+    house.say(b, LONG + "b")  # there is room for one
+    row = next(r for r in house.manager.memory(ADA).rows if r.conversation_id == a)
+    assert row.kv_tokens == 0
+    assert row.disk_tokens < len(house.ledger(a)) - 1, "the writer was too quick for this test"
+    fed_only_the_delta(house, a)
 
 
 def test_branches_share_what_they_have_in_common(make_warm: Callable[..., House]) -> None:
@@ -309,7 +323,8 @@ def test_reading_again_where_that_is_expected_to_be_faster(make_warm: Callable[.
     c = house.conversation()
     house.say(c, LONG)
     house.manager.park(ADA, c)
-    house.manager._tiers._cold.disk_speed.observe(1024, 1, 1000.0)
+    for _ in range(10):
+        house.manager._tiers._cold.disk_speed.observe(2**30, 1, 1e9)
     message = house.say(c, "Now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)

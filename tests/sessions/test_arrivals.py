@@ -1,0 +1,118 @@
+"""Segments are read ahead, given in their order, never more than the bound, and a bad one where it stands."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from model_runtime.errors import SnapshotRefused
+from model_runtime.segments import SegmentIdentity, identify
+from model_runtime.types import Segment
+from sessions import arrivals
+from sessions.arrivals import Arrivals
+
+
+@dataclass(frozen=True)
+class Rows:
+    identity: SegmentIdentity
+    data_bytes: int = 1
+
+
+def chain(count: int, tokens: int = 10) -> list[SegmentIdentity]:
+    identities: list[SegmentIdentity] = []
+    for number in range(count):
+        identities.append(identify(identities[-1] if identities else None, (number,) * tokens, "f"))
+    return identities
+
+
+def taken(found: Arrivals) -> list[SegmentIdentity]:
+    segments: list[Segment] = []
+    while batch := found.take():
+        segments += batch
+    return [segment.identity for segment in segments]
+
+
+def test_in_their_order_whichever_is_read_first() -> None:
+    identities = chain(12)
+
+    def load(identity: SegmentIdentity) -> Rows:
+        time.sleep(0.02 if identity is identities[0] else 0.001 * (identity.start_tokens % 3))
+        return Rows(identity)
+
+    with Arrivals(identities, load, 1) as found:
+        assert taken(found) == identities
+        assert found.take() == []
+    assert found.reading_s >= 0.02
+
+
+def test_what_came_meanwhile_is_given_together() -> None:
+    identities, came = chain(5), threading.Semaphore(0)
+
+    def load(identity: SegmentIdentity) -> Rows:
+        came.release()
+        return Rows(identity)
+
+    with Arrivals(identities, load, 1) as found:
+        for _ in identities:
+            assert came.acquire(timeout=5)
+        time.sleep(0.05)
+        assert len(found.take()) == 5
+
+
+def test_no_more_is_in_memory_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "AHEAD_BYTES", 30)
+    identities, lock = chain(9), threading.Lock()
+    begun, done, most = 0, 0, 0
+
+    def load(identity: SegmentIdentity) -> Rows:
+        nonlocal begun, most
+        with lock:
+            begun += 1
+            most = max(most, begun - done)
+        return Rows(identity)
+
+    with Arrivals(identities, load, 1) as found:
+        while batch := found.take():
+            time.sleep(0.02)
+            with lock:
+                done += len(batch)
+    assert (begun, done) == (9, 9)
+    assert most <= 3
+
+
+def test_one_that_is_larger_than_the_bound_comes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "AHEAD_BYTES", 5)
+    identities = chain(3)
+    with Arrivals(identities, Rows, 1) as found:
+        assert taken(found) == identities
+
+
+def test_a_refused_one_is_told_where_it_stands() -> None:
+    identities = chain(6)
+
+    def load(identity: SegmentIdentity) -> Rows:
+        if identity is identities[2]:
+            raise SnapshotRefused("damaged")
+        time.sleep(0.01 if identity is identities[1] else 0)
+        return Rows(identity)
+
+    given = 0
+    with Arrivals(identities, load, 1) as found:
+        while given < 2:
+            given += len(found.take())
+        with pytest.raises(SnapshotRefused, match="damaged"):
+            found.take()
+    assert given == 2
+
+
+def test_readers_end_with_the_restore() -> None:
+    before = threading.active_count()
+    with Arrivals(chain(50), Rows, arrivals.AHEAD_BYTES) as found:
+        found.take()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
