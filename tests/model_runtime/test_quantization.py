@@ -51,6 +51,7 @@ def float32_nll(loaded_embedded_float32: LoadedModel, prose: list[int]) -> float
 
 
 @pytest.mark.embedded
+@pytest.mark.timeout(900)  # bfloat16 products are slow where the processor has none of its own
 @pytest.mark.parametrize(
     "plan",
     [
