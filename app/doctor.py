@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_runtime.errors import ModelRuntimeError
+from model_runtime.numerics import cold_precision
 from sessions import doctor
 from sessions.errors import SessionError, StoreError
 from sessions.store import Store
@@ -53,11 +54,15 @@ def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
     from model_runtime.config import EngineConfig
     from model_runtime.engine import Engine
     from model_runtime.loading import context_limit_tokens, load_model, unload
+    from model_runtime.passing_thread import in_passing_thread
 
+    precisions = {cold_precision(row.fingerprint) for row in store.segments.every()}
+    config = EngineConfig(cold_kv_dtype="int8" if precisions == {"int8"} else "exact")
     with contextlib.ExitStack() as stack:
-        loaded = load_model(model, report.say)
+        loaded = in_passing_thread(lambda: load_model(model, report.say))
         stack.callback(unload, loaded)
-        engine = Engine(loaded, EngineConfig(), context_limit_tokens(loaded, model.context_limit_tokens))
+        limit_tokens = context_limit_tokens(loaded, model.context_limit_tokens)
+        engine = in_passing_thread(lambda: Engine(loaded, config, limit_tokens))
         stack.callback(engine.close)
         report.say(f"Model {engine.info.name}, {engine.info.quantization}, on {engine.info.device}.")
         doctor.verify_everything(store, engine, report)

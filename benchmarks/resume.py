@@ -20,7 +20,7 @@ from benchmarks.driver import load
 from benchmarks.report import device_name, finish, median, table
 from benchmarks.served import OWNER, Served, forget_page_cache, serve
 from model_runtime.loading import unload
-from sessions.types import Tier
+from sessions.types import Receipt, Tier
 
 GIB = 1024**3
 TURN_TOKENS = 24
@@ -39,11 +39,8 @@ def measure(served: Served, conversation_id: str, repeats: int, tier: Tier) -> t
         if tier is Tier.DISK:
             forget_page_cache(served.data_dir)
         seconds, receipt = served.turn(conversation_id, served.text(TURN_TOKENS, number))
-        expected = Tier.COLD if tier is Tier.COLD else tier
-        if receipt.tier_before is not expected or (
-            tier is not Tier.COLD and receipt.fed_tokens != receipt.delta_tokens
-        ):
-            print(f"# expected {expected}: {receipt}")
+        if receipt.tier_before is not tier or (tier is not Tier.COLD and not fed_only_the_delta(receipt)):
+            print(f"# expected {tier}: {receipt}")
         first_s.append(seconds)
         restore_s.append(receipt.restore_s)
     return first_s, restore_s
@@ -62,8 +59,14 @@ def restarted(arguments: argparse.Namespace) -> tuple[float, float]:
 def measure_as_it_is(served: Served, conversation_id: str) -> tuple[float, float]:
     seconds, receipt = served.turn(conversation_id, served.text(TURN_TOKENS, 99))
     assert receipt.tier_before is Tier.DISK, receipt
-    assert receipt.fed_tokens == receipt.delta_tokens, receipt
+    assert fed_only_the_delta(receipt), receipt
     return seconds, receipt.restore_s
+
+
+def fed_only_the_delta(receipt: Receipt) -> bool:
+    """Or a token less: once the glue of the next turn was read ahead, the pending token's row is parked with the
+    others."""
+    return receipt.miss_reason is None and receipt.delta_tokens - receipt.fed_tokens in (0, 1)
 
 
 def main() -> None:

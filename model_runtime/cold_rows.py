@@ -9,6 +9,7 @@ from model_runtime import types
 from model_runtime.config import ColdKvDtype
 from model_runtime.errors import ModelLoadError
 from model_runtime.kv_cache import KVGeometry
+from model_runtime.numerics import with_part
 from model_runtime.segments import SegmentIdentity
 from model_runtime.snapshot import (
     Memory,
@@ -38,7 +39,7 @@ class ColdRows:
     def fingerprint(self, model: str) -> str:
         """What rows rest on. Those that passed through 8 bits never pass for exact ones, nor what was computed on
         them: a process that keeps int8 gives all its rows this name."""
-        return f"{model} int8 cold" if self.is_int8 else model
+        return with_part(model, "cold", "int8") if self.is_int8 else model
 
     def packed(self, exact: Segment) -> Segment:
         """As it is kept below the device."""

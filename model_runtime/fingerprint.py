@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from model_runtime.numerics import line
 from model_runtime.sealed_directory import MANIFEST
 
 KV_FORMAT_VERSION = 1
@@ -16,8 +17,9 @@ _SAMPLES = 64
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
-def model_fingerprint(directory: Path, config: PretrainedConfig, *numerics: str) -> str:
-    """32 hexadecimal digits for a checkpoint's weights, its RoPE settings and `numerics` (quantization, dtype, kernel).
+def model_fingerprint(directory: Path, config: PretrainedConfig, **numerics: str) -> str:
+    """A line (`numerics.line`) with a checkpoint's weights and RoPE settings as hashes, and `numerics` as they are
+    (quantization, dtype, kernel).
 
     A sealed directory is named by its checksums. Elsewhere names, sizes and samples of the weights are hashed: reading
     everything would cost minutes for a large model.
@@ -31,9 +33,10 @@ def model_fingerprint(directory: Path, config: PretrainedConfig, *numerics: str)
             if path.suffix in _WEIGHT_SUFFIXES:
                 _sample(path, digest)
     text_config = config.get_text_config()
-    rope = {name: getattr(text_config, name, None) for name in ("rope_parameters", "sliding_window", "layer_types")}
-    digest.update(json.dumps([rope, numerics], sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:32]
+    names = ("rope_parameters", "sliding_window", "layer_types")
+    positions = {name: getattr(text_config, name, None) for name in names}
+    rope = hashlib.sha256(json.dumps(positions, sort_keys=True, default=str).encode())
+    return line(weights=digest.hexdigest()[:32], rope=rope.hexdigest()[:16], **numerics)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -172,7 +172,11 @@ def _describe(
         kv_dtype=dtype,
         weights_bytes=_weights_bytes(model),
         fingerprint=model_fingerprint(
-            weights.directory, model.config, weights.quantization, dtype_name(dtype), weights.kernel
+            weights.directory,
+            model.config,
+            quantization=weights.quantization,
+            dtype=dtype_name(dtype),
+            kernel=weights.kernel,
         ),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         notes=weights.notes,

@@ -31,6 +31,7 @@ from model_runtime.cold_int8 import (
 )
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
 from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.numerics import difference
 from model_runtime.segments import FORMAT_VERSION, SegmentIdentity
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
@@ -316,7 +317,8 @@ def _difference(header: bytes, identity: SegmentIdentity, geometry: KVGeometry) 
     if found.get("format") != f"keepwarm-kv-{FORMAT_VERSION}":
         return "the saved memory was written by another version of Keepwarm"
     if found.get("fingerprint") != identity.fingerprint:
-        return "the saved memory was computed by another model or at another precision"
+        changed = difference(str(found.get("fingerprint")), identity.fingerprint)
+        return "the saved memory was computed by another model or at another precision" + (changed and f": {changed}")
     if found.get("key") != identity.key:
         return "the saved memory belongs to another text"
     return "the saved memory is damaged (its header is not the expected one)"

@@ -132,7 +132,7 @@ class Cold:
         rest = cut(ids, parent, len(ids), self.limit_tokens, self.disk.fingerprint(owner_id))
         missing = [i for i in (*chain.whole, *rest) if not self.host.adopt(conversation_id, i.key)]
         sizes = [self._engine.segment_bytes(len(i.token_ids)) for i in missing]
-        if not self.host.reserve(conversation_id, sum(sizes)):
+        if not self.host.reserve(owner_id, conversation_id, sum(sizes)):
             return False
         put: list[str] = []
         try:

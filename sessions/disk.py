@@ -21,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.numerics import difference, with_part
 from model_runtime.segments import SegmentIdentity, key_of
 from model_runtime.types import Engine, Segment
 from sessions.chains import Chain, longest_chain
@@ -65,7 +66,7 @@ class Disk:
     def fingerprint(self, owner_id: str) -> str:
         """What a segment's numbers rest on, and whose it is: no key and no header of one owner's is another's."""
         owner = blake2b(owner_id.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
-        return f"{self._engine.info.fingerprint} owner {owner}"
+        return with_part(self._engine.info.fingerprint, "owner", owner)
 
     def path_of(self, key: str) -> Path:
         return path_in(self._folder, key)
@@ -108,10 +109,11 @@ class Disk:
         """True when another conversation of this owner has saved the very same; then it is shared."""
         return self._table.adopt(owner_id, conversation_id, identity.key)
 
-    def room_for(self, identities: Iterable[SegmentIdentity]) -> None:
-        """Deletes what was used least so that all of these fit, or nothing. Raises `SnapshotNotSaved`."""
+    def room_for(self, owner_id: str, identities: Iterable[SegmentIdentity]) -> None:
+        """Deletes what is worth least so that all of these fit, of other owners only what is beyond their shares; or
+        nothing. Raises `SnapshotNotSaved`."""
         with self._files:
-            self._make_room(sum(self._file_bytes(identity) for identity in identities))
+            self._make_room(sum(self._file_bytes(identity) for identity in identities), owner_id)
 
     def save(self, owner_id: str, conversation_id: str, segment: Segment) -> bool:
         """Writes the file, then its row. False when the conversation was deleted meanwhile. Raises
@@ -119,7 +121,7 @@ class Disk:
         identity = segment.identity
         path = self.path_of(identity.key)
         with self._files:
-            self._make_room(self._file_bytes(identity))
+            self._make_room(self._file_bytes(identity), owner_id)
             self._make_folder(path.parent)
             size_bytes = self._engine.save(segment, path)
             added = False
@@ -209,6 +211,8 @@ class Disk:
             orphans = [path for path in self._folder.rglob("*") if path.is_file() and path.stem not in known]
             for path in orphans:
                 _unlink(path)
+            for why in sorted({difference(s.fingerprint, self._engine.info.fingerprint) for s in rows} - {""}):
+                log.warning("kv_refused why=%s", why)
             log.info(
                 "kv_swept kept=%d other_model=%d rows_without_file=%d unreferenced=%d files_deleted=%d",
                 *(len(known), len(other_model), len(lost), len(nobodys), len(orphans)),
@@ -216,16 +220,16 @@ class Disk:
             with contextlib.suppress(SnapshotNotSaved):
                 self._make_room(0)
 
-    def _make_room(self, needed_bytes: int) -> None:
+    def _make_room(self, needed_bytes: int, owner_id: str = "") -> None:
         excess_bytes = self.used_bytes + needed_bytes - self.budget_bytes
         if excess_bytes > 0:
             with self._uses:
-                chosen = choose_tails(self._tails(), excess_bytes)
+                chosen = choose_tails(self._tails(), excess_bytes, owner_id, self.budget_bytes)
                 self._table.remove(chosen or ())
             if chosen is None:
                 raise SnapshotNotSaved(
                     f"{NOT_SAVED} {mib(needed_bytes)} more do not fit the disk budget of {mib(self.budget_bytes)} "
-                    "beside the conversations in use."
+                    "beside the conversations in use and what is guaranteed to other users."
                 )
             self._unlink_all(chosen)
         free_bytes = self._free_bytes()
@@ -243,6 +247,7 @@ class Disk:
             Tail(
                 key=s.key,
                 parent_key=s.parent_key,
+                owner_id=s.owner_id,
                 held_bytes=s.size_bytes,
                 idle_s=now - s.last_used_at,
                 start_tokens=s.start_tokens,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_runtime.errors import ModelRuntimeError, SnapshotRefused
+from model_runtime.numerics import difference
 from model_runtime.segments import SegmentIdentity, identify
 from model_runtime.types import Engine
 from sessions.checks import check, disk_copy
@@ -89,9 +90,10 @@ def verify_everything(store: Store, engine: Engine, report: Report) -> None:
     foreign = [row for row in rows if row.fingerprint != engine.info.fingerprint]
     if foreign:
         foreign_bytes = sum(row.size_bytes for row in foreign)
+        whys = sorted({difference(row.fingerprint, engine.info.fingerprint) for row in foreign} - {""})
         report.say(
-            f"  {_count(len(foreign), 'segment')}, {mib(foreign_bytes)}, of another model or precision: not verified. "
-            "A start with this model deletes them."
+            f"  {_count(len(foreign), 'segment')}, {mib(foreign_bytes)}, of another model or precision"
+            f"{''.join(f' ({why})' for why in whys)}: not verified. A start with this model deletes them."
         )
     report.say(f"Reading {_count(len(rows) - len(foreign), 'file')}.")
     for row in rows:

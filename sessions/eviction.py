@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 RECENT_S = 0.1  # two uses within so much are equally recent
-GUARANTEED_SHARE = 0.5  # of the device budget, divided equally among the users who are there
+GUARANTEED_SHARE = 0.5  # of a tier's budget, divided equally among the users who are there
+KEPT_FOR_S = 7 * 24 * 3600.0  # below the device, what nobody used for so long is guaranteed to nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,12 @@ def _price(candidate: Candidate) -> tuple[float, str]:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """A saved segment. `is_protected`: a conversation that refers to it is in use, or pinned. `lost_s`: what its next
-    restore would have saved."""
+    """A saved segment, of one owner. `is_protected`: a conversation that refers to it is in use, or pinned. `lost_s`:
+    what its next restore would have saved."""
 
     key: str
     parent_key: str
+    owner_id: str
     held_bytes: int
     idle_s: float
     start_tokens: int
@@ -90,10 +92,21 @@ class Tail:
     lost_s: float
 
 
-def choose_tails(segments: Iterable[Tail], needed_bytes: int) -> tuple[str, ...] | None:
+def choose_tails(
+    segments: Iterable[Tail], needed_bytes: int, asking_owner: str = "", budget_bytes: int = 0
+) -> tuple[str, ...] | None:
     """The keys to delete to free `needed_bytes`, or None when that cannot be done (then nothing is deleted). Only tails
-    go, those worth least first, so that what stays of a conversation is its beginning and still of use."""
+    go, those worth least first, so that what stays of a conversation is its beginning and still of use.
+
+    Of a budget that several owners share, another than `asking_owner` loses a segment only while it holds more than
+    its guaranteed share; to nobody in particular ("") everybody gives.
+    """
     by_key = {segment.key: segment for segment in segments}
+    held: Counter[str] = Counter()
+    for segment in by_key.values():
+        if segment.idle_s < KEPT_FOR_S:
+            held[segment.owner_id] += segment.held_bytes
+    share_bytes = guaranteed_bytes(budget_bytes, len({asking_owner, *held})) if asking_owner else 0
     children = Counter(segment.parent_key for segment in by_key.values())
     tails = [_tail_price(s) for s in by_key.values() if not children[s.key] and not s.is_protected]
     heapq.heapify(tails)
@@ -101,6 +114,10 @@ def choose_tails(segments: Iterable[Tail], needed_bytes: int) -> tuple[str, ...]
     freed_bytes = 0
     while tails and freed_bytes < needed_bytes:
         segment = by_key[heapq.heappop(tails)[-1]]
+        if segment.idle_s < KEPT_FOR_S:
+            if segment.owner_id != asking_owner and held[segment.owner_id] <= share_bytes:
+                continue
+            held[segment.owner_id] -= segment.held_bytes
         chosen.append(segment.key)
         freed_bytes += segment.held_bytes
         children[segment.parent_key] -= 1

@@ -52,13 +52,15 @@ class Host:
         with self._lock:
             return self._reserved_bytes
 
-    def reserve(self, conversation_id: str, needed_bytes: int) -> bool:
-        """Promises room for a KV that is being moved here. What is worth least goes for it: all that is needed, or
-        nothing and then False. Every promise is given back by `put` or `cancel`."""
+    def reserve(self, owner_id: str, conversation_id: str, needed_bytes: int) -> bool:
+        """Promises room for a KV that is being moved here. What is worth least goes for it, of others only what is
+        beyond their shares: all that is needed, or nothing and then False. Every promise is given back by `put` or
+        `cancel`."""
         with self._lock:
             excess_bytes = self._used() + self._reserved_bytes + needed_bytes - self.budget_bytes
             if excess_bytes > 0:
-                chosen = choose_tails(self._tails({conversation_id, *self._in_use}), excess_bytes)
+                tails = self._tails({conversation_id, *self._in_use})
+                chosen = choose_tails(tails, excess_bytes, owner_id, self.budget_bytes)
                 if chosen is None:
                     return False
                 for key in chosen:
@@ -147,6 +149,7 @@ class Host:
             Tail(
                 key=key,
                 parent_key=e.identity.parent_key,
+                owner_id=e.owner_id,
                 held_bytes=e.segment.data_bytes,
                 idle_s=now - e.last_used_at,
                 start_tokens=e.identity.start_tokens,
@@ -162,6 +165,7 @@ def _saved(entry: _Entry) -> SavedSegment:
     return SavedSegment(
         key=identity.key,
         parent_key=identity.parent_key,
+        owner_id=entry.owner_id,
         fingerprint=identity.fingerprint,
         start_tokens=identity.start_tokens,
         tokens=len(identity.token_ids),

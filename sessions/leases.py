@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from model_runtime.types import KV, Engine
@@ -40,6 +41,7 @@ class Leases(Held):
         super().__init__(engine, budget_bytes, pins or Pins(engine, budget_bytes, lambda conversation_id: False))
         self._on_dropped = on_dropped
         self.exits: Exits = Nowhere()
+        self._surrendered: list[Dropped] = []  # to be told from a thread that may wait for the database
         self._thread = threading.Thread(target=self._serve, name="keepwarm-leases", daemon=True)
 
     def start(self) -> None:
@@ -68,7 +70,10 @@ class Leases(Held):
             for slot in idle:
                 del self._slots[slot.conversation_id]
                 self._losses[slot.conversation_id] = Loss.FOR_ROOM
-            return [slot.kv for slot in idle if slot.kv.allocated_bytes]
+            given = [slot for slot in idle if slot.kv.allocated_bytes]
+            self._surrendered += [_dropped(s, Tier.DISK if s.saved_tokens else Tier.COLD) for s in given]
+            self._changed.notify_all()
+            return [slot.kv for slot in given]
 
     def enter(self, ticket: Ticket) -> None:
         """Joins the line."""
@@ -121,6 +126,8 @@ class Leases(Held):
         """What can be done for the first in line who may run, None for nothing. Nobody overtakes them, so they cannot
         starve: idle KVs are dropped for them, leased ones come back, and what they were promised fits the budget alone.
         """
+        if self._surrendered:
+            return partial(self._on_dropped, self._surrendered.pop(0))
         if self._is_suspended:
             return None
         running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.warming]
@@ -196,9 +203,9 @@ class Leases(Held):
                 kept_on = self.exits.leaving(slot)
             except Exception:  # what is not kept is read again; the line must go on
                 log.exception("kv_not_kept conversation=%s", slot.conversation_id)
-            freed_bytes = self._free(slot, Loss.FOR_ROOM)
-            seconds = time.perf_counter() - started
-            self._on_dropped(Dropped(slot.conversation_id, slot.owner_id, freed_bytes, kept_on, seconds))
+            dropped = _dropped(slot, kept_on)
+            self._free(slot, Loss.FOR_ROOM)
+            self._on_dropped(replace(dropped, seconds=time.perf_counter() - started))
 
     def _free(self, slot: Slot, loss: Loss) -> int:
         freed_bytes = slot.kv.allocated_bytes
@@ -216,6 +223,11 @@ class Leases(Held):
     def _is_leaving(self, conversation_id: str) -> bool:
         slot = self._slots.get(conversation_id)
         return slot is not None and slot.leaving
+
+
+def _dropped(slot: Slot, kept_on: Tier) -> Dropped:
+    lost_tokens = 0 if kept_on is Tier.HOST else slot.unsaved_tokens
+    return Dropped(slot.conversation_id, slot.owner_id, slot.kv.allocated_bytes, kept_on, lost_tokens=lost_tokens)
 
 
 def _hopeless(promised_bytes: int, most_bytes: int, budget_bytes: int) -> str:

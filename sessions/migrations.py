@@ -175,3 +175,10 @@ def read_ahead(db: Database) -> None:
 def shared_beginnings(db: Database) -> None:
     db.execute("ALTER TABLE receipts ADD COLUMN shared_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE receipts ADD COLUMN shared_from TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def numerics(db: Database) -> None:
+    """What a conversation's KV was last computed under, so that a later start can say what was changed. Saved KVs are
+    of no use for that: what another precision computed is deleted at the start."""
+    db.execute("ALTER TABLE conversations ADD COLUMN numerics TEXT NOT NULL DEFAULT ''")

@@ -29,6 +29,10 @@ class Notes:
         else:
             place = PLACES[dropped.kept_on]
             sentence = f"Evicted {title} to {place}: {mib(dropped.freed_bytes)}, {dropped.seconds:.2f} s"
+        if lost := dropped.lost_tokens:
+            which = "its last" if dropped.kept_on is Tier.DISK else "its"
+            verb = "was not saved and is" if lost == 1 else "were not saved and are"
+            sentence += f"; {which} {tokens(lost)} {verb} read again next time"
         self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
 
     def dropped(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:

@@ -106,7 +106,8 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         case MissReason.SYSTEM_PROMPT_CHANGED:
             return reason, f"The system prompt was changed, {again}"
         case MissReason.MODEL_CHANGED:
-            return reason, f"The model was changed, {again}"
+            change = run.plan.change or "the model was changed"
+            return reason, f"{change[0].upper()}{change[1:]}, {again}"
         case MissReason.TEMPLATE_REWROTE_HISTORY:
             first = turn.rewrite.first_token if turn.rewrite else 0
             return reason, f"The model's chat template rewrote history from token {first + 1:,} on, {again}"
@@ -150,7 +151,7 @@ def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
             return MissReason.EVICTED
         if run.plan.is_fork:
             return MissReason.FORKED
-        if run.plan.model_changed:
+        if run.plan.change:
             return MissReason.MODEL_CHANGED
         return MissReason.RESTARTED if lease.is_new else MissReason.EARLIER_FAILURE
     # All that the KV held was of use: it was short because an answer failed or was stopped while it was read.

@@ -26,6 +26,7 @@ class Conversation:
     is_pinned: bool = False  # its KV stays on the device
     key: str | None = None  # what an API client calls it
     has_first_title: bool = False  # the first message's words, which the model may still replace
+    numerics: str = ""  # the engine's fingerprint at its last turn, "" where that is not known
 
 
 @dataclass(frozen=True, slots=True)

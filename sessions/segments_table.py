@@ -11,7 +11,8 @@ from model_runtime.segments import SegmentIdentity
 from sessions.database import Database
 from sessions.records import pack, unpack
 
-_COLUMNS = "s.key, s.parent_key, s.fingerprint, s.start_tokens, s.tokens, s.bytes, s.last_used_at"  # no token ids
+# Not the token ids
+_COLUMNS = "s.key, s.parent_key, s.owner_id, s.fingerprint, s.start_tokens, s.tokens, s.bytes, s.last_used_at"
 _OF_CONVERSATION = f"""
     SELECT {_COLUMNS}, r.conversation_id AS users FROM segment_references r
     JOIN segments s ON s.key = r.segment_key WHERE r.conversation_id = ?"""  # noqa: S608
@@ -30,6 +31,7 @@ class SavedSegment:
 
     key: str
     parent_key: str
+    owner_id: str
     fingerprint: str
     start_tokens: int
     tokens: int
@@ -204,6 +206,7 @@ def _saved(row: dict[str, Any]) -> SavedSegment:
     return SavedSegment(
         key=row["key"],
         parent_key=row["parent_key"],
+        owner_id=row["owner_id"],
         fingerprint=row["fingerprint"],
         start_tokens=row["start_tokens"],
         tokens=row["tokens"],

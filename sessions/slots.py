@@ -65,13 +65,15 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A KV that was freed to make room. `kept_on`: where its rows are now; COLD when they would be read again."""
+    """A KV that was freed to make room. `kept_on`: where its rows are now; COLD when they would be read again. Of so
+    many tokens no tier has any."""
 
     conversation_id: str
     owner_id: str
     freed_bytes: int
     kept_on: Tier = Tier.COLD
     seconds: float = 0.0
+    lost_tokens: int = 0
 
 
 @dataclass(eq=False, slots=True)

@@ -15,11 +15,11 @@ class Staged:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._segments: dict[str, tuple[str, Segment]] = {}  # by key: the conversation, the rows
+        self._segments: dict[str, tuple[str, str, Segment]] = {}  # by key: the owner, the conversation, the rows
 
-    def put(self, conversation_id: str, segments: Iterable[Segment]) -> None:
+    def put(self, owner_id: str, conversation_id: str, segments: Iterable[Segment]) -> None:
         with self._lock:
-            self._segments |= {segment.identity.key: (conversation_id, segment) for segment in segments}
+            self._segments |= {segment.identity.key: (owner_id, conversation_id, segment) for segment in segments}
 
     def remove(self, segments: Iterable[Segment]) -> None:
         """They are on disk, or will never be."""
@@ -30,16 +30,17 @@ class Staged:
     def get(self, key: str) -> Segment | None:
         with self._lock:
             found = self._segments.get(key)
-            return found[1] if found else None
+            return found[-1] if found else None
 
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
         """As rows like those of the disk."""
         with self._lock:
-            own = [segment for owner, segment in self._segments.values() if owner == conversation_id]
+            own = [(owner, segment) for owner, of, segment in self._segments.values() if of == conversation_id]
         return [
             SavedSegment(
                 key=segment.identity.key,
                 parent_key=segment.identity.parent_key,
+                owner_id=owner_id,
                 fingerprint=segment.identity.fingerprint,
                 start_tokens=segment.identity.start_tokens,
                 tokens=len(segment.identity.token_ids),
@@ -47,5 +48,5 @@ class Staged:
                 last_used_at=time.time(),
                 conversation_ids=(conversation_id,),
             )
-            for segment in own
+            for owner_id, segment in own
         ]

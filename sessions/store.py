@@ -200,6 +200,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         is_pinned=bool(row["is_pinned"]),
         key=row["key"],
         has_first_title=row["title_by"] == "first words",
+        numerics=row["numerics"],
     )
 
 

@@ -7,6 +7,7 @@ restored if that is expected to beat reading.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ from model_runtime.types import KV, Engine
 from sessions.cold import Cold
 from sessions.config import SessionConfig
 from sessions.disk import Disk
-from sessions.errors import StoreError
+from sessions.errors import SessionError, StoreError
 from sessions.history import History
 from sessions.host import Host
 from sessions.leases import Leases
@@ -154,13 +155,19 @@ class Tiers:
                 ids=ids,
                 prompt_tokens=len(run.plan.turn.ledger) - run.plan.turn.answer_prefix_tokens,
                 staged=lambda: self._staged(conversation_id, kv, ids),
-                done=lambda saved: self._leases.saved(conversation_id, kv, ids if saved else ()),
+                done=lambda saved: self._staged(conversation_id, kv, ids if saved else self._on_disk(run, ids)),
             )
         )
 
     def _staged(self, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> None:
         self._leases.saved(conversation_id, kv, ids)
         self._leases.staged(conversation_id, kv)
+
+    def _on_disk(self, run: Run, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """What earlier turns, or the first of this one's files, left there. Nothing when the database is closed."""
+        with contextlib.suppress(SessionError):
+            return ids[: self._disk.chain(run.plan.owner_id, run.plan.conversation_id, ids).useful_tokens]
+        return ()
 
     def leaving(self, slot: Slot) -> Tier:
         """Copies an idle KV that is about to be freed into host memory, if it fits; else what is on disk is left."""
@@ -210,7 +217,7 @@ class Tiers:
             results.append(saved)
             ended.set()
 
-        self._writer.put(SaveJob(owner_id, conversation_id, kv, ids, len(ids), lambda: None, done))
+        self._writer.put(SaveJob(owner_id, conversation_id, kv, ids, len(ids), done))
         if not ended.wait(timeout_s) or not results[0]:
             place = "on the device" if kv is not None else "in host memory"
             raise StoreError(f"This memory could not be saved, so it stays {place}. The events say why.")

@@ -91,14 +91,15 @@ class MessageTree:
         answer: tuple[str, NodeIds],
         tokenizer_fingerprint: str,
         model_name: str,
+        numerics: str,
         first_title: str,
         history: Sequence[Node] = (),
         user_link: str = "",
         user_parts: str = "",
     ) -> int:
         """Commits `history`, one below the other, under `parent_id`; below it the user's message (when there is one),
-        and below that the running answer, which becomes the conversation's leaf. `first_title` is taken where there is
-        no title. Returns the answer's id."""
+        and below that the running answer, which becomes the conversation's leaf. `numerics` is the engine's
+        fingerprint; `first_title` is taken where there is no title. Returns the answer's id."""
         now = time.time()
         common = {
             "conversation_id": conversation_id,
@@ -115,10 +116,10 @@ class MessageTree:
                 insert_link(db, parent_id, conversation_id, user_link, user_parts)
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
             db.execute(
-                "UPDATE conversations SET leaf_id = ?, updated_at = ?,"
+                "UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?,"
                 " title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,"
                 " title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
-                [answer_id, now, first_title, conversation_id],
+                [answer_id, now, numerics, first_title, conversation_id],
             )
         return answer_id
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from model_runtime.errors import ModelRuntimeError
-from model_runtime.types import ChatMessage, Engine, GenerationRequest, SamplingParams
+from model_runtime.numerics import difference
+from model_runtime.types import ChatMessage, Engine, GenerationRequest, ModelInfo, SamplingParams
 from sessions import links
 from sessions.beginnings import Beginnings
 from sessions.leases import Lease, Leases, Ticket
@@ -82,6 +83,7 @@ class Turns:
             (new.prefix_text, turn.answer),
             info.tokenizer_fingerprint,
             info.name,
+            info.fingerprint,
             first_title(above[0].text if above else new.user_text or ""),
             new.history,
             link,
@@ -95,7 +97,7 @@ class Turns:
                 turn=turn,
                 sampling=new.sampling,
                 text=new.prefix_text,
-                model_changed=bool(above) and above[-1].model_name != info.name,
+                change=_change(conversation, above, info),
                 link=link,
                 reads_calls=new.reads_calls,
                 is_fork=new.is_fork,
@@ -162,3 +164,10 @@ def _link(new: NewTurn) -> str:
         return new.path[-1].link
     before = new.path[-1].link if new.path else links.page_root(new.conversation.settings.system_prompt)
     return links.after(before, [ChatMessage("user", new.user_text)]) if before else ""
+
+
+def _change(conversation: Conversation, above: Sequence[Node], now: ModelInfo) -> str:
+    """What was changed since the last turn that makes its KV useless, as a clause; "" when nothing was."""
+    if above and above[-1].model_name != now.name:
+        return "the model was changed"
+    return difference(conversation.numerics, now.fingerprint)

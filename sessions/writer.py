@@ -28,15 +28,16 @@ IDLE_S = 10.0  # nothing was saved for so long: time to compact
 @dataclass(frozen=True, slots=True)
 class SaveJob:
     """`ids` is what the KV holds; no KV: what host memory alone holds of the conversation. `done` is called on the
-    writer's thread, with False when not all of it is saved; `staged` when the KV is not needed any more."""
+    writer's thread, with False when not all of it is saved; `staged` before it, when the KV is not needed any more
+    because all of it is in memory, on its way to the disk."""
 
     owner_id: str
     conversation_id: str
     kv: KV | None
     ids: tuple[int, ...]
     prompt_tokens: int
-    staged: Callable[[], None]
-    done: Callable[[bool], None] = lambda saved: None
+    done: Callable[[bool], None]
+    staged: Callable[[], None] = lambda: None
 
 
 class Writer:
@@ -76,7 +77,6 @@ class Writer:
             except Exception:
                 log.exception("kv_not_saved conversation=%s", job.conversation_id)
             finally:
-                job.staged()
                 job.done(saved)
 
     def _next(self) -> SaveJob | None:
@@ -112,7 +112,7 @@ class Writer:
                 del pieces[0]
             self._disk.used_now(chain)
             if pieces:
-                self._disk.room_for(pieces)
+                self._disk.room_for(owner_id, pieces)
             for run in self._cold.staged_together(pieces):
                 try:
                     segments = self._engine.stage_run(job.kv, run, before=job.ids[: run[0].start_tokens])
@@ -126,7 +126,7 @@ class Writer:
 
     def _write(self, job: SaveJob, segments: list[Segment], staged: Callable[[], None]) -> bool:
         """Until they are on disk, a restore takes them from memory, so once they are there the KV may go."""
-        self._cold.staged.put(job.conversation_id, segments)
+        self._cold.staged.put(job.owner_id, job.conversation_id, segments)
         staged()
         try:
             for segment in segments:

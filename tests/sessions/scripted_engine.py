@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from model_runtime.errors import EngineClosed, PromptTooLong, SnapshotNotSaved, SnapshotRefused
+from model_runtime.numerics import line
 from model_runtime.segments import SegmentIdentity
 from model_runtime.types import (
     KV,
@@ -80,6 +81,7 @@ class ScriptedEngine:
         name: str = "Scripted-1B",
         tokenizer_fingerprint: str = "bytes",
         default_sampling: SamplingParams | None = None,
+        quantization: str = "none",
     ) -> None:
         self.answer = answer
         self.token_delay_s = token_delay_s
@@ -106,7 +108,7 @@ class ScriptedEngine:
             context_limit_tokens=context_limit_tokens,
             kv_bytes_per_token=bytes_per_token,
             weights_bytes=0,
-            fingerprint=f"{name}/{tokenizer_fingerprint}",
+            fingerprint=line(weights=f"{name}/{tokenizer_fingerprint}", quantization=quantization),
             tokenizer_fingerprint=tokenizer_fingerprint,
             default_sampling=default_sampling or SamplingParams(temperature=0.0),
         )

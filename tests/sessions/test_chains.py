@@ -17,6 +17,7 @@ def saved(identity: SegmentIdentity) -> SavedSegment:
     return SavedSegment(
         key=identity.key,
         parent_key=identity.parent_key,
+        owner_id="ada",
         fingerprint=identity.fingerprint,
         start_tokens=identity.start_tokens,
         tokens=len(identity.token_ids),

@@ -16,7 +16,7 @@ MIB = 1024 * 1024
 
 
 def saved(key: str, parent: str, tokens: int = 10, users: tuple[str, ...] = ("c",)) -> SavedSegment:
-    return SavedSegment(key, parent, "model", 0, tokens, tokens, 0.0, users)
+    return SavedSegment(key, parent, "ada", "model", 0, tokens, tokens, 0.0, users)
 
 
 def keys(run: tuple[SavedSegment, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import shutil
 from collections.abc import Callable
@@ -111,6 +112,66 @@ def test_another_models_files_are_swept(saved_house: tuple[House, str], make_hou
     house = make_house(engine=ScriptedEngine(name="Other-1B"), disk_kv_budget_bytes=64 * MIB)
     assert house.files() == []
     assert say(house, c).miss_reason is MissReason.MODEL_CHANGED
+
+
+def test_another_quantization_is_named_as_the_reason(
+    saved_house: tuple[House, str], make_house: MakeHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    house, c = saved_house
+    house.close()
+    with caplog.at_level(logging.INFO):
+        house = make_house(engine=ScriptedEngine(quantization="nf4"), disk_kv_budget_bytes=64 * MIB)
+    assert house.files() == []
+    assert "kv_refused why=the quantization was changed from none to nf4" in caplog.text
+    house.close()
+    house = make_house(engine=ScriptedEngine(quantization="nf4"), disk_kv_budget_bytes=64 * MIB)
+    receipt = say(house, c)  # nothing of it is left on disk, and still it is known why
+    assert receipt.miss_reason is MissReason.MODEL_CHANGED
+    assert receipt.miss_detail.startswith("The quantization was changed from none to nf4, so ")
+    assert say(house, c).miss_reason is None
+
+
+def test_a_refused_file_is_in_the_log(saved_house: tuple[House, str], caplog: pytest.LogCaptureFixture) -> None:
+    house, c = saved_house
+    flip_a_bit(house.files())
+    with caplog.at_level(logging.WARNING):
+        say(house, c)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("kv_refused")]
+    assert f"conversation={c}" in line
+    assert "why=the saved memory is damaged" in line
+
+
+def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse) -> None:
+    """A full disk: the beginning was saved before, the rest is not, and the room is needed."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=800 * 1024)
+    c = house.conversation(max_new_tokens=100)
+    house.say(c, "First")
+    house.saved(c)
+    saved_tokens = len(house.ledger(c)) - 1
+    house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: No space left on device."
+    house.say(c, "Second")
+    unsaved_tokens = len(house.ledger(c)) - 1 - saved_tokens
+    other = house.conversation(max_new_tokens=100)
+    house.say(other, LONG * 2)
+    until(lambda: house.manager.view(ADA, c).summary.tier is Tier.DISK)
+    said = f"its last {unsaved_tokens} tokens were not saved and are read again next time"
+    until(lambda: any(e.text.startswith("Evicted First") and said in e.text for e in house.manager.memory(ADA).events))
+    house.engine.fail_save = lambda identity: None
+    receipt = say(house, c)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.EVICTED)
+    assert receipt.fed_tokens - receipt.delta_tokens == unsaved_tokens
+
+
+def test_the_disk_keeps_what_is_guaranteed_to_each_user(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2 * MIB)
+    theirs = house.conversation("eve")
+    house.say(theirs, "Mine stays", "eve")
+    house.saved(theirs, "eve")
+    for number in range(8):
+        c = house.conversation()
+        house.say(c, f"{number} {LONG}")
+        house.saved(c)
+    assert theirs in house.manager._tiers.saved("eve")
 
 
 def test_a_file_that_was_planted_under_the_right_name_is_refused(saved_house: tuple[House, str]) -> None:

@@ -148,10 +148,14 @@ def test_rows_that_a_re_read_does_not_give_are_deleted(patient: Patient, make_ho
     assert house.say(c, "And now?").text == house.expected_text(c)
 
 
-def test_another_models_segments_are_left_alone(patient: Patient) -> None:
-    said, wrong = patient.examine(ScriptedEngine(name="Other-1B"))
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [({"name": "Other-1B"}, "the model's weights were changed"), ({"quantization": "nf4"}, "from none to nf4")],
+)
+def test_another_models_segments_are_left_alone(patient: Patient, other: dict[str, str], why: str) -> None:
+    said, wrong = patient.examine(ScriptedEngine(**other))  # type: ignore[arg-type]
     assert wrong == []
-    assert any("of another model or precision: not verified" in line for line in said)
+    assert any("of another model or precision (" in line and f"{why}): not verified" in line for line in said)
     assert all(path.exists() for path in patient.chain)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.eviction import Candidate, Tail, choose_tails, choose_victims, guaranteed_bytes, worth
+from sessions.eviction import KEPT_FOR_S, Candidate, Tail, choose_tails, choose_victims, guaranteed_bytes, worth
 
 CANDIDATES = st.lists(
     st.builds(
@@ -99,8 +99,10 @@ def test_enough_is_freed_and_no_victim_is_superfluous(candidates: list[Candidate
     assert set(victims) <= set(candidates)
 
 
-def tail(key: str, parent: str, last_used_at: float, is_protected: bool = False, lost_s: float = 10.0) -> Tail:
-    return Tail(key, parent, 10, 10 - last_used_at, len(key), is_protected, lost_s)
+def tail(
+    key: str, parent: str, last_used_at: float, is_protected: bool = False, lost_s: float = 10.0, owner: str = "ada"
+) -> Tail:
+    return Tail(key, parent, owner, 10, 10 - last_used_at, len(key), is_protected, lost_s)
 
 
 def test_a_tail_that_is_quickly_read_again_goes_before_a_costly_one() -> None:
@@ -126,7 +128,7 @@ SEGMENTS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50), st.floats(
 @given(SEGMENTS, st.integers(1, 300))
 def test_what_is_left_is_whole(drawn: list[tuple[int, int, float, bool]], needed_bytes: int) -> None:
     segments = [
-        Tail(str(n), str(above % n) if n and above else "", size, age, n, safe, float(size))
+        Tail(str(n), str(above % n) if n and above else "", "ada", size, age, n, safe, float(size))
         for n, (above, size, age, safe) in enumerate(drawn)
     ]
     chosen = choose_tails(segments, needed_bytes)
@@ -136,3 +138,32 @@ def test_what_is_left_is_whole(drawn: list[tuple[int, int, float, bool]], needed
     assert sum(s.held_bytes for s in segments if s.key in chosen) >= needed_bytes
     assert all(s.parent_key in ("", *left) for s in left.values())
     assert all(s.key in left for s in segments if s.is_protected)
+
+
+def test_what_is_saved_of_others_stays_within_their_shares() -> None:
+    mine, theirs = tail("m", "", 9), [tail(key, "", 1, owner="eve") for key in ("e", "ee", "eee")]
+    assert choose_tails([mine, *theirs], 10, "ada", budget_bytes=40) == ("eee",)
+    assert choose_tails([mine, *theirs], 30, "ada", budget_bytes=40) == ("eee", "ee", "m")
+    assert choose_tails([mine, *theirs], 31, "ada", budget_bytes=40) is None
+    assert choose_tails([mine, *theirs], 40, budget_bytes=40) is not None  # the budget itself goes before everybody
+
+
+def test_what_nobody_used_for_long_is_guaranteed_to_nobody() -> None:
+    old = [tail(key, "", 10 - KEPT_FOR_S, owner="eve") for key in ("e", "ee")]
+    assert choose_tails(old, 20, "ada", budget_bytes=40) == ("ee", "e")
+
+
+@given(SEGMENTS, st.integers(1, 300), st.integers(1, 600))
+def test_others_keep_what_is_guaranteed_to_them(
+    drawn: list[tuple[int, int, float, bool]], needed_bytes: int, budget_bytes: int
+) -> None:
+    owners = ("ada", "eve", "bob")
+    segments = [Tail(str(n), "", owners[n % 3], size, age, 0, False, 1.0) for n, (_, size, age, _) in enumerate(drawn)]
+    chosen = choose_tails(segments, needed_bytes, "ada", budget_bytes)
+    share_bytes = guaranteed_bytes(budget_bytes, len({"ada", *(s.owner_id for s in segments)}))
+    for owner in ("eve", "bob"):
+        own = [s for s in segments if s.owner_id == owner]
+        kept_bytes = sum(s.held_bytes for s in own if s.key not in (chosen or ()))
+        held_bytes = sum(s.held_bytes for s in own)
+        largest_bytes = max((s.held_bytes for s in own), default=0)
+        assert kept_bytes == held_bytes or kept_bytes > share_bytes - largest_bytes

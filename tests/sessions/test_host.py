@@ -165,22 +165,36 @@ def segment(name: str, size: int) -> ScriptedSegment:
     return ScriptedSegment(identify(None, tuple(name.encode()), "model"), (), size)
 
 
+def test_a_turn_of_one_user_takes_no_more_host_memory_than_is_beyond_the_others_shares() -> None:
+    host = Host(100)
+    for owner, count in (("eve", 6), (ADA, 2)):
+        for number in range(count):
+            assert host.reserve(owner, owner, 10)
+            host.put(owner, owner, ScriptedSegment(identify(None, (number,), owner), (0,), 10), 10)
+    assert host.reserve(ADA, "another of hers", 40)  # 20 are free; of the 60 of eve's, 35 are beyond her 25
+    assert host.by_conversation()["eve"].size_bytes == 40
+    assert not host.reserve(ADA, "one more", 50)  # 20 of her own, and of eve's until she holds no more than 25
+    assert host.by_conversation()["eve"].size_bytes == 40
+    assert host.reserve(ADA, "one more", 40)
+    assert {c: saved.size_bytes for c, saved in host.by_conversation().items()} == {"eve": 20}
+
+
 def test_reserved_and_used_bytes_are_apart_and_together_within_the_budget() -> None:
     host = Host(100)
-    assert host.reserve("a", 60)
+    assert host.reserve(ADA, "a", 60)
     assert (host.used_bytes, host.reserved_bytes) == (0, 60)
-    assert not host.reserve("b", 50)
+    assert not host.reserve(ADA, "b", 50)
     host.put("ada", "a", segment("a", 60), 60)
     assert (host.used_bytes, host.reserved_bytes) == (60, 0)
-    assert not host.reserve("b", 101)
+    assert not host.reserve(ADA, "b", 101)
     assert host.used_bytes == 60  # nobody goes for what can never fit
     host.use("a", True)
-    assert not host.reserve("b", 50)
+    assert not host.reserve(ADA, "b", 50)
     host.use("a", False)
-    assert host.reserve("b", 50)
+    assert host.reserve(ADA, "b", 50)
     assert (host.used_bytes, host.reserved_bytes) == (0, 50)
     host.cancel(50)
-    assert host.reserve("c", 100)
+    assert host.reserve(ADA, "c", 100)
 
 
 def test_a_copy_that_fails_gives_its_room_back(make_hosted: Callable[..., House]) -> None:

@@ -22,7 +22,7 @@ class Generation:
 
 def make_run(message_id: int = 1) -> Run:
     turn = Turn((1, 2), NodeIds(0, (1, 2)), NodeIds(2, ()), 2)
-    return Run(RunPlan("c", ADA, message_id, turn, SamplingParams(), "", model_changed=False))
+    return Run(RunPlan("c", ADA, message_id, turn, SamplingParams(), "", change=""))
 
 
 def test_a_stop_between_the_grant_and_the_submit_is_not_lost() -> None:

@@ -33,7 +33,14 @@ def store(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def add_turn(store: Store, conversation_id: str, parent_id: int | None = None, text: str = "Hello") -> int:
     return store.messages.begin_turn(
-        conversation_id, parent_id, (text, NodeIds(0, (1, 2))), ("", NodeIds(2, ())), "bytes", "Model", "Title"
+        conversation_id,
+        parent_id,
+        (text, NodeIds(0, (1, 2))),
+        ("", NodeIds(2, ())),
+        tokenizer_fingerprint="bytes",
+        model_name="Model",
+        numerics="weights: a",
+        first_title="Title",
     )
 
 
@@ -44,7 +51,7 @@ def test_migrations_from_an_empty_file(tmp_path: Path) -> None:
     assert db.journal_mode == "wal"
     steps = ["users_and_conversations", "message_tree", "receipts", "segments", "restores_on_receipts", "pins"]
     steps += ["message_links", "api_keys", "drafts_on_receipts", "read_ahead"]
-    steps += ["shared_beginnings"]
+    steps += ["shared_beginnings", "numerics"]
     assert [m.name for m in MIGRATIONS.applied(db)] == steps
     assert MIGRATIONS.pending(db) == []
     db.close()

@@ -1,0 +1,46 @@
+"""What a KV's numbers rest on, as one line of text: equal lines, equal rows. Imports no torch, like `segments`."""
+
+from __future__ import annotations
+
+_SEPARATOR, _IS = "; ", ": "
+_SAID = {
+    "weights": "the model's weights were changed",
+    "rope": "the model's position settings were changed",
+    "quantization": "the quantization was changed from {before} to {now}",
+    "dtype": "the precision of the computation was changed from {before} to {now}",
+    "kernel": "the kernels that compute it were changed",
+    "cold": "the precision of saved memory was changed from {before} to {now}",
+}
+
+
+def line(**parts: str) -> str:
+    """The parts in the order given, such as `quantization: int4; dtype: bfloat16`."""
+    return _SEPARATOR.join(name + _IS + value.replace(";", ",") for name, value in parts.items())
+
+
+def with_part(numerics: str, name: str, value: str) -> str:
+    """One part more, behind the others."""
+    return numerics + _SEPARATOR + line(**{name: value})
+
+
+def cold_precision(numerics: str) -> str:
+    """How rows were kept below the device: "exact" or "int8"."""
+    return _parts(numerics).get("cold", "exact")
+
+
+def difference(before: str, now: str) -> str:
+    """A clause that says what was changed between two lines; "" where nothing was, or it cannot be told. Other weights
+    explain everything else."""
+    old, new = _parts(before), _parts(now)
+    if "weights" not in old or "weights" not in new:
+        return ""
+    changed = [name for name in _SAID if old.get(name, "exact") != new.get(name, "exact")]
+    if "weights" in changed:
+        changed = ["weights"]
+    said = [_SAID[name].format(before=old.get(name, "exact"), now=new.get(name, "exact")) for name in changed]
+    return " and ".join(said)
+
+
+def _parts(numerics: str) -> dict[str, str]:
+    pairs = (part.partition(_IS) for part in numerics.split(_SEPARATOR))
+    return {name: value for name, is_pair, value in pairs if is_pair}

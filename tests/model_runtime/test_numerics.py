@@ -1,0 +1,44 @@
+"""What was changed between two starts is told from two lines, and only where it can be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_runtime.numerics import cold_precision, difference, line, with_part
+
+BEFORE = {"weights": "a1", "rope": "b1", "quantization": "int4", "dtype": "bfloat16", "kernel": "own; k=1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"weights": "a2"}, "the model's weights were changed"),
+        ({"weights": "a2", "rope": "b2", "quantization": "nf4"}, "the model's weights were changed"),
+        ({"rope": "b2"}, "the model's position settings were changed"),
+        ({"quantization": "nf4"}, "the quantization was changed from int4 to nf4"),
+        ({"kernel": "own; k=2"}, "the kernels that compute it were changed"),
+        (
+            {"quantization": "none", "dtype": "float32"},
+            (
+                "the quantization was changed from int4 to none and "
+                "the precision of the computation was changed from bfloat16 to float32"
+            ),
+        ),
+    ],
+)
+def test_what_was_changed_is_named(changed: dict[str, str], said: str) -> None:
+    assert difference(line(**BEFORE), line(**BEFORE | changed)) == said
+
+
+def test_saved_at_8_bits_is_a_change_both_ways_and_an_owner_is_none() -> None:
+    exact = line(**BEFORE)
+    int8 = with_part(exact, "cold", "int8")
+    assert (cold_precision(exact), cold_precision(with_part(int8, "owner", "x"))) == ("exact", "int8")
+    assert difference(exact, int8) == "the precision of saved memory was changed from exact to int8"
+    assert difference(int8, exact) == "the precision of saved memory was changed from int8 to exact"
+    assert difference(with_part(exact, "owner", "x"), with_part(exact, "owner", "y")) == ""
+
+
+def test_a_line_of_an_earlier_version_says_nothing() -> None:
+    assert difference("0123456789abcdef", line(**BEFORE)) == difference("", line(**BEFORE)) == ""
