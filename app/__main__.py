@@ -18,10 +18,12 @@ from app.guard import is_loopback
 from app.listen import bind, url_of
 from model_runtime.config import EMBEDDED, ColdKvDtype, ModelConfig
 from model_runtime.errors import ModelRuntimeError
+from sessions.config import DAY_S, KEEP_UNNAMED_S
 from sessions.errors import SessionError
 
 GRACEFUL_STOP_S = 2
 DRAIN_LIMIT_S = 5.0
+KEEP_UNNAMED_DAYS = KEEP_UNNAMED_S / DAY_S
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,6 +129,14 @@ def _parser() -> argparse.ArgumentParser:
         "--headless", action="store_true", help="the API alone, without the page; needs no password on any address"
     )
     serve.add_argument(
+        "--keep-unnamed",
+        type=_days,
+        default=KEEP_UNNAMED_DAYS,
+        metavar="DAYS",
+        help="a conversation that a program began without naming it, and no person touched, is deleted when it was not "
+        f"used for so long; 0: never (default: {KEEP_UNNAMED_DAYS:g})",
+    )
+    serve.add_argument(
         "--drain-limit",
         type=_seconds,
         default=DRAIN_LIMIT_S,
@@ -195,7 +205,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         )
         idle_work = IdleWork(arguments.read_ahead, arguments.titles and not arguments.headless)
         with open_house(
-            arguments.data_dir, model, arguments.prompt_lookup, budgets, password, _say, idle_work
+            arguments.data_dir,
+            model,
+            arguments.prompt_lookup,
+            budgets,
+            password,
+            _say,
+            idle_work,
+            arguments.keep_unnamed * DAY_S,
         ) as house:
             from app.server import create_app
             from app.serving import Server
@@ -250,6 +267,13 @@ def _seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 3600:
         raise argparse.ArgumentTypeError(f"a limit lies between 0 and 3600 seconds, not {text}")
+    return number
+
+
+def _days(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 36_500:
+        raise argparse.ArgumentTypeError(f"a number of days lies between 0 and 36500, not {text}")
     return number
 
 

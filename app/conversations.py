@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app import formatting
-from sessions.types import ConversationSummary
+from sessions.types import ConversationSummary, Origin
 
 
 def draw(summaries: Sequence[ConversationSummary], now: float | None = None) -> list[dict[str, Any]]:
@@ -20,6 +20,11 @@ def draw(summaries: Sequence[ConversationSummary], now: float | None = None) -> 
             groups.append({"heading": heading, "rows": []})
         groups[-1]["rows"].append(_row(summary))
     return groups
+
+
+def without_one_offs(summaries: Sequence[ConversationSummary]) -> list[ConversationSummary]:
+    """Programs on this machine ask for titles and tags in their own chats' names; a person looks for none of them."""
+    return [summary for summary in summaries if summary.origin is not Origin.ONE_OFF]
 
 
 def _row(summary: ConversationSummary) -> dict[str, Any]:

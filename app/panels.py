@@ -46,9 +46,10 @@ class Panels:
 
     def _pulse(self, owner_id: str, request: Request) -> Reply:
         """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
-        found = self._manager.list_conversations(owner_id, str(request.get("search", "")))
+        search = str(request.get("search", ""))
+        found = self._manager.list_conversations(owner_id, search)
         return {
-            "conversations": conversations.draw(found),
+            "conversations": conversations.draw(found if search else conversations.without_one_offs(found)),
             "memory": cache_panel.draw(self._manager.memory(owner_id)),
             "share": self._share.sentence(),
         }

@@ -14,7 +14,7 @@ from app.api.callers import Callers
 from app.auth import Owners, load_secret
 from app.guard import cookies_of
 from app.share import Share
-from sessions.config import SessionConfig, default_disk_kv_budget_bytes
+from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.manager import SessionManager
 from sessions.store import Store
@@ -85,6 +85,7 @@ def open_house(
     password: str | None,
     say: Say,
     idle_work: IdleWork = IdleWork(),
+    keep_unnamed_s: float = KEEP_UNNAMED_S,
 ) -> Iterator[House]:
     """Everything a server needs, until the block ends. Raises `StoreError`, `ModelLoadError` or `ValueError`."""
     with contextlib.ExitStack() as stack:
@@ -99,6 +100,7 @@ def open_house(
             disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say),
             read_ahead=idle_work.read_ahead,
             model_titles=idle_work.titles,
+            keep_unnamed_s=keep_unnamed_s,
         )
         manager = SessionManager(store, engine, template, config)
         manager.start()

@@ -35,7 +35,7 @@ from sessions.runs import RunTable
 from sessions.store import Store
 from sessions.tiers import Tiers
 from sessions.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
-from sessions.types import MissReason
+from sessions.types import MissReason, Origin
 
 Submit = Callable[[KV, Listener], Generation]
 
@@ -91,7 +91,8 @@ class Ahead:
         return outcome
 
     def _find_title(self, conversation: Conversation, errand: Errand, way: Way) -> Outcome:
-        if not conversation.has_first_title or conversation.leaf_id is None:
+        is_wanted = conversation.has_first_title and conversation.origin is not Origin.ONE_OFF
+        if not is_wanted or conversation.leaf_id is None:
             return Outcome.DONE
         ledger, turn = self._turn(conversation, TITLE_QUESTION)
         ids = turn.ledger

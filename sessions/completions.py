@@ -188,6 +188,7 @@ class Completions:
                     link=history.links[-1],
                     reads_calls=bool(request.tools),
                     is_fork=spot.is_fork,
+                    is_by_person=False,
                 )
             )
         except SessionError:  # a pin leaves no room, or the file failed

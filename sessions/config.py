@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
+DAY_S = 24 * 3600.0
+KEEP_UNNAMED_S = 30 * DAY_S
 DISK_SHARE = 0.2  # of the free disk, for saved KVs, where nobody chose
 MOST_DISK_BYTES = 8 * 1024 * MIB
 
@@ -35,6 +37,7 @@ class SessionConfig:
         60.0  # an engine that is at one step for longer, and ten times as long as expected, is rebuilt
     )
     read_ahead: bool = True  # drafts, and what every next message begins with, while nobody waits
+    keep_unnamed_s: float = KEEP_UNNAMED_S  # what a program began and did not name, after its last turn; 0: for ever
     model_titles: bool = True  # after a first answer the model looks for a title, while nobody waits
 
     def __post_init__(self) -> None:
@@ -62,6 +65,7 @@ class SessionConfig:
         _require(
             self.hang_after_s > 0, "The time after which the model counts as hanging must be longer than 0 seconds."
         )
+        _require(self.keep_unnamed_s >= 0, "Conversations cannot be kept for less than 0 days.")
         _require(self.flush_timeout_s >= 0, "The time to save at the end cannot be less than 0 seconds.")
 
 

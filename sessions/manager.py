@@ -25,6 +25,7 @@ from sessions.leases import Leases
 from sessions.ledger import continued_answer, fold, new_answer, user_turn
 from sessions.notes import Notes
 from sessions.pins import Pins
+from sessions.pruner import Pruner
 from sessions.recorder import Recorder
 from sessions.records import Conversation, Node
 from sessions.room import Room
@@ -88,6 +89,7 @@ class SessionManager:
         )
         self.completions = Completions(store, engine, template, config, self._room, self._runs, self._turns)
         self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
+        self._pruner = Pruner(store, self._runs, self._remove, config.keep_unnamed_s)
 
     # Life
 
@@ -101,6 +103,7 @@ class SessionManager:
         self._idle.start()
         self._hands.load_pins()
         self._watchdog.start()
+        self._pruner.start()
 
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
@@ -108,6 +111,7 @@ class SessionManager:
         deadline = time.monotonic() + self._config.close_timeout_s
         self.drain()
         self._watchdog.close(timeout_s=1.0)
+        self._pruner.close(timeout_s=1.0)
         self._idle.close(timeout_s=1.0)
         while self._runs.all_active() and time.monotonic() < deadline:
             self.interrupt_all()
@@ -261,13 +265,7 @@ class SessionManager:
         """Stops its run, frees its KV, then removes every message."""
         self.stop(owner_id, conversation_id)
         with self._runs.claim(conversation_id, DELETE_TIMEOUT_S):
-            self._drafts.forget(conversation_id)
-            self._leases.forget(conversation_id)
-            self._store.delete(conversation_id)
-            self._leases.forget(conversation_id)  # idle work may have begun between the two
-            self._tiers.forget(conversation_id)
-            self._events.forget(owner_id, conversation_id)
-            self._verifier.forget(conversation_id)
+            self._remove(owner_id, conversation_id)
 
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
         """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
@@ -336,6 +334,16 @@ class SessionManager:
             self.info.tokenizer_fingerprint,
         )
         return self._turns.begin(NewTurn(conversation, path, turn, conversation.settings.sampling, user_text=text))
+
+    def _remove(self, owner_id: str, conversation_id: str) -> None:
+        """Inside its claim."""
+        self._drafts.forget(conversation_id)
+        self._leases.forget(conversation_id)
+        self._store.delete(conversation_id)
+        self._leases.forget(conversation_id)  # idle work may have begun between the two
+        self._tiers.forget(conversation_id)
+        self._events.forget(owner_id, conversation_id)
+        self._verifier.forget(conversation_id)
 
     def _after_run(self, run: Run) -> None:
         """The KV is given back, and saved; then what can be done for the next turn."""

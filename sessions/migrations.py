@@ -182,3 +182,9 @@ def numerics(db: Database) -> None:
     """What a conversation's KV was last computed under, so that a later start can say what was changed. Saved KVs are
     of no use for that: what another precision computed is deleted at the start."""
     db.execute("ALTER TABLE conversations ADD COLUMN numerics TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def origins(db: Database) -> None:
+    """`sessions.types.Origin`. Conversations of before are kept as a person's are."""
+    db.execute("ALTER TABLE conversations ADD COLUMN origin TEXT NOT NULL DEFAULT 'page'")

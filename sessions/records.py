@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from model_runtime.types import ChatMessage, FinishReason, UserInput
 from sessions import links
-from sessions.types import ConversationSettings, MessageStatus
+from sessions.types import ConversationSettings, MessageStatus, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Conversation:
     is_pinned: bool = False  # its KV stays on the device
     key: str | None = None  # what an API client calls it
     has_first_title: bool = False  # the first message's words, which the model may still replace
+    origin: Origin = Origin.PAGE
     numerics: str = ""  # the engine's fingerprint at its last turn, "" where that is not known
 
 

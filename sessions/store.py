@@ -24,7 +24,7 @@ from sessions.paths import DataDirectory
 from sessions.records import Conversation, Totals
 from sessions.segments_table import SegmentsTable
 from sessions.tree import MessageTree
-from sessions.types import ConversationSettings
+from sessions.types import ConversationSettings, Origin
 
 log = logging.getLogger(__name__)
 
@@ -95,14 +95,16 @@ class Store:
     def add_conversation(
         self, owner_id: str, conversation_id: str, settings: ConversationSettings, key: str | None
     ) -> bool:
-        """One that a first message follows at once. `key` is the client's name for it; False when it is taken."""
-        now = time.time()
+        """A program's, which a first message follows at once. `key` is the client's name for it; False when it is
+        taken."""
+        now, origin = time.time(), Origin.ONE_OFF if key is None else Origin.PROGRAM
         with self._database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
             cursor = db.execute(
-                "INSERT OR IGNORE INTO conversations(id, owner_id, title, created_at, updated_at, settings, key)"
-                " VALUES (?, ?, '', ?, ?, ?, ?)",
-                [conversation_id, owner_id, now, now, _dump(settings), key],
+                "INSERT OR IGNORE INTO conversations"
+                "(id, owner_id, title, created_at, updated_at, settings, key, origin)"
+                " VALUES (?, ?, '', ?, ?, ?, ?, ?)",
+                [conversation_id, owner_id, now, now, _dump(settings), key, origin],
             )
             return bool(cursor.rowcount)
 
@@ -139,6 +141,16 @@ class Store:
         """All owners', for the server's own errands."""
         with self._database.read() as db:
             return [_conversation(row) for row in db.query(_SELECT + "ORDER BY c.updated_at DESC, c.rowid DESC")]
+
+    def forgettable(self, unused_since: float) -> list[Conversation]:
+        """All owners' that a program began without a name, no turn was taken in since (Unix seconds), and no person has
+        written in, named or pinned."""
+        with self._database.read() as db:
+            sql = _SELECT + (
+                "WHERE c.origin != 'page' AND c.key IS NULL AND NOT c.is_pinned AND c.updated_at < ?"
+                " AND c.title_by != 'person'"
+            )
+            return [_conversation(row) for row in db.query(sql, [unused_since])]
 
     def troubles(self) -> list[str]:
         """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
@@ -201,6 +213,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         key=row["key"],
         has_first_title=row["title_by"] == "first words",
         numerics=row["numerics"],
+        origin=Origin(row["origin"]),
     )
 
 

@@ -96,6 +96,7 @@ class MessageTree:
         history: Sequence[Node] = (),
         user_link: str = "",
         user_parts: str = "",
+        is_by_person: bool = True,
     ) -> int:
         """Commits `history`, one below the other, under `parent_id`; below it the user's message (when there is one),
         and below that the running answer, which becomes the conversation's leaf. `numerics` is the engine's
@@ -117,9 +118,11 @@ class MessageTree:
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
             db.execute(
                 "UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?,"
+                " origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin"
+                " ELSE 'program' END,"
                 " title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,"
                 " title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
-                [answer_id, now, numerics, first_title, conversation_id],
+                [answer_id, now, numerics, is_by_person, first_title, conversation_id],
             )
         return answer_id
 

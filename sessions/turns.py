@@ -41,6 +41,7 @@ class NewTurn:
     link: str | None = None
     reads_calls: bool = False
     is_fork: bool = False
+    is_by_person: bool = True
 
 
 class Turns:
@@ -88,6 +89,7 @@ class Turns:
             new.history,
             link,
             new.user_parts,
+            new.is_by_person,
         )
         run = Run(
             RunPlan(

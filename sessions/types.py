@@ -18,6 +18,14 @@ class MessageStatus(StrEnum):
     INTERRUPTED = "interrupted"  # was running when the server ended
 
 
+class Origin(StrEnum):
+    """Whose a conversation is: what nobody but a program knows is not kept for ever."""
+
+    PAGE = "page"  # a person has written in it
+    PROGRAM = "program"  # named by an API client, or gone on with
+    ONE_OFF = "one off"  # of a single nameless request so far: a title, a tag, or a conversation's first turn
+
+
 class Tier(StrEnum):
     """Where a conversation's KV is. `COLD`: nowhere, it would be read again from the ledger."""
 
@@ -116,6 +124,7 @@ class ConversationSummary:
     disk_bytes: int = 0
     is_pinned: bool = False
     host_bytes: int = 0
+    origin: Origin = Origin.PAGE
 
 
 @dataclass(frozen=True, slots=True)

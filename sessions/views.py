@@ -200,6 +200,7 @@ def _summary(
         disk_bytes=saved.size_bytes,
         is_pinned=conversation.is_pinned,
         host_bytes=in_host.size_bytes,
+        origin=conversation.origin,
     )
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 
+import httpx
 import pytest
 from playwright.sync_api import Route, expect
 
@@ -55,6 +56,30 @@ def test_seven_tabs_work_at_once(serve: Serve, tab: OpenTab) -> None:
         one.wait_idle()
         expect(one.messages.nth(3)).to_contain_text("Stopped")
         assert one.problems == []
+
+
+def test_a_programs_one_off_is_not_in_the_way(serve: Serve, tab: OpenTab) -> None:
+    """It is found when it is looked for, and its memory is shown; gone on with, it is a conversation like any other."""
+    site = serve()
+    one = tab(site.url).open()
+    one.say("Mine")
+    messages = [{"role": "user", "content": "Give this chat a title"}]
+
+    def ask() -> str:
+        body = {"model": site.engine.info.name, "messages": messages}
+        answer = httpx.post(f"{site.url}/v1/chat/completions", json=body, timeout=30).raise_for_status().json()
+        return str(answer["choices"][0]["message"]["content"])
+
+    messages.append({"role": "assistant", "content": ask()})
+    expect(one.by("memory-row").filter(has_text="Give this chat a title")).to_have_count(1)
+    expect(one.by("conversation")).to_have_count(1)
+    one.by("search").fill("give this chat")
+    expect(one.by("conversation")).to_contain_text("Give this chat a title")
+    one.by("search").fill("")
+    expect(one.by("conversation")).to_contain_text("Mine")
+    messages.append({"role": "user", "content": "Another one"})
+    ask()
+    expect(one.by("conversation")).to_have_count(2)
 
 
 def test_renames_searches_and_deletes(serve: Serve, tab: OpenTab) -> None:
