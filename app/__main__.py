@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import secrets
@@ -194,6 +195,8 @@ def _model(arguments: argparse.Namespace) -> ModelConfig:
 def _serve(arguments: argparse.Namespace) -> int:
     password = _password(arguments)
     model = _model(arguments)
+    # Ends at once, as anywhere: but a container's first process gets no signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     if arguments.device_kv_budget is not None:  # refused now, not after the model was loaded
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
     with bind(arguments.host, arguments.port) as listener:
@@ -220,6 +223,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             host, port = listener.getsockname()[:2]
 
             def on_ready() -> None:
+                _freeze()
                 _say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
                 if arguments.share:
                     house.share.open(host, port, _say)
@@ -234,6 +238,13 @@ def _serve(arguments: argparse.Namespace) -> int:
             Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=[listener])
             _say("Putting the conversations away.")
     return 0
+
+
+def _freeze() -> None:
+    """What was imported and loaded stays until the end. Going through it again took the garbage collector 0.4 s, with
+    every stream standing still, and three times that at the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def _password(arguments: argparse.Namespace) -> str | None:

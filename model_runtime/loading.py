@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import logging
 import threading
 import time
@@ -75,8 +74,7 @@ def unload(loaded: LoadedModel) -> None:
         release = getattr(module, "release", None)
         if callable(release):
             release()
-    gc.collect()
-    release_memory()
+    release_memory()  # collects garbage, too
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks of a few MB for itself
         ctypes.CDLL(None).malloc_trim(0)
 

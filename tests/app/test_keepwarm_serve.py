@@ -95,8 +95,9 @@ def limit_answers(one: Tab, tokens: int) -> None:
 
 
 def say(one: Tab, text: str) -> None:
+    before = one.messages.count()
     one.write(text)
-    one.wait_running()
+    expect(one.messages).to_have_count(before + 2)  # 16 tokens may be over before anybody looks for a running answer
     expect(one.by("send")).to_be_visible(timeout=120_000)
 
 
@@ -159,3 +160,15 @@ def test_an_unknown_model_is_one_sentence(start: Callable[..., Process], tmp_pat
     process.end(signal.SIGTERM)
     assert len(process.lines) == 1
     assert process.lines[0].startswith("keepwarm: ")
+
+
+def test_a_signal_while_the_model_loads_ends_it_at_once(start: Callable[..., Process], tmp_path: Path) -> None:
+    """With a status of its own: a container's first process would never hear of a signal that it left to the kernel."""
+    process = start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "data" / "keepwarm.lock").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.end(signal.SIGTERM) < 3.0
+    assert process.process.returncode == 128 + signal.SIGTERM
+    assert not [line for line in process.lines if "ready" in line or "Traceback" in line]
