@@ -73,6 +73,10 @@ class _Readings(Collector):
             seconds.add_metric(way, move.seconds)
             size.add_metric(way, move.size_bytes)
         yield from (moves, seconds, size)
+        writes = self._manager.counters.snapshot().writes
+        yield CounterMetricFamily("keepwarm_writes", "KV files written behind the turns.", writes.count)
+        yield CounterMetricFamily("keepwarm_write_seconds", "What writing them took.", writes.seconds)
+        yield CounterMetricFamily("keepwarm_write_bytes", "Bytes written.", writes.size_bytes)
 
     def _memory(self) -> Iterator[Metric]:
         view = self._manager.memory(NOBODY)

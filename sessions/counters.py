@@ -50,6 +50,7 @@ class Counts:
     sampled_tokens: int = 0
     misses: dict[str, int] = field(default_factory=dict)
     moves: dict[tuple[Tier, Tier], Move] = field(default_factory=dict)
+    writes: Move = Move()  # files that were written in the background; the KVs stay where they are
     ttft: Histogram = field(default_factory=lambda: _empty(TTFT_BOUNDS_S))  # waiting in line included
     gap: Histogram = field(default_factory=lambda: _empty(GAP_BOUNDS_S))  # between two tokens of one answer
 
@@ -95,3 +96,9 @@ class Counters:
             before = self._counts.moves.get((origin, target), Move())
             after = Move(before.count + 1, before.size_bytes + size_bytes, before.seconds + seconds)
             self._counts = replace(self._counts, moves={**self._counts.moves, (origin, target): after})
+
+    def written(self, size_bytes: int, seconds: float) -> None:
+        with self._lock:
+            before = self._counts.writes
+            after = Move(before.count + 1, before.size_bytes + size_bytes, before.seconds + seconds)
+            self._counts = replace(self._counts, writes=after)

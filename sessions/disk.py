@@ -54,6 +54,7 @@ class Disk:
         self._floor_bytes = config.disk_free_floor_bytes
         self._busy = busy
         self.lost_s: Callable[[int, int], float] = lambda start, tokens: float(tokens)  # what losing rows costs
+        self.on_written: Callable[[int, float], None] = lambda size_bytes, seconds: None
         self._files = threading.RLock()
         self._uses = threading.RLock()
         self._in_use: Counter[str] = Counter()
@@ -123,7 +124,9 @@ class Disk:
         with self._files:
             self._make_room(self._file_bytes(identity), owner_id)
             self._make_folder(path.parent)
+            began = time.monotonic()
             size_bytes = self._engine.save(segment, path)
+            self.on_written(size_bytes, time.monotonic() - began)
             added = False
             try:
                 added = self._table.add(owner_id, conversation_id, self._engine.info.fingerprint, identity, size_bytes)

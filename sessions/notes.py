@@ -35,6 +35,10 @@ class Notes:
             sentence += f"; {which} {tokens(lost)} {verb} read again next time"
         self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
 
+    def written(self, size_bytes: int, seconds: float) -> None:
+        """After every turn: no line of the log."""
+        self._counters.written(size_bytes, seconds)
+
     def dropped(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
         self._counters.moved(Tier.DEVICE, Tier.COLD, freed_bytes)
         sentence = f"Dropped the KV of {self._title(conversation_id)}: {mib(freed_bytes)}"

@@ -55,6 +55,7 @@ class Tiers:
             config,
             lambda: {*runs.active_by_conversation(), *leases.pins.conversations()},
         )
+        self._disk.on_written = notes.written
         self._host = Host(config.host_kv_budget_bytes)
         self._cold = Cold(engine, self._host, self._disk)
         self._writer = Writer(engine, self._cold, notes.not_saved)

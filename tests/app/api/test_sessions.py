@@ -125,6 +125,11 @@ def test_health_and_metrics_tell_those_who_may_know(serve: Serve) -> None:
 def test_moves_are_counted_with_their_seconds(site: Site, http: httpx.Client) -> None:
     session_id = begin(http)
     until(lambda: saved(http, session_id))
+    text = http.get("/metrics").text
+    (written,) = [float(line.split()[1]) for line in text.splitlines() if line.startswith("keepwarm_write_bytes_total")]
+    assert written == http.get(f"/v1/sessions/{session_id}").json()["disk"]["used_bytes"]
+    assert "keepwarm_writes_total 0.0\n" not in text
+    assert "keepwarm_write_seconds_total 0.0\n" not in text
     assert http.post(f"/v1/sessions/{session_id}/park").json()["tier"] == "disk"
     assert http.post(f"/v1/sessions/{session_id}/warm").status_code == 202
     until(lambda: 'keepwarm_moves_total{origin="disk",target="device"} 1.0' in http.get("/metrics").text)
