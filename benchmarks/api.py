@@ -1,8 +1,9 @@
 """Do stateless clients become warm without changing a line?
 
-A client that resends its whole history has a ten-turn conversation over loopback, with prefix matching on and off;
-then eight such clients talk at once. Measured by the client: from sending the request to the first piece of text, and
-between pieces.
+A client that resends its whole history has a ten-turn conversation over loopback: with prefix matching on; with it
+off, so that every request makes a conversation of its own, which still copies its beginning from the one before; and
+off with nothing kept. Then eight such clients talk at once. Measured by the client: from sending the request to the
+first piece of text, and between pieces.
 
     python -m benchmarks.api [--model embedded] [--turns 10] [--clients 8]
 """
@@ -14,7 +15,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from app.auth import LOCAL_OWNER
 from app.listen import bind
 from app.server import create_app
 from app.serving import Server
@@ -29,6 +31,7 @@ from app.wiring import Budgets, House, IdleWork, open_house
 from benchmarks.driver import _PROSE
 from benchmarks.report import device_name, finish, table
 from model_runtime.config import ModelConfig
+from sessions.manager import SessionManager
 
 ANSWER_TOKENS = 128  # a chat's usual shape: short questions, longer answers; 2,000 tokens at turn ten
 QUESTION_WORDS = 60
@@ -60,14 +63,15 @@ def served(house: House) -> Iterator[str]:
         listener.close()
 
 
-def talk(url: str, model: str, name: str, turns: int, load: Load) -> None:
-    """One stateless client's whole conversation."""
+def talk(url: str, model: str, name: str, turns: int, load: Load, before: Callable[[], None] = lambda: None) -> None:
+    """One stateless client's whole conversation. `before` is called before every request."""
     words = _PROSE.split()
     messages: list[dict[str, Any]] = []
     with httpx.Client(base_url=url, timeout=300) as client:
         for turn in range(turns):
             text = " ".join((words * 3)[turn * 7 : turn * 7 + QUESTION_WORDS])
             messages.append({"role": "user", "content": f"{name}, part {turn}: {text}"})
+            before()
             try:
                 messages.append({"role": "assistant", "content": answer(client, model, messages, load)})
             except (httpx.HTTPError, KeyError, ValueError) as error:
@@ -105,6 +109,13 @@ def answer(client: httpx.Client, model: str, messages: list[dict[str, Any]], loa
     return text
 
 
+def drop_everything(manager: SessionManager) -> None:
+    for row in manager.memory(LOCAL_OWNER).rows:
+        while manager.active_run(LOCAL_OWNER, row.conversation_id) is not None:  # its last piece has come, that is all
+            time.sleep(0.001)
+        manager.drop_kv(LOCAL_OWNER, row.conversation_id)
+
+
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
@@ -126,10 +137,11 @@ def main() -> None:
         ):
             model = house.manager.info.name
             talk(url, model, "Warm-up", 1, Load())
-            on, off = Load(), Load()
+            on, off, nothing = Load(), Load(), Load()
             talk(url, model, "Ada", options.turns, on)
             house.manager.completions.matches_prefixes = False
             talk(url, model, "Bob", options.turns, off)
+            talk(url, model, "Eve", options.turns, nothing, lambda: drop_everything(house.manager))
             house.manager.completions.matches_prefixes = True
             loads = [Load() for _ in range(options.clients)]
             threads = [
@@ -141,16 +153,30 @@ def main() -> None:
                 thread.join()
             device, name = house.manager.info.device, f"{model}, {house.manager.info.quantization}"
 
-    rows = zip(on.prompt_tokens, on.cached_tokens, on.ttft_s, off.cached_tokens, off.ttft_s, strict=False)
-    header = ("turn", "prompt tokens", "cached, on", "first text s, on", "cached, off", "first text s, off")
+    rows = zip(
+        *(on.prompt_tokens, on.cached_tokens, on.ttft_s),
+        *(off.cached_tokens, off.ttft_s, nothing.cached_tokens, nothing.ttft_s),
+        strict=False,
+    )
+    header = (
+        "turn",
+        "prompt tokens",
+        "cached, on",
+        "first text s",
+        "off",
+        "first text s",
+        "nothing kept",
+        "first text s",
+    )
     table(header, [(str(n), *row) for n, row in enumerate(rows, start=1)])
     gaps = [gap for load in loads for gap in load.gaps_s]
     firsts = [ttft for load in loads for ttft in load.ttft_s]
     figures = {
-        "stateless_ttft_reduction": 1 - on.ttft_s[-1] / off.ttft_s[-1],
+        "stateless_ttft_reduction": 1 - on.ttft_s[-1] / nothing.ttft_s[-1],
         "ttft_on_turn_ten_s": on.ttft_s[-1],
         "ttft_off_turn_ten_s": off.ttft_s[-1],
-        "requests_failed": on.failed + off.failed + sum(load.failed for load in loads),
+        "ttft_nothing_kept_turn_ten_s": nothing.ttft_s[-1],
+        "requests_failed": on.failed + off.failed + nothing.failed + sum(load.failed for load in loads),
         "inter_token_p95_ms": percentile(gaps, 0.95) * 1000,
         "ttft_p95_s_at_once": percentile(firsts, 0.95),
     }

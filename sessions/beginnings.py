@@ -34,19 +34,16 @@ class Beginnings:
         self._lock = threading.Lock()
         self._copied: dict[str, tuple[KV, Shared]] = {}
 
+    def held_tokens(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> int:
+        """How much of the beginning of `ids` another KV of this owner holds."""
+        best = self._best(owner_id, conversation_id, ids)
+        return best[0] if best is not None else 0
+
     def copy(self, owner_id: str, conversation_id: str, kv: KV, ids: tuple[int, ...], known_tokens: int) -> None:
         """Brings the longest beginning of `ids` that another KV of this owner holds into a leased KV, if that has
         `LEAST_TOKENS` less of it; `known_tokens` it has for sure. Waits for the engine's step. Never raises: what could
         not be copied is read."""
-        best = max(
-            (
-                (common_prefix(held_ids[: len(ids)], ids), other_id, other)
-                for other_id, other, held_ids in self._leases.others(owner_id, conversation_id)
-                if held_ids[:LEAST_TOKENS] == ids[:LEAST_TOKENS]
-            ),
-            key=lambda found: found[0],
-            default=None,
-        )
+        best = self._best(owner_id, conversation_id, ids)
         if best is None or best[0] - known_tokens < LEAST_TOKENS:
             return
         end, other_id, other = best
@@ -59,6 +56,18 @@ class Beginnings:
             log.info("beginning_copied conversation=%s from=%s tokens=%d", conversation_id, other_id, end - start)
             with self._lock:
                 self._copied[conversation_id] = (kv, Shared(other_id, start, end))
+
+    def _best(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> tuple[int, str, KV] | None:
+        """(tokens, conversation, its KV)."""
+        return max(
+            (
+                (common_prefix(held_ids[: len(ids)], ids), other_id, other)
+                for other_id, other, held_ids in self._leases.others(owner_id, conversation_id)
+                if held_ids[:LEAST_TOKENS] == ids[:LEAST_TOKENS]
+            ),
+            key=lambda found: found[0],
+            default=None,
+        )
 
     def taken(self, conversation_id: str, kv: KV) -> Shared | None:
         """What was copied into this KV since its last turn. Told once."""

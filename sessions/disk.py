@@ -24,7 +24,7 @@ from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
 from model_runtime.numerics import difference, with_part
 from model_runtime.segments import SegmentIdentity, key_of
 from model_runtime.types import Engine, Segment
-from sessions.chains import Chain, longest_chain
+from sessions.chains import BEGINNING_TOKENS, Chain, longest_chain
 from sessions.compaction import find_run
 from sessions.config import SessionConfig, default_disk_kv_budget_bytes
 from sessions.eviction import Tail, choose_tails
@@ -34,6 +34,7 @@ from sessions.text import mib
 log = logging.getLogger(__name__)
 
 HEADER_BYTES = 64 * 1024  # more than a file's header takes for any model: 90 bytes a tensor
+MOST_BEGINNINGS = 64  # so many of those used last are looked at for one that begins like a ledger
 NOT_SAVED = "This conversation's memory could not be saved:"
 
 
@@ -90,6 +91,16 @@ class Disk:
         """The conversation's saved segments that hold most of `ids`."""
         saved = self._table.of_conversation(conversation_id)
         return longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids, limit_tokens)
+
+    def twin(self, owner_id: str, conversation_id: str, ids: tuple[int, ...], known_tokens: int) -> str:
+        """The other conversation of this owner whose files hold most of `ids` from the start, at least
+        `BEGINNING_TOKENS` more than `known_tokens`; "" when there is none."""
+        saved = self._table.beginning_with(owner_id, ids[:BEGINNING_TOKENS], MOST_BEGINNINGS)
+        chain = longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids)
+        if chain.useful_tokens - known_tokens < BEGINNING_TOKENS:
+            return ""
+        users = {s.key: s.conversation_ids for s in saved}[chain.identities[-1].key]
+        return next((user for user in users if user != conversation_id), "")
 
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
         """What it refers to, all branches."""

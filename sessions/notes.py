@@ -74,13 +74,15 @@ class Notes:
 
     def restored(self, owner_id: str, conversation_id: str, restored: Restored) -> None:
         title = self._title(conversation_id)
+        lender = self._title(restored.lender_id) if restored.lender_id else ""
         if restored.refusal:
-            self._events.add(owner_id, conversation_id, f"Refused the saved KV of {title}: {restored.refusal}")
+            sentence = f"Refused the saved KV of {lender or title}: {restored.refusal}"
+            self._events.add(owner_id, conversation_id, sentence)
         if restored.tokens:
             self._counters.moved(restored.tier, Tier.DEVICE, restored.size_bytes, restored.seconds)
-            sentence = (
-                f"Restored {title} from {PLACES[restored.tier]}: {mib(restored.size_bytes)}, {restored.seconds:.2f} s"
-            )
+            what = f"the beginning of {lender} for {title}" if lender else title
+            size = mib(restored.size_bytes)
+            sentence = f"Restored {what} from {PLACES[restored.tier]}: {size}, {restored.seconds:.2f} s"
             self._events.add(owner_id, conversation_id, sentence)
 
     def receipt(self, run: Run, receipt: Receipt) -> None:

@@ -90,7 +90,7 @@ def _kept_tokens(run: Run, lease: Lease) -> int:
 
 
 def _tier(run: Run, lease: Lease) -> Tier:
-    if run.restored.tokens:
+    if run.restored.tokens and not run.restored.lender_id:
         return run.restored.tier
     return Tier.DEVICE if _kept_tokens(run, lease) else Tier.COLD
 

@@ -45,6 +45,7 @@ class Restored:
     refusal: str = ""
     is_reread_cheaper: bool = False
     tier: Tier = Tier.COLD  # where it came from; DISK when some of it did
+    lender_id: str = ""  # the other conversation whose beginning this is; "" for one's own
 
 
 NOT_RESTORED = Restored()
@@ -54,7 +55,8 @@ PLACES = {Tier.HOST: "host memory", Tier.DISK: "disk"}
 @dataclass(frozen=True, slots=True)
 class Wish:
     """Fill `kv` with as much of `ledger` as is saved. It holds `useful_tokens` of it already, which a restore would
-    have to beat, for it begins with an empty KV; and it may not grow beyond `promised_bytes`."""
+    have to beat, for it begins with an empty KV; and it may not grow beyond `promised_bytes`. `shared_tokens` of the
+    beginning can be copied from another KV on the device."""
 
     owner_id: str
     conversation_id: str
@@ -63,6 +65,7 @@ class Wish:
     useful_tokens: int
     promised_bytes: int
     must_stop: Callable[[], bool]
+    shared_tokens: int = 0
 
 
 class Restorer:
@@ -90,9 +93,21 @@ class Restorer:
         self._queue.put((urgency, next(self._order), call))
 
     def restore(self, wish: Wish) -> Restored:
-        """Raises `SessionError` when the database fails; the KV is then as it was, or holds a whole prefix."""
-        with self._cold.using(wish.conversation_id):
-            chain = self._affordable(wish)
+        """From what is saved of the conversation, else from another one that begins alike. Raises `SessionError` when
+        the database fails; the KV is then as it was, or holds a whole prefix."""
+        restored = self._restore_from(wish.conversation_id, wish)
+        if restored is not NOT_RESTORED:
+            return restored
+        known_tokens = max(wish.useful_tokens, wish.shared_tokens)
+        lender_id = self._cold.disk.twin(wish.owner_id, wish.conversation_id, wish.ledger[:-1], known_tokens)
+        if not lender_id:
+            return restored
+        borrowed = self._restore_from(lender_id, replace(wish, useful_tokens=known_tokens))
+        return replace(borrowed, lender_id=lender_id) if borrowed is not NOT_RESTORED else borrowed
+
+    def _restore_from(self, source_id: str, wish: Wish) -> Restored:
+        with self._cold.using(source_id):
+            chain = self._affordable(source_id, wish)
             if chain.useful_tokens <= wish.useful_tokens or wish.must_stop() or self._closed:
                 return NOT_RESTORED
             restore_s, rest_s, read_s = self._expectations(wish, chain)
@@ -102,14 +117,14 @@ class Restorer:
             if not choice.restores:
                 self._cold.declined(tier)
                 return Restored(choice=choice.sentence, is_reread_cheaper=True)
-            return replace(self._bring_back(wish, chain), choice=choice.sentence)
+            return replace(self._bring_back(source_id, wish, chain), choice=choice.sentence)
 
-    def _affordable(self, wish: Wish) -> Chain:
+    def _affordable(self, source_id: str, wish: Wish) -> Chain:
         """The longest chain; where its last segment goes on beyond the ledger and the promise, one without it."""
         find, ids = self._cold.chain, wish.ledger[:-1]
-        chain = find(wish.owner_id, wish.conversation_id, ids)
+        chain = find(wish.owner_id, source_id, ids)
         if self._engine.kv_bytes(chain.end_tokens) > wish.promised_bytes:
-            chain = find(wish.owner_id, wish.conversation_id, ids, limit_tokens=len(wish.ledger))
+            chain = find(wish.owner_id, source_id, ids, limit_tokens=len(wish.ledger))
         return chain
 
     def _expectations(self, wish: Wish, chain: Chain) -> tuple[float, float, float]:
@@ -120,7 +135,7 @@ class Restorer:
             self._engine.estimate_read_s(wish.useful_tokens, whole),
         )
 
-    def _bring_back(self, wish: Wish, chain: Chain) -> Restored:
+    def _bring_back(self, source_id: str, wish: Wish, chain: Chain) -> Restored:
         """Where it stops early, the KV holds a whole prefix, and what host memory holds stays there."""
         started = time.perf_counter()
         tier = self._cold.tier_of(chain)
@@ -144,7 +159,8 @@ class Restorer:
                 log.warning("kv_not_restored conversation=%s error=%s", wish.conversation_id, error)
         seconds = time.perf_counter() - started
         self._cold.took(chain.identities[:count], tier, max(seconds - waited_s, arrivals.reading_s))
-        self._cold.brought_back(wish.conversation_id, chain, whole=count == len(chain.identities))
+        is_own = source_id == wish.conversation_id
+        self._cold.brought_back(source_id, chain, whole=is_own and count == len(chain.identities))
         tokens = min(wish.kv.length_tokens, chain.useful_tokens)
         log.info(
             "kv_restored conversation=%s tier=%s tokens=%d bytes=%d seconds=%.3f segments=%d of=%d",

@@ -19,6 +19,14 @@ _OF_CONVERSATION = f"""
 _EVERY = f"""
     SELECT {_COLUMNS}, group_concat(r.conversation_id) AS users FROM segments s
     LEFT JOIN segment_references r ON r.segment_key = s.key GROUP BY s.key"""  # noqa: S608
+_ALIKE = f"""
+    WITH RECURSIVE alike(key) AS (
+        SELECT key FROM (
+            SELECT key FROM segments WHERE owner_id = ? AND parent_key = '' AND substr(token_ids, 1, ?) = ?
+            ORDER BY last_used_at DESC LIMIT ?)
+        UNION SELECT s.key FROM segments s JOIN alike a ON s.parent_key = a.key
+    ) SELECT {_COLUMNS}, group_concat(r.conversation_id) AS users FROM segments s JOIN alike a ON a.key = s.key
+    JOIN segment_references r ON r.segment_key = s.key GROUP BY s.key"""  # noqa: S608
 _DESCENDANTS = """
     WITH RECURSIVE doomed(key) AS (
         SELECT ? UNION SELECT s.key FROM segments s JOIN doomed d ON s.parent_key = d.key
@@ -62,6 +70,13 @@ class SegmentsTable:
         """What it refers to."""
         with self._database.read() as db:
             return [_saved(row) for row in db.query(_OF_CONVERSATION, [conversation_id])]
+
+    def beginning_with(self, owner_id: str, ids: tuple[int, ...], most: int) -> list[SavedSegment]:
+        """Whatever of the owner's begins with these ids, the first of them within one segment, and all that stands
+        behind it; of more than `most` beginnings those used last."""
+        head = pack(ids)
+        with self._database.read() as db:
+            return [_saved(row) for row in db.query(_ALIKE, [owner_id, len(head), head, most])]
 
     def every(self) -> list[SavedSegment]:
         """All of them, with who refers to each."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from model_runtime.errors import SnapshotNotSaved
 from model_runtime.types import KV, Engine
+from sessions.chains import BEGINNING_TOKENS
 from sessions.cold import Cold
 from sessions.config import SessionConfig
 from sessions.disk import Disk
@@ -113,13 +114,16 @@ class Tiers:
         restore_s = speed.estimate_s(self._engine.segment_bytes(saved_tokens), 1)
         return restore_s + self._engine.estimate_read_s(saved_tokens, expected_tokens)
 
-    def before_run(self, run: Run, feed: Callable[[], None], give_up: Callable[[], None]) -> None:
-        """Calls `feed` once the run's leased KV holds the best it can, or `give_up` when the run was stopped before."""
+    def before_run(self, run: Run, shared_tokens: int, feed: Callable[[], None], give_up: Callable[[], None]) -> None:
+        """Calls `feed` once the run's leased KV holds the best it can, or `give_up` when the run was stopped before.
+        `shared_tokens` of its ledger another KV on the device begins with."""
         lease, turn = run.lease, run.plan.turn
         assert lease is not None, "a run without its lease"
         useful_tokens = common_prefix(lease.held_ids, turn.ledger[:-1])
         warm_tokens = len(turn.ledger) - turn.delta_tokens
-        if not self.is_on or useful_tokens >= warm_tokens or len(lease.held_ids) != lease.held_tokens:
+        may_borrow = useful_tokens == 0 and len(turn.ledger) - shared_tokens > BEGINNING_TOKENS
+        has_all = useful_tokens >= warm_tokens and not may_borrow
+        if not self.is_on or has_all or len(lease.held_ids) != lease.held_tokens:
             feed()
             return
         wish = Wish(
@@ -130,6 +134,7 @@ class Tiers:
             useful_tokens=useful_tokens,
             promised_bytes=lease.promised_bytes,
             must_stop=lambda: run.stop_asked,
+            shared_tokens=shared_tokens,
         )
 
         def restore_and_feed() -> None:
@@ -286,7 +291,7 @@ class Tiers:
         restored = Restored()
         try:
             restored = self._restorer.restore(wish)
-            if restored.tier is Tier.DISK:
+            if restored.tier is Tier.DISK and not restored.lender_id:
                 self._leases.saved(wish.conversation_id, wish.kv, wish.ledger[: restored.tokens])
             self._notes.restored(wish.owner_id, wish.conversation_id, restored)
         except Exception:

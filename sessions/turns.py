@@ -10,7 +10,7 @@ from model_runtime.errors import ModelRuntimeError
 from model_runtime.numerics import difference
 from model_runtime.types import ChatMessage, Engine, GenerationRequest, ModelInfo, SamplingParams
 from sessions import links
-from sessions.beginnings import Beginnings
+from sessions.beginnings import Beginnings, Shared
 from sessions.leases import Lease, Leases, Ticket
 from sessions.ledger import Turn, common_prefix
 from sessions.pins import Pins
@@ -133,7 +133,10 @@ class Turns:
     def _enter(self, run: Run, lease: Lease) -> None:
         """Room was granted. On the leases' thread, which does not wait for the disk."""
         run.leased(lease)
-        self._tiers.before_run(run, partial(self._submit, run, lease), partial(self._recorder.put, run, aborted()))
+        owner_id, conversation_id, ids = run.plan.owner_id, run.conversation_id, run.plan.turn.ledger[:-1]
+        shared_tokens = self._beginnings.held_tokens(owner_id, conversation_id, ids)
+        feed, give_up = partial(self._submit, run, lease), partial(self._recorder.put, run, aborted())
+        self._tiers.before_run(run, shared_tokens, feed, give_up)
 
     def _submit(self, run: Run, lease: Lease) -> None:
         """The KV holds the best it can. On the leases' thread, or on the restorer's."""
@@ -145,6 +148,8 @@ class Turns:
         owner_id, conversation_id, ids = run.plan.owner_id, run.conversation_id, run.plan.turn.ledger[:-1]
         self._beginnings.copy(owner_id, conversation_id, lease.kv, ids, known_tokens)
         run.shared = self._beginnings.taken(conversation_id, lease.kv)
+        if run.shared is None and run.restored.lender_id:
+            run.shared = Shared(run.restored.lender_id, 0, run.restored.tokens)
         try:
             run.started(self._engine.submit(request, partial(self._recorder.put, run)))
         except ModelRuntimeError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from model_runtime.types import ChatMessage, SamplingParams
+from sessions.completions import ChatRequest
 from sessions.types import MissReason, Tier
 from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, until
+from tests.sessions.house import ADA, House, finish, until
 from tests.sessions.scripted_engine import ScriptedEngine
 
 MANUAL = "The pump is primed before it is started. " * 12
@@ -117,3 +119,81 @@ def test_on_disk_the_beginning_is_counted_once(make_house: MakeHouse) -> None:
     receipt = house.receipt(house.say(second, "Why?"))
     assert receipt.tier_before is Tier.DISK
     assert house.texts(second)[-1] == house.expected_text(second)
+
+
+def parked(house: House, text: str) -> str:
+    """A conversation that left the device for the disk."""
+    c = house.conversation()
+    house.say(c, text)
+    house.saved(c)
+    house.manager.park(ADA, c)
+    return c
+
+
+def test_a_beginning_comes_from_the_files_of_another_conversation(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2**26)
+    first = parked(house, f"{MANUAL}What is primed?")
+    house.close()
+    house = make_house(disk_kv_budget_bytes=2**26)
+    second = house.conversation()
+    message = house.say(second, f"{MANUAL}And when?")
+    receipt = house.receipt(message)
+    assert (receipt.shared_tokens, receipt.shared_from) == (len(MANUAL) + 1, first)
+    assert receipt.fed_tokens == len("And when?") + 2
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, None)
+    assert receipt.restored_bytes > 0
+    assert message.text == house.expected_text(second)
+    until(lambda: any("Restored the beginning of" in event.text for event in house.manager.memory(ADA).events))
+    house.saved(second)
+    assert house.receipt(house.say(second, "Why?")).shared_tokens == 0
+    assert house.receipt(house.say(first, "And that?")).tier_before is Tier.DISK  # what was lent is still its own
+
+
+def test_what_another_kv_holds_is_not_fetched_from_files(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2**26)
+    parked(house, f"{MANUAL}What is primed?")
+    on_device = house.conversation()
+    house.say(on_device, f"{MANUAL}And when?")
+    receipt = house.receipt(house.say(house.conversation(), f"{MANUAL}And why?"))
+    assert (receipt.shared_from, receipt.restored_bytes) == (on_device, 0)
+
+
+def test_no_file_of_another_owner_is_used(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2**26)
+    parked(house, f"{MANUAL}What is primed?")
+    house.manager.ensure_user("eve")
+    receipt = house.receipt(house.say(house.conversation("eve"), f"{MANUAL}What is primed?", owner="eve"))
+    assert (receipt.reused_tokens, receipt.restored_bytes, receipt.shared_from) == (0, 0, "")
+
+
+def test_a_lenders_damaged_file_is_refused_and_the_beginning_read(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2**26)
+    first = parked(house, f"{MANUAL}What is primed?")
+    for path in house.files():
+        path.write_bytes(path.read_bytes()[:-3])
+    second = house.conversation()
+    message = house.say(second, f"{MANUAL}And when?")
+    assert house.receipt(message).reused_tokens == 0
+    assert message.text == house.expected_text(second)
+    title = house.manager.view(ADA, first).summary.title
+    until(
+        lambda: any(
+            event.text.startswith(f"Refused the saved KV of {title}") for event in house.manager.memory(ADA).events
+        )
+    )
+
+
+def test_a_fork_takes_its_parents_files(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2**26)
+    first = parked(house, f"{MANUAL}What is primed?")
+    house.say(first, "And " + "why " * 100)
+    house.saved(first)
+    house.manager.park(ADA, first)
+    told = house.texts(first)
+    roles = ("user", "assistant")
+    messages = (*(ChatMessage(roles[n], told[n]) for n in range(2)), ChatMessage("user", "Something else"))
+    run = house.manager.completions.begin(ADA, ChatRequest(messages, SamplingParams(temperature=0, max_new_tokens=32)))
+    receipt = house.receipt(finish(run))
+    assert run.conversation_id != first
+    assert (receipt.shared_from, receipt.miss_reason) == (first, None)
+    assert house.texts(run.conversation_id)[-1] == house.expected_text(run.conversation_id)
