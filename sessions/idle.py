@@ -82,6 +82,7 @@ class IdleWork:
         self._errands: dict[tuple[str, Kind], Errand] = {}
         self._drafted: set[str] = set()  # conversations with a draft since their last turn
         self._at_hand: tuple[Errand, Way] | None = None
+        self._is_in_vain = False  # the work at hand: it is not taken up again
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="keepwarm-idle", daemon=True)
 
@@ -119,6 +120,8 @@ class IdleWork:
             self._drafted.discard(conversation_id)
             for kind in Kind:
                 self._errands.pop((conversation_id, kind), None)
+            if self._at_hand is not None and self._at_hand[0].conversation_id == conversation_id:
+                self._is_in_vain = True
 
     def is_at_rest(self) -> bool:
         """Whether nothing is to be done."""
@@ -166,7 +169,7 @@ class IdleWork:
                 return None
             errand = min(due, key=lambda errand: errand.kind)
             del self._errands[errand.conversation_id, errand.kind]
-            self._at_hand = (errand, Way())
+            self._at_hand, self._is_in_vain = (errand, Way()), False
             return self._at_hand
 
     def _put_back(self, errand: Errand, outcome: Outcome) -> None:
@@ -176,7 +179,7 @@ class IdleWork:
             is_superseded = key in self._errands or (
                 errand.kind is not Kind.DRAFT and errand.conversation_id in self._drafted
             )
-            if outcome is Outcome.DONE or is_superseded or self._closed:
+            if outcome is Outcome.DONE or is_superseded or self._is_in_vain or self._closed:
                 return
             if outcome is Outcome.REFUSED:
                 if errand.refusals >= MOST_REFUSALS:

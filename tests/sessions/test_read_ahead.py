@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,28 @@ def test_a_send_in_the_same_conversation_ends_the_reading_and_keeps_what_was_rea
     assert receipt.ahead_tokens >= 128
     assert receipt.fed_tokens + receipt.ahead_tokens == receipt.delta_tokens
     assert house.engine.idle_counts[0][0] in (FinishReason.ABORTED, FinishReason.PREEMPTED)
+
+
+def test_a_draft_that_was_sent_is_not_read_once_more(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the engine ends the reading only after the message was stored: it would go behind its own answer."""
+    house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
+    c, long, is_sent = house.conversation(), "word " * 400, threading.Event()
+    perform = house.manager._idle._perform
+
+    def ends_late(*arguments: Any) -> Any:
+        outcome = perform(*arguments)
+        assert is_sent.wait(10)
+        return outcome
+
+    monkeypatch.setattr(house.manager._idle, "_perform", ends_late)
+    house.manager.read_ahead(ADA, c, long)
+    until(lambda: house.manager._leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
+    run = house.manager.send(ADA, c, long)
+    is_sent.set()
+    finish(run)
+    at_rest(house)
+    longest = max(len(ledger) for _, ledger, _, _ in house.engine.idle_counts)
+    assert longest == len(house.ledger(c)) + 1  # with the mark of the next message
 
 
 def test_another_conversations_answer_is_not_held_up(make_house: MakeHouse) -> None:

@@ -255,6 +255,30 @@ def test_a_key_that_is_answering_is_a_409(serve: Serve, connect: Connect) -> Non
     stream.close()
 
 
+def test_too_many_open_requests_of_one_holder_are_a_429(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.completions.MOST_OPEN_REQUESTS", 3)
+    site = serve(headless=True, token_delay_s=0.02)
+    ada, eve = (connect(site, site.store.keys.add(name)[1]) for name in ("ada", "eve"))
+    streams = [ask(ada, [user(f"{n}, a long one")], stream=True) for n in range(3)]
+    with pytest.raises(openai.RateLimitError, match="3 requests of yours are open") as refused:
+        ask(ada, [user("One more")])
+    assert int(refused.value.response.headers["Retry-After"]) >= 1
+    assert ask(eve, [user("Mine")]).choices[0].message.content == "You said: Mine"
+    streams.pop().close()
+
+    def is_answered() -> bool:
+        try:
+            return bool(ask(ada, [user("One more")], max_tokens=1).choices)
+        except openai.RateLimitError:
+            return False
+
+    until(is_answered)
+    for stream in streams:
+        stream.close()
+
+
 def test_a_failed_answer_is_a_500_and_an_error_in_the_stream(site: Site, connect: Connect) -> None:
     site.engine.fail = lambda generation: "The model broke."
     with pytest.raises(openai.InternalServerError, match="The model broke"):
