@@ -107,8 +107,9 @@ class Ahead:
         if outcome is Outcome.DONE and events:
             ended = events[-1]
             text = "".join(event.text for event in events if isinstance(event, TokenDelta))
-            whole = isinstance(ended, Finished) and ended.reason is FinishReason.STOP
-            self._store.take_model_title(errand.conversation_id, usable_title(text) if whole else "")
+            whole = isinstance(ended, Finished) and ended.reason in (FinishReason.STOP, FinishReason.STOP_STRING)
+            said = " ".join(node.text for node in self._store.messages.path(conversation.leaf_id))
+            self._store.take_model_title(errand.conversation_id, usable_title(text, said) if whole else "")
         return outcome
 
     def _turn(self, conversation: Conversation, text: str) -> tuple[tuple[int, ...], Turn]:

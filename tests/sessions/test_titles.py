@@ -121,4 +121,40 @@ def test_switched_off_the_first_words_stay(make_house: MakeHouse) -> None:
     ],
 )
 def test_only_a_title_is_taken(answer: str, expected: str) -> None:
-    assert usable_title(answer) == expected
+    said = "Boats at dawn, überfahrt, 船の朝, a parser, a letter to Dr. Boat, alert(1), supercalifragilistic"
+    assert usable_title(answer, said) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "expected"),
+    [
+        ("The KV Cache: A New Era in Data Processing", "What is a KV cache?", "The KV Cache"),
+        ("Inflation: A Double-Edged Sword", "What is inflation?", "Inflation: A Double-Edged Sword"),
+        ("Why Boats Leave - a harbour story", "The boats leave early", "Why Boats Leave"),
+        ("Re: Boats", "The boats leave early", "Re: Boats"),
+        ("Reversing Strings", "A function that reverses a string", "Reversing Strings"),
+        ("The River of Eternal Spring", "Name a colour. Green is one.", ""),
+        ("A Conversation with You", "Have a conversation with me", ""),
+        ("Awesome Conversation", "Translate 'good morning'", ""),
+        ("朝の船について", "船の話をして", "朝の船について"),
+        ("夏休みの計画", "船と海のことを話して", ""),
+    ],
+)
+def test_a_title_is_about_what_was_said(answer: str, said: str, expected: str) -> None:
+    assert usable_title(answer, said) == expected
+
+
+def test_one_line_is_enough_for_a_model_that_goes_on(make_house: MakeHouse) -> None:
+    house = make_house(engine=titled("Boats at Dawn\nsystem and more of it"), model_titles=True)
+    c = house.conversation()
+    house.say(c, "Tell me of boats")
+    at_rest(house)
+    assert title(house, c) == "Boats at Dawn"
+
+
+def test_what_the_model_dreamt_leaves_the_first_words(make_house: MakeHouse) -> None:
+    house = make_house(engine=titled("The River of Spring"), model_titles=True)
+    c = house.conversation()
+    house.say(c, "Tell me of boats")
+    at_rest(house)
+    assert title(house, c) == "Tell me of boats"
