@@ -17,7 +17,7 @@ from app import doctor, key_command, sizes
 from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
-from model_runtime.config import EMBEDDED, ColdKvDtype, ModelConfig
+from model_runtime.config import EMBEDDED, ColdKvDtype, KvDtype, ModelConfig
 from model_runtime.errors import ModelRuntimeError
 from sessions.config import DAY_S, KEEP_UNNAMED_S
 from sessions.errors import SessionError
@@ -88,10 +88,18 @@ def _parser() -> argparse.ArgumentParser:
         "the device's budget, or 0 for none (default: none on a CPU, half of the free memory beside a GPU)",
     )
     serve.add_argument(
+        "--kv-dtype",
+        default="auto",
+        choices=get_args(KvDtype),
+        help="how Keepwarm's own CPU kernels keep caches: 'float16' takes half of float32's room and is read faster, "
+        "'float32' keeps them as they were computed (default: auto, float16 where the model stands it; other kernels "
+        "keep the precision that they compute in)",
+    )
+    serve.add_argument(
         "--cold-kv-dtype",
         default="exact",
         choices=get_args(ColdKvDtype),
-        help="how caches are kept in host memory and on disk: 'int8' takes a quarter of float32's room, is not exact, "
+        help="how caches are kept in host memory and on disk: 'int8' takes half of float16's room, is not exact, "
         "and says at the start what that costs (default: exact)",
     )
     serve.add_argument(
@@ -204,7 +212,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         from app.wiring import Budgets, IdleWork, open_house
 
         budgets = Budgets(
-            arguments.device_kv_budget, arguments.disk_kv_budget, arguments.host_kv_budget, arguments.cold_kv_dtype
+            arguments.device_kv_budget,
+            arguments.disk_kv_budget,
+            arguments.host_kv_budget,
+            arguments.kv_dtype,
+            arguments.cold_kv_dtype,
         )
         idle_work = IdleWork(arguments.read_ahead, arguments.titles and not arguments.headless)
         with open_house(

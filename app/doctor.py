@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_runtime.errors import ModelRuntimeError
-from model_runtime.numerics import cold_precision
+from model_runtime.numerics import cold_precision, kv_precision
 from sessions import doctor
 from sessions.errors import SessionError, StoreError
 from sessions.store import Store
@@ -56,8 +56,11 @@ def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
     from model_runtime.loading import context_limit_tokens, load_model, unload
     from model_runtime.passing_thread import in_passing_thread
 
-    precisions = {cold_precision(row.fingerprint) for row in store.segments.every()}
-    config = EngineConfig(cold_kv_dtype="int8" if precisions == {"int8"} else "exact")
+    numerics = [row.fingerprint for row in store.segments.every()]
+    config = EngineConfig(
+        kv_dtype="float32" if {kv_precision(line) for line in numerics} == {"float32"} else "auto",
+        cold_kv_dtype="int8" if {cold_precision(line) for line in numerics} == {"int8"} else "exact",
+    )
     with contextlib.ExitStack() as stack:
         loaded = in_passing_thread(lambda: load_model(model, report.say))
         stack.callback(unload, loaded)

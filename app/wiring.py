@@ -20,7 +20,7 @@ from sessions.manager import SessionManager
 from sessions.store import Store
 
 if TYPE_CHECKING:
-    from model_runtime.config import ColdKvDtype, ModelConfig, PromptLookup
+    from model_runtime.config import ColdKvDtype, KvDtype, ModelConfig, PromptLookup
     from model_runtime.types import Engine, TurnTemplate
 
 COOKIE_KEY_NAME = "cookie.key"
@@ -52,11 +52,13 @@ class House:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Sizes as they were typed; None: chosen from the machine. `cold_kv_dtype` is how host and disk keep KVs."""
+    """Sizes as they were typed; None: chosen from the machine. `kv_dtype` is how the device keeps KVs, `cold_kv_dtype`
+    how host and disk do."""
 
     device: str | None
     disk: str | None
     host: str | None = None
+    kv_dtype: KvDtype = "auto"
     cold_kv_dtype: ColdKvDtype = "exact"
 
 
@@ -127,7 +129,9 @@ def _load(
     device = str(loaded.model.device)
     budget_bytes = _budget_bytes(budgets.device, device, say)
     memory = _Memory(budget_bytes, _host_budget_bytes(budgets.host, device, budget_bytes, say))
-    engine_config = EngineConfig(prompt_lookup=prompt_lookup, cold_kv_dtype=budgets.cold_kv_dtype)
+    engine_config = EngineConfig(
+        prompt_lookup=prompt_lookup, kv_dtype=budgets.kv_dtype, cold_kv_dtype=budgets.cold_kv_dtype
+    )
     if device.startswith("cuda"):
         # A GPU's KVs lie in one arena, which is taken as a whole; a CPU's take memory as they grow.
         pinned_bytes = min(memory.host_bytes, MOST_PINNED_BYTES) + STAGED_BYTES

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from model_runtime import types
 from model_runtime.config import ColdKvDtype
 from model_runtime.errors import ModelLoadError
 from model_runtime.kv_cache import KVGeometry
 from model_runtime.numerics import with_part
+from model_runtime.quantization import dtype_name
 from model_runtime.segments import SegmentIdentity
 from model_runtime.snapshot import (
     Memory,
@@ -36,9 +39,12 @@ class ColdRows:
         if self.is_int8 and any(layer.key_dim % 2 or layer.value_dim % 2 for layer in geometry.layers):
             raise ModelLoadError("This model's heads have odd sizes; start without --cold-kv-dtype int8.")
 
-    def fingerprint(self, model: str) -> str:
-        """What rows rest on. Those that passed through 8 bits never pass for exact ones, nor what was computed on
-        them: a process that keeps int8 gives all its rows this name."""
+    def fingerprint(self, model: str, computed: torch.dtype) -> str:
+        """What rows rest on that were `computed` in that precision. Those that were rounded, on the device or to 8 bits
+        below it, never pass for exact ones, nor what was computed on them: a process that keeps int8 gives all its rows
+        this name."""
+        if self.geometry.dtype != computed:
+            model = with_part(model, "kv", dtype_name(self.geometry.dtype))
         return with_part(model, "cold", "int8") if self.is_int8 else model
 
     def packed(self, exact: Segment) -> Segment:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 Quantization = Literal["auto", "shipped", "nf4", "int8", "none"]
 PromptLookup = Literal["auto", "on", "off"]
+KvDtype = Literal["auto", "float32", "float16"]
 ColdKvDtype = Literal["exact", "int8"]
 EMBEDDED = "embedded"
 
@@ -57,6 +58,9 @@ class EngineConfig:
     `prompt_lookup` guesses the next tokens from the conversation's own text: "auto" where that is expected to gain
     time by what was measured and accepted so far, "on" wherever there is a guess.
 
+    `kv_dtype` is how our own CPU kernels keep rows: "auto" is float16, which is half of float32's bytes, where the
+    model stands it. Elsewhere rows have the dtype that the model computes in, and asking for another is refused.
+
     `cold_kv_dtype` is how rows are kept in host memory and on disk: "int8" is smaller and not exact.
 
     `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
@@ -76,6 +80,7 @@ class EngineConfig:
     compile_decode: bool = False
     pinned_host_bytes: int = 0
     prompt_lookup: PromptLookup = "auto"
+    kv_dtype: KvDtype = "auto"
     cold_kv_dtype: ColdKvDtype = "exact"
 
     def __post_init__(self) -> None:
@@ -103,6 +108,10 @@ class EngineConfig:
         _require(
             self.prompt_lookup in choices,
             f"Prompt lookup must be one of {', '.join(choices)}, not '{self.prompt_lookup}'.",
+        )
+        choices = get_args(KvDtype)
+        _require(
+            self.kv_dtype in choices, f"The KV's precision must be one of {', '.join(choices)}, not '{self.kv_dtype}'."
         )
 
 

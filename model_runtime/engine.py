@@ -59,11 +59,10 @@ class Engine:
     def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
         self._config = config
         self._stop_token_ids = loaded.stop_token_ids
-        self._geometry = probe_packing(
-            loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens
-        )
-        self._open = partial(open_runtime, loaded.model, self._geometry, config, context_limit_tokens)
+        geometry = probe_packing(loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens)
+        self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
         runtime = self._use(self._open())
+        self._geometry = runtime.geometry
         self._tolerance = ROUNDED if config.cold_kv_dtype == "int8" else tolerance_of(loaded.model)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         memory = runtime.host_pool.take if runtime.host_pool else None

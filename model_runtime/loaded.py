@@ -48,7 +48,7 @@ def model_info(
         context_limit_tokens=context_limit_tokens,
         kv_bytes_per_token=rows.geometry.bytes_per_token,
         weights_bytes=loaded.weights_bytes,
-        fingerprint=rows.fingerprint(loaded.fingerprint),
+        fingerprint=rows.fingerprint(loaded.fingerprint, loaded.kv_dtype),
         tokenizer_fingerprint=loaded.tokenizer_fingerprint,
         default_sampling=loaded.default_sampling,
         notes=(*loaded.notes, *notes),

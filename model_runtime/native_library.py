@@ -76,6 +76,7 @@ class SpanStruct(ctypes.Structure):
         ("start", ctypes.c_int32),
         ("tokens", ctypes.c_int32),
         ("past", ctypes.c_int32),
+        ("is_half", ctypes.c_int32),
     )
 
 
@@ -86,6 +87,7 @@ _SIGNATURES = {
         *(_MODEL, _int, _int, _SPANS, _int, _int, _pointer, _pointer, _pointer),
         *(ctypes.POINTER(ctypes.c_int32), _int, _pointer, _int),
     ),
+    "keepwarm_to_halves": (_pointer, _pointer, _int),
     "keepwarm_multiply": (_MATRIX, _int, _pointer, _pointer, _int),
 }
 

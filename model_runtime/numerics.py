@@ -8,6 +8,7 @@ _SAID = {
     "rope": "the model's position settings were changed",
     "quantization": "the quantization was changed from {before} to {now}",
     "dtype": "the precision of the computation was changed from {before} to {now}",
+    "kv": "the precision of keys and values was changed from {before} to {now}",
     "kernel": "the kernels that compute it were changed",
     "cold": "the precision of saved memory was changed from {before} to {now}",
 }
@@ -21,6 +22,13 @@ def line(**parts: str) -> str:
 def with_part(numerics: str, name: str, value: str) -> str:
     """One part more, behind the others."""
     return numerics + _SEPARATOR + line(**{name: value})
+
+
+def kv_precision(numerics: str) -> str:
+    """The dtype that rows have on the device: what they were rounded to, else what they were computed in. "" where it
+    cannot be told."""
+    parts = _parts(numerics)
+    return parts.get("kv", parts.get("dtype", ""))
 
 
 def cold_precision(numerics: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
-from model_runtime.config import EngineConfig
+from model_runtime.config import EngineConfig, KvDtype
 from model_runtime.device_memory import give_back_unused
 from model_runtime.errors import ModelLoadError
 from model_runtime.forward import Feed, PackedForward
@@ -22,7 +22,8 @@ from model_runtime.kernels.self_check import agrees_with_slabs
 from model_runtime.kernels.transfers import ArenaTransfers
 from model_runtime.kernels.varlen import VarlenKernel, choose_varlen
 from model_runtime.kv_cache import KVGeometry, KVSlab
-from model_runtime.native_forward import NativeForward, agrees, runs_natively
+from model_runtime.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
+from model_runtime.quantization import dtype_name
 from model_runtime.segments import SegmentIdentity
 from model_runtime.snapshot import Segment, copy_in, copy_out
 
@@ -73,9 +74,10 @@ class SlabTransfers:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRuntime:
-    """`kernel` is what a person is told; `arena` is None with slabs. `host_pool` has memory that
-    copies fast to this device."""
+    """`geometry` is how rows lie. `kernel` is what a person is told; `arena` is None with slabs. `host_pool` has memory
+    that copies fast to this device."""
 
+    geometry: KVGeometry
     place: KVPlace
     forward: Forward
     transfers: Transfers
@@ -106,21 +108,22 @@ def open_runtime(
     host_pool: HostPool | None = None,
 ) -> DeviceRuntime:
     """Slabs, or with `config.kv_arena_bytes` an arena, where the device has a kernel for it; `host_pool` is one that
-    is there already. Raises `ModelLoadError`
-    when there is no memory for the arena."""
+    is there already. Raises `ModelLoadError` when there is no memory for the arena, and for a precision of rows that
+    cannot be had."""
     if config.kv_arena_bytes is None:
-        return open_slabs(model, geometry)
+        return open_slabs(model, geometry, config.kv_dtype)
+    _refuse_other_dtype(geometry, config.kv_dtype)
     kernel = varlen_for(model, geometry)
     if kernel.waits and geometry.device.type == "cuda":
         logger.warning("no flash kernel for dtype=%s: one slab a conversation", geometry.dtype)
-        return open_slabs(model, geometry)
+        return open_slabs(model, geometry, config.kv_dtype)
     try:
         runtime = open_arena(model, geometry, kernel, config, context_limit_tokens, host_pool)
         if runtime is not None:
             return runtime
         logger.warning("the arena's forward disagrees with torch's attention on this device: one slab a conversation")
         give_back_unused()
-        return open_slabs(model, geometry)
+        return open_slabs(model, geometry, config.kv_dtype)
     except (torch.OutOfMemoryError, ValueError) as error:
         raise ModelLoadError(
             f"A KV budget of {config.kv_arena_bytes:,} bytes does not fit on {geometry.device} beside the model. "
@@ -128,15 +131,48 @@ def open_runtime(
         ) from error
 
 
-def open_slabs(model: PreTrainedModel, geometry: KVGeometry) -> DeviceRuntime:
-    """A slab a conversation; our own CPU kernels where they compute this model, else torch's choice of SDPA kernel."""
-    place = KVPlace(lambda: KVSlab(geometry), geometry.bytes_for)
+def open_slabs(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype = "auto") -> DeviceRuntime:
+    """A slab a conversation; our own CPU kernels where they compute this model, else torch's choice of SDPA kernel.
+    `geometry` is that of the model's own layers. Raises `ModelLoadError` for a precision of rows that cannot be had."""
     if runs_natively(model):
         native = NativeForward(model)
-        if agrees(native, model, geometry):
-            return DeviceRuntime(place, native, SlabTransfers(geometry), native.kernel_name)
+        if gap_to(native, model, geometry, geometry) <= EXACT_GAP:
+            own = _own_geometry(native, model, geometry, kv_dtype)
+            return _slab_runtime(own, native, f"{native.kernel_name}, {dtype_name(own.dtype)} KV")
         logger.warning("our own kernels disagree with torch's on this processor: torch's run")
-    return DeviceRuntime(place, PackedForward(model), SlabTransfers(geometry), kernel_name(geometry, _heads(model)))
+    _refuse_other_dtype(geometry, kv_dtype)
+    return _slab_runtime(geometry, PackedForward(model), kernel_name(geometry, _heads(model)))
+
+
+def _slab_runtime(geometry: KVGeometry, forward: Forward, kernel: str) -> DeviceRuntime:
+    place = KVPlace(lambda: KVSlab(geometry), geometry.bytes_for)
+    return DeviceRuntime(geometry, place, forward, SlabTransfers(geometry), kernel)
+
+
+def _own_geometry(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, asked: KvDtype) -> KVGeometry:
+    """float16 rows unless float32 was asked for, or this model's keys and values do not fit into it."""
+    half = replace(geometry, dtype=torch.float16)
+    if asked == "float32":
+        return geometry
+    gap = gap_to(native, model, geometry, half)
+    if gap <= HALF_GAP:
+        return half
+    if asked == "float16":
+        raise ModelLoadError(
+            f"This model's keys and values cannot be kept in float16: its logits differ by {gap:.2g} standard "
+            f"deviations ({HALF_GAP:g} allowed). Start with --kv-dtype float32."
+        )
+    logger.warning("float16 rows change this model's logits by %.2g standard deviations: float32 is kept", gap)
+    return geometry
+
+
+def _refuse_other_dtype(geometry: KVGeometry, asked: KvDtype) -> None:
+    own = dtype_name(geometry.dtype)
+    if asked not in ("auto", own):
+        raise ModelLoadError(
+            f"This model keeps its keys and values in {own} on {geometry.device}; only Keepwarm's own CPU kernels "
+            "leave a choice. Start with --kv-dtype auto."
+        )
 
 
 def varlen_for(model: PreTrainedModel, geometry: KVGeometry) -> VarlenKernel:
@@ -185,7 +221,7 @@ def open_arena(
     )
     pool = host_pool or HostPool(config.pinned_host_bytes, geometry.device)
     place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
-    return DeviceRuntime(place, forward, ArenaTransfers(arena, pool), name, arena, pool)
+    return DeviceRuntime(geometry, place, forward, ArenaTransfers(arena, pool), name, arena, pool)
 
 
 def waits_for_the_device(model: PreTrainedModel) -> bool:

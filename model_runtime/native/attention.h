@@ -17,8 +17,23 @@
 #define MAX_DIM 256
 #define WIDE 4 /* vectors of a register block */
 
+/* Numbers of a slab or of a buffer: floats, or halves. */
+typedef struct {
+    const void *numbers;
+    int is_half;
+} Numbers;
+
+INLINE floats load_from(Numbers from, size_t at) {
+    return from.is_half ? load_halves((const uint16_t *)from.numbers + at) : load((const float *)from.numbers + at);
+}
+
+INLINE Numbers from_number(Numbers numbers, size_t start) {
+    const size_t width = numbers.is_half ? sizeof(uint16_t) : sizeof(float);
+    return (Numbers){(const char *)numbers.numbers + start * width, numbers.is_half};
+}
+
 /* c[rows][0..64) (+)= a[rows][k] * b[k][0..64): the register block of both products of attention. */
-INLINE void multiply_block(int rows, int k, const float *a, int a_stride, const float *b, int b_stride, float *c,
+INLINE void multiply_block(int rows, int k, const float *a, int a_stride, Numbers b, int b_stride, float *c,
                            int c_stride, int wide, int adds) {
     floats total[4][WIDE];
 #pragma GCC unroll 4
@@ -29,7 +44,7 @@ INLINE void multiply_block(int rows, int k, const float *a, int a_stride, const 
     for (int i = 0; i < k; i++) {
         floats row[WIDE];
 #pragma GCC unroll 4
-        for (int v = 0; v < wide; v++) row[v] = load(b + (size_t)i * b_stride + v * LANES);
+        for (int v = 0; v < wide; v++) row[v] = load_from(b, (size_t)i * b_stride + v * LANES);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -41,31 +56,35 @@ INLINE void multiply_block(int rows, int k, const float *a, int a_stride, const 
         for (int v = 0; v < wide; v++) store(c + (size_t)r * c_stride + v * LANES, total[r][v]);
 }
 
-#define BLOCK_CASE(n, w)                                                                                             \
-    case n: multiply_block(n, k, a, a_stride, b, b_stride, c, c_stride, w, adds); break;
+#define BLOCK_CASE(n) case n: multiply_block(n, k, a, a_stride, b, b_stride, c, c_stride, wide, adds); break;
 
-static void multiply_four(int rows, int k, const float *a, int a_stride, const float *b, int b_stride, float *c,
-                          int c_stride, int adds) {
-    switch (rows) { BLOCK_CASE(1, 4) BLOCK_CASE(2, 4) BLOCK_CASE(3, 4) BLOCK_CASE(4, 4) }
-}
+#define DEFINE_MULTIPLY_BLOCK(name, vectors, halves_)                                                                \
+    static void name(int rows, int k, const float *a, int a_stride, Numbers b, int b_stride, float *c, int c_stride, \
+                     int adds) {                                                                                     \
+        enum { wide = vectors };                                                                                     \
+        b.is_half = halves_;                                                                                         \
+        switch (rows) { BLOCK_CASE(1) BLOCK_CASE(2) BLOCK_CASE(3) BLOCK_CASE(4) }                                    \
+    }
 
-static void multiply_one(int rows, int k, const float *a, int a_stride, const float *b, int b_stride, float *c,
-                         int c_stride, int adds) {
-    switch (rows) { BLOCK_CASE(1, 1) BLOCK_CASE(2, 1) BLOCK_CASE(3, 1) BLOCK_CASE(4, 1) }
-}
+DEFINE_MULTIPLY_BLOCK(multiply_four, WIDE, 0)
+DEFINE_MULTIPLY_BLOCK(multiply_four_halves, WIDE, 1)
+DEFINE_MULTIPLY_BLOCK(multiply_one, 1, 0)
+DEFINE_MULTIPLY_BLOCK(multiply_one_halves, 1, 1)
 
 /* c[rows][width] (+)= a[rows][k] * b[k][width]; `width` is a multiple of LANES. */
-static void multiply_small(int rows, int k, int width, const float *a, int a_stride, const float *b, int b_stride,
-                           float *c, int c_stride, int adds) {
+static void multiply_small(int rows, int k, int width, const float *a, int a_stride, Numbers b, int b_stride, float *c,
+                           int c_stride, int adds) {
     for (int r = 0; r < rows; r += 4) {
         const int count = rows - r < 4 ? rows - r : 4;
         int n = 0;
         for (; n + WIDE * LANES <= width; n += WIDE * LANES)
-            multiply_four(count, k, a + (size_t)r * a_stride, a_stride, b + n, b_stride, c + (size_t)r * c_stride + n,
-                          c_stride, adds);
+            (b.is_half ? multiply_four_halves : multiply_four)(count, k, a + (size_t)r * a_stride, a_stride,
+                                                               from_number(b, n), b_stride,
+                                                               c + (size_t)r * c_stride + n, c_stride, adds);
         for (; n < width; n += LANES)
-            multiply_one(count, k, a + (size_t)r * a_stride, a_stride, b + n, b_stride, c + (size_t)r * c_stride + n,
-                         c_stride, adds);
+            (b.is_half ? multiply_one_halves : multiply_one)(count, k, a + (size_t)r * a_stride, a_stride,
+                                                             from_number(b, n), b_stride,
+                                                             c + (size_t)r * c_stride + n, c_stride, adds);
     }
 }
 
@@ -92,11 +111,21 @@ typedef int32_t block_places __attribute__((vector_size(4 * BLOCK)));
 #define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, (block_places){__VA_ARGS__})
 #endif
 
+#if BLOCK == LANES
+#define load_block load_from
+#else
+INLINE block_row load_block(Numbers from, size_t at) {
+    block_row row;
+    memcpy(&row, (const float *)from.numbers + at, sizeof row);
+    return row;
+}
+#endif
+
 /* Interleaving row i with row i + half, as often as a lane's number has bits, transposes a square. */
-INLINE void transpose_block(const float *from, size_t from_stride, float *to, size_t to_stride) {
+INLINE void transpose_block(Numbers from, size_t from_stride, float *to, size_t to_stride) {
     block_row rows[BLOCK], next[BLOCK];
 #pragma GCC unroll 16
-    for (int i = 0; i < BLOCK; i++) memcpy(&rows[i], from + i * from_stride, sizeof rows[i]);
+    for (int i = 0; i < BLOCK; i++) rows[i] = load_block(from, i * from_stride);
 #pragma GCC unroll 4
     for (int step = 1; step < BLOCK; step *= 2) {
 #pragma GCC unroll 8
@@ -111,19 +140,37 @@ INLINE void transpose_block(const float *from, size_t from_stride, float *to, si
     for (int i = 0; i < BLOCK; i++) memcpy(to + i * to_stride, &rows[i], sizeof rows[i]);
 }
 
-/* keys [count][dim] -> columns [dim][CHUNK_KEYS]; columns behind `count` (rounded up to a block) are left as they are.
+/* Asks memory for the first `count` numbers, so that they are on their way while something else is computed. */
+INLINE void fetch(Numbers from, size_t count) {
+    const char *line = from.numbers, *end = from_number(from, count).numbers;
+    for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+}
+
+/* The first `count` numbers as floats, in `room`; `count` is a multiple of LANES. */
+static Numbers widened(Numbers from, size_t count, float *room) {
+    for (size_t i = 0; i < count; i += LANES) store(room + i, load_from(from, i));
+    return (Numbers){room, 0};
+}
+
+INLINE void transpose_rows(Numbers keys, int dim, float *columns) {
+    for (int d = 0; d < dim; d += BLOCK) transpose_block(from_number(keys, d), dim, columns + (size_t)d * CHUNK_KEYS, CHUNK_KEYS);
+}
+
+/* Keys [count][dim] -> columns [dim][CHUNK_KEYS]; columns behind `count` (rounded up to a block) are left as they are.
  * Reads nothing behind the last key. */
-static void transpose_keys(const float *keys, int count, int dim, float *columns) {
-    float padded[BLOCK * MAX_DIM];
+static void transpose_keys(Numbers keys, int count, int dim, float *columns) {
+    float padded[BLOCK * MAX_DIM] __attribute__((aligned(64)));
     for (int k = 0; k < count; k += BLOCK) {
-        const float *from = keys + (size_t)k * dim;
-        if (count - k < BLOCK) {
-            memset(padded, 0, sizeof(float) * BLOCK * dim);
-            memcpy(padded, from, sizeof(float) * (count - k) * dim);
-            from = padded;
+        const int here = count - k < BLOCK ? count - k : BLOCK;
+        Numbers rows = from_number(keys, (size_t)k * dim);
+        if (here < BLOCK || (rows.is_half && BLOCK != LANES)) {
+            rows = widened(rows, (size_t)here * dim, padded);
+            memset(padded + (size_t)here * dim, 0, sizeof(float) * (BLOCK - here) * dim);
         }
-        for (int d = 0; d < dim; d += BLOCK)
-            transpose_block(from + d, dim, columns + (size_t)d * CHUNK_KEYS + k, CHUNK_KEYS);
+        if (rows.is_half)
+            transpose_rows((Numbers){rows.numbers, 1}, dim, columns + k);
+        else
+            transpose_rows((Numbers){rows.numbers, 0}, dim, columns + k);
     }
 }
 
@@ -132,44 +179,59 @@ typedef struct {
     float largest, sum;
 } Softmax;
 
-/* Attends `count` queries [count][dim] (already scaled), of which number i sees keys 0..visible[i], over the split of
- * keys `from..to`. Sets state[i] and weighted[i][dim]; a query that sees nothing here gets sum 0. */
-static void attend_split(const float *queries, const int *visible, int count, const float *keys, const float *values,
-                         int from, int to, int dim, Softmax *state, float *weighted) {
+/* A query's scores of the first `count` keys of a split, of which it sees `visible`, become exponentials. */
+static Softmax exponentials(float *scores, int visible, int count) {
+    const int seen = visible < count ? visible : count, width = (count + LANES - 1) / LANES * LANES;
+    if (seen <= 0) {
+        memset(scores, 0, sizeof(float) * width);
+        return (Softmax){-INFINITY, 0};
+    }
+    for (int k = seen; k < width; k++) scores[k] = -INFINITY;
+    floats best = load(scores), sum = {0};
+    for (int k = LANES; k < width; k += LANES) {
+        floats v = load(scores + k);
+        best = choose(v > best, v, best);
+    }
+    const float largest = largest_of(best);
+    for (int k = 0; k < width; k += LANES) {
+        floats p = exp_of(load(scores + k) - largest);
+        sum += p;
+        store(scores + k, p);
+    }
+    return (Softmax){largest, sum_of(sum)};
+}
+
+/* `count` keys and values [count][dim] of one head, the first of which is key number `first` of its conversation, and keys
+ * that will be wanted later. */
+typedef struct {
+    Numbers keys, values, later;
+    int first, count;
+} Split;
+
+/* Attends `count` queries [count][dim] (already scaled), of which number i sees keys 0..visible[i], over a split. Sets
+ * state[i] and weighted[i][dim]; a query that sees nothing here gets sum 0. */
+static void attend_split(const float *queries, const int *visible, int count, const Split *split, int dim,
+                         Softmax *state, float *weighted) {
     float columns[MAX_DIM * CHUNK_KEYS] __attribute__((aligned(64)));
     float scores[BLOCK_QUERIES * SPLIT_KEYS] __attribute__((aligned(64)));
-    for (int chunk = from; chunk < to; chunk += CHUNK_KEYS) {
-        const int keys_here = to - chunk < CHUNK_KEYS ? to - chunk : CHUNK_KEYS;
-        const int width = (keys_here + LANES - 1) / LANES * LANES;
-        transpose_keys(keys + (size_t)chunk * dim, keys_here, dim, columns);
-        multiply_small(count, dim, width, queries, dim, columns, CHUNK_KEYS, scores + (chunk - from), SPLIT_KEYS, 0);
+    for (int chunk = 0; chunk < split->count; chunk += CHUNK_KEYS) {
+        const int here = split->count - chunk < CHUNK_KEYS ? split->count - chunk : CHUNK_KEYS;
+        const size_t start = (size_t)chunk * dim;
+        fetch(from_number(split->values, start), (size_t)here * dim);
+        transpose_keys(from_number(split->keys, start), here, dim, columns);
+        multiply_small(count, dim, (here + LANES - 1) / LANES * LANES, queries, dim, (Numbers){columns, 0}, CHUNK_KEYS,
+                       scores + chunk, SPLIT_KEYS, 0);
     }
-    for (int i = 0; i < count; i++) {
-        float *row = scores + (size_t)i * SPLIT_KEYS;
-        const int seen = visible[i] < to ? visible[i] - from : to - from;
-        const int width = (to - from + LANES - 1) / LANES * LANES;
-        state[i] = (Softmax){-INFINITY, 0};
-        if (seen <= 0) {
-            memset(row, 0, sizeof(float) * width);
-            continue;
-        }
-        for (int k = seen; k < width; k++) row[k] = -INFINITY;
-        floats best = load(row), sum = {0};
-        for (int k = LANES; k < width; k += LANES) {
-            floats v = load(row + k);
-            best = choose(v > best, v, best);
-        }
-        const float largest = largest_of(best);
-        for (int k = 0; k < width; k += LANES) {
-            floats p = exp_of(load(row + k) - largest);
-            sum += p;
-            store(row + k, p);
-        }
-        state[i] = (Softmax){largest, sum_of(sum)};
+    for (int i = 0; i < count; i++)
+        state[i] = exponentials(scores + (size_t)i * SPLIT_KEYS, visible[i] - split->first, split->count);
+    for (int chunk = 0; chunk < split->count; chunk += CHUNK_KEYS) { /* few enough to stay in the first-level cache */
+        const int here = split->count - chunk < CHUNK_KEYS ? split->count - chunk : CHUNK_KEYS;
+        const size_t start = (size_t)chunk * dim;
+        fetch(from_number(split->later, start), (size_t)here * dim);
+        Numbers values = from_number(split->values, start);
+        if (values.is_half && count > 4) values = widened(values, (size_t)here * dim, columns);
+        multiply_small(count, here, dim, scores + chunk, SPLIT_KEYS, values, dim, weighted, dim, chunk > 0);
     }
-    for (int chunk = from; chunk < to; chunk += CHUNK_KEYS) /* few enough values to stay in the first-level cache */
-        multiply_small(count, to - chunk < CHUNK_KEYS ? to - chunk : CHUNK_KEYS, dim, scores + (chunk - from), SPLIT_KEYS,
-                       values + (size_t)chunk * dim, dim, weighted, dim, chunk > from);
 }
 
 /* Adds a later split to `state` and `weighted`. */

@@ -25,9 +25,10 @@ typedef struct {
 
 /* Rows `start..start + tokens` of the packed row belong to one conversation, behind the `past` tokens its slab holds. */
 typedef struct {
-    float *const *keys, *const *values; /* a pointer a layer: [kv_heads][capacity][dim] */
+    void *const *keys, *const *values; /* a pointer a layer: [kv_heads][capacity][dim] */
     int64_t capacity;
     int32_t start, tokens, past;
+    int32_t is_half; /* the slab holds halves instead of floats */
 } Span;
 
 /* Queries that are attended together: `count` of a KV head's `tokens * groups`, from `first` on. */
@@ -92,9 +93,13 @@ static void append_head(const Attention *a, int layer, int kv_head, const float 
     const Span *s = a->spans;
     for (int r = 0; r < a->rows; r++) {
         while (r >= s->start + s->tokens) s++;
-        float *slab = (is_value ? s->values : s->keys)[layer];
-        const size_t place = (size_t)kv_head * s->capacity + s->past + r - s->start;
-        memcpy(slab + place * dim, from + (size_t)r * stride, sizeof(float) * dim);
+        void *slab = (is_value ? s->values : s->keys)[layer];
+        const size_t place = ((size_t)kv_head * s->capacity + s->past + r - s->start) * dim;
+        const float *row = from + (size_t)r * stride;
+        if (s->is_half)
+            for (int d = 0; d < dim; d += LANES) store_halves((uint16_t *)slab + place + d, load(row + d));
+        else
+            memcpy((float *)slab + place, row, sizeof(float) * dim);
     }
 }
 
@@ -148,16 +153,27 @@ static int open_attention(Attention *a, int span_count) {
     return 0;
 }
 
+/* One KV head's rows in a layer's slab, from position `first` on. */
+static Numbers rows_of(const Attention *a, const Span *s, const void *slab, int kv_head, int first) {
+    return from_number((Numbers){slab, s->is_half}, ((size_t)kv_head * s->capacity + first) * a->model->dim);
+}
+
 static void close_attention(Attention *a) { free(a->weighted), free(a->blocks), free(a->states); }
 
-/* Attends the `number`-th split of all. */
+/* The block whose splits the `*number`-th of all belongs to; `*number` becomes its number there. */
+static const Block *block_of(const Attention *a, int *number) {
+    const Block *b = a->blocks;
+    while (*number >= b->splits) *number -= (b++)->splits;
+    return b;
+}
+
+/* Attends the `number`-th split of all. Meanwhile memory brings the keys of the split that this thread may take next. */
 static void attend(const Attention *a, int layer, int number, const float *query) {
     const Model *m = a->model;
-    const int groups = m->heads / m->kv_heads, width = m->heads * m->dim;
+    const int groups = m->heads / m->kv_heads, width = m->heads * m->dim, next_number = number + omp_get_num_threads();
     float queries[BLOCK_QUERIES * MAX_DIM] __attribute__((aligned(64)));
-    int visible[BLOCK_QUERIES];
-    const Block *b = a->blocks;
-    while (number >= b->splits) number -= (b++)->splits;
+    int visible[BLOCK_QUERIES], later = next_number < a->split_count ? next_number : number;
+    const Block *b = block_of(a, &number), *next = block_of(a, &later);
     const Span *s = b->span;
     for (int i = 0; i < b->count; i++) {
         const int row = (b->first + i) / groups, head = b->kv_head * groups + (b->first + i) % groups;
@@ -165,11 +181,13 @@ static void attend(const Attention *a, int layer, int number, const float *query
                sizeof(float) * m->dim);
         visible[i] = s->past + row + 1;
     }
-    const int from = number * SPLIT_KEYS, end = visible[b->count - 1];
-    const size_t head_start = (size_t)b->kv_head * s->capacity * m->dim, place = b->partial + (size_t)number * b->count;
-    attend_split(queries, visible, b->count, s->keys[layer] + head_start, s->values[layer] + head_start, from,
-                 end < from + SPLIT_KEYS ? end : from + SPLIT_KEYS, m->dim, a->states + place,
-                 a->weighted + place * m->dim);
+    const int from = number * SPLIT_KEYS, seen = visible[b->count - 1] - from;
+    const size_t place = b->partial + (size_t)number * b->count;
+    const Split split = {rows_of(a, s, s->keys[layer], b->kv_head, from),
+                         rows_of(a, s, s->values[layer], b->kv_head, from),
+                         rows_of(a, next->span, next->span->keys[layer], next->kv_head, later * SPLIT_KEYS),
+                         from, seen < SPLIT_KEYS ? seen : SPLIT_KEYS};
+    attend_split(queries, visible, b->count, &split, m->dim, a->states + place, a->weighted + place * m->dim);
 }
 
 /* A block's attended values, from all its splits, to their places in `to` [rows][heads * dim]. */
@@ -305,6 +323,11 @@ int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *s
 
 /* How many outputs lie side by side in a tile. */
 int keepwarm_lanes(void) { return LANES; }
+
+/* `count` floats to halves, as slabs are written; a multiple of LANES. */
+void keepwarm_to_halves(const float *from, uint16_t *to, int count) {
+    for (int i = 0; i < count; i += LANES) store_halves(to + i, load(from + i));
+}
 
 /* y [rows][outputs rounded up to PAIR] = x [rows][columns] times the matrix, plus its bias. */
 void keepwarm_multiply(const Matrix *m, int rows, const float *x, float *y, int threads) {

@@ -64,6 +64,25 @@ INLINE floats load_halves(const uint16_t *from) {
 #endif
 }
 
+/* Rounded to the nearest half, ties to even; what lies outside its range becomes its largest number. */
+INLINE void store_halves(uint16_t *to, floats v) {
+    const floats most = all(65504.0f);
+    v = choose(v > most, most, choose(v < -most, -most, v));
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    const words sign = (words)v & 0x80000000, magnitude = (words)v & 0x7fffffff;
+    /* Below 2^-14 the sum with 0.5 leaves a subnormal half in the low bits, rounded by the addition itself. */
+    const words tiny = (words)((floats)magnitude + 0.5f) - 0x3f000000;
+    const words usual = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const words is_tiny = (words)(magnitude < 0x38800000);
+    const halves h = __builtin_convertvector((tiny & is_tiny) | (usual & ~is_tiny) | (sign >> 16), halves);
+    memcpy(to, &h, sizeof h);
+#endif
+}
+
 /* e^x for x <= 0, relative error below 3e-7; 0 below -87. Cephes' polynomial on [-ln2/2, ln2/2] (S. L. Moshier). */
 INLINE floats exp_of(floats x) {
     ints tiny = x < -87.0f;

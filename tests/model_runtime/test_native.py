@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from transformers import (
 )
 
 from model_runtime.attention import StepAborted
+from model_runtime.errors import ModelLoadError
 from model_runtime.forward import Feed, PackedForward
-from model_runtime.kv_cache import KVSlab
-from model_runtime.native_forward import NativeForward, agrees, runs_natively
+from model_runtime.kernels.device import open_slabs
+from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
 from model_runtime.native_library import NativeUnavailable, native_library
 from model_runtime.native_matrix import Kind, NativeLinear, NativeMatrix
 from model_runtime.probe import probe_packing
@@ -103,8 +106,18 @@ def model(library: ctypes.CDLL) -> PreTrainedModel:
     return native(tiny("llama"), "Q4_1", library)
 
 
-def slab_of(model: PreTrainedModel) -> KVSlab:
-    return KVSlab(probe_packing(model, torch.float32, CONTEXT_TOKENS, step_tokens=16))
+@pytest.fixture(params=[torch.float32, torch.float16], ids=str)
+def kv_dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    dtype: torch.dtype = request.param
+    return dtype
+
+
+def geometry_of(model: PreTrainedModel, kv_dtype: torch.dtype = torch.float32) -> KVGeometry:
+    return replace(probe_packing(model, torch.float32, CONTEXT_TOKENS, step_tokens=16), dtype=kv_dtype)
+
+
+def slab_of(model: PreTrainedModel, kv_dtype: torch.dtype = torch.float32) -> KVSlab:
+    return KVSlab(geometry_of(model, kv_dtype))
 
 
 def fed(forward: NativeForward | PackedForward, slab: KVSlab, ids: list[int], cuts: list[int]) -> torch.Tensor:
@@ -149,31 +162,55 @@ def test_logits_are_those_of_the_models_own_layers(name: str, kind: str, library
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.std()))
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
     assert slab.token_ids == ids
-    assert agrees(native_forward, model, probe_packing(model, torch.float32, CONTEXT_TOKENS, step_tokens=16))
+    geometry = geometry_of(model)
+    assert gap_to(native_forward, model, geometry, geometry) <= EXACT_GAP
 
 
-def test_cached_equals_uncached_to_the_bit(model: PreTrainedModel) -> None:
+def test_rows_in_float16_are_the_rounded_ones_and_change_the_logits_little(model: PreTrainedModel) -> None:
+    ids, whole, half = ids_of(300), slab_of(model), slab_of(model, torch.float16)
+    exact = fed(NativeForward(model), whole, ids, [len(ids)])
+    found = fed(NativeForward(model), half, ids, [len(ids)])
+    assert torch.equal(half.keys[0][:, : len(ids)], whole.keys[0][:, : len(ids)].half())
+    assert torch.equal(half.values[0][:, : len(ids)], whole.values[0][:, : len(ids)].half())
+    assert not torch.equal(found, exact)
+    assert float((found - exact).abs().max() / exact.std()) <= HALF_GAP
+
+
+def test_numbers_are_rounded_to_float16_as_torch_rounds_them(library: ctypes.CDLL) -> None:
+    """Ties to even, subnormals and zeros; what is too large becomes the largest number instead of infinity."""
+    bits = torch.randint(-(2**31), 2**31 - 1, (1 << 16,), generator=torch.Generator().manual_seed(2), dtype=torch.int64)
+    floats = bits.to(torch.int32).view(torch.float32)
+    halves = torch.arange(0x7C00, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    ties = (halves[:-1] + halves[1:]) / 2
+    numbers = torch.cat([floats[floats.isfinite()], halves, ties, -ties, ties.nextafter(torch.tensor(0.0))])
+    numbers = torch.cat([numbers, numbers.new_zeros(-len(numbers) % 16)])
+    found = torch.empty(len(numbers), dtype=torch.float16)
+    library.keepwarm_to_halves(numbers.data_ptr(), found.data_ptr(), len(numbers))
+    assert torch.equal(found.view(torch.int16), numbers.clamp(-65504, 65504).half().view(torch.int16))
+
+
+def test_cached_equals_uncached_to_the_bit(model: PreTrainedModel, kv_dtype: torch.dtype) -> None:
     forward, ids = NativeForward(model), ids_of(650)
-    whole = fed(forward, slab_of(model), ids, [len(ids)])
+    whole = fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])
     for cuts in ([1], [48, 1, 1, 1], [257, 13]):
-        assert torch.equal(fed(forward, slab_of(model), ids, cuts), whole)
+        assert torch.equal(fed(forward, slab_of(model, kv_dtype), ids, cuts), whole)
 
 
-def test_cropping_and_going_on_equals_reading_to_the_bit(model: PreTrainedModel) -> None:
-    forward, slab, ids = NativeForward(model), slab_of(model), ids_of(90)
+def test_cropping_and_going_on_equals_reading_to_the_bit(model: PreTrainedModel, kv_dtype: torch.dtype) -> None:
+    forward, slab, ids = NativeForward(model), slab_of(model, kv_dtype), ids_of(90)
     fed(forward, slab, [*ids[:50], *ids_of(30, seed=6)], [40])
     slab.crop(50)
     went_on = fed(forward, slab, ids[50:], [3])
-    assert torch.equal(went_on, fed(forward, slab_of(model), ids, [len(ids)])[50:])
+    assert torch.equal(went_on, fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])[50:])
 
 
-def test_conversations_in_one_step_do_not_touch_each_other(model: PreTrainedModel) -> None:
+def test_conversations_in_one_step_do_not_touch_each_other(model: PreTrainedModel, kv_dtype: torch.dtype) -> None:
     forward = NativeForward(model)
     ledgers = [ids_of(tokens, seed=tokens) for tokens in (300, 20, 3)]
-    slabs = [slab_of(model) for _ in ledgers]
+    slabs = [slab_of(model, kv_dtype) for _ in ledgers]
     forward.run([Feed(slab, ids[:-2], 0) for slab, ids in zip(slabs, ledgers, strict=True)])
     together = forward.run([Feed(slab, ids[-2:], 2) for slab, ids in zip(slabs, ledgers, strict=True)])
-    alone = [fed(forward, slab_of(model), ids, [len(ids)])[-2:] for ids in ledgers]
+    alone = [fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])[-2:] for ids in ledgers]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -210,10 +247,29 @@ def test_a_model_that_the_kernels_do_not_compute_is_left_to_torch(change: dict[s
 
 
 def test_a_kernel_that_miscalculates_is_found_out(model: PreTrainedModel) -> None:
-    geometry = probe_packing(model, torch.float32, CONTEXT_TOKENS, step_tokens=16)
+    geometry = geometry_of(model)
     forward = NativeForward(model)
     forward._struct.score_scale *= 1.05
-    assert not agrees(forward, model, geometry)
+    assert gap_to(forward, model, geometry, geometry) > EXACT_GAP
+
+
+def test_a_model_whose_keys_do_not_fit_into_float16_keeps_float32(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data *= 1e6
+    geometry = geometry_of(model)
+    assert open_slabs(model, geometry).geometry.dtype == torch.float32
+    with pytest.raises(ModelLoadError, match="cannot be kept in float16"):
+        open_slabs(model, geometry, "float16")
+
+
+def test_rows_are_float16_unless_float32_is_asked_for(model: PreTrainedModel) -> None:
+    geometry = geometry_of(model)
+    for asked, dtype in {"auto": torch.float16, "float16": torch.float16, "float32": torch.float32}.items():
+        runtime = open_slabs(model, geometry, asked)  # type: ignore[arg-type]
+        assert runtime.geometry.dtype == runtime.place.new_kv().keys[0].dtype == dtype
+        assert runtime.kernel.endswith(f"{dtype} KV".removeprefix("torch."))
+    with pytest.raises(ModelLoadError, match="in float32 on cpu; only Keepwarm's own CPU kernels leave a choice"):
+        open_slabs(tiny("llama"), geometry, "float16")
 
 
 def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

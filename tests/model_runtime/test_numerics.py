@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.numerics import cold_precision, difference, line, with_part
+from model_runtime.numerics import cold_precision, difference, kv_precision, line, with_part
 
 BEFORE = {"weights": "a1", "rope": "b1", "quantization": "int4", "dtype": "bfloat16", "kernel": "own; k=1"}
 
@@ -38,6 +38,15 @@ def test_saved_at_8_bits_is_a_change_both_ways_and_an_owner_is_none() -> None:
     assert difference(exact, int8) == "the precision of saved memory was changed from exact to int8"
     assert difference(int8, exact) == "the precision of saved memory was changed from int8 to exact"
     assert difference(with_part(exact, "owner", "x"), with_part(exact, "owner", "y")) == ""
+
+
+def test_rounded_keys_and_values_are_a_change_both_ways() -> None:
+    exact = line(**BEFORE)
+    half = with_part(exact, "kv", "float16")
+    assert (kv_precision(exact), kv_precision(with_part(half, "cold", "int8"))) == ("bfloat16", "float16")
+    assert kv_precision("0123456789abcdef") == ""
+    assert difference(exact, half) == "the precision of keys and values was changed from exact to float16"
+    assert difference(half, exact) == "the precision of keys and values was changed from float16 to exact"
 
 
 def test_a_line_of_an_earlier_version_says_nothing() -> None:
