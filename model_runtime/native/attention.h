@@ -143,7 +143,7 @@ INLINE void transpose_block(Numbers from, size_t from_stride, float *to, size_t 
 /* Asks memory for the first `count` numbers, so that they are on their way while something else is computed. */
 INLINE void fetch(Numbers from, size_t count) {
     const char *line = from.numbers, *end = from_number(from, count).numbers;
-    for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+    for (; line < end; line += 64) fetch_line(line);
 }
 
 /* The first `count` numbers as floats, in `room`; `count` is a multiple of LANES. */

@@ -214,7 +214,7 @@ static void normalise_row(const Model *m, const float *weight, int row, const Ac
 
 /* Outputs PAIR * pair.. of `y` [rows][outputs] from `x` [rows][columns]. */
 static void project(const Matrix *w, int pair, int rows, const float *x, float *y, int adds) {
-    multiply_pair(w, pair, rows, x, w->columns, y, padded(w->rows), adds);
+    multiply_pair(w, pair, rows, x, w->columns, y, padded(w->rows), adds, omp_get_num_threads());
 }
 
 /* Head `head` of queries, then keys, then values. */

@@ -28,6 +28,9 @@ INLINE floats load(const float *from) {
     return v;
 }
 
+/* Asks memory for the line with this address, which need not be ours. */
+INLINE void fetch_line(const void *address) { __builtin_prefetch(address, 0, 2); }
+
 INLINE void store(float *to, floats v) { memcpy(to, &v, sizeof v); }
 
 /* a where the mask's lanes are all ones, b where they are 0. */
