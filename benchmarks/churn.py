@@ -69,9 +69,9 @@ def main() -> None:
     nothing: list[float] = []
     paired: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        bytes_per_token = _bytes_per_token(loaded)
-        device_bytes = int(ON_DEVICE * statistics.mean(wanted) * bytes_per_token * 1.15)
-        with serve(loaded, Path(folder), device_bytes, disk_bytes=16 * GIB, limit=LONGEST + 4096) as served:
+        room = int(ON_DEVICE * statistics.mean(wanted) * 1.15)
+        with serve(loaded, Path(folder), device_tokens=room, disk_bytes=16 * GIB, limit=LONGEST + 4096) as served:
+            device_bytes = served.manager.memory(OWNER).device_budget_bytes
             conversations = [served.conversation(NEW_TOKENS)]
             for number, tokens in enumerate(wanted):
                 served.turn(conversations[-1], served.text(tokens - TURN_TOKENS, number))
@@ -111,13 +111,6 @@ def main() -> None:
     }
     finish("churn", figures, device, f"{loaded.name}, {loaded.quantization}")
     unload(loaded)
-
-
-def _bytes_per_token(loaded: object) -> int:
-    config = loaded.model.config.get_text_config()  # type: ignore[attr-defined]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    itemsize = loaded.kv_dtype.itemsize  # type: ignore[attr-defined]
-    return int(2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * itemsize)
 
 
 if __name__ == "__main__":

@@ -63,10 +63,17 @@ class Served:
 
 @contextlib.contextmanager
 def serve(
-    loaded: LoadedModel, data_dir: Path, device_bytes: int, host_bytes: int = 0, disk_bytes: int = 0, limit: int = 8192
+    loaded: LoadedModel,
+    data_dir: Path,
+    device_bytes: int = 0,
+    host_bytes: int = 0,
+    disk_bytes: int = 0,
+    limit: int = 8192,
+    device_tokens: int = 0,
 ) -> Iterator[Served]:
-    """One life of a server."""
+    """One life of a server. What the device holds is given in bytes or in tokens."""
     engine = start(loaded, limit)
+    device_bytes += device_tokens * engine.info.kv_bytes_per_token
     store = Store(data_dir)
     template = ChatTemplate(loaded.tokenizer, {loaded.tokenizer.eos_token_id})
     config = SessionConfig(device_bytes, host_kv_budget_bytes=host_bytes, disk_kv_budget_bytes=disk_bytes)
