@@ -79,9 +79,11 @@ class Watchdog:
             log.exception("engine_not_rebuilt")
             return False
         self._leases.resume()
-        self._is_well = True
         log.warning("engine_rebuilt seconds=%.2f", time.monotonic() - started)
         lost, self._lost = self._lost, []
-        for owner_id, conversation_id in lost:
-            self._on_rebuilt(owner_id, conversation_id)
+        try:
+            for owner_id, conversation_id in lost:
+                self._on_rebuilt(owner_id, conversation_id)
+        finally:
+            self._is_well = True  # only now: whoever finds it well finds what happened in the log too
         return True
