@@ -65,8 +65,7 @@ class EngineConfig:
 
     `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
     `pinned_host_bytes` are page-locked for rows that come and go between an arena and the host.
-    `record_decode` replays an arena's decode steps instead of launching them kernel by kernel, where that is possible;
-    `compile_decode` compiles them first, which takes a minute or two (not yet measured on a GPU, so off).
+    `record_decode` replays an arena's decode steps instead of launching them kernel by kernel, where that is possible.
 
     Raises `ValueError` with a sentence for a person.
     """
@@ -77,7 +76,6 @@ class EngineConfig:
     idle_chunk_tokens: int = 128
     kv_arena_bytes: int | None = None
     record_decode: bool = True
-    compile_decode: bool = False
     pinned_host_bytes: int = 0
     prompt_lookup: PromptLookup = "auto"
     kv_dtype: KvDtype = "auto"

@@ -28,6 +28,7 @@ from model_runtime.kv_cache import KVSlab, own_slab
 from model_runtime.loaded import LoadedModel, model_info
 from model_runtime.lookup import Lookup
 from model_runtime.passing_thread import in_passing_thread
+from model_runtime.picks import Picks
 from model_runtime.probe import probe_packing
 from model_runtime.read_speed import ReadSpeed, measure_reading
 from model_runtime.reading import Reading
@@ -80,6 +81,7 @@ class Engine:
 
     def _use(self, runtime: DeviceRuntime) -> DeviceRuntime:
         self._runtime = runtime
+        self._is_ahead = self._has_guesses = False
         self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
         self._kvs: weakref.WeakSet[KVSlab] = weakref.WeakSet()
         return runtime
@@ -295,10 +297,24 @@ class Engine:
         self._forget_finished(shift)
 
     def _drafted(self, slots: list[Slot[S]]) -> list[Slot[S]]:
-        """The same slots; the decode steps among them have what prompt lookup guesses."""
+        """The same slots; the decode steps among them have what prompt lookup guesses. A step that runs already has
+        no guesses; the one behind it is not started ahead then, so that it can have them."""
         decoding = [s.sequence for s in slots if isinstance(s.sequence, Sequence) and s.sequence.is_decoding]
         self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._info.context_limit_tokens)
+        self._has_guesses = any(sequence.has_draft for sequence in decoding)
+        if self._is_ahead:
+            for sequence in decoding:
+                sequence.drop_draft()
         return slots
+
+    def _run_ahead(self, shift: Shift, sequences: abc.Sequence[Sequence], picks: Picks) -> None:
+        """Between two steps of nothing but decoding: starts the second before the host looks at what was picked, if
+        somebody goes on."""
+        run_ahead = self._runtime.run_ahead
+        if run_ahead is None or self._has_guesses or set(shift.running) - set(sequences):
+            return
+        if all(s.is_decoding for s in sequences) and not all(s.ends_with_next for s in sequences):
+            self._is_ahead = run_ahead([sequence.slab for sequence in sequences], picks)
 
     def _run(self, shift: Shift, slots: list[Slot[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
         feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
@@ -327,7 +343,9 @@ class Engine:
         for slot in slots:
             slot.sequence.fed(slot.tokens)
         sampling = [(s.sequence, own) for s, own in zip(slots, rows, strict=True) if isinstance(s.sequence, Sequence)]
-        sample_together(sampling, self._stop_token_ids, self._info.context_limit_tokens, self._fail)
+        self._is_ahead = False
+        run_ahead = partial(self._run_ahead, shift)
+        sample_together(sampling, self._stop_token_ids, self._info.context_limit_tokens, self._fail, run_ahead)
         if is_reading:  # timed only now: a GPU has computed when a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)

@@ -102,7 +102,7 @@ class _Met:
             more = max(256, place)
             self._ids = torch.cat([self._ids, self._ids.new_zeros(more)])
             self._times = torch.cat([self._times, self._times.new_zeros(more)])
-        self._ids[place] = token_id
+        self._ids[place].fill_(token_id)  # an assignment would copy it from the host, and wait
         self._times[place] += 1
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import abc
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from itertools import islice
 
 import torch
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from model_runtime.kv_cache import KVSlab
 from model_runtime.lookup import Drafter, StepWorth
+from model_runtime.picks import Picks
 from model_runtime.sampling import Sampler, logprobs_of
 from model_runtime.text_stream import TextStream
 from model_runtime.types import (
@@ -105,6 +106,19 @@ class Sequence:
         of_answer = self.request.sampling.max_new_tokens - len(self._sampled) - 1
         of_context = context_limit_tokens - self.slab.length_tokens - 2
         self._draft = self._drafter.draft(min(of_answer, of_context), worth)
+
+    @property
+    def has_draft(self) -> bool:
+        return bool(self._draft)
+
+    def drop_draft(self) -> None:
+        """The next step does not check it."""
+        self._draft = []
+
+    @property
+    def ends_with_next(self) -> bool:
+        """Whether the next token is its last, whatever it is."""
+        return len(self._sampled) + 1 >= self.request.sampling.max_new_tokens
 
     def next_ids(self, tokens: int) -> list[int]:
         """The next `tokens` ids to feed, and the draft behind them."""
@@ -229,9 +243,11 @@ def sample_together(
     stop_token_ids: Container[int],
     context_limit_tokens: int,
     on_error: Callable[[Sequence, Exception], None],
+    on_picked: Callable[[abc.Sequence[Sequence], Picks], None] = lambda sequences, picks: None,
 ) -> None:
     """Everybody's next tokens from their rows of a step's logits; who has none is left out. The host waits for the
-    device once, for all that can be chosen before anything is known."""
+    device once, for all that can be chosen before anything is known. `on_picked` is told before that, if everybody has
+    one row and the device has chosen for all: nobody looks at the logits any more then."""
     picks: list[tuple[Sequence, torch.Tensor, torch.Tensor]] = []
     for sequence, logits in rows:
         if len(logits):
@@ -239,8 +255,13 @@ def sample_together(
                 picks.append((sequence, logits, sequence.pick(logits)))
             except Exception as error:
                 on_error(sequence, error)
+    if not picks:
+        return
     try:
-        ids: Iterator[int] = iter(torch.cat([pick for _, _, pick in picks]).tolist() if picks else ())
+        chosen = Picks(torch.cat([pick for _, _, pick in picks]))
+        if all(len(logits) == len(pick) == 1 for _, logits, pick in picks):
+            on_picked([sequence for sequence, _, _ in picks], chosen)
+        ids = iter(chosen.on_host)
     except Exception as error:
         for sequence, _, _ in picks:
             on_error(sequence, error)

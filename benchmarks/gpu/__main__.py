@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.decode import compiled, decode, other_shapes, recorded_or_not
+from benchmarks.gpu.decode import decode, other_shapes, recorded_or_not
 from benchmarks.gpu.exactness import exactness, kernels
 from benchmarks.gpu.memory import memory
 from benchmarks.gpu.shapes import build, load_checkpoint
@@ -28,7 +28,7 @@ from benchmarks.gpu.tiers import first_token, sessions
 from benchmarks.report import commit, device_name
 from model_runtime.loaded import LoadedModel
 
-SECTIONS = ("kernels", "exactness", "decode", "recorded", "ttft", "sessions", "memory", "shapes", "compiled")
+SECTIONS = ("kernels", "exactness", "decode", "recorded", "ttft", "sessions", "memory", "shapes")
 _SPARE_S = 10.0
 
 
@@ -74,7 +74,6 @@ def _run(bench: Bench, wanted: list[str], model: str | None) -> None:
         "sessions": with_model(sessions),
         "memory": lambda: memory(bench),
         "shapes": lambda: other_shapes(bench),
-        "compiled": with_model(compiled),
     }
     for name in SECTIONS:
         if name not in wanted:

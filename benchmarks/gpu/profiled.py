@@ -29,7 +29,7 @@ def kernels_of(bench: Bench, call: Callable[[], object]) -> list[tuple[str, floa
 
 def attention_kernels(kernels: list[tuple[str, float]]) -> list[str]:
     """Those whose name says attention."""
-    words = ("flash", "fmha", "attention", "attn")
+    words = ("flash", "fmha", "attention", "attn", "attend_")
     return [name for name, _ in kernels if any(word in name.lower() for word in words)]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from benchmarks.gpu.bench import Bench
 from model_runtime.config import EngineConfig
 from model_runtime.engine import Engine
 from model_runtime.loaded import LoadedModel
 from model_runtime.types import KV, Event, Finished, GenerationRequest, SamplingParams, TokenDelta
+
+GREEDY = SamplingParams(temperature=0)
+SAMPLED = SamplingParams(temperature=0.7, top_k=50, top_p=0.9, repetition_penalty=1.1, seed=1)
 
 
 @dataclass
@@ -57,7 +60,6 @@ def open_engine(
     max_concurrent: int = 8,
     pinned_bytes: int = 0,
     record: bool = True,
-    compiled: bool = False,
 ) -> Engine:
     """An engine over an arena for `arena_tokens` tokens; without guesses, which random weights would make worthless."""
     own = loaded.model.config.get_text_config()
@@ -71,7 +73,6 @@ def open_engine(
         "max_concurrent": max_concurrent,
         "pinned_host_bytes": pinned_bytes,
         "record_decode": record,
-        "compile_decode": compiled,
         "prompt_lookup": "off",
         "prefill_chunk_tokens": 2048 if bench.device.type == "cuda" else 128,
     }
@@ -79,10 +80,10 @@ def open_engine(
     return Engine(loaded, EngineConfig(**{k: v for k, v in settings.items() if k in known}), context_tokens)
 
 
-def ask(engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int) -> Answer:
-    """Submits a greedy answer."""
+def ask(engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams = GREEDY) -> Answer:
+    """Submits an answer of so many tokens."""
     answer = Answer()
-    sampling = SamplingParams(temperature=0, max_new_tokens=new_tokens)
+    sampling = replace(sampling, max_new_tokens=new_tokens)
     engine.submit(GenerationRequest(tuple(ledger), kv, sampling), answer.heard)
     return answer
 

@@ -154,13 +154,14 @@ class ArenaKV(KVSlab):
     """A KV whose rows are a span of an arena. `keys[layer]` is a view `(kv_heads, span_tokens, key_dim)`, as a slab
     has it, so that everything that copies rows in and out works on both."""
 
-    __slots__ = ("_arena", "arriving", "span_start")
+    __slots__ = ("_arena", "arriving", "losses", "span_start")
 
     def __init__(self, arena: Arena) -> None:
         super().__init__(arena.geometry)
         self._arena = arena
         self.span_start = 0
         self.arriving: list[Any] | None = None  # an event a layer, until a forward has waited for them
+        self.losses = 0  # how often rows were forgotten
 
     @property
     def span_tokens(self) -> int:
@@ -183,12 +184,14 @@ class ArenaKV(KVSlab):
     def crop(self, length_tokens: int) -> None:
         """Forgets everything from position `length_tokens` on; a copy of it that still runs comes first."""
         if length_tokens < self.length_tokens:
+            self.losses += 1
             self._arena.before_rows_change()
         super().crop(length_tokens)
 
     def free(self) -> None:
         """Gives all rows back; the KV is empty and usable again."""
         self.token_ids.clear()
+        self.losses += 1
         self.arriving = None
         self._arena.shrink(self, 0)
 

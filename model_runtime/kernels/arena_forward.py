@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from model_runtime.attention import ATTENTION_NAME, StepAborted
 from model_runtime.forward import Feed
+from model_runtime.kernels.ahead import Ahead
 from model_runtime.kernels.arena import Arena, ArenaKV
 from model_runtime.kernels.few_rows import speed_up
 from model_runtime.kernels.few_rows_forward import few_rows_forward
@@ -21,8 +20,8 @@ from model_runtime.kernels.pieces import window_for
 from model_runtime.kernels.recorded import RecordedDecode
 from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload, rows_for
 from model_runtime.kernels.varlen import VarlenKernel
-
-logger = logging.getLogger(__name__)
+from model_runtime.kv_cache import KVSlab
+from model_runtime.picks import Picks
 
 
 @dataclass(slots=True)
@@ -62,12 +61,10 @@ class ArenaBatch:
 
 
 class ArenaForward:
-    """A transformers model whose KVs lie in an arena. `recorded` replays decode steps (a CUDA graph on CUDA); with
-    `compiled` what is recorded is compiled code, with fewer and larger kernels. Use from one thread only."""
+    """A transformers model whose KVs lie in an arena. `recorded` replays decode steps (a CUDA graph on CUDA). Use from
+    one thread only."""
 
-    def __init__(
-        self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel, recorded: bool, compiled: bool = False
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel, recorded: bool) -> None:
         self.model = model
         self.arena = arena
         self.kernel = kernel
@@ -77,10 +74,9 @@ class ArenaForward:
         is_cuda = self.device.type == "cuda"
         self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count if is_cuda else 0
         self.recorded = RecordedDecode(self._logits_of_a_decode, arena) if recorded else None
-        self._compiled: Callable[..., Any] | None = torch.compile(model) if compiled else None
-        # Compiled code could not look into our kernels.
-        self._without_own_products = None if compiled else speed_up(model, self.device)
-        self.few_rows = None if compiled else few_rows_forward(model, arena, kernel)
+        self._ahead: Ahead | None = None
+        self._without_own_products = speed_up(model, self.device)
+        self.few_rows = few_rows_forward(model, arena, kernel)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -94,7 +90,11 @@ class ArenaForward:
         rows = rows_for(self.arena, fed)  # only now: making room for one may have moved another
         arriving = [kv.arriving for kv, _, _ in fed if kv.arriving]
         is_decode = all(len(ids) == 1 and wanted == 1 for _, ids, wanted in fed)
-        if is_decode and self.recorded is not None and self.recorded.fits(rows):
+        ahead, self._ahead = self._ahead, None
+        known = ahead.logits_for([(kv, ids[0]) for kv, ids, _ in fed]) if ahead is not None and is_decode else None
+        if known is not None:
+            logits = known
+        elif is_decode and self.recorded is not None and self.recorded.fits(rows):
             for events in arriving:
                 torch.cuda.current_stream(self.device).wait_event(events[-1])
             logits = self.recorded.run(rows)
@@ -106,6 +106,20 @@ class ArenaForward:
         if not rows.logit_rows and self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
         return logits
+
+    @torch.inference_mode()
+    def run_ahead(self, kvs: Sequence[KVSlab], picks: Picks) -> bool:
+        """Starts the decode step that feeds each KV the id that was picked for it; the next `run` finds it. The logits
+        of the step before are overwritten. False where it cannot be started: recording it first would hold up what was
+        picked, and a KV may have no row left."""
+        own = [kv for kv in kvs if isinstance(kv, ArenaKV) and kv.length_tokens < kv.span_tokens]
+        if self.recorded is None or len(own) < len(kvs) or self.arena.is_closed:
+            return False
+        rows = rows_for(self.arena, [(kv, (0,), 1) for kv in own])
+        if not self.recorded.knows(rows):
+            return False
+        self._ahead = Ahead(own, picks, self.recorded.run(rows, picks.ids))
+        return True
 
     @property
     def has_own_products(self) -> bool:
@@ -120,7 +134,7 @@ class ArenaForward:
 
     def close(self) -> None:
         """Forgets the recorded steps, whose graphs hold memory, and leaves the model's layers as they were."""
-        self.recorded = None
+        self.recorded = self._ahead = None
         if self._without_own_products is not None:
             self._without_own_products()
 
@@ -135,7 +149,7 @@ class ArenaForward:
         step = self._upload.tensors(*sizes, rows.max_q, rows.max_k, rows.pieces)
         # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
         keep = step.logit_rows if rows.logit_rows else 1
-        logits = self._logits(self.model, step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
+        logits = self._logits(step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
         return logits[: len(rows.logit_rows)].float()
 
     def _piece_window(self, rows: StepRows) -> int | None:
@@ -146,20 +160,12 @@ class ArenaForward:
 
     def _logits_of_a_decode(self, step: StepTensors) -> torch.Tensor:
         """float32 `(sequences, vocabulary)`: what is recorded."""
-        if self._compiled is not None:
-            try:
-                return self._logits(self._compiled, step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
-            except TorchDynamoException as error:  # no compiler on this machine, or something it cannot compile
-                logger.warning("decode steps are not compiled: %s", str(error).splitlines()[0])
-                self._compiled = None
-        return self._logits(self.model, step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
+        return self._logits(step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
 
-    def _logits(
-        self, model: Callable[..., Any], step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch
-    ) -> torch.Tensor:
+    def _logits(self, step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch) -> torch.Tensor:
         if self.few_rows is not None and self.few_rows.fits(step):
             return self.few_rows.logits(step, keep, batch)
-        logits: torch.Tensor = model(
+        logits: torch.Tensor = self.model(
             input_ids=step.token_ids[None],
             position_ids=step.positions[None],
             logits_to_keep=keep,

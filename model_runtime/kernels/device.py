@@ -23,6 +23,7 @@ from model_runtime.kernels.transfers import ArenaTransfers
 from model_runtime.kernels.varlen import VarlenKernel, choose_varlen
 from model_runtime.kv_cache import KVGeometry, KVSlab
 from model_runtime.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
+from model_runtime.picks import Picks
 from model_runtime.quantization import dtype_name
 from model_runtime.segments import SegmentIdentity
 from model_runtime.snapshot import Segment, copy_in, copy_out
@@ -74,14 +75,16 @@ class SlabTransfers:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRuntime:
-    """`geometry` is how rows lie. `kernel` is what a person is told; `arena` is None with slabs. `host_pool` has memory
-    that copies fast to this device."""
+    """`geometry` is how rows lie. `kernel` is what a person is told; `run_ahead`
+    starts a decode step before the host knows its tokens (`ArenaForward.run_ahead`). `arena` is None with slabs.
+    `host_pool` has memory that copies fast to this device."""
 
     geometry: KVGeometry
     place: KVPlace
     forward: Forward
     transfers: Transfers
     kernel: str
+    run_ahead: Callable[[Sequence[KVSlab], Picks], bool] | None = None
     arena: Arena | None = None
     host_pool: HostPool | None = None
 
@@ -198,7 +201,7 @@ def open_arena(
     arena = Arena(geometry, (config.kv_arena_bytes or 0) // geometry.bytes_per_token, context_limit_tokens)
     is_cuda = geometry.device.type == "cuda"
     recorded = config.record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
-    forward = ArenaForward(model, arena, kernel, recorded, config.compile_decode)
+    forward = ArenaForward(model, arena, kernel, recorded)
     while not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
         if forward.few_rows is not None:
             logger.warning("our own forward of few rows disagrees with the model's layers: they compute few rows too")
@@ -215,13 +218,13 @@ def open_arena(
     elif forward.has_own_products:
         name += ", Keepwarm's own 4-bit products of few rows"
     if is_cuda and forward.recorded is not None and forward.recorded.refusal is None:
-        name += ", decode steps as CUDA graphs" + (" of compiled code" if config.compile_decode else "")
+        name += ", decode steps as CUDA graphs"
     logger.info(
         "arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, forward.recorded is not None
     )
     pool = host_pool or HostPool(config.pinned_host_bytes, geometry.device)
     place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
-    return DeviceRuntime(geometry, place, forward, ArenaTransfers(arena, pool), name, arena, pool)
+    return DeviceRuntime(geometry, place, forward, ArenaTransfers(arena, pool), name, forward.run_ahead, arena, pool)
 
 
 def waits_for_the_device(model: PreTrainedModel) -> bool:

@@ -1,4 +1,4 @@
-"""A forward of few rows over the arena: decode steps and short turns of the common decoder, in seven to nine kernels a
+"""A forward of few rows over the arena: decode steps and short turns of the common decoder, in five to nine kernels a
 layer where transformers' own layers take some forty (decision 0016)."""
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ class FewRowsForward:
         config = model.config.get_text_config()
         self._model = model
         self._arena = arena
-        self._kernel = kernel
-        self._layers = [_Layer(layer, config, operations) for layer in model.model.layers]
+        self._layers = [_Layer(layer, config, kernel, operations) for layer in model.model.layers]
         self._final_norm = operations.norm(model.model.norm)
 
     def fits(self, step: StepTensors) -> bool:
@@ -61,9 +60,8 @@ class FewRowsForward:
         for number, layer in enumerate(self._layers):
             gate.begin_layer(number)
             keys, values = self._arena.keys[number], self._arena.values[number]
-            query = layer.place(layer.project(x), cosine, sine, step.slots, keys, values)
-            attended = self._kernel.attend(query, keys, values, step.table, layer.scaling, None)
-            x = layer.output(attended.flatten(1), x)
+            attended = layer.attend(layer.project(x), cosine, sine, step, keys, values)
+            x = layer.output(attended, x)
             x = layer.down(layer.gated(x), x)
         kept = x[-keep:] if isinstance(keep, int) else x[keep]
         logits: torch.Tensor = self._model.get_output_embeddings()(self._final_norm(kept))
@@ -71,12 +69,11 @@ class FewRowsForward:
 
 
 class _Layer:
-    def __init__(self, layer: Any, config: Any, operations: Operations) -> None:
+    def __init__(self, layer: Any, config: Any, kernel: VarlenKernel, operations: Operations) -> None:
         matrices = projections_of(layer)
-        self.scaling = float(layer.self_attn.scaling)
         inputs = [matrices[name] for name in ("query", "key", "value")]
         self.project = operations.product(inputs, layer.input_layernorm)
-        self.place = operations.placing(layer, config)
+        self.attend = operations.attention(layer, config, kernel)
         self.output = operations.product([matrices["output"]])
         self.gated = operations.gated(matrices["gate"], matrices["up"], layer.post_attention_layernorm)
         self.down = operations.product([matrices["down"]])

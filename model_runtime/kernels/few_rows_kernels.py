@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 import torch
 
@@ -45,8 +44,7 @@ class FewRowsKernels:
 def few_rows_kernels(device: torch.device, nested: bool) -> FewRowsKernels:
     """Compiled once a process (an engine that is built anew finds them), for matrices whose scales are packed in turn,
     or are not. Raises `NvrtcUnavailable`."""
-    source = resources.files("model_runtime").joinpath("kernels", "cuda", "few_rows.cu").read_bytes()
-    module = CudaModule(source, device, {"NESTED": int(nested)})
+    module = CudaModule("few_rows.cu", device, {"NESTED": int(nested)})
     processors = torch.cuda.get_device_properties(device).multi_processor_count
 
     def products(name: str, threads: int, blocks: int) -> ProductKernels:

@@ -1,9 +1,9 @@
-"""What a forward of few rows is made of between its attention kernels: products, norms, and keys and values on their
-way into the arena. On CUDA each is one kernel of cuda/few_rows.cu; the twin in torch runs anywhere and says what they
-compute."""
+"""What a forward of few rows is made of: products, norms and attention. On CUDA they are kernels of cuda/few_rows.cu
+and cuda/decode_attention.cu; the twin in torch runs anywhere and says what they compute."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,33 +12,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from model_runtime.decoder_layout import head_dim_of, head_norms_of, projections_of
+from model_runtime.kernels.decode_attention import DecodeAttention, agrees, decode_attention_kernel
 from model_runtime.kernels.few_rows_kernels import few_rows_kernels
 from model_runtime.kernels.four_bit_product import FourBitProduct
+from model_runtime.kernels.placed_attention import Attention, PlacedAttention, Placing
 from model_runtime.kernels.rms_norm import RmsNorm
 from model_runtime.kernels.rotary_placing import RotaryPlacing
+from model_runtime.kernels.varlen import VarlenKernel
+
+logger = logging.getLogger(__name__)
 
 
 class Product(Protocol):
     """`x (T, columns)` -> `(T, rows)`, added to `onto (T, rows)` where that is given, whose memory may be used."""
 
     def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor: ...
-
-
-class Placing(Protocol):
-    """Takes a layer's queries, keys and values `(T, (heads + 2 kv_heads) * dim)`: normalises each head of queries and
-    keys where the layer does, turns them by `cosine` and `sine (T, dim)`, writes keys and values to the rows
-    `slots (T)` of the arena's `(rows, kv_heads, dim)`, and returns the queries `(T, heads, dim)`, maybe in the memory
-    it was given."""
-
-    def __call__(
-        self,
-        projected: torch.Tensor,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        slots: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-    ) -> torch.Tensor: ...
 
 
 class Operations(Protocol):
@@ -53,7 +41,7 @@ class Operations(Protocol):
     def norm(self, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """RMSNorm of `(T, hidden)`."""
 
-    def placing(self, layer: nn.Module, config: Any) -> Placing:
+    def attention(self, layer: Any, config: Any, kernel: VarlenKernel) -> Attention:
         """For a decoder layer of a model with this configuration."""
 
 
@@ -79,7 +67,11 @@ class TorchOperations:
     def norm(self, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         return module
 
-    def placing(self, layer: nn.Module, config: Any) -> Placing:
+    def attention(self, layer: Any, config: Any, kernel: VarlenKernel) -> Attention:
+        return PlacedAttention(self.placing(layer, config), kernel, float(layer.self_attn.scaling))
+
+    def placing(self, layer: Any, config: Any) -> Placing:
+        """Queries, keys and values turned and put where they belong."""
         heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         dim = head_dim_of(config)
         query_norm, key_norm = (norm or nn.Identity() for norm in head_norms_of(layer))
@@ -116,6 +108,8 @@ class CudaOperations:
         state = projections_of(model.model.layers[0])["query"].weight.quant_state
         self._device = device
         self._kernels = few_rows_kernels(device, state.state2 is not None)
+        self._decode_kernel = decode_attention_kernel(device, model.config.get_text_config())
+        self._is_checked = False
 
     def product(self, layers: Sequence[nn.Module], norm: nn.Module | None = None) -> Product:
         return FourBitProduct(layers, self._device, norm=None if norm is None else self.norm(norm))
@@ -126,5 +120,15 @@ class CudaOperations:
     def norm(self, module: nn.Module) -> RmsNorm:
         return RmsNorm(module, self._kernels.normalise, self._device)
 
-    def placing(self, layer: nn.Module, config: Any) -> Placing:
-        return RotaryPlacing(layer, config, self._kernels.place, self._device)
+    def attention(self, layer: Any, config: Any, kernel: VarlenKernel) -> Attention:
+        placing = RotaryPlacing(layer, config, self._kernels.place, self._device)
+        placed = PlacedAttention(placing, kernel, float(layer.self_attn.scaling))
+        if self._decode_kernel is None:
+            return placed
+        ours = DecodeAttention(layer, config, self._decode_kernel, placed)
+        if not self._is_checked and not agrees(ours, placed, config, self._device):
+            logger.warning("our own attention of decode steps is wrong on this device: the flash kernel runs")
+            self._decode_kernel = None
+            return placed
+        self._is_checked = True
+        return ours

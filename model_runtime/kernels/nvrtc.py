@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -19,10 +20,13 @@ class NvrtcUnavailable(Exception):
 
 
 class CudaModule:
-    """The kernels of one source, compiled with some macros and loaded on one device. Raises `NvrtcUnavailable`."""
+    """The kernels of one source in cuda/, behind common.cuh, compiled with some macros and loaded on one device. Raises
+    `NvrtcUnavailable`."""
 
-    def __init__(self, source: bytes, device: torch.device, macros: Mapping[str, int]) -> None:
+    def __init__(self, name: str, device: torch.device, macros: Mapping[str, int]) -> None:
         major, minor = torch.cuda.get_device_capability(device)
+        folder = resources.files("model_runtime").joinpath("kernels", "cuda")
+        source = b"".join(folder.joinpath(part).read_bytes() for part in ("common.cuh", name))
         cubin = _compiled(source, f"sm_{major}{minor}", macros)
         overlaps = [_Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)] if major >= 9 else []
         self._attributes = (_Attribute * len(overlaps))(*overlaps)

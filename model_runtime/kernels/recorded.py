@@ -52,10 +52,14 @@ class RecordedDecode:
         """Whether this decode step can be replayed."""
         return self.refusal is None and len(rows.token_ids) <= BATCHES[-1]
 
-    def run(self, rows: StepRows) -> torch.Tensor:
-        """The step's logits `(sequences, vocabulary)`, in memory that the next replay overwrites."""
-        batch = next(size for size in BATCHES if size >= len(rows.token_ids))
-        max_k = max(SHORTEST_KEYS, 1 << (rows.max_k - 1).bit_length())
+    def knows(self, rows: StepRows) -> bool:
+        """Whether this decode step is recorded already."""
+        return self.fits(rows) and _bounds(rows) in self._recordings
+
+    def run(self, rows: StepRows, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The step's logits `(sequences, vocabulary)`, in memory that the next replay overwrites. `token_ids
+        (sequences)` on the device take the place of those in `rows`, where the host does not know them yet."""
+        batch, max_k = _bounds(rows)
         whole = padded(rows, batch, max_k, self._arena.nobodys_row)
         recording = self._recordings.get((batch, max_k))
         if recording is None:
@@ -64,6 +68,8 @@ class RecordedDecode:
             recording = self._recordings[(batch, max_k)] = _Recording(upload, self._record(upload, batch, max_k))
         else:
             recording.upload.send(whole)
+        if token_ids is not None:
+            recording.upload.buffer[: len(token_ids)].copy_(token_ids)
         return recording.replay()[: len(rows.token_ids)]
 
     def _record(self, upload: StepUpload, batch: int, max_k: int) -> Callable[[], torch.Tensor]:
@@ -98,3 +104,9 @@ class RecordedDecode:
             return logits
 
         return replay
+
+
+def _bounds(rows: StepRows) -> tuple[int, int]:
+    """The batch size and the longest keys of the recording that this step is part of."""
+    batch = next(size for size in BATCHES if size >= len(rows.token_ids))
+    return batch, max(SHORTEST_KEYS, 1 << (rows.max_k - 1).bit_length())

@@ -17,7 +17,15 @@ FIGURES = (
         for precision in ("bf16", "int8", "fp4", "nf4")
         for what in ("weights", "peak")
     ),
-    *("prompt_math_s", "prompt_flash_s", "prompt_math_peak_gib", "prompt_flash_peak_gib", "host_waits_a_step"),
+    *(
+        "prompt_math_s",
+        "prompt_flash_s",
+        "prompt_math_peak_gib",
+        "prompt_flash_peak_gib",
+        "host_waits_greedy",
+        "host_waits_sampled",
+        "decode_tok_s_sampled",
+    ),
 )
 
 

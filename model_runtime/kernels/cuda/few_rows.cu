@@ -1,42 +1,12 @@
 // What a forward of few rows does between its attention kernels, in bfloat16: products with matrices that bitsandbytes
-// packed in 4 bits, RMSNorm, and rotary positions on the way into the KV arena. Compiled at start by NVRTC for the GPU at
-// hand (sm_80 or later), without any header. few_rows.py says in torch what each kernel computes (`TorchOperations`).
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
+// packed in 4 bits, RMSNorm, and rotary positions on the way into the KV arena. `TorchOperations` of
+// few_rows_operations.py says in torch what each kernel computes.
 
 constexpr int BLOCK_COLUMNS = 64;  // of bitsandbytes: columns with a common scale
 constexpr int QUAD = 4;            // blocks that a warp takes at once: 128 bytes of a row
 constexpr int TILE_ROWS = 16;      // of the matrix, as mma.m16n8k16 has them
 constexpr int TILE_TOKENS = 8;
 constexpr int MOST_PARTS = 3;
-
-__device__ __forceinline__ float wide(u16 bits) { return __uint_as_float((u32)bits << 16); }
-
-__device__ __forceinline__ u16 narrow(float number) {
-    u16 bits;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(number));
-    return bits;
-}
-
-__device__ __forceinline__ float warp_sum(float number) {
-    for (int distance = 16; distance; distance >>= 1) number += __shfl_xor_sync(0xffffffff, number, distance);
-    return number;
-}
-
-// From Hopper on a kernel may begin while the one before it ends: until `wait_for_earlier` it may touch nothing but
-// weights, which nobody writes.
-__device__ __forceinline__ void let_next_begin() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ __forceinline__ void wait_for_earlier() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // One matrix as bitsandbytes packs it: two codes a byte, the first in the high bits; a scale for 64 columns, itself one
 // of 256 in a table, times a scale for 256 of them, plus an offset. Without `scale_codes`, `scales` are the blocks' own.
@@ -64,22 +34,6 @@ struct Product {
     int rows;
     float epsilon;
 };
-
-__device__ __forceinline__ uint4 streamed(const u8* address) {  // weights are read once: not kept in L1
-    uint4 got;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(got.x), "=r"(got.y), "=r"(got.z), "=r"(got.w)
-                 : "l"(address));
-    return got;
-}
-
-__device__ __forceinline__ void mma(float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 __device__ __forceinline__ float squares(u32 pair) {
     const float low = wide(pair), high = wide(pair >> 16);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,6 @@ def over_arena(
     directory: Path,
     tokens: int = ROOM_TOKENS,
     record: bool = True,
-    compiled: bool = False,
     lookup: PromptLookup = "off",
 ) -> WatchedEngine:
     slabs = WatchedEngine(loaded_tiny(directory))
@@ -40,7 +38,6 @@ def over_arena(
         kv_arena_bytes=arena_bytes,
         pinned_host_bytes=1 << 20,
         record_decode=record,
-        compile_decode=compiled,
         prompt_lookup=lookup,
     )
     return WatchedEngine(loaded_tiny(directory), config)
@@ -102,23 +99,6 @@ def test_recorded_steps_are_the_steps(directory: Path) -> None:
         torch.testing.assert_close(recorded.logits[ids], logits, atol=1e-5, rtol=0)
     recorded.close()
     plain.close()
-
-
-def test_compiled_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and functionalised, writes into the arena included; a C++ compiler is not every machine's."""
-    directory = TINY["llama"](tmp_path / "llama")
-    reference = loaded_tiny(directory).model
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    watched = over_arena(directory, compiled=True)
-    kv = watched.engine.new_kv()
-    ledger = some_ids(random.Random(2), 40)
-    for _ in range(2):
-        answer = watched.submit(kv, ledger)
-        assert answer.wait().error is None
-        assert_equals_full_read(watched, reference, answer)
-        ledger = [*answer.ledger, *answer.token_ids, 7]
-    assert forward_of(watched)._compiled is not None
-    watched.close()
 
 
 def test_guessed_tokens_are_checked_over_the_arena(tmp_path: Path) -> None:

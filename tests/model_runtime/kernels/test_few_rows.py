@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from model_runtime.kernels.decode_attention import DecodeAttention, agrees, decode_attention_kernel
 from model_runtime.kernels.few_rows import speed_up
 from model_runtime.kernels.few_rows_kernels import MOST_ROWS, few_rows_kernels
 from model_runtime.kernels.few_rows_operations import CudaOperations, TorchOperations
 from model_runtime.kernels.four_bit_product import _pairs, covers
 from model_runtime.kernels.rotary_placing import RotaryPlacing
+from model_runtime.kernels.varlen import REFERENCE
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -124,3 +126,18 @@ def test_placing_equals_its_twin(has_norms: bool) -> None:
     assert gap(query, wanted) <= 0.01
     assert gap(found, expected) <= 0.01
     assert torch.equal(found[1], expected[1]), "values are only moved"
+
+
+@needs_cuda
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(32, 8, 128), (9, 3, 64), (16, 2, 128), (4, 4, 64)])
+@pytest.mark.parametrize("has_norms", [False, True])
+def test_a_decode_steps_attention_equals_place_and_flash(heads: int, kv_heads: int, dim: int, has_norms: bool) -> None:
+    device = torch.device("cuda")
+    config = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=dim)
+    norms = {"q_norm": rms_norm(dim), "k_norm": rms_norm(dim)} if has_norms else {}
+    layer = SimpleNamespace(self_attn=SimpleNamespace(scaling=dim**-0.5, **norms))
+    kernel = decode_attention_kernel(device, config)
+    assert kernel is not None
+    placed = TorchOperations().attention(layer, config, REFERENCE)
+
+    assert agrees(DecodeAttention(layer, config, kernel, placed), placed, config, device)  # type: ignore[arg-type]
