@@ -3,6 +3,9 @@
 A chunk of `n` tokens behind `p` others costs `fixed + linear * n + quadratic * n * (p + n / 2)` seconds: Python and
 weights once, matrices per token, attention per token and key. The three are fitted by least squares over the recent
 chunks, none below zero.
+
+Recent ones of every size: somebody who types has the engine read a few rows several times a second, and from those
+alone nobody could tell what a long text costs.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import Forward, KVPlace
 
-_REMEMBERED_CHUNKS = 64
+_REMEMBERED_CHUNKS = 16  # of each size, to a factor of two
 
 
 class ReadSpeed:
@@ -25,13 +28,14 @@ class ReadSpeed:
     def __init__(self, chunk_tokens: int) -> None:
         self._chunk_tokens = chunk_tokens
         self._lock = threading.Lock()
-        self._chunks: deque[tuple[float, float, float]] = deque(maxlen=_REMEMBERED_CHUNKS)  # n, n * keys, seconds
+        self._chunks: dict[int, deque[tuple[float, float, float]]] = {}  # by bits of n: n, n * keys, seconds
         self._fit: tuple[float, float, float] | None = None
 
     def observe(self, start: int, end: int, seconds: float) -> None:
         """Positions `start..end` were read in one forward."""
         with self._lock:
-            self._chunks.append((float(end - start), _key_reads(start, end), seconds))
+            alike = self._chunks.setdefault((end - start).bit_length(), deque(maxlen=_REMEMBERED_CHUNKS))
+            alike.append((float(end - start), _key_reads(start, end), seconds))
             self._fit = None
 
     def estimate_s(self, start: int, end: int) -> float:
@@ -44,7 +48,7 @@ class ReadSpeed:
     def _coefficients(self) -> tuple[float, float, float]:
         with self._lock:
             if self._fit is None:
-                self._fit = _fit(list(self._chunks))
+                self._fit = _fit([chunk for alike in self._chunks.values() for chunk in alike])
             return self._fit
 
 

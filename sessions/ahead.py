@@ -8,6 +8,7 @@ and crops the rest.
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,12 +84,23 @@ class Ahead:
     def _read(self, conversation: Conversation, errand: Errand, way: Way) -> Outcome:
         """Reads the draft but for its unstable end; of "" that leaves what stands in front of every next message."""
         ledger, turn = self._turn(conversation, errand.text)
-        ids = turn.ledger[: max(0, len(turn.ledger) - self._template.unstable_tokens(errand.text))]
-        if errand.kind is not Kind.DRAFT and _is_anew(turn):
+        stable_tokens = max(0, len(turn.ledger) - self._template.unstable_tokens(errand.text))
+        ids = turn.ledger[:stable_tokens]
+        if errand.kind is Kind.GLUE and _is_anew(turn):
             return Outcome.DONE
+        if errand.kind is Kind.WHOLE:
+            ids = turn.ledger[:-1]  # the engine feeds the last id in any case
+            if self._is_early(errand, stable_tokens, len(ids)):
+                return Outcome.REFUSED
         plan = _Plan(ledger, ids, len(ids))
         outcome, _ = self._work(errand, plan, way, lambda kv, heard: self._engine.read(ReadRequest(ids, kv), heard))
         return outcome
+
+    def _is_early(self, errand: Errand, start_tokens: int, end_tokens: int) -> bool:
+        """Whether the draft has been quiet for less time than these tokens take to read. Whoever has paused for so long
+        may pause for as long again; whoever types on has cost at most as much computing as they took for typing."""
+        quiet_s = time.monotonic() - errand.asked_at
+        return quiet_s < self._engine.estimate_read_s(start_tokens, end_tokens)
 
     def _find_title(self, conversation: Conversation, errand: Errand, way: Way) -> Outcome:
         is_wanted = conversation.has_first_title and conversation.origin is not Origin.ONE_OFF
@@ -130,7 +142,8 @@ class Ahead:
         lease = self._leases.reserve(conversation_id, owner_id, promised_bytes, way.make)
         if lease is None:
             return Outcome.REFUSED, []
-        if errand.kind is not Kind.DRAFT and common_prefix(lease.held_ids, plan.ledger) < len(plan.ledger) - 1:
+        is_typed = errand.kind in (Kind.DRAFT, Kind.WHOLE)
+        if not is_typed and common_prefix(lease.held_ids, plan.ledger) < len(plan.ledger) - 1:
             self._give_back(lease, plan, None)  # the chat is not read again for this
             return Outcome.DONE, []
         events: list[Event] = []

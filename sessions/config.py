@@ -37,6 +37,7 @@ class SessionConfig:
         60.0  # an engine that is at one step for longer, and ten times as long as expected, is rebuilt
     )
     read_ahead: bool = True  # drafts, and what every next message begins with, while nobody waits
+    draft_quiet_s: float = 0.12  # a draft that has not changed for so long is read to its end, as if it were sent
     keep_unnamed_s: float = KEEP_UNNAMED_S  # what a program began and did not name, after its last turn; 0: for ever
     model_titles: bool = True  # after a first answer the model looks for a title, while nobody waits
 
@@ -65,6 +66,7 @@ class SessionConfig:
         _require(
             self.hang_after_s > 0, "The time after which the model counts as hanging must be longer than 0 seconds."
         )
+        _require(self.draft_quiet_s >= 0, "A draft cannot be quiet for less than 0 seconds.")
         _require(self.keep_unnamed_s >= 0, "Conversations cannot be kept for less than 0 days.")
         _require(self.flush_timeout_s >= 0, "The time to save at the end cannot be less than 0 seconds.")
 

@@ -33,8 +33,8 @@ class Drafts:
         return self._template.count(draft) if draft else 0, self._room.message_tokens(frame_tokens)
 
     def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:
-        """Has the model read what will not change of it, once nobody waits. "" forgets an earlier draft. Raises
-        `MessageRefused` when huge."""
+        """Has the model read what will not change of it, once nobody waits, and the rest once it has been quiet for a
+        moment. "" forgets an earlier draft. Raises `MessageRefused` when huge."""
         self._store.conversation(owner_id, conversation_id)
         draft = clean(draft)
         refuse_if_huge(draft, self._config.max_message_bytes)

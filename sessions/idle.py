@@ -28,8 +28,9 @@ class Kind(IntEnum):
     """What comes first when several things can be done."""
 
     DRAFT = 0
-    TITLE = 1
-    GLUE = 2
+    WHOLE = 1  # what is left of a draft that was read, as if it were sent now
+    TITLE = 2
+    GLUE = 3
 
 
 class Outcome(Enum):
@@ -37,19 +38,21 @@ class Outcome(Enum):
 
     DONE = auto()  # or there is nothing to do
     MADE_WAY = auto()
-    REFUSED = auto()  # no room now
+    REFUSED = auto()  # no room now, or too early
+    FAILED = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """One thing to do for a conversation. `text` is the draft."""
+    """One thing to do for a conversation. `text` is the draft, which came at `asked_at`. Times are monotonic."""
 
     kind: Kind
     owner_id: str
     conversation_id: str
     text: str = ""
     refusals: int = 0
-    not_before: float = 0.0  # monotonic
+    not_before: float = 0.0
+    asked_at: float = 0.0
 
 
 class Way:
@@ -73,11 +76,13 @@ class Way:
 
 class IdleWork:
     """`perform` does an errand on this thread. At most one of a kind waits for each conversation: the newest. Where
-    there is a draft, nothing else is done: it would crop what was read of it."""
+    there is a draft, nothing else is done: it would crop what was read of it. A draft that has been quiet for `quiet_s`
+    after it was read is read whole; the next key makes that in vain, so every draft comes before it."""
 
-    def __init__(self, leases: Leases, perform: Callable[[Errand, Way], Outcome]) -> None:
+    def __init__(self, leases: Leases, perform: Callable[[Errand, Way], Outcome], quiet_s: float) -> None:
         self._leases = leases
         self._perform = perform
+        self._quiet_s = quiet_s
         self._changed = threading.Condition()
         self._errands: dict[tuple[str, Kind], Errand] = {}
         self._drafted: set[str] = set()  # conversations with a draft since their last turn
@@ -101,17 +106,15 @@ class IdleWork:
 
     def put(self, errand: Errand) -> None:
         """Never blocks. A newer draft ends the reading of one that it does not go on from."""
+        errand = replace(errand, asked_at=time.monotonic())
         with self._changed:
             if errand.kind is Kind.DRAFT:
                 self._note_draft(errand)
             elif errand.conversation_id in self._drafted:
                 return
             self._errands[errand.conversation_id, errand.kind] = errand
-            if self._at_hand is not None:
-                current, way = self._at_hand
-                same = (current.conversation_id, current.kind) == (errand.conversation_id, errand.kind)
-                if same and not errand.text.startswith(current.text.rstrip().rpartition(" ")[0]):
-                    way.make()
+            if self._at_hand is not None and _ends(errand, self._at_hand[0]):
+                self._at_hand[1].make()
             self._changed.notify_all()
 
     def forget(self, conversation_id: str) -> None:
@@ -124,11 +127,14 @@ class IdleWork:
                 self._is_in_vain = True
 
     def is_at_rest(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether nothing is to be done, but for drafts that have not been quiet for long."""
         with self._changed:
-            return not self._errands and self._at_hand is None
+            recent = time.monotonic() - self._quiet_s
+            is_due = any(e.kind is not Kind.WHOLE or e.asked_at <= recent for e in self._errands.values())
+            return not is_due and self._at_hand is None
 
     def _note_draft(self, errand: Errand) -> None:
+        self._errands.pop((errand.conversation_id, Kind.WHOLE), None)
         if not errand.text:
             self._drafted.discard(errand.conversation_id)
             return
@@ -141,7 +147,7 @@ class IdleWork:
             if not self._leases.wait_quiet(LOOK_AGAIN_S) or (taken := self._take()) is None:
                 continue
             errand, way = taken
-            outcome = Outcome.DONE
+            outcome = Outcome.FAILED
             try:
                 outcome = self._perform(errand, way)
             except SessionError as error:  # deleted meanwhile, or the database is closed
@@ -173,17 +179,39 @@ class IdleWork:
             return self._at_hand
 
     def _put_back(self, errand: Errand, outcome: Outcome) -> None:
+        """What is left to be done of it, and what comes after it."""
         with self._changed:
             self._at_hand = None
-            key = (errand.conversation_id, errand.kind)
-            is_superseded = key in self._errands or (
-                errand.kind is not Kind.DRAFT and errand.conversation_id in self._drafted
-            )
-            if outcome is Outcome.DONE or is_superseded or self._is_in_vain or self._closed:
+            if outcome is Outcome.FAILED or self._is_superseded(errand) or self._is_in_vain or self._closed:
                 return
-            if outcome is Outcome.REFUSED:
+            if outcome is Outcome.DONE:
+                if errand.kind is not Kind.DRAFT or not errand.text:
+                    return
+                errand = replace(errand, kind=Kind.WHOLE, refusals=0, not_before=errand.asked_at + self._quiet_s)
+            elif outcome is Outcome.REFUSED:
                 if errand.refusals >= MOST_REFUSALS:
                     return
                 later = time.monotonic() + FIRST_PAUSE_S * 2**errand.refusals
                 errand = replace(errand, refusals=errand.refusals + 1, not_before=later)
-            self._errands[key] = errand
+            self._errands[errand.conversation_id, errand.kind] = errand
+
+    def _is_superseded(self, errand: Errand) -> bool:
+        """Whether something newer takes its place."""
+        is_drafted = errand.conversation_id in self._drafted
+        match errand.kind:
+            case Kind.DRAFT:
+                return (errand.conversation_id, Kind.DRAFT) in self._errands
+            case Kind.WHOLE:
+                return (errand.conversation_id, Kind.DRAFT) in self._errands or not is_drafted
+            case _:
+                return (errand.conversation_id, errand.kind) in self._errands or is_drafted
+
+
+def _ends(errand: Errand, current: Errand) -> bool:
+    """Whether the work at hand has to make way for what was just asked for."""
+    if errand.kind is not Kind.DRAFT:
+        return False
+    if current.kind is Kind.WHOLE:
+        return True
+    is_older = (current.conversation_id, current.kind) == (errand.conversation_id, errand.kind)
+    return is_older and not errand.text.startswith(current.text.rstrip().rpartition(" ")[0])

@@ -67,7 +67,7 @@ class SessionManager:
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
         beginnings = Beginnings(engine, self._leases)
         ahead = Ahead(store, engine, template, self._leases, self._tiers, self._runs, self._room, beginnings)
-        self._idle = IdleWork(self._leases, ahead.perform)
+        self._idle = IdleWork(self._leases, ahead.perform, config.draft_quiet_s)
         self._drafts = Drafts(store, template, self._room, self._idle, config)
         self._recorder = Recorder(
             store,
@@ -317,7 +317,8 @@ class SessionManager:
         return self._drafts.count_tokens(owner_id, conversation_id, draft)
 
     def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:
-        """Has the model read a draft while nobody waits, so that sending it costs its last words. Nothing is stored."""
+        """Has the model read a draft while nobody waits, so that sending it costs its last words, or one token once it
+        has been quiet for a moment. Nothing is stored."""
         self._drafts.read_ahead(owner_id, conversation_id, draft)
 
     # The steps of a turn

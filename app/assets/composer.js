@@ -4,8 +4,11 @@ import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
 
-const COUNT_AFTER_MS = 250;
+// Soon behind a key, for the model reads to the end what stays as it is for a moment; Enter ends that.
+const COUNT_AFTER_MS = 30;
+const COUNT_EVERY_MS = 100; // at most: more often than a draft takes to count as quiet
 const LARGE_DRAFT = 200000; // characters: counted more patiently
+const COUNT_LARGE_EVERY_MS = 1000;
 const HIGHEST_PX = 260;
 
 export function mount(element, facts) {
@@ -43,6 +46,7 @@ export function mount(element, facts) {
 
   let sending = false;
   let counter = 0;
+  let countedAt = -Infinity;
   let counting = false;
   let wasRead = ""; // the conversation whose draft the model has begun to read
 
@@ -89,14 +93,19 @@ export function mount(element, facts) {
       if (!sending) forgetDraft();
     } else if (!counter) {
       // Not put off by every key: somebody who types on is read ahead all the same.
-      counter = setTimeout(countDraft, area.value.length > LARGE_DRAFT ? COUNT_AFTER_MS * 4 : COUNT_AFTER_MS);
+      const every = area.value.length > LARGE_DRAFT ? COUNT_LARGE_EVERY_MS : COUNT_EVERY_MS;
+      counter = setTimeout(countDraft, Math.max(COUNT_AFTER_MS, countedAt + every - performance.now()));
     }
   }
 
   async function countDraft() {
     counter = 0;
-    if (counting) return changed();
+    if (counting) {
+      counter = setTimeout(countDraft, COUNT_EVERY_MS);
+      return;
+    }
     counting = true;
+    countedAt = performance.now();
     const draft = area.value;
     const id = state.conversationId;
     const details = { conversation_id: id, draft, ahead: isAheadOn(ahead) && !sending };
@@ -125,7 +134,7 @@ export function mount(element, facts) {
     });
     toggle.classList.add("kw-ahead");
     toggle.dataset.testid = "read-ahead";
-    toggle.title = "Read my message while I type, so that sending it costs only the last words. A draft is never stored.";
+    toggle.title = "Read my message while I type, so that sending it costs almost nothing. A draft is never stored.";
     toggle.setAttribute("aria-pressed", String(keptChoice()));
     return toggle;
   }

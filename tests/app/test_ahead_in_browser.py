@@ -32,7 +32,7 @@ def typed(one: Tab, text: str, delay_ms: int = 25) -> None:
 
 
 def test_typing_then_sending_shows_what_was_read_ahead(serve: Serve, tab: OpenTab) -> None:
-    site = serve(fed_token_delay_s=0.0005)
+    site = serve(fed_token_delay_s=0.0005, config={"draft_quiet_s": 60.0})
     one = tab(site.url).open()
     expect(one.by("read-ahead")).to_have_attribute("aria-pressed", "true")
     typed(one, TEXT)
@@ -46,6 +46,17 @@ def test_typing_then_sending_shows_what_was_read_ahead(serve: Serve, tab: OpenTa
     expect(receipt).to_contain_text("0 reused / 34 read ahead / 7 new")
     receipt.click()
     expect(one.messages.nth(1).locator(".kw-receipt-details")).to_contain_text("34 tokens, before the message was sent")
+
+
+def test_a_draft_that_is_quiet_is_read_to_its_end(serve: Serve, tab: OpenTab) -> None:
+    site = serve()
+    one = tab(site.url).open()
+    typed(one, TEXT)
+    until(lambda: site.engine.idle_counts and site.engine.idle_counts[-1][1][-5:] == (*b"does", END))
+    one.page.keyboard.press("Enter")
+    one.wait_idle()
+    receipt = one.messages.nth(1).locator(".kw-receipt")
+    expect(receipt).to_contain_text("0 reused / 40 read ahead / 1 new")
 
 
 def test_the_switch_is_remembered_and_off_means_off(serve: Serve, tab: OpenTab) -> None:

@@ -44,3 +44,14 @@ def test_old_chunks_are_forgotten() -> None:
     for _ in range(64):
         speed.observe(0, 512, 0.25)
     assert speed.estimate_s(0, 512) == pytest.approx(0.25, rel=0.01)
+
+
+def test_many_short_reads_do_not_push_out_the_long_ones() -> None:
+    """A person types: a few rows, again and again, at the same depth."""
+    speed = ReadSpeed(512)
+    for start, tokens in ((0, 16), (0, 256), (2048, 16)):
+        speed.observe(start, start + tokens, cost_s(start, start + tokens))
+    for number in range(500):
+        speed.observe(80, 87, cost_s(80, 87) * (1.0, 1.3, 0.8)[number % 3])
+    assert speed.estimate_s(0, 2000) == pytest.approx(cost_s(0, 2000), rel=0.1)
+    assert speed.estimate_s(80, 87) == pytest.approx(cost_s(80, 87), rel=0.1)

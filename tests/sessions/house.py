@@ -39,6 +39,7 @@ class House:
             "checkpoint_interval_s": 0.05,
             "disk_kv_budget_bytes": 0,
             "read_ahead": False,  # so that a turn's fed tokens are its delta
+            "draft_quiet_s": 60.0,  # so that of a draft only what is stable is read
             "model_titles": False,
             **config,
         }

@@ -36,6 +36,7 @@ class Machine(RuleBasedStateMachine):
             ScriptedEngine(max_concurrent=2),
             budget_bytes=BUDGET_BYTES,
             read_ahead=True,
+            draft_quiet_s=0.0,
             model_titles=True,
         )
         self.house.engine.on_step = self.look

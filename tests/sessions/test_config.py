@@ -19,6 +19,7 @@ from sessions.config import SessionConfig, default_disk_kv_budget_bytes
         ("close_timeout_s", -1.0, "time to close"),
         ("disk_kv_budget_bytes", -1, "disk KV budget must be 0"),
         ("disk_free_floor_bytes", -1, "free disk to be kept"),
+        ("draft_quiet_s", -1.0, "A draft cannot be quiet"),
         ("save_patience_s", -1.0, "wait for a save"),
         ("flush_timeout_s", -1.0, "time to save at the end"),
     ],

@@ -1,4 +1,5 @@
-"""Drafts are read while nobody waits: sending costs the last words, nobody is held up, and nothing of it is kept."""
+"""Drafts are read while nobody waits: sending costs the last words, or one token where the draft had been quiet; nobody
+is held up, and nothing of it is kept."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 
 from model_runtime.types import FinishReason
 from sessions.errors import MessageRefused
+from sessions.idle import Kind
 from sessions.types import MissReason, Tier
 from tests.sessions.byte_template import ForgetfulTemplate
 from tests.sessions.conftest import MakeHouse
@@ -268,3 +270,115 @@ def test_closing_does_not_wait_for_a_reading(make_house: MakeHouse) -> None:
     began = time.monotonic()
     house.close()
     assert time.monotonic() - began < 2
+
+
+# A draft that has been quiet is read to its end. `WHOLE` is a house where every draft counts as quiet at once.
+
+WHOLE = {"read_ahead": True, "draft_quiet_s": 0.0}
+
+
+def test_a_quiet_draft_is_read_whole_and_sending_it_feeds_one_token(make_house: MakeHouse) -> None:
+    house = make_house(**WHOLE)
+    c = house.conversation()
+    for number in (1, 2):  # the first turn, and one behind an answer
+        read(house, c, TEXT)
+        assert len(house.texts(c)) == 2 * number - 2  # it is no message
+        receipt = house.receipt(house.say(c, TEXT))
+        assert (receipt.fed_tokens, receipt.miss_reason) == (1, None)
+        assert receipt.ahead_tokens == receipt.delta_tokens - 1
+        assert house.texts(c)[-1] == house.expected_text(c)
+        at_rest(house)
+    assert house.manager.memory(ADA).reused_tokens_total == receipt.reused_tokens - receipt.ahead_tokens
+
+
+def test_typing_on_after_a_whole_reading_crops_it_to_what_is_stable(make_house: MakeHouse) -> None:
+    house = make_house(**WHOLE)
+    c, plain = house.conversation(), make_house(data_dir=house.store.kv_dir.parent / "plain")
+    house.say(c, "Hello there")
+    for draft in (TEXT, f"{TEXT[:-1]}, as", TEXT[:30]):
+        read(house, c, draft)
+        assert text_of(kv_of(house, c).tokens).endswith(draft)  # and the end of the message behind it
+    stable = [ledger for _, ledger, _, _ in house.engine.idle_counts if text_of(ledger).endswith("before the")]
+    assert stable  # between the two readings to the end
+    answer = house.say(c, "The harbour wakes at noon")
+    cold = plain.conversation()
+    plain.say(cold, "Hello there")
+    assert answer.text == plain.say(cold, "The harbour wakes at noon").text == house.expected_text(c)
+    assert house.receipt(answer).fed_tokens == len("at noon") + 2
+
+
+def test_a_draft_is_read_whole_only_once_it_is_quiet(make_house: MakeHouse) -> None:
+    house = make_house(read_ahead=True, draft_quiet_s=0.3)
+    c = house.conversation()
+    for length in (*range(40, len(TEXT), 8), len(TEXT)):
+        read(house, c, TEXT[:length])
+    whole = [ledger for _, ledger, _, _ in house.engine.idle_counts if 259 in ledger]  # with the message's end
+    assert whole == []
+    until(lambda: house.engine.idle_counts[-1][1][-1] == 259)
+    assert house.receipt(house.say(c, TEXT)).fed_tokens == 1
+
+
+def test_what_takes_long_to_read_waits_until_the_draft_was_quiet_for_as_long(make_house: MakeHouse) -> None:
+    house = make_house(**WHOLE, engine=ScriptedEngine(fed_token_delay_s=0.03))
+    c = house.conversation()
+    began = time.monotonic()
+    house.manager.read_ahead(ADA, c, "a word")
+    until(lambda: house.engine.idle_counts and house.engine.idle_counts[-1][1][-1] == 259)
+    reads = [fed for _, _, fed, _ in house.engine.idle_counts]
+    assert reads == [2, 6]  # the mark and "a"; then " word" and the message's end, 0.18 s of reading
+    assert time.monotonic() - began > 2 * 0.18
+
+
+def test_a_message_ends_a_whole_reading_at_once(make_house: MakeHouse) -> None:
+    house = make_house(**WHOLE, engine=ScriptedEngine(fed_token_delay_s=0.02))
+    c, other = house.conversation(), house.conversation("eve")
+    house.say(other, "Hello there", owner="eve")
+    house.manager.read_ahead(ADA, c, "a " + "w" * 80)  # 82 tokens at its end: more than a second and a half
+    until(lambda: _at_hand(house) is Kind.WHOLE, timeout_s=20)
+    until(lambda: len(house.engine._running) == 1)
+    receipt = house.receipt(house.say(other, "Hi", owner="eve"))
+    assert receipt.ttft_s is not None
+    assert receipt.ttft_s < 0.4  # five tokens of its own
+    until(lambda: FinishReason.PREEMPTED in _reasons(house) or FinishReason.ABORTED in _reasons(house))
+    at_rest(house)  # it was taken up again
+    assert kv_of(house, c).length_tokens == 84
+    assert _reasons(house)[-1] is FinishReason.READ
+
+
+def test_the_next_key_ends_a_whole_reading_at_once(make_house: MakeHouse) -> None:
+    house = make_house(**WHOLE, engine=ScriptedEngine(fed_token_delay_s=0.02))
+    c = house.conversation()
+    house.manager.read_ahead(ADA, c, "a " + "w" * 80)
+    until(lambda: _at_hand(house) is Kind.WHOLE and house.engine._running, timeout_s=20)
+    began = time.monotonic()
+    house.manager.read_ahead(ADA, c, "a " + "w" * 80 + " x")
+    until(lambda: text_of(kv_of(house, c).tokens).endswith("ww"))
+    assert FinishReason.ABORTED in _reasons(house)
+    assert time.monotonic() - began < 81 * 0.02 + 0.4
+
+
+def test_a_whole_reading_is_cropped_by_whatever_is_done_instead(make_house: MakeHouse) -> None:
+    house = make_house(**WHOLE, disk_kv_budget_bytes=2**26)
+    c = house.conversation()
+    house.say(c, "Hello there")
+    read(house, c, TEXT)
+    again = finish(house.manager.regenerate(ADA, c))
+    assert again.text == house.expected_text(c)
+    read(house, c, TEXT)
+    house.manager.park(ADA, c)
+    tokens = [house.store.segments.token_ids(segment.key) for segment in house.store.segments.every()]
+    assert tokens
+    assert all("harbour" not in text_of(ids) for ids in tokens)
+    read(house, c, "")
+    assert kv_of(house, c).length_tokens == len(house.ledger(c)) + 1  # the mark of the next message
+    message = house.say(c, "Something else")
+    assert message.text == house.expected_text(c)
+
+
+def _at_hand(house: House) -> Kind | None:
+    at_hand = house.manager._idle._at_hand
+    return at_hand[0].kind if at_hand is not None else None
+
+
+def _reasons(house: House) -> list[FinishReason]:
+    return [reason for reason, _, _, _ in house.engine.idle_counts]

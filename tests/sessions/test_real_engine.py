@@ -21,7 +21,7 @@ from sessions.store import Store
 from sessions.types import ConversationSettings, Receipt, Tier
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
-from tests.sessions.house import ADA, finish
+from tests.sessions.house import ADA, finish, until
 
 MIB = 1024 * 1024
 GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=24))
@@ -47,12 +47,14 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(model_dir: Path, data_dir: Path, disk_bytes: int = 64 * MIB) -> Iterator[Server]:
+def serving(model_dir: Path, data_dir: Path, disk_bytes: int = 64 * MIB, read_ahead: bool = False) -> Iterator[Server]:
     loaded = loaded_tiny(model_dir)
     engine = WatchedEngine(loaded)
     store = Store(data_dir)
     template = ChatTemplate(loaded.tokenizer, {0})
-    config = SessionConfig(8 * MIB, disk_kv_budget_bytes=disk_bytes, read_ahead=False, model_titles=False)
+    config = SessionConfig(
+        8 * MIB, disk_kv_budget_bytes=disk_bytes, read_ahead=read_ahead, model_titles=False, draft_quiet_s=0.0
+    )
     manager = SessionManager(store, engine.engine, template, config)
     manager.start()
     try:
@@ -141,3 +143,21 @@ def test_verifying_finds_planted_damage_on_the_device_and_on_disk(
         path.write_bytes(path.read_bytes()[:-1])
         assert server.manager.verify(ADA, c).wait(30).agrees is False  # type: ignore[union-attr]
         assert server.say(c, TEXTS[2])[0] == uncached[2]
+
+
+def test_messages_that_were_read_whole_before_they_were_sent_get_the_same_answers(
+    model_dir: Path, tmp_path: Path, uncached: list[str]
+) -> None:
+    with serving(model_dir, tmp_path / "data", read_ahead=True) as server:
+        c = server.manager.create_conversation(ADA, GREEDY).conversation_id
+        for text, expected in zip(TEXTS, uncached, strict=True):
+            for draft in (text[:7], text, f"{text} And", text):  # typed, gone on from, and taken back
+                server.manager.read_ahead(ADA, c, draft)
+                until(server.manager._idle.is_at_rest)
+            before = server.engine.fed
+            answer, receipt = server.say(c, text)
+            assert answer == expected
+            assert (receipt.fed_tokens, receipt.ahead_tokens) == (1, receipt.delta_tokens - 1)
+            rejected_tokens = receipt.drafted_tokens - receipt.accepted_tokens
+            assert server.engine.fed - before >= 1 + receipt.sampled_tokens - 1 + rejected_tokens
+            until(server.manager._idle.is_at_rest)

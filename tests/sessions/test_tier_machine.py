@@ -50,6 +50,7 @@ class TierMachine(Machine):
             disk_kv_budget_bytes=DISK_BYTES,
             save_patience_s=0.05,
             read_ahead=True,
+            draft_quiet_s=0.0,
             model_titles=True,
         )
         engine.on_step = self.look
