@@ -65,7 +65,8 @@ class EngineConfig:
 
     `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
     `pinned_host_bytes` are page-locked for rows that come and go between an arena and the host.
-    `record_decode` replays an arena's decode steps instead of launching them kernel by kernel, where that is possible.
+    `record_steps` replays an arena's decode steps and short turns instead of launching them kernel by kernel, where
+    that is possible.
 
     Raises `ValueError` with a sentence for a person.
     """
@@ -75,7 +76,7 @@ class EngineConfig:
     kv_step_tokens: int = 256
     idle_chunk_tokens: int = 128
     kv_arena_bytes: int | None = None
-    record_decode: bool = True
+    record_steps: bool = True
     pinned_host_bytes: int = 0
     prompt_lookup: PromptLookup = "auto"
     kv_dtype: KvDtype = "auto"

@@ -74,7 +74,7 @@ class Engine:
         drift = measure_drift(self._forward, self._place, self._rows, self._tokenizer, context_limit_tokens)
         self._info = model_info(loaded, runtime.kernel, self._rows, context_limit_tokens, drift, self._lookup.notes)
         measure_reading(self._forward, self._place, context_limit_tokens, self._speed)
-        self._lookup.measure(self._forward, self._place)
+        self._lookup.measure(self._forward, self._place, runtime.record_waiting is not None)
         self._begin_shift()
 
     def _use(self, runtime: DeviceRuntime) -> DeviceRuntime:
@@ -261,6 +261,7 @@ class Engine:
                 for work in sorted(asked[0], key=lambda work: work.is_idle):
                     steps.begin(work)
                 steps.step()
+                steps.rest()
             died = False
         except BaseException:
             logger.exception("engine thread died")

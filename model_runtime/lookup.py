@@ -123,6 +123,7 @@ class Lookup:
     def __init__(self, mode: PromptLookup) -> None:
         self.mode = mode
         self._cost = StepCost()
+        self._weighs_one_only = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -132,14 +133,16 @@ class Lookup:
         where = "where that saves time" if self.mode == "auto" else "also where that may cost time"
         return (f"Prompt lookup guesses answers that repeat the conversation, {where}.",)
 
-    def measure(self, forward: Forward, place: KVPlace) -> None:
-        """What further rows cost on this machine. Again when the forward has become another one."""
+    def measure(self, forward: Forward, place: KVPlace, weighs_one_only: bool = False) -> None:
+        """What further rows cost on this machine. Again when the forward has become another one. `weighs_one_only`:
+        with several streams they cost more than that, so that "auto" then guesses nothing."""
+        self._weighs_one_only = weighs_one_only
         if self.mode == "auto":
             self._cost.measure_on(forward, place)
 
     def add_drafts(self, decoding: Sequence[Drafting], rows: int, context_limit_tokens: int) -> None:
         """Gives the decode steps of a forward of `rows` rows their drafts."""
-        if self.mode == "off":
+        if self.mode == "off" or (self.mode == "auto" and self._weighs_one_only and len(decoding) > 1):
             return
         worth = StepWorth(rows, len(decoding), self._cost.seconds) if self.mode == "auto" else None
         for generation in decoding:

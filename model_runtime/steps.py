@@ -86,6 +86,17 @@ class Steps:
             self._run(self._drafted(self._scheduler.plan_idle(shift.idle)), shift.is_wanted)
         self._forget_finished()
 
+    def rest(self) -> None:
+        """What makes later steps faster, while there is nothing to do."""
+        shift = self._shift
+
+        def is_wanted() -> bool:
+            return bool(shift.arrived) or shift.is_wanted()
+
+        if self._runtime.record_waiting is not None and not (shift.running or shift.idle or is_wanted()):
+            shift.begins(0.0)
+            self._runtime.record_waiting(is_wanted)
+
     def in_passing(self, piece: Piece) -> bool:
         """Does a piece of work that no answer waits for, where it holds up none. False: it has to be tried again."""
         if any(not s.is_decoding for s in self._shift.running):

@@ -24,11 +24,11 @@ from benchmarks.gpu.decode import decode, other_shapes, recorded_or_not
 from benchmarks.gpu.exactness import exactness, kernels
 from benchmarks.gpu.memory import memory
 from benchmarks.gpu.shapes import build, load_checkpoint
-from benchmarks.gpu.tiers import first_token, sessions
+from benchmarks.gpu.tiers import first_token, sessions, turns_recorded_or_not
 from benchmarks.report import commit, device_name
 from model_runtime.loaded import LoadedModel
 
-SECTIONS = ("kernels", "exactness", "decode", "recorded", "ttft", "sessions", "memory", "shapes")
+SECTIONS = ("kernels", "exactness", "decode", "recorded", "turns", "ttft", "sessions", "memory", "shapes")
 _SPARE_S = 10.0
 
 
@@ -70,6 +70,7 @@ def _run(bench: Bench, wanted: list[str], model: str | None) -> None:
         "exactness": with_model(exactness) if model else lambda: exactness(bench),
         "decode": with_model(decode),
         "recorded": with_model(recorded_or_not),
+        "turns": with_model(turns_recorded_or_not),
         "ttft": with_model(first_token),
         "sessions": with_model(sessions),
         "memory": lambda: memory(bench),

@@ -64,7 +64,7 @@ def decode_briefly(bench: Bench, loaded: LoadedModel) -> None:
 
 
 def recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:
-    """The switch `EngineConfig.record_decode`: the same steps launched one by one and replayed."""
+    """The switch `EngineConfig.record_steps`: the same steps launched one by one and replayed."""
     for record in (False, True):
         _alone_tok_s(bench, loaded, "recorded" if record else "launched", record=record)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +17,7 @@ from benchmarks.gpu.shapes import build
 from benchmarks.gpu.talk import some_ids
 from model_runtime.config import EngineConfig
 from model_runtime.forward import Feed
+from model_runtime.kernels.arena_forward import ArenaForward
 from model_runtime.kernels.device import DeviceRuntime, open_arena, open_slabs, varlen_for
 from model_runtime.kernels.varlen import REFERENCE, VarlenKernel, agrees, flash_kernels
 from model_runtime.kv_cache import KVGeometry, KVSlab
@@ -31,6 +32,7 @@ NLL_LIMIT = 0.005
 # (the largest of a hundred thousand is five times that, of a larger vocabulary more).
 PRODUCTION_LIMIT = 0.05
 STEPS = 100
+TURN_TOKENS = 30
 
 
 def kernels(bench: Bench) -> None:
@@ -155,6 +157,30 @@ def _checked(
     _through_tiers(bench, name, reader, kvs[0], geometry, ledgers[0])
     for kv in kvs:
         kv.free()
+
+    if runtime.record_waiting is not None:
+        launched, replayed, all_rows, expected = _short_turn(reader, runtime.record_waiting)
+        compare("a short turn launched equals one read", [launched], [expected[-1:]])
+        compare("and replayed", [replayed], [expected[-1:]])
+        compare("and with the logits of all its rows", [all_rows], [expected])
+        turns = forward.recorded_turns if isinstance(forward := runtime.forward, ArenaForward) else None
+        is_off = turns is None or turns.refusal is not None
+        bench.note(f"{name}: short turns", "launched kernel by kernel" if is_off else "replayed")
+
+
+def _short_turn(reader: _Reader, record_waiting: Callable[[Callable[[], bool]], None]) -> list[torch.Tensor]:
+    """Logits of a turn behind a history that is long enough to be cut into pieces: the last ones as it comes first, and
+    after there was time to record it; all of them, as where guesses are checked; and in one read."""
+    ledger = some_ids(reader.loaded, 900, 4)
+    kv, turn = reader.runtime.place.new_kv(), ledger[-TURN_TOKENS:]
+    reader.read([ledger[:-TURN_TOKENS]], [kv])
+    found = []
+    for wanted in (1, 1, TURN_TOKENS):
+        found.append(reader.runtime.forward.run([Feed(kv, turn, wanted)]).clone())
+        kv.crop(len(ledger) - TURN_TOKENS)
+        record_waiting(lambda: False)
+    kv.free()
+    return [*found, _own_attention(reader.loaded.model, ledger)[-TURN_TOKENS:]]
 
 
 def _through_tiers(

@@ -72,7 +72,7 @@ def open_engine(
         "kv_arena_bytes": arena_tokens * bytes_per_token,
         "max_concurrent": max_concurrent,
         "pinned_host_bytes": pinned_bytes,
-        "record_decode": record,
+        "record_steps": record,
         "prompt_lookup": "off",
         "prefill_chunk_tokens": 2048 if bench.device.type == "cuda" else 128,
     }

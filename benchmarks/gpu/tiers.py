@@ -23,6 +23,7 @@ from model_runtime.types import KV, Segment
 
 TURN_TOKENS = 32
 REPEATS = 5
+REST_S = 0.5  # until the engine has recorded what it was asked for
 
 
 def first_token(bench: Bench, loaded: LoadedModel) -> None:
@@ -34,8 +35,7 @@ def first_token(bench: Bench, loaded: LoadedModel) -> None:
     cold = [_turn_s(engine, engine.new_kv(), ids, seed, release=True) for seed in range(2)][1]
     kv = engine.new_kv()
     ask(engine, kv, [*ids, 1], 1).wait()
-    _turn_s(engine, kv, ids, 99)
-    warm = statistics.median(_turn_s(engine, kv, ids, 100 + seed) for seed in range(REPEATS))
+    warm = _warm_s(engine, kv, ids)
     bench.figure("warm_ttft_ms", 1000 * warm)
     bench.figure("cold_ttft_ms", 1000 * cold)
     bench.figure("warm_vs_reread", cold / warm)
@@ -53,6 +53,27 @@ def first_token(bench: Bench, loaded: LoadedModel) -> None:
     bench.figure("disk_ttft_ms", 1000 * min(disk))
     _restore_against_copy(bench, engine, segment)
     engine.close()
+
+
+def turns_recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:
+    """The switch `EngineConfig.record_steps` for the same warm turn."""
+    history = 256 if bench.is_tiny else 16384
+    ids = some_ids(loaded, history)
+    for record in (False, True):
+        engine = open_engine(bench, loaded, history + 256, history + 1024, record=record)
+        kv = engine.new_kv()
+        ask(engine, kv, [*ids, 1], 1).wait()
+        name = "recorded" if record else "launched"
+        bench.figure(f"warm_ttft_ms_{name}", 1000 * _warm_s(engine, kv, ids))
+        engine.close()
+        bench.clean()
+
+
+def _warm_s(engine: Engine, kv: KV, ids: Sequence[int]) -> float:
+    """Of a turn behind these ids, once the engine has seen one of its size and had a pause after it."""
+    _turn_s(engine, kv, ids, 99)
+    time.sleep(REST_S)
+    return statistics.median(_turn_s(engine, kv, ids, 100 + seed) for seed in range(REPEATS))
 
 
 def _turn_s(engine: Engine, kv: KV, history: Sequence[int], seed: int, release: bool = False) -> float:

@@ -17,11 +17,14 @@ from model_runtime.kernels.few_rows import speed_up
 from model_runtime.kernels.few_rows_forward import few_rows_forward
 from model_runtime.kernels.few_rows_kernels import MOST_ROWS
 from model_runtime.kernels.pieces import window_for
-from model_runtime.kernels.recorded import RecordedDecode
+from model_runtime.kernels.recorded import RecordedSteps
 from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload, rows_for
+from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape
 from model_runtime.kernels.varlen import VarlenKernel
 from model_runtime.kv_cache import KVSlab
 from model_runtime.picks import Picks
+
+Fed = Sequence[tuple[ArenaKV, Sequence[int], int]]
 
 
 @dataclass(slots=True)
@@ -61,10 +64,10 @@ class ArenaBatch:
 
 
 class ArenaForward:
-    """A transformers model whose KVs lie in an arena. `recorded` replays decode steps (a CUDA graph on CUDA). Use from
-    one thread only."""
+    """A transformers model whose KVs lie in an arena. Decode steps and short turns are replayed from recordings (CUDA
+    graphs on CUDA) where `record_steps` and `record_turns` said so. Use from one thread only."""
 
-    def __init__(self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel, recorded: bool) -> None:
+    def __init__(self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel) -> None:
         self.model = model
         self.arena = arena
         self.kernel = kernel
@@ -73,7 +76,8 @@ class ArenaForward:
         self._heads = int(model.config.get_text_config().num_attention_heads)
         is_cuda = self.device.type == "cuda"
         self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count if is_cuda else 0
-        self.recorded = RecordedDecode(self._logits_of_a_decode, arena) if recorded else None
+        self.recorded_steps: RecordedSteps | None = None
+        self.recorded_turns: RecordedSteps | None = None
         self._ahead: Ahead | None = None
         self._without_own_products = speed_up(model, self.device)
         self.few_rows = few_rows_forward(model, arena, kernel)
@@ -87,23 +91,13 @@ class ArenaForward:
             assert isinstance(feed.slab, ArenaKV), "a KV that does not lie in this arena"
             feed.slab.ensure_room(feed.slab.length_tokens + len(feed.token_ids))
             fed.append((feed.slab, feed.token_ids, feed.logit_rows))
-        rows = rows_for(self.arena, fed)  # only now: making room for one may have moved another
-        arriving = [kv.arriving for kv, _, _ in fed if kv.arriving]
-        is_decode = all(len(ids) == 1 and wanted == 1 for _, ids, wanted in fed)
-        ahead, self._ahead = self._ahead, None
-        known = ahead.logits_for([(kv, ids[0]) for kv, ids, _ in fed]) if ahead is not None and is_decode else None
-        if known is not None:
-            logits = known
-        elif is_decode and self.recorded is not None and self.recorded.fits(rows):
-            for events in arriving:
-                torch.cuda.current_stream(self.device).wait_event(events[-1])
-            logits = self.recorded.run(rows)
-        else:
-            logits = self._eager(rows, abort_if, arriving)
+        logits = self._known(fed)
+        if logits is None:
+            logits = self._computed(fed, abort_if)
         for kv, token_ids, _ in fed:
             kv.appended(token_ids)
             kv.arriving = None
-        if not rows.logit_rows and self.device.type == "cuda":
+        if not len(logits) and self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
         return logits
 
@@ -113,13 +107,20 @@ class ArenaForward:
         of the step before are overwritten. False where it cannot be started: recording it first would hold up what was
         picked, and a KV may have no row left."""
         own = [kv for kv in kvs if isinstance(kv, ArenaKV) and kv.length_tokens < kv.span_tokens]
-        if self.recorded is None or len(own) < len(kvs) or self.arena.is_closed:
+        if self.recorded_steps is None or len(own) < len(kvs) or self.arena.is_closed:
             return False
         rows = rows_for(self.arena, [(kv, (0,), 1) for kv in own])
-        if not self.recorded.knows(rows):
+        shape = DecodeShape.of(rows)
+        if shape is None or not self.recorded_steps.knows(shape):
             return False
-        self._ahead = Ahead(own, picks, self.recorded.run(rows, picks.ids))
+        self._ahead = Ahead(own, picks, self.recorded_steps.run(shape, rows, picks.ids))
         return True
+
+    @torch.inference_mode()
+    def record_waiting(self, must_stop: Callable[[], bool] = lambda: False) -> None:
+        """Records what had to be launched kernel by kernel, for when nobody waits: it takes tenths of a second each."""
+        if self.recorded_turns is not None:
+            self.recorded_turns.record_waiting(must_stop)
 
     @property
     def has_own_products(self) -> bool:
@@ -127,26 +128,62 @@ class ArenaForward:
         return self._without_own_products is not None
 
     def do_without_few_rows(self) -> None:
-        """The model's own layers compute few rows too; steps are recorded anew."""
+        """The model's own layers compute few rows too. Before anything is recorded."""
         self.few_rows = None
-        if self.recorded is not None:
-            self.recorded = RecordedDecode(self._logits_of_a_decode, self.arena)
+
+    def record_steps(self) -> None:
+        """From now on decode steps are recorded, each shape when it is first needed."""
+        self.recorded_steps = RecordedSteps(self._recordable, self.arena, "decode steps")
+
+    def record_turns(self) -> None:
+        """From now on short turns of one conversation are recorded, each shape once it was needed."""
+        self.recorded_turns = RecordedSteps(self._recordable, self.arena, "short turns")
 
     def close(self) -> None:
-        """Forgets the recorded steps, whose graphs hold memory, and leaves the model's layers as they were."""
-        self.recorded = self._ahead = None
+        """Forgets what was recorded, whose graphs hold memory, and leaves the model's layers as they were."""
+        self.recorded_steps = self.recorded_turns = self._ahead = None
         if self._without_own_products is not None:
             self._without_own_products()
 
-    def _eager(self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]) -> torch.Tensor:
+    def _known(self, fed: Fed) -> torch.Tensor | None:
+        """The logits of a decode step that was started ahead. Whatever else runs, that is past then."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or any(len(ids) != 1 or wanted != 1 for _, ids, wanted in fed):
+            return None
+        return ahead.logits_for([(kv, ids[0]) for kv, ids, _ in fed])
+
+    def _computed(self, fed: Fed, abort_if: Callable[[], bool]) -> torch.Tensor:
+        rows = rows_for(self.arena, fed)  # only now: making room for one may have moved another
+        arriving = [kv.arriving for kv, _, _ in fed if kv.arriving]
+        logits = self._replayed(rows, abort_if, arriving)
+        return self._launched(rows, abort_if, arriving) if logits is None else logits
+
+    def _replayed(
+        self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]
+    ) -> torch.Tensor | None:
+        """None for a step that has to be launched kernel by kernel. Raises `StepAborted`, before it begins."""
+        shape: StepShape | None = DecodeShape.of(rows)
+        recorded = self.recorded_steps
+        if shape is None and not arriving:  # a long wait for rows is better spent layer by layer
+            shape, recorded = TurnShape.of(rows, self._heads, self.processors), self.recorded_turns
+        if shape is None or recorded is None or not recorded.is_ready(shape):
+            return None
+        if abort_if():
+            raise StepAborted
+        for events in arriving:
+            torch.cuda.current_stream(self.device).wait_event(events[-1])
+        return recorded.run(shape, rows)
+
+    def _launched(
+        self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]
+    ) -> torch.Tensor:
         if (window := self._piece_window(rows)) is not None:
             rows = rows.in_pieces(window)
         needed = len(rows.numbers)
         if needed > len(self._upload.buffer):
             self._upload = StepUpload(self.device, 2 * needed)
         self._upload.send(rows)
-        sizes = (len(rows.token_ids), len(rows.logit_rows), len(rows.used_k))
-        step = self._upload.tensors(*sizes, rows.max_q, rows.max_k, rows.pieces)
+        step = self._upload.tensors(rows)
         # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
         keep = step.logit_rows if rows.logit_rows else 1
         logits = self._logits(step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
@@ -158,9 +195,10 @@ class ArenaForward:
             return None
         return window_for(rows.used_k, self._heads, self.processors)
 
-    def _logits_of_a_decode(self, step: StepTensors) -> torch.Tensor:
-        """float32 `(sequences, vocabulary)`: what is recorded."""
-        return self._logits(step, 0, ArenaBatch(self.arena, self.kernel, step)).float()
+    def _recordable(self, step: StepTensors) -> torch.Tensor:
+        """What is recorded: float32 `(logit rows, vocabulary)`, those of all rows without picking them out."""
+        keep = step.logit_rows if len(step.logit_rows) < len(step.token_ids) else 0
+        return self._logits(step, keep, ArenaBatch(self.arena, self.kernel, step)).float()
 
     def _logits(self, step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch) -> torch.Tensor:
         if self.few_rows is not None and self.few_rows.fits(step):

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from model_runtime.decoder_layout import head_dim_of, head_norms_of
+from model_runtime.decoder_layout import head_dim_of
 from model_runtime.kernels.nvrtc import CudaKernel, CudaModule
 from model_runtime.kernels.placed_attention import PlacedAttention
+from model_runtime.kernels.rotary_placing import head_norm_fields
 from model_runtime.kernels.step_inputs import StepTensors
 from model_runtime.kernels.varlen import SpanTable
 
-_THREADS = 128
-_MOST_GROUP = 8
-_LEAST_SPAN = 128  # keys of a block
+_WARPS = 4
+_MOST_GROUP = 8  # query heads that share a key head: half the rows of an mma
+_LEAST_SPAN = 128  # keys of a block: below, merging takes longer than looking
+_MACROS = {"WARPS": _WARPS, "MOST_GROUP": _MOST_GROUP, "LEAST_SPAN": _LEAST_SPAN}
 _DIMS = (64, 128)
 _LARGEST_GAP = 0.02  # of the norm; bfloat16 rounds to 0.002 or 0.004
 
@@ -61,7 +63,7 @@ def decode_attention_kernel(device: torch.device, config: Any) -> DecodeKernel |
 
 @cache
 def _kernel(device: torch.device, dim: int) -> DecodeKernel:
-    kernel = CudaModule("decode_attention.cu", device, {}).kernel(f"attend_{dim}", _THREADS)
+    kernel = CudaModule("decode_attention.cu", device, _MACROS).kernel(f"attend_{dim}", 32 * _WARPS)
     blocks = 2 * torch.cuda.get_device_properties(device).multi_processor_count
     return DecodeKernel(
         kernel,
@@ -79,7 +81,6 @@ class DecodeAttention:
     def __init__(self, layer: Any, config: Any, kernel: DecodeKernel, otherwise: PlacedAttention) -> None:
         self._kernel, self._otherwise = kernel, otherwise
         self._heads, self._dim = int(config.num_attention_heads), head_dim_of(config)
-        norms = head_norms_of(layer)
         self._attention = _Attention(
             partial=kernel.partial.data_ptr(),
             sums=kernel.sums.data_ptr(),
@@ -87,10 +88,8 @@ class DecodeAttention:
             heads=self._heads,
             kv_heads=int(config.num_key_value_heads),
             scale=float(layer.self_attn.scaling),
-            epsilon=next((norm.variance_epsilon for norm in norms if norm is not None), 0.0),
+            **head_norm_fields(layer),
         )
-        weights: list[torch.Tensor | None] = [norm and norm.weight for norm in norms]
-        self._attention.query_norm, self._attention.key_norm = (w if w is None else w.data_ptr() for w in weights)
 
     def __call__(
         self,

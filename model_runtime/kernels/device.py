@@ -18,7 +18,7 @@ from model_runtime.kernel import kernel_name
 from model_runtime.kernels.arena import Arena
 from model_runtime.kernels.arena_forward import ArenaForward
 from model_runtime.kernels.host_pool import HostPool
-from model_runtime.kernels.self_check import agrees_with_slabs
+from model_runtime.kernels.self_check import SelfCheck
 from model_runtime.kernels.transfers import ArenaTransfers
 from model_runtime.kernels.varlen import VarlenKernel, choose_varlen
 from model_runtime.kv_cache import KVGeometry, KVSlab
@@ -75,9 +75,10 @@ class SlabTransfers:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRuntime:
-    """`geometry` is how rows lie. `kernel` is what a person is told; `run_ahead`
-    starts a decode step before the host knows its tokens (`ArenaForward.run_ahead`). `arena` is None with slabs.
-    `host_pool` has memory that copies fast to this device."""
+    """`geometry` is how rows lie. `kernel` is what a person is told. `run_ahead` starts a decode step before the host
+    knows its tokens (`ArenaForward.run_ahead`). `record_waiting` is for when nobody waits
+    (`ArenaForward.record_waiting`); steps that check guesses are then replayed for one stream only. `arena` is None
+    with slabs. `host_pool` has memory that copies fast to this device."""
 
     geometry: KVGeometry
     place: KVPlace
@@ -85,6 +86,7 @@ class DeviceRuntime:
     transfers: Transfers
     kernel: str
     run_ahead: Callable[[Sequence[KVSlab], Picks], bool] | None = None
+    record_waiting: Callable[[Callable[[], bool]], None] | None = None
     arena: Arena | None = None
     host_pool: HostPool | None = None
 
@@ -196,35 +198,65 @@ def open_arena(
     host_pool: HostPool | None = None,
 ) -> DeviceRuntime | None:
     """An arena of `config.kv_arena_bytes` for all conversations; its reserve comes on top. None when its forward does
-    not compute what slabs do; steps that only go wrong when they are recorded are not. Raises `ValueError` when nothing
+    not compute what slabs do; what only goes wrong when it is recorded is not. Raises `ValueError` when nothing
     fits into the arena, and what torch raises when there is no memory for it."""
     arena = Arena(geometry, (config.kv_arena_bytes or 0) // geometry.bytes_per_token, context_limit_tokens)
-    is_cuda = geometry.device.type == "cuda"
-    recorded = config.record_decode and not (is_cuda and (kernel.waits or waits_for_the_device(model)))
-    forward = ArenaForward(model, arena, kernel, recorded)
-    while not agrees_with_slabs(forward.run, arena.new_kv, model, geometry):
-        if forward.few_rows is not None:
-            logger.warning("our own forward of few rows disagrees with the model's layers: they compute few rows too")
-            forward.do_without_few_rows()
-        elif forward.recorded is not None:
-            logger.warning("recorded decode steps disagree with the same steps launched one by one: none is recorded")
-            forward.recorded = None
-        else:
-            forward.close()
-            return None
-    name = f"{kernel.name} ({geometry.device.type.upper()})"
+    forward = ArenaForward(model, arena, kernel)
+    check = SelfCheck(model, geometry, min(context_limit_tokens, arena.capacity_tokens))
+    is_right = check.passes(forward)
+    if not is_right and forward.few_rows is not None:
+        logger.warning("our own forward of few rows disagrees with the model's layers: they compute few rows too")
+        forward.do_without_few_rows()
+        is_right = check.passes(forward)
+    if not is_right:
+        forward.close()
+        return None
+    if config.record_steps and not _waits(forward):
+        _record(forward, check)
+    name = _kernel_name(forward)
+    logger.info("arena tokens=%d kernel=%s", arena.capacity_tokens, name)
+    pool = host_pool or HostPool(config.pinned_host_bytes, geometry.device)
+    place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
+    return DeviceRuntime(
+        geometry,
+        place,
+        forward,
+        ArenaTransfers(arena, pool),
+        name,
+        forward.run_ahead,
+        forward.record_waiting,
+        arena,
+        pool,
+    )
+
+
+def _record(forward: ArenaForward, check: SelfCheck) -> None:
+    """Has steps and turns recorded, as far as that changes nothing."""
+    forward.record_steps()
+    if not check.passes(forward):
+        logger.warning("recorded decode steps disagree with the same steps launched one by one: none is recorded")
+        forward.recorded_steps = None
+    forward.record_turns()
+    if not check.passes(forward):
+        logger.warning("recorded short turns disagree with the same turns launched one by one: none is recorded")
+        forward.recorded_turns = None
+
+
+def _waits(forward: ArenaForward) -> bool:
+    """Whether the host waits within a step, so that CUDA cannot record it."""
+    return forward.device.type == "cuda" and (forward.kernel.waits or waits_for_the_device(forward.model))
+
+
+def _kernel_name(forward: ArenaForward) -> str:
+    """What a person is told."""
+    is_cuda = forward.device.type == "cuda"
+    name = f"{forward.kernel.name} ({forward.device.type.upper()})"
     if is_cuda and forward.few_rows is not None:
         name += ", Keepwarm's own forward of few rows"
     elif forward.has_own_products:
         name += ", Keepwarm's own 4-bit products of few rows"
-    if is_cuda and forward.recorded is not None and forward.recorded.refusal is None:
-        name += ", decode steps as CUDA graphs"
-    logger.info(
-        "arena tokens=%d kernel=%s recorded=%s", arena.capacity_tokens, kernel.name, forward.recorded is not None
-    )
-    pool = host_pool or HostPool(config.pinned_host_bytes, geometry.device)
-    place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
-    return DeviceRuntime(geometry, place, forward, ArenaTransfers(arena, pool), name, forward.run_ahead, arena, pool)
+    recorded = [r.what for r in (forward.recorded_steps, forward.recorded_turns) if r is not None and r.refusal is None]
+    return f"{name}, {' and '.join(recorded)} as CUDA graphs" if is_cuda and recorded else name
 
 
 def waits_for_the_device(model: PreTrainedModel) -> bool:

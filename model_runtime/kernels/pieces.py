@@ -105,3 +105,22 @@ def cut(begins_q: Sequence[int], begins_k: Sequence[int], used_k: Sequence[int],
     longest = max(after - before for before, after in pairwise(begins_q))
     tables = (tuple(piece_begins_q), (*piece_begins_k, begins_k[-1]), tuple(piece_used_k))
     return Pieces(window, longest, max(piece_used_k), tuple(rows), tuple(padded), *tables)
+
+
+def filled_up(pieces: Pieces, count: int, nobodys_row: int) -> Pieces:
+    """The same pieces of one sequence, made up to `count` of them and to the longest keys that one may have: sizes
+    that depend on the window and the query rows alone. What is added asks for the key that belongs to nobody, and no
+    query row looks at what comes of it."""
+    more, tokens = count - len(pieces.used_k), pieces.max_q
+    most = len(pieces.places) // tokens
+    rows = [pieces.places[row * most : (row + 1) * most] for row in range(tokens)]
+    return Pieces(
+        pieces.window,
+        tokens,
+        pieces.window + tokens - 1,
+        (*pieces.rows, *(*range(tokens),) * more),
+        tuple(place for own in rows for place in (*own, *(-1,) * (count - most))),
+        tuple(range(0, tokens * count + 1, tokens)),
+        (*pieces.begins_k[:-1], *(nobodys_row,) * (more + 1)),
+        (*pieces.used_k, *(1,) * more),
+    )

@@ -1,8 +1,9 @@
-"""Decode steps recorded once and replayed: a CUDA graph for each of a few batch sizes and key lengths.
+"""Steps recorded once and replayed: a CUDA graph for each of a few shapes.
 
 Launching some thousand small kernels from Python takes longer than an H100 needs to run them. A graph launches them
-all at once, on fixed addresses: so a step is padded to the next batch size, its numbers are copied into the buffer the
-graph reads, and the longest key length only bounds how far the kernel splits (the true lengths are read on the device).
+all at once, on fixed addresses: so a step is made up to a shape that was recorded, its numbers are copied into the
+buffer the graph reads, and the longest key length only bounds how far the kernel splits (the true lengths are read on
+the device).
 
 On a CPU a replay runs the same function on the same fixed buffer: all but the graph itself.
 """
@@ -16,12 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from model_runtime.kernels.arena import Arena
-from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload, padded
+from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload
+from model_runtime.kernels.step_shapes import StepShape
 
 logger = logging.getLogger(__name__)
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
-SHORTEST_KEYS = 128
 _WARM_UPS = 2  # cuBLAS and lazily built kernels allocate at their first runs, which must not be recorded
 
 Step = Callable[[StepTensors], torch.Tensor]
@@ -33,58 +33,69 @@ class _Recording:
     replay: Callable[[], torch.Tensor]
 
 
-class RecordedDecode:
-    """Engine thread only. `step` computes float32 logits `(batch, vocabulary)` without waiting for the device."""
+class RecordedSteps:
+    """Engine thread only. `step` computes float32 logits `(logit rows, vocabulary)` without waiting for the device.
+    `what` they are, in the plural."""
 
-    def __init__(self, step: Step, arena: Arena) -> None:
+    def __init__(self, step: Step, arena: Arena, what: str) -> None:
         self._step = step
         self._arena = arena
-        self._recordings: dict[tuple[int, int], _Recording] = {}
+        self.what = what
+        self._recordings: dict[StepShape, _Recording] = {}
+        self._waiting: set[StepShape] = set()
         self._pool = torch.cuda.graph_pool_handle() if arena.geometry.device.type == "cuda" else None
-        self.refusal: str | None = None  # why steps are no longer recorded
+        self.refusal: str | None = None  # why none is recorded any more
 
     @property
     def recordings(self) -> int:
-        """How many pairs of batch size and key length were recorded."""
+        """How many shapes were recorded."""
         return len(self._recordings)
 
-    def fits(self, rows: StepRows) -> bool:
-        """Whether this decode step can be replayed."""
-        return self.refusal is None and len(rows.token_ids) <= BATCHES[-1]
+    def knows(self, shape: StepShape) -> bool:
+        """Whether steps of this shape are recorded already."""
+        return self.refusal is None and shape in self._recordings
 
-    def knows(self, rows: StepRows) -> bool:
-        """Whether this decode step is recorded already."""
-        return self.fits(rows) and _bounds(rows) in self._recordings
+    def is_ready(self, shape: StepShape) -> bool:
+        """Whether this step can be replayed. A shape that is not known is recorded at once where such steps repeat:
+        that is soon made up for. Others are only noted, for `record_waiting`."""
+        if self.refusal is None and shape not in self._recordings:
+            if shape.repeats:
+                self._record(shape)
+            else:
+                self._waiting.add(shape)
+        return self.knows(shape)
 
-    def run(self, rows: StepRows, token_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """The step's logits `(sequences, vocabulary)`, in memory that the next replay overwrites. `token_ids
-        (sequences)` on the device take the place of those in `rows`, where the host does not know them yet."""
-        batch, max_k = _bounds(rows)
-        whole = padded(rows, batch, max_k, self._arena.nobodys_row)
-        recording = self._recordings.get((batch, max_k))
-        if recording is None:
-            upload = StepUpload(self._arena.geometry.device, len(whole.numbers))
-            upload.send(whole)
-            recording = self._recordings[(batch, max_k)] = _Recording(upload, self._record(upload, batch, max_k))
-        else:
-            recording.upload.send(whole)
-        if token_ids is not None:
-            recording.upload.buffer[: len(token_ids)].copy_(token_ids)
-        return recording.replay()[: len(rows.token_ids)]
+    def record_waiting(self, must_stop: Callable[[], bool]) -> None:
+        """Records the shapes that were asked for in vain."""
+        while self._waiting and self.refusal is None and not must_stop():
+            self._record(self._waiting.pop())
 
-    def _record(self, upload: StepUpload, batch: int, max_k: int) -> Callable[[], torch.Tensor]:
-        def step() -> torch.Tensor:
-            return self._step(upload.tensors(batch, 0, batch, 1, max_k))
-
-        if self._pool is None:
-            return step
+    def _record(self, shape: StepShape) -> None:
+        """It runs a few times, with nobody's rows."""
+        like = shape.nobodys(self._arena.nobodys_row)
         try:
-            return self._capture(step)
+            upload = StepUpload(self._arena.geometry.device, len(like.numbers))
+            upload.send(like)
+
+            def step() -> torch.Tensor:
+                return self._step(upload.tensors(like))
+
+            self._recordings[shape] = _Recording(upload, step if self._pool is None else self._capture(step))
         except RuntimeError as error:
             self.refusal = str(error).splitlines()[0]
-            logger.warning("decode steps are not recorded: %s", self.refusal)
-            torch.cuda.synchronize()
-            return step
+            logger.warning("%s are not recorded: %s", self.what, self.refusal)
+            if self._pool is not None:
+                torch.cuda.synchronize()
+
+    def run(self, shape: StepShape, rows: StepRows, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The step's logits `(logit rows, vocabulary)`, in memory that the next replay overwrites. Its shape is known.
+        `token_ids (sequences)` on the device take the place of those in `rows`, where the host does not know them
+        yet."""
+        recording = self._recordings[shape]
+        recording.upload.send(shape.made_up(rows, self._arena.nobodys_row))
+        if token_ids is not None:
+            recording.upload.buffer[: len(token_ids)].copy_(token_ids)
+        return recording.replay()[shape.own_logits(len(rows.logit_rows))]
 
     def _capture(self, step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs: warm up on a side stream, then record."""
@@ -104,9 +115,3 @@ class RecordedDecode:
             return logits
 
         return replay
-
-
-def _bounds(rows: StepRows) -> tuple[int, int]:
-    """The batch size and the longest keys of the recording that this step is part of."""
-    batch = next(size for size in BATCHES if size >= len(rows.token_ids))
-    return batch, max(SHORTEST_KEYS, 1 << (rows.max_k - 1).bit_length())

@@ -24,6 +24,14 @@ class _Placing(ctypes.Structure):
     )
 
 
+def head_norm_fields(layer: Any) -> dict[str, Any]:
+    """What a kernel is told of a layer's head norms: addresses of their weights, None where there is none."""
+    norms = head_norms_of(layer)
+    query_norm, key_norm = (None if norm is None else norm.weight.data_ptr() for norm in norms)
+    epsilon = next((norm.variance_epsilon for norm in norms if norm is not None), 0.0)
+    return {"query_norm": query_norm, "key_norm": key_norm, "epsilon": epsilon}
+
+
 class RotaryPlacing:
     """`few_rows_operations.Placing` in bfloat16. Engine thread, on torch's current stream of the current device."""
 
@@ -31,15 +39,12 @@ class RotaryPlacing:
         self._kernel, self._device = kernel, device
         self._heads, self._dim = int(config.num_attention_heads), head_dim_of(config)
         self._all_heads = self._heads + 2 * int(config.num_key_value_heads)
-        norms = head_norms_of(layer)
         self._placing = _Placing(
             heads=self._heads,
             kv_heads=int(config.num_key_value_heads),
             dim=self._dim,
-            epsilon=next((norm.variance_epsilon for norm in norms if norm is not None), 0.0),
+            **head_norm_fields(layer),
         )
-        weights: list[torch.Tensor | None] = [norm and norm.weight for norm in norms]
-        self._placing.query_norm, self._placing.key_norm = (w if w is None else w.data_ptr() for w in weights)
 
     def __call__(
         self,

@@ -85,23 +85,6 @@ def rows_for(arena: Arena, feeds: Sequence[tuple[ArenaKV, Sequence[int], int]]) 
     )
 
 
-def padded(rows: StepRows, sequences: int, max_k: int, nobodys_row: int) -> StepRows:
-    """A decode step made up to `sequences` rows: the others read and write the row that belongs to nobody."""
-    more = sequences - len(rows.token_ids)
-    nobody = (nobodys_row,) * more
-    return StepRows(
-        (*rows.token_ids, *(0,) * more),
-        (*rows.positions, *(0,) * more),
-        (*rows.slots, *nobody),
-        (),
-        tuple(range(sequences + 1)),
-        (*rows.begins_k[:-1], *nobody, nobodys_row),
-        (*rows.used_k, *(1,) * more),
-        1,
-        max_k,
-    )
-
-
 class StepUpload:
     """One device buffer of int32 numbers, filled by one asynchronous copy from pinned memory."""
 
@@ -123,15 +106,17 @@ class StepUpload:
         if self._sent is not None:
             self._sent.record()
 
-    def tensors(
-        self, tokens: int, logit_rows: int, sequences: int, max_q: int, max_k: int, pieces: Pieces | None = None
-    ) -> StepTensors:
-        """The buffer's numbers as tensors; reads nothing on the host, so that it can be recorded in a graph."""
+    def tensors(self, like: StepRows) -> StepTensors:
+        """The buffer's numbers as tensors, for a step of the sizes and bounds that `like` has. Reads nothing on the
+        host, so that it can be recorded in a graph."""
+        tokens, logit_rows, sequences = len(like.token_ids), len(like.logit_rows), len(like.used_k)
         wide = self.buffer[: 3 * tokens + logit_rows].long()
         ids, positions, slots, keep = torch.split(wide, [tokens, tokens, tokens, logit_rows])
         tables = self.buffer[3 * tokens + logit_rows :]
         begins_q, begins_k, used_k = torch.split(tables[: 3 * sequences + 2], [sequences + 1, sequences + 1, sequences])
-        cut_up = None
-        if pieces is not None:
-            cut_up = PieceTable.of(pieces, tokens, tables[3 * sequences + 2 :][: len(pieces.numbers)])
-        return StepTensors(ids, positions, slots, keep, SpanTable(begins_q, begins_k, used_k, max_q, max_k, cut_up))
+        pieces = None
+        if like.pieces is not None:
+            numbers = tables[3 * sequences + 2 :][: len(like.pieces.numbers)]
+            pieces = PieceTable.of(like.pieces, tokens, numbers)
+        table = SpanTable(begins_q, begins_k, used_k, like.max_q, like.max_k, pieces)
+        return StepTensors(ids, positions, slots, keep, table)

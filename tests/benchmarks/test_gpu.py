@@ -25,6 +25,8 @@ FIGURES = (
         "host_waits_greedy",
         "host_waits_sampled",
         "decode_tok_s_sampled",
+        "warm_ttft_ms_launched",
+        "warm_ttft_ms_recorded",
     ),
 )
 

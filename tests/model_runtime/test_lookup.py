@@ -13,7 +13,7 @@ import torch
 from model_runtime.config import EngineConfig, PromptLookup
 from model_runtime.forward import Feed
 from model_runtime.loaded import LoadedModel
-from model_runtime.lookup import LONGEST_DRAFT_TOKENS, Drafter, NgramIndex, StepWorth
+from model_runtime.lookup import LONGEST_DRAFT_TOKENS, Drafter, Lookup, NgramIndex, StepWorth
 from model_runtime.step_cost import MOST_ROWS, StepCost
 from model_runtime.types import FinishReason, SamplingParams
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny
@@ -194,6 +194,26 @@ def test_many_streams_share_what_their_drafts_cost() -> None:
     assert StepWorth(1, 1, even_step_s).take(7, 0.4) > StepWorth(8, 8, even_step_s).take(7, 0.4)
     shared = StepWorth(4, 4, even_step_s)
     assert shared.take(7, 0.9) >= shared.take(7, 0.4)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("auto", [1, 0]), ("on", [1, 2]), ("off", [0, 0])])
+def test_where_guesses_of_several_streams_cost_more_only_one_alone_is_weighed(
+    llama: Path, mode: PromptLookup, expected: list[int]
+) -> None:
+    class Stream:
+        asked = 0
+
+        def draft(self, context_limit_tokens: int, worth: StepWorth | None) -> None:
+            Stream.asked += 1
+
+    watched = WatchedEngine(loaded_tiny(llama))
+    lookup = Lookup(mode)
+    lookup.measure(watched.engine._forward, watched.engine._place, weighs_one_only=True)
+    for streams, asked in zip((1, 2), expected, strict=True):
+        Stream.asked = 0
+        lookup.add_drafts([Stream() for _ in range(streams)], streams, 512)
+        assert Stream.asked == asked
+    watched.close()
 
 
 def test_trust_is_lost_by_wrong_guesses_and_comes_back_without_feeding_any() -> None:

@@ -25,11 +25,9 @@ struct Attention {
     float epsilon;
 };
 
-constexpr int WARPS = 4;
-constexpr int CHUNK = 16;         // keys that a warp looks at together, as mma.m16n8k16 has them
+// WARPS, MOST_GROUP and LEAST_SPAN come from decode_attention.py.
+constexpr int CHUNK = 16;  // keys that a warp looks at together, as mma.m16n8k16 has them
 constexpr int STRIDE = WARPS * CHUNK;
-constexpr int LEAST_SPAN = 128;   // keys of a block: below, merging takes longer than looking
-constexpr int MOST_GROUP = 8;     // query heads that share a key head: half the rows of an mma
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float NOTHING = -1e30f;  // a score that counts for nothing, and is a number
 

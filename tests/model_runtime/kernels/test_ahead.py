@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from model_runtime.kernels.ahead import Ahead
 from model_runtime.kernels.arena_forward import ArenaForward
-from model_runtime.kernels.recorded import RecordedDecode
+from model_runtime.kernels.recorded import RecordedSteps
+from model_runtime.kernels.step_shapes import DecodeShape, StepShape
 from model_runtime.picks import Picks
 from model_runtime.types import FinishReason, SamplingParams
 from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
@@ -25,11 +26,11 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.computed = self.ahead = self.found = 0
-        run, run_ahead, logits_for = RecordedDecode.run, ArenaForward.run_ahead, Ahead.logits_for
+        run, run_ahead, logits_for = RecordedSteps.run, ArenaForward.run_ahead, Ahead.logits_for
 
-        def counted_run(own: RecordedDecode, *arguments: object) -> torch.Tensor:
-            self.computed += 1
-            return run(own, *arguments)  # type: ignore[arg-type]
+        def counted_run(own: RecordedSteps, shape: StepShape, *arguments: object) -> torch.Tensor:
+            self.computed += isinstance(shape, DecodeShape)
+            return run(own, shape, *arguments)  # type: ignore[arg-type]
 
         def counted_run_ahead(own: ArenaForward, *arguments: object) -> bool:
             is_ahead = run_ahead(own, *arguments)  # type: ignore[arg-type]
@@ -41,7 +42,7 @@ class Steps:
             self.found += logits is not None
             return logits
 
-        monkeypatch.setattr(RecordedDecode, "run", counted_run)
+        monkeypatch.setattr(RecordedSteps, "run", counted_run)
         monkeypatch.setattr(ArenaForward, "run_ahead", counted_run_ahead)
         monkeypatch.setattr(Ahead, "logits_for", counted_logits_for)
 

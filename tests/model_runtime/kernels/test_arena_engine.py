@@ -14,7 +14,9 @@ from model_runtime.errors import ModelLoadError
 from model_runtime.kernels.arena import STEP_TOKENS
 from model_runtime.kernels.arena_forward import ArenaForward
 from model_runtime.kernels.few_rows_forward import FewRowsForward
-from model_runtime.kernels.recorded import RecordedDecode
+from model_runtime.kernels.recorded import RecordedSteps
+from model_runtime.kernels.step_inputs import StepRows
+from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape
 from model_runtime.kernels.varlen import VarlenKernel
 from model_runtime.segments import identify
 from model_runtime.types import FinishReason, SamplingParams
@@ -29,15 +31,16 @@ def over_arena(
     tokens: int = ROOM_TOKENS,
     record: bool = True,
     lookup: PromptLookup = "off",
+    chunk_tokens: int = 32,
 ) -> WatchedEngine:
     slabs = WatchedEngine(loaded_tiny(directory))
     arena_bytes = tokens * slabs.engine.info.kv_bytes_per_token
     slabs.close()
     config = EngineConfig(
-        prefill_chunk_tokens=32,
+        prefill_chunk_tokens=chunk_tokens,
         kv_arena_bytes=arena_bytes,
         pinned_host_bytes=1 << 20,
-        record_decode=record,
+        record_steps=record,
         prompt_lookup=lookup,
     )
     return WatchedEngine(loaded_tiny(directory), config)
@@ -80,15 +83,15 @@ def test_conversations_in_a_crowded_arena_equal_a_full_read(directory: Path) -> 
         if turn % 2:
             watched.engine.release(kvs[turn])  # a hole for the others
     assert moves
-    assert forward.recorded is not None
-    assert forward.recorded.recordings >= 2
+    assert forward.recorded_steps is not None
+    assert forward.recorded_steps.recordings >= 2
     watched.close()
 
 
 def test_recorded_steps_are_the_steps(directory: Path) -> None:
     """Padded rows, fixed buffers and bounds that are too long change nothing."""
     recorded, plain = over_arena(directory), over_arena(directory, record=False)
-    assert forward_of(plain).recorded is None
+    assert forward_of(plain).recorded_steps is forward_of(plain).recorded_turns is None
     ledgers = [some_ids(random.Random(n), 30 + n) for n in range(3)]
     for watched in (recorded, plain):
         answers = [watched.submit(watched.engine.new_kv(), ledger) for ledger in ledgers]
@@ -172,12 +175,21 @@ def test_a_device_that_computes_something_else_keeps_slabs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = TINY["llama"](tmp_path / "llama")
-    replays = RecordedDecode.run
-    monkeypatch.setattr(RecordedDecode, "run", lambda self, rows: replays(self, rows) + 1e-2 * torch.arange(512))
-    launched = over_arena(directory)
-    assert forward_of(launched).recorded is None
-    assert "none is recorded" in caplog.text
-    launched.close()
+    replays = RecordedSteps.run
+
+    def wrong(self: RecordedSteps, shape: StepShape, rows: StepRows) -> torch.Tensor:
+        return replays(self, shape, rows) + 1e-2 * torch.arange(512) * isinstance(shape, wrong_shape)
+
+    monkeypatch.setattr(RecordedSteps, "run", wrong)
+    for wrong_shape, lost, kept in (
+        (DecodeShape, "recorded_steps", "recorded_turns"),
+        (TurnShape, "recorded_turns", "recorded_steps"),
+    ):
+        launched = over_arena(directory)
+        assert getattr(forward_of(launched), lost) is None
+        assert getattr(forward_of(launched), kept) is not None
+        assert f"{'decode steps' if wrong_shape is DecodeShape else 'short turns'} disagree" in caplog.text
+        launched.close()
     monkeypatch.setattr(VarlenKernel, "attend", lambda self, query, keys, values, *rest: query * 0.5)
     slabs = over_arena(directory)
     assert not isinstance(slabs.engine._forward, ArenaForward)
@@ -193,7 +205,7 @@ def test_a_forward_of_few_rows_that_computes_something_else_is_not_used(
     monkeypatch.setattr(FewRowsForward, "logits", lambda *arguments: right(*arguments) + 1e-2 * torch.arange(512))
     watched = over_arena(directory)
     assert forward_of(watched).few_rows is None
-    assert forward_of(watched).recorded is not None
+    assert forward_of(watched).recorded_steps is not None
     assert "our own forward of few rows disagrees" in caplog.text
     answer = watched.submit(watched.engine.new_kv(), [7] * 40)
     assert answer.wait().error is None
