@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model_runtime.turn_template import TurnTemplate
 from model_runtime.types import (
     KV,
     Engine,
@@ -23,7 +24,6 @@ from model_runtime.types import (
     Listener,
     ReadRequest,
     TokenDelta,
-    TurnTemplate,
 )
 from sessions.beginnings import Beginnings
 from sessions.errors import ConversationNotFound

@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model_runtime.types import Engine, ModelInfo, TurnTemplate
+from model_runtime.turn_template import TurnTemplate
+from model_runtime.types import Engine, ModelInfo
 from sessions.ahead import Ahead
 from sessions.beginnings import Beginnings
 from sessions.completions import Completions
