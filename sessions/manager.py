@@ -67,7 +67,7 @@ class SessionManager:
         engine.on_memory_pressure = self._leases.surrender
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
         beginnings = Beginnings(engine, self._leases)
-        ahead = Ahead(store, engine, template, self._leases, self._tiers, self._runs, self._room, beginnings)
+        ahead = Ahead(store, engine, template, self._leases, self._tiers.warmer, self._runs, self._room, beginnings)
         self._idle = IdleWork(self._leases, ahead.perform, config.draft_quiet_s)
         self._drafts = Drafts(store, template, self._room, self._idle, config)
         self._recorder = Recorder(
