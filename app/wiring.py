@@ -21,7 +21,8 @@ from sessions.store import Store
 
 if TYPE_CHECKING:
     from model_runtime.config import ColdKvDtype, KvDtype, ModelConfig, PromptLookup
-    from model_runtime.types import Engine, TurnTemplate
+    from model_runtime.turn_template import TurnTemplate
+    from model_runtime.types import Engine
 
 COOKIE_KEY_NAME = "cookie.key"
 STAGED_BYTES = 256 * 1024**2  # page-locked host memory for rows on their way to a file

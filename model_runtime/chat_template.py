@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from model_runtime.errors import ModelLoadError, TemplateRefused
+from model_runtime.messages import ChatMessage, ToolCall, UserInput
 from model_runtime.tool_calls import probe_tool_format
-from model_runtime.types import ChatMessage, ToolCall, UserInput
 
 _SENTINEL = "kw{}sentinel"
 _SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
@@ -28,7 +28,7 @@ _LAST_WORD = re.compile(r"\s+\S*$")  # with the white space before it
 
 
 class ChatTemplate:
-    """Implements `model_runtime.types.TurnTemplate`. Immutable after construction, hence thread-safe.
+    """Implements `model_runtime.turn_template.TurnTemplate`. Immutable after construction, hence thread-safe.
 
     Raises `ModelLoadError` when the tokenizer has no chat template or the template cannot be used.
     """

@@ -8,12 +8,12 @@ import torch
 from tokenizers import Tokenizer
 
 from model_runtime.cold_rows import ColdRows
+from model_runtime.drift import ColdDrift
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import Forward, KVPlace
 from model_runtime.kv_cache import KVSlab
 from model_runtime.segments import identify
 from model_runtime.snapshot import copy_in, copy_out
-from model_runtime.types import ColdDrift
 
 HISTORY_TOKENS = 384
 PROBE_TOKENS = 96

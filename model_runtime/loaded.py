@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.cold_rows import ColdRows
-from model_runtime.types import ColdDrift, ModelInfo, SamplingParams
+from model_runtime.drift import ColdDrift
+from model_runtime.types import ModelInfo, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

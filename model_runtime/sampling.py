@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from model_runtime.types import SamplingParams, TokenLogprob, TokenLogprobs
+from model_runtime.logprobs import TokenLogprob, TokenLogprobs
+from model_runtime.types import SamplingParams
 
 
 class Sampler:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from model_runtime.types import ToolCall
+from model_runtime.messages import ToolCall
 
 Render = Callable[..., str]  # (messages, tools=..., add_generation_prompt=...) -> the template's text
 

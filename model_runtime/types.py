@@ -1,4 +1,5 @@
-"""The types that cross the border of `model_runtime`. Imports no torch, so that `sessions` may import it."""
+"""The engine as the rest of the program sees it: what is asked of it, and what it answers. Imports no torch, so that
+`sessions` may import it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from model_runtime.drift import ColdDrift
+from model_runtime.logprobs import TokenLogprobs
 from model_runtime.segments import SegmentIdentity
 from model_runtime.verdict import Verification
 
@@ -86,22 +89,6 @@ class PrefillProgress:
 
     fed_tokens: int
     total_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token alone, as text (U+FFFD for a part of a character), and its natural log-probability."""
-
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """The sampled token among the likeliest, before temperature and penalties."""
-
-    chosen: TokenLogprob
-    top: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,29 +186,6 @@ class ReadRequest:
 
     ledger: tuple[int, ...]
     kv: KV
-
-
-@dataclass(frozen=True, slots=True)
-class ColdDrift:
-    """What keeping KVs in fewer bits below the device costs, measured at the start: mean negative log-likelihood and
-    the share of equal best tokens over `probe_tokens`, behind `history_tokens` that went down and came back."""
-
-    dtype: str
-    times_smaller: float
-    history_tokens: int
-    probe_tokens: int
-    exact_nll: float
-    nll: float
-    top1_agreement: float
-
-    @property
-    def sentence(self) -> str:
-        return (
-            f"KVs below the device are kept as {self.dtype}, {self.times_smaller:.1f} times smaller and not exact: "
-            f"behind {self.history_tokens} tokens that came back, the mean NLL of {self.probe_tokens} more is "
-            f"{self.nll:.4f} instead of {self.exact_nll:.4f}, and the best token is the same for "
-            f"{self.top1_agreement:.1%} of them."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,75 +310,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Ends every generation (ABORTED), stops the thread, frees the memory. May be called twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A function the model wants called. `arguments` is JSON text as it was written."""
-
-    call_id: str
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One message of any role. `tool_calls` are an assistant's, `tool_call_id` says which one a tool's message
-    answers."""
-
-    role: str  # "system" | "developer" | "user" | "assistant" | "tool"
-    text: str
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str = ""
-    name: str = ""
-
-
-UserInput = str | tuple[ChatMessage, ...]  # what stands between two answers: mostly the text of one user's message
-
-
-class TurnTemplate(Protocol):
-    """Text to token ids through the model's own chat template. Control tokens typed by a person stay text.
-
-    Every method is thread-safe. `system_prompt` "" means the template's own default. `tools` are JSON texts, a function
-    each. Raises `TemplateRefused` where the model's template has no place for such messages.
-    """
-
-    @property
-    def takes_tools(self) -> bool:
-        """Whether the template shows tools to the model, and its calls can be told from text."""
-
-    def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
-        """Ids of a conversation's beginning: system prompt, first user message, generation prompt."""
-
-    def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
-        """Ids a later turn adds after the answer's own ids: closing glue, user message, generation prompt."""
-
-    def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
-        """(content, calls without ids) of a finished answer; the whole text and no calls where it is not a call."""
-
-    def content_chars(self, growing_text: str) -> int:
-        """How much of an answer that still grows is content whatever follows: where a call might begin, it ends."""
-
-    def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
-        """The text of an answer that makes these calls: what `calls_in` reads."""
-
-    def unstable_tokens(self, user_text: str) -> int:
-        """How many ids at the end of a turn that ends with `user_text` may be others once more of it is typed: its last
-        word and the generation prompt. An estimate: what was fed too early is cropped by the engine."""
-
-    def answer(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer's text without any stop token: only for a ledger written by another tokenizer."""
-
-    @property
-    def rewrites_history(self) -> str | None:
-        """None when a later turn only appends; else a sentence why not (then use `whole`)."""
-
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
-        """Ids of a whole conversation, rendered at once, with generation prompt. `turns` are (role, text) pairs, the
-        last not an assistant's. Only where history is rewritten or the tokenizer changed."""
-
-    def count(self, text: str) -> int:
-        """Tokens of a text alone."""
-
-    def plain(self, token_ids: Sequence[int]) -> str:
-        """The displayable text of ids, control tokens left out."""

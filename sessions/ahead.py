@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model_runtime.turn_template import TurnTemplate
 from model_runtime.types import (
     KV,
     Engine,
@@ -23,7 +24,6 @@ from model_runtime.types import (
     Listener,
     ReadRequest,
     TokenDelta,
-    TurnTemplate,
 )
 from sessions.beginnings import Beginnings
 from sessions.errors import ConversationNotFound
@@ -34,9 +34,9 @@ from sessions.records import Conversation
 from sessions.room import Room
 from sessions.runs import RunTable
 from sessions.store import Store
-from sessions.tiers import Tiers
 from sessions.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
 from sessions.types import MissReason, Origin
+from sessions.warmer import Warmer
 
 Submit = Callable[[KV, Listener], Generation]
 
@@ -59,7 +59,7 @@ class Ahead:
         engine: Engine,
         template: TurnTemplate,
         leases: Leases,
-        tiers: Tiers,
+        warmer: Warmer,
         runs: RunTable,
         room: Room,
         beginnings: Beginnings,
@@ -68,7 +68,7 @@ class Ahead:
         self._engine = engine
         self._template = template
         self._leases = leases
-        self._tiers = tiers
+        self._warmer = warmer
         self._runs = runs
         self._room = room
         self._beginnings = beginnings
@@ -136,7 +136,7 @@ class Ahead:
         owner_id, conversation_id = errand.owner_id, errand.conversation_id
         if not self._room.holds(plan.final_tokens):
             return Outcome.DONE, []
-        if errand.refusals < 2 and self._tiers.warm(owner_id, conversation_id, plan.ledger):
+        if errand.refusals < 2 and self._warmer.warm(owner_id, conversation_id, plan.ledger):
             return Outcome.REFUSED, []  # what is saved comes back first
         promised_bytes = self._engine.kv_bytes(plan.final_tokens)
         lease = self._leases.reserve(conversation_id, owner_id, promised_bytes, way.make)

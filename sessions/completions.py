@@ -13,7 +13,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_runtime.types import ChatMessage, Engine, SamplingParams, TurnTemplate
+from model_runtime.messages import ChatMessage
+from model_runtime.turn_template import TurnTemplate
+from model_runtime.types import Engine, SamplingParams
 from sessions import links, matching
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, ConversationNotFound, SessionError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_runtime.types import TurnTemplate
+from model_runtime.turn_template import TurnTemplate
 from sessions.config import SessionConfig
 from sessions.idle import Errand, IdleWork, Kind
 from sessions.room import Room

@@ -41,7 +41,7 @@ class Hands:
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             self._refuse_pinned(conversation_id)
-            freed_bytes = self._tiers.park(owner_id, conversation_id, tier, PARK_TIMEOUT_S)
+            freed_bytes = self._tiers.parking.park(owner_id, conversation_id, tier, PARK_TIMEOUT_S)
         if freed_bytes:
             self._notes.parked(owner_id, conversation_id, freed_bytes, tier)
 
@@ -86,7 +86,7 @@ class Hands:
         conversation = self._store.conversation(owner_id, conversation_id)
         if self._runs.active(conversation_id) is not None:
             return False
-        return self._tiers.warm(owner_id, conversation_id, fold(self._store.messages.path(conversation.leaf_id)))
+        return self._tiers.warmer.warm(owner_id, conversation_id, fold(self._store.messages.path(conversation.leaf_id)))
 
     def _refuse_pinned(self, conversation_id: str) -> None:
         if conversation_id in self._pins:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_runtime.types import TurnTemplate, UserInput
+from model_runtime.messages import UserInput
+from model_runtime.turn_template import TurnTemplate
 from sessions.records import Node, NodeIds
 from sessions.types import MissReason
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from model_runtime.types import ChatMessage, ToolCall, TurnTemplate
+from model_runtime.messages import ChatMessage, ToolCall
+from model_runtime.turn_template import TurnTemplate
 
 CALL_ID_CHARS = 9  # letters and digits: some models' templates take no other ids
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model_runtime.types import Engine, ModelInfo, TurnTemplate
+from model_runtime.turn_template import TurnTemplate
+from model_runtime.types import Engine, ModelInfo
 from sessions.ahead import Ahead
 from sessions.beginnings import Beginnings
 from sessions.completions import Completions
@@ -66,7 +67,7 @@ class SessionManager:
         engine.on_memory_pressure = self._leases.surrender
         self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
         beginnings = Beginnings(engine, self._leases)
-        ahead = Ahead(store, engine, template, self._leases, self._tiers, self._runs, self._room, beginnings)
+        ahead = Ahead(store, engine, template, self._leases, self._tiers.warmer, self._runs, self._room, beginnings)
         self._idle = IdleWork(self._leases, ahead.perform, config.draft_quiet_s)
         self._drafts = Drafts(store, template, self._room, self._idle, config)
         self._recorder = Recorder(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model_runtime.types import ChatMessage, ToolCall, UserInput
+from model_runtime.messages import ChatMessage, ToolCall, UserInput
 from sessions import links
 from sessions.errors import MessageRefused
 from sessions.text import clean_exactly, refuse_if_huge

@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from model_runtime.types import Engine, Event, Finished, FinishReason, PrefillProgress, TokenDelta, TurnTemplate
+from model_runtime.turn_template import TurnTemplate
+from model_runtime.types import Engine, Event, Finished, FinishReason, PrefillProgress, TokenDelta
 from sessions import links
 from sessions.errors import SessionError
 from sessions.receipts import outcome, receipt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from model_runtime.types import Engine, TurnTemplate
+from model_runtime.turn_template import TurnTemplate
+from model_runtime.types import Engine
 from sessions.config import SessionConfig
 from sessions.errors import CacheFull, ContextFull
 from sessions.ledger import Turn

@@ -9,15 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model_runtime.types import (
-    Finished,
-    FinishReason,
-    Generation,
-    PrefillProgress,
-    SamplingParams,
-    TokenDelta,
-    TokenLogprobs,
-)
+from model_runtime.logprobs import TokenLogprobs
+from model_runtime.types import Finished, FinishReason, Generation, PrefillProgress, SamplingParams, TokenDelta
 from sessions.beginnings import Shared
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.leases import Lease, Ticket

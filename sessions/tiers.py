@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 
@@ -19,19 +18,20 @@ from sessions.chains import BEGINNING_TOKENS
 from sessions.cold import Cold
 from sessions.config import SessionConfig
 from sessions.disk import Disk
-from sessions.errors import SessionError, StoreError
+from sessions.errors import SessionError
 from sessions.history import History
 from sessions.host import Host
 from sessions.leases import Leases
 from sessions.ledger import common_prefix
 from sessions.notes import Notes
+from sessions.parking import Parking
 from sessions.restorer import Restored, Restorer, Urgency, Wish
 from sessions.runs import Run, RunTable
 from sessions.segments_table import Saved
 from sessions.slots import Slot
 from sessions.store import Store
-from sessions.text import mib
 from sessions.types import Tier, Usage
+from sessions.warmer import Warmer
 from sessions.writer import SaveJob, Writer
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 class Tiers:
     """Any thread but the engine's. Without a budget for any lower tier every method is a cheap no. To the leases it is
-    where KVs go (`sessions.slots.Exits`)."""
+    where KVs go (`sessions.slots.Exits`). `parking` takes a KV down and `warmer` brings one back without a run."""
 
     def __init__(
         self, store: Store, engine: Engine, leases: Leases, runs: RunTable, notes: Notes, config: SessionConfig
@@ -61,10 +61,10 @@ class Tiers:
         self._cold = Cold(engine, self._host, self._disk)
         self._writer = Writer(engine, self._cold, notes.not_saved)
         self._restorer = Restorer(engine, self._cold)
+        self.parking = Parking(engine, leases, self._cold, self._writer)
+        self.warmer = Warmer(store.segments, engine, leases, self._cold, self._restorer, self._restore)
         leases.exits = self
         self.history = History(self._usage, config.usage_interval_s)
-        self._warming: set[str] = set()
-        self._warming_lock = threading.Lock()
 
     def start(self) -> None:
         """Sweeps the disk, then takes work."""
@@ -203,88 +203,6 @@ class Tiers:
     def drop(self, conversation_id: str) -> int:
         """Deletes what is saved of an idle conversation; returns the bytes that went."""
         return self._host.release(conversation_id) + self._disk.drop(conversation_id)
-
-    def park(self, owner_id: str, conversation_id: str, tier: Tier, timeout_s: float) -> int:
-        """Moves an idle conversation's KV down, then frees it; returns the freed bytes. Inside the conversation's
-        claim. Raises `StoreError`, and the KV stays, when it cannot be kept there."""
-        idle = self._leases.idle(conversation_id)
-        if tier is Tier.HOST:
-            return self._park_in_host(owner_id, conversation_id, idle)
-        if tier is not Tier.DISK:
-            raise StoreError(f"Nothing can be parked on the {tier.value} tier: choose host or disk.")
-        if not self._disk.budget_bytes:
-            raise StoreError("Nothing can be parked: the disk budget is 0. Start the server with --disk-kv-budget.")
-        if idle is None and not self._host.of_conversation(conversation_id):
-            return 0
-        kv, ids = idle or (None, ())
-        ended, results = threading.Event(), []
-
-        def done(saved: bool) -> None:
-            results.append(saved)
-            ended.set()
-
-        self._writer.put(SaveJob(owner_id, conversation_id, kv, ids, len(ids), done))
-        if not ended.wait(timeout_s) or not results[0]:
-            place = "on the device" if kv is not None else "in host memory"
-            raise StoreError(f"This memory could not be saved, so it stays {place}. The events say why.")
-        return self._leases.drop(conversation_id) + self._host.release(conversation_id)
-
-    def _park_in_host(self, owner_id: str, conversation_id: str, idle: tuple[KV, tuple[int, ...]] | None) -> int:
-        if not self._host.budget_bytes:
-            raise StoreError(
-                "Nothing can be parked in host memory: the host tier is off. Start the server with --host-kv-budget."
-            )
-        if idle is None:
-            return 0
-        kv, ids = idle
-        if not self._cold.take(owner_id, conversation_id, kv, ids):
-            raise StoreError(
-                f"This memory has {mib(self._engine.segment_bytes(len(ids)))}, and of the "
-                f"{mib(self._host.budget_bytes)} host budget {mib(self._host.used_bytes)} are used. "
-                "It stays on the device."
-            )
-        return self._leases.drop(conversation_id)
-
-    def warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...]) -> bool:
-        """Begins to restore a conversation in whose KV nothing is, if there is free room. False when it does not."""
-        if not self.is_on or not ledger or not self._has_saved(owner_id, conversation_id):
-            return False
-        with self._warming_lock:
-            if conversation_id in self._warming:
-                return True
-            promised_bytes = self._engine.kv_bytes(len(ledger))
-            if not self._leases.has_room(conversation_id, promised_bytes):
-                return False
-            self._warming.add(conversation_id)
-        self._restorer.put(Urgency.AHEAD, lambda: self._warm(owner_id, conversation_id, ledger, promised_bytes))
-        return True
-
-    def _has_saved(self, owner_id: str, conversation_id: str) -> bool:
-        in_memory = self._host.of_conversation(conversation_id) or self._cold.staged.of_conversation(conversation_id)
-        return bool(in_memory) or conversation_id in self.saved(owner_id)
-
-    def _warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], promised_bytes: int) -> None:
-        with self._warming_lock:
-            self._warming.discard(conversation_id)
-        lease = self._leases.reserve(conversation_id, owner_id, promised_bytes)
-        if lease is None:
-            return
-        restored = Restored()
-        try:
-            restored = self._restore(
-                Wish(
-                    owner_id=owner_id,
-                    conversation_id=conversation_id,
-                    kv=lease.kv,
-                    ledger=ledger,
-                    useful_tokens=0,
-                    promised_bytes=promised_bytes,
-                    must_stop=lambda: self._leases.must_yield(lease),
-                )
-            )
-        finally:
-            # What it holds of other branches' ends is cropped by the next turn; these ids are the useful ones.
-            self._leases.settle(lease, ledger[: restored.tokens])
 
     def _restore(self, wish: Wish) -> Restored:
         """Never raises: whatever goes wrong, the turn reads what is missing."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model_runtime.types import ColdDrift, SamplingParams
+from model_runtime.drift import ColdDrift
+from model_runtime.types import SamplingParams
 
 
 class MessageStatus(StrEnum):

@@ -8,7 +8,8 @@ from typing import Any
 
 from app.api.problems import Problem
 from app.api.requests import ChatCompletionRequest, Message, RefusalPart, Tool
-from model_runtime.types import ChatMessage, ModelInfo, SamplingParams, ToolCall
+from model_runtime.messages import ChatMessage, ToolCall
+from model_runtime.types import ModelInfo, SamplingParams
 from sessions.completions import ChatRequest
 from sessions.text import clean_exactly
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from model_runtime.chat_template import ChatTemplate
 from model_runtime.errors import TemplateRefused
+from model_runtime.messages import ChatMessage, ToolCall
 from model_runtime.tool_calls import ToolFormat
-from model_runtime.types import ChatMessage, ToolCall
 from tests.model_runtime.tiny_models import END_TOKEN, START_TOKEN, tiny_tokenizer
 
 HERMES = (

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from model_runtime.errors import TemplateRefused
+from model_runtime.messages import ChatMessage, ToolCall, UserInput
 from model_runtime.tool_calls import ToolFormat
-from model_runtime.types import ChatMessage, ToolCall, UserInput
 
 SYSTEM, USER, ASSISTANT, END, TOOL, TOOLS = 256, 257, 258, 259, 260, 261
 ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.types import ChatMessage, SamplingParams
+from model_runtime.messages import ChatMessage
+from model_runtime.types import SamplingParams
 from sessions.completions import ChatRequest
 from sessions.types import MissReason, Tier
 from tests.sessions.conftest import MakeHouse

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from model_runtime.errors import TemplateRefused
-from model_runtime.types import ChatMessage, SamplingParams, ToolCall
+from model_runtime.messages import ChatMessage, ToolCall
+from model_runtime.types import SamplingParams
 from sessions.completions import MOST_DISPLACED_TOKENS, ChatRequest
 from sessions.errors import ContextFull, ConversationBusy, MessageRefused
 from sessions.runs import Run

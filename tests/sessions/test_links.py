@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.types import ChatMessage, ToolCall
+from model_runtime.messages import ChatMessage, ToolCall
 from sessions import links
 from tests.sessions.house import ADA, House
 from tests.sessions.scripted_engine import ByteTemplate

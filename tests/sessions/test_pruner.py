@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from model_runtime.types import ChatMessage, SamplingParams
+from model_runtime.messages import ChatMessage
+from model_runtime.types import SamplingParams
 from sessions.completions import ChatRequest
 from sessions.config import SessionConfig
 from sessions.types import Origin
