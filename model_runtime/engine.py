@@ -38,7 +38,7 @@ from model_runtime.snapshot import Segment
 from model_runtime.steps import Steps
 from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, Pulse, ReadRequest
 from model_runtime.verdict import Verification
-from model_runtime.verification import ROUNDED, Reread, compare_all, tolerance_of
+from model_runtime.verification import Reread, compare_all, tolerance_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Engine:
         self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
         runtime = self._use(self._open())
         self._geometry = runtime.geometry
-        self._tolerance = ROUNDED if config.cold_kv_dtype == "int8" else tolerance_of(loaded.model)
+        self._tolerance = tolerance_of(loaded.model, loaded.kv_dtype, config.cold_kv_dtype)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         memory = runtime.host_pool.take if runtime.host_pool else None
         self._rows = ColdRows(self._geometry, config.cold_kv_dtype, memory)

@@ -2,9 +2,10 @@
 
 Rows are compared as `|kept - read| / rms(read)` per layer: 0 through our own CPU kernels, 1e-5 through torch's in
 float32, up to 0.18 where torch's packed 4-bit decode stands beside de-quantised prefill (measured over 1,000 tokens of
-the embedded model), and above 1 for most flipped bits that change an answer. Logits are compared at positions
-spread over the whole conversation: one token is fed behind the read rows, and the same token behind the kept ones,
-through the same kernel, so that nothing but the rows can differ.
+the embedded model), up to 0.8 where activations are bfloat16 (decision 0012), and above 2 for another token's rows and
+for most flipped high bits; and by the root mean square over a row, which is 1 where the row is missing. Logits are
+compared at positions spread over the whole conversation: one token is fed behind the read rows, and the same token
+behind the kept ones, through the same kernel, so that nothing but the rows can differ.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime import types
+from model_runtime.config import ColdKvDtype
 from model_runtime.failures import translated
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import Forward
@@ -34,20 +36,29 @@ Piece = Callable[[int], None]  # takes how many tokens it may read
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """`row` in units of a layer's root mean square, `logit` in logits, `nll` in nats, on average over the probes."""
+    """`element`: the largest difference of a row, `row`: the root mean square of its differences, both in units of
+    their layer's root mean square. `logit` in logits, `nll` in nats, on average over the probes."""
 
+    element: float
     row: float
     logit: float
     nll: float
 
 
-EXACT = Tolerance(row=1e-3, logit=1e-3, nll=1e-4)
-ROUNDED = Tolerance(row=0.6, logit=1.0, nll=0.05)
+EXACT = Tolerance(element=1e-3, row=1e-3, logit=1e-3, nll=1e-4)
+ROUNDED = Tolerance(element=0.6, row=0.4, logit=1.0, nll=0.05)
+HALF = Tolerance(element=2.0, row=0.4, logit=2.5, nll=0.15)
 _ROUNDED_DTYPES = {torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int32}
 
 
-def tolerance_of(model: PreTrainedModel) -> Tolerance:
-    """`EXACT` for a model whose every weight is float32, and for our own kernels: then one read equals many."""
+def tolerance_of(model: PreTrainedModel, kv_dtype: torch.dtype, cold_kv_dtype: ColdKvDtype) -> Tolerance:
+    """What may differ though nothing is damaged. `kv_dtype` is that of the model's own layers. `EXACT` for our own
+    kernels, for which one read equals many, and for float32 throughout; `HALF` where every activation is rounded to 16
+    bits; `ROUNDED` where weights are, or rows that were kept in 8 bits."""
+    if kv_dtype in (torch.float16, torch.bfloat16):
+        return HALF
+    if cold_kv_dtype == "int8":
+        return ROUNDED
     if runs_natively(model):
         return EXACT
     stored = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
@@ -113,12 +124,14 @@ class Reread:
         for read, rows in zip(ours, kept, strict=True):
             rows = rows[:, :tokens].to(read.device)
             rms = read.float().square().mean().sqrt().clamp_min(1e-12)
-            difference = (rows - read).float().abs().amax(dim=(0, 2)) / rms
-            bad = ~(difference <= self._tolerance.row)  # so that NaN is bad
+            difference = (rows.float() - read.float()).abs() / rms
+            largest_of_row, of_row = difference.amax(dim=(0, 2)), difference.square().mean(dim=(0, 2)).sqrt()
+            # So that NaN is bad.
+            bad = ~((largest_of_row <= self._tolerance.element) & (of_row <= self._tolerance.row))
             if bool(bad.any()):
                 position = start + int(bad.int().argmax())
                 first_bad = position if first_bad is None else min(position, first_bad)
-            largest = max(largest, float(difference.nan_to_num(torch.inf).max()))
+            largest = max(largest, float(largest_of_row.nan_to_num(torch.inf).max()))
             if adopts:
                 read.copy_(rows)
         self._copies[-1] = Comparison(before.tokens + tokens, largest, first_bad)

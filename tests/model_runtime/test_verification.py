@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig
+from model_runtime.config import ColdKvDtype, EngineConfig
 from model_runtime.errors import SnapshotRefused
 from model_runtime.kv_cache import KVSlab
 from model_runtime.loaded import LoadedModel
@@ -17,6 +17,7 @@ from model_runtime.segments import identify
 from model_runtime.snapshot import Segment
 from model_runtime.types import KV, PrefillProgress, TokenDelta
 from model_runtime.verdict import Verification
+from model_runtime.verification import EXACT, HALF, ROUNDED, Tolerance, tolerance_of
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
 from tests.model_runtime.test_embedded_exactness import ids_of
@@ -114,6 +115,41 @@ def test_damage_is_found_where_it_is(watched: WatchedEngine, damage: Damage) -> 
     assert found.copies[0].first_bad_token == 40
     assert found.copies[0].largest_difference > 0.1
     assert found.logit_difference > 1e-3
+
+
+def a_flipped_exponent_of_16_bits(kv: KVSlab) -> None:
+    kv.keys[2].view(torch.int16)[0, 40, 3] ^= 1 << 14
+
+
+@pytest.mark.parametrize(
+    "damage", [a_zeroed_row, a_flipped_exponent_of_16_bits, another_conversations_rows, not_a_number]
+)
+def test_what_16_bits_round_off_is_no_damage_and_damage_is_found_among_it(tiny_dir: TinyDir, damage: Damage) -> None:
+    loaded = loaded_tiny(tiny_dir("llama"))
+    loaded.model.bfloat16()
+    watched = WatchedEngine(replace(loaded, kv_dtype=torch.bfloat16))
+    kv, ledger = talked(watched)
+    found = verified(watched, ledger, kv)
+    assert found.agrees
+    assert found.copies[0].largest_difference > EXACT.element  # which would have been damage in 32 bits
+    with torch.inference_mode():
+        damage(kv)
+    assert verified(watched, ledger, kv).copies[0].first_bad_token == 40
+    watched.close()
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "cold_kv_dtype", "expected"),
+    [
+        *((torch.float32, "exact", EXACT), (torch.float32, "int8", ROUNDED)),
+        *((torch.bfloat16, "exact", HALF), (torch.float16, "int8", HALF)),
+    ],
+)
+def test_the_coarsest_rounding_says_what_may_differ(
+    tiny_dir: TinyDir, kv_dtype: torch.dtype, cold_kv_dtype: ColdKvDtype, expected: Tolerance
+) -> None:
+    model = loaded_tiny(tiny_dir("llama")).model.to(kv_dtype)
+    assert tolerance_of(model, kv_dtype, cold_kv_dtype) is expected
 
 
 def test_one_bad_copy_does_not_blame_the_other(watched: WatchedEngine) -> None:
