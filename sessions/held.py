@@ -171,6 +171,11 @@ class Held:
             if slot is not None and slot.kv is kv:
                 slot.saved(ids)
 
+    def went_for_room(self, conversation_id: str) -> bool:
+        """Whether its KV was freed for others, and nothing came of it since."""
+        with self._changed:
+            return conversation_id not in self._slots and self._losses.get(conversation_id) is Loss.FOR_ROOM
+
     def holdings(self) -> dict[str, Holding]:
         """Everybody's, by conversation."""
         with self._changed:

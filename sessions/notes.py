@@ -30,9 +30,7 @@ class Notes:
             place = PLACES[dropped.kept_on]
             sentence = f"Evicted {title} to {place}: {mib(dropped.freed_bytes)}, {dropped.seconds:.2f} s"
         if lost := dropped.lost_tokens:
-            which = "its last" if dropped.kept_on is Tier.DISK else "its"
-            verb = "was not saved and is" if lost == 1 else "were not saved and are"
-            sentence += f"; {which} {tokens(lost)} {verb} read again next time"
+            sentence += f"; its {'last ' if dropped.kept_on is Tier.DISK else ''}{_lost(lost)}"
         self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
 
     def written(self, size_bytes: int, seconds: float) -> None:
@@ -72,6 +70,11 @@ class Notes:
     def not_saved(self, owner_id: str, conversation_id: str, why: str) -> None:
         self._events.add(owner_id, conversation_id, f"{self._title(conversation_id)}: {why}")
 
+    def lost_on_the_way(self, owner_id: str, conversation_id: str, lost_tokens: int) -> None:
+        """Evicted while it was being saved, which then failed."""
+        sentence = f"{self._title(conversation_id)} left the device, and its last {_lost(lost_tokens)}"
+        self._events.add(owner_id, conversation_id, sentence)
+
     def restored(self, owner_id: str, conversation_id: str, restored: Restored) -> None:
         title = self._title(conversation_id)
         lender = self._title(restored.lender_id) if restored.lender_id else ""
@@ -94,3 +97,8 @@ class Notes:
 
     def _title(self, conversation_id: str) -> str:
         return self._store.title(conversation_id) or UNTITLED
+
+
+def _lost(count: int) -> str:
+    verb = "was not saved and is" if count == 1 else "were not saved and are"
+    return f"{tokens(count)} {verb} read again next time"

@@ -7,18 +7,16 @@ restored if that is expected to beat reading.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
 
 from model_runtime.errors import SnapshotNotSaved
-from model_runtime.types import KV, Engine
+from model_runtime.types import Engine
 from sessions.chains import BEGINNING_TOKENS
 from sessions.cold import Cold
 from sessions.config import SessionConfig
 from sessions.disk import Disk
-from sessions.errors import SessionError
 from sessions.history import History
 from sessions.host import Host
 from sessions.leases import Leases
@@ -27,6 +25,7 @@ from sessions.notes import Notes
 from sessions.parking import Parking
 from sessions.restorer import Restored, Restorer, Urgency, Wish
 from sessions.runs import Run, RunTable
+from sessions.saving import Saving
 from sessions.segments_table import Saved
 from sessions.slots import Slot
 from sessions.store import Store
@@ -152,28 +151,18 @@ class Tiers:
             self._leases.settle(lease, ids)
             return
         self._leases.settle(lease, ids, self._config.save_patience_s)
-        conversation_id, kv = run.conversation_id, lease.kv
+        saving = Saving(run, lease.kv, ids, self._leases, self._cold, self._notes)
         self._writer.put(
             SaveJob(
                 owner_id=run.plan.owner_id,
-                conversation_id=conversation_id,
-                kv=kv,
+                conversation_id=run.conversation_id,
+                kv=lease.kv,
                 ids=ids,
                 prompt_tokens=len(run.plan.turn.ledger) - run.plan.turn.answer_prefix_tokens,
-                staged=lambda: self._staged(conversation_id, kv, ids),
-                done=lambda saved: self._staged(conversation_id, kv, ids if saved else self._on_disk(run, ids)),
+                staged=saving.staged,
+                done=saving.done,
             )
         )
-
-    def _staged(self, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> None:
-        self._leases.saved(conversation_id, kv, ids)
-        self._leases.staged(conversation_id, kv)
-
-    def _on_disk(self, run: Run, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """What earlier turns, or the first of this one's files, left there. Nothing when the database is closed."""
-        with contextlib.suppress(SessionError):
-            return ids[: self._disk.chain(run.plan.owner_id, run.plan.conversation_id, ids).useful_tokens]
-        return ()
 
     def leaving(self, slot: Slot) -> Tier:
         """Copies an idle KV that is about to be freed into host memory, if it fits; else what is on disk is left."""

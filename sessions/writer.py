@@ -67,17 +67,19 @@ class Writer:
 
     def _loop(self) -> None:
         while (job := self._next()) is not None:
-            saved = False
+            saved, trouble = False, ""
             try:
                 saved = not self._gives_up and self._save(job)
             except EngineClosed:
                 log.info("kv_not_saved conversation=%s why=engine_closed", job.conversation_id)
             except (SnapshotNotSaved, SessionError) as error:
-                self._tell(job, error)
+                trouble = str(error)
             except Exception:
                 log.exception("kv_not_saved conversation=%s", job.conversation_id)
             finally:
                 job.done(saved)
+            if trouble:
+                self._tell(job, trouble)
 
     def _next(self) -> SaveJob | None:
         """Waits for a job. While none comes, small files become large ones, one run at a time."""
@@ -95,10 +97,10 @@ class Writer:
             log.warning("kv_not_compacted error=%s", error)
             return False
 
-    def _tell(self, job: SaveJob, error: Exception) -> None:
-        log.warning("kv_not_saved conversation=%s error=%s", job.conversation_id, error)
+    def _tell(self, job: SaveJob, trouble: str) -> None:
+        log.warning("kv_not_saved conversation=%s error=%s", job.conversation_id, trouble)
         with contextlib.suppress(SessionError):  # the database is closed, and nobody looks any more
-            self._on_trouble(job.owner_id, job.conversation_id, str(error))
+            self._on_trouble(job.owner_id, job.conversation_id, trouble)
 
     def _save(self, job: SaveJob) -> bool:
         owner_id, conversation_id = job.owner_id, job.conversation_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +106,11 @@ class WatchedEngine:
         request = GenerationRequest(tuple(ledger), kv, sampling, prefix)  # type: ignore[arg-type]
         answer.abort = self.engine.submit(request, answer.heard).abort
         return answer
+
+    def rest(self) -> None:
+        """Until the engine has nothing to do any more: after the last event its thread still ends the step."""
+        while self.engine.pulse().busy_s > 0:
+            time.sleep(0.001)
 
     def close(self) -> None:
         self.engine.close()

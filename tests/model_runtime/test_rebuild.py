@@ -70,7 +70,7 @@ def test_a_hanging_forward_is_given_up(watched: WatchedEngine, directory: Path, 
     kv, idle = engine.new_kv(), engine.new_kv()
     watched.submit(idle, [3] * 20).wait()
     assert engine.pulse().is_alive
-    assert engine.pulse().busy_s == 0
+    watched.rest()
     hang = Hang(watched, error)
     stuck = watched.submit(kv, [7] * 40, LONG)
     assert hang.reached.wait(10)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from model_runtime.segments import SegmentIdentity
 from sessions.types import MissReason, Receipt, Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
@@ -141,21 +143,35 @@ def test_a_refused_file_is_in_the_log(saved_house: tuple[House, str], caplog: py
     assert "why=the saved memory is damaged" in line
 
 
-def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse) -> None:
-    """A full disk: the beginning was saved before, the rest is not, and the room is needed."""
+@pytest.mark.parametrize("evicted_first", [False, True])
+def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse, evicted_first: bool) -> None:
+    """A full disk: the beginning was saved before, the rest is not, and the room is needed; after that is known, or
+    while the rest is being written."""
     house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=800 * 1024)
     c = house.conversation(max_new_tokens=100)
     house.say(c, "First")
     house.saved(c)
     saved_tokens = len(house.ledger(c)) - 1
-    house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: No space left on device."
+    may_fail = threading.Event()
+
+    def full_disk(identity: SegmentIdentity) -> str:
+        may_fail.wait(10)
+        return "This conversation's memory could not be saved: No space left on device."
+
+    def is_said(*parts: str) -> bool:
+        return any(all(part in event.text for part in parts) for event in house.manager.memory(ADA).events)
+
+    house.engine.fail_save = full_disk
     house.say(c, "Second")
     unsaved_tokens = len(house.ledger(c)) - 1 - saved_tokens
-    other = house.conversation(max_new_tokens=100)
-    house.say(other, LONG * 2)
+    if not evicted_first:
+        may_fail.set()
+        until(lambda: is_said("First", "could not be saved"))
+    house.say(house.conversation(max_new_tokens=100), LONG * 2)
     until(lambda: house.manager.view(ADA, c).summary.tier is Tier.DISK)
-    said = f"its last {unsaved_tokens} tokens were not saved and are read again next time"
-    until(lambda: any(e.text.startswith("Evicted First") and said in e.text for e in house.manager.memory(ADA).events))
+    may_fail.set()
+    how = "First left the device" if evicted_first else "Evicted First"
+    until(lambda: is_said(how, f"its last {unsaved_tokens} tokens were not saved and are read again next time"))
     house.engine.fail_save = lambda identity: None
     receipt = say(house, c)
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.EVICTED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from model_runtime.kernels.recorded import RecordedSteps
 from model_runtime.kernels.step_inputs import StepRows
 from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape
 from model_runtime.types import FinishReason, SamplingParams
-from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
+from tests.model_runtime.harness import TINY, loaded_tiny
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
 from tests.model_runtime.test_lookup import repeating
@@ -140,18 +139,12 @@ def test_recorded_turns_equal_a_full_read(
             assert answer.wait().error is None
             assert_equals_full_read(watched, reference, answer)
             ledger = [*answer.ledger, *answer.token_ids]
-            rest(watched)
+            watched.rest()
         watched.engine.release(kv)
     assert len(replayed) >= len(lengths)
     assert {shape.rows for shape in replayed} == {8, 16, 32, 64}
     assert any(shape.window is not None for shape in replayed) == in_pieces
     watched.close()
-
-
-def rest(watched: WatchedEngine) -> None:
-    """Until the engine has nothing to do any more."""
-    while watched.engine.pulse().busy_s > 0:
-        time.sleep(0.001)
 
 
 def test_a_turn_is_launched_once_and_recorded_while_nobody_waits(tmp_path: Path, replayed: list[TurnShape]) -> None:
@@ -160,7 +153,7 @@ def test_a_turn_is_launched_once_and_recorded_while_nobody_waits(tmp_path: Path,
     assert recorded is not None
     kv, ledger = watched.engine.new_kv(), [*range(1, 200)]
     watched.submit(kv, ledger).wait()
-    rest(watched)
+    watched.rest()
     replayed.clear()
     before = recorded.recordings
     for turns in range(3):
@@ -168,7 +161,7 @@ def test_a_turn_is_launched_once_and_recorded_while_nobody_waits(tmp_path: Path,
         answer.wait()
         assert len(replayed) == turns
         ledger = [*ledger, *answer.token_ids][:-3]
-        rest(watched)
+        watched.rest()
     assert recorded.recordings == before + 1
     watched.close()
 
