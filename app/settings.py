@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.types import ConversationSettings
 
 

@@ -9,10 +9,12 @@ from typing import TypeVar
 
 from model_runtime.config import EngineConfig, ModelConfig
 from model_runtime.engine import Engine
+from model_runtime.events import Event, Finished, TokenDelta
 from model_runtime.loaded import LoadedModel
 from model_runtime.loading import load_model
 from model_runtime.passing_thread import in_passing_thread
-from model_runtime.types import KV, Event, Finished, GenerationRequest, SamplingParams, TokenDelta
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import KV, GenerationRequest
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from model_runtime.config import EngineConfig, ModelConfig
 from model_runtime.engine import Engine
 from model_runtime.loading import load_model, unload
 from model_runtime.passing_thread import in_passing_thread
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 
 LIGHTHOUSE = (
     "The lighthouse at Grey Point was built in 1871 after three ships were lost on the reef in a single winter. Its "

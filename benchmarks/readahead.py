@@ -24,7 +24,7 @@ from benchmarks.report import device_name, finish, median, table
 from model_runtime.chat_template import ChatTemplate
 from model_runtime.loaded import LoadedModel
 from model_runtime.loading import unload
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store import Store

@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks.driver import prose_ids, start
 from model_runtime.chat_template import ChatTemplate
 from model_runtime.loaded import LoadedModel
-from model_runtime.types import Engine, SamplingParams
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import Engine
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store import Store

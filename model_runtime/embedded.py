@@ -15,8 +15,8 @@ from pathlib import Path
 
 from model_runtime.download import Wheel, fetch_wheel, sha256, verify_sha256
 from model_runtime.errors import ModelLoadError
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.sealed_directory import only_one, sweep
-from model_runtime.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from model_runtime.cold_drift import measure_drift
 from model_runtime.cold_rows import ColdRows
 from model_runtime.config import EngineConfig
 from model_runtime.errors import EngineClosed
+from model_runtime.events import FinishReason, Listener
 from model_runtime.failures import translated
 from model_runtime.kernels.device import DeviceRuntime, open_runtime
 from model_runtime.kv_cache import KVSlab, own_slab
@@ -36,7 +37,7 @@ from model_runtime.sequence import Sequence
 from model_runtime.shift import CLOSED, GIVEN_UP, Shift, Work
 from model_runtime.snapshot import Segment
 from model_runtime.steps import Steps
-from model_runtime.types import KV, FinishReason, GenerationRequest, Listener, ModelInfo, Pulse, ReadRequest
+from model_runtime.types import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest
 from model_runtime.verdict import Verification
 from model_runtime.verification import Reread, compare_all, tolerance_of
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.cold_rows import ColdRows
 from model_runtime.drift import ColdDrift
-from model_runtime.types import ModelInfo, SamplingParams
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

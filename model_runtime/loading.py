@@ -26,7 +26,7 @@ from model_runtime.loaded import LoadedModel
 from model_runtime.model_cache import converted_gguf, gguf_key, half_checkpoint, read_source
 from model_runtime.packed_model import build_dequantised, build_packed
 from model_runtime.quantization import Precision, choose_precision, dtype_name
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 
 Say = Callable[[str], None]
 _BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}

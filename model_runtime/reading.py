@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 
+from model_runtime.events import Event, Finished, FinishReason, Listener, PrefillProgress
 from model_runtime.kv_cache import KVSlab
-from model_runtime.types import Event, Finished, FinishReason, Listener, PrefillProgress, ReadRequest
+from model_runtime.types import ReadRequest
 
 logger = logging.getLogger(__name__)
 

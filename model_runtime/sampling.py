@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from model_runtime.logprobs import TokenLogprob, TokenLogprobs
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 
 
 class Sampler:

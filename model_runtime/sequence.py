@@ -12,13 +12,14 @@ from itertools import islice
 import torch
 from tokenizers import Tokenizer
 
+from model_runtime.events import Event, Finished, FinishReason, Listener, PrefillProgress, TokenDelta
 from model_runtime.kv_cache import KVSlab
 from model_runtime.logprobs import TokenLogprobs
 from model_runtime.lookup import Drafter, StepWorth
 from model_runtime.picks import Picks
 from model_runtime.sampling import Sampler, logprobs_of
 from model_runtime.text_stream import TextStream
-from model_runtime.types import Event, Finished, FinishReason, GenerationRequest, Listener, PrefillProgress, TokenDelta
+from model_runtime.types import GenerationRequest
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 from model_runtime.errors import EngineClosed
+from model_runtime.events import FinishReason
 from model_runtime.reading import Reading
 from model_runtime.sequence import Sequence
-from model_runtime.types import FinishReason, Pulse
+from model_runtime.types import Pulse
 
 T = TypeVar("T")
 Work = Sequence | Reading

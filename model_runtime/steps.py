@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from model_runtime.attention import StepAborted
+from model_runtime.events import FinishReason
 from model_runtime.failures import translated
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import DeviceRuntime
@@ -21,7 +22,6 @@ from model_runtime.relief import Relief
 from model_runtime.scheduler import MIN_CHUNK_TOKENS, Scheduler, Slot
 from model_runtime.sequence import Sequence, sample_together
 from model_runtime.shift import Shift, Work
-from model_runtime.types import FinishReason
 from model_runtime.verification import Piece
 
 logger = logging.getLogger(__name__)

@@ -5,126 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from model_runtime.drift import ColdDrift
-from model_runtime.logprobs import TokenLogprobs
+from model_runtime.events import Listener
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.segments import SegmentIdentity
 from model_runtime.verdict import Verification
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0`, `top_p == 1`, `min_p == 0` are off.
-
-    `presence_penalty` is taken once, `frequency_penalty` as often as it was sampled, from the logit of every token that
-    this answer already has. `top_logprobs` asks for the log-probability of every sampled token, and of so many of the
-    likeliest beside it; None asks for nothing.
-
-    Raises `ValueError` with a sentence for a person when a value is out of range.
-    """
-
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 50
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 512
-    seed: int | None = None
-    stop_strings: tuple[str, ...] = ()
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    top_logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        _require(0.0 <= self.temperature <= 5.0, f"Temperature must lie between 0 and 5, not {self.temperature}.")
-        _require(0.0 < self.top_p <= 1.0, f"Top-p must lie above 0 and at most at 1, not {self.top_p}.")
-        _require(0 <= self.top_k <= 1_000_000, f"Top-k must be 0 (off) or a positive whole number, not {self.top_k}.")
-        _require(0.0 <= self.min_p <= 1.0, f"Min-p must lie between 0 and 1, not {self.min_p}.")
-        _require(
-            0.1 <= self.repetition_penalty <= 10.0,
-            f"Repetition penalty must lie between 0.1 and 10, not {self.repetition_penalty}.",
-        )
-        _require(
-            1 <= self.max_new_tokens <= 1_000_000,
-            f"Max new tokens must be a positive whole number, not {self.max_new_tokens}.",
-        )
-        _require(
-            self.seed is None or 0 <= self.seed < 2**63,
-            f"Seed must be empty or a whole number from 0 to 2^63 - 1, not {self.seed}.",
-        )
-        _require(len(self.stop_strings) <= 16, f"At most 16 stop strings are allowed, not {len(self.stop_strings)}.")
-        _require(all(self.stop_strings), "A stop string must not be empty.")
-        for name, penalty in (("Presence", self.presence_penalty), ("Frequency", self.frequency_penalty)):
-            _require(-2.0 <= penalty <= 2.0, f"{name} penalty must lie between -2 and 2, not {penalty}.")
-        _require(
-            self.top_logprobs is None or 0 <= self.top_logprobs <= 20,
-            f"Top logprobs must lie between 0 and 20, not {self.top_logprobs}.",
-        )
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)
-
-
-class FinishReason(StrEnum):
-    """Why an answer ended."""
-
-    STOP = "stop"  # the model's own stop token (which is then the last id of the answer)
-    STOP_STRING = "stop_string"  # one of `SamplingParams.stop_strings`
-    LENGTH = "length"  # max_new_tokens
-    CONTEXT = "context"  # the context limit
-    ABORTED = "aborted"  # somebody pressed stop
-    FAILED = "failed"  # an error; see `Finished.error`
-    READ = "read"  # a `ReadRequest`: all of it is in the KV
-    PREEMPTED = "preempted"  # idle work made way for a request
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillProgress:
-    """`fed_tokens` of the `total_tokens` of this turn have been read."""
-
-    fed_tokens: int
-    total_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenDelta:
-    """One sampled token. `text` is what became displayable with it: "" while a character is incomplete or a stop
-    string might be starting. A stop token has `text == ""`. `logprobs` only where they were asked for."""
-
-    token_id: int
-    text: str
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last event of every request. Times in seconds; `ttft_s` is None when no token was sampled.
-
-    `text_tail` is text that was held back and belongs to the answer; what begins a stop string is never sent before.
-    `fed_tokens` were computed in this turn before the first sampled token, `reused_tokens` came from the KV.
-    `accepted_tokens` of `drafted_tokens` that prompt lookup guessed were what the model said.
-    """
-
-    reason: FinishReason
-    fed_tokens: int
-    reused_tokens: int
-    sampled_tokens: int
-    ttft_s: float | None
-    prefill_s: float
-    decode_s: float
-    text_tail: str = ""
-    error: str | None = None
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-
-
-Event = PrefillProgress | TokenDelta | Finished
-Listener = Callable[[Event], None]
 
 
 class KV(Protocol):

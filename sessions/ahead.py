@@ -12,19 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model_runtime.events import Event, Finished, FinishReason, Listener, TokenDelta
 from model_runtime.turn_template import TurnTemplate
-from model_runtime.types import (
-    KV,
-    Engine,
-    Event,
-    Finished,
-    FinishReason,
-    Generation,
-    GenerationRequest,
-    Listener,
-    ReadRequest,
-    TokenDelta,
-)
+from model_runtime.types import KV, Engine, Generation, GenerationRequest, ReadRequest
 from sessions.beginnings import Beginnings
 from sessions.errors import ConversationNotFound
 from sessions.idle import Errand, Kind, Outcome, Way

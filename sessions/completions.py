@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model_runtime.messages import ChatMessage
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.turn_template import TurnTemplate
-from model_runtime.types import Engine, SamplingParams
+from model_runtime.types import Engine
 from sessions import links, matching
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, ConversationNotFound, SessionError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from model_runtime.types import Finished, FinishReason
+from model_runtime.events import Finished, FinishReason
 from sessions.leases import Lease, Loss
 from sessions.runs import Run
 from sessions.text import tokens

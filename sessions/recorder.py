@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from model_runtime.events import Event, Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.turn_template import TurnTemplate
-from model_runtime.types import Engine, Event, Finished, FinishReason, PrefillProgress, TokenDelta
+from model_runtime.types import Engine
 from sessions import links
 from sessions.errors import SessionError
 from sessions.receipts import outcome, receipt

@@ -7,8 +7,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from model_runtime.events import FinishReason
 from model_runtime.messages import ChatMessage, UserInput
-from model_runtime.types import FinishReason
 from sessions import links
 from sessions.types import ConversationSettings, MessageStatus, Origin
 

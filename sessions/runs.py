@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from model_runtime.events import Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.logprobs import TokenLogprobs
-from model_runtime.types import Finished, FinishReason, Generation, PrefillProgress, SamplingParams, TokenDelta
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import Generation
 from sessions.beginnings import Shared
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.leases import Lease, Ticket

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.database import Database
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.keys import KeyStore

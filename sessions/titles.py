@@ -6,7 +6,7 @@ import itertools
 import re
 import unicodedata
 
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.text import clean_title
 
 TITLE_QUESTION = "Write a short title for this conversation, at most five words. Answer with the title only."

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlite_utils
 
-from model_runtime.types import FinishReason
+from model_runtime.events import FinishReason
 from sessions.database import Database
 from sessions.errors import ConversationNotFound
 from sessions.links_table import insert_link

@@ -9,7 +9,8 @@ from functools import partial
 from model_runtime.errors import ModelRuntimeError
 from model_runtime.messages import ChatMessage
 from model_runtime.numerics import difference
-from model_runtime.types import Engine, GenerationRequest, ModelInfo, SamplingParams
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import Engine, GenerationRequest, ModelInfo
 from sessions import links
 from sessions.beginnings import Beginnings, Shared
 from sessions.leases import Lease, Leases, Ticket

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from model_runtime.drift import ColdDrift
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 
 
 class MessageStatus(StrEnum):

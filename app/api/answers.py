@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.api.problems import Problem
+from model_runtime.events import FinishReason
 from model_runtime.logprobs import TokenLogprob, TokenLogprobs
 from model_runtime.messages import ChatMessage
-from model_runtime.types import FinishReason
 from sessions.runs import Run
 from sessions.types import MessageStatus, MessageView, Receipt, Tier
 

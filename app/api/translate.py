@@ -9,7 +9,8 @@ from typing import Any
 from app.api.problems import Problem
 from app.api.requests import ChatCompletionRequest, Message, RefusalPart, Tool
 from model_runtime.messages import ChatMessage, ToolCall
-from model_runtime.types import ModelInfo, SamplingParams
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import ModelInfo
 from sessions.completions import ChatRequest
 from sessions.text import clean_exactly
 

@@ -12,8 +12,9 @@ from benchmarks.gpu.shapes import build, read_bytes_a_token
 from benchmarks.gpu.talk import GREEDY, SAMPLED, Answer, ask, open_engine, some_ids
 from model_runtime.engine import Engine
 from model_runtime.loaded import LoadedModel
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.segments import identify
-from model_runtime.types import KV, SamplingParams, Segment
+from model_runtime.types import KV, Segment
 
 STEPS = 40
 WATCHED_STEPS = 17

@@ -22,7 +22,7 @@ from transformers import (
 
 from benchmarks.gpu.bench import Bench
 from model_runtime.loaded import LoadedModel
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 
 PRECISIONS = ("none", "int8", "fp4", "nf4")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app import settings
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.types import ConversationSettings
 
 CHOSEN = ConversationSettings(

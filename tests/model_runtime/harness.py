@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model_runtime.config import EngineConfig
 from model_runtime.engine import Engine
+from model_runtime.events import Event, Finished, TokenDelta
 from model_runtime.forward import Feed
 from model_runtime.loaded import LoadedModel
-from model_runtime.types import Event, Finished, GenerationRequest, SamplingParams, TokenDelta
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import GenerationRequest
 from tests.model_runtime import tiny_models
 
 TINY = {
@@ -109,12 +111,19 @@ class WatchedEngine:
 
     def rest(self) -> None:
         """Until the engine has nothing to do any more: after the last event its thread still ends the step."""
-        while self.engine.pulse().busy_s > 0:
-            time.sleep(0.001)
+        until(lambda: self.engine.pulse().busy_s == 0)
 
     def close(self) -> None:
         self.engine.close()
         self._hook.remove()
+
+
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Looks often, and sleeps in between: the engine's thread needs the interpreter."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.0005)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from model_runtime.kernels.device import DeviceRuntime, open_slabs
 from model_runtime.loaded import LoadedModel
 from model_runtime.packed_model import build_packed
 from model_runtime.probe import probe_packing
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from tests.model_runtime.harness import WatchedEngine, full_read
 
 pytestmark = pytest.mark.embedded

@@ -11,15 +11,10 @@ import pytest
 import torch
 
 from model_runtime.config import EngineConfig
+from model_runtime.events import Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.forward import Feed
-from model_runtime.types import (
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    PrefillProgress,
-    SamplingParams,
-    TokenDelta,
-)
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import GenerationRequest
 from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from model_runtime.config import EngineConfig
+from model_runtime.events import FinishReason, PrefillProgress
 from model_runtime.forward import Feed
-from model_runtime.types import FinishReason, GenerationRequest, PrefillProgress, ReadRequest, SamplingParams
-from tests.model_runtime.harness import GREEDY, TINY, Answer, WatchedEngine, loaded_tiny
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import GenerationRequest, ReadRequest
+from tests.model_runtime.harness import GREEDY, TINY, Answer, WatchedEngine, loaded_tiny, until
 
 CONFIG = EngineConfig(prefill_chunk_tokens=64, idle_chunk_tokens=16)
 TEXT = [(7 * i + 3) % 90 + 3 for i in range(120)]
@@ -151,8 +153,7 @@ def test_a_call_between_steps_does_not_wait_for_idle_work(watched: WatchedEngine
     assert gate.inside.wait(10)
     released = threading.Thread(target=lambda: watched.engine.release(other))
     released.start()
-    while not watched.engine._shift._calls:
-        pass
+    until(lambda: watched.engine._shift._calls)
     gate.open.set()
     released.join(10)
     assert ahead.wait().reason is FinishReason.READ  # it goes on afterwards

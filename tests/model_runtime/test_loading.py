@@ -24,7 +24,7 @@ from model_runtime.linear_int4 import Int4Linear, KernelPlan
 from model_runtime.loaded import LoadedModel
 from model_runtime.loading import context_limit_tokens, load_model, unload
 from model_runtime.native_matrix import Kind, NativeLinear
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
 

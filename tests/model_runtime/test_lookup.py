@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from model_runtime.config import EngineConfig, PromptLookup
+from model_runtime.events import FinishReason
 from model_runtime.forward import Feed
 from model_runtime.loaded import LoadedModel
 from model_runtime.lookup import LONGEST_DRAFT_TOKENS, Drafter, Lookup, NgramIndex, StepWorth
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.step_cost import MOST_ROWS, StepCost
-from model_runtime.types import FinishReason, SamplingParams
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=48)

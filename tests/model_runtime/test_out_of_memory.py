@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from model_runtime.errors import DeviceOutOfMemory
+from model_runtime.events import FinishReason
 from model_runtime.forward import Feed
 from model_runtime.kv_cache import KVSlab
 from model_runtime.segments import identify
-from model_runtime.types import FinishReason
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
 

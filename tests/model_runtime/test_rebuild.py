@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from model_runtime.errors import EngineClosed
+from model_runtime.events import Finished, FinishReason
 from model_runtime.forward import Feed
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.segments import identify
 from model_runtime.shift import GIVEN_UP
-from model_runtime.types import Finished, FinishReason, SamplingParams
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
 
 LONG = SamplingParams(temperature=0, max_new_tokens=60)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model_runtime.sampling import Sampler, logprobs_of
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]))
 CPU = torch.device("cpu")

@@ -11,11 +11,12 @@ import torch
 
 from model_runtime.config import ColdKvDtype, EngineConfig
 from model_runtime.errors import SnapshotRefused
+from model_runtime.events import PrefillProgress, TokenDelta
 from model_runtime.kv_cache import KVSlab
 from model_runtime.loaded import LoadedModel
 from model_runtime.segments import identify
 from model_runtime.snapshot import Segment
-from model_runtime.types import KV, PrefillProgress, TokenDelta
+from model_runtime.types import KV
 from model_runtime.verdict import Verification
 from model_runtime.verification import EXACT, HALF, ROUNDED, Tolerance, tolerance_of
 from tests.conftest import TinyDir

@@ -13,18 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from model_runtime.errors import EngineClosed, PromptTooLong, SnapshotNotSaved, SnapshotRefused
+from model_runtime.events import Listener
 from model_runtime.numerics import line
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.segments import SegmentIdentity
-from model_runtime.types import (
-    KV,
-    GenerationRequest,
-    Listener,
-    ModelInfo,
-    Pulse,
-    ReadRequest,
-    SamplingParams,
-    Segment,
-)
+from model_runtime.types import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest, Segment
 from model_runtime.verdict import Verification
 from tests.sessions.byte_template import ByteTemplate, ForgetfulTemplate
 from tests.sessions.scripted_answers import chat_answer, checksum, checksum_answer, text_of

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from model_runtime.errors import EngineClosed
-from model_runtime.types import FinishReason, PrefillProgress, TokenDelta
+from model_runtime.events import FinishReason, PrefillProgress, TokenDelta
 from tests.sessions.byte_template import END
 from tests.sessions.scripted_generation import ScriptedGeneration
 from tests.sessions.scripted_kv import ScriptedKV

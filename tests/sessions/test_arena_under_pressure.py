@@ -11,7 +11,7 @@ import sessions.restorer
 from model_runtime.chat_template import ChatTemplate
 from model_runtime.config import EngineConfig
 from model_runtime.kernels.arena_forward import ArenaForward
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.choice import Choice
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model_runtime.messages import ChatMessage
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.completions import ChatRequest
 from sessions.types import MissReason, Tier
 from tests.sessions.conftest import MakeHouse

@@ -8,7 +8,7 @@ import pytest
 
 from model_runtime.errors import TemplateRefused
 from model_runtime.messages import ChatMessage, ToolCall
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.completions import MOST_DISPLACED_TOKENS, ChatRequest
 from sessions.errors import ContextFull, ConversationBusy, MessageRefused
 from sessions.runs import Run

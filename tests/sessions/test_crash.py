@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import sessions.restorer
-from model_runtime.types import Engine, SamplingParams
+from model_runtime.sampling_params import SamplingParams
+from model_runtime.types import Engine
 from sessions.choice import Choice
 from sessions.disk import path_in
 from sessions.doctor import Report, inspect, verify_everything

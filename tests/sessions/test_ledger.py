@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.types import FinishReason
+from model_runtime.events import FinishReason
 from sessions.ledger import Turn, common_prefix, continued_answer, fold, new_answer, system_prompt_of, user_turn
 from sessions.records import Node, NodeIds
 from sessions.types import MessageStatus, MissReason

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from model_runtime.types import TokenDelta
+from model_runtime.events import TokenDelta
 from sessions.errors import ConversationBusy, SessionError, StoreError
 from sessions.runs import Run
 from sessions.types import MessageStatus, RunPhase

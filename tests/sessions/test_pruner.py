@@ -7,7 +7,7 @@ import time
 import pytest
 
 from model_runtime.messages import ChatMessage
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.completions import ChatRequest
 from sessions.config import SessionConfig
 from sessions.types import Origin

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model_runtime.types import FinishReason
+from model_runtime.events import FinishReason
 from sessions.errors import MessageRefused
 from sessions.idle import Kind
 from sessions.types import MissReason, Tier

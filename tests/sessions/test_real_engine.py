@@ -13,7 +13,7 @@ import torch
 import sessions.restorer
 from model_runtime.chat_template import ChatTemplate
 from model_runtime.kv_cache import KVSlab
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.choice import Choice
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager

@@ -27,7 +27,7 @@ from model_runtime.chat_template import ChatTemplate
 from model_runtime.config import EngineConfig
 from model_runtime.engine import Engine
 from model_runtime.loaded import LoadedModel
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.choice import ASSUMED_BYTES_PER_S
 from sessions.config import SessionConfig
 from sessions.errors import CacheFull, ConversationBusy, StoreError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.errors import ConversationBusy
 from sessions.ledger import Turn
 from sessions.records import NodeIds

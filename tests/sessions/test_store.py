@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from model_runtime.types import FinishReason, SamplingParams
+from model_runtime.events import FinishReason
+from model_runtime.sampling_params import SamplingParams
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.migrations import MIGRATIONS
 from sessions.records import NodeIds, pack, unpack

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from model_runtime.types import SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
 from sessions.types import ConversationSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.types import FinishReason
+from model_runtime.events import FinishReason
 from sessions.titles import TITLE_QUESTION, usable_title
 from tests.sessions.byte_template import END, USER
 from tests.sessions.conftest import MakeHouse

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from model_runtime.types import FinishReason, Generation, GenerationRequest, Listener
+from model_runtime.events import FinishReason, Listener
+from model_runtime.types import Generation, GenerationRequest
 from sessions.errors import ConversationBusy, MessageRefused
 from sessions.types import MessageStatus, RunPhase, Tier
 from tests.sessions.byte_template import END

@@ -15,8 +15,9 @@ import sessions.restorer
 import sessions.watchdog
 from model_runtime.chat_template import ChatTemplate
 from model_runtime.forward import Feed
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.shift import GIVEN_UP
-from model_runtime.types import Pulse, SamplingParams
+from model_runtime.types import Pulse
 from sessions.choice import Choice
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from model_runtime.events import FinishReason
 from model_runtime.kernels.ahead import Ahead
 from model_runtime.kernels.arena_forward import ArenaForward
 from model_runtime.kernels.recorded import RecordedSteps
 from model_runtime.kernels.step_shapes import DecodeShape, StepShape
 from model_runtime.picks import Picks
-from model_runtime.types import FinishReason, SamplingParams
-from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
+from model_runtime.sampling_params import SamplingParams
+from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny, until
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
 
@@ -126,6 +128,10 @@ def test_when_one_answer_ends_the_others_go_on_with_what_runs(
     assert steps.computed <= 29 + 2  # one of them when the second and the third have come
 
 
+def has_said(answer: Answer, count: int) -> bool:
+    return len(answer.token_ids) >= count
+
+
 def test_a_stopped_answers_step_is_not_taken_for_another_ones(
     watched: WatchedEngine, reference: PreTrainedModel
 ) -> None:
@@ -134,8 +140,7 @@ def test_a_stopped_answers_step_is_not_taken_for_another_ones(
     kv, ledger = watched.engine.new_kv(), some_ids(random.Random(7), 40)
     for number in range(6):
         answer = watched.submit(kv, ledger, SamplingParams(temperature=0, max_new_tokens=200))
-        while len(answer.token_ids) < 5 + number:
-            pass
+        until(partial(has_said, answer, 5 + number))
         answer.abort()
         answer.wait()
         held = list(kv.token_ids)

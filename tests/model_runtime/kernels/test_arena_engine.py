@@ -11,6 +11,7 @@ import torch
 
 from model_runtime.config import EngineConfig, PromptLookup
 from model_runtime.errors import ModelLoadError
+from model_runtime.events import FinishReason
 from model_runtime.kernels.arena import STEP_TOKENS
 from model_runtime.kernels.arena_forward import ArenaForward
 from model_runtime.kernels.few_rows_forward import FewRowsForward
@@ -18,9 +19,10 @@ from model_runtime.kernels.recorded import RecordedSteps
 from model_runtime.kernels.step_inputs import StepRows
 from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape
 from model_runtime.kernels.varlen import VarlenKernel
+from model_runtime.probe import probe_packing
+from model_runtime.sampling_params import SamplingParams
 from model_runtime.segments import identify
-from model_runtime.types import FinishReason, SamplingParams
-from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny
+from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny, until
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
 
 ROOM_TOKENS = 12 * STEP_TOKENS
@@ -33,17 +35,16 @@ def over_arena(
     lookup: PromptLookup = "off",
     chunk_tokens: int = 32,
 ) -> WatchedEngine:
-    slabs = WatchedEngine(loaded_tiny(directory))
-    arena_bytes = tokens * slabs.engine.info.kv_bytes_per_token
-    slabs.close()
+    loaded = loaded_tiny(directory)
+    geometry = probe_packing(loaded.model, loaded.kv_dtype, 512, step_tokens=STEP_TOKENS)
     config = EngineConfig(
         prefill_chunk_tokens=chunk_tokens,
-        kv_arena_bytes=arena_bytes,
+        kv_arena_bytes=tokens * geometry.bytes_per_token,
         pinned_host_bytes=1 << 20,
         record_steps=record,
         prompt_lookup=lookup,
     )
-    return WatchedEngine(loaded_tiny(directory), config)
+    return WatchedEngine(loaded, config)
 
 
 def forward_of(watched: WatchedEngine) -> ArenaForward:
@@ -143,8 +144,7 @@ def test_segments_go_from_the_arena_to_slabs_and_back(tmp_path: Path) -> None:
 def test_an_answer_has_its_room_from_the_beginning_and_gives_back_what_it_did_not_need(watched: WatchedEngine) -> None:
     kv = watched.engine.new_kv()
     answer = watched.submit(kv, [5] * 40, SamplingParams(temperature=0, max_new_tokens=200))
-    while len(answer.events) < 6:
-        pass
+    until(lambda: len(answer.events) >= 6)
     assert kv.allocated_bytes == watched.engine.kv_bytes(240)
     answer.abort()
     answer.wait()

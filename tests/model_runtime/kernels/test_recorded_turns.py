@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from model_runtime.attention import StepAborted
+from model_runtime.events import FinishReason
 from model_runtime.forward import Feed
 from model_runtime.kernels import pieces
 from model_runtime.kernels.pieces import Pieces, cut, filled_up
 from model_runtime.kernels.recorded import RecordedSteps
 from model_runtime.kernels.step_inputs import StepRows
 from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape
-from model_runtime.types import FinishReason, SamplingParams
+from model_runtime.sampling_params import SamplingParams
 from tests.model_runtime.harness import TINY, loaded_tiny
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
