@@ -217,17 +217,9 @@ def open_arena(
     logger.info("arena tokens=%d kernel=%s", arena.capacity_tokens, name)
     pool = host_pool or HostPool(config.pinned_host_bytes, geometry.device)
     place = KVPlace(arena.new_kv, arena.bytes_for, arena.capacity_tokens)
-    return DeviceRuntime(
-        geometry,
-        place,
-        forward,
-        ArenaTransfers(arena, pool),
-        name,
-        forward.run_ahead,
-        forward.record_waiting,
-        arena,
-        pool,
-    )
+    transfers = ArenaTransfers(arena, pool)
+    record_waiting = forward.record_waiting if forward.recorded_turns is not None else None
+    return DeviceRuntime(geometry, place, forward, transfers, name, forward.run_ahead, record_waiting, arena, pool)
 
 
 def _record(forward: ArenaForward, check: SelfCheck) -> None:

@@ -50,7 +50,7 @@ class SelfCheck:
 
     def _turned(self, forward: ArenaForward) -> list[torch.Tensor]:
         """Of a turn as it comes first, and again when there was time to record it."""
-        kv, begin = forward.arena.new_kv(), len(self._long) - _TURN_TOKENS
+        kv, begin = forward.arena.new_kv(), max(1, len(self._long) - _TURN_TOKENS)
         forward.run([Feed(kv, self._long[:begin], 0)])
         found = []
         for _ in range(2):

@@ -166,6 +166,14 @@ def test_an_answer_without_room_fails_alone_and_with_a_sentence(watched: Watched
     assert watched.submit(kv, [9] * 10).wait().reason is FinishReason.LENGTH
 
 
+def test_a_context_shorter_than_what_is_checked_at_the_start_will_do(tmp_path: Path) -> None:
+    loaded = loaded_tiny(TINY["gptbigcode"](tmp_path / "gptbigcode"))
+    watched = WatchedEngine(loaded, EngineConfig(kv_arena_bytes=1 << 20), context_limit_tokens=16)
+    assert forward_of(watched).recorded_turns is not None
+    assert watched.submit(watched.engine.new_kv(), [3] * 10).wait().error is None
+    watched.close()
+
+
 def test_a_budget_for_nothing_is_refused_at_load(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="another --device-kv-budget"):
         over_arena(TINY["llama"](tmp_path / "llama"), tokens=STEP_TOKENS - 1)
