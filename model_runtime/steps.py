@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import abc
@@ -95,7 +96,8 @@ class Steps:
 
         if self._runtime.record_waiting is not None and not (shift.running or shift.idle or is_wanted()):
             shift.begins(0.0)
-            self._runtime.record_waiting(is_wanted)
+            with contextlib.suppress(StepAborted):  # it was given up meanwhile
+                self._runtime.record_waiting(is_wanted)
 
     def in_passing(self, piece: Piece) -> bool:
         """Does a piece of work that no answer waits for, where it holds up none. False: it has to be tried again."""
