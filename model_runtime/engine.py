@@ -75,7 +75,7 @@ class Engine:
         drift = measure_drift(self._forward, self._place, self._rows, self._tokenizer, context_limit_tokens)
         self._info = model_info(loaded, runtime.kernel, self._rows, context_limit_tokens, drift, self._lookup.notes)
         measure_reading(self._forward, self._place, context_limit_tokens, self._speed)
-        self._lookup.measure(self._forward, self._place, runtime.record_waiting is not None)
+        self._lookup.measure(self._forward, self._place, context_limit_tokens)
         self._begin_shift()
 
     def _use(self, runtime: DeviceRuntime) -> DeviceRuntime:

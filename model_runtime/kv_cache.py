@@ -138,3 +138,11 @@ def own_slab(kv: object) -> KVSlab:
     if not isinstance(kv, KVSlab):
         raise TypeError("this engine's KVs come from its new_kv()")
     return kv
+
+
+def hold_zeros(kv: KVSlab, tokens: int, room_tokens: int) -> None:
+    """Makes an empty KV hold rows of zeros, with room for `room_tokens`: something to measure behind."""
+    kv.ensure_room(room_tokens)
+    kv.appended([0] * tokens)
+    for tensor in (*kv.keys, *kv.values):
+        tensor.zero_()

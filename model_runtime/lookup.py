@@ -14,13 +14,14 @@ from typing import Protocol
 
 from model_runtime.config import PromptLookup
 from model_runtime.kernels.device import Forward, KVPlace
-from model_runtime.step_cost import StepCost
+from model_runtime.step_cost import MOST_ROWS, StepCost
 
 LONGEST_DRAFT_TOKENS = 7  # with the pending token 8 rows, two tiles of the packed 4-bit kernel
 
 # How many ids must have stood together before, longest first, and how far such a guess is trusted before it was tried.
 _TRUST = {3: 0.6, 2: 0.3}
 _LEARNING_RATE = 0.2
+_MEASURED_BEHIND_TOKENS = 2048
 
 
 class NgramIndex:
@@ -123,7 +124,7 @@ class Lookup:
     def __init__(self, mode: PromptLookup) -> None:
         self.mode = mode
         self._cost = StepCost()
-        self._weighs_one_only = False
+        self._is_for_one = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -133,16 +134,19 @@ class Lookup:
         where = "where that saves time" if self.mode == "auto" else "also where that may cost time"
         return (f"Prompt lookup guesses answers that repeat the conversation, {where}.",)
 
-    def measure(self, forward: Forward, place: KVPlace, weighs_one_only: bool = False) -> None:
-        """What further rows cost on this machine. Again when the forward has become another one. `weighs_one_only`:
-        with several streams they cost more than that, so that "auto" then guesses nothing."""
-        self._weighs_one_only = weighs_one_only
+    def measure(self, forward: Forward, place: KVPlace, limit_tokens: int) -> None:
+        """What further rows cost on this machine, for contexts of up to `limit_tokens`. Again when the forward has
+        become another one. Among slabs history makes every row dearer by about the same factor. Over an arena one row
+        has a kernel of its own and several have not, which shows behind a history alone; and several streams with
+        guesses cost more still, so that "auto" then guesses nothing."""
+        self._is_for_one = place.capacity_tokens is not None
         if self.mode == "auto":
-            self._cost.measure_on(forward, place)
+            most_tokens = min(limit_tokens, place.capacity_tokens or 0) // 2 - MOST_ROWS
+            self._cost.measure_on(forward, place, max(0, min(_MEASURED_BEHIND_TOKENS, most_tokens)))
 
     def add_drafts(self, decoding: Sequence[Drafting], rows: int, context_limit_tokens: int) -> None:
         """Gives the decode steps of a forward of `rows` rows their drafts."""
-        if self.mode == "off" or (self.mode == "auto" and self._weighs_one_only and len(decoding) > 1):
+        if self.mode == "off" or (self.mode == "auto" and self._is_for_one and len(decoding) > 1):
             return
         worth = StepWorth(rows, len(decoding), self._cost.seconds) if self.mode == "auto" else None
         for generation in decoding:

@@ -18,6 +18,7 @@ import numpy as np
 
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import Forward, KVPlace
+from model_runtime.kv_cache import hold_zeros
 
 _REMEMBERED_CHUNKS = 16  # of each size, to a factor of two
 
@@ -59,10 +60,7 @@ def measure_reading(forward: Forward, place: KVPlace, limit_tokens: int, speed: 
     slab = place.new_kv()
     for start, tokens in ((0, 16), (0, 16), (0, min(256, limit_tokens // 2)), (depth, 16)):
         slab.free()
-        slab.ensure_room(start + tokens)
-        slab.appended([0] * start)
-        for tensor in (*slab.keys, *slab.values):
-            tensor.zero_()
+        hold_zeros(slab, start, start + tokens)
         begin = time.perf_counter()
         forward.run([Feed(slab, [1] * tokens, 1)]).argmax().item()  # waits for the device
         speed.observe(start, start + tokens, time.perf_counter() - begin)

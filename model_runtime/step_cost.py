@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from model_runtime.forward import Feed
 from model_runtime.kernels.device import Forward, KVPlace
+from model_runtime.kv_cache import hold_zeros
 
 # On both sides of 4 rows, because the packed 4-bit kernel works in tiles of 4.
 MOST_ROWS = 16
@@ -31,15 +32,15 @@ class StepCost:
             seconds[place] = max(seconds[place], seconds[place - 1])
         self._rows, self._seconds = list(_MEASURED_ROWS), seconds
 
-    def measure_on(self, forward: Forward, place: KVPlace) -> None:
-        """On a model, with nothing in front: history makes every row dearer by about the same factor."""
+    def measure_on(self, forward: Forward, place: KVPlace, behind_tokens: int) -> None:
+        """On a model, behind so many tokens."""
         slab = place.new_kv()
-        slab.ensure_room(MOST_ROWS)
+        hold_zeros(slab, behind_tokens, behind_tokens + MOST_ROWS)
 
         def step_s(rows: int) -> float:
             begin = time.perf_counter()
             forward.run([Feed(slab, [1] * rows, rows)]).argmax().item()  # waits for the device
-            slab.crop(0)
+            slab.crop(behind_tokens)
             return time.perf_counter() - begin
 
         self.measure(step_s)

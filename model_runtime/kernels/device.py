@@ -77,8 +77,8 @@ class SlabTransfers:
 class DeviceRuntime:
     """`geometry` is how rows lie. `kernel` is what a person is told. `run_ahead` starts a decode step before the host
     knows its tokens (`ArenaForward.run_ahead`). `record_waiting` is for when nobody waits
-    (`ArenaForward.record_waiting`); steps that check guesses are then replayed for one stream only. `arena` is None
-    with slabs. `host_pool` has memory that copies fast to this device."""
+    (`ArenaForward.record_waiting`). `arena` is None with slabs. `host_pool` has memory that copies fast to this
+    device."""
 
     geometry: KVGeometry
     place: KVPlace

@@ -207,9 +207,9 @@ def test_where_guesses_of_several_streams_cost_more_only_one_alone_is_weighed(
         def draft(self, context_limit_tokens: int, worth: StepWorth | None) -> None:
             Stream.asked += 1
 
-    watched = WatchedEngine(loaded_tiny(llama))
+    watched = WatchedEngine(loaded_tiny(llama), EngineConfig(kv_arena_bytes=1 << 20))
     lookup = Lookup(mode)
-    lookup.measure(watched.engine._forward, watched.engine._place, weighs_one_only=True)
+    lookup.measure(watched.engine._forward, watched.engine._place, 512)
     for streams, asked in zip((1, 2), expected, strict=True):
         Stream.asked = 0
         lookup.add_drafts([Stream() for _ in range(streams)], streams, 512)
