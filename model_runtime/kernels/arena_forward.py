@@ -127,10 +127,6 @@ class ArenaForward:
         """Whether our kernel multiplies few rows with the 4-bit matrices."""
         return self._without_own_products is not None
 
-    def do_without_few_rows(self) -> None:
-        """The model's own layers compute few rows too. Before anything is recorded."""
-        self.few_rows = None
-
     def record_steps(self) -> None:
         """From now on decode steps are recorded, each shape when it is first needed."""
         self.recorded_steps = RecordedSteps(self._recordable, self.arena, "decode steps")

@@ -18,7 +18,7 @@ import torch
 
 from model_runtime.kernels.arena import Arena
 from model_runtime.kernels.step_inputs import StepRows, StepTensors, StepUpload
-from model_runtime.kernels.step_shapes import StepShape
+from model_runtime.kernels.step_shapes import StepShape, nobodys
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class RecordedSteps:
 
     def _record(self, shape: StepShape) -> None:
         """It runs a few times, with nobody's rows."""
-        like = shape.nobodys(self._arena.nobodys_row)
+        like = nobodys(shape, self._arena.nobodys_row)
         try:
             upload = StepUpload(self._arena.geometry.device, len(like.numbers))
             upload.send(like)

@@ -31,9 +31,15 @@ class SelfCheck:
 
     def passes(self, forward: ArenaForward) -> bool:
         """Whether this forward gives them."""
-        return self._agree(self._decoded(forward), self._pair_logits) and all(
-            self._agree(found, self._long_logits) for found in self._turned(forward)
-        )
+        return self.decodes_right(forward) and self.reads_turns_right(forward)
+
+    def decodes_right(self, forward: ArenaForward) -> bool:
+        """The two conversations alone."""
+        return self._agree(self._decoded(forward), self._pair_logits)
+
+    def reads_turns_right(self, forward: ArenaForward) -> bool:
+        """The short turn alone, as it comes first and when there was time to record it."""
+        return all(self._agree(found, self._long_logits) for found in self._turned(forward))
 
     def _agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         gap, limit = logits_gap(found, expected, self._is_exact)
@@ -49,7 +55,6 @@ class SelfCheck:
         return found
 
     def _turned(self, forward: ArenaForward) -> list[torch.Tensor]:
-        """Of a turn as it comes first, and again when there was time to record it."""
         kv, begin = forward.arena.new_kv(), max(1, len(self._long) - _TURN_TOKENS)
         forward.run([Feed(kv, self._long[:begin], 0)])
         found = []

@@ -58,10 +58,6 @@ class DecodeShape:
         """Where the logits of the step's own rows are."""
         return slice(0, count)
 
-    def nobodys(self, nobodys_row: int) -> StepRows:
-        """A step of this shape that changes no conversation."""
-        return self.made_up(_one_row(nobodys_row), nobodys_row)
-
 
 @dataclass(frozen=True, slots=True)
 class TurnShape:
@@ -113,16 +109,14 @@ class TurnShape:
         """Where the logits of the step's own rows are."""
         return slice(self.logit_rows - count, self.logit_rows)
 
-    def nobodys(self, nobodys_row: int) -> StepRows:
-        """A step of this shape that changes no conversation."""
-        return self.made_up(_one_row(nobodys_row), nobodys_row)
-
 
 StepShape = DecodeShape | TurnShape
 
 
-def _one_row(nobodys_row: int) -> StepRows:
-    return StepRows((0,), (0,), (nobodys_row,), (0,), (0, 1), (nobodys_row, nobodys_row), (1,), 1, 1)
+def nobodys(shape: StepShape, nobodys_row: int) -> StepRows:
+    """A step of this shape that changes no conversation."""
+    row = StepRows((0,), (0,), (nobodys_row,), (0,), (0, 1), (nobodys_row, nobodys_row), (1,), 1, 1)
+    return shape.made_up(row, nobodys_row)
 
 
 def _at_least(count: int, sizes: tuple[int, ...]) -> int:

@@ -12,13 +12,28 @@ import pytest
 import torch
 
 from model_runtime.kernels import arena_forward, pieces
-from model_runtime.kernels.pieces import cut, window_for
+from model_runtime.kernels.pieces import Pieces, cut, window_for
 from model_runtime.kernels.varlen import REFERENCE, agrees_in_pieces, reference_with_lse
 from tests.model_runtime.harness import TINY, loaded_tiny
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
 
 CPU = torch.device("cpu")
+
+
+def keys_of(found: Pieces, row: int, rows: int) -> list[int]:
+    """Which rows of the arena a query row, of so many, sees piece by piece."""
+    most = len(found.places) // rows
+    spans = list(zip(pairwise(found.begins_q), found.begins_k, found.used_k, strict=False))
+    seen: list[int] = []
+    for place in found.places[row * most : (row + 1) * most]:
+        if place < 0:
+            continue
+        assert found.rows[place] == row
+        (first, last), begin, keys = next(span for span in spans if span[0][0] <= place < span[0][1])
+        stands_at = keys - (last - first) + place - first
+        seen += [begin + key for key in range(max(0, stands_at - found.window + 1), stands_at + 1)]
+    return seen
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -32,20 +47,12 @@ def test_every_row_sees_each_of_its_keys_once(seed: int) -> None:
 
     found = cut(begins_q, [*begins_k, 0], used, window)
 
-    most = len(found.places) // begins_q[-1]
-    spans = list(zip(pairwise(found.begins_q), found.begins_k, found.used_k, strict=False))
     for sequence, (first, last) in enumerate(pairwise(begins_q)):
         for row in range(first, last):
-            seen: list[int] = []
-            for place in found.places[row * most : (row + 1) * most]:
-                if place < 0:
-                    continue
-                assert found.rows[place] == row
-                (begin, end), start, keys = next(s for s in spans if s[0][0] <= place < s[0][1])
-                stands_at = keys - (end - begin) + place - begin
-                seen += [start + key for key in range(max(0, stands_at - window + 1), stands_at + 1)]
             position = used[sequence] - tokens[sequence] + row - first
-            assert sorted(seen) == [begins_k[sequence] + key for key in range(position + 1)]
+            assert sorted(keys_of(found, row, begins_q[-1])) == [
+                begins_k[sequence] + key for key in range(position + 1)
+            ]
     assert max(found.used_k) == found.max_k
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,14 @@ from model_runtime.attention import StepAborted
 from model_runtime.events import FinishReason
 from model_runtime.forward import Feed
 from model_runtime.kernels import pieces
-from model_runtime.kernels.pieces import Pieces, cut, filled_up
+from model_runtime.kernels.pieces import cut, filled_up
 from model_runtime.kernels.recorded import RecordedSteps
 from model_runtime.kernels.step_inputs import StepRows
-from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape
+from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape, nobodys
 from model_runtime.sampling_params import SamplingParams
 from tests.model_runtime.harness import TINY, loaded_tiny
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
+from tests.model_runtime.kernels.test_pieces import keys_of
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
 from tests.model_runtime.test_lookup import repeating
 
@@ -56,21 +56,6 @@ def turn(past: int, tokens: int, wanted: int = 1, begin: int = 1000) -> StepRows
     )
 
 
-def keys_of(found: Pieces, row: int) -> list[int]:
-    """Which rows of the arena a query row of one sequence sees, piece by piece."""
-    most = len(found.places) // found.max_q
-    spans = list(zip(pairwise(found.begins_q), found.begins_k, found.used_k, strict=False))
-    seen: list[int] = []
-    for place in found.places[row * most : (row + 1) * most]:
-        if place < 0:
-            continue
-        assert found.rows[place] == row
-        (first, last), begin, keys = next(span for span in spans if span[0][0] <= place < span[0][1])
-        stands_at = keys - (last - first) + place - first
-        seen += [begin + key for key in range(max(0, stands_at - found.window + 1), stands_at + 1)]
-    return seen
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_all_steps_of_a_shape_have_its_sizes_and_see_their_own_keys(seed: int) -> None:
     rng = random.Random(seed)
@@ -79,19 +64,19 @@ def test_all_steps_of_a_shape_have_its_sizes_and_see_their_own_keys(seed: int) -
     shape = TurnShape.of(rows, heads=32, processors=132)
     assert shape is not None
     assert shape.window is not None
-    made_up, nobodys = shape.made_up(rows, NOBODYS_ROW), shape.nobodys(NOBODYS_ROW)
+    made_up, empty = shape.made_up(rows, NOBODYS_ROW), nobodys(shape, NOBODYS_ROW)
     assert made_up.pieces is not None
-    assert nobodys.pieces is not None
-    assert len(made_up.numbers) == len(nobodys.numbers)
-    assert [len(part) for part in sizes_of(made_up)] == [len(part) for part in sizes_of(nobodys)]
-    assert (made_up.pieces.max_q, made_up.pieces.max_k) == (nobodys.pieces.max_q, nobodys.pieces.max_k)
+    assert empty.pieces is not None
+    assert len(made_up.numbers) == len(empty.numbers)
+    assert [len(part) for part in sizes_of(made_up)] == [len(part) for part in sizes_of(empty)]
+    assert (made_up.pieces.max_q, made_up.pieces.max_k) == (empty.pieces.max_q, empty.pieces.max_k)
     assert max(made_up.pieces.used_k) <= made_up.pieces.max_k
     assert made_up.token_ids[-tokens:] == rows.token_ids
     assert made_up.slots[:-tokens] == (NOBODYS_ROW,) * (shape.rows - tokens)
     for row in range(shape.rows - tokens, shape.rows):
         position = past + row - (shape.rows - tokens)
         assert made_up.positions[row] == position
-        assert sorted(keys_of(made_up.pieces, row)) == list(range(1000, 1000 + position + 1))
+        assert sorted(keys_of(made_up.pieces, row, shape.rows)) == list(range(1000, 1000 + position + 1))
 
 
 def sizes_of(step: StepRows) -> list[tuple[int, ...]]:
