@@ -7,13 +7,16 @@ HOST ?= 127.0.0.1
 PORT ?= 7860
 ARGS ?=
 
-.PHONY: chat test lint format check clean
+.PHONY: chat test test-long lint format check clean
 
 chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf file for another model; ARGS=... for more flags)
 	$(BIN)/keepwarm serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: $(VENV)/.test browser  ## Run all tests, Chromium included
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(VENV)/.test browser  ## The tests that take minutes each: long fuzzing, kills, crowds
+	$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
 
 lint: $(VENV)/.test  ## Formatter, linter, type checker, import rules, installed packages
 	$(BIN)/ruff format --check .
