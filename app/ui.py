@@ -1,7 +1,7 @@
 """Layout and bindings. The displays and the form are Gradio's; what stands around them is drawn by app/assets/*.js.
 
-Text of people and models reaches the page in two ways only: as a `gr.Chatbot` message (app/markdown.py), or as JSON
-from which the scripts build nodes with `textContent`. It never goes into a `gr.HTML` template: Gradio evaluates those.
+Text of people and models reaches the page as JSON only, from which the scripts build nodes with `textContent`
+(answers: app/markdown). It never goes into a `gr.HTML` template, which Gradio evaluates, nor into a `gr.Chatbot`.
 There is no `gr.State` and no unload event: each would hold a connection open for every tab.
 """
 
@@ -29,6 +29,7 @@ THEME = gr.themes.Base(font=SYSTEM_FONT, font_mono=MONO_FONT).set(
 )
 HEAD = """
 <meta name="color-scheme" content="light dark">
+<meta http-equiv="x-dns-prefetch-control" content="off">
 <style>#kw { visibility: hidden }</style>
 <link rel="stylesheet" href="/keepwarm/base.css">
 <link rel="stylesheet" href="/keepwarm/layout.css">
@@ -59,15 +60,14 @@ def build_page(house: House) -> gr.Blocks:
                 _panel("header", _model_facts(house))
                 with gr.Column(elem_id="kw-scroll"):
                     _panel("welcome", welcome(house.manager.info))
-                    earlier = _chat_display("kw-earlier")
-                    latest = _chat_display("kw-latest")
+                    _panel("thread", {})
                 _panel("composer", {"reads_ahead": house.manager.reads_ahead})
             with gr.Column(elem_id="kw-right"):
                 _panel("memory", {})
             with gr.Column(elem_id="kw-settings"):
                 form = _settings_form()
         bridge = _bridge(house)
-        _bind_chat(house, bridge, [earlier, latest, bridge, conversation_id])
+        _bind_chat(house, bridge, [bridge, conversation_id])
         _bind_settings(house, bridge, conversation_id, form)
     page.queue(default_concurrency_limit=None)
     return page
@@ -81,22 +81,6 @@ def _panel(name: str, facts: dict[str, Any], elem_id: str | None = None) -> gr.H
         html_template="",
         apply_default_css=False,
         js_on_load=f'import("/keepwarm/{name}.js").then((panel) => panel.mount(element, props.value));',
-    )
-
-
-def _chat_display(elem_id: str) -> gr.Chatbot:
-    return gr.Chatbot(
-        elem_id=elem_id,
-        show_label=False,
-        container=False,
-        height=None,
-        autoscroll=False,
-        buttons=[],
-        layout="bubble",
-        group_consecutive_messages=False,
-        feedback_options=None,
-        allow_tags=False,
-        sanitize_html=True,
     )
 
 
@@ -124,22 +108,13 @@ def _bridge(house: House) -> gr.HTML:
 def _bind_chat(house: House, bridge: gr.HTML, outputs: list[Any]) -> None:
     chat = Chat(house.manager)
 
-    def act(event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any, Any]:
+    def act(event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
         asked = event._data
         owner_id = house.owner_of(request)
         if owner_id is None:
-            return (
-                gr.skip(),
-                gr.skip(),
-                {"seq": asked.get("seq"), "error": "Please log in again.", "login": True},
-                gr.skip(),
-            )
-        drawing, reply = chat.act(owner_id, asked)
-        if drawing is None:
-            return gr.skip(), gr.skip(), reply, gr.skip()
-        if reply.get("live"):
-            return gr.skip(), drawing.latest, reply, gr.skip()
-        return drawing.earlier, drawing.latest, reply, reply["conversation_id"]
+            return {"seq": asked.get("seq"), "error": "Please log in again.", "login": True}, gr.skip()
+        reply = chat.act(owner_id, asked)
+        return reply, reply["conversation_id"] if "messages" in reply else gr.skip()
 
     bridge.act(act, None, outputs, **DIRECT)
 
