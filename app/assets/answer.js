@@ -54,11 +54,19 @@ export function drawAnswer(body, blocks) {
     const old = drawn[index];
     if (old?.json === json) return;
     const tree = JSON.parse(json);
-    if (old) old.node = patch(old.node, old.tree, tree);
-    else body.append(build(tree));
-    drawn[index] = { json, tree, node: old?.node ?? body.lastChild };
+    if (old) {
+      drawn[index] = { json, tree, node: patch(old.node, old.tree, tree), gap: old.gap };
+      return;
+    }
+    const gap = document.createTextNode("\n");
+    const node = build(tree);
+    body.append(node, gap);
+    drawn[index] = { json, tree, node, gap };
   });
-  for (const { node } of drawn.splice(blocks.length)) node.remove();
+  for (const { node, gap } of drawn.splice(blocks.length)) {
+    node.remove();
+    gap.remove();
+  }
   body.kwBlocks = drawn;
 }
 

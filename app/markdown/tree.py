@@ -82,12 +82,16 @@ class Tree:
 
     def _open_or_close(self, builder: Builder, token: Token) -> None:
         if token.hidden:  # the paragraphs of a list without empty lines
+            if token.nesting < 0:
+                builder.add("\n")
             return
         kind = _BLOCKS.get(token.type.rpartition("_")[0])
         if kind is None:
             return
         if token.nesting < 0:
             builder.close()
+            if token.level > 0:  # as in a source: who reads the text alone finds words apart
+                builder.add("\n")
             return
         builder.open(kind, **_block_attributes(kind, token))
         if "checked" in token.meta:
@@ -167,9 +171,14 @@ def _with_breaks(text: str) -> tuple[Child, ...]:
     builder = Builder()
     for number, line in enumerate(text.split("\n")):
         if number:
-            builder.add(Node("break"))
+            _break(builder)
         builder.add(line)
     return tuple(builder.top)
+
+
+def _break(builder: Builder) -> None:
+    builder.add(Node("break"))
+    builder.add("\n")
 
 
 def _as_block(child: Child) -> Node:
@@ -178,8 +187,8 @@ def _as_block(child: Child) -> Node:
 
 # A line break in a chat is meant: nobody there wraps lines by hand.
 _LEAVES: dict[str, Callable[[Builder, Token], None]] = {
-    "softbreak": lambda builder, token: builder.add(Node("break")),
-    "hardbreak": lambda builder, token: builder.add(Node("break")),
+    "softbreak": lambda builder, token: _break(builder),
+    "hardbreak": lambda builder, token: _break(builder),
     "code_inline": lambda builder, token: builder.add(Node("code", (token.content,))),
     "math_inline": lambda builder, token: builder.add(math(token.content, token.markup, False)),
     "image": _picture,

@@ -66,7 +66,7 @@ def text(tree: Any) -> str:
     if isinstance(tree, str):
         return tree
     if tree and isinstance(tree[0], str) and isinstance(tree[1], dict):
-        return "\n" if tree[0] == "break" else "".join(text(child) for child in tree[2])
+        return "".join(text(child) for child in tree[2])
     return "\n".join(text(block) for block in tree)
 
 
