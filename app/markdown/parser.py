@@ -26,6 +26,7 @@ Env = MutableMapping[str, Any]
 _SCHEME = re.compile(r"https?\Z", re.IGNORECASE)
 # An address ends where a sentence in Chinese or Japanese goes on, and at every sign that ends it in Markdown.
 _ADDRESS = re.compile(r"://[^\W_][^\s<>\[\]\"`{}|\\^\u3000-\u303f\uff00-\uffef\u2018-\u201f]*")
+_CELL_END = re.compile(r"(?<!\\)\|")
 _TRAILING = "?!.,:;*_~'"
 
 
@@ -91,7 +92,30 @@ def _table_of_bearable_size(state: StateBlock, start_line: int, end_line: int, s
     cells = columns * state.src.count("\n", begin, end)
     if cells > MOST_EMPTY_CELLS + 2 * state.src.count("|", begin, end):
         return False
-    return silent or table(state, start_line, end_line, False)
+    if silent:
+        return True
+    first = len(state.tokens)
+    table(state, start_line, end_line, False)
+    _keep_surplus_cells(state, first)
+    return True
+
+
+def _keep_surplus_cells(state: StateBlock, first: int) -> None:
+    """A row with more cells than the table has columns (a "|" within code, mostly): the last one takes what is left,
+    which the library, like GitHub, would drop."""
+    cells: list[Token] = []
+    for token in state.tokens[first:]:
+        if token.type == "tr_open":
+            cells = []
+        elif token.type == "inline":
+            cells.append(token)
+        elif token.type == "tr_close" and cells[0].map:
+            line = cells[0].map[0]
+            row = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].strip()
+            parts = _CELL_END.split(row.removeprefix("|"))
+            if any(part.strip() for part in parts[len(cells) :]):
+                rest = "|".join(parts[len(cells) - 1 :]).strip()
+                cells[-1].content = rest.removesuffix("|").rstrip().replace("\\|", "|")
 
 
 def _bare_address(state: StateInline, silent: bool) -> bool:

@@ -115,6 +115,11 @@ def test_tables_are_aligned_and_long_cells_get_room() -> None:
     ]
 
 
+def test_a_row_with_too_many_cells_loses_none() -> None:
+    table = "| a | b |\n| - | - |\n| 1 | `x | y` |\n| 2 | 3 | 4 | 5 |\n| 6 | 7 \\| 8 |\n| 9 | 10 ||\n"
+    assert [shown for _, shown in only(table, "cell")] == ["1", "x | y", "2", "3 | 4 | 5", "6", "7 | 8", "9", "10"]
+
+
 def test_what_is_nested_too_deep_is_text() -> None:
     for deep in (">" * 10_000 + " end", "- " * 5_000 + "end", "> - " * 2_500 + "end", "1. " * 3_000 + "end"):
         blocks = draw(deep)
