@@ -62,7 +62,7 @@ def _kind(found: re.Match[str], text: str, language: Language) -> str | None:
 @cache
 def _expression(language: Language) -> re.Pattern[str]:
     """One expression of alternatives that never go back: every repetition is possessive."""
-    alternatives = []
+    alternatives: list[str] = []
     for begin, end in language.block_comments:
         alternatives.append(f"(?P<comment_{len(alternatives)}>{re.escape(begin)}(?s:.*?)(?:{re.escape(end)}|\\Z))")
     for begin in language.line_comments:
