@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import Owners
+from app.headers import LOCKED_POLICY, LOGIN_POLICY, headers_with
 
 ASSETS_PATH = "/keepwarm"
 LOGIN_PATH = "/login"
@@ -20,23 +22,14 @@ HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
 API_PATH = "/v1"  # lets its callers in by their keys, never by a cookie: see app/api/callers.py
 LARGEST_BODY_BYTES = 32 * 1024 * 1024
 TOO_LARGE = "This request is larger than 32 MiB."
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-# Gradio evaluates its own templates, hence the two 'unsafe' words. What matters is that nothing leaves for another
-# host: no font, no script, and no picture whose address a model wrote.
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-        "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "same-origin",  # "no-referrer" would make a form's own Origin "null"
-    "X-Content-Type-Options": "nosniff",
-}
+FROM_ANOTHER_SITE = "Requests from other sites are refused."
+# A host as RFC 3986 writes it, with its port: a name or an IPv4 address, or an IPv6 address in brackets.
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
 class Guard:
-    """Checks Host and Origin, then the login; adds the security headers."""
+    """Checks Host, Origin and what the browser says of the request's origin, then the login; adds the security headers
+    to every response, refusals included."""
 
     def __init__(self, app: ASGIApp, owners: Owners, bind_host: str, share_host: Callable[[], str]) -> None:
         self._app = app
@@ -49,10 +42,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refuse(scope, headers)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
+        policy = LOGIN_POLICY if scope["path"] == LOGIN_PATH else LOCKED_POLICY
         read_bytes = 0
 
         async def receive_limited() -> Message:
@@ -65,19 +55,29 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                response = MutableHeaders(scope=message)
+                for name, value in headers_with(policy).items():
+                    response.setdefault(name, value)  # the chat page brings its own policy
             await send(message)
 
+        refusal = self._refuse(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send_with_headers)
+            return
         await self._app(scope, receive_limited, send_with_headers)
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         refuse = problem_response if is_api(scope["path"]) else PlainTextResponse
+        if not _HOST.fullmatch(host):
+            return refuse("This request names no host that could be meant.", 400)
         if not (self._owners.needs_login or _is_for_programs(scope["path"]) or self._is_own_name(host)):
             # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
             return refuse(f"This chat does not answer to the name {host[:200]!r}.", 400)
         if not self._is_own_origin(headers.get("origin"), host):
-            return refuse("Requests from other sites are refused.", 403)
+            return refuse(FROM_ANOTHER_SITE, 403)
+        if not _is_from_here(scope, headers):
+            return refuse(FROM_ANOTHER_SITE, 403)
         if _body_bytes(headers) > LARGEST_BODY_BYTES:
             return refuse(TOO_LARGE, 413)
         if _is_public(scope["path"]) or self._owners.owner_of(cookies_of(headers)) is not None:
@@ -93,7 +93,15 @@ class Guard:
     def _is_own_origin(self, origin: str | None, host: str) -> bool:
         if origin is None:
             return True
-        return urlsplit(origin).netloc in {host, self._share_host()} - {""}
+        return _netloc(origin) in {host, self._share_host()} - {""}
+
+
+def _netloc(origin: str) -> str:
+    """ "" where the origin is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def cookies_of(headers: Headers) -> dict[str, str]:
@@ -113,6 +121,22 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_from_here(scope: Scope, headers: Headers) -> bool:
+    """Whether the browser says that no other site asks.
+
+    Another site, or another port of this machine, may lead somebody to the page, in a tab of its own; it may not fetch,
+    embed or frame anything. A request without the browser's word is judged by Host and Origin alone.
+    """
+    if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
+        return True
+    return (
+        scope.get("method") in ("GET", "HEAD")
+        and scope["path"] in ("/", LOGIN_PATH)
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
 
 
 def _is_public(path: str) -> bool:

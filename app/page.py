@@ -11,26 +11,31 @@ import gradio as gr
 from fastapi import FastAPI, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.responses import Response
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app.auth import LOGIN_COOKIE, LOGIN_MAX_AGE_S, OWNER_COOKIE, OWNER_MAX_AGE_S, Login
+from app.gradio_door import GradioDoor
+from app.gradio_events import GradioEvents
 from app.guard import ASSETS_PATH, LOGIN_PATH, cookies_of
 from app.ui import HEAD, THEME, build_page
 from app.wiring import House
 
-LARGEST_UPLOAD = "1kb"  # the page uploads nothing, but Gradio's route is there
+LARGEST_UPLOAD = "1b"  # the door lets no upload through; should one get past it, it is refused there
 
 
 def add_page(app: FastAPI, house: House) -> None:
-    """Everything that a browser sees. Comes last: Gradio takes every path that is left."""
+    """Everything that a browser sees. Comes last: Gradio's door answers every path that is left."""
     _add_login(app, house)
     app.mount(ASSETS_PATH, FreshFiles(directory=assets_directory()))
+    page = build_page(house)
     gr.mount_gradio_app(
         app,
-        build_page(house),
+        page,
         path="/",
-        auth_dependency=house.owner_of,
+        # Gradio writes into the page what this returns: only that somebody may see it, not who it is.
+        auth_dependency=lambda request: "you" if house.owner_of(request) is not None else None,
         show_error=False,
         run_history=False,
         ssr_mode=False,
@@ -40,6 +45,9 @@ def add_page(app: FastAPI, house: House) -> None:
         theme=THEME,
         head=HEAD,
     )
+    mounted = app.routes.pop()
+    assert isinstance(mounted, Mount)
+    app.mount("/", GradioDoor(mounted.app, GradioEvents(page)))
 
 
 class FreshFiles(StaticFiles):

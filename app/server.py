@@ -7,11 +7,12 @@ from fastapi.exception_handlers import http_exception_handler
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app.api.problems import problem_of
 from app.api.service import create_api
 from app.guard import API_PATH, Guard, is_api
+from app.headers import LOCKED_POLICY, headers_with
 from app.health import add_health
 from app.metrics import Metrics
 from app.wiring import House
@@ -24,6 +25,7 @@ def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host)
     app.add_exception_handler(HTTPException, refuse)
+    app.add_exception_handler(Exception, went_wrong)
     metrics = Metrics(house.manager)
     add_health(app, house, metrics)
     app.mount(API_PATH, create_api(house, metrics))
@@ -40,3 +42,10 @@ async def refuse(request: Request, error: Exception) -> Response:
     if is_api(request.scope["path"]):
         return problem_of(error, "routing").response()
     return await http_exception_handler(request, error)
+
+
+async def went_wrong(request: Request, error: Exception) -> Response:
+    """What nobody expected. It is answered outside the guard, so that it brings the security headers itself."""
+    return PlainTextResponse(
+        "Something went wrong on the server; its log has the details.", 500, headers_with(LOCKED_POLICY)
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import settings
+from app import asked, settings
 from app.chat import Chat
 from app.panels import Panels
 from app.problems import sentence
@@ -29,7 +29,6 @@ THEME = gr.themes.Base(font=SYSTEM_FONT, font_mono=MONO_FONT).set(
 )
 HEAD = """
 <meta name="color-scheme" content="light dark">
-<style>#kw { visibility: hidden }</style>
 <link rel="stylesheet" href="/keepwarm/base.css">
 <link rel="stylesheet" href="/keepwarm/layout.css">
 <link rel="stylesheet" href="/keepwarm/thread.css">
@@ -80,7 +79,7 @@ def _panel(name: str, facts: dict[str, Any], elem_id: str | None = None) -> gr.H
         elem_id=elem_id or f"kw-{name}",
         html_template="",
         apply_default_css=False,
-        js_on_load=f'import("/keepwarm/{name}.js").then((panel) => panel.mount(element, props.value));',
+        js_on_load=f'mount("{name}");',  # read by app/assets/gradio.js: no string is run as a script
     )
 
 
@@ -103,11 +102,11 @@ def _chat_display(elem_id: str) -> gr.Chatbot:
 def _bridge(house: House) -> gr.HTML:
     panels = Panels(house.manager, house.share)
 
-    def ask(question: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+    def ask(question: object, request: gr.Request) -> dict[str, Any]:
         owner_id = house.owner_of(request)
         if owner_id is None:
             return {"error": "Please log in again.", "login": True}
-        return panels.ask(owner_id, question)
+        return panels.ask(owner_id, asked.asked(question))
 
     # The script may name its events only in quotes: that is how `gr.HTML` learns of them.
     return gr.HTML(
@@ -116,8 +115,7 @@ def _bridge(house: House) -> gr.HTML:
         html_template="",
         apply_default_css=False,
         server_functions=[ask],
-        js_on_load='import("/keepwarm/bridge.js").then((bridge) => bridge.connect({'
-        ' trigger, props, server, watch, events: ["act", "settings"] }));',
+        js_on_load='mount("bridge", "act", "settings");',
     )
 
 
@@ -125,16 +123,16 @@ def _bind_chat(house: House, bridge: gr.HTML, outputs: list[Any]) -> None:
     chat = Chat(house.manager)
 
     def act(event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any, Any]:
-        asked = event._data
+        fields = asked.asked(event._data)
         owner_id = house.owner_of(request)
         if owner_id is None:
             return (
                 gr.skip(),
                 gr.skip(),
-                {"seq": asked.get("seq"), "error": "Please log in again.", "login": True},
+                {"seq": fields.get("seq"), "error": "Please log in again.", "login": True},
                 gr.skip(),
             )
-        drawing, reply = chat.act(owner_id, asked)
+        drawing, reply = chat.act(owner_id, fields)
         if drawing is None:
             return gr.skip(), gr.skip(), reply, gr.skip()
         if reply.get("live"):
@@ -166,13 +164,15 @@ def _bind_settings(house: House, bridge: gr.HTML, conversation_id: gr.Textbox, f
     def show(event: gr.EventData, request: gr.Request) -> list[Any]:
         reply = {"seq": "settings"}  # the sheet opens when this arrives: nobody types into the values of another one
         try:
-            view = house.manager.view(house.required_owner_of(request), str(event._data.get("conversation_id", "")))
+            where = asked.conversation_id(asked.asked(event._data))
+            view = house.manager.view(house.required_owner_of(request), where)
         except Exception as error:
             return [*(gr.skip() for _ in fields), sentence(error, "settings"), reply | {"at": time.time()}]
         return [*settings.to_form(view.settings), "", reply | {"at": time.time()}]
 
-    def save(request: gr.Request, where: str, *values: Any) -> str:
+    def save(request: gr.Request, conversation: str | None, *values: Any) -> str:
         try:
+            where = asked.conversation_id({"conversation_id": conversation or ""})
             house.manager.update_settings(house.required_owner_of(request), where, settings.from_form(values))
         except Exception as error:
             return sentence(error, "save_settings")
