@@ -105,7 +105,9 @@ def _written(check: Callable[[Any], dict[str, Any]], body: bytes) -> bytes:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         raise NotUnderstood from None
-    return json.dumps(check(asked)).encode()
+    written = json.dumps(check(asked), ensure_ascii=False)
+    # Half a surrogate pair is no character, and cannot be stored or sent.
+    return written.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

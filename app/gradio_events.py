@@ -52,7 +52,7 @@ class GradioEvents:
         return {
             "fn_index": fields["fn_index"],
             "trigger_id": event.target_id,
-            "event_data": fields.get("event_data"),
+            "event_data": _flat(fields.get("event_data")),
             "data": values,
         }
 
@@ -62,7 +62,20 @@ class GradioEvents:
         component_id, name = _number(fields.get("component_id")), fields.get("fn_name")
         if not isinstance(name, str) or (component_id, name) not in self._functions:
             raise NotUnderstood
-        return {"component_id": component_id, "fn_name": name, "session_hash": SESSION, "data": fields.get("data")}
+        return {
+            "component_id": component_id,
+            "fn_name": name,
+            "session_hash": SESSION,
+            "data": _flat(fields.get("data")),
+        }
+
+
+def _flat(sent: object) -> dict[str, Any]:
+    """The page's script sends words, numbers and switches by name. Anything deeper is left out, and so is "path": what
+    has one is a file to Gradio, which moves it, or fails because it is not its own."""
+    if not isinstance(sent, dict):
+        return {}
+    return {name: value for name, value in sent.items() if isinstance(value, str | int | float) and name != "path"}
 
 
 def _object(sent: object) -> dict[str, Any]:

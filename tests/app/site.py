@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, expect
 
 from app.api.callers import Callers
@@ -59,7 +62,7 @@ class Site:
         self._listener = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         ready = threading.Event()
-        self._server = Server(create_app(house, "127.0.0.1", headless), 2, ready.set)
+        self._server = Server(app_in_a_loop(house, headless), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
         self._thread.start()
         assert ready.wait(30)
@@ -72,6 +75,16 @@ class Site:
         self.engine.close()
         self.store.close()
         assert not self._thread.is_alive()
+
+
+def app_in_a_loop(house: House, headless: bool) -> FastAPI:
+    """Where no event loop runs, Gradio makes some of its own and never closes them."""
+
+    async def build() -> FastAPI:
+        return create_app(house, "127.0.0.1", headless)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, build()).result()
 
 
 class Tab:
