@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from sessions.counters import Histogram
 
 if TYPE_CHECKING:
+    from app.connections import Connections
     from sessions.manager import SessionManager
 
 NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
@@ -21,9 +22,10 @@ NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
 class Metrics:
     """One registry for one server. Any thread."""
 
-    def __init__(self, manager: SessionManager) -> None:
+    def __init__(self, manager: SessionManager, connections: Connections) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Readings(manager))
+        self._registry.register(_Doors(connections))
         self._requests = Counter(
             "keepwarm_requests", "API requests by status.", ["path", "status"], registry=self._registry
         )
@@ -96,6 +98,22 @@ class _Readings(Collector):
         queue.add_metric(["waiting"], waiting)
         queue.add_metric(["running"], running)
         yield queue
+
+
+class _Doors(Collector):
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._connections.counts()
+        yield GaugeMetricFamily("keepwarm_connections", "Connections that are open.", counts.open)
+        yield GaugeMetricFamily("keepwarm_connections_limit", "How many may be open.", counts.most)
+        ended = CounterMetricFamily(
+            "keepwarm_connections_ended", "Connections that were refused or cut, by reason.", labels=["reason"]
+        )
+        for reason, count in counts.ended.items():
+            ended.add_metric([reason], count)
+        yield ended
 
 
 def _histogram(name: str, documentation: str, found: Histogram) -> HistogramMetricFamily:

@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 from app.api.problems import problem_of
 from app.api.service import create_api
+from app.bodies import Bodies, BodyGate
+from app.connections import Connections
 from app.guard import API_PATH, Guard, is_api
 from app.health import add_health
 from app.metrics import Metrics
@@ -20,13 +22,16 @@ from app.wiring import House
 def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
     """The whole site. `house` holds the long-lived objects and outlives the app."""
     app = FastAPI(title="Keepwarm", docs_url=None, redoc_url=None, openapi_url=None)
+    connections, bodies = Connections(), Bodies()
+    app.state.connections = connections
+    app.add_middleware(BodyGate, bodies=bodies, most_message_bytes=house.manager.most_message_bytes)
     # Gradio would otherwise reflect any foreign Origin, credentials allowed, when served under a public name.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host)
     app.add_exception_handler(HTTPException, refuse)
-    metrics = Metrics(house.manager)
+    metrics = Metrics(house.manager, connections)
     add_health(app, house, metrics)
-    app.mount(API_PATH, create_api(house, metrics))
+    app.mount(API_PATH, create_api(house, metrics, bodies))
     if not headless:
         from app.page import add_page  # Gradio is imported here: it costs seconds
 

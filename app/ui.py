@@ -14,6 +14,7 @@ import gradio as gr
 
 from app import settings
 from app.chat import Chat
+from app.connections import own_limits
 from app.panels import Panels
 from app.problems import sentence
 from app.welcome import welcome
@@ -50,7 +51,7 @@ DIRECT: dict[str, Any] = {
 def build_page(house: House) -> gr.Blocks:
     """The page. Every handler asks the request, never the event, whose conversations are meant."""
     with gr.Blocks(title="Keepwarm", analytics_enabled=False, fill_width=True) as page:
-        page.max_threads = 100
+        page.max_threads = min(100, own_limits().threads * 2)
         conversation_id = gr.Textbox(visible="hidden", elem_id="kw-conversation-id")
         with gr.Row(elem_id="kw"):
             with gr.Column(elem_id="kw-left"):

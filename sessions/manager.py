@@ -313,6 +313,11 @@ class SessionManager:
         """Whether drafts are read before they are sent."""
         return self._config.read_ahead
 
+    @property
+    def most_message_bytes(self) -> int:
+        """The largest message that is taken."""
+        return self._config.max_message_bytes
+
     def count_tokens(self, owner_id: str, conversation_id: str, draft: str) -> tuple[int, int]:
         """Tokens of a draft, and how many tokens a message may have here at most. Raises `MessageRefused` when huge."""
         return self._drafts.count_tokens(owner_id, conversation_id, draft)
