@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import h11
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from app.api.problems import RETRY_BUSY_S, Problem
-from app.bodies import SLOWEST_BYTES_PER_S
+from app.bodies import SLOWEST_BYTES_PER_S, SMALL_BODY_BYTES
 from app.connections import (
     HEADER_PATIENCE_S,
     LINGER_S,
@@ -99,8 +99,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Lingering(transport, self._close))  # type: ignore[arg-type]
         self.flow = _Flow(self.transport, self._feed_on)
-        if self.is_spare:
-            self.app = _probes_alone(self.app)
+        app: ASGIApp = self.app
+        self.app = self._announcing(_probes_alone(app) if self.is_spare else app)
         if self._is_cut:
             transport.abort()
 
@@ -139,9 +139,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._since_s = self.loop.time()
-        if (
-            self.conn.their_state is h11.SEND_BODY or self.is_spare
-        ):  # refused before it was sent, or no place for another
+        if self.is_spare:  # no place for another request
             self.transport.close()
             return
         super().on_response_complete()
@@ -151,6 +149,9 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._unfed.clear()
+        if self._is_answering():  # who is told this hears of no other answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             super().send_400_response(msg)
         else:  # in the middle of an answer
@@ -197,6 +198,26 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     # The end
+
+    def _announcing(self, app: ASGIApp) -> ASGIApp:
+        """Says that the connection ends when an answer comes before a long request was sent: its rest is not waited
+        for. A short rest is, so that a client may use the connection again."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_announcing(message: Message) -> None:
+                if message["type"] == "http.response.start" and self._has_long_rest():
+                    message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+                await send(message)
+
+            await app(scope, receive, send_announcing)
+
+        return answer
+
+    def _has_long_rest(self) -> bool:
+        if self.conn.their_state is not h11.SEND_BODY:
+            return False
+        declared = next((value for name, value in self.headers if name == b"content-length"), None)
+        return declared is None or int(declared) > SMALL_BODY_BYTES
 
     def _close(self, transport: asyncio.Transport) -> None:
         """Closes; but a client that is still sending gets time to read why it was refused. A socket that is closed with

@@ -186,7 +186,20 @@ def test_a_refusal_is_read_although_the_request_is_still_being_sent(site: Site) 
         for _ in range(64):
             client.sendall(b"x" * 65536)
         client.shutdown(socket.SHUT_WR)
-        assert read_all(client).startswith(b"HTTP/1.1 401 ")
+        refused = read_all(client)
+    assert refused.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close\r\n" in refused.lower()
+
+
+def test_a_connection_is_used_again_after_a_short_body_was_refused_unread(site: Site) -> None:
+    with connect(site) as client:
+        for _ in range(3):
+            client.sendall(head(Content_Type="text/plain", Content_Length=5))
+            answer = b""
+            while b"unsupported_content_type" not in answer:
+                answer += client.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 415 ")
+            client.sendall(b"12345")
 
 
 def test_the_limits_follow_the_descriptors() -> None:
