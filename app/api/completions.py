@@ -64,6 +64,7 @@ def completions_router(house: House, bodies: Bodies) -> APIRouter:
 
         try:
             run = await run_in_threadpool(begin, owner_id, body)
+            await request.state.body_held.aclose()  # tokenised: another large one's turn
         except BaseException:
             ended()
             raise

@@ -3,6 +3,7 @@ away from the event loop. FastAPI would read and validate all of it there before
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def json_route(house: House, bodies: Bodies, model: type[BaseModel]) -> type[APIRoute]:
-    """A class for routes whose only body is a `model`. The owner is left in the request's state."""
+    """A class for routes whose only body is a `model`. The request's state has the `owner_id`, and `body_held`, which
+    is closed once the body's texts were tokenised: until then the next large body waits."""
 
     class JsonRoute(APIRoute):
         def get_route_handler(self) -> Handler:
@@ -40,15 +42,16 @@ def json_route(house: House, bodies: Bodies, model: type[BaseModel]) -> type[API
                 _refuse_other_content(request)
                 owner_id = await run_in_threadpool(house.callers.owner_of, request)
                 request.state.owner_id = owner_id
-                try:
-                    async with (
-                        bodies.taken(request.scope, request.receive, owner_id, MOST_BODY_BYTES) as body,
-                        bodies.turn(owner_id, len(body)),
-                    ):
+                async with contextlib.AsyncExitStack() as held:
+                    request.state.body_held = held
+                    try:
+                        taken = bodies.taken(request.scope, request.receive, owner_id, MOST_BODY_BYTES)
+                        body = await held.enter_async_context(taken)
+                        await held.enter_async_context(bodies.turn(owner_id, len(body)))
                         parsed = await run_in_threadpool(_parsed, body, model)
-                except ClientDisconnect:
-                    return Response(status_code=CLIENT_GONE)
-                return await answer(_Parsed(request, parsed))
+                    except ClientDisconnect:
+                        return Response(status_code=CLIENT_GONE)
+                    return await answer(_Parsed(request, parsed))
 
             return handle
 
