@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -17,6 +18,8 @@ from app import doctor, key_command, sizes
 from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
+from app.password import VARIABLE, given_password
+from app.visitors import Visitors, trusted_networks
 from model_runtime.config import EMBEDDED, ColdKvDtype, KvDtype, ModelConfig
 from model_runtime.errors import ModelRuntimeError
 from sessions.config import DAY_S, KEEP_UNNAMED_S
@@ -72,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; one that other machines can reach needs --password (default: 127.0.0.1)",
+        help="address to listen on; one that other machines can reach needs a password (default: 127.0.0.1)",
     )
     serve.add_argument("--port", type=_port, default=7860, help="0 takes a free one (default: 7860)")
     serve.add_argument(
@@ -132,7 +135,28 @@ def _parser() -> argparse.ArgumentParser:
         "--share", action="store_true", help="open a public link through Gradio's tunnel; always behind a password"
     )
     serve.add_argument(
-        "--password", help="ask every browser for it (default: none, or with --share a new one, printed once)"
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="ask every browser for the password in this file, which other users must not be able to read "
+        f"(default: that in ${VARIABLE}, else none, or with --share a new one, printed once)",
+    )
+    serve.add_argument(
+        "--password", help="the password itself; others may see it in the shell's history: prefer --password-file"
+    )
+    serve.add_argument(
+        "--require-key",
+        action="store_true",
+        help="answer programs only with an API key (default: programs of this machine need none until the first key is "
+        "made; from then on everybody needs one, also when all keys are revoked)",
+    )
+    serve.add_argument(
+        "--trusted-proxy",
+        type=_proxies,
+        default=(),
+        metavar="ADDRESS[,...]",
+        help="proxies, or networks of them, whose X-Forwarded-For and X-Forwarded-Proto are believed; what comes from "
+        "them never counts as a program of this machine (default: none)",
     )
     serve.add_argument(
         "--headless", action="store_true", help="the API alone, without the page; needs no password on any address"
@@ -207,9 +231,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     if arguments.device_kv_budget is not None:  # refused now, not after the model was loaded
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
-    with bind(arguments.host, arguments.port) as listener:
+    with contextlib.ExitStack() as sockets:
+        listeners = [sockets.enter_context(bind(arguments.host, arguments.port))]
+        if arguments.share:  # what comes through the tunnel has a door of its own, so that it never passes for local
+            listeners.append(sockets.enter_context(bind("127.0.0.1", 0)))
+        listener, tunnel_port = listeners[0], listeners[-1].getsockname()[1] if arguments.share else None
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        from app.wiring import Budgets, IdleWork, open_house
+        from app.wiring import Access, Budgets, IdleWork, open_house
 
         budgets = Budgets(
             arguments.device_kv_budget,
@@ -228,26 +256,28 @@ def _serve(arguments: argparse.Namespace) -> int:
             _say,
             idle_work,
             arguments.keep_unnamed * DAY_S,
+            Access(Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
         ) as house:
             from app.server import create_app
             from app.serving import Server
 
-            host, port = listener.getsockname()[:2]
+            port = listener.getsockname()[1]
 
             def on_ready() -> None:
                 _freeze()
                 _say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
-                if arguments.share:
-                    house.share.open(host, port, _say)
-                elif not is_loopback(arguments.host) and not house.callers.has_keys:
-                    _say("There is no API key yet: only programs of this machine are answered. keepwarm key add NAME.")
+                if tunnel_port is not None:
+                    house.share.open("127.0.0.1", tunnel_port, _say)
+                if not house.callers.has_keys and (house.callers.needs_key or not is_loopback(arguments.host)):
+                    answered = "no program is" if house.callers.needs_key else "only programs of this machine are"
+                    _say(f"There is no API key: {answered} answered. Add one: keepwarm key add NAME.")
 
             # uvicorn raises the signal that ended it once more; by then everything must still be put away.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
             app = create_app(house, arguments.host, arguments.headless)
             drain = Drain(house.manager, arguments.drain_limit, _say)
-            Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=[listener])
+            Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=listeners)
             _say("Putting the conversations away.")
     return 0
 
@@ -260,22 +290,21 @@ def _freeze() -> None:
 
 
 def _password(arguments: argparse.Namespace) -> str | None:
-    if arguments.password is not None:
-        if not arguments.password.strip():
-            raise ValueError("The password must not be empty.")
-        return str(arguments.password)
-    if arguments.headless:
-        if arguments.share:
-            raise ValueError("A share link is for the page: leave out --share or --headless.")
-        return None
+    password = given_password(arguments.password, arguments.password_file, os.environ, _say)
+    if arguments.headless and arguments.share:
+        raise ValueError("A share link is for the page: leave out --share or --headless.")
+    if password is not None or arguments.headless:
+        return password
     if arguments.share:
         password = secrets.token_urlsafe(12)
         _say(f"Password for the shared chat (shown once): {password}")
         return password
     if not is_loopback(arguments.host):
         raise ValueError(
-            f"Listening on {arguments.host} lets other machines in: add --password, or leave --host at 127.0.0.1."
+            f"Listening on {arguments.host} lets other machines in: add --password-file, or leave --host at 127.0.0.1."
         )
+    if arguments.trusted_proxy:
+        raise ValueError("A proxy lets other machines in: add --password-file beside --trusted-proxy.")
     return None
 
 
@@ -284,6 +313,13 @@ def _port(text: str) -> int:
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"a port lies between 0 and 65535, not {number}")
     return number
+
+
+def _proxies(text: str) -> tuple[object, ...]:
+    try:
+        return trusted_networks(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +11,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import Owners
+from app.visitors import NO_PROXIES, Visitors
+from app.visitors import is_loopback as is_loopback
 
 ASSETS_PATH = "/keepwarm"
 LOGIN_PATH = "/login"
@@ -38,8 +38,16 @@ SECURITY_HEADERS = {
 class Guard:
     """Checks Host and Origin, then the login; adds the security headers."""
 
-    def __init__(self, app: ASGIApp, owners: Owners, bind_host: str, share_host: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        owners: Owners,
+        bind_host: str,
+        share_host: Callable[[], str],
+        visitors: Visitors = NO_PROXIES,
+    ) -> None:
         self._app = app
+        self._visitors = visitors
         self._owners = owners
         self._bind_host = bind_host
         self._share_host = share_host
@@ -76,6 +84,14 @@ class Guard:
         if not (self._owners.needs_login or _is_for_programs(scope["path"]) or self._is_own_name(host)):
             # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
             return refuse(f"This chat does not answer to the name {host[:200]!r}.", 400)
+        if not (self._owners.needs_login or _is_for_programs(scope["path"])) and (
+            why := self._visitors.of(scope).why_not_local
+        ):
+            return refuse(
+                f"Without a password this chat answers this machine alone, and this request is not from it: {why}. "
+                "To let others in, start the server with --password-file.",
+                403,
+            )
         if not self._is_own_origin(headers.get("origin"), host):
             return refuse("Requests from other sites are refused.", 403)
         if _body_bytes(headers) > LARGEST_BODY_BYTES:
@@ -97,22 +113,10 @@ class Guard:
 
 
 def cookies_of(headers: Headers) -> dict[str, str]:
-    """The request's cookies; a malformed header counts as none."""
-    try:
-        jar = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return {}
-    return {name: morsel.value for name, morsel in jar.items()}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """The request's cookies. Only blanks and tabs are cut off a name: a cookie that another host has set under a name
+    with something else in front must not pass for one that begins with `__Host-`."""
+    parts = (part.strip(" \t").partition("=") for part in ";".join(headers.getlist("cookie")).split(";"))
+    return {name: value.strip('"') for name, sign, value in parts if sign}
 
 
 def _is_public(path: str) -> bool:

@@ -75,8 +75,12 @@ def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
 
 
 def _is_known(house: House, request: Request) -> bool:
-    """A browser that is logged in, or a program that the API would answer."""
+    """A browser that is logged in, the page of a server that asks for no password, or a program that the API would
+    answer."""
     if house.owners.needs_login and house.owner_of(request) is not None:
+        return True
+    is_own_page = request.headers.get("sec-fetch-site") == "same-origin"  # a browser's own word: no script can set it
+    if is_own_page and not house.owners.needs_login and house.callers.visitors.of(request.scope).is_local:
         return True
     try:
         house.callers.owner_of(request)

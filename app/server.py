@@ -14,6 +14,7 @@ from app.api.service import create_api
 from app.guard import API_PATH, Guard, is_api
 from app.health import add_health
 from app.metrics import Metrics
+from app.visitors import Arrivals
 from app.wiring import House
 
 
@@ -22,7 +23,10 @@ def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
     app = FastAPI(title="Keepwarm", docs_url=None, redoc_url=None, openapi_url=None)
     # Gradio would otherwise reflect any foreign Origin, credentials allowed, when served under a public name.
     app.add_middleware(CORSMiddleware, allow_origins=[])
-    app.add_middleware(Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host)
+    app.add_middleware(
+        Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host, visitors=house.callers.visitors
+    )
+    app.add_middleware(Arrivals, visitors=house.callers.visitors)  # the outermost: the one that is added last
     app.add_exception_handler(HTTPException, refuse)
     metrics = Metrics(house.manager)
     add_health(app, house, metrics)

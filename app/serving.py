@@ -28,6 +28,7 @@ class Server(uvicorn.Server):
                 app,
                 log_level="warning",
                 access_log=False,
+                proxy_headers=False,  # believed where they come from: app/visitors.py
                 server_header=False,
                 timeout_graceful_shutdown=graceful_stop_s,
             )

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app import formatting, sizes
 from app.api.callers import Callers
-from app.auth import Owners, load_secret
+from app.auth import Owners
+from app.cookie_key import load_secret
 from app.guard import cookies_of
 from app.share import Share
+from app.visitors import Visitors
 from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
-from sessions.errors import ConversationNotFound, StoreError
+from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
 from sessions.store import Store
 
@@ -72,6 +74,14 @@ class IdleWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who is answered beside those who know the password."""
+
+    visitors: Visitors = field(default_factory=Visitors)
+    require_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Memory:
     """What KVs may take of the device's memory and, once they have left it, of the host's."""
 
@@ -89,13 +99,14 @@ def open_house(
     say: Say,
     idle_work: IdleWork = IdleWork(),
     keep_unnamed_s: float = KEEP_UNNAMED_S,
+    access: Access = Access(),
 ) -> Iterator[House]:
     """Everything a server needs, until the block ends. Raises `StoreError`, `ModelLoadError` or `ValueError`."""
     with contextlib.ExitStack() as stack:
         # The data directory first: a second process is told so before it spends minutes on a model.
         store = Store(data_dir)
         stack.callback(store.close)
-        owners = Owners(_secret(data_dir), password)
+        owners = Owners(load_secret(data_dir / COOKIE_KEY_NAME, say), password, store.logins)
         engine, template, memory = _load(model, prompt_lookup, budgets, say, stack)
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
@@ -110,7 +121,7 @@ def open_house(
         stack.callback(manager.close)
         share = Share()
         stack.callback(share.close)
-        yield House(manager, owners, share, Callers(store.keys, owners))
+        yield House(manager, owners, share, Callers(store.keys, owners, access.visitors, access.require_key))
 
 
 def _load(
@@ -197,10 +208,3 @@ def _disk_budget_bytes(budget: str | None, data_dir: Path, say: Say) -> int:
     else:
         say("No KV is saved to disk: after a restart every conversation is read again.")
     return chosen
-
-
-def _secret(data_dir: Path) -> bytes:
-    try:
-        return load_secret(data_dir / COOKIE_KEY_NAME)
-    except OSError as error:
-        raise StoreError(f"The data directory {data_dir} cannot be used ({error.strerror or error}).") from error

@@ -6,6 +6,7 @@ sees a new or a revoked key at its next request.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -45,6 +46,7 @@ class KeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ever_made = False  # asked at every request until it is true
 
     def add(self, name: str) -> tuple[ApiKey, str]:
         """A new key with conversations of its own, and its text, which is never shown again. Raises `ValueError`."""
@@ -79,6 +81,13 @@ class KeyStore:
         with self._database.read() as db:
             return db.execute("SELECT 1 FROM api_keys WHERE revoked_at IS NULL LIMIT 1").fetchone() is not None
 
+    def ever_made(self) -> bool:
+        """Whether there ever was a key, revoked and deleted ones too. Never becomes False again."""
+        if not self._ever_made:
+            with self._database.read() as db:
+                self._ever_made = db.execute("SELECT 1 FROM api_key_history LIMIT 1").fetchone() is not None
+        return self._ever_made
+
     def holder(self, text: str) -> ApiKey | None:
         """Whose key this is; None for one that was never given out, or was revoked."""
         with self._database.read() as db:
@@ -88,7 +97,8 @@ class KeyStore:
             return None
         key, now = ApiKey(*row), time.time()
         if key.last_used_at is None or now - key.last_used_at > USED_EVERY_S:
-            with self._database.write() as db:
+            # A full disk is no reason to turn a valid key away.
+            with contextlib.suppress(StoreError), self._database.write() as db:
                 db.execute("UPDATE api_keys SET last_used_at = ? WHERE id = ?", [now, key.key_id])
         return key
 

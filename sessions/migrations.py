@@ -188,3 +188,43 @@ def numerics(db: Database) -> None:
 def origins(db: Database) -> None:
     """`sessions.types.Origin`. Conversations of before are kept as a person's are."""
     db.execute("ALTER TABLE conversations ADD COLUMN origin TEXT NOT NULL DEFAULT 'page'")
+
+
+@_step
+def a_key_has_existed(db: Database) -> None:
+    """Whether a key was ever made stays known when every row of `api_keys` is gone: a lock that opens when its last key
+    is thrown away is none. A trigger, so that no way of adding a key forgets it."""
+    db.execute("CREATE TABLE api_key_history (first_made_at REAL NOT NULL)")
+    db.execute("INSERT INTO api_key_history SELECT min(created_at) FROM api_keys HAVING count(*) > 0")
+    db.execute("""
+        CREATE TRIGGER api_key_was_made AFTER INSERT ON api_keys
+        WHEN NOT EXISTS (SELECT 1 FROM api_key_history)
+        BEGIN INSERT INTO api_key_history VALUES (new.created_at); END""")
+
+
+@_step
+def logins_on_the_server(db: Database) -> None:
+    """Of every secret that a browser or a person holds only the SHA-256 is kept. `spends` is what a log-in was paid
+    with, a recovery code or a cookie of before: it is spent when the new cookie is seen, for an answer may get lost."""
+    db.execute("""
+        CREATE TABLE logins (
+            hash TEXT PRIMARY KEY,
+            owner_id TEXT NOT NULL,
+            browser_hash TEXT NOT NULL,
+            password_mark TEXT NOT NULL,
+            is_secure INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            expires_at REAL NOT NULL,
+            spends TEXT NOT NULL
+        )""")
+    db.execute("""
+        CREATE TABLE browser_owners (
+            browser_hash TEXT NOT NULL,
+            owner_id TEXT NOT NULL,
+            is_secure INTEGER NOT NULL,
+            used_at REAL NOT NULL,
+            left_at REAL,
+            PRIMARY KEY (browser_hash, owner_id)
+        ) WITHOUT ROWID""")
+    db.execute("CREATE TABLE recovery_codes (hash TEXT PRIMARY KEY, owner_id TEXT NOT NULL, created_at REAL NOT NULL)")
+    db.execute("CREATE TABLE spent (what TEXT PRIMARY KEY, at REAL NOT NULL)")

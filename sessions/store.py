@@ -20,6 +20,7 @@ from sessions.database import Database
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.keys import KeyStore
 from sessions.links_table import LinksTable
+from sessions.logins import LoginStore
 from sessions.paths import DataDirectory
 from sessions.records import Conversation, Totals
 from sessions.segments_table import SegmentsTable
@@ -43,6 +44,7 @@ class Store:
         self._directory = DataDirectory(data_dir)
         try:
             self._database = Database(self._directory.database_path)
+            self.logins = LoginStore(self._database)
         except StoreError:
             self._directory.close()
             raise
