@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -232,10 +233,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.device_kv_budget is not None:  # refused now, not after the model was loaded
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
     with contextlib.ExitStack() as sockets:
-        listeners = [sockets.enter_context(bind(arguments.host, arguments.port))]
-        if arguments.share:  # what comes through the tunnel has a door of its own, so that it never passes for local
-            listeners.append(sockets.enter_context(bind("127.0.0.1", 0)))
-        listener, tunnel_port = listeners[0], listeners[-1].getsockname()[1] if arguments.share else None
+        listeners = [sockets.enter_context(one) for one in _listeners(arguments)]
+        tunnel_port = listeners[1].getsockname()[1] if arguments.share else None
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from app.wiring import Access, Budgets, IdleWork, open_house
 
@@ -261,7 +260,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             from app.server import create_app
             from app.serving import Server
 
-            port = listener.getsockname()[1]
+            port = listeners[0].getsockname()[1]
 
             def on_ready() -> None:
                 _freeze()
@@ -280,6 +279,13 @@ def _serve(arguments: argparse.Namespace) -> int:
             Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=listeners)
             _say("Putting the conversations away.")
     return 0
+
+
+def _listeners(arguments: argparse.Namespace) -> list[socket.socket]:
+    """The address that was asked for, and with a share link a second one that its tunnel alone knows: what comes
+    through the tunnel looks like a program of this machine, whatever its headers say."""
+    asked = bind(arguments.host, arguments.port)
+    return [asked, bind("127.0.0.1", 0)] if arguments.share else [asked]
 
 
 def _freeze() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.__main__ import main
+from app.__main__ import _listeners, _parser, main
 from app.listen import url_of
 from sessions.store import Store
 
@@ -26,6 +26,8 @@ def test_help_names_defaults_and_units(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["--host", "0.0.0.0"], "lets other machines in: add --password"),
         (["--password", " "], "The password must not be empty."),
+        (["--trusted-proxy", "10.0.0.0/8"], "A proxy lets other machines in: add --password-file"),
+        (["--share", "--headless", "--password", "x"], "A share link is for the page"),
         (["--device-kv-budget", "lots"], "A size looks like"),
         (["--device-kv-budget", "200%"], "at most at 100%"),
         (["--context-limit", "3"], "at least 16 tokens"),
@@ -37,6 +39,13 @@ def test_flags_that_cannot_be_meant(flags: list[str], sentence: str, capsys: pyt
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("networks", ["proxy.example", "10.0.0.1/8", "", "10.0.0.1,"])
+def test_a_proxy_is_named_by_its_address(networks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--trusted-proxy", networks])
+    assert "takes addresses like 127.0.0.1 or networks like 10.0.0.0/8" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +76,16 @@ def test_a_data_directory_that_is_none_is_refused(tmp_path: Path, capsys: pytest
     (tmp_path / "file").write_text("not a directory", encoding="utf-8")
     assert main(["serve", "--port", "0", "--data-dir", str(tmp_path / "file")]) == 1
     assert "cannot be used" in capsys.readouterr().err
+
+
+def test_a_share_link_has_a_door_of_its_own() -> None:
+    arguments = _parser().parse_args(["serve", "--port", "0", "--share"])
+    opened = _listeners(arguments)
+    names = [one.getsockname() for one in opened]
+    for one in opened:
+        one.close()
+    assert [name[0] for name in names] == ["127.0.0.1", "127.0.0.1"]
+    assert names[0][1] != names[1][1]
 
 
 def test_addresses_to_type() -> None:

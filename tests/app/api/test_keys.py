@@ -187,6 +187,9 @@ def test_the_command_makes_lists_and_revokes(tmp_path: Path, capsys: pytest.Capt
     keys, database = open_keys(tmp_path / "data")
     assert keys.holder(text) is not None
     assert main(["key", "revoke", key_id, *where]) == 0
+    assert "It was the last one: no program is answered until there is another." in capsys.readouterr().out
+    assert main(["key", "list", *where]) == 0
+    assert "No key is valid: no program is answered" in capsys.readouterr().out
     assert keys.holder(text) is None
     database.close()
     assert main(["key", "revoke", "nothere", *where]) == 1
