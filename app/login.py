@@ -26,6 +26,7 @@ from app.auth import (
     Refusal,
 )
 from app.guard import LOGIN_PATH, cookies_of
+from sessions.errors import StoreError
 
 if TYPE_CHECKING:
     from app.wiring import House
@@ -80,7 +81,10 @@ def add_login(app: FastAPI, house: House) -> None:
             page.headers["Retry-After"] = str(seconds)
             return page
         await asyncio.sleep(permit.wait_s)
-        outcome = await run_in_threadpool(owners.log_in, password, cookies, visitor, permit, who, code)
+        try:
+            outcome = await run_in_threadpool(owners.log_in, password, cookies, visitor, permit, who, code)
+        except StoreError as error:
+            return await run_in_threadpool(draw_login, request, str(error), 503)
         if isinstance(outcome, Refusal):
             return await run_in_threadpool(draw_login, request, outcome.value, 401)
         return _logged_in(outcome)
@@ -98,11 +102,14 @@ def add_login(app: FastAPI, house: House) -> None:
         if _is_from_elsewhere(request):
             return PlainTextResponse("Requests from other sites are refused.", 403)
         cookies = cookies_of(request.headers)
-        if what == "forget" and (code := owners.forget(cookies)):
-            response: Response = _page(pages["forgotten"].substitute(code=code))
-        else:
-            owners.log_out(cookies, everywhere=what == "everywhere")
-            response = RedirectResponse(LOGIN_PATH, 303)
+        try:
+            if what == "forget" and (code := owners.forget(cookies)):
+                response: Response = _page(pages["forgotten"].substitute(code=code))
+            else:
+                owners.log_out(cookies, everywhere=what == "everywhere")
+                response = RedirectResponse(LOGIN_PATH, 303)
+        except StoreError as error:  # still logged in: what is not written down would be undone by a restart
+            return PlainTextResponse(f"You are still logged in. {error}", 503)
         _drop(response, LOGIN_COOKIE)
         if not owners.keeps_anything(cookies):
             _drop(response, OWNER_COOKIE)

@@ -31,9 +31,10 @@ def given_password(flag: str | None, file: Path | None, environment: MutableMapp
 
 
 def hide_from_process_list(secret: str) -> bool:
-    """Writes x over the secret where the kernel reads this process's command line from. False where that is not
+    """Writes over the secret where the kernel reads this process's command line from. False where that is not
     possible. What was read in the moment before is known, of course."""
     raw = os.fsencode(secret)
+    cover = ord("x" if set(secret) != {"x"} else "-")
     with contextlib.suppress(OSError, ValueError, IndexError):
         # The name, in brackets, may hold blanks; of what follows it the 46th and 47th field are arg_start and arg_end.
         fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -42,7 +43,7 @@ def hide_from_process_list(secret: str) -> bool:
             line = ctypes.string_at(start, end - start)
             for at, part in _parts(line):
                 if part == raw or part == b"--password=" + raw:
-                    ctypes.memset(start + at + len(part) - len(raw), ord("x"), len(raw))
+                    ctypes.memset(start + at + len(part) - len(raw), cover, len(raw))
         return all(part not in (raw, b"--password=" + raw) for _, part in _parts(_command_line()))
     return False
 

@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 
 from app.auth import _digest
 from app.cookie_key import load_secret
+from sessions.errors import StoreError
 from tests.app.site import Site, Tab
 
 pytestmark = pytest.mark.browser
@@ -166,6 +167,24 @@ def test_a_browser_of_an_earlier_version_stays_logged_in(serve: Serve, tmp_path:
         assert again.status_code == 200
         assert "Whose conversations?" not in again.text
     assert site.manager.view("ada", c).summary.conversation_id == c
+
+
+def test_a_full_disk_is_said(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = serve(password="a kettle")
+    with httpx.Client(base_url=site.url) as client:
+        cookies = cookie_header(client.post("/login", data=PASSWORD))
+
+        def full() -> None:
+            raise StoreError("The disk is full.")
+
+        monkeypatch.setattr(site.store._database, "write", full)
+        assert is_in(client, cookies)
+        for what in ("keep", "forget", "everywhere"):
+            refused = client.post("/logout", data={"what": what}, headers=cookies)
+            assert (refused.status_code, refused.text) == (503, "You are still logged in. The disk is full.")
+        refused = client.post("/login", data=PASSWORD)
+        assert refused.status_code == 503
+        assert "The disk is full." in refused.text
 
 
 def log_in(person: Tab, site: Site) -> None:
