@@ -106,6 +106,10 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
         ) from error
     except Exception as error:  # the one border for what torch, transformers, gguf and the disk raise on broken input
         raise ModelLoadError(f"{config.model} cannot be loaded: {_sentence(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what the tokenizers library raises where its Rust code panics
+            raise
+        raise ModelLoadError(f"{config.model} cannot be loaded: its tokenizer is damaged.") from error
     return _describe(found, weights, tokenizer, precision)
 
 
@@ -219,5 +223,9 @@ def _device(asked: str | None) -> str:
 
 
 def _sentence(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own, and code out of a model's directory is never run here."
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights do not have the shapes that its config describes."
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line[:300] if line.endswith(".") else f"{line[:300]}."

@@ -63,6 +63,7 @@ class ModelStruct(ctypes.Structure):
         ("norm_epsilon", ctypes.c_float),
         ("score_scale", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("layer_count", "hidden", "heads", "kv_heads", "dim", "intermediate")),
+        ("vocabulary", ctypes.c_int32),
     )
 
 

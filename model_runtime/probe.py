@@ -59,7 +59,15 @@ def probe_packing(
     far_start = context_limit_tokens - _FAR_TOKENS
 
     model.set_attn_implementation(stock)
-    expected = torch.stack([_alone(model, near, 0), _alone(model, far, far_start)])
+    try:
+        expected = torch.stack([_alone(model, near, 0), _alone(model, far, far_start)])
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ModelLoadError(f"{_name(model)} cannot be run: {error}.") from error
+    if not torch.isfinite(expected).all():
+        raise ModelLoadError(
+            f"{_name(model)} computes no numbers (NaN or infinite) for a first test: its file is damaged, or its "
+            "weights do not fit this precision."
+        )
     model.set_attn_implementation(ATTENTION_NAME)
     try:
         found = _packed(model, geometry, near, far, far_start)
