@@ -178,7 +178,8 @@ class Engine:
     def stage_run(
         self, kv: KV, identities: abc.Sequence[SegmentIdentity], before: abc.Sequence[int] | None = None
     ) -> list[types.Segment]:
-        """Copies of rows that follow one another, all made between the same two steps."""
+        """Copies of rows that follow one another, all made between the same two steps. Raises `ValueError` also for
+        rows that are not numbers."""
         slab = self._own(kv)
 
         def begin() -> list[Callable[[], Segment]]:

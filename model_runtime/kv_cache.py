@@ -122,6 +122,15 @@ class KVSlab:
         """Forgets everything from position `length_tokens` on. Frees nothing."""
         del self.token_ids[length_tokens:]
 
+    def crop_to_numbers(self, length_tokens: int) -> None:
+        """Like `crop`, and also forgets everything from the first row on that holds a NaN or an infinity."""
+        self.crop(length_tokens)
+        count = self.length_tokens
+        good = torch.ones(count, dtype=torch.bool, device=self.device)
+        for tensor in (*self.keys, *self.values):
+            good &= torch.isfinite(tensor[:, :count]).all(dim=2).all(dim=0)
+        self.crop(int(good.long().cumprod(0).sum()))
+
     def free(self) -> None:
         """Gives the memory back; the slab is empty and usable again."""
         self.token_ids.clear()

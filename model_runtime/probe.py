@@ -47,6 +47,8 @@ def probe_packing(
 
     Raises `ModelLoadError` with the reason when the model cannot be packed.
     """
+    if context_limit_tokens <= _FAR_TOKENS:
+        raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few to say anything.")
     _refuse_batch_dependent_rope(model)
     stock = str(model.config._attn_implementation)
     if stock == ATTENTION_NAME:

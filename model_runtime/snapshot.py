@@ -147,6 +147,14 @@ def rows_of(segment: Segment, geometry: KVGeometry) -> Iterator[torch.Tensor]:
     return _views(segment.data, geometry, len(segment.identity.token_ids))
 
 
+def are_numbers(segment: Segment, geometry: KVGeometry) -> bool:
+    """Whether exact rows hold neither NaN nor infinity. Any thread."""
+    if not segment.data.nbytes:
+        return True
+    lowest, highest = torch.aminmax(segment.data.view(geometry.dtype))
+    return bool(torch.isfinite(lowest) & torch.isfinite(highest))
+
+
 def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
     """Writes the segment so that `path` is either whole or absent, whatever happens; returns the file's bytes.
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from model_runtime.attention import StepAborted
+from model_runtime.errors import NotNumbers
 from model_runtime.events import FinishReason
 from model_runtime.failures import translated
 from model_runtime.forward import Feed
@@ -188,7 +189,10 @@ class Steps:
 
     def _fail(self, work: Work, error: Exception) -> None:
         """Ends one request; what its slab held before the failed forward stays valid."""
-        logger.error("forward failed kv_tokens=%d", work.kv_tokens, exc_info=error)
+        if isinstance(error, NotNumbers):
+            logger.error("logits are not numbers kv_tokens=%d", work.kv_tokens)
+        else:
+            logger.error("forward failed kv_tokens=%d", work.kv_tokens, exc_info=error)
         work.finish(FinishReason.FAILED, str(translated(error)))
 
     def _forget_finished(self) -> None:

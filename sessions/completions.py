@@ -85,6 +85,10 @@ class Completions:
         """Commits what is new and starts the answer. Nothing is stored when a `SessionError` or `TemplateRefused` is
         raised. `ConversationBusy`: only for a request with a key."""
         history = matching.read(request.messages, request.tools, self._config.max_message_bytes)
+        self._room.refuse_hopeless(history.system_prompt)
+        for exchange in history.exchanges:
+            for message in (*exchange.asked, *((exchange.answer,) if exchange.answer else ())):
+                self._room.refuse_hopeless(message.text)
         for attempt in range(ATTEMPTS):
             spot = self._find(owner_id, history, request.key)
             conversation_id = spot.conversation.conversation_id if spot.conversation else uuid.uuid4().hex

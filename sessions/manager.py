@@ -160,6 +160,7 @@ class SessionManager:
         """
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
+        self._room.refuse_hopeless(text)
         with self._runs.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
@@ -171,6 +172,7 @@ class SessionManager:
         """Another version of any user message, beside it, with a new answer below."""
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
+        self._room.refuse_hopeless(text)
         with self._runs.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
@@ -356,6 +358,7 @@ class SessionManager:
         system_prompt = clean(settings.system_prompt).strip()
         refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
         if system_prompt:
+            self._room.refuse_hopeless(system_prompt)
             self._room.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)

@@ -54,7 +54,8 @@ def clean_title(title: str) -> str:
 
 def first_title(message: str) -> str:
     """The first line of a conversation's first message, about 40 characters, cut at a word."""
-    title = clean_title(next((line for line in message.splitlines() if line.strip()), ""))
+    lines = message.lstrip()[:10_000].splitlines()  # of a long message only what can be shown
+    title = clean_title(lines[0] if lines else "")
     if len(title) <= FIRST_TITLE_CHARS:
         return title
     head = title[:FIRST_TITLE_CHARS]

@@ -64,5 +64,8 @@ def _asan_library() -> str:
     if gcc is None:
         return ""
     found = subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
-    path = found.stdout.strip()
-    return path if os.path.isabs(path) and os.path.exists(path) else ""
+    asan = found.stdout.strip()
+    # Its C++ library, too: AddressSanitizer looks for what throws exceptions when it starts.
+    found = subprocess.run([gcc, "-print-file-name=libstdc++.so.6"], capture_output=True, text=True, check=False)
+    libraries = (asan, found.stdout.strip())
+    return ":".join(libraries) if all(os.path.isabs(path) and os.path.exists(path) for path in libraries) else ""
