@@ -10,10 +10,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
 _SHORT_CHARS = 2048  # a few milliseconds; a batch costs more than it lets others run
 _SHORT_TOKENS = 1024
+_PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_NOT_PRINTED = [byte for byte in range(256) if byte not in _PRINTED]
 _NFC_FACTOR = 4  # composing characters never shortens a text to less than a quarter of its bytes
 
 
@@ -35,29 +37,37 @@ def text_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
 
 class ShortestEncoding:
     """A lower bound of a text's tokens, without tokenising it: its bytes over those of the longest token. Only for
-    tokenizers that leave nothing out and put unknown characters into bytes; 0 for the others, which promises nothing.
-    """
+    tokenizers that leave out no more than bytes they do not know; 0 for the others, which promises nothing."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         description = json.loads(tokenizer.to_str())
-        self._bytes_a_token = _most_bytes_a_token(description) if _keeps_everything(description) else 0
+        self._lost = _lost_bytes(description)
+        self._bytes_a_token = 0 if self._lost is None else _most_bytes_a_token(description)
 
     def least_tokens(self, text: str) -> int:
         """No encoding of the text has fewer tokens."""
-        return len(text.encode("utf-8", "replace")) // self._bytes_a_token if self._bytes_a_token else 0
+        if not self._bytes_a_token:
+            return 0
+        return len(text.encode("utf-8", "replace").translate(None, self._lost)) // self._bytes_a_token
 
 
-def _keeps_everything(description: dict[str, Any]) -> bool:
+def _lost_bytes(description: dict[str, Any]) -> bytes | None:
+    """The bytes that have no token (a byte-level tokenizer leaves them out); None where more may be lost."""
     model = description["model"]
     steps = [*_steps(description.get("normalizer")), *_steps(description.get("pre_tokenizer"))]
     if model["type"] != "BPE" or not all(_keeps(step) for step in steps):
-        return False
+        return None
     if any(token["lstrip"] or token["rstrip"] for token in description["added_tokens"]):
-        return False  # they swallow the spaces beside them, however many
-    bytes_in_vocabulary = [f"<0x{byte:02X}>" for byte in range(256)] if model.get("byte_fallback") else []
+        return None  # they swallow the spaces beside them, however many
     if any(step["type"] == "ByteLevel" for step in steps):
-        bytes_in_vocabulary = pre_tokenizers.ByteLevel.alphabet()
-    return bool(bytes_in_vocabulary) and all(byte in model["vocab"] for byte in bytes_in_vocabulary)
+        return bytes(byte for byte in range(256) if _byte_level_letter(byte) not in model["vocab"])
+    has_all = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))
+    return b"" if has_all else None
+
+
+def _byte_level_letter(byte: int) -> str:
+    """The character that stands for a byte in a byte-level vocabulary (GPT-2's `bytes_to_unicode`)."""
+    return chr(byte) if byte in _PRINTED else chr(256 + _NOT_PRINTED.index(byte))
 
 
 def _keeps(step: dict[str, Any]) -> bool:

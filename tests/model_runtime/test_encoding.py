@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
 
 from model_runtime.chat_template import ChatTemplate
 from model_runtime.encoding import ShortestEncoding, ids_of, text_of
@@ -85,6 +87,23 @@ def test_the_ids_are_those_of_encode(family: str, piece: str, times: int) -> Non
     expected = list(tokenizer.encode(text, add_special_tokens=False).ids)
     assert ids_of(tokenizer, text) == expected
     assert text_of(tokenizer, expected) == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_bytes_without_a_token_are_not_counted() -> None:
+    """SmolLM2's vocabulary lacks 21 bytes, which its tokenizer leaves out."""
+    description = json.loads(_of("chat").to_str())
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é\x06a")[0][0]
+    for letter in letters[:-1]:  # of é and of \x06, not of a
+        del description["model"]["vocab"][letter]
+    merges = description["model"]["merges"]
+    lost = set(letters[:-1])
+    description["model"]["merges"] = [m for m in merges if not lost & set("".join(m))]
+    vocabulary = description["model"]["vocab"]
+    description["model"]["vocab"] = {token: i for token, i in vocabulary.items() if not lost & set(token)}
+    tokenizer = Tokenizer.from_str(json.dumps(description))
+    for text in ("é" * 5_000, "\x06" * 5_000, "aé\x06" * 900):
+        assert ShortestEncoding(tokenizer).least_tokens(text) <= len(ids_of(tokenizer, text))
+    assert ShortestEncoding(tokenizer).least_tokens("a" * 5_000) > 100
 
 
 @pytest.mark.parametrize("family", FAMILIES)
