@@ -42,11 +42,11 @@ class ShortestEncoding:
     def __init__(self, tokenizer: Tokenizer) -> None:
         description = json.loads(tokenizer.to_str())
         self._lost = _lost_bytes(description)
-        self._bytes_a_token = 0 if self._lost is None else _most_bytes_a_token(description)
+        self._bytes_a_token = _most_bytes_a_token(description)
 
     def least_tokens(self, text: str) -> int:
         """No encoding of the text has fewer tokens."""
-        if not self._bytes_a_token:
+        if self._lost is None:
             return 0
         return len(text.encode("utf-8", "replace").translate(None, self._lost)) // self._bytes_a_token
 
