@@ -7,13 +7,14 @@ import logging
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlite_utils
 
 from sessions.errors import StoreError
 from sessions.migrations import MIGRATIONS
+from sessions.paths import refuse_foreign_tables
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,10 @@ class Database:
     times a turn, which nobody notices beside an answer.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, require_in_place: Callable[[], None] = lambda: None) -> None:
+        """`require_in_place` is called before every write; it raises `StoreError` when the file was replaced."""
         self._path = path
+        self._require_in_place = require_in_place
         self._own = threading.local()
         # A thread's connection goes with its thread; the set only lets `close` find those that are still alive.
         self._connections: weakref.WeakSet[sqlite_utils.Database] = weakref.WeakSet()
@@ -39,6 +42,7 @@ class Database:
         self._closed = False
         with self._writer, self._translated():
             db = self._connection()
+            refuse_foreign_tables(path, set(db.table_names()))
             db.enable_wal()
             self._refuse_newer(db)
             MIGRATIONS.apply(db)
@@ -56,6 +60,7 @@ class Database:
         """One transaction: all of it is committed when the block ends, or nothing."""
         with self._writer, self._translated():
             db = self._connection()
+            self._require_in_place()
             # IMMEDIATE waits for a foreign writer (a backup, the sqlite3 shell); a deferred BEGIN would fail at once.
             db.execute("BEGIN IMMEDIATE")
             try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sessions.database import Database
 from sessions.errors import SessionError, StoreError
-from sessions.paths import DATABASE_NAME
+from sessions.paths import DATABASE_NAME, refuse_foreign, refuse_foreign_database
 from sessions.text import clean_title
 
 PREFIX = "kw-"
@@ -96,9 +96,11 @@ class KeyStore:
 def open_keys(data_dir: Path) -> tuple[KeyStore, Database]:
     """The keys of a data directory that a server may be using. Raises `StoreError`."""
     try:
+        refuse_foreign(data_dir)
+        path = data_dir / DATABASE_NAME
+        refuse_foreign_database(path)
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         data_dir.chmod(0o700)
-        path = data_dir / DATABASE_NAME
         path.touch(mode=0o600)
     except OSError as error:
         raise StoreError(f"The data directory {data_dir} cannot be used ({error.strerror or error}).") from error

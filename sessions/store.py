@@ -42,7 +42,7 @@ class Store:
     def __init__(self, data_dir: Path) -> None:
         self._directory = DataDirectory(data_dir)
         try:
-            self._database = Database(self._directory.database_path)
+            self._database = Database(self._directory.database_path, self._directory.require_in_place)
         except StoreError:
             self._directory.close()
             raise
