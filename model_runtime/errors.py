@@ -4,6 +4,7 @@
 ├── TemplateRefused     the model's chat template has no place for such messages
 ├── DeviceOutOfMemory   the device refused memory
 ├── SnapshotRefused     a saved KV is not whole, or not the expected one; answered by a re-read
+│   └── SnapshotGone    its file is not there any more
 ├── SnapshotNotSaved    a KV could not be written
 └── EngineClosed        the engine was closed, or its thread died
 
@@ -35,6 +36,10 @@ class DeviceOutOfMemory(ModelRuntimeError):
 
 class SnapshotRefused(ModelRuntimeError):
     """A saved KV is not whole, or not the expected one. Answered by a re-read."""
+
+
+class SnapshotGone(SnapshotRefused):
+    """The file of a saved KV is not there any more: somebody deleted it."""
 
 
 class SnapshotNotSaved(ModelRuntimeError):

@@ -7,7 +7,7 @@ id, before it looks at anything else. All methods may be called from any thread 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from model_runtime.turn_template import TurnTemplate
@@ -94,10 +94,11 @@ class SessionManager:
 
     # Life
 
-    def start(self) -> None:
-        """Marks answers that an earlier process left running as interrupted, then takes turns."""
+    def start(self, say: Callable[[str], None] = lambda sentence: None) -> None:
+        """Marks answers that an earlier process left running as interrupted, then takes turns. `say` tells a person
+        what becomes of the memory that was saved before."""
         self._store.messages.interrupt_running()
-        self._tiers.start()
+        self._tiers.start(say)
         self._recorder.start()
         self._leases.start()
         self._verifier.start()

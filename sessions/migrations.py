@@ -188,3 +188,17 @@ def numerics(db: Database) -> None:
 def origins(db: Database) -> None:
     """`sessions.types.Origin`. Conversations of before are kept as a person's are."""
     db.execute("ALTER TABLE conversations ADD COLUMN origin TEXT NOT NULL DEFAULT 'page'")
+
+
+@_step
+def losses_of_saved_memory(db: Database) -> None:
+    """`kv_losses`: why what a conversation saved would be missing at its next turn (`sessions.losses`). `kv_served`:
+    what servers of this directory computed with, the last one in the last row."""
+    db.execute("""
+        CREATE TABLE kv_losses (
+            conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
+            cause TEXT NOT NULL,
+            detail TEXT NOT NULL,
+            message_id INTEGER NOT NULL
+        ) WITHOUT ROWID""")
+    db.execute("CREATE TABLE kv_served (id INTEGER PRIMARY KEY, numerics TEXT NOT NULL UNIQUE, model TEXT NOT NULL)")

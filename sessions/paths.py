@@ -16,7 +16,7 @@ DATABASE_NAME = "keepwarm.db"
 LOCK_NAME = "keepwarm.lock"
 KV_NAME = "kv"
 
-# What an empty directory may hold: the lock of a start that was killed at once, and what a fresh ext4 volume comes with.
+# What an empty directory may hold: the lock of a start that was killed at once, and what a new ext4 volume has.
 _NOBODYS_NAMES = frozenset({LOCK_NAME, "lost+found"})
 # A byte of the database that SQLite neither reads nor locks: its own locks lie at 0x40000000, and files end before.
 _LOCKED_BYTE = 1 << 62
@@ -133,13 +133,18 @@ def refuse_foreign(path: Path) -> None:
         return  # there is none yet; or a file, which `mkdir` says
     with os.scandir(path) as entries:
         names = {entry.name for entry in entries}
-    others = sorted(names - _NOBODYS_NAMES)
+    others = sorted(name for name in names - _NOBODYS_NAMES if not _is_empty_kv(path / name))
     if DATABASE_NAME not in names and others:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise StoreError(
             f"The directory {path} is not a Keepwarm data directory: it holds {shown}, and no {DATABASE_NAME}. Nothing "
             "in it was touched. Choose an empty or a new directory with --data-dir."
         )
+
+
+def _is_empty_kv(path: Path) -> bool:
+    """Whether it is a disk, or a link to one, that somebody has made ready for saved memory."""
+    return path.name == KV_NAME and path.is_dir() and set(os.listdir(path)) <= _NOBODYS_NAMES
 
 
 def refuse_foreign_database(path: Path) -> None:

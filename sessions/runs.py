@@ -17,6 +17,7 @@ from sessions.beginnings import Shared
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.leases import Lease, Ticket
 from sessions.ledger import Turn
+from sessions.losses import SavedLoss
 from sessions.restorer import NOT_RESTORED, Restored
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
@@ -35,6 +36,8 @@ class RunPlan:
     link: str = ""  # of the history that is answered, "" where it is not known
     reads_calls: bool = False  # tools were offered
     is_fork: bool = False  # its history was copied from another conversation
+    loss: SavedLoss | None = None  # what is known of its saved memory, where that is not all there
+    is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
 
 
 class Run:

@@ -20,6 +20,7 @@ from sessions.database import Database
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.keys import KeyStore
 from sessions.links_table import LinksTable
+from sessions.losses import LossTable
 from sessions.paths import DataDirectory
 from sessions.records import Conversation, Totals
 from sessions.segments_table import SegmentsTable
@@ -49,6 +50,7 @@ class Store:
         self.messages = MessageTree(self._database)
         self.segments = SegmentsTable(self._database)
         self.links = LinksTable(self._database)
+        self.losses = LossTable(self._database)
         self.keys = KeyStore(self._database)
 
     @property

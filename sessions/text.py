@@ -72,3 +72,9 @@ def mib(size_bytes: int) -> str:
 def tokens(count: int) -> str:
     """ "1 token", "5,020 tokens"."""
     return f"{count:,} token{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """ "40 days", "3 hours"; for what took at least that."""
+    count, unit = (seconds / 86_400, "day") if seconds >= 86_400 else (seconds / 3600, "hour")
+    return f"{count:,.0f} {unit}{'' if round(count) == 1 else 's'}"

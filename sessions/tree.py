@@ -17,6 +17,7 @@ from model_runtime.events import FinishReason
 from sessions.database import Database
 from sessions.errors import ConversationNotFound
 from sessions.links_table import insert_link
+from sessions.losses import Cause, turn_begins, turn_ends
 from sessions.records import Node, NodeIds, pack, unpack
 from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
 
@@ -52,6 +53,7 @@ class MessageTree:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.unsaved_cause = Cause.UNSAVED  # why a turn's memory is not on disk when it ends
 
     def path(self, leaf_id: int | None) -> tuple[Node, ...]:
         """The nodes from the root to `leaf_id`, ids included; () for None."""
@@ -124,6 +126,7 @@ class MessageTree:
                 " title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
                 [answer_id, now, numerics, is_by_person, first_title, conversation_id],
             )
+            turn_begins(db, conversation_id, answer_id, self.unsaved_cause)
         return answer_id
 
     def checkpoint(self, message_id: int, text: str, token_ids: Sequence[int]) -> None:
@@ -151,6 +154,7 @@ class MessageTree:
                 "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ? WHERE id = ?",
                 [text, pack(token_ids), status, finish_reason, note, message_id],
             )
+            turn_ends(db, message_id, self.unsaved_cause)
             if link:
                 sql = "SELECT conversation_id FROM messages WHERE id = ?"
                 if found := db.execute(sql, [message_id]).fetchone():
