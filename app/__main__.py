@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from app import doctor, key_command, sizes
+from app import cache_command, doctor, key_command, sizes
 from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
@@ -47,6 +47,8 @@ def _run(arguments: argparse.Namespace) -> int:
     match arguments.command:
         case "key":
             return key_command.run(arguments, _say)
+        case "cache":
+            return cache_command.run(arguments, _say)
         case "doctor":
             return _doctor(arguments)
     return _serve(arguments)
@@ -62,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key|cache")
     key_command.add_parser(commands, default_data_dir())
+    cache_command.add_parser(commands, default_data_dir())
     serve = commands.add_parser("serve", help="serve the chat on this machine")
     examined = commands.add_parser("doctor", help="examine a data directory that nobody serves now")
     for command in (serve, examined):
@@ -106,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
         "--disk-kv-budget",
         metavar="SIZE",
         help="disk space for saved caches, which keep conversations warm across a restart: bytes, a size, a share of "
-        "the free disk, or 0 for none (default: 20%% of the free disk, at most 8 GiB)",
+        "the free disk, or 0: nothing is saved, and what was saved before is neither read nor deleted (default: 20%% "
+        "of the free disk, at most 8 GiB)",
     )
     serve.add_argument(
         "--prompt-lookup",

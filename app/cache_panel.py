@@ -38,19 +38,33 @@ def _bars(view: MemoryView) -> list[dict[str, Any]]:
         bars[0]["note"] = f"{formatting.size(view.pinned_bytes)} of {formatting.size(view.pin_limit_bytes)} pinned"
     if view.host_budget_bytes:
         bars.append(_bar(Tier.HOST, view.host_used_bytes, view.host_reserved_bytes, view.host_budget_bytes))
-    if view.disk_budget_bytes:
+    if view.disk_budget_bytes or view.disk_used_bytes:
         bars.append(_bar(Tier.DISK, view.disk_used_bytes, 0, view.disk_budget_bytes))
+        bars[-1]["note"], bars[-1]["hint"] = _disk_note(view)
     if view.cold_drift is not None:
         drift = view.cold_drift
-        bars[-1]["note"] = f"kept as {drift.dtype}: best token the same in {drift.top1_agreement:.1%}"
-        bars[-1]["hint"] = drift.sentence
+        kept = f"kept as {drift.dtype}: best token the same in {drift.top1_agreement:.1%}"
+        bars[-1]["note"] = " · ".join(note for note in (bars[-1]["note"], kept) if note)
+        bars[-1]["hint"] = " ".join(hint for hint in (bars[-1]["hint"], drift.sentence) if hint)
     return bars
+
+
+def _disk_note(view: MemoryView) -> tuple[str, str]:
+    """What of the disk is of no use now, and why it is there."""
+    if not view.disk_budget_bytes:
+        return "not read now", "The server runs with --disk-kv-budget 0. Nothing of what was saved before is deleted."
+    if not view.disk_other_bytes:
+        return "", ""
+    hint = "Saved by other models or settings, for when the server is started with them again. Goes first for room."
+    return f"other models: {formatting.size(view.disk_other_bytes)}", hint
 
 
 def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
     whole = max(budget, 1)
     parts = [_part("used", used, whole), _part("reserved", reserved, whole)]
     parts.append(_part("free", max(0, budget - used - reserved), whole))
+    if not budget:  # what is there takes all of nothing
+        parts[0]["share"] = 1.0
     return {
         "tier": tier.value,
         "budget": formatting.size(budget),

@@ -70,7 +70,12 @@ def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
             "reserved": view.host_reserved_bytes,
             "budget": view.host_budget_bytes,
         },
-        "disk": {"used": view.disk_used_bytes, "reserved": 0, "budget": view.disk_budget_bytes},
+        "disk": {
+            "used": view.disk_used_bytes,
+            "reserved": 0,
+            "budget": view.disk_budget_bytes,
+            "other_models": view.disk_other_bytes,
+        },
     }
 
 

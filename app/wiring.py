@@ -100,13 +100,13 @@ def open_house(
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
             host_kv_budget_bytes=memory.host_bytes,
-            disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say),
+            disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
             read_ahead=idle_work.read_ahead,
             model_titles=idle_work.titles,
             keep_unnamed_s=keep_unnamed_s,
         )
         manager = SessionManager(store, engine, template, config)
-        manager.start()
+        manager.start(say)
         stack.callback(manager.close)
         share = Share()
         stack.callback(share.close)
@@ -186,8 +186,9 @@ def _host_budget_bytes(budget: str | None, device: str, device_budget_bytes: int
     return chosen
 
 
-def _disk_budget_bytes(budget: str | None, data_dir: Path, say: Say) -> int:
-    free_bytes = shutil.disk_usage(data_dir).free
+def _disk_budget_bytes(budget: str | None, data_dir: Path, saved_bytes: int, say: Say) -> int:
+    """What is saved already counts as free: else every start would choose less than the one before."""
+    free_bytes = shutil.disk_usage(data_dir).free + saved_bytes
     if budget is None:
         chosen = default_disk_kv_budget_bytes(free_bytes)
     else:

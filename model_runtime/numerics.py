@@ -38,6 +38,11 @@ def cold_precision(numerics: str) -> str:
     return _parts(numerics).get("cold", "exact")
 
 
+def settings(numerics: str) -> str:
+    """What a person may have chosen of it: "quantization int4, kv float16"."""
+    return ", ".join(f"{name} {value}" for name, value in _parts(numerics).items() if name not in ("weights", "rope"))
+
+
 def difference(before: str, now: str) -> str:
     """A clause that says what was changed between two lines; "" where nothing was, or it cannot be told. Other weights
     explain everything else."""
