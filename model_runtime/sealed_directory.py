@@ -20,8 +20,8 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 20
-# As `tempfile.mkdtemp` names them: a model's name with its version, and eight characters.
-_LEFTOVER = re.compile(r"\..+-v[0-9]+(-float16)?-(stale-)?[a-z0-9_]{8}")
+# As `tempfile` names them: a model's name with its version, or a download, and eight characters.
+_LEFTOVER = re.compile(r"\.(download|.+-v[0-9]+(-float16)?)-(stale-)?[a-z0-9_]{8}")
 
 
 def broken_because(directory: Path) -> str | None:

@@ -63,14 +63,15 @@ class KvFiles:
         """Before `path` is written: makes its folders. Raises `SnapshotNotSaved` when something that is not ours is in
         the way."""
         try:
-            for made in (self.folder, path.parent.parent, path.parent):
-                made.mkdir(mode=0o700, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            for folder in (path.parent.parent, path.parent):
+                if folder.is_symlink():
+                    raise SnapshotNotSaved(_in_the_way(folder))
+                folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise SnapshotNotSaved(_not_saved(f"{error.strerror} in {self.folder}.")) from error
-        links = [str(folder) for folder in (path.parent.parent, path.parent) if folder.is_symlink()]
-        if links or (os.path.lexists(path) and not self.is_ours(path)):
-            in_the_way = links[0] if links else str(path)
-            raise SnapshotNotSaved(_not_saved(f"{in_the_way} is not Keepwarm's and is in the way. Move it elsewhere."))
+        if os.path.lexists(path) and not self.is_ours(path):
+            raise SnapshotNotSaved(_in_the_way(path))
 
     def every(self) -> Iterator[Path]:
         """Whatever has a name and a place of ours, temporary files too. Raises `OSError`."""
@@ -107,6 +108,10 @@ def _begins_like_ours(path: Path, may_be_cut: bool) -> bool:
     except OSError:  # what cannot be read is not known to be ours
         return False
     return head is not None and begins_like_ours(head, may_be_cut)
+
+
+def _in_the_way(path: Path) -> str:
+    return _not_saved(f"{path} is not Keepwarm's and is in the way. Move it elsewhere.")
 
 
 def _not_saved(why: str) -> str:

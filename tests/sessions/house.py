@@ -44,7 +44,8 @@ class House:
             **config,
         }
         self.manager = SessionManager(self.store, self.engine, self.template, SessionConfig(**settings))  # type: ignore[arg-type]
-        self.manager.start()
+        self.said: list[str] = []  # to a person, at the start
+        self.manager.start(self.said.append)
         self._closed = False
 
     def close(self) -> None:
