@@ -176,7 +176,7 @@ class Disk:
             raise SnapshotGone("the saved memory cannot be read: its file is gone")
         return self._engine.load(identity, path)
 
-    def discard(self, identity: SegmentIdentity, why: SnapshotRefused | str = "it was not what was saved") -> None:
+    def discard(self, identity: SegmentIdentity, why: SnapshotRefused | str) -> None:
         """A refused segment, and all that builds on it."""
         is_gone = isinstance(why, SnapshotGone)
         self._discard(identity.key, SavedLoss(Cause.FILES_MISSING) if is_gone else SavedLoss(Cause.REFUSED, str(why)))

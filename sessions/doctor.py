@@ -115,7 +115,8 @@ def _read(store: Store, disk: Disk, row: SavedSegment, owner_id: str, report: Re
     name = path_in(store.kv_dir, row.key).name
     if identity.key != row.key:
         report.found(f"A row whose ids are not those it is named by: {name}. It was deleted.")
-        disk.discard(SegmentIdentity(row.key, row.parent_key, row.start_tokens, (), fingerprint))
+        bad = SegmentIdentity(row.key, row.parent_key, row.start_tokens, (), fingerprint)
+        disk.discard(bad, "its ids were not those it is named by")
         return
     try:
         disk.load(identity)
