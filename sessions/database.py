@@ -19,6 +19,7 @@ from sessions.paths import refuse_foreign_tables
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_MS = 5_000
+CLOSE_TIMEOUT_S = 5.0  # so long `close` waits for a thread that is reading
 
 
 class Database:
@@ -35,8 +36,8 @@ class Database:
         self._path = path
         self._require_in_place = require_in_place
         self._own = threading.local()
-        # A thread's connection goes with its thread; the set only lets `close` find those that are still alive.
-        self._connections: weakref.WeakSet[sqlite_utils.Database] = weakref.WeakSet()
+        # A thread's connection goes with its thread; this only lets `close` find those that are alive, and in use.
+        self._in_use: weakref.WeakKeyDictionary[sqlite_utils.Database, threading.RLock] = weakref.WeakKeyDictionary()
         self._connections_lock = threading.Lock()
         self._writer = threading.RLock()
         self._closed = False
@@ -52,8 +53,10 @@ class Database:
         """One snapshot: queries inside see the same moment."""
         with self._translated():
             db = self._connection()
-            with db.atomic():
-                yield db
+            with self._in_use[db]:
+                self._connection()  # it may have been closed meanwhile
+                with db.atomic():
+                    yield db
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite_utils.Database]:
@@ -71,12 +74,15 @@ class Database:
                 raise
 
     def close(self) -> None:
-        """Closes every thread's connection. May be called twice."""
+        """Closes every thread's connection. May be called twice. A thread that is still reading ends that first: a
+        connection that is closed under it takes the process down."""
         with self._writer, self._connections_lock:
             self._closed = True
-            for db in list(self._connections):
-                with contextlib.suppress(sqlite3.Error):
-                    db.close()
+            for db, in_use in list(self._in_use.items()):
+                if in_use.acquire(timeout=CLOSE_TIMEOUT_S):
+                    with contextlib.suppress(sqlite3.Error):
+                        db.close()
+                    in_use.release()
 
     def _connection(self) -> sqlite_utils.Database:
         if self._closed:
@@ -89,7 +95,7 @@ class Database:
             connection.execute("PRAGMA synchronous = FULL")
             db = sqlite_utils.Database(connection, execute_plugins=False)
             with self._connections_lock:
-                self._connections.add(db)
+                self._in_use[db] = threading.RLock()
             self._own.db = db
         return db
 
