@@ -46,7 +46,8 @@ class Database:
             refuse_foreign_tables(path, set(db.table_names()))
             db.enable_wal()
             self._refuse_newer(db)
-            MIGRATIONS.apply(db)
+            with db.atomic():  # all or none, and one fsync instead of three a step
+                MIGRATIONS.apply(db)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite_utils.Database]:

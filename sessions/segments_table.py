@@ -112,12 +112,14 @@ class SegmentsTable:
             row = db.execute("SELECT owner_id FROM segments WHERE key = ?", [key]).fetchone()
         return str(row[0]) if row else ""
 
-    def by_conversation(self, owner_id: str, numerics: str) -> dict[str, Saved]:
-        """For the owner's lists. A segment that two conversations share counts in both."""
+    def by_conversation(self, owner_id: str, numerics: str | None = None) -> dict[str, Saved]:
+        """For the owner's lists: what was computed with this, None: with whatever. A segment that two conversations
+        share counts in both."""
         with self._database.read() as db:
             rows = db.execute(
                 "SELECT r.conversation_id, max(s.start_tokens + s.tokens), sum(s.bytes) FROM segments s"
-                " JOIN segment_references r ON r.segment_key = s.key WHERE s.owner_id = ? AND s.fingerprint = ?"
+                " JOIN segment_references r ON r.segment_key = s.key"
+                " WHERE s.owner_id = ? AND s.fingerprint = ifnull(?, s.fingerprint)"
                 " GROUP BY r.conversation_id",
                 [owner_id, numerics],
             ).fetchall()
@@ -149,6 +151,8 @@ class SegmentsTable:
 
     def serves(self, numerics: str, model: str) -> None:
         """A server begins that computes with this."""
+        if any(one.is_last and (one.numerics, one.model) == (numerics, model) for one in self.served()):
+            return
         with self._database.write() as db:
             db.execute("DELETE FROM kv_served WHERE numerics = ?", [numerics])
             db.execute("INSERT INTO kv_served(numerics, model) VALUES (?, ?)", [numerics, model])
@@ -156,9 +160,12 @@ class SegmentsTable:
     def not_in_the_future(self, now: float) -> float:
         """What a clock that was ahead has left counts as used now. Returns when anything was used last, 0.0 for
         never."""
-        with self._database.write() as db:
-            db.execute("UPDATE segments SET last_used_at = ? WHERE last_used_at > ?", [now, now])
-            return float(db.execute("SELECT ifnull(max(last_used_at), 0) FROM segments").fetchone()[0])
+        with self._database.read() as db:
+            last_used_at = float(db.execute("SELECT ifnull(max(last_used_at), 0) FROM segments").fetchone()[0])
+        if last_used_at > now:
+            with self._database.write() as db:
+                db.execute("UPDATE segments SET last_used_at = ? WHERE last_used_at > ?", [now, now])
+        return min(last_used_at, now)
 
     def add(
         self, owner_id: str, conversation_id: str, fingerprint: str, identity: SegmentIdentity, size_bytes: int
