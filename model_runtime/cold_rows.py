@@ -11,6 +11,7 @@ from model_runtime import types
 from model_runtime.config import ColdKvDtype
 from model_runtime.errors import ModelLoadError
 from model_runtime.kv_cache import KVGeometry
+from model_runtime.mapped_memory import new_memory
 from model_runtime.numerics import with_part
 from model_runtime.quantization import dtype_name
 from model_runtime.segments import SegmentIdentity
@@ -21,7 +22,6 @@ from model_runtime.snapshot import (
     data_bytes_for,
     exactly,
     joined,
-    new_memory,
     own_segment,
     read,
     write,

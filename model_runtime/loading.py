@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import threading
 import time
@@ -15,6 +13,7 @@ import torch
 from accelerate.utils import release_memory
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from model_runtime import heap
 from model_runtime.checkpoint import is_quantised, load_checkpoint, load_tokenizer
 from model_runtime.config import EMBEDDED, ModelConfig
 from model_runtime.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
@@ -75,8 +74,7 @@ def unload(loaded: LoadedModel) -> None:
         if callable(release):
             release()
     release_memory()  # collects garbage, too
-    with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks of a few MB for itself
-        ctypes.CDLL(None).malloc_trim(0)
+    heap.give_back()
 
 
 def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:

@@ -68,8 +68,8 @@ def _linear(stored: Stored, bias: Stored | None, plan: KernelPlan, scratch: Scra
 
 def _embedding(stored: Stored, replaced: nn.Module) -> nn.Module:
     if isinstance(stored, Q8Blocks):
-        return Int8Embedding(stored)
-    table = dense(stored) if isinstance(stored, torch.Tensor) else dense(stored).to(torch.float16)
+        return Int8Embedding(Q8Blocks(stored.codes.clone(), stored.scale.clone()))
+    table = stored.clone() if isinstance(stored, torch.Tensor) else dense(stored).to(torch.float16)
     with torch.device("meta"):
         embedding = UpcastEmbedding(table.shape[0], table.shape[1], padding_idx=getattr(replaced, "padding_idx", None))
     embedding.weight = nn.Parameter(table, requires_grad=False)

@@ -31,17 +31,13 @@ from model_runtime.cold_int8 import (
 )
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
 from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.mapped_memory import new_memory
 from model_runtime.numerics import difference
 from model_runtime.segments import FORMAT_VERSION, SegmentIdentity
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 _ALIGN_BYTES = 64
 Memory = Callable[[int], torch.Tensor]
-
-
-def new_memory(size_bytes: int) -> torch.Tensor:
-    """Flat uint8 of torch's own, garbage inside."""
-    return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +174,7 @@ def read(
     is_int8: bool = False,
 ) -> Segment:
     """The segment in `path`, if it is whole and exactly what is expected. Raises `SnapshotRefused` with the reason.
-    `memory` gives flat uint8 memory of a size in bytes, where it is not to be torch's own."""
+    `memory` gives flat uint8 memory of a size in bytes, where it is not to be a mapping of its own."""
     data = memory(data_bytes_for(geometry, len(identity.token_ids), is_int8))
     try:
         with path.open("rb", buffering=0) as file:

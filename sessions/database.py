@@ -18,6 +18,7 @@ from sessions.migrations import MIGRATIONS
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_MS = 5_000
+CACHE_KIB = 512  # a connection, of which every thread that serves has one; the pages are in the kernel's cache anyway
 
 
 class Database:
@@ -82,6 +83,7 @@ class Database:
             connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_MS / 1000, check_same_thread=False)
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             db = sqlite_utils.Database(connection, execute_plugins=False)
             with self._connections_lock:
                 self._connections.add(db)
