@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from app import doctor, key_command, sizes
+from app import doctor, key_command, sizes, terminal
 from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
+from app.surroundings import import_page
+from model_runtime import heap
 from model_runtime.config import EMBEDDED, ColdKvDtype, KvDtype, ModelConfig
 from model_runtime.errors import ModelRuntimeError
 from sessions.config import DAY_S, KEEP_UNNAMED_S
@@ -25,10 +27,15 @@ from sessions.errors import SessionError
 GRACEFUL_STOP_S = 2
 DRAIN_LIMIT_S = 5.0
 KEEP_UNNAMED_DAYS = KEEP_UNNAMED_S / DAY_S
+NO_HOME = Path("~")
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `keepwarm`; the value is the exit code: 0, 1 for trouble, 2 for flags that cannot be meant."""
+    terminal.prepare()
+    heap.limit()
     arguments = _parser().parse_args(argv)
     level = getattr(arguments, "log_level", "warning").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -36,26 +43,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except ValueError as error:
-        return _fail(str(error), 2)
+        return terminal.fail(str(error), 2)
     except (SessionError, ModelRuntimeError) as error:
-        return _fail(str(error), 1)
+        return terminal.fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("Stopped.", 130)
+        return terminal.fail("Stopped.", 130)
+    except Exception as error:  # a person gets a sentence, and who looks for the cause the rest
+        log.debug("unexpected", exc_info=True)
+        line = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
+        return terminal.fail(
+            f"Something unexpected is in the way ({type(error).__name__}: {line}). `--log-level debug` says where.", 1
+        )
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if NO_HOME in arguments.data_dir.parents:
+        raise ValueError("This user has no home directory: say where conversations are kept with --data-dir.")
     match arguments.command:
         case "key":
-            return key_command.run(arguments, _say)
+            return key_command.run(arguments, terminal.say)
         case "doctor":
             return _doctor(arguments)
     return _serve(arguments)
 
 
 def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/keepwarm`, or `~/.local/share/keepwarm`. A relative XDG path is ignored."""
+    """`$XDG_DATA_HOME/keepwarm`, or `~/.local/share/keepwarm`. A relative XDG path is ignored. Under `NO_HOME` for a
+    user who has no home directory."""
     root = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (root if root.is_absolute() else Path.home() / ".local" / "share") / "keepwarm"
+    if root.is_absolute():
+        return root / "keepwarm"
+    try:
+        return Path.home() / ".local" / "share" / "keepwarm"
+    except RuntimeError:
+        return NO_HOME / ".local" / "share" / "keepwarm"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,10 +210,17 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    return doctor.run(arguments.data_dir, _model(arguments), not arguments.no_verify, _say)
+    return doctor.run(arguments.data_dir, _model(arguments), not arguments.no_verify, terminal.say)
 
 
 def _model(arguments: argparse.Namespace) -> ModelConfig:
+    try:
+        arguments.model.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"The model's name {arguments.model} is not UTF-8 in this locale, and its files could not be opened by it. "
+            "Set LC_ALL=C.UTF-8, or rename it."
+        ) from None
     return ModelConfig(
         model=arguments.model,
         quantization=arguments.quantization,
@@ -208,7 +236,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.device_kv_budget is not None:  # refused now, not after the model was loaded
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
     with bind(arguments.host, arguments.port) as listener:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from app.wiring import Budgets, IdleWork, open_house
 
         budgets = Budgets(
@@ -225,9 +252,10 @@ def _serve(arguments: argparse.Namespace) -> int:
             arguments.prompt_lookup,
             budgets,
             password,
-            _say,
+            terminal.say,
             idle_work,
             arguments.keep_unnamed * DAY_S,
+            (lambda: None) if arguments.headless else import_page,
         ) as house:
             from app.server import create_app
             from app.serving import Server
@@ -236,19 +264,21 @@ def _serve(arguments: argparse.Namespace) -> int:
 
             def on_ready() -> None:
                 _freeze()
-                _say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
+                terminal.say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
                 if arguments.share:
-                    house.share.open(host, port, _say)
+                    house.share.open(host, port, terminal.say)
                 elif not is_loopback(arguments.host) and not house.callers.has_keys:
-                    _say("There is no API key yet: only programs of this machine are answered. keepwarm key add NAME.")
+                    terminal.say(
+                        "There is no API key yet: only programs of this machine are answered. keepwarm key add NAME."
+                    )
 
             # uvicorn raises the signal that ended it once more; by then everything must still be put away.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
             app = create_app(house, arguments.host, arguments.headless)
-            drain = Drain(house.manager, arguments.drain_limit, _say)
+            drain = Drain(house.manager, arguments.drain_limit, terminal.say)
             Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=[listener])
-            _say("Putting the conversations away.")
+            terminal.say("Putting the conversations away.")
     return 0
 
 
@@ -257,6 +287,7 @@ def _freeze() -> None:
     every stream standing still, and three times that at the end."""
     gc.collect()
     gc.freeze()
+    heap.give_back()
 
 
 def _password(arguments: argparse.Namespace) -> str | None:
@@ -270,7 +301,7 @@ def _password(arguments: argparse.Namespace) -> str | None:
         return None
     if arguments.share:
         password = secrets.token_urlsafe(12)
-        _say(f"Password for the shared chat (shown once): {password}")
+        terminal.say(f"Password for the shared chat (shown once): {password}")
         return password
     if not is_loopback(arguments.host):
         raise ValueError(
@@ -298,15 +329,6 @@ def _days(text: str) -> float:
     if not 0 <= number <= 36_500:
         raise argparse.ArgumentTypeError(f"a number of days lies between 0 and 36500, not {text}")
     return number
-
-
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)
-
-
-def _fail(sentence: str, code: int) -> int:
-    print(f"keepwarm: {sentence}", file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

@@ -6,11 +6,16 @@ import time
 from typing import Any
 
 from app import formatting, usage_plot
+from app.process_memory import ProcessMemory
 from sessions.types import MemoryRow, MemoryView, Tier
 
 SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
 PINNED = "It is pinned to the device. Unpin it first."
+PROCESS_HINT = (
+    "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: what answers "
+    "work with, open connections, files on their way to the disk."
+)
 Action = dict[str, Any]
 
 
@@ -26,6 +31,21 @@ def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
         "saved": formatting.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
         "reused": formatting.tokens(view.reused_tokens_total),
         "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in newest[:SHOWN_EVENTS]],
+    }
+
+
+def draw_process(memory: ProcessMemory) -> dict[str, str]:
+    """What the whole process takes of this machine's memory, as JSON for the page's script."""
+    parts = (
+        ("weights", memory.weights_bytes),
+        ("KV", memory.kv_bytes),
+        ("program", memory.program_bytes),
+        ("other", memory.other_bytes),
+    )
+    return {
+        "resident": formatting.size(memory.resident_bytes),
+        "parts": " · ".join(f"{name} {formatting.size(size)}" for name, size in parts if size),
+        "hint": PROCESS_HINT,
     }
 
 

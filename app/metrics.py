@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from sessions.counters import Histogram
 
 if TYPE_CHECKING:
+    from app.process_memory import ProcessMeter
     from sessions.manager import SessionManager
 
 NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
@@ -21,9 +22,9 @@ NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
 class Metrics:
     """One registry for one server. Any thread."""
 
-    def __init__(self, manager: SessionManager) -> None:
+    def __init__(self, manager: SessionManager, process: ProcessMeter) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Readings(manager))
+        self._registry.register(_Readings(manager, process))
         self._requests = Counter(
             "keepwarm_requests", "API requests by status.", ["path", "status"], registry=self._registry
         )
@@ -43,8 +44,9 @@ class Metrics:
 
 
 class _Readings(Collector):
-    def __init__(self, manager: SessionManager) -> None:
+    def __init__(self, manager: SessionManager, process: ProcessMeter) -> None:
         self._manager = manager
+        self._process = process
 
     def collect(self) -> Iterator[Metric]:
         counts = self._manager.counters.snapshot()
@@ -91,6 +93,18 @@ class _Readings(Collector):
         budget.add_metric(["host"], view.host_budget_bytes)
         budget.add_metric(["disk"], view.disk_budget_bytes)
         yield from (held, budget)
+        memory = self._process.read(self._manager.info, view)
+        yield GaugeMetricFamily(
+            "keepwarm_process_resident_bytes", "What the process holds of this machine's memory.", memory.resident_bytes
+        )
+        parts = GaugeMetricFamily(
+            "keepwarm_process_memory_bytes",
+            "The same by what it is for; program is what was held before the model was loaded, other the rest.",
+            labels=["part"],
+        )
+        for part in ("weights", "kv", "program", "other"):
+            parts.add_metric([part], getattr(memory, f"{part}_bytes"))
+        yield parts
         queue = GaugeMetricFamily("keepwarm_queue", "Answers being written, and in line for it.", labels=["state"])
         running, waiting = self._manager.open_answers()
         queue.add_metric(["waiting"], waiting)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from app import cache_panel, conversations, formatting, problems
+from app.process_memory import ProcessMeter
 from app.share import Share
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ Reply = dict[str, Any]
 class Panels:
     """Answers one question of the page's script at a time; errors become `{"error": sentence}`."""
 
-    def __init__(self, manager: SessionManager, share: Share) -> None:
+    def __init__(self, manager: SessionManager, share: Share, process: ProcessMeter) -> None:
         self._manager = manager
         self._share = share
+        self._process = process
         self._answers: dict[str, Callable[[str, Request], Reply]] = {
             "pulse": self._pulse,
             "new": self._new,
@@ -48,9 +50,11 @@ class Panels:
         """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
         search = str(request.get("search", ""))
         found = self._manager.list_conversations(owner_id, search)
+        view = self._manager.memory(owner_id)
         return {
             "conversations": conversations.draw(found if search else conversations.without_one_offs(found)),
-            "memory": cache_panel.draw(self._manager.memory(owner_id)),
+            "memory": cache_panel.draw(view),
+            "process": cache_panel.draw_process(self._process.read(self._manager.info, view)),
             "share": self._share.sentence(),
         }
 

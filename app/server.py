@@ -24,7 +24,7 @@ def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host)
     app.add_exception_handler(HTTPException, refuse)
-    metrics = Metrics(house.manager)
+    metrics = Metrics(house.manager, house.process)
     add_health(app, house, metrics)
     app.mount(API_PATH, create_api(house, metrics))
     if not headless:

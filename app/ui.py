@@ -101,7 +101,7 @@ def _chat_display(elem_id: str) -> gr.Chatbot:
 
 
 def _bridge(house: House) -> gr.HTML:
-    panels = Panels(house.manager, house.share)
+    panels = Panels(house.manager, house.share, house.process)
 
     def ask(question: dict[str, Any], request: gr.Request) -> dict[str, Any]:
         owner_id = house.owner_of(request)

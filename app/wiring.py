@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ from app import formatting, sizes
 from app.api.callers import Callers
 from app.auth import Owners, load_secret
 from app.guard import cookies_of
+from app.process_memory import ProcessMeter, Tidier
 from app.share import Share
+from app.surroundings import own_temporary_files
 from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.manager import SessionManager
@@ -38,6 +40,7 @@ class House:
     owners: Owners
     share: Share
     callers: Callers
+    process: ProcessMeter = field(default_factory=ProcessMeter)
 
     def owner_of(self, request: Any) -> str | None:
         """The owner a Gradio or Starlette request comes from, None before the login. Reads the signed cookie alone."""
@@ -89,13 +92,19 @@ def open_house(
     say: Say,
     idle_work: IdleWork = IdleWork(),
     keep_unnamed_s: float = KEEP_UNNAMED_S,
+    import_page: Callable[[], None] = lambda: None,
 ) -> Iterator[House]:
-    """Everything a server needs, until the block ends. Raises `StoreError`, `ModelLoadError` or `ValueError`."""
+    """Everything a server needs, until the block ends. `import_page` is called before the model is loaded, which is
+    what takes long. Raises `StoreError`, `ModelLoadError` or `ValueError`, and what `import_page` raises."""
     with contextlib.ExitStack() as stack:
         # The data directory first: a second process is told so before it spends minutes on a model.
         store = Store(data_dir)
         stack.callback(store.close)
         owners = Owners(_secret(data_dir), password)
+        stack.enter_context(own_temporary_files(data_dir))
+        import_page()
+        _import_model_code()
+        process = ProcessMeter()
         engine, template, memory = _load(model, prompt_lookup, budgets, say, stack)
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
@@ -110,7 +119,16 @@ def open_house(
         stack.callback(manager.close)
         share = Share()
         stack.callback(share.close)
-        yield House(manager, owners, share, Callers(store.keys, owners))
+        tidier = Tidier(process)
+        stack.callback(tidier.close)
+        yield House(manager, owners, share, Callers(store.keys, owners), process)
+
+
+def _import_model_code() -> None:
+    """Torch and what runs models: seconds, which is why the flags are checked before."""
+    import model_runtime.chat_template
+    import model_runtime.engine
+    import model_runtime.loading  # noqa: F401
 
 
 def _load(

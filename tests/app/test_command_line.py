@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import socket
 from pathlib import Path
 
@@ -37,6 +38,25 @@ def test_flags_that_cannot_be_meant(flags: list[str], sentence: str, capsys: pyt
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_user_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that the machine has no name for, as containers are given one."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert main(["serve"]) == 2
+    assert main(["serve", "--data-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "keepwarm: This user has no home directory: say where conversations are kept with --data-dir.",
+        "keepwarm: This user has no home directory: name a cache directory with XDG_CACHE_HOME.",
+    ]
 
 
 def test_a_taken_port_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
