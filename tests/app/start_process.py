@@ -28,7 +28,7 @@ class StartedProcess:
 
     def __init__(self, folder: Path, flags: list[str], environment: dict[str, str], wrapped: str = "") -> None:
         folder.mkdir(exist_ok=True)
-        self._printed = folder / "printed.txt"
+        self._printed = folder / f"printed-{len(list(folder.glob('printed-*')))}.txt"
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--data-dir", str(folder / "data"), *flags]
         if wrapped:
             command = ["/bin/sh", "-c", wrapped, "sh", *command]

@@ -72,13 +72,14 @@ def start(tmp_path: Path, tiny_dir: Callable[[str], Path]) -> Iterator[Start]:
     processes: list[StartedProcess] = []
 
     def run(there: Surroundings, model: str = "llama") -> StartedProcess:
+        """On a fresh copy of that model; "" for what is there."""
         shared = tmp_path / SHARED_TMP
         shared.mkdir(exist_ok=True)
         (shared / "gradio").touch()
         directory = tmp_path / there.model_name
-        if directory.exists():
-            shutil.rmtree(directory)
-        shutil.copytree(tiny_dir(model), directory)
+        if model:
+            shutil.rmtree(directory, ignore_errors=True)
+            shutil.copytree(tiny_dir(model), directory)
         flags = ["--model", str(directory), "--quantization", "none", "--device-kv-budget", "4MiB", *there.flags]
         changes = {name: value.format(folder=tmp_path) for name, value in there.environment.items()}
         changes = {"HOME": str(tmp_path / "home")} | changes if "HOME" in changes else changes
@@ -170,6 +171,20 @@ def test_one_data_directory_for_a_model_then_another_then_the_first(start: Start
         assert ask(url, "of both", "Good morning.")["usage"]["completion_tokens"] > 0
         assert process.stop() == 0
         assert "Traceback" not in process.printed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_model_of_which_a_part_has_vanished(
+    start: Start, tiny_dir: Callable[[str], Path], tmp_path: Path, lost: str
+) -> None:
+    there = Surroundings({"XDG_CACHE_HOME": "/dev/null/cache"}, ("--headless",))
+    shutil.copytree(tiny_dir("llama"), tmp_path / there.model_name)
+    (tmp_path / there.model_name / lost).unlink()
+    process = start(there, "")
+    assert process.ended() == 1
+    assert process.printed.splitlines()[-1].startswith("keepwarm: ")
+    assert "Traceback" not in process.printed
 
 
 @pytest.mark.long
