@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app.api.problems import Problem
 from app.guard import HEALTH_PATH, METRICS_PATH
 from app.metrics import Metrics
+from sessions.errors import SessionError
 
 if TYPE_CHECKING:
     from app.wiring import House
@@ -22,15 +23,16 @@ def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
 
     @app.get(HEALTH_PATH)
     def health(request: Request) -> JSONResponse:
-        is_well = house.manager.is_well
-        ready = is_well and not house.manager.is_draining
+        is_well, storage = house.manager.is_well, house.manager.storage
+        ready = is_well and storage.can_store and not house.manager.is_draining
         report: dict[str, Any] = {"live": True, "ready": ready}
         if _is_known(house, request):
             info = house.manager.info
-            view = house.manager.memory("")
+            view = _memory(house)
             running, waiting = house.manager.open_answers()
             report |= {
                 "engine": "running" if is_well else "not answering",
+                "degraded": list(storage.reasons),
                 "model": info.name,
                 "quantization": info.quantization,
                 "kernel": info.kernel,
@@ -39,13 +41,10 @@ def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
                 "notes": list(info.notes),
                 "running": running,
                 "waiting": waiting,
-                "kv": {
-                    "used": view.device_used_bytes,
-                    "reserved": view.device_reserved_bytes,
-                    "budget": view.device_budget_bytes,
-                },
-                "tiers": _tiers(view),
             }
+            if view is not None:
+                tiers = _tiers(view)
+                report |= {"kv": tiers["device"], "tiers": tiers}
         return JSONResponse(report, 200 if ready else 503)
 
     @app.get(METRICS_PATH)
@@ -55,6 +54,14 @@ def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
         except Problem as problem:
             return problem.response()
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _memory(house: House) -> MemoryView | None:
+    """None while the database cannot even be read: health is told all the same."""
+    try:
+        return house.manager.memory("")
+    except SessionError:
+        return None
 
 
 def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
@@ -80,6 +87,6 @@ def _is_known(house: House, request: Request) -> bool:
         return True
     try:
         house.callers.owner_of(request)
-    except Problem:
+    except (Problem, SessionError):  # a stranger, or nobody can tell now
         return False
     return True

@@ -96,6 +96,8 @@ class _Readings(Collector):
         queue.add_metric(["waiting"], waiting)
         queue.add_metric(["running"], running)
         yield queue
+        storage = self._manager.storage
+        yield GaugeMetricFamily("keepwarm_can_store", "1 while messages can be stored, else 0.", int(storage.can_store))
 
 
 def _histogram(name: str, documentation: str, found: Histogram) -> HistogramMetricFamily:

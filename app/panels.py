@@ -42,7 +42,7 @@ class Panels:
         try:
             return self._answers[name](owner_id, request)
         except Exception as error:
-            return {"error": problems.sentence(error, name)}
+            return {"error": problems.sentence(error, name), "trouble": self._trouble()}
 
     def _pulse(self, owner_id: str, request: Request) -> Reply:
         """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
@@ -52,7 +52,15 @@ class Panels:
             "conversations": conversations.draw(found if search else conversations.without_one_offs(found)),
             "memory": cache_panel.draw(self._manager.memory(owner_id)),
             "share": self._share.sentence(),
+            "trouble": self._trouble(),
         }
+
+    def _trouble(self) -> str:
+        """What keeps the server from its work, for everybody who looks at the page; "" mostly."""
+        storage = self._manager.storage
+        if storage.can_store:
+            return " ".join(storage.reasons)
+        return " ".join(("New messages cannot be stored now, so none is answered.", *storage.reasons))
 
     def _new(self, owner_id: str, request: Request) -> Reply:
         return {"conversation_id": self._manager.create_conversation(owner_id).conversation_id}

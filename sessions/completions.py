@@ -85,6 +85,7 @@ class Completions:
         """Commits what is new and starts the answer. Nothing is stored when a `SessionError` or `TemplateRefused` is
         raised. `ConversationBusy`: only for a request with a key."""
         history = matching.read(request.messages, request.tools, self._config.max_message_bytes)
+        self._turns.store_kept()
         for attempt in range(ATTEMPTS):
             spot = self._find(owner_id, history, request.key)
             conversation_id = spot.conversation.conversation_id if spot.conversation else uuid.uuid4().hex

@@ -13,6 +13,7 @@ from dataclasses import replace
 from model_runtime.turn_template import TurnTemplate
 from model_runtime.types import Engine, ModelInfo
 from sessions.ahead import Ahead
+from sessions.awake import Awake
 from sessions.beginnings import Beginnings
 from sessions.completions import Completions
 from sessions.config import SessionConfig
@@ -31,6 +32,7 @@ from sessions.recorder import Recorder
 from sessions.records import Conversation, Node
 from sessions.room import Room
 from sessions.runs import Run, RunTable, aborted
+from sessions.storage import StorageState, StorageWatch
 from sessions.store import Store
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
 from sessions.tiers import Tiers
@@ -91,6 +93,7 @@ class SessionManager:
         self.completions = Completions(store, engine, template, config, self._room, self._runs, self._turns)
         self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
         self._pruner = Pruner(store, self._runs, self._remove, config.keep_unnamed_s)
+        self._storage = StorageWatch(store, self._recorder.kept, self._tiers.disk_budget_bytes > 0)
 
     # Life
 
@@ -105,16 +108,17 @@ class SessionManager:
         self._hands.load_pins()
         self._watchdog.start()
         self._pruner.start()
+        self._storage.start()
 
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
         configured times; the engine and the store stay open. May be called twice."""
-        deadline = time.monotonic() + self._config.close_timeout_s
+        waited = Awake()
         self.drain()
         self._watchdog.close(timeout_s=1.0)
         self._pruner.close(timeout_s=1.0)
         self._idle.close(timeout_s=1.0)
-        while self._runs.all_active() and time.monotonic() < deadline:
+        while self._runs.all_active() and waited.look() < self._config.close_timeout_s:
             self.interrupt_all()
             time.sleep(0.01)
         for run in self._runs.all_active():  # the engine does not answer
@@ -124,6 +128,7 @@ class SessionManager:
         self._verifier.close(timeout_s=1.0)
         self._tiers.close()
         self._leases.close(timeout_s=1.0)
+        self._storage.close(timeout_s=1.0)
 
     def drain(self) -> None:
         """No turn begins any more (`ShuttingDown`); those that run go on."""
@@ -147,6 +152,11 @@ class SessionManager:
         return self._watchdog.is_well
 
     @property
+    def storage(self) -> StorageState:
+        """Whether what is said can be stored now, and if not, why."""
+        return self._storage.state
+
+    @property
     def info(self) -> ModelInfo:
         return self._engine.info
 
@@ -160,7 +170,7 @@ class SessionManager:
         """
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             run = self._begin_user_turn(conversation, path, path, text)
@@ -171,7 +181,7 @@ class SessionManager:
         """Another version of any user message, beside it, with a new answer below."""
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
             path = self._store.messages.path(parent_id)
@@ -181,7 +191,7 @@ class SessionManager:
     def regenerate(self, owner_id: str, conversation_id: str) -> Run:
         """Another answer to the last message, beside the old one."""
         self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path:
@@ -198,7 +208,7 @@ class SessionManager:
     def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
         """Goes on from a stopped, interrupted or length-limited answer: a new sibling that begins with it."""
         self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path or not path[-1].can_continue:
@@ -271,7 +281,7 @@ class SessionManager:
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
         """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
         self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             self._store.messages.switch(conversation_id, message_id, step)
 
     # Memory
@@ -342,6 +352,7 @@ class SessionManager:
         self._drafts.forget(conversation_id)
         self._leases.forget(conversation_id)
         self._store.delete(conversation_id)
+        self._recorder.kept.forget(conversation_id)
         self._leases.forget(conversation_id)  # idle work may have begun between the two
         self._tiers.forget(conversation_id)
         self._events.forget(owner_id, conversation_id)

@@ -188,3 +188,9 @@ def numerics(db: Database) -> None:
 def origins(db: Database) -> None:
     """`sessions.types.Origin`. Conversations of before are kept as a person's are."""
     db.execute("ALTER TABLE conversations ADD COLUMN origin TEXT NOT NULL DEFAULT 'page'")
+
+
+@_step
+def last_try(db: Database) -> None:
+    """One row, written to find out whether anything can be."""
+    db.execute("CREATE TABLE last_try (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL)")

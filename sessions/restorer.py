@@ -19,6 +19,7 @@ from enum import IntEnum
 from model_runtime.errors import ModelRuntimeError, SnapshotRefused
 from model_runtime.types import KV, Engine
 from sessions.arrivals import Arrivals
+from sessions.awake import join
 from sessions.chains import Chain
 from sessions.choice import choose
 from sessions.cold import Cold
@@ -86,8 +87,7 @@ class Restorer:
         """Ends the restore at work between two segments. What was put still runs, and restores nothing."""
         self._closed = True
         self._queue.put((max(Urgency) + 1, next(self._order), None))
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        join(self._thread, timeout_s)
 
     def put(self, urgency: Urgency, call: Callable[[], None]) -> None:
         self._queue.put((urgency, next(self._order), call))

@@ -28,6 +28,7 @@ from sessions.types import ConversationSettings, Origin
 
 log = logging.getLogger(__name__)
 
+TRY_PATIENCE_S = 0.2
 SEARCH_LIMIT_CHARS = 200  # SQLite refuses very long LIKE patterns
 
 _CONVERSATION_ID = re.compile(r"[0-9a-f]{32}")
@@ -55,6 +56,33 @@ class Store:
     def kv_dir(self) -> Path:
         """Where saved KVs lie."""
         return self._directory.kv_path
+
+    @property
+    def data_dir(self) -> Path:
+        """Where all of it lies."""
+        return self._directory.path
+
+    @property
+    def trouble(self) -> str:
+        """Why the last write failed, as a sentence; "" when it did not."""
+        return self._database.trouble
+
+    def moved(self) -> str:
+        """A sentence when the database was deleted or replaced since it was opened; else ""."""
+        return self._database.moved()
+
+    def try_to_write(self) -> None:
+        """Raises `StoreError` while nothing can be stored."""
+        with self._database.write(TRY_PATIENCE_S) as db:
+            db.execute("INSERT OR REPLACE INTO last_try VALUES (1, ?)", [time.time()])
+
+    def wal_bytes(self) -> int:
+        """What is not in the database file itself yet, at most."""
+        return self._database.wal_bytes()
+
+    def checkpoint(self) -> bool:
+        """All of it is in the database file now, unless somebody is at it: then False."""
+        return self._database.checkpoint()
 
     def close(self) -> None:
         """Closes the database and lets go of the data directory. May be called twice."""

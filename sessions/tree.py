@@ -14,7 +14,7 @@ from typing import Any
 import sqlite_utils
 
 from model_runtime.events import FinishReason
-from sessions.database import Database
+from sessions.database import BUSY_TIMEOUT_S, Database
 from sessions.errors import ConversationNotFound
 from sessions.links_table import insert_link
 from sessions.records import Node, NodeIds, pack, unpack
@@ -126,9 +126,11 @@ class MessageTree:
             )
         return answer_id
 
-    def checkpoint(self, message_id: int, text: str, token_ids: Sequence[int]) -> None:
+    def checkpoint(
+        self, message_id: int, text: str, token_ids: Sequence[int], patience_s: float = BUSY_TIMEOUT_S
+    ) -> None:
         """Keeps what a running answer has so far. `token_ids` are all of the node's."""
-        with self._database.write() as db:
+        with self._database.write(patience_s) as db:
             db.execute(
                 "UPDATE messages SET text = ?, token_ids = ? WHERE id = ? AND status = 'running'",
                 [text, pack(token_ids), message_id],
@@ -144,13 +146,18 @@ class MessageTree:
         note: str,
         receipt: Receipt | None,
         link: str = "",
+        patience_s: float = BUSY_TIMEOUT_S,
     ) -> None:
-        """The answer, its ids, its link, its receipt and the owner's totals, in one transaction."""
-        with self._database.write() as db:
-            db.execute(
-                "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ? WHERE id = ?",
+        """The answer, its ids, its link, its receipt and the owner's totals, in one transaction. Nothing happens to an
+        answer that is not running: it was deleted, or all of this is stored already."""
+        with self._database.write(patience_s) as db:
+            cursor = db.execute(
+                "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ?"
+                " WHERE id = ? AND status = 'running'",
                 [text, pack(token_ids), status, finish_reason, note, message_id],
             )
+            if not cursor.rowcount:
+                return
             if link:
                 sql = "SELECT conversation_id FROM messages WHERE id = ?"
                 if found := db.execute(sql, [message_id]).fetchone():

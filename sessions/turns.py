@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,6 +71,17 @@ class Turns:
         self._tiers = tiers
         self._recorder = recorder
         self._beginnings = beginnings
+
+    @contextlib.contextmanager
+    def claim(self, conversation_id: str) -> Iterator[None]:
+        """Like `RunTable.claim`, for a turn: what could not be stored is stored first, or `StoreError` is raised."""
+        with self._runs.claim(conversation_id):
+            self.store_kept()
+            yield
+
+    def store_kept(self) -> None:
+        """Nothing goes on from an answer that is not in the database. Raises `StoreError`."""
+        self._recorder.kept.store_all()
 
     def begin(self, new: NewTurn) -> Run:
         """Commits the turn and gets in line. Inside the conversation's claim. Nothing is stored when it raises."""

@@ -99,7 +99,7 @@ class Receipt:
 @dataclass(frozen=True, slots=True)
 class MessageView:
     """One message on the current path. Siblings are numbered from 1. `note` is a sentence a person should see with it
-    (why it stopped, what failed, what to do next), "" mostly."""
+    (why it stopped, what failed, what to do next), "" mostly. `is_stored` is False while it is kept in memory alone."""
 
     message_id: int
     role: str  # "user" | "assistant"
@@ -110,6 +110,7 @@ class MessageView:
     receipt: Receipt | None = None
     note: str = ""
     can_continue: bool = False
+    is_stored: bool = True
 
 
 @dataclass(frozen=True, slots=True)

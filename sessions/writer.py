@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from model_runtime.errors import EngineClosed, SnapshotNotSaved
 from model_runtime.types import KV, Engine, Segment
+from sessions.awake import join
 from sessions.chains import cut
 from sessions.cold import Cold
 from sessions.errors import SessionError
@@ -61,8 +62,7 @@ class Writer:
     def close(self, timeout_s: float) -> None:
         """Saves what is in the queue, as far as the time goes, then ends. What is left is read again one day."""
         self._queue.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        join(self._thread, timeout_s)
         self._gives_up = True
 
     def _loop(self) -> None:

@@ -135,6 +135,7 @@ def receipt(run: Run, message: MessageView) -> dict[str, Any]:
         "saved_ms": round(found.saved_s * 1000, 1),
         "miss_reason": None if found.miss_reason is None else found.miss_reason.value,
         "miss_detail": found.miss_detail or None,
+        "stored": message.is_stored,
     }
 
 

@@ -68,7 +68,7 @@ class Usage(BaseModel):
 
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it landed in; `miss_reason` says why more was fed than the
-    turn added."""
+    turn added. `stored` is false while the answer is kept in the server's memory, because its disk takes nothing."""
 
     session_id: str
     fed: int
@@ -79,6 +79,7 @@ class Receipt(BaseModel):
     saved_ms: float
     miss_reason: str | None
     miss_detail: str | None
+    stored: bool
 
 
 class ChatCompletion(BaseModel):
