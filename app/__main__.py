@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from app import doctor, key_command, sizes
+from app import bin_command, doctor, key_command, sizes
 from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
@@ -47,6 +47,8 @@ def _run(arguments: argparse.Namespace) -> int:
     match arguments.command:
         case "key":
             return key_command.run(arguments, _say)
+        case "bin":
+            return bin_command.run(arguments, _say)
         case "doctor":
             return _doctor(arguments)
     return _serve(arguments)
@@ -62,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key|bin")
     key_command.add_parser(commands, default_data_dir())
+    bin_command.add_parser(commands, default_data_dir())
     serve = commands.add_parser("serve", help="serve the chat on this machine")
     examined = commands.add_parser("doctor", help="examine a data directory that nobody serves now")
     for command in (serve, examined):
@@ -142,8 +145,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_days,
         default=KEEP_UNNAMED_DAYS,
         metavar="DAYS",
-        help="a conversation that a program began without naming it, and no person touched, is deleted when it was not "
-        f"used for so long; 0: never (default: {KEEP_UNNAMED_DAYS:g})",
+        help="a conversation that a program began without naming it, and no person touched, goes to the bin "
+        f"when it was not used for so many days of running; 0: never (default: {KEEP_UNNAMED_DAYS:g})",
     )
     serve.add_argument(
         "--drain-limit",

@@ -17,7 +17,6 @@ Action = dict[str, Any]
 def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
     """The memory panel as JSON for the page's script. Shares are fractions of a tier's budget."""
     moment = time.time() if now is None else now
-    newest = sorted(view.events, key=lambda event: event.at, reverse=True)
     bars = _bars(view)
     return {
         "bars": bars,
@@ -25,7 +24,7 @@ def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
         "rows": [_row(view, row, moment) for row in view.rows if row.ledger_tokens or row.kv_tokens],
         "saved": formatting.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
         "reused": formatting.tokens(view.reused_tokens_total),
-        "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in newest[:SHOWN_EVENTS]],
+        "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
     }
 
 

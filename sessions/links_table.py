@@ -12,8 +12,8 @@ from sessions.database import Database
 AT_ONCE = 500  # SQLite's oldest limit of parameters is 999
 _FOUND = """
     SELECT l.link, l.message_id, m.conversation_id FROM message_links l JOIN messages m ON m.id = l.message_id
-    JOIN conversations c ON c.id = m.conversation_id"""
-_NEWEST_FIRST = "ORDER BY c.updated_at DESC, l.message_id DESC"
+    JOIN conversations c ON c.id = m.conversation_id AND c.binned_s IS NULL"""
+_NEWEST_FIRST = "ORDER BY c.turn_number DESC, l.message_id DESC"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from sessions.types import (
     MemoryView,
     Tier,
 )
+from sessions.uptime import SYSTEM_CLOCK, Clock
 from sessions.verifier import Verifier, Verifying
 from sessions.views import Views
 from sessions.watchdog import Watchdog
@@ -54,7 +55,9 @@ DELETE_TIMEOUT_S = 10.0
 class SessionManager:
     """Conversations, their runs and their memory. `start` before use, `close` at the end."""
 
-    def __init__(self, store: Store, engine: Engine, template: TurnTemplate, config: SessionConfig) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, template: TurnTemplate, config: SessionConfig, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._store = store
         self._engine = engine
         self._template = template
@@ -92,7 +95,8 @@ class SessionManager:
         )
         self.completions = Completions(store, engine, template, config, self._room, self._runs, self._turns)
         self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
-        self._pruner = Pruner(store, self._runs, self._remove, config.keep_unnamed_s)
+        uptime = store.uptime(clock)
+        self._pruner = Pruner(store.bin, uptime, self._runs, self._let_go, config.keep_unnamed_s, clock)
         self._storage = StorageWatch(store, self._recorder.kept, self._tiers.disk_budget_bytes > 0)
 
     # Life
@@ -355,6 +359,14 @@ class SessionManager:
         self._recorder.kept.forget(conversation_id)
         self._leases.forget(conversation_id)  # idle work may have begun between the two
         self._tiers.forget(conversation_id)
+        self._events.forget(owner_id, conversation_id)
+        self._verifier.forget(conversation_id)
+
+    def _let_go(self, owner_id: str, conversation_id: str) -> None:
+        """Inside its claim: it is in the bin, and takes no memory there."""
+        self._drafts.forget(conversation_id)
+        self._leases.forget(conversation_id)
+        self._tiers.drop(conversation_id)
         self._events.forget(owner_id, conversation_id)
         self._verifier.forget(conversation_id)
 

@@ -194,3 +194,31 @@ def origins(db: Database) -> None:
 def last_try(db: Database) -> None:
     """One row, written to find out whether anything can be."""
     db.execute("CREATE TABLE last_try (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL)")
+
+
+@_step
+def bin_and_observed_time(db: Database) -> None:
+    """What is pruned goes to a bin, and time is what was seen to pass: `sessions.bin`, `sessions.uptime`. Turns are
+    numbered, so that what was used last does not depend on a clock either."""
+    db.execute("ALTER TABLE conversations ADD COLUMN binned_s REAL")  # observed seconds; NULL: not in the bin
+    db.execute("ALTER TABLE conversations ADD COLUMN binned_at REAL")
+    db.execute("ALTER TABLE conversations ADD COLUMN turn_number INTEGER NOT NULL DEFAULT 0")
+    db.execute("""
+        UPDATE conversations SET turn_number = (
+            SELECT number FROM (SELECT id, row_number() OVER (ORDER BY updated_at, rowid) AS number FROM conversations)
+            AS numbered WHERE numbered.id = conversations.id)""")
+    db.execute("CREATE INDEX conversations_by_turn ON conversations(turn_number)")
+    db.execute("CREATE INDEX conversations_by_owner_and_turn ON conversations(owner_id, turn_number)")
+    db.execute("""
+        CREATE TABLE left_alone (
+            conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
+            turn_number INTEGER NOT NULL,
+            since_s REAL NOT NULL
+        ) WITHOUT ROWID""")
+    db.execute("""
+        CREATE TABLE observed_time (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            wall_at REAL NOT NULL,
+            observed_s REAL NOT NULL,
+            jumped_s REAL NOT NULL
+        )""")

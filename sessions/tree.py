@@ -20,6 +20,8 @@ from sessions.links_table import insert_link
 from sessions.records import Node, NodeIds, pack, unpack
 from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
 
+# Which turn of all conversations a conversation's last one was: the order of use, whatever the clock did.
+NEXT_TURN = "(SELECT coalesce(max(turn_number), 0) + 1 FROM conversations)"
 INTERRUPTED_NOTE = "The server ended while this answer was being written. Continue it, or regenerate it."
 
 _PATH = """
@@ -44,6 +46,11 @@ _NODES_OF_PATH = (
     _PATH + "SELECT m.*, l.link, l.parts FROM path JOIN messages m ON m.id = path.id"  # noqa: S608
     " LEFT JOIN message_links l ON l.message_id = m.id ORDER BY path.depth DESC"
 )
+_TURN_TAKEN = f"""
+    UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?, turn_number = {NEXT_TURN},
+        origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin ELSE 'program' END,
+        title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,
+        title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?"""  # noqa: S608
 _RECEIPT_FIELDS = tuple(Receipt.__dataclass_fields__)
 
 
@@ -110,6 +117,7 @@ class MessageTree:
             "model_name": model_name,
         }
         with self._database.write() as db:
+            common["last_used_at"] = _later(db, conversation_id)
             for node in history:
                 parent_id = _insert_known(db, common, parent_id, node)
             if user is not None:
@@ -117,11 +125,7 @@ class MessageTree:
                 insert_link(db, parent_id, conversation_id, user_link, user_parts)
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
             db.execute(
-                "UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?,"
-                " origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin"
-                " ELSE 'program' END,"
-                " title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,"
-                " title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
+                _TURN_TAKEN,
                 [answer_id, now, numerics, is_by_person, first_title, conversation_id],
             )
         return answer_id
@@ -193,8 +197,15 @@ class MessageTree:
                 )
             ]
             chosen = siblings[min(max(siblings.index(message_id) + step, 0), len(siblings) - 1)]
-            db.execute("UPDATE messages SET last_used_at = ? WHERE id = ?", [time.time(), chosen])
+            now = _later(db, conversation_id)
+            db.execute("UPDATE messages SET last_used_at = ? WHERE id = ?", [now, chosen])
             db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [_leaf_below(db, chosen), conversation_id])
+
+
+def _later(db: sqlite_utils.Database, conversation_id: str) -> float:
+    """Now, or just after all that was used in the conversation: the clock may have been set back since."""
+    sql = "SELECT max(last_used_at) FROM messages WHERE conversation_id = ?"
+    return max(time.time(), (db.execute(sql, [conversation_id]).fetchone()[0] or 0.0) + 1e-3)
 
 
 def _member(db: sqlite_utils.Database, conversation_id: str, message_id: int) -> dict[str, Any]:
