@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from app import bin_command, doctor, key_command, sizes
+from app import backup_command, bin_command, doctor, key_command, sizes
 from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     level = getattr(arguments, "log_level", "warning").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback, where to ever
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels from a hub that nobody asked for
     try:
         return _run(arguments)
@@ -49,6 +51,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return key_command.run(arguments, _say)
         case "bin":
             return bin_command.run(arguments, _say)
+        case "backup":
+            return backup_command.run_backup(arguments, _say)
+        case "restore":
+            return backup_command.run_restore(arguments, _say)
         case "doctor":
             return _doctor(arguments)
     return _serve(arguments)
@@ -64,9 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key|bin")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key|bin|backup|restore")
     key_command.add_parser(commands, default_data_dir())
     bin_command.add_parser(commands, default_data_dir())
+    backup_command.add_parsers(commands, default_data_dir())
     serve = commands.add_parser("serve", help="serve the chat on this machine")
     examined = commands.add_parser("doctor", help="examine a data directory that nobody serves now")
     for command in (serve, examined):
@@ -304,11 +311,13 @@ def _days(text: str) -> float:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, flush=True)
+    with contextlib.suppress(OSError):  # where it goes may be full, or closed: the server goes on
+        print(sentence, flush=True)
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"keepwarm: {sentence}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"keepwarm: {sentence}", file=sys.stderr, flush=True)
     return code
 
 

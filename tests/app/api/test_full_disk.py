@@ -29,9 +29,9 @@ MIB = 1024 * 1024
 class Server:
     """The scripted server, on a small disk of its own when it is told to."""
 
-    def __init__(self, data_dir: Path, on_small_disk: bool) -> None:
+    def __init__(self, data_dir: Path, on_small_disk: bool, token_delay_s: float) -> None:
         data_dir.mkdir()
-        serve = [sys.executable, "-m", "tests.app.api.scripted_serve", str(data_dir), "0.01", "5"]
+        serve = [sys.executable, "-m", "tests.app.api.scripted_serve", str(data_dir), str(token_delay_s), "5"]
         mount = f"mount -t tmpfs -o size=4m,mode=700 none {data_dir} && exec "
         command = [*NAMESPACE, "sh", "-c", f'{mount} "$@"', "sh", *serve] if on_small_disk else serve
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -63,16 +63,16 @@ class Server:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[bool], Server]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def run(on_small_disk: bool) -> Server:
-        servers.append(Server(tmp_path / "data", on_small_disk))
+    def run(on_small_disk: bool, token_delay_s: float = 0.01) -> Server:
+        servers.append(Server(tmp_path / "data", on_small_disk, token_delay_s))
         return servers[-1]
 
     yield run
     for server in servers:
-        if server.process.poll() is None:
+        if server.process.stdout is not None and not server.process.stdout.closed:
             server.process.kill()
             server.process.communicate()
 
@@ -143,7 +143,7 @@ def check_stored(data_dir: Path) -> None:
         assert answer.receipt.sampled_tokens == len(ANSWER) + 1
 
 
-def test_a_disk_that_fills_up(start: Callable[[bool], Server], tmp_path: Path) -> None:
+def test_a_disk_that_fills_up(start: Callable[..., Server], tmp_path: Path) -> None:
     if not can_mount():
         pytest.skip("mounting in a user namespace is not allowed here")
     server = start(True)
@@ -162,7 +162,7 @@ def test_a_disk_that_fills_up(start: Callable[[bool], Server], tmp_path: Path) -
     assert logged.count("\n") < 200, logged
 
 
-def test_a_disk_with_errors(start: Callable[[bool], Server], tmp_path: Path) -> None:
+def test_a_disk_with_errors(start: Callable[..., Server], tmp_path: Path) -> None:
     """No file may grow: the kernel says EFBIG, which SQLite calls an I/O error."""
     server = start(False)
 
