@@ -61,10 +61,8 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite_utils.Database]:
         """One snapshot: queries inside see the same moment."""
-        with self._translated():
-            db = self._connection()
-            with db.atomic():
-                yield db
+        with self._translated(), self._reading() as db, db.atomic():
+            yield db
 
     @contextlib.contextmanager
     def write(self, patience_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite_utils.Database]:
@@ -132,6 +130,18 @@ class Database:
                     db.close()
             with contextlib.suppress(sqlite3.Error):
                 self._keeper.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite_utils.Database]:
+        """This thread's connection. Where the file has gone no new one is opened, to whatever lies there now: what was
+        open still reads what was stored."""
+        if getattr(self._own, "db", None) is not None or not self.moved():
+            yield self._connection()
+            return
+        with self._writer:
+            if self._closed:
+                raise StoreError("The database has been closed.")
+            yield sqlite_utils.Database(self._keeper, execute_plugins=False)
 
     @property
     def _wal(self) -> Path:

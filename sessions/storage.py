@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from sessions.awake import join
 from sessions.disk import path_in
 from sessions.errors import SessionError, StoreError
-from sessions.folders import folder_trouble
+from sessions.folders import PROBE_BYTES, folder_trouble
 from sessions.kept import KeptAnswers
 from sessions.store import Store
 
@@ -130,7 +130,10 @@ class StorageWatch:
         if self._kv_seen not in (None, (found.st_dev, found.st_ino)):
             self._forget_deleted()
         self._kv_seen = (found.st_dev, found.st_ino)
-        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        disk = os.statvfs(folder)
+        if disk.f_bavail * disk.f_frsize < PROBE_BYTES:
+            return f"The disk that holds {folder} is full: conversations are not kept warm across a restart."
+        if disk.f_flag & os.ST_RDONLY:
             return f"The disk that holds {folder} is read-only now: conversations are not kept warm across a restart."
         if not os.access(folder, os.W_OK | os.X_OK):
             return f"The directory {folder} cannot be written: conversations are not kept warm across a restart."

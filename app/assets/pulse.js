@@ -38,7 +38,7 @@ async function beat() {
   const news = await ask("pulse", { search: asked });
   asking = false;
   hear(news);
-  emit("trouble", news.trouble ?? "");
+  if (!news.lost) emit("trouble", news.trouble ?? "");
   let busy = false;
   if (!news.error) {
     emit("pulse", news);

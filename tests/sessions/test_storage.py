@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,11 @@ def test_files_that_go_are_noticed_and_come_back(make_house: MakeHouse, tmp_path
         house.manager.send(ADA, c, "More")
     if damage is move_directory:
         assert not (tmp_path / "data").exists()
+    seen: list[list[str]] = []
+    reader = threading.Thread(target=lambda: seen.append(house.texts(c)))  # one that has no connection yet
+    reader.start()
+    reader.join(10)
+    assert seen[0][:2] == ["Hello", house.texts(c)[1]]
 
     put_back()
     until(lambda: house.manager.storage.can_store)
