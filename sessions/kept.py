@@ -65,7 +65,15 @@ class KeptAnswers:
                 self._kept[run.message_id] = (run, end)
                 run.is_kept = True
             note = f"{end.note} Not stored yet: it is kept in memory until it can be. {error}".strip()
-            return replace(self._view(run, end), note=note, can_continue=False, is_stored=False)
+            return replace(
+                self._view(run, end),
+                text=end.text,
+                status=end.status,
+                note=note,
+                receipt=end.receipt,
+                can_continue=False,
+                is_stored=False,
+            )
         return self._view(run, end)
 
     def store_all(self, at_once: bool = False) -> None:
@@ -109,10 +117,9 @@ class KeptAnswers:
         )
 
     def _view(self, run: Run, end: AnswerEnd) -> MessageView:
-        """Raises `ConversationNotFound` when it was deleted."""
-        message = MessageView(run.message_id, "assistant", "", end.status, 1, 1)
+        """As the database has it, where that can be read. Raises `ConversationNotFound` when it was deleted."""
         try:
-            message = self._messages.view(run.message_id)
-        except StoreError:  # nothing can be read either
+            return self._messages.view(run.message_id)
+        except StoreError:
             log.warning("message_not_read message=%d", run.message_id)
-        return replace(message, text=end.text, status=end.status, note=end.note, receipt=end.receipt)
+            return MessageView(run.message_id, "assistant", end.text, end.status, 1, 1, end.receipt, end.note)
