@@ -131,7 +131,8 @@ class StorageWatch:
             self._forget_deleted()
         self._kv_seen = (found.st_dev, found.st_ino)
         disk = os.statvfs(folder)
-        if disk.f_bavail * disk.f_frsize < PROBE_BYTES:
+        is_own_disk = found.st_dev != self._store.data_dir.stat().st_dev  # else the database's trouble is the same one
+        if is_own_disk and disk.f_bavail * disk.f_frsize < PROBE_BYTES:
             return f"The disk that holds {folder} is full: conversations are not kept warm across a restart."
         if disk.f_flag & os.ST_RDONLY:
             return f"The disk that holds {folder} is read-only now: conversations are not kept warm across a restart."
