@@ -1,4 +1,4 @@
-# Keepwarm without a page: the API alone, on port 7860. The page too: leave out --headless and add --password.
+# Keepwarm without a page: the API alone, on port 7860. The page too: leave out --headless and set KEEPWARM_PASSWORD.
 FROM python:3.12-slim
 
 # A compiler, for the CPU kernels that are built at the first start; without one they are left out.

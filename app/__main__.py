@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from app import doctor, key_command, sizes
+from app import backup_command, bin_command, cache_command, doctor, key_command, sizes, terminal
 from app.drain import Drain
 from app.guard import is_loopback
 from app.listen import bind, url_of
+from app.password import VARIABLE, given_password
+from app.surroundings import import_page
+from app.visitors import Visitors, trusted_networks
+from model_runtime import heap
 from model_runtime.config import EMBEDDED, ColdKvDtype, KvDtype, ModelConfig
 from model_runtime.errors import ModelRuntimeError
 from sessions.config import DAY_S, KEEP_UNNAMED_S
@@ -25,45 +31,76 @@ from sessions.errors import SessionError
 GRACEFUL_STOP_S = 2
 DRAIN_LIMIT_S = 5.0
 KEEP_UNNAMED_DAYS = KEEP_UNNAMED_S / DAY_S
+NO_HOME = Path("~")
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `keepwarm`; the value is the exit code: 0, 1 for trouble, 2 for flags that cannot be meant."""
+    terminal.prepare()
+    heap.limit()
     arguments = _parser().parse_args(argv)
     level = getattr(arguments, "log_level", "warning").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback, where to ever
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels from a hub that nobody asked for
     try:
         return _run(arguments)
     except ValueError as error:
-        return _fail(str(error), 2)
+        return terminal.fail(str(error), 2)
     except (SessionError, ModelRuntimeError) as error:
-        return _fail(str(error), 1)
+        return terminal.fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("Stopped.", 130)
+        return terminal.fail("Stopped.", 130)
+    except Exception as error:  # a person gets a sentence, and who looks for the cause the rest
+        log.debug("unexpected", exc_info=True)
+        line = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
+        return terminal.fail(
+            f"Something unexpected is in the way ({type(error).__name__}: {line}). `--log-level debug` says where.", 1
+        )
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if NO_HOME in arguments.data_dir.parents:
+        raise ValueError("This user has no home directory: say where conversations are kept with --data-dir.")
     match arguments.command:
         case "key":
-            return key_command.run(arguments, _say)
+            return key_command.run(arguments, terminal.say)
+        case "bin":
+            return bin_command.run(arguments, terminal.say)
+        case "cache":
+            return cache_command.run(arguments, terminal.say)
+        case "backup":
+            return backup_command.run_backup(arguments, terminal.say)
+        case "restore":
+            return backup_command.run_restore(arguments, terminal.say)
         case "doctor":
             return _doctor(arguments)
     return _serve(arguments)
 
 
 def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/keepwarm`, or `~/.local/share/keepwarm`. A relative XDG path is ignored."""
+    """`$XDG_DATA_HOME/keepwarm`, or `~/.local/share/keepwarm`. A relative XDG path is ignored. Under `NO_HOME` for a
+    user who has no home directory."""
     root = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (root if root.is_absolute() else Path.home() / ".local" / "share") / "keepwarm"
+    if root.is_absolute():
+        return root / "keepwarm"
+    try:
+        return Path.home() / ".local" / "share" / "keepwarm"
+    except RuntimeError:
+        return NO_HOME / ".local" / "share" / "keepwarm"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key|bin|cache|backup|restore")
     key_command.add_parser(commands, default_data_dir())
+    bin_command.add_parser(commands, default_data_dir())
+    cache_command.add_parser(commands, default_data_dir())
+    backup_command.add_parsers(commands, default_data_dir())
     serve = commands.add_parser("serve", help="serve the chat on this machine")
     examined = commands.add_parser("doctor", help="examine a data directory that nobody serves now")
     for command in (serve, examined):
@@ -72,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; one that other machines can reach needs --password (default: 127.0.0.1)",
+        help="address to listen on; one that other machines can reach needs a password (default: 127.0.0.1)",
     )
     serve.add_argument("--port", type=_port, default=7860, help="0 takes a free one (default: 7860)")
     serve.add_argument(
@@ -106,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         "--disk-kv-budget",
         metavar="SIZE",
         help="disk space for saved caches, which keep conversations warm across a restart: bytes, a size, a share of "
-        "the free disk, or 0 for none (default: 20%% of the free disk, at most 8 GiB)",
+        "the free disk, or 0: nothing is saved, and what was saved before is neither read nor deleted (default: 20%% "
+        "of the free disk, at most 8 GiB)",
     )
     serve.add_argument(
         "--prompt-lookup",
@@ -132,7 +170,28 @@ def _parser() -> argparse.ArgumentParser:
         "--share", action="store_true", help="open a public link through Gradio's tunnel; always behind a password"
     )
     serve.add_argument(
-        "--password", help="ask every browser for it (default: none, or with --share a new one, printed once)"
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="ask every browser for the password in this file, which other users must not be able to read "
+        f"(default: that in ${VARIABLE}, else none, or with --share a new one, printed once)",
+    )
+    serve.add_argument(
+        "--password", help="the password itself; others may see it in the shell's history: prefer --password-file"
+    )
+    serve.add_argument(
+        "--require-key",
+        action="store_true",
+        help="answer programs only with an API key (default: programs of this machine need none until the first key is "
+        "made; from then on everybody needs one, also when all keys are revoked)",
+    )
+    serve.add_argument(
+        "--trusted-proxy",
+        type=_proxies,
+        default=(),
+        metavar="ADDRESS[,...]",
+        help="proxies, or networks of them, whose X-Forwarded-For and X-Forwarded-Proto are believed; what comes from "
+        "them never counts as a program of this machine (default: none)",
     )
     serve.add_argument(
         "--headless", action="store_true", help="the API alone, without the page; needs no password on any address"
@@ -142,8 +201,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_days,
         default=KEEP_UNNAMED_DAYS,
         metavar="DAYS",
-        help="a conversation that a program began without naming it, and no person touched, is deleted when it was not "
-        f"used for so long; 0: never (default: {KEEP_UNNAMED_DAYS:g})",
+        help="a conversation that a program began without naming it, and no person touched, goes to the bin "
+        f"when it was not used for so many days of running; 0: never (default: {KEEP_UNNAMED_DAYS:g})",
     )
     serve.add_argument(
         "--drain-limit",
@@ -189,10 +248,17 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    return doctor.run(arguments.data_dir, _model(arguments), not arguments.no_verify, _say)
+    return doctor.run(arguments.data_dir, _model(arguments), not arguments.no_verify, terminal.say)
 
 
 def _model(arguments: argparse.Namespace) -> ModelConfig:
+    try:
+        arguments.model.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"The model's name {arguments.model} is not UTF-8 in this locale, and its files could not be opened by it. "
+            "Set LC_ALL=C.UTF-8, or rename it."
+        ) from None
     return ModelConfig(
         model=arguments.model,
         quantization=arguments.quantization,
@@ -207,9 +273,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     if arguments.device_kv_budget is not None:  # refused now, not after the model was loaded
         sizes.parse_budget(arguments.device_kv_budget, sizes.free_memory_bytes())
-    with bind(arguments.host, arguments.port) as listener:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        from app.wiring import Budgets, IdleWork, open_house
+    with contextlib.ExitStack() as sockets:
+        listeners = [sockets.enter_context(one) for one in _listeners(arguments)]
+        tunnel_port = listeners[1].getsockname()[1] if arguments.share else None
+        from app.wiring import Access, Budgets, IdleWork, open_house
 
         budgets = Budgets(
             arguments.device_kv_budget,
@@ -225,31 +292,41 @@ def _serve(arguments: argparse.Namespace) -> int:
             arguments.prompt_lookup,
             budgets,
             password,
-            _say,
+            terminal.say,
             idle_work,
             arguments.keep_unnamed * DAY_S,
+            Access(Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
+            (lambda: None) if arguments.headless else import_page,
         ) as house:
             from app.server import create_app
             from app.serving import Server
 
-            host, port = listener.getsockname()[:2]
+            port = listeners[0].getsockname()[1]
 
             def on_ready() -> None:
                 _freeze()
-                _say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
-                if arguments.share:
-                    house.share.open(host, port, _say)
-                elif not is_loopback(arguments.host) and not house.callers.has_keys:
-                    _say("There is no API key yet: only programs of this machine are answered. keepwarm key add NAME.")
+                terminal.say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
+                if tunnel_port is not None:
+                    house.share.open("127.0.0.1", tunnel_port, terminal.say)
+                if not house.callers.has_keys and (house.callers.needs_key or not is_loopback(arguments.host)):
+                    answered = "no program is" if house.callers.needs_key else "only programs of this machine are"
+                    terminal.say(f"There is no API key: {answered} answered. Add one: keepwarm key add NAME.")
 
             # uvicorn raises the signal that ended it once more; by then everything must still be put away.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
             app = create_app(house, arguments.host, arguments.headless)
-            drain = Drain(house.manager, arguments.drain_limit, _say)
-            Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=[listener])
-            _say("Putting the conversations away.")
+            drain = Drain(house.manager, arguments.drain_limit, terminal.say)
+            Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=listeners)
+            terminal.say("Putting the conversations away.")
     return 0
+
+
+def _listeners(arguments: argparse.Namespace) -> list[socket.socket]:
+    """The address that was asked for, and with a share link a second one that its tunnel alone knows: what comes
+    through the tunnel looks like a program of this machine, whatever its headers say."""
+    asked = bind(arguments.host, arguments.port)
+    return [asked, bind("127.0.0.1", 0)] if arguments.share else [asked]
 
 
 def _freeze() -> None:
@@ -257,25 +334,25 @@ def _freeze() -> None:
     every stream standing still, and three times that at the end."""
     gc.collect()
     gc.freeze()
+    heap.give_back()
 
 
 def _password(arguments: argparse.Namespace) -> str | None:
-    if arguments.password is not None:
-        if not arguments.password.strip():
-            raise ValueError("The password must not be empty.")
-        return str(arguments.password)
-    if arguments.headless:
-        if arguments.share:
-            raise ValueError("A share link is for the page: leave out --share or --headless.")
-        return None
+    password = given_password(arguments.password, arguments.password_file, os.environ, terminal.say)
+    if arguments.headless and arguments.share:
+        raise ValueError("A share link is for the page: leave out --share or --headless.")
+    if password is not None or arguments.headless:
+        return password
     if arguments.share:
         password = secrets.token_urlsafe(12)
-        _say(f"Password for the shared chat (shown once): {password}")
+        terminal.say(f"Password for the shared chat (shown once): {password}")
         return password
     if not is_loopback(arguments.host):
         raise ValueError(
-            f"Listening on {arguments.host} lets other machines in: add --password, or leave --host at 127.0.0.1."
+            f"Listening on {arguments.host} lets other machines in: add --password-file, or leave --host at 127.0.0.1."
         )
+    if arguments.trusted_proxy:
+        raise ValueError("A proxy lets other machines in: add --password-file beside --trusted-proxy.")
     return None
 
 
@@ -284,6 +361,13 @@ def _port(text: str) -> int:
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"a port lies between 0 and 65535, not {number}")
     return number
+
+
+def _proxies(text: str) -> tuple[object, ...]:
+    try:
+        return trusted_networks(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:
@@ -298,15 +382,6 @@ def _days(text: str) -> float:
     if not 0 <= number <= 36_500:
         raise argparse.ArgumentTypeError(f"a number of days lies between 0 and 36500, not {text}")
     return number
-
-
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)
-
-
-def _fail(sentence: str, code: int) -> int:
-    print(f"keepwarm: {sentence}", file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

@@ -6,18 +6,22 @@ import time
 from typing import Any
 
 from app import formatting, usage_plot
+from app.process_memory import ProcessMemory
 from sessions.types import MemoryRow, MemoryView, Tier
 
 SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
 PINNED = "It is pinned to the device. Unpin it first."
+PROCESS_HINT = (
+    "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: what answers "
+    "work with, open connections, files on their way to the disk."
+)
 Action = dict[str, Any]
 
 
 def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
     """The memory panel as JSON for the page's script. Shares are fractions of a tier's budget."""
     moment = time.time() if now is None else now
-    newest = sorted(view.events, key=lambda event: event.at, reverse=True)
     bars = _bars(view)
     return {
         "bars": bars,
@@ -25,7 +29,22 @@ def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
         "rows": [_row(view, row, moment) for row in view.rows if row.ledger_tokens or row.kv_tokens],
         "saved": formatting.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
         "reused": formatting.tokens(view.reused_tokens_total),
-        "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in newest[:SHOWN_EVENTS]],
+        "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
+    }
+
+
+def draw_process(memory: ProcessMemory) -> dict[str, str]:
+    """What the whole process takes of this machine's memory, as JSON for the page's script."""
+    parts = (
+        ("weights", memory.weights_bytes),
+        ("KV", memory.kv_bytes),
+        ("program", memory.program_bytes),
+        ("other", memory.other_bytes),
+    )
+    return {
+        "resident": formatting.size(memory.resident_bytes),
+        "parts": " · ".join(f"{name} {formatting.size(size)}" for name, size in parts if size),
+        "hint": PROCESS_HINT,
     }
 
 
@@ -38,19 +57,33 @@ def _bars(view: MemoryView) -> list[dict[str, Any]]:
         bars[0]["note"] = f"{formatting.size(view.pinned_bytes)} of {formatting.size(view.pin_limit_bytes)} pinned"
     if view.host_budget_bytes:
         bars.append(_bar(Tier.HOST, view.host_used_bytes, view.host_reserved_bytes, view.host_budget_bytes))
-    if view.disk_budget_bytes:
+    if view.disk_budget_bytes or view.disk_used_bytes:
         bars.append(_bar(Tier.DISK, view.disk_used_bytes, 0, view.disk_budget_bytes))
+        bars[-1]["note"], bars[-1]["hint"] = _disk_note(view)
     if view.cold_drift is not None:
         drift = view.cold_drift
-        bars[-1]["note"] = f"kept as {drift.dtype}: best token the same in {drift.top1_agreement:.1%}"
-        bars[-1]["hint"] = drift.sentence
+        kept = f"kept as {drift.dtype}: best token the same in {drift.top1_agreement:.1%}"
+        bars[-1]["note"] = " · ".join(note for note in (bars[-1]["note"], kept) if note)
+        bars[-1]["hint"] = " ".join(hint for hint in (bars[-1]["hint"], drift.sentence) if hint)
     return bars
+
+
+def _disk_note(view: MemoryView) -> tuple[str, str]:
+    """What of the disk is of no use now, and why it is there."""
+    if not view.disk_budget_bytes:
+        return "not read now", "The server runs with --disk-kv-budget 0. Nothing of what was saved before is deleted."
+    if not view.disk_other_bytes:
+        return "", ""
+    hint = "Saved by other models or settings, for when the server is started with them again. Goes first for room."
+    return f"other models: {formatting.size(view.disk_other_bytes)}", hint
 
 
 def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
     whole = max(budget, 1)
     parts = [_part("used", used, whole), _part("reserved", reserved, whole)]
     parts.append(_part("free", max(0, budget - used - reserved), whole))
+    if not budget:  # what is there takes all of nothing
+        parts[0]["share"] = 1.0
     return {
         "tier": tier.value,
         "budget": formatting.size(budget),

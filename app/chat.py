@@ -7,10 +7,13 @@ would use up the six connections a browser opens to one host; the seventh tab wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from app import cache_panel, problems, thread
+from app.asked import Asked as Request
+from app.asked import NotUnderstood, conversation_id, flag, text, whole, word
+from app.markdown.growing import Answers
 from sessions.errors import ConversationNotFound
 from sessions.types import RunPhase
 
@@ -18,14 +21,14 @@ if TYPE_CHECKING:
     from sessions.manager import SessionManager
 
 FOLLOW_WAIT_S = 0.08
-Request = Mapping[str, Any]
 
 
 class Chat:
-    """Turns a request of the page's script into a drawing of the conversation."""
+    """Turns a request of the page's script into JSON that the script draws."""
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
+        self._answers = Answers()
         self._actions: dict[str, Callable[[str, Request], None]] = {
             "open": self._open,
             "send": self._send,
@@ -35,82 +38,71 @@ class Chat:
             "switch": self._switch,
         }
 
-    def act(self, owner_id: str, request: Request) -> tuple[thread.Drawing | None, dict[str, Any]]:
-        """(drawing, reply). Without a drawing nothing on the page changes but the reply's "error" sentence."""
-        name = str(request.get("action", ""))
+    def act(self, owner_id: str, request: Request) -> dict[str, Any]:
+        """The conversation after what was asked, or what is new of its run, or an "error" sentence."""
+        name = "act"
         reply: dict[str, Any] = {"seq": request.get("seq")}
         try:
+            name = word(request, "action")
             if name == "follow":
-                return self._follow(owner_id, request, reply)
+                return reply | self._follow(owner_id, request)
+            if name not in self._actions:
+                raise NotUnderstood
             self._actions[name](owner_id, request)
-            drawing = self.draw(owner_id, _conversation(request), _shown(request))
+            return reply | self.draw(owner_id, conversation_id(request), _shown(request))
         except ConversationNotFound as error:
-            reply |= {"error": str(error), "gone": True}
-            return None, reply
+            return reply | {"error": str(error), "gone": True}
         except Exception as error:
-            reply["error"] = problems.sentence(error, name)
-            return None, reply
-        return drawing, reply | drawing.state
+            return reply | {"error": problems.sentence(error, name)}
 
-    def draw(self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES) -> thread.Drawing:
+    def draw(self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES) -> dict[str, Any]:
         """The conversation now, its running answer included."""
         run = self._manager.active_run(owner_id, conversation_id)
         view = self._manager.view(owner_id, conversation_id)
-        return thread.draw(view, run.snapshot() if run is not None else None, shown)
+        return thread.draw(view, run.snapshot() if run is not None else None, self._answers, shown)
 
-    def _follow(
-        self, owner_id: str, request: Request, reply: dict[str, Any]
-    ) -> tuple[thread.Drawing | None, dict[str, Any]]:
+    def _follow(self, owner_id: str, request: Request) -> dict[str, Any]:
         """News of a run since the version the page has. Ends with the whole conversation when the run has ended."""
-        conversation_id = _conversation(request)
-        run = self._manager.active_run(owner_id, conversation_id)
-        version = _integer(request, "version")
+        where = conversation_id(request)
+        run = self._manager.active_run(owner_id, where)
+        version = whole(request, "version")
         snapshot = run.wait(version, FOLLOW_WAIT_S) if run is not None else None
-        if request.get("memory"):  # the panel beside a run is pushed with it; the page asks about once a second
+        reply: dict[str, Any] = {}
+        if flag(request, "memory"):  # the panel beside a run is pushed with it; the page asks about once a second
             reply["memory"] = cache_panel.draw(self._manager.memory(owner_id))
         if snapshot is None or snapshot.phase is RunPhase.DONE:
-            drawing = self.draw(owner_id, conversation_id, _shown(request))
-            return drawing, reply | drawing.state
-        reply |= {"conversation_id": conversation_id, "run": thread.run_state(snapshot)}
-        if snapshot.version == version:
-            return None, reply
-        return thread.Drawing([], [thread.answer_row(snapshot.text)], {}), reply | {"live": True}
+            return reply | self.draw(owner_id, where, _shown(request))
+        reply |= {"conversation_id": where, "run": thread.run_state(snapshot)}
+        if snapshot.version != version:
+            blocks = self._answers.growing(where, snapshot.text)
+            reply["answer"] = thread.news(blocks, _known(request))
+        return reply
 
     def _open(self, owner_id: str, request: Request) -> None:
         """The drawing follows every action; a saved KV begins to come back, for a message will probably follow."""
-        self._manager.prepare(owner_id, _conversation(request))
+        self._manager.prepare(owner_id, conversation_id(request))
 
     def _send(self, owner_id: str, request: Request) -> None:
-        self._manager.send(owner_id, _conversation(request), _text(request))
+        self._manager.send(owner_id, conversation_id(request), text(request, "text"))
 
     def _regenerate(self, owner_id: str, request: Request) -> None:
-        self._manager.regenerate(owner_id, _conversation(request))
+        self._manager.regenerate(owner_id, conversation_id(request))
 
     def _edit(self, owner_id: str, request: Request) -> None:
-        self._manager.edit(owner_id, _conversation(request), _integer(request, "message_id"), _text(request))
+        self._manager.edit(owner_id, conversation_id(request), whole(request, "message_id"), text(request, "text"))
 
     def _continue(self, owner_id: str, request: Request) -> None:
-        self._manager.continue_answer(owner_id, _conversation(request))
+        self._manager.continue_answer(owner_id, conversation_id(request))
 
     def _switch(self, owner_id: str, request: Request) -> None:
-        step = 1 if _integer(request, "step") > 0 else -1
-        self._manager.switch_sibling(owner_id, _conversation(request), _integer(request, "message_id"), step)
-
-
-def _conversation(request: Request) -> str:
-    return str(request.get("conversation_id", ""))
-
-
-def _text(request: Request) -> str:
-    return str(request.get("text", ""))
+        step = 1 if whole(request, "step") > 0 else -1
+        self._manager.switch_sibling(owner_id, conversation_id(request), whole(request, "message_id"), step)
 
 
 def _shown(request: Request) -> int:
-    return max(1, _integer(request, "shown", thread.SHOWN_MESSAGES))
+    return max(1, whole(request, "shown", thread.SHOWN_MESSAGES))
 
 
-def _integer(request: Request, name: str, default: int = 0) -> int:
-    try:
-        return int(request.get(name, default))
-    except (TypeError, ValueError):
-        return default
+def _known(request: Request) -> frozenset[str]:
+    """The keys of the blocks that the page has, in one line: an event carries plain values only."""
+    return frozenset(word(request, "known").split(","))

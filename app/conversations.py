@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from app import formatting
@@ -14,12 +15,17 @@ def draw(summaries: Sequence[ConversationSummary], now: float | None = None) -> 
     """Groups of rows, newest first, as JSON for the page's script."""
     moment = time.time() if now is None else now
     groups: list[dict[str, Any]] = []
-    for summary in summaries:
-        heading = formatting.day(summary.updated_at, moment)
+    for summary, used_at in zip(summaries, _in_order([s.updated_at for s in summaries]), strict=True):
+        heading = formatting.day(min(used_at, moment), moment)
         if not groups or groups[-1]["heading"] != heading:
             groups.append({"heading": heading, "rows": []})
         groups[-1]["rows"].append(_row(summary))
     return groups
+
+
+def _in_order(times: Sequence[float]) -> list[float]:
+    """Times of use, the last use first. One that is earlier than an older one was taken while the clock was wrong."""
+    return list(accumulate(reversed(times), max))[::-1]
 
 
 def without_one_offs(summaries: Sequence[ConversationSummary]) -> list[ConversationSummary]:

@@ -56,7 +56,8 @@ def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
     from model_runtime.loading import context_limit_tokens, load_model, unload
     from model_runtime.passing_thread import in_passing_thread
 
-    numerics = [row.fingerprint for row in store.segments.every()]
+    served = store.segments.served()
+    numerics = [one.numerics for one in served if one.is_last] or [one.numerics for one in served]
     config = EngineConfig(
         kv_dtype="float32" if {kv_precision(line) for line in numerics} == {"float32"} else "auto",
         cold_kv_dtype="int8" if {cold_precision(line) for line in numerics} == {"int8"} else "exact",

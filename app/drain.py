@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from sessions.awake import Awake
 
 if TYPE_CHECKING:
     from sessions.manager import SessionManager
@@ -14,30 +15,31 @@ STOP_S = 2.0  # what a stopped answer may take to be stored and told
 
 
 class Drain:
-    """`begin` once, from any thread or signal handler; then `is_over` is asked until it is true."""
+    """`begin` once, from any thread or signal handler; then `is_over` is asked many times a second until it is true.
+    The limit is of seconds that this process was awake for."""
 
     def __init__(self, manager: SessionManager, limit_s: float, say: Callable[[str], None]) -> None:
         self._manager = manager
         self._limit_s = limit_s
         self._say = say
-        self._begun_at: float | None = None
+        self._waited: Awake | None = None
         self._has_stopped = False
 
     @property
     def is_on(self) -> bool:
-        return self._begun_at is not None
+        return self._waited is not None
 
     def begin(self) -> None:
         """Returns at once: the runs' lock may be held by the very thread that a signal has interrupted."""
-        if self._begun_at is None:
-            self._begun_at = time.monotonic()
+        if self._waited is None:
+            self._waited = Awake()
             threading.Thread(target=self._refuse_new, name="keepwarm-drain", daemon=True).start()
 
     def is_over(self) -> bool:
         """Whether the server may end. Stops what is left when the limit is reached."""
-        if self._begun_at is None:
+        if self._waited is None:
             return False
-        waited_s = time.monotonic() - self._begun_at
+        waited_s = self._waited.look()
         if not self._manager.is_draining:
             return False
         if not any(self._manager.open_answers()):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,33 +12,35 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.auth import Owners
+from app.headers import LOCKED_POLICY, LOGIN_POLICY, headers_with
+from app.visitors import NO_PROXIES, Visitors
+from app.visitors import is_loopback as is_loopback
 
 ASSETS_PATH = "/keepwarm"
-LOGIN_PATH = "/login"
+LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
 HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
 API_PATH = "/v1"  # lets its callers in by their keys, never by a cookie: see app/api/callers.py
 LARGEST_BODY_BYTES = 32 * 1024 * 1024
 TOO_LARGE = "This request is larger than 32 MiB."
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-# Gradio evaluates its own templates, hence the two 'unsafe' words. What matters is that nothing leaves for another
-# host: no font, no script, and no picture whose address a model wrote.
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-        "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "same-origin",  # "no-referrer" would make a form's own Origin "null"
-    "X-Content-Type-Options": "nosniff",
-}
+FROM_ANOTHER_SITE = "Requests from other sites are refused."
+# A host as RFC 3986 writes it, with its port: a name or an IPv4 address, or an IPv6 address in brackets.
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 
 class Guard:
-    """Checks Host and Origin, then the login; adds the security headers."""
+    """Checks Host, Origin and what the browser says of the request's origin, then the login; adds the security headers
+    to every response, refusals included."""
 
-    def __init__(self, app: ASGIApp, owners: Owners, bind_host: str, share_host: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        owners: Owners,
+        bind_host: str,
+        share_host: Callable[[], str],
+        visitors: Visitors = NO_PROXIES,
+    ) -> None:
         self._app = app
+        self._visitors = visitors
         self._owners = owners
         self._bind_host = bind_host
         self._share_host = share_host
@@ -49,10 +50,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refuse(scope, headers)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
+        policy = LOGIN_POLICY if scope["path"] in (LOGIN_PATH, LOGOUT_PATH) else LOCKED_POLICY
         read_bytes = 0
 
         async def receive_limited() -> Message:
@@ -65,19 +63,38 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                response = MutableHeaders(scope=message)
+                for name, value in headers_with(policy).items():
+                    response.setdefault(name, value)  # the chat page brings its own policy
             await send(message)
 
+        refusal = self._refuse(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send_with_headers)
+            return
         await self._app(scope, receive_limited, send_with_headers)
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         refuse = problem_response if is_api(scope["path"]) else PlainTextResponse
+        is_nameless = "host" not in headers and scope.get("http_version") == "1.0"  # as probes of old ask for health
+        if not (_HOST.fullmatch(host) or (is_nameless and _is_for_programs(scope["path"]))):
+            return refuse("This request names no host that could be meant.", 400)
         if not (self._owners.needs_login or _is_for_programs(scope["path"]) or self._is_own_name(host)):
             # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
             return refuse(f"This chat does not answer to the name {host[:200]!r}.", 400)
+        if not (self._owners.needs_login or _is_for_programs(scope["path"])) and (
+            why := self._visitors.of(scope).why_not_local
+        ):
+            return refuse(
+                f"Without a password this chat answers this machine alone, and this request is not from it: {why}. "
+                "To let others in, start the server with --password-file.",
+                403,
+            )
         if not self._is_own_origin(headers.get("origin"), host):
-            return refuse("Requests from other sites are refused.", 403)
+            return refuse(FROM_ANOTHER_SITE, 403)
+        if not _is_from_here(scope, headers):
+            return refuse(FROM_ANOTHER_SITE, 403)
         if _body_bytes(headers) > LARGEST_BODY_BYTES:
             return refuse(TOO_LARGE, 413)
         if _is_public(scope["path"]) or self._owners.owner_of(cookies_of(headers)) is not None:
@@ -93,26 +110,38 @@ class Guard:
     def _is_own_origin(self, origin: str | None, host: str) -> bool:
         if origin is None:
             return True
-        return urlsplit(origin).netloc in {host, self._share_host()} - {""}
+        return _netloc(origin) in {host, self._share_host()} - {""}
+
+
+def _netloc(origin: str) -> str:
+    """ "" where the origin is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def cookies_of(headers: Headers) -> dict[str, str]:
-    """The request's cookies; a malformed header counts as none."""
-    try:
-        jar = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return {}
-    return {name: morsel.value for name, morsel in jar.items()}
+    """The request's cookies. Only blanks and tabs are cut off a name: a cookie that another host has set under a name
+    with something else in front must not pass for one that begins with `__Host-`."""
+    parts = (part.strip(" \t").partition("=") for part in ";".join(headers.getlist("cookie")).split(";"))
+    return {name: value.strip('"') for name, sign, value in parts if sign}
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
+def _is_from_here(scope: Scope, headers: Headers) -> bool:
+    """Whether the browser says that no other site asks.
+
+    Another site, or another port of this machine, may lead somebody to the page, in a tab of its own; it may not fetch,
+    embed or frame anything. A request without the browser's word is judged by Host and Origin alone.
+    """
+    if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
         return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return (
+        scope.get("method") in ("GET", "HEAD")
+        and scope["path"] in ("/", LOGIN_PATH)
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
 
 
 def _is_public(path: str) -> bool:

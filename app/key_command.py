@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sessions.keys import ApiKey, open_keys
 
+NOBODY = "no program is answered until there is another. Add one: keepwarm key add NAME."
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], data_dir: Path) -> None:
     """Adds the `key` command."""
@@ -34,11 +36,15 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
             say(f"Key {key.key_id} for {key.name} (shown once): {text}")
         elif arguments.action == "revoke":
             say(f"Key {keys.revoke(arguments.id).key_id} opens nothing any more.")
+            if not keys.any_valid():
+                say(f"It was the last one: {NOBODY}")
         else:
             every = keys.every()
             for key in every:
                 say(_line(key))
-            if not every:
+            if keys.ever_made() and not keys.any_valid():
+                say(f"No key is valid: {NOBODY}")
+            elif not every:
                 say("There are no keys: only programs of this machine are answered.")
     finally:
         database.close()

@@ -18,8 +18,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise PortError(f"The address {host} is not known on this machine; try --host 127.0.0.1.") from error
+    except (OSError, ValueError) as error:  # UnicodeError for what cannot be a name
+        raise PortError(f"The address '{host}' is not known on this machine; try --host 127.0.0.1.") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 from sessions.counters import Histogram
 
 if TYPE_CHECKING:
+    from app.connections import Connections
+    from app.process_memory import ProcessMeter
     from sessions.manager import SessionManager
 
 NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
@@ -21,9 +23,10 @@ NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
 class Metrics:
     """One registry for one server. Any thread."""
 
-    def __init__(self, manager: SessionManager) -> None:
+    def __init__(self, manager: SessionManager, process: ProcessMeter, connections: Connections) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Readings(manager))
+        self._registry.register(_Readings(manager, process))
+        self._registry.register(_Doors(connections))
         self._requests = Counter(
             "keepwarm_requests", "API requests by status.", ["path", "status"], registry=self._registry
         )
@@ -43,8 +46,9 @@ class Metrics:
 
 
 class _Readings(Collector):
-    def __init__(self, manager: SessionManager) -> None:
+    def __init__(self, manager: SessionManager, process: ProcessMeter) -> None:
         self._manager = manager
+        self._process = process
 
     def collect(self) -> Iterator[Metric]:
         counts = self._manager.counters.snapshot()
@@ -86,16 +90,47 @@ class _Readings(Collector):
         held.add_metric(["device", "reserved"], view.device_reserved_bytes)
         held.add_metric(["host", "used"], view.host_used_bytes)
         held.add_metric(["host", "reserved"], view.host_reserved_bytes)
-        held.add_metric(["disk", "used"], view.disk_used_bytes)
+        held.add_metric(["disk", "used"], view.disk_used_bytes - view.disk_other_bytes)
+        held.add_metric(["disk", "other_models"], view.disk_other_bytes)
         budget.add_metric(["device"], view.device_budget_bytes)
         budget.add_metric(["host"], view.host_budget_bytes)
         budget.add_metric(["disk"], view.disk_budget_bytes)
         yield from (held, budget)
+        memory = self._process.read(self._manager.info, view)
+        yield GaugeMetricFamily(
+            "keepwarm_process_resident_bytes", "What the process holds of this machine's memory.", memory.resident_bytes
+        )
+        parts = GaugeMetricFamily(
+            "keepwarm_process_memory_bytes",
+            "The same by what it is for; program is what was held before the model was loaded, other the rest.",
+            labels=["part"],
+        )
+        for part in ("weights", "kv", "program", "other"):
+            parts.add_metric([part], getattr(memory, f"{part}_bytes"))
+        yield parts
         queue = GaugeMetricFamily("keepwarm_queue", "Answers being written, and in line for it.", labels=["state"])
         running, waiting = self._manager.open_answers()
         queue.add_metric(["waiting"], waiting)
         queue.add_metric(["running"], running)
         yield queue
+        storage = self._manager.storage
+        yield GaugeMetricFamily("keepwarm_can_store", "1 while messages can be stored, else 0.", int(storage.can_store))
+
+
+class _Doors(Collector):
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._connections.counts()
+        yield GaugeMetricFamily("keepwarm_connections", "Connections that are open.", counts.open)
+        yield GaugeMetricFamily("keepwarm_connections_limit", "How many may be open.", counts.most)
+        ended = CounterMetricFamily(
+            "keepwarm_connections_ended", "Connections that were refused or cut, by reason.", labels=["reason"]
+        )
+        for reason, count in counts.ended.items():
+            ended.add_metric([reason], count)
+        yield ended
 
 
 def _histogram(name: str, documentation: str, found: Histogram) -> HistogramMetricFamily:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from app import cache_panel, conversations, formatting, problems
+from app.asked import Asked as Request
+from app.asked import NotUnderstood, conversation_id, flag, line, text, word
+from app.process_memory import ProcessMeter
 from app.share import Share
 
 if TYPE_CHECKING:
     from sessions.manager import SessionManager
 
-Request = Mapping[str, Any]
 Reply = dict[str, Any]
 
 
 class Panels:
     """Answers one question of the page's script at a time; errors become `{"error": sentence}`."""
 
-    def __init__(self, manager: SessionManager, share: Share) -> None:
+    def __init__(self, manager: SessionManager, share: Share, process: ProcessMeter) -> None:
         self._manager = manager
         self._share = share
+        self._process = process
         self._answers: dict[str, Callable[[str, Request], Reply]] = {
             "pulse": self._pulse,
             "new": self._new,
@@ -38,75 +41,84 @@ class Panels:
 
     def ask(self, owner_id: str, request: Request) -> Reply:
         """The answer, or a sentence why not."""
-        name = str(request.get("ask", ""))
+        name = "ask"
         try:
+            name = word(request, "ask")
+            if name not in self._answers:
+                raise NotUnderstood
             return self._answers[name](owner_id, request)
         except Exception as error:
-            return {"error": problems.sentence(error, name)}
+            return {"error": problems.sentence(error, name), "trouble": self._trouble()}
 
     def _pulse(self, owner_id: str, request: Request) -> Reply:
         """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
-        search = str(request.get("search", ""))
+        search = line(request, "search")
         found = self._manager.list_conversations(owner_id, search)
+        view = self._manager.memory(owner_id)
         return {
             "conversations": conversations.draw(found if search else conversations.without_one_offs(found)),
-            "memory": cache_panel.draw(self._manager.memory(owner_id)),
+            "memory": cache_panel.draw(view),
+            "process": cache_panel.draw_process(self._process.read(self._manager.info, view)),
             "share": self._share.sentence(),
+            "trouble": self._trouble(),
         }
+
+    def _trouble(self) -> str:
+        """What keeps the server from its work, for everybody who looks at the page; "" mostly."""
+        storage = self._manager.storage
+        if storage.can_store:
+            return " ".join(storage.reasons)
+        return " ".join(("New messages cannot be stored now, so none is answered.", *storage.reasons))
 
     def _new(self, owner_id: str, request: Request) -> Reply:
         return {"conversation_id": self._manager.create_conversation(owner_id).conversation_id}
 
     def _rename(self, owner_id: str, request: Request) -> Reply:
-        self._manager.rename(owner_id, _conversation(request), str(request.get("title", "")))
+        self._manager.rename(owner_id, conversation_id(request), line(request, "title"))
         return {}
 
     def _delete(self, owner_id: str, request: Request) -> Reply:
-        self._manager.delete(owner_id, _conversation(request))
+        self._manager.delete(owner_id, conversation_id(request))
         return {}
 
     def _pin(self, owner_id: str, request: Request) -> Reply:
-        self._manager.pin(owner_id, _conversation(request))
+        self._manager.pin(owner_id, conversation_id(request))
         return {}
 
     def _unpin(self, owner_id: str, request: Request) -> Reply:
-        self._manager.unpin(owner_id, _conversation(request))
+        self._manager.unpin(owner_id, conversation_id(request))
         return {}
 
     def _park(self, owner_id: str, request: Request) -> Reply:
-        self._manager.park(owner_id, _conversation(request), "host" if request.get("tier") == "host" else "disk")
+        self._manager.park(owner_id, conversation_id(request), "host" if word(request, "tier") == "host" else "disk")
         return {}
 
     def _warm(self, owner_id: str, request: Request) -> Reply:
-        if self._manager.warm(owner_id, _conversation(request)):
+        if self._manager.warm(owner_id, conversation_id(request)):
             return {}
         return {"error": "There is no free room on the device for it now. Its next message brings it back."}
 
     def _verify(self, owner_id: str, request: Request) -> Reply:
         """The rows of the memory panel say how far it is, and what was found."""
-        self._manager.verify(owner_id, _conversation(request))
+        self._manager.verify(owner_id, conversation_id(request))
         return {}
 
     def _drop(self, owner_id: str, request: Request) -> Reply:
-        self._manager.drop_kv(owner_id, _conversation(request))
+        self._manager.drop_kv(owner_id, conversation_id(request))
         return {}
 
     def _stop(self, owner_id: str, request: Request) -> Reply:
-        self._manager.stop(owner_id, _conversation(request))
+        self._manager.stop(owner_id, conversation_id(request))
         return {}
 
     def _count(self, owner_id: str, request: Request) -> Reply:
         """A draft's tokens; with "ahead" it is read, too, while nobody waits."""
-        draft = str(request.get("draft", ""))
-        draft_tokens, free_tokens = self._manager.count_tokens(owner_id, _conversation(request), draft)
+        draft = text(request, "draft")
+        draft_tokens, free_tokens = self._manager.count_tokens(owner_id, conversation_id(request), draft)
         fits = draft_tokens <= free_tokens
-        if request.get("ahead") and fits:
-            self._manager.read_ahead(owner_id, _conversation(request), draft)
+        if flag(request, "ahead") and fits:
+            self._manager.read_ahead(owner_id, conversation_id(request), draft)
         label = f"{formatting.tokens(draft_tokens)} {'token' if draft_tokens == 1 else 'tokens'}"
         if not fits:
             label += f", {formatting.tokens(max(0, free_tokens))} fit"
         return {"draft_tokens": draft_tokens, "fits": fits, "label": label}
-
-
-def _conversation(request: Request) -> str:
-    return str(request.get("conversation_id", ""))

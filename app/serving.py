@@ -1,15 +1,23 @@
-"""uvicorn, with a word when it is ready and a short farewell."""
+"""uvicorn, with an end to every wait, a word when it is ready and a short farewell."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from types import FrameType
 
+import anyio
 import uvicorn
 from fastapi import FastAPI
 
+from app.acceptor import Acceptor
+from app.connection import Connection
+from app.connections import Connections, own_limits
 from app.drain import Drain
+from app.feeder import Feeder
+
+SWEEP_TICKS = 5  # of ten a second
 
 
 class Server(uvicorn.Server):
@@ -28,18 +36,40 @@ class Server(uvicorn.Server):
                 app,
                 log_level="warning",
                 access_log=False,
+                proxy_headers=False,  # believed where they come from: app/visitors.py
                 server_header=False,
                 timeout_graceful_shutdown=graceful_stop_s,
+                http="h11",
+                ws="none",  # the page uses none
             )
         )
         self._on_ready = on_ready
         self._drain = drain
+        self._connections: Connections = app.state.connections
+        self._acceptors: list[Acceptor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Like uvicorn's; then says so."""
-        await super().startup(sockets)
-        if self.started:
-            self._on_ready()
+        await super().startup([])
+        if not self.started:
+            return
+        self._connections.limits = limits = own_limits()
+        anyio.to_thread.current_default_thread_limiter().total_tokens = limits.threads
+        feeder = Feeder()
+
+        def make() -> Connection:
+            return Connection(self.config, self.server_state, self.lifespan.state, self._connections, feeder)
+
+        for listener in sockets or []:
+            self._acceptors.append(Acceptor(listener, self._connections, make))
+            self._acceptors[-1].start()
+        self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Like uvicorn's."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""
@@ -52,4 +82,6 @@ class Server(uvicorn.Server):
         """Ten times a second; True ends the server."""
         if self._drain is not None and self._drain.is_over():
             self.should_exit = True
+        if counter % SWEEP_TICKS == 0:
+            self._connections.sweep(asyncio.get_running_loop().time())
         return await super().on_tick(counter)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,11 @@ class Share:
         try:
             from gradio.networking import setup_tunnel
 
+            check_tunnel_program()
             url = setup_tunnel(local_host, local_port, secrets.token_urlsafe(32), None, None)
+        except TunnelRefused as error:
+            log.warning("share_refused")
+            self._sentence = f"Local only: {error}"
         except Exception as error:
             log.info("share_failed error=%s", type(error).__name__)
             self._sentence = (
@@ -56,6 +62,44 @@ class Share:
             self._host = url.split("://", 1)[-1].split("/", 1)[0]
             self._sentence = f"Public link: {url}"
         say(self._sentence)
+
+
+class TunnelRefused(Exception):
+    """The tunnel's program is not known to be the one that Gradio published. It was not run."""
+
+
+def check_tunnel_program() -> None:
+    """Fetches the program of Gradio's tunnel if it is not there, and compares what lies there with its checksum.
+
+    Gradio alone leaves a download whose checksum was wrong where it is, and runs it at the next start without looking
+    again. Raises `TunnelRefused`, and whatever a failed download raises.
+    """
+    from gradio import tunneling
+    from gradio.exceptions import ChecksumMismatchError
+
+    path = Path(tunneling.BINARY_PATH)
+    expected = tunneling.CHECKSUMS.get(tunneling.BINARY_URL)
+    if expected is None:
+        raise TunnelRefused("Gradio publishes no checksum of its tunnel's program for this kind of machine.")
+    if not path.exists():
+        try:
+            tunneling.Tunnel.download_binary()
+        except ChecksumMismatchError:
+            path.unlink(missing_ok=True)
+            raise TunnelRefused(
+                "the tunnel's program was downloaded, but its checksum is not the one that Gradio published. "
+                "It was not run, and is removed. Try again on another network."
+            ) from None
+    if _sha256(path) != expected:
+        raise TunnelRefused(
+            f"the checksum of the tunnel's program at {path} is not the one that Gradio published. "
+            "It was not run. Remove that file and start again: it will be downloaded anew."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

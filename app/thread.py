@@ -1,57 +1,49 @@
-"""One conversation as the page draws it: rows for the two chat displays, and the state that goes around them.
+"""One conversation as the page draws it: JSON for the page's script.
 
-Only the last message changes while an answer grows, so it lives in a display of its own: redrawing it costs the same
-however long the history is.
+A person's message is text. An answer comes as blocks (app/markdown), each with a key: while it grows, only blocks
+that the page does not have yet are sent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any
 
-from app import formatting, markdown, receipts
+from app import formatting, receipts
+from app.markdown.growing import Answers, DrawnBlock
 from sessions.types import ConversationView, MessageStatus, MessageView, RunPhase, RunSnapshot
 
 SHOWN_MESSAGES = 30
-Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """`earlier` and `latest` are chat rows; `state` is JSON for the page's script."""
-
-    earlier: list[Row]
-    latest: list[Row]
-    state: dict[str, Any]
-
-
-def draw(view: ConversationView, run: RunSnapshot | None, shown: int = SHOWN_MESSAGES) -> Drawing:
+def draw(
+    view: ConversationView, run: RunSnapshot | None, answers: Answers, shown: int = SHOWN_MESSAGES
+) -> dict[str, Any]:
     """The last `shown` messages of a conversation, with its running answer as far as it got."""
     messages = view.messages[-shown:]
     running = run if run is not None and run.phase is not RunPhase.DONE else None
-    rows = [row(message, running if message is messages[-1] else None) for message in messages]
-    state = {
+    drawn = [_message(message) for message in messages]
+    for message, row in zip(messages, drawn, strict=True):
+        if message.role != "user":
+            is_growing = running is not None and message is messages[-1]
+            row["blocks"] = [block.json for block in _blocks(view, message, running if is_growing else None, answers)]
+    return {
         "conversation_id": view.summary.conversation_id,
         "title": view.summary.title,
         "updated_at": view.summary.updated_at,
-        "messages": [_message(message) for message in messages],
+        "messages": drawn,
         "hidden": len(view.messages) - len(messages),
         "run": run_state(running) if running is not None else None,
         "context": _context(view),
     }
-    return Drawing(rows[:-1], rows[-1:], state)
 
 
-def row(message: MessageView, run: RunSnapshot | None = None) -> Row:
-    """A message as `gr.Chatbot` takes it. A bare string would be de-indented by it."""
-    if message.role == "user":
-        return _row("user", markdown.literal(message.text))
-    return answer_row(run.text if run is not None else message.text)
-
-
-def answer_row(text: str) -> Row:
-    """An answer, finished or growing."""
-    return _row("assistant", markdown.answer(text))
+def news(blocks: Collection[DrawnBlock], known: Collection[str]) -> dict[str, Any]:
+    """The blocks of a growing answer in order, by key, and those of them that the page does not know."""
+    return {
+        "keys": [block.key for block in blocks],
+        "fresh": {block.key: block.json for block in blocks if block.key not in known},
+    }
 
 
 def run_state(run: RunSnapshot) -> dict[str, Any]:
@@ -72,8 +64,12 @@ def run_state(run: RunSnapshot) -> dict[str, Any]:
     }
 
 
-def _row(role: str, text: str) -> Row:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
+def _blocks(
+    view: ConversationView, message: MessageView, running: RunSnapshot | None, answers: Answers
+) -> Collection[DrawnBlock]:
+    if running is None:
+        return answers.whole(message.text)
+    return answers.growing(view.summary.conversation_id, running.text)
 
 
 def _message(message: MessageView) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Layout and bindings. The displays and the form are Gradio's; what stands around them is drawn by app/assets/*.js.
 
-Text of people and models reaches the page in two ways only: as a `gr.Chatbot` message (app/markdown.py), or as JSON
-from which the scripts build nodes with `textContent`. It never goes into a `gr.HTML` template: Gradio evaluates those.
+Text of people and models reaches the page as JSON only, from which the scripts build nodes with `textContent`
+(answers: app/markdown). It never goes into a `gr.HTML` template, which Gradio evaluates, nor into a `gr.Chatbot`.
 There is no `gr.State` and no unload event: each would hold a connection open for every tab.
 """
 
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app import settings
+from app import asked, settings
 from app.chat import Chat
+from app.connections import own_limits
 from app.panels import Panels
 from app.problems import sentence
 from app.welcome import welcome
@@ -29,7 +30,7 @@ THEME = gr.themes.Base(font=SYSTEM_FONT, font_mono=MONO_FONT).set(
 )
 HEAD = """
 <meta name="color-scheme" content="light dark">
-<style>#kw { visibility: hidden }</style>
+<meta http-equiv="x-dns-prefetch-control" content="off">
 <link rel="stylesheet" href="/keepwarm/base.css">
 <link rel="stylesheet" href="/keepwarm/layout.css">
 <link rel="stylesheet" href="/keepwarm/thread.css">
@@ -50,7 +51,7 @@ DIRECT: dict[str, Any] = {
 def build_page(house: House) -> gr.Blocks:
     """The page. Every handler asks the request, never the event, whose conversations are meant."""
     with gr.Blocks(title="Keepwarm", analytics_enabled=False, fill_width=True) as page:
-        page.max_threads = 100
+        page.max_threads = min(100, own_limits().threads * 2)
         conversation_id = gr.Textbox(visible="hidden", elem_id="kw-conversation-id")
         with gr.Row(elem_id="kw"):
             with gr.Column(elem_id="kw-left"):
@@ -59,15 +60,14 @@ def build_page(house: House) -> gr.Blocks:
                 _panel("header", _model_facts(house))
                 with gr.Column(elem_id="kw-scroll"):
                     _panel("welcome", welcome(house.manager.info))
-                    earlier = _chat_display("kw-earlier")
-                    latest = _chat_display("kw-latest")
+                    _panel("thread", {})
                 _panel("composer", {"reads_ahead": house.manager.reads_ahead})
             with gr.Column(elem_id="kw-right"):
                 _panel("memory", {})
             with gr.Column(elem_id="kw-settings"):
                 form = _settings_form()
         bridge = _bridge(house)
-        _bind_chat(house, bridge, [earlier, latest, bridge, conversation_id])
+        _bind_chat(house, bridge, [bridge, conversation_id])
         _bind_settings(house, bridge, conversation_id, form)
     page.queue(default_concurrency_limit=None)
     return page
@@ -80,34 +80,18 @@ def _panel(name: str, facts: dict[str, Any], elem_id: str | None = None) -> gr.H
         elem_id=elem_id or f"kw-{name}",
         html_template="",
         apply_default_css=False,
-        js_on_load=f'import("/keepwarm/{name}.js").then((panel) => panel.mount(element, props.value));',
-    )
-
-
-def _chat_display(elem_id: str) -> gr.Chatbot:
-    return gr.Chatbot(
-        elem_id=elem_id,
-        show_label=False,
-        container=False,
-        height=None,
-        autoscroll=False,
-        buttons=[],
-        layout="bubble",
-        group_consecutive_messages=False,
-        feedback_options=None,
-        allow_tags=False,
-        sanitize_html=True,
+        js_on_load=f'mount("{name}");',  # read by app/assets/gradio.js: no string is run as a script
     )
 
 
 def _bridge(house: House) -> gr.HTML:
-    panels = Panels(house.manager, house.share)
+    panels = Panels(house.manager, house.share, house.process)
 
-    def ask(question: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+    def ask(question: object, request: gr.Request) -> dict[str, Any]:
         owner_id = house.owner_of(request)
         if owner_id is None:
             return {"error": "Please log in again.", "login": True}
-        return panels.ask(owner_id, question)
+        return panels.ask(owner_id, asked.asked(question))
 
     # The script may name its events only in quotes: that is how `gr.HTML` learns of them.
     return gr.HTML(
@@ -116,30 +100,20 @@ def _bridge(house: House) -> gr.HTML:
         html_template="",
         apply_default_css=False,
         server_functions=[ask],
-        js_on_load='import("/keepwarm/bridge.js").then((bridge) => bridge.connect({'
-        ' trigger, props, server, watch, events: ["act", "settings"] }));',
+        js_on_load='mount("bridge", "act", "settings");',
     )
 
 
 def _bind_chat(house: House, bridge: gr.HTML, outputs: list[Any]) -> None:
     chat = Chat(house.manager)
 
-    def act(event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any, Any]:
-        asked = event._data
+    def act(event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
+        fields = asked.asked(event._data)
         owner_id = house.owner_of(request)
         if owner_id is None:
-            return (
-                gr.skip(),
-                gr.skip(),
-                {"seq": asked.get("seq"), "error": "Please log in again.", "login": True},
-                gr.skip(),
-            )
-        drawing, reply = chat.act(owner_id, asked)
-        if drawing is None:
-            return gr.skip(), gr.skip(), reply, gr.skip()
-        if reply.get("live"):
-            return gr.skip(), drawing.latest, reply, gr.skip()
-        return drawing.earlier, drawing.latest, reply, reply["conversation_id"]
+            return {"seq": fields.get("seq"), "error": "Please log in again.", "login": True}, gr.skip()
+        reply = chat.act(owner_id, fields)
+        return reply, reply["conversation_id"] if "messages" in reply else gr.skip()
 
     bridge.act(act, None, outputs, **DIRECT)
 
@@ -166,13 +140,15 @@ def _bind_settings(house: House, bridge: gr.HTML, conversation_id: gr.Textbox, f
     def show(event: gr.EventData, request: gr.Request) -> list[Any]:
         reply = {"seq": "settings"}  # the sheet opens when this arrives: nobody types into the values of another one
         try:
-            view = house.manager.view(house.required_owner_of(request), str(event._data.get("conversation_id", "")))
+            where = asked.conversation_id(asked.asked(event._data))
+            view = house.manager.view(house.required_owner_of(request), where)
         except Exception as error:
             return [*(gr.skip() for _ in fields), sentence(error, "settings"), reply | {"at": time.time()}]
         return [*settings.to_form(view.settings), "", reply | {"at": time.time()}]
 
-    def save(request: gr.Request, where: str, *values: Any) -> str:
+    def save(request: gr.Request, conversation: str | None, *values: Any) -> str:
         try:
+            where = asked.conversation_id({"conversation_id": conversation or ""})
             house.manager.update_settings(house.required_owner_of(request), where, settings.from_form(values))
         except Exception as error:
             return sentence(error, "save_settings")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from app import formatting
@@ -23,12 +24,16 @@ def draw(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> dict[st
     largest = max((_BYTES[tier](usage) for usage in shown for tier in tiers), default=0)
     if len(history) < 2 or largest <= 0:
         return None
-    begin, span = shown[0].at, max(shown[-1].at - shown[0].at, 1e-6)
+    times = list(accumulate((usage.at for usage in shown), max))  # a clock that was set back draws nothing backwards
+    begin, span = times[0], max(times[-1] - times[0], 1e-6)
     lines = []
     for tier in tiers:
-        points = [[round((usage.at - begin) / span, 3), round(_BYTES[tier](usage) / largest, 3)] for usage in shown]
+        points = [
+            [round((at - begin) / span, 3), round(_BYTES[tier](usage) / largest, 3)]
+            for at, usage in zip(times, shown, strict=True)
+        ]
         lines.append({"tier": tier.value, "points": points})
-    ago = formatting.seconds(now - begin)
+    ago = formatting.seconds(max(now, times[-1]) - begin)
     words = _words(shown, tiers, ago)
     return {"lines": lines, "largest": formatting.size(largest), "since": f"{ago} ago", "words": words}
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app import formatting, sizes
 from app.api.callers import Callers
-from app.auth import Owners, load_secret
+from app.auth import Owners
+from app.cookie_key import load_secret
 from app.guard import cookies_of
+from app.process_memory import ProcessMeter, Tidier
 from app.share import Share
+from app.surroundings import own_temporary_files
+from app.visitors import Visitors
 from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
-from sessions.errors import ConversationNotFound, StoreError
+from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
 from sessions.store import Store
 
@@ -38,6 +42,7 @@ class House:
     owners: Owners
     share: Share
     callers: Callers
+    process: ProcessMeter = field(default_factory=ProcessMeter)
 
     def owner_of(self, request: Any) -> str | None:
         """The owner a Gradio or Starlette request comes from, None before the login. Reads the signed cookie alone."""
@@ -72,6 +77,14 @@ class IdleWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who is answered beside those who know the password."""
+
+    visitors: Visitors = field(default_factory=Visitors)
+    require_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Memory:
     """What KVs may take of the device's memory and, once they have left it, of the host's."""
 
@@ -89,28 +102,45 @@ def open_house(
     say: Say,
     idle_work: IdleWork = IdleWork(),
     keep_unnamed_s: float = KEEP_UNNAMED_S,
+    access: Access = Access(),
+    import_page: Callable[[], None] = lambda: None,
 ) -> Iterator[House]:
-    """Everything a server needs, until the block ends. Raises `StoreError`, `ModelLoadError` or `ValueError`."""
+    """Everything a server needs, until the block ends. `import_page` is called before the model is loaded, which is
+    what takes long. Raises `StoreError`, `ModelLoadError` or `ValueError`, and what `import_page` raises."""
     with contextlib.ExitStack() as stack:
         # The data directory first: a second process is told so before it spends minutes on a model.
         store = Store(data_dir)
         stack.callback(store.close)
-        owners = Owners(_secret(data_dir), password)
+        owners = Owners(load_secret(data_dir / COOKIE_KEY_NAME, say), password, store.logins)
+        stack.enter_context(own_temporary_files(data_dir))
+        import_page()
+        _import_model_code()
+        process = ProcessMeter()
         engine, template, memory = _load(model, prompt_lookup, budgets, say, stack)
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
             host_kv_budget_bytes=memory.host_bytes,
-            disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, say),
+            disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
             read_ahead=idle_work.read_ahead,
             model_titles=idle_work.titles,
             keep_unnamed_s=keep_unnamed_s,
         )
         manager = SessionManager(store, engine, template, config)
-        manager.start()
+        manager.start(say)
         stack.callback(manager.close)
         share = Share()
         stack.callback(share.close)
-        yield House(manager, owners, share, Callers(store.keys, owners))
+        tidier = Tidier(process)
+        stack.callback(tidier.close)
+        callers = Callers(store.keys, owners, access.visitors, access.require_key)
+        yield House(manager, owners, share, callers, process)
+
+
+def _import_model_code() -> None:
+    """Torch and what runs models: seconds, which is why the flags are checked before."""
+    import model_runtime.chat_template
+    import model_runtime.engine
+    import model_runtime.loading  # noqa: F401
 
 
 def _load(
@@ -186,8 +216,9 @@ def _host_budget_bytes(budget: str | None, device: str, device_budget_bytes: int
     return chosen
 
 
-def _disk_budget_bytes(budget: str | None, data_dir: Path, say: Say) -> int:
-    free_bytes = shutil.disk_usage(data_dir).free
+def _disk_budget_bytes(budget: str | None, data_dir: Path, saved_bytes: int, say: Say) -> int:
+    """What is saved already counts as free: else every start would choose less than the one before."""
+    free_bytes = shutil.disk_usage(data_dir).free + saved_bytes
     if budget is None:
         chosen = default_disk_kv_budget_bytes(free_bytes)
     else:
@@ -197,10 +228,3 @@ def _disk_budget_bytes(budget: str | None, data_dir: Path, say: Say) -> int:
     else:
         say("No KV is saved to disk: after a restart every conversation is read again.")
     return chosen
-
-
-def _secret(data_dir: Path) -> bytes:
-    try:
-        return load_secret(data_dir / COOKIE_KEY_NAME)
-    except OSError as error:
-        raise StoreError(f"The data directory {data_dir} cannot be used ({error.strerror or error}).") from error

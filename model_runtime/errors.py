@@ -2,8 +2,10 @@
 ├── ModelLoadError      the model cannot be loaded, or cannot be run by this engine
 ├── PromptTooLong       more tokens than the context holds
 ├── TemplateRefused     the model's chat template has no place for such messages
+├── NotNumbers          the model computed NaN or infinite logits
 ├── DeviceOutOfMemory   the device refused memory
 ├── SnapshotRefused     a saved KV is not whole, or not the expected one; answered by a re-read
+│   └── SnapshotGone    its file is not there any more
 ├── SnapshotNotSaved    a KV could not be written
 └── EngineClosed        the engine was closed, or its thread died
 
@@ -29,12 +31,26 @@ class TemplateRefused(ModelRuntimeError):
     """The model's chat template has no place for these messages, or for tools."""
 
 
+class NotNumbers(ModelRuntimeError):
+    """The model computed NaN or infinite logits: no token can be chosen from them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model computed no numbers for the next word (NaN or infinity), so this answer ends here. Its file may "
+            "be damaged, or its weights too large for this precision: try other words, or another --quantization."
+        )
+
+
 class DeviceOutOfMemory(ModelRuntimeError):
     """The device refused memory."""
 
 
 class SnapshotRefused(ModelRuntimeError):
     """A saved KV is not whole, or not the expected one. Answered by a re-read."""
+
+
+class SnapshotGone(SnapshotRefused):
+    """The file of a saved KV is not there any more: somebody deleted it."""
 
 
 class SnapshotNotSaved(ModelRuntimeError):

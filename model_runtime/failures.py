@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from model_runtime.errors import DeviceOutOfMemory, EngineClosed
+from model_runtime.errors import DeviceOutOfMemory, EngineClosed, NotNumbers
 
 
 def translated(error: Exception) -> Exception:
     """What a person is told when a forward, or a copy to the device, raised `error`."""
+    if isinstance(error, NotNumbers):
+        return error
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
         return DeviceOutOfMemory(

@@ -19,9 +19,12 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize, get
 from gguf.constants import MODEL_ARCH_NAMES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PretrainedConfig
 
-from model_runtime.checkpoint import progress_on_terminals_only
+from model_runtime.checkpoint import progress_on_terminals_only, refuse_missing
 from model_runtime.errors import ModelLoadError
+from model_runtime.gguf_check import check_gguf
+from model_runtime.gguf_header import read_gguf_header
 from model_runtime.q4_blocks import read_q4_0, read_q4_1, read_q8_0
+from model_runtime.shape_check import check_config
 from model_runtime.stored_weights import Stored, save_weights
 
 FORMAT_VERSION = 1
@@ -41,14 +44,17 @@ def convert_gguf(gguf_path: Path, directory: Path) -> None:
     Raises `ModelLoadError` when the file cannot be read as a GGUF, and what transformers raises for what it lacks.
     """
     parent, name = str(gguf_path.parent), gguf_path.name
+    header = read_gguf_header(gguf_path)
+    check_gguf(name, header)
     try:
         reader = GGUFReader(gguf_path)
     except (ValueError, IndexError, KeyError) as error:
         raise ModelLoadError(f"{name} is no GGUF file, or incomplete. Fetch it again.") from error
-    AutoTokenizer.from_pretrained(parent, gguf_file=name).save_pretrained(directory)
-    architecture = str(reader.fields["general.architecture"].contents())
+    AutoTokenizer.from_pretrained(parent, gguf_file=name, trust_remote_code=False).save_pretrained(directory)
+    architecture = header.architecture
     if architecture in _EXACT_ARCHITECTURES:
-        config = AutoConfig.from_pretrained(parent, gguf_file=name)
+        config = AutoConfig.from_pretrained(parent, gguf_file=name, trust_remote_code=False)
+        check_config(config, name)
         weights, notes = _read_blocks(reader, architecture, config)
         config.architectures = [_model_class(config)]
         config.save_pretrained(directory)
@@ -57,9 +63,17 @@ def convert_gguf(gguf_path: Path, directory: Path) -> None:
         notes = [f"GGUF files of the architecture '{architecture}' run de-quantised."]
         settings = GgufConfig(dequantize=True)
         with progress_on_terminals_only():
-            model = AutoModelForCausalLM.from_pretrained(
-                parent, gguf_file=name, quantization_config=settings, dtype=torch.float16
+            model, report = AutoModelForCausalLM.from_pretrained(
+                parent,
+                gguf_file=name,
+                quantization_config=settings,
+                dtype=torch.float16,
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
+            refuse_missing(report, name)
+            check_config(model.config, name)
             model.save_pretrained(directory)
     types = sorted({tensor.tensor_type.name for tensor in reader.tensors if _is_layer_matrix(tensor)})
     source = {"has_blocks": architecture in _EXACT_ARCHITECTURES, "matrix_types": types, "notes": notes}
@@ -75,13 +89,19 @@ def _read_blocks(
     weights: dict[str, Stored] = {}
     requantised: dict[str, int] = {}
     config.tie_word_embeddings = "output.weight" not in tensors
-    for parameter in _parameter_names(config):
+    for parameter, shape in _parameter_shapes(config).items():
         if parameter == "lm_head.weight" and config.tie_word_embeddings:
             continue
         base, _, suffix = parameter.rpartition(".")
         tensor = tensors.get(f"{names.get_name(base)}.{suffix}")
         if tensor is None:
-            raise ValueError(f"The file has no tensor for {parameter}.")
+            raise ModelLoadError(f"The file has no tensor for {parameter}.")
+        found = tuple(int(size) for size in reversed(tensor.shape.tolist()))
+        if found != shape:
+            raise ModelLoadError(
+                f"The file's tensor {tensor.name} has the shape {list(found)}, but its metadata describe a model with "
+                f"{list(shape)} there. Fetch it again, or from somewhere else."
+            )
         weights[parameter] = _read(tensor, architecture, config)
         if tensor.tensor_type not in _DENSE and tensor.tensor_type not in _BLOCKS:
             requantised[tensor.tensor_type.name] = requantised.get(tensor.tensor_type.name, 0) + 1
@@ -119,10 +139,10 @@ def _undo_rope_pairing(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _parameter_names(config: PretrainedConfig) -> list[str]:
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
-    return [name for name, _ in model.named_parameters(remove_duplicate=True)]
+def _parameter_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    with init_empty_weights(include_buffers=True):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=True)}
 
 
 def _model_class(config: PretrainedConfig) -> str:

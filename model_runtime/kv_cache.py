@@ -1,7 +1,8 @@
 """The KV slab: one conversation's keys and values, appended to in place and cropped by length.
 
 A slab instead of `torch.cat`: concatenating copies the whole KV for every token. Appending here writes at the end of
-room that is already there, and cropping moves a number.
+room that is already there, and cropping moves a number. On a CPU a slab is a memory mapping of its own
+(`slab_memory`), which the machine has back when it is freed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from model_runtime.mapped_memory import CAN_GROW
+from model_runtime.slab_memory import SlabMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,13 @@ class KVSlab:
     garbage. Head-major, so that the keys of one head lie together and all query heads of its group read them once.
     """
 
-    __slots__ = ("__weakref__", "_capacity_tokens", "_geometry", "keys", "token_ids", "values")
+    __slots__ = ("__weakref__", "_capacity_tokens", "_geometry", "_memory", "keys", "token_ids", "values")
 
     def __init__(self, geometry: KVGeometry) -> None:
         self._geometry = geometry
         self._capacity_tokens = 0
+        is_mapped = CAN_GROW and geometry.device.type == "cpu"
+        self._memory = SlabMemory(geometry.layers, geometry.dtype) if is_mapped else None
         self.token_ids: list[int] = []
         self.keys: list[torch.Tensor] = [self._empty(s.kv_heads, 0, s.key_dim) for s in geometry.layers]
         self.values: list[torch.Tensor] = [self._empty(s.kv_heads, 0, s.value_dim) for s in geometry.layers]
@@ -86,6 +92,8 @@ class KVSlab:
     @property
     def allocated_bytes(self) -> int:
         """Bytes of its tensors, empty room included."""
+        if self._memory is not None and self._memory.size_bytes:
+            return self._memory.size_bytes  # any thread, while it grows too
         return sum(t.nbytes for t in self.keys) + sum(t.nbytes for t in self.values)
 
     def common_prefix_tokens(self, ledger: Sequence[int]) -> int:
@@ -96,17 +104,30 @@ class KVSlab:
         return next(i for i in range(limit) if ledger[i] != self.token_ids[i])
 
     def ensure_room(self, tokens: int) -> None:
-        """Grows to hold `tokens` tokens, layer by layer. Raises what torch raises when there is no memory; the slab
-        is then unchanged or partly grown, and valid."""
+        """Grows to hold `tokens` tokens. Raises what torch raises when there is no memory; the slab is then unchanged
+        or partly grown, and valid. Tensors taken out of `keys` and `values` before are not the slab's any more."""
         if tokens <= self._capacity_tokens:
             return
         capacity = self._geometry.capacity_for(tokens)
+        if self._memory is not None:
+            self._grow_in_place(self._memory, capacity)
+        else:
+            self._grow_by_layer(capacity)
+        self._capacity_tokens = capacity
+
+    def _grow_in_place(self, memory: SlabMemory, capacity: int) -> None:
+        self.keys, self.values = [], []  # memory that tensors look into cannot grow
+        try:
+            memory.grow(capacity, self.length_tokens)
+        finally:
+            self.keys, self.values = memory.tensors()
+
+    def _grow_by_layer(self, capacity: int) -> None:
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 new = self._empty(old.shape[0], capacity, old.shape[2])
                 new[:, : self.length_tokens].copy_(old[:, : self.length_tokens])
                 tensors[layer] = new
-        self._capacity_tokens = capacity
 
     def reserve(self, tokens: int) -> None:
         """An answer begins that may grow to `tokens` tokens. A slab grows as it goes."""
@@ -122,12 +143,23 @@ class KVSlab:
         """Forgets everything from position `length_tokens` on. Frees nothing."""
         del self.token_ids[length_tokens:]
 
+    def crop_to_numbers(self, length_tokens: int) -> None:
+        """Like `crop`, and also forgets everything from the first row on that holds a NaN or an infinity."""
+        self.crop(length_tokens)
+        count = self.length_tokens
+        good = torch.ones(count, dtype=torch.bool, device=self.device)
+        for tensor in (*self.keys, *self.values):
+            good &= torch.isfinite(tensor[:, :count]).all(dim=2).all(dim=0)
+        self.crop(int(good.long().cumprod(0).sum()))
+
     def free(self) -> None:
         """Gives the memory back; the slab is empty and usable again."""
         self.token_ids.clear()
         self._capacity_tokens = 0
         self.keys = [t.new_empty((t.shape[0], 0, t.shape[2])) for t in self.keys]
         self.values = [t.new_empty((t.shape[0], 0, t.shape[2])) for t in self.values]
+        if self._memory is not None:
+            self._memory.free()
 
     def _empty(self, kv_heads: int, tokens: int, dim: int) -> torch.Tensor:
         return torch.empty((kv_heads, tokens, dim), dtype=self._geometry.dtype, device=self._geometry.device)

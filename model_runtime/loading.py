@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import threading
 import time
@@ -15,6 +13,7 @@ import torch
 from accelerate.utils import release_memory
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from model_runtime import heap
 from model_runtime.checkpoint import is_quantised, load_checkpoint, load_tokenizer
 from model_runtime.config import EMBEDDED, ModelConfig
 from model_runtime.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
@@ -75,8 +74,7 @@ def unload(loaded: LoadedModel) -> None:
         if callable(release):
             release()
     release_memory()  # collects garbage, too
-    with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed blocks of a few MB for itself
-        ctypes.CDLL(None).malloc_trim(0)
+    heap.give_back()
 
 
 def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
@@ -106,6 +104,10 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
         ) from error
     except Exception as error:  # the one border for what torch, transformers, gguf and the disk raise on broken input
         raise ModelLoadError(f"{config.model} cannot be loaded: {_sentence(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what the tokenizers library raises where its Rust code panics
+            raise
+        raise ModelLoadError(f"{config.model} cannot be loaded: its tokenizer is damaged.") from error
     return _describe(found, weights, tokenizer, precision)
 
 
@@ -219,5 +221,9 @@ def _device(asked: str | None) -> str:
 
 
 def _sentence(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own, and code out of a model's directory is never run here."
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights do not have the shapes that its config describes."
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line[:300] if line.endswith(".") else f"{line[:300]}."

@@ -15,7 +15,7 @@ from model_runtime.checkpoint import progress_on_terminals_only
 from model_runtime.errors import ModelLoadError
 from model_runtime.gguf_conversion import FORMAT_VERSION, SOURCE_FILE, convert_gguf
 from model_runtime.packed_model import build_dequantised
-from model_runtime.sealed_directory import broken_because, build, only_one, sweep
+from model_runtime.sealed_directory import broken_because, build, is_ours, only_one, set_aside, sweep
 
 Say = Callable[[str], None]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
@@ -79,6 +79,8 @@ def _kept(directory: Path, fill: Callable[[Path], None], say: Say) -> Path:
                 return directory
             if directory.exists():
                 say(f"The model in the cache is damaged ({reason}); it is built again.")
+                if not is_ours(directory):
+                    say(f"What is there was not all made by Keepwarm, and is kept as {set_aside(directory)}.")
             sweep(directory.parent)
             build(directory, fill)
     except OSError as error:

@@ -22,26 +22,32 @@ from model_runtime.forward import Feed, PackedForward
 from model_runtime.kv_cache import KVGeometry, KVSlab
 from model_runtime.native_library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
 from model_runtime.native_matrix import NativeLinear, NativeMatrix, padded_rows
+from model_runtime.shape_check import check_decoder_shapes
 
 EXACT_GAP = 1e-3  # standard deviations of the logits that sums in another order may cost
 HALF_GAP = 0.03  # that rows rounded to float16 may cost; 0.002 for the embedded model
 _LARGEST_HEAD_DIM = 256
 _TABLE_TOKENS = 2048
+_WRONG_SIZES = 2
 _LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores behind no history
 
 
 def runs_natively(model: PreTrainedModel) -> bool:
-    """Whether the kernels compute this very model: its layout, its activation, its attention, its matrices."""
+    """Whether the kernels compute this very model: its layout, its activation, its attention, its matrices. Raises
+    `ModelLoadError` for one whose parts do not fit together."""
     if not has_common_layout(model):
         return False
     config = model.config.get_text_config()
     widths = (head_dim_of(config), config.hidden_size, config.intermediate_size)
     matrices = [matrix for layer in model.model.layers for matrix in projections_of(layer).values()]
-    return (
+    is_native = (
         all(width % 32 == 0 for width in widths)
         and head_dim_of(config) <= _LARGEST_HEAD_DIM
         and all(isinstance(matrix, NativeLinear) for matrix in (*matrices, model.get_output_embeddings()))
     )
+    if is_native:
+        check_decoder_shapes(model)
+    return is_native
 
 
 def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, own: KVGeometry) -> float:
@@ -80,8 +86,9 @@ class NativeForward:
             float(config.rms_norm_eps),
             float(model.model.layers[0].self_attn.scaling),
             *(len(self._layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads),
-            *(head_dim_of(config), config.intermediate_size),
+            *(head_dim_of(config), config.intermediate_size, self._vocabulary),
         )
+        self._slab_shape = (len(self._layers), config.num_key_value_heads, head_dim_of(config))
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
@@ -93,6 +100,7 @@ class NativeForward:
         for feed in feeds:
             past, tokens = feed.slab.length_tokens, len(feed.token_ids)
             feed.slab.ensure_room(past + tokens)
+            self._check(feed.slab)
             spans.add(feed.slab, len(ids), tokens, past)
             ids.extend(feed.token_ids)
             positions.extend(range(past, past + tokens))
@@ -126,8 +134,18 @@ class NativeForward:
             *(x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), (ctypes.c_int32 * len(wanted))(*wanted), len(wanted)),
             *(logits.data_ptr(), torch.get_num_threads()),
         )
+        if failed == _WRONG_SIZES:
+            raise RuntimeError("the sizes of a step do not fit together")
         if failed:
             raise torch.OutOfMemoryError("out of memory")
+
+    def _check(self, slab: KVSlab) -> None:
+        """The kernels write where a slab's pointers point."""
+        layers, kv_heads, dim = self._slab_shape
+        keys, values = slab.keys[-1], slab.values[-1]
+        is_right = len(slab.keys) == len(slab.values) == layers and keys.dtype in (torch.float32, torch.float16)
+        if not is_right or any((t.shape[0], t.shape[2]) != (kv_heads, dim) for t in (keys, values)):
+            raise RuntimeError("a slab is not of this model's shape")
 
 
 class _Layer:

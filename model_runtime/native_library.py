@@ -63,6 +63,7 @@ class ModelStruct(ctypes.Structure):
         ("norm_epsilon", ctypes.c_float),
         ("score_scale", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("layer_count", "hidden", "heads", "kv_heads", "dim", "intermediate")),
+        ("vocabulary", ctypes.c_int32),
     )
 
 
@@ -124,7 +125,13 @@ def _build(compiler: str, flags: tuple[str, ...], path: Path) -> None:
             fresh = Path(folder) / path.name
             command = [compiler, *_FLAGS, *flags, "-o", str(fresh), str(Path(folder) / "step.c"), "-lm"]
             built = subprocess.run(  # noqa: S603 - the compiler found above, our own sources, no shell
-                command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_COMPILE_TIMEOUT_S,
+                check=False,
+                env=os.environ | {"TMPDIR": folder},  # the machine's own may be full, or not be there
             )
             if built.returncode != 0:
                 line = next((line for line in built.stderr.splitlines() if "error" in line), "no reason given")

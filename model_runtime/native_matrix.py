@@ -37,6 +37,10 @@ class NativeMatrix:
         self.rows, self.columns = stored.codes.shape if isinstance(stored, Q8Blocks) else stored.shape
         if self.columns % GROUP:
             raise ValueError(f"a native matrix needs a multiple of {GROUP} columns, not {self.columns}")
+        if bias is not None and tuple(bias.shape) != (self.rows,):
+            raise ValueError(f"a bias of {list(bias.shape)} numbers does not belong to {self.rows} outputs")
+        if isinstance(stored, (Q4Blocks, Q8Blocks)):
+            _check_scales(stored, self.rows, self.columns)
         codes, scale, minimum = (*tensors, None, None)[:3]
         padded_bias = None if bias is None else _padded(bias.float(), kernels.keepwarm_lanes())
         self.tensors = [t for t in (*tensors, padded_bias) if t is not None]
@@ -55,6 +59,8 @@ class NativeMatrix:
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """`x` float32 `[M, K]` to float32 `[M, N]`, bias added, in the native kernel. A row has the same bits whatever
         rows are beside it."""
+        if x.shape[1] != self.columns:
+            raise ValueError(f"{x.shape[1]} inputs do not fit a matrix with {self.columns} columns")
         y = torch.empty(x.shape[0], padded_rows(self.rows, self.kernels))
         x = x.contiguous()
         self.kernels.keepwarm_multiply(
@@ -80,12 +86,18 @@ class NativeLinear(nn.Module):
         """Same leading dimensions, `out_features` last."""
         if self.matrix is None:
             raise RuntimeError("this model was unloaded")
-        rows = x.reshape(-1, self.in_features).float()
+        rows = x.reshape(-1, x.shape[-1]).float()
         return self.matrix.multiply(rows).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         kind = "" if self.matrix is None else f", {self.matrix.kind.name}"
         return f"in_features={self.in_features}, out_features={self.out_features}{kind}"
+
+
+def _check_scales(stored: Q4Blocks | Q8Blocks, rows: int, columns: int) -> None:
+    scales = (stored.scale, stored.minimum) if isinstance(stored, Q4Blocks) else (stored.scale,)
+    if any(tuple(scale.shape) != (rows, columns // GROUP) for scale in scales):
+        raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
 
 
 def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:

@@ -11,7 +11,9 @@ _SAID = {
     "kv": "the precision of keys and values was changed from {before} to {now}",
     "kernel": "the kernels that compute it were changed",
     "cold": "the precision of saved memory was changed from {before} to {now}",
+    "format": "Keepwarm was upgraded to another format of saved memory",
 }
+_DEFAULTS = {"format": "1"}  # what a line without that part means; "exact" for everything else
 
 
 def line(**parts: str) -> str:
@@ -36,17 +38,30 @@ def cold_precision(numerics: str) -> str:
     return _parts(numerics).get("cold", "exact")
 
 
+def settings(numerics: str) -> str:
+    """What a person may have chosen of it: "quantization int4, kv float16"."""
+    return ", ".join(f"{name} {value}" for name, value in _parts(numerics).items() if name not in ("weights", "rope"))
+
+
 def difference(before: str, now: str) -> str:
     """A clause that says what was changed between two lines; "" where nothing was, or it cannot be told. Other weights
     explain everything else."""
     old, new = _parts(before), _parts(now)
     if "weights" not in old or "weights" not in new:
         return ""
-    changed = [name for name in _SAID if old.get(name, "exact") != new.get(name, "exact")]
-    if "weights" in changed:
-        changed = ["weights"]
+    changed = _changed(old, new)
     said = [_SAID[name].format(before=old.get(name, "exact"), now=new.get(name, "exact")) for name in changed]
     return " and ".join(said)
+
+
+def is_upgrade(before: str, now: str) -> bool:
+    """Whether nothing was changed but Keepwarm's own format."""
+    return _changed(_parts(before), _parts(now)) == ["format"]
+
+
+def _changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    changed = [n for n in _SAID if old.get(n, _DEFAULTS.get(n, "exact")) != new.get(n, _DEFAULTS.get(n, "exact"))]
+    return ["weights"] if "weights" in changed else changed
 
 
 def _parts(numerics: str) -> dict[str, str]:

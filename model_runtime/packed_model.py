@@ -9,11 +9,13 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from model_runtime.decoder_layout import has_common_layout
 from model_runtime.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, fits_packed_kernel
 from model_runtime.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
 from model_runtime.native_matrix import NativeLinear, NativeMatrix
 from model_runtime.q4_blocks import GROUP, Q4Blocks, Q8Blocks
 from model_runtime.scratch import Scratch
+from model_runtime.shape_check import check_config, check_decoder_shapes
 from model_runtime.stored_weights import Stored, dense, load_weights
 
 
@@ -47,7 +49,10 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
     for name, stored in weights.items():
         _set_parameter(model, name, dense(stored).float())
     model.config.tie_word_embeddings = False
-    return _finish(model)
+    _finish(model)
+    if has_common_layout(model):
+        check_decoder_shapes(model)
+    return model
 
 
 def _linear(stored: Stored, bias: Stored | None, plan: KernelPlan, scratch: Scratch) -> nn.Module:
@@ -68,8 +73,8 @@ def _linear(stored: Stored, bias: Stored | None, plan: KernelPlan, scratch: Scra
 
 def _embedding(stored: Stored, replaced: nn.Module) -> nn.Module:
     if isinstance(stored, Q8Blocks):
-        return Int8Embedding(stored)
-    table = dense(stored) if isinstance(stored, torch.Tensor) else dense(stored).to(torch.float16)
+        return Int8Embedding(Q8Blocks(stored.codes.clone(), stored.scale.clone()))
+    table = stored.clone() if isinstance(stored, torch.Tensor) else dense(stored).to(torch.float16)
     with torch.device("meta"):
         embedding = UpcastEmbedding(table.shape[0], table.shape[1], padding_idx=getattr(replaced, "padding_idx", None))
     embedding.weight = nn.Parameter(table, requires_grad=False)
@@ -78,9 +83,10 @@ def _embedding(stored: Stored, replaced: nn.Module) -> nn.Module:
 
 def _skeleton(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model's modules without weights; rotary tables and other buffers are real."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    check_config(config, directory.name)
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def _set_parameter(model: PreTrainedModel, name: str, value: torch.Tensor) -> None:

@@ -8,21 +8,32 @@ import torch
 
 
 class Picks:
-    """`ids` is int64 `(n,)` on the device. The copy begins at once and is behind nothing that is given to the device
-    later, so that the next step may be started before anybody waits for it. Engine thread."""
+    """`ids` is int64 `(n,)` on the device, each a valid one even where `are_numbers (rows,)` says that a row of logits
+    is not to be trusted. The copy begins at once and is behind nothing that is given to the device later, so that the
+    next step may be started before anybody waits for it. Engine thread."""
 
-    def __init__(self, ids: torch.Tensor) -> None:
+    def __init__(self, ids: torch.Tensor, are_numbers: torch.Tensor | None = None) -> None:
         self.ids = ids
-        self._copy = ids
+        both = ids if are_numbers is None else torch.cat([ids, are_numbers.to(ids.dtype)])
+        self._copy = both
         self._copied = None
         if ids.device.type == "cuda":
-            self._copy = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-            self._copy.copy_(ids, non_blocking=True)
+            self._copy = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
+            self._copy.copy_(both, non_blocking=True)
             self._copied = torch.cuda.current_stream(ids.device).record_event()
 
     @cached_property
     def on_host(self) -> list[int]:
         """The ids; the first call waits for them."""
+        return self._numbers[: len(self.ids)]
+
+    @property
+    def are_numbers(self) -> list[bool]:
+        """Whether each row of logits is one of numbers."""
+        return [bool(flag) for flag in self._numbers[len(self.ids) :]]
+
+    @cached_property
+    def _numbers(self) -> list[int]:
         if self._copied is not None:
             self._copied.synchronize()
-        return [int(token_id) for token_id in self._copy.tolist()]
+        return [int(number) for number in self._copy.tolist()]

@@ -47,6 +47,8 @@ def probe_packing(
 
     Raises `ModelLoadError` with the reason when the model cannot be packed.
     """
+    if context_limit_tokens <= _FAR_TOKENS:
+        raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few to say anything.")
     _refuse_batch_dependent_rope(model)
     stock = str(model.config._attn_implementation)
     if stock == ATTENTION_NAME:
@@ -59,7 +61,15 @@ def probe_packing(
     far_start = context_limit_tokens - _FAR_TOKENS
 
     model.set_attn_implementation(stock)
-    expected = torch.stack([_alone(model, near, 0), _alone(model, far, far_start)])
+    try:
+        expected = torch.stack([_alone(model, near, 0), _alone(model, far, far_start)])
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ModelLoadError(f"{_name(model)} cannot be run: {error}.") from error
+    if not torch.isfinite(expected).all():
+        raise ModelLoadError(
+            f"{_name(model)} computes no numbers (NaN or infinite) for a first test: its file is damaged, or its "
+            "weights do not fit this precision."
+        )
     model.set_attn_implementation(ATTENTION_NAME)
     try:
         found = _packed(model, geometry, near, far, far_start)

@@ -12,6 +12,14 @@ from model_runtime.logprobs import TokenLogprob, TokenLogprobs
 from model_runtime.sampling_params import SamplingParams
 
 
+@torch.inference_mode()
+def are_numbers(logits: torch.Tensor) -> torch.Tensor:
+    """bool `(rows,)` on the device: whether a row of float32 `logits (rows, vocabulary)` has neither NaN nor infinity
+    in it. Extremes carry a NaN along; nothing waits. (`torch.aminmax` along a dimension takes 305 us for 49,152 logits,
+    these two 20.)"""
+    return torch.isfinite(logits.amax(dim=-1)) & torch.isfinite(logits.amin(dim=-1))
+
+
 class Sampler:
     """One generation's sampler: its own random stream, its own memory of seen tokens. Engine thread only.
 

@@ -7,8 +7,10 @@ start can afford to read everything). It is written last; a directory without it
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -18,6 +20,8 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 20
+# As `tempfile` names them: a model's name with its version, or a download, and eight characters.
+_LEFTOVER = re.compile(r"\.(download|.+-v[0-9]+(-float16)?)-(stale-)?[a-z0-9_]{8}")
 
 
 def broken_because(directory: Path) -> str | None:
@@ -42,7 +46,8 @@ def broken_because(directory: Path) -> str | None:
 
 
 def build(directory: Path, fill: Callable[[Path], None]) -> None:
-    """Replaces `directory` by what `fill` writes into an empty one; nobody ever sees it half-written.
+    """Replaces `directory` by what `fill` writes into an empty one; nobody ever sees it half-written. What stood there
+    is deleted where all of it was sealed here, and set aside beside it otherwise.
 
     Whatever `fill` raises goes through, and leaves nothing behind.
     """
@@ -51,12 +56,15 @@ def build(directory: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(fresh)
         _seal(fresh)
-        if directory.exists():
+        if not os.path.lexists(directory):
+            os.replace(fresh, directory)
+        elif is_ours(directory):
             stale = Path(tempfile.mkdtemp(prefix=f".{directory.name}-stale-", dir=directory.parent))
             os.replace(directory, stale / "old")
             os.replace(fresh, directory)
             shutil.rmtree(stale, ignore_errors=True)
         else:
+            os.replace(directory, set_aside(directory))
             os.replace(fresh, directory)
         _sync(directory.parent)
     finally:
@@ -77,10 +85,30 @@ def only_one(lock_path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+def set_aside(directory: Path) -> Path:
+    """A free name beside it, for what is not ours to delete."""
+    names = (directory.with_name(f"{directory.name}.set-aside-{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether nothing is in it but what its manifest names. A directory is renamed into its place with its manifest, so
+    one without was put there by somebody else."""
+    if directory.is_symlink() or not directory.is_dir():
+        return False
+    try:
+        named = {*json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"], MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    every = list(directory.rglob("*"))
+    found = {path.relative_to(directory).as_posix() for path in every if not path.is_dir() or path.is_symlink()}
+    return found <= named and not any(path.is_symlink() for path in every)
+
+
 def sweep(parent: Path) -> None:
-    """Removes what builds killed half-way have left. Call with the lock held."""
+    """Removes what builds killed half-way have left, known by their names. Call with the lock held."""
     for leftover in parent.glob(".*-*"):
-        if leftover.is_dir():
+        if leftover.is_dir() and not leftover.is_symlink() and _LEFTOVER.fullmatch(leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

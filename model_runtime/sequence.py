@@ -12,12 +12,13 @@ from itertools import islice
 import torch
 from tokenizers import Tokenizer
 
+from model_runtime.errors import NotNumbers
 from model_runtime.events import Event, Finished, FinishReason, Listener, PrefillProgress, TokenDelta
 from model_runtime.kv_cache import KVSlab
 from model_runtime.logprobs import TokenLogprobs
 from model_runtime.lookup import Drafter, StepWorth
 from model_runtime.picks import Picks
-from model_runtime.sampling import Sampler, logprobs_of
+from model_runtime.sampling import Sampler, are_numbers, logprobs_of
 from model_runtime.text_stream import TextStream
 from model_runtime.types import GenerationRequest
 
@@ -138,10 +139,16 @@ class Sequence:
         return self._sampler.pick(logits[0])[None]
 
     def sample(
-        self, logits: torch.Tensor, picked: abc.Sequence[int], stop_token_ids: Container[int], context_limit_tokens: int
+        self,
+        logits: torch.Tensor,
+        picked: abc.Sequence[int],
+        are_numbers: abc.Sequence[bool],
+        stop_token_ids: Container[int],
+        context_limit_tokens: int,
     ) -> None:
         """Takes a token for float32 `logits (1 + drafted, vocabulary)`, and another for as long as the draft said so
         too; forgets what was fed in vain, and finishes where an answer ends. `picked` are the ids that `pick` chose.
+        Raises `NotNumbers` at a row that is not one of numbers, and forgets the KV rows that it came from.
 
         Every token is the sampler's own draw from the model's logits behind exactly the tokens before it. So the answer
         is the one that would have come without a draft, with a seed to the letter.
@@ -151,7 +158,9 @@ class Sequence:
         reason, sampled = None, []
         try:
             ids = [*picked, *(None,) * (len(logits) - len(picked))]
-            for row, own_id, guess in zip(logits, ids, [*draft, None], strict=True):
+            for row, own_id, guess, is_number in zip(logits, ids, [*draft, None], are_numbers, strict=True):
+                if not is_number:
+                    raise NotNumbers
                 token_id, told = self._choose(row, own_id)
                 sampled.append(token_id)
                 reason = self._take(token_id, told, stop_token_ids)
@@ -159,6 +168,9 @@ class Sequence:
                     reason = FinishReason.CONTEXT
                 if reason is not None or token_id != guess:
                     break
+        except NotNumbers:
+            self.slab.crop_to_numbers(kv_tokens + len(sampled) - 1)
+            raise
         finally:
             self.slab.crop(kv_tokens + max(0, len(sampled) - 1))
         self._drafted_tokens += len(draft)
@@ -242,26 +254,29 @@ def sample_together(
     device once, for all that can be chosen before anything is known. `on_picked` is told before that, if everybody has
     one row and the device has chosen for all: nobody looks at the logits any more then."""
     picks: list[tuple[Sequence, torch.Tensor, torch.Tensor]] = []
+    numbers: list[torch.Tensor] = []
     for sequence, logits in rows:
         if len(logits):
             try:
+                is_number = are_numbers(logits)  # before the sampler changes them
                 picks.append((sequence, logits, sequence.pick(logits)))
+                numbers.append(is_number)
             except Exception as error:
                 on_error(sequence, error)
     if not picks:
         return
     try:
-        chosen = Picks(torch.cat([pick for _, _, pick in picks]))
+        chosen = Picks(torch.cat([pick for _, _, pick in picks]), torch.cat(numbers))
         if all(len(logits) == len(pick) == 1 for _, logits, pick in picks):
             on_picked([sequence for sequence, _, _ in picks], chosen)
-        ids = iter(chosen.on_host)
+        ids, flags = iter(chosen.on_host), iter(chosen.are_numbers)
     except Exception as error:
         for sequence, _, _ in picks:
             on_error(sequence, error)
         return
     for sequence, logits, pick in picks:
-        own_ids = list(islice(ids, len(pick)))
+        own_ids, own_flags = list(islice(ids, len(pick))), list(islice(flags, len(logits)))
         try:
-            sequence.sample(logits, own_ids, stop_token_ids, context_limit_tokens)
+            sequence.sample(logits, own_ids, own_flags, stop_token_ids, context_limit_tokens)
         except Exception as error:
             on_error(sequence, error)

@@ -10,9 +10,11 @@ conversation's file or another model's never passes. CRC-32 finds every single f
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,19 +31,15 @@ from model_runtime.cold_int8 import (
     restore_keys,
     restore_values,
 )
-from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.errors import SnapshotGone, SnapshotNotSaved, SnapshotRefused
 from model_runtime.kv_cache import KVGeometry, KVSlab
+from model_runtime.mapped_memory import new_memory
 from model_runtime.numerics import difference
-from model_runtime.segments import FORMAT_VERSION, SegmentIdentity
+from model_runtime.segments import FORMAT_NAME, FORMAT_VERSION, SegmentIdentity
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 _ALIGN_BYTES = 64
 Memory = Callable[[int], torch.Tensor]
-
-
-def new_memory(size_bytes: int) -> torch.Tensor:
-    """Flat uint8 of torch's own, garbage inside."""
-    return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +145,14 @@ def rows_of(segment: Segment, geometry: KVGeometry) -> Iterator[torch.Tensor]:
     return _views(segment.data, geometry, len(segment.identity.token_ids))
 
 
+def are_numbers(segment: Segment, geometry: KVGeometry) -> bool:
+    """Whether exact rows hold neither NaN nor infinity. Any thread."""
+    if not segment.data.nbytes:
+        return True
+    lowest, highest = torch.aminmax(segment.data.view(geometry.dtype))
+    return bool(torch.isfinite(lowest) & torch.isfinite(highest))
+
+
 def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
     """Writes the segment so that `path` is either whole or absent, whatever happens; returns the file's bytes.
 
@@ -154,9 +160,10 @@ def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
     """
     payload = _memory(segment.data)
     header = _header(segment.identity, geometry, zlib.crc32(payload), segment.is_int8)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = None
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
+        temporary, descriptor = _new_beside(path)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
             for part in (memoryview(header), payload):
                 while part:
                     part = part[file.write(part) :]
@@ -165,7 +172,8 @@ def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
         _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
         raise SnapshotNotSaved(f"This conversation's memory could not be saved: {error.strerror}.") from error
     return len(header) + len(payload)
 
@@ -178,22 +186,38 @@ def read(
     is_int8: bool = False,
 ) -> Segment:
     """The segment in `path`, if it is whole and exactly what is expected. Raises `SnapshotRefused` with the reason.
-    `memory` gives flat uint8 memory of a size in bytes, where it is not to be torch's own."""
+    `memory` gives flat uint8 memory of a size in bytes, where it is not to be a mapping of its own."""
     data = memory(data_bytes_for(geometry, len(identity.token_ids), is_int8))
     try:
-        with path.open("rb", buffering=0) as file:
-            found = _read_header(file, os.fstat(file.fileno()).st_size)
+        # Without NONBLOCK opening a named pipe would wait for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SnapshotRefused("the saved memory is no regular file")
+            found = _read_header(file, status.st_size)
             crc = _claimed_crc(found)
             if found != _header(identity, geometry, crc, is_int8):
                 raise SnapshotRefused(_difference(found, identity, geometry))
             _read_exactly(file, _memory(data))
             if file.read(1):
                 raise SnapshotRefused("the saved memory is longer than it should be")
+    except FileNotFoundError as error:
+        raise SnapshotGone("the saved memory cannot be read: its file is gone") from error
     except OSError as error:
         raise SnapshotRefused(f"the saved memory cannot be read ({error.strerror})") from error
     if zlib.crc32(_memory(data)) != crc:
         raise SnapshotRefused("the saved memory is damaged (its checksum is wrong)")
     return Segment(identity, data, is_int8)
+
+
+def _new_beside(path: Path) -> tuple[Path, int]:
+    """A temporary file that was not there before, opened for writing: one that is there may be anybody's, or a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    for number in itertools.count(os.getpid()):
+        temporary = path.with_name(f"{path.name}.{number}.tmp")
+        with contextlib.suppress(FileExistsError):
+            return temporary, os.open(temporary, flags, 0o600)
+    raise AssertionError("unreachable")
 
 
 def _memory(data: torch.Tensor) -> memoryview:
@@ -266,7 +290,7 @@ def _header(identity: SegmentIdentity, geometry: KVGeometry, crc: int, is_int8: 
         }
         start = end
     metadata = {
-        "format": f"keepwarm-kv-{FORMAT_VERSION}",
+        "format": f"{FORMAT_NAME}{FORMAT_VERSION}",
         "key": identity.key,
         "parent": identity.parent_key,
         "start_tokens": str(identity.start_tokens),
@@ -314,7 +338,7 @@ def _claimed_crc(header: bytes) -> int:
 
 def _difference(header: bytes, identity: SegmentIdentity, geometry: KVGeometry) -> str:
     found = _metadata(header)
-    if found.get("format") != f"keepwarm-kv-{FORMAT_VERSION}":
+    if found.get("format") != f"{FORMAT_NAME}{FORMAT_VERSION}":
         return "the saved memory was written by another version of Keepwarm"
     if found.get("fingerprint") != identity.fingerprint:
         changed = difference(str(found.get("fingerprint")), identity.fingerprint)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from model_runtime.attention import StepAborted
+from model_runtime.errors import NotNumbers
 from model_runtime.events import FinishReason
 from model_runtime.failures import translated
 from model_runtime.forward import Feed
@@ -44,6 +45,7 @@ class Steps:
         lookup: Lookup,
         stop_token_ids: Container[int],
         context_limit_tokens: int,
+        vocabulary_tokens: int,
     ) -> None:
         self._shift = shift
         self._runtime = runtime
@@ -53,6 +55,7 @@ class Steps:
         self._lookup = lookup
         self._stop_token_ids = stop_token_ids
         self._context_limit_tokens = context_limit_tokens
+        self._vocabulary_tokens = vocabulary_tokens
         self._is_ahead = self._has_guesses = False
 
     def begin(self, work: Work) -> None:
@@ -63,6 +66,9 @@ class Steps:
                 f"This conversation has {len(work.request.ledger):,} tokens and the model reads at most "
                 f"{self._context_limit_tokens:,}. Start a new conversation.",
             )
+        elif not all(0 <= token_id < self._vocabulary_tokens for token_id in work.request.ledger):
+            # A GPU never forgives an id behind the table; on a CPU a negative one would be another token's.
+            work.finish(FinishReason.FAILED, "This conversation has tokens that the model does not know.")
         elif not work.is_idle:
             assert isinstance(work, Sequence), "only reading is always idle"
             self._preempt_idle_work()
@@ -183,7 +189,10 @@ class Steps:
 
     def _fail(self, work: Work, error: Exception) -> None:
         """Ends one request; what its slab held before the failed forward stays valid."""
-        logger.error("forward failed kv_tokens=%d", work.kv_tokens, exc_info=error)
+        if isinstance(error, NotNumbers):
+            logger.error("logits are not numbers kv_tokens=%d", work.kv_tokens)
+        else:
+            logger.error("forward failed kv_tokens=%d", work.kv_tokens, exc_info=error)
         work.finish(FinishReason.FAILED, str(translated(error)))
 
     def _forget_finished(self) -> None:

@@ -33,7 +33,8 @@ def save_weights(weights: dict[str, Stored], directory: Path) -> None:
 
 
 def load_weights(directory: Path) -> dict[str, Stored]:
-    """Reads what `save_weights` wrote; the tensors lie in memory, not in the file's mapping."""
+    """Reads what `save_weights` wrote. Blocks and matrices look into the file's mapping, which stays as long as one of
+    them: keep copies, or what is made of them."""
     flat = load_file(directory / WEIGHTS_FILE)
     weights: dict[str, Stored] = {}
     for key, tensor in flat.items():
@@ -43,7 +44,7 @@ def load_weights(directory: Path) -> dict[str, Stored]:
         elif kind == "q8":
             weights[name] = Q8Blocks(tensor, flat[f"{name}.scale"])
         elif kind not in ("scale", "minimum"):
-            weights[key] = tensor
+            weights[key] = tensor.clone() if tensor.ndim < 2 else tensor
     return weights
 
 

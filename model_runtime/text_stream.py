@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+_UNDECODABLE = "\ufffd"
+_MOST_PENDING_TOKENS = 16  # no character has so many; what waits longer never becomes one
 
 
 class TextStream:
     """De-tokenises one answer. Incomplete characters are held back, and so is whatever might become a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], prefix_ids: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = _Decoder(tokenizer)
         self._stop_strings = tuple(stop_strings)
         self._held = ""
         self.stopped = False
         for token_id in prefix_ids:
-            self._decoder.step(tokenizer, token_id)
+            self._decoder.step(token_id)
 
     def push(self, token_id: int) -> str:
         """The text that became displayable with this token; sets `stopped` when a stop string is complete."""
-        text = self._held + (self._decoder.step(self._tokenizer, token_id) or "")
+        text = self._held + self._decoder.step(token_id)
         ends = [place for place in (text.find(stop) for stop in self._stop_strings) if place >= 0]
         if ends:
             self.stopped, self._held = True, ""
@@ -35,6 +36,44 @@ class TextStream:
         """What was held back and belongs to the answer after all. Half a character never does."""
         held, self._held = self._held, ""
         return held
+
+
+class _Decoder:
+    """The text of each token in its place: what the ids behind the last whole piece of text add to it.
+
+    `tokenizers.decoders.DecodeStream` does the same, but raises where a piece changes in the light of what follows it:
+    to a byte-fallback decoder a run of bytes is a text or as many marks for undecodable bytes, all of it. Here such a
+    piece stays as it was shown, and the text goes on behind it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._shown: list[int] = []  # the ids of the last piece that was shown
+        self._shown_text = ""
+        self._pending: list[int] = []
+
+    def step(self, token_id: int) -> str:
+        """The text that is whole now."""
+        self._pending.append(token_id)
+        whole = self._decode([*self._shown, *self._pending])
+        is_patient = len(self._pending) < _MOST_PENDING_TOKENS
+        if whole.endswith(_UNDECODABLE) and is_patient:
+            return ""
+        if whole.startswith(self._shown_text):
+            text = whole[len(self._shown_text) :]
+        else:
+            text = self._decode(self._pending)
+            if text.endswith(_UNDECODABLE) and is_patient:
+                return ""
+        if text:
+            self._shown = self._pending
+            self._shown_text = self._decode(self._shown)
+        if text or not is_patient:
+            self._pending = []
+        return text
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from model_runtime.errors import TemplateRefused
 from model_runtime.messages import ToolCall
+
+DEEPEST = 200  # far below where Python's JSON gives up, and far above what a function's arguments are
+_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive, never failing: one pass over any text
 
 Render = Callable[..., str]  # (messages, tools=..., add_generation_prompt=...) -> the template's text
 
@@ -65,10 +70,7 @@ class ToolFormat:
 
     def write(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The answer that `read` takes apart into these."""
-        bodies = [
-            json.dumps({"name": c.name, self.arguments_key: _json(c.arguments) or {}}, ensure_ascii=False)
-            for c in calls
-        ]
+        bodies = [json.dumps({"name": c.name, self.arguments_key: _arguments(c)}, ensure_ascii=False) for c in calls]
         if not self.begin:
             return bodies[0] if len(bodies) == 1 else f"[{', '.join(bodies)}]"
         return text + "\n".join(f"{self.begin}\n{body}\n{self.end}" for body in bodies)
@@ -89,6 +91,17 @@ class ToolFormat:
         return ToolCall("", found["name"], json.dumps(arguments, ensure_ascii=False))
 
 
+def _arguments(call: ToolCall) -> Any:
+    """What stands in a call for its arguments: the object that they are, or the text where they are no JSON. Raises
+    `TemplateRefused`."""
+    if not call.arguments.strip():
+        return {}
+    if _is_nested_too_deeply(call.arguments):
+        raise TemplateRefused(f"The arguments of a call of {call.name[:80]!r} are nested too deeply.")
+    found = _json(call.arguments)
+    return call.arguments if found is None else found
+
+
 def probe_tool_format(render: Render, is_hidden: Callable[[str], bool]) -> ToolFormat | None:
     """The format that the template writes, None when it does not show tools, or writes calls in another way than JSON.
     `is_hidden`: whether a piece of text is a control token, which answers are shown without."""
@@ -100,7 +113,7 @@ def probe_tool_format(render: Render, is_hidden: Callable[[str], bool]) -> ToolF
         call = {"role": "assistant", "content": "", "tool_calls": [_PROBE_CALL]}
         written = render([user, call], tools=[_PROBE_TOOL], add_generation_prompt=False)
         ending = render([user, {"role": "assistant", "content": "kwtext"}], add_generation_prompt=False)
-    except (TemplateError, TypeError, ValueError, KeyError):
+    except (TemplateError, TypeError, ValueError, KeyError, RecursionError):
         return None
     closing = ending.rpartition("kwtext")[2]
     shared = next((n for n, (a, b) in enumerate(zip(before, written, strict=False)) if a != b), len(before))
@@ -123,14 +136,35 @@ def _mark(text: str, which: int, is_hidden: Callable[[str], bool]) -> str:
 
 
 def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
+    """None for what is no JSON, or nested more deeply than any call is: where Python gives up depends on who asks."""
+    if _is_nested_too_deeply(text):
         return None
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int]:
     try:
         return json.JSONDecoder().raw_decode(text, start)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, start
+
+
+def _is_nested_too_deeply(text: str) -> bool:
+    """Whether more than `DEEPEST` brackets are open at once; those within strings do not count."""
+    depth = 0
+    for piece in _BRACKETS.finditer(text) if len(text) > DEEPEST else ():
+        mark = text[piece.start()]
+        if mark in "[{":
+            depth += 1
+            if depth > DEEPEST:
+                return True
+        elif mark in "]}":
+            depth -= 1
+    return False

@@ -9,7 +9,8 @@ from model_runtime.messages import ToolCall, UserInput
 
 
 class TurnTemplate(Protocol):
-    """Text to token ids through the model's own chat template. Control tokens typed by a person stay text.
+    """Text to token ids through the model's own chat template. Control tokens typed by a person stay text,
+    marked special or not.
 
     Every method is thread-safe. `system_prompt` "" means the template's own default. `tools` are JSON texts, a function
     each. Raises `TemplateRefused` where the model's template has no place for such messages.
@@ -51,6 +52,9 @@ class TurnTemplate(Protocol):
 
     def count(self, text: str) -> int:
         """Tokens of a text alone."""
+
+    def least_tokens(self, text: str) -> int:
+        """A lower bound of `count`, found at once: what is too long by it need not be tokenised. 0 promises nothing."""
 
     def plain(self, token_ids: Sequence[int]) -> str:
         """The displayable text of ids, control tokens left out."""

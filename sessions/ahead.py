@@ -25,7 +25,7 @@ from sessions.room import Room
 from sessions.runs import RunTable
 from sessions.store import Store
 from sessions.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
-from sessions.types import MissReason, Origin
+from sessions.types import MessageStatus, MissReason, Origin
 from sessions.warmer import Warmer
 
 Submit = Callable[[KV, Listener], Generation]
@@ -67,6 +67,11 @@ class Ahead:
         if self._runs.active(errand.conversation_id) is not None:
             return Outcome.REFUSED  # its end is being stored
         conversation = self._store.conversation(errand.owner_id, errand.conversation_id)
+        path = self._store.messages.path(conversation.leaf_id)
+        if path and path[-1].status is MessageStatus.RUNNING:
+            return (
+                Outcome.DONE
+            )  # the answer is kept in memory until the disk takes it: its ids are not there to build on
         if errand.kind is Kind.TITLE:
             return self._find_title(conversation, errand, way)
         return self._read(conversation, errand, way)

@@ -45,11 +45,12 @@ class SavedCopy:
         place: str,
         chain: Chain,
         fetch: Callable[[SegmentIdentity], Segment | None],
-        discard: Callable[[SegmentIdentity], None],
+        discard: Callable[[SegmentIdentity, SnapshotRefused | str], None],
     ) -> None:
         self.place = place
         self.chain = chain
         self.refusal = ""
+        self._why: SnapshotRefused | str = "it disagreed when it was verified"
         self.bad: SegmentIdentity | None = None
         self._fetch = fetch
         self._discard = discard
@@ -59,7 +60,7 @@ class SavedCopy:
             try:
                 segment = self._fetch(identity)
             except SnapshotRefused as error:
-                self.bad, self.refusal = identity, str(error)
+                self.bad, self.refusal, self._why = identity, str(error), error
                 return
             if segment is None:
                 return
@@ -73,7 +74,7 @@ class SavedCopy:
         if position is not None:
             self.bad = next(i for i in self.chain.identities if i.end_tokens > position)
         if self.bad is not None:
-            self._discard(self.bad)
+            self._discard(self.bad, self._why)
 
     @property
     def trouble(self) -> str:
@@ -97,7 +98,7 @@ def host_copy(host: Host, disk: Disk, owner_id: str, conversation_id: str, ids: 
         segment = host.get(key)
         return segment.identity.token_ids if segment is not None else ()
 
-    def discard(bad: SegmentIdentity) -> None:
+    def discard(bad: SegmentIdentity, why: SnapshotRefused | str) -> None:
         host.discard([i.key for i in chain.identities if i.start_tokens >= bad.start_tokens])
 
     rows = host.of_conversation(conversation_id)

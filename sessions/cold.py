@@ -33,7 +33,7 @@ class Cold:
         self.host_speed = RestoreSpeed(ASSUMED_HOST_BYTES_PER_S)
         self.disk_speed = RestoreSpeed()
         self._engine = engine
-        disk.lost_s = self._disk_saves_s
+        disk.costs(self._disk_saves_s)
         host.lost_s = self._host_saves_s
         self.limit_tokens = max(1, SEGMENT_BYTES // max(1, engine.segment_bytes(1)))
 

@@ -85,6 +85,11 @@ class Completions:
         """Commits what is new and starts the answer. Nothing is stored when a `SessionError` or `TemplateRefused` is
         raised. `ConversationBusy`: only for a request with a key."""
         history = matching.read(request.messages, request.tools, self._config.max_message_bytes)
+        self._turns.store_kept()
+        self._room.refuse_hopeless(history.system_prompt)
+        for exchange in history.exchanges:
+            for message in (*exchange.asked, *((exchange.answer,) if exchange.answer else ())):
+                self._room.refuse_hopeless(message.text)
         for attempt in range(ATTEMPTS):
             spot = self._find(owner_id, history, request.key)
             conversation_id = spot.conversation.conversation_id if spot.conversation else uuid.uuid4().hex
@@ -112,24 +117,26 @@ class Completions:
         return links.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
 
     def _find(self, owner_id: str, history: History, key: str | None) -> Spot:
-        backwards = history.links[::-1]
+        """What another tokenizer wrote is of no use, however deep: its ids mean something else, and the request brings
+        all the texts. So after a change of models and back, one's own part of the history is found again."""
+        backwards, tokenizer = history.links[::-1], self._engine.info.tokenizer_fingerprint
         named_id = self._store.with_key(owner_id, key) if key is not None else None
         if named_id is not None:
             named = self._store.conversation(owner_id, named_id)
-            place, found = self._store.links.deepest(owner_id, backwards, named_id)
-            path = self._usable_path(found[0]) if found else ()
+            place, found = self._store.links.deepest(owner_id, backwards, named_id, tokenizer)
+            path = self._store.messages.path(found[0].message_id) if found else ()
             return Spot(named, path, len(backwards) - place if path else 0)
         if not self.matches_prefixes:
             return NOWHERE
-        place, found = self._store.links.deepest(owner_id, backwards)
+        place, found = self._store.links.deepest(owner_id, backwards, tokenizer=tokenizer)
         return self._among(owner_id, found[:MOST_CANDIDATES], len(backwards) - place, key is None)
 
     def _among(self, owner_id: str, found: Sequence[Found], known: int, may_stay: bool) -> Spot:
         """In place in the first conversation that loses next to nothing by it, else on a fork of the newest one."""
         fork = NOWHERE
         for one in found:
-            path = self._usable_path(one)
-            if not path:
+            path = self._store.messages.path(one.message_id)
+            if not path:  # deleted meanwhile
                 continue
             conversation = self._store.conversation(owner_id, one.conversation_id)
             if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
@@ -137,11 +144,6 @@ class Completions:
             if not fork.path:
                 fork = Spot(None, path, known, is_fork=True)
         return fork
-
-    def _usable_path(self, found: Found) -> tuple[Node, ...]:
-        """() for one that another tokenizer wrote: its ids are of no use, and the request brings all the texts."""
-        path = self._store.messages.path(found.message_id)
-        return path if path and path[-1].tokenizer_fingerprint == self._engine.info.tokenizer_fingerprint else ()
 
     def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
         """Whether the conversation can go on behind `path` without losing more KV than is read again in a moment: its

@@ -7,6 +7,7 @@ that a re-read does not give, is deleted, for it would be refused anyway; everyt
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ from model_runtime.segments import SegmentIdentity, identify
 from model_runtime.types import Engine
 from sessions.checks import check, disk_copy
 from sessions.config import SessionConfig
-from sessions.disk import Disk, path_in
+from sessions.disk import Disk
 from sessions.errors import StoreError
+from sessions.kv_files import KvFiles, path_in
 from sessions.ledger import fold
 from sessions.records import Conversation
 from sessions.segments_table import SavedSegment
@@ -50,6 +52,7 @@ def inspect(store: Store, report: Report) -> None:
     for trouble in store.troubles():
         report.found(f"The database is damaged: {trouble}")
     report.say(f"Database: {_count(len(conversations), 'conversation')}, {_count(len(rows), 'saved segment')}.")
+    kv = KvFiles(store.kv_dir)
     files = _files(store.kv_dir)
     total_bytes = sum(size for size, _ in files.values())
     report.say(f"Saved memory: {_count(len(files), 'file')}, {mib(total_bytes)}.")
@@ -63,18 +66,18 @@ def inspect(store: Store, report: Report) -> None:
             report.found(f"A file of another length than its row says: {path.name}, {size:,} bytes.")
         elif mode & 0o077:
             report.found(f"A file that others may read: {path.name} has mode {mode & 0o777:o}.")
+        if size >= 0 and not kv.is_ours(path):
+            report.found(f"Something else in the place of a file, which is left alone: {path.name}.")
         if not row.conversation_ids:
             report.found(f"A segment that no conversation refers to: {path.name}, {mib(row.size_bytes)}.")
         if row.parent_key and row.parent_key not in keys:
             report.found(f"A segment whose beginning is gone: {path.name}, {mib(row.size_bytes)}.")
+    ours = {path: files.pop(path)[0] for path in list(files) if kv.is_ours(path)}
+    if ours:
+        report.found(f"{_listed(ours, 'that nobody owns')} The next start deletes them.")
     if files:
-        nobodys_bytes = sum(size for size, _ in files.values())
-        names = ", ".join(path.name for path in sorted(files)[:SHOWN_FILES])
-        more = "" if len(files) <= SHOWN_FILES else f" and {len(files) - SHOWN_FILES} more"
-        report.found(
-            f"{mib(nobodys_bytes)} that nobody owns: {_count(len(files), 'file')} ({names}{more}). "
-            "The next start deletes them."
-        )
+        foreign = {path: size for path, (size, _) in files.items()}
+        report.found(f"{_listed(foreign, 'that Keepwarm did not write')} They are left alone.")
     for folder in (store.kv_dir.parent, store.kv_dir):
         if folder.is_dir() and folder.stat().st_mode & 0o077:
             report.found(f"A directory that others may enter: {folder}.")
@@ -84,16 +87,16 @@ def verify_everything(store: Store, engine: Engine, report: Report) -> None:
     """Every saved segment is read and its checksum proven; then every conversation that has any is read again and
     compared. Raises `StoreError`."""
     config = SessionConfig(device_kv_budget_bytes=1, disk_kv_budget_bytes=1)
-    disk = Disk(store.segments, store.kv_dir, engine, config, frozenset)
+    disk = Disk(store, engine, config, frozenset)
     owners = {c.conversation_id: c.owner_id for c in store.every_conversation()}
     rows = store.segments.every()
-    foreign = [row for row in rows if row.fingerprint != engine.info.fingerprint]
+    foreign = [row for row in rows if row.fingerprint != disk.numerics]
     if foreign:
         foreign_bytes = sum(row.size_bytes for row in foreign)
-        whys = sorted({difference(row.fingerprint, engine.info.fingerprint) for row in foreign} - {""})
+        whys = sorted({difference(row.fingerprint, disk.numerics) for row in foreign} - {""})
         report.say(
             f"  {_count(len(foreign), 'segment')}, {mib(foreign_bytes)}, of another model or precision"
-            f"{''.join(f' ({why})' for why in whys)}: not verified. A start with this model deletes them."
+            f"{''.join(f' ({why})' for why in whys)}: not verified. They stay, and go first when room is needed."
         )
     report.say(f"Reading {_count(len(rows) - len(foreign), 'file')}.")
     for row in rows:
@@ -112,13 +115,14 @@ def _read(store: Store, disk: Disk, row: SavedSegment, owner_id: str, report: Re
     name = path_in(store.kv_dir, row.key).name
     if identity.key != row.key:
         report.found(f"A row whose ids are not those it is named by: {name}. It was deleted.")
-        disk.discard(SegmentIdentity(row.key, row.parent_key, row.start_tokens, (), fingerprint))
+        bad = SegmentIdentity(row.key, row.parent_key, row.start_tokens, (), fingerprint)
+        disk.discard(bad, "its ids were not those it is named by")
         return
     try:
         disk.load(identity)
     except SnapshotRefused as error:
         report.found(f"A file that is refused: {name}, {error}. It was deleted, with all that builds on it.")
-        disk.discard(identity)
+        disk.discard(identity, error)
 
 
 def _verify(store: Store, engine: Engine, disk: Disk, conversation: Conversation, report: Report) -> None:
@@ -154,13 +158,21 @@ def _files(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    """Links, to folders too, are not followed."""
+    for at, folders, names in os.walk(folder):
+        yield from (Path(at, name) for name in names)
+        yield from (path for name in folders if (path := Path(at, name)).is_symlink())
 
 
 def _size_and_mode(path: Path) -> tuple[int, int]:
     status = path.lstat()
     return status.st_size, status.st_mode
+
+
+def _listed(files: dict[Path, int], which: str) -> str:
+    names = ", ".join(path.name for path in sorted(files)[:SHOWN_FILES])
+    more = "" if len(files) <= SHOWN_FILES else f" and {len(files) - SHOWN_FILES} more"
+    return f"{mib(sum(files.values()))} {which}: {_count(len(files), 'file')} ({names}{more})."
 
 
 def _count(number: int, noun: str) -> str:

@@ -80,7 +80,8 @@ def _price(candidate: Candidate) -> tuple[float, str]:
 @dataclass(frozen=True, slots=True)
 class Tail:
     """A saved segment, of one owner. `is_protected`: a conversation that refers to it is in use, or pinned. `lost_s`:
-    what its next restore would have saved."""
+    what its next restore would have saved. `is_other`: another model or setting computed it, so that nobody can use it
+    now."""
 
     key: str
     parent_key: str
@@ -90,6 +91,12 @@ class Tail:
     start_tokens: int
     is_protected: bool
     lost_s: float
+    is_other: bool = False
+
+    @property
+    def is_guaranteed(self) -> bool:
+        """Whether it counts as part of its owner's share."""
+        return self.idle_s < KEPT_FOR_S and not self.is_other
 
 
 def choose_tails(
@@ -99,12 +106,13 @@ def choose_tails(
     go, those worth least first, so that what stays of a conversation is its beginning and still of use.
 
     Of a budget that several owners share, another than `asking_owner` loses a segment only while it holds more than
-    its guaranteed share; to nobody in particular ("") everybody gives.
+    its guaranteed share; to nobody in particular ("") everybody gives. What is another model's goes before everything
+    else, and is guaranteed to nobody.
     """
     by_key = {segment.key: segment for segment in segments}
     held: Counter[str] = Counter()
     for segment in by_key.values():
-        if segment.idle_s < KEPT_FOR_S:
+        if segment.is_guaranteed:
             held[segment.owner_id] += segment.held_bytes
     share_bytes = guaranteed_bytes(budget_bytes, len({asking_owner, *held})) if asking_owner else 0
     children = Counter(segment.parent_key for segment in by_key.values())
@@ -114,7 +122,7 @@ def choose_tails(
     freed_bytes = 0
     while tails and freed_bytes < needed_bytes:
         segment = by_key[heapq.heappop(tails)[-1]]
-        if segment.idle_s < KEPT_FOR_S:
+        if segment.is_guaranteed:
             if segment.owner_id != asking_owner and held[segment.owner_id] <= share_bytes:
                 continue
             held[segment.owner_id] -= segment.held_bytes
@@ -127,5 +135,6 @@ def choose_tails(
     return tuple(chosen) if freed_bytes >= needed_bytes else None
 
 
-def _tail_price(segment: Tail) -> tuple[float, int, str]:
-    return worth(segment.lost_s, segment.held_bytes, segment.idle_s), -segment.start_tokens, segment.key
+def _tail_price(segment: Tail) -> tuple[bool, float, int, str]:
+    price = worth(segment.lost_s, segment.held_bytes, segment.idle_s)
+    return not segment.is_other, price, -segment.start_tokens, segment.key

@@ -141,7 +141,8 @@ class Held:
                 return
             was_warming, slot.warming = slot.warming, False
             slot.make_way, slot.ahead_from = lambda: None, ahead_from
-            slot.leased, slot.promised_bytes, slot.last_used_at = False, 0, time.time()
+            slot.leased, slot.promised_bytes = False, 0
+            slot.last_used_at, slot.last_used_s = time.time(), time.monotonic()
             slot.holds(held_ids)
             slot.unsaved_until = time.monotonic() + unsaved_for_s
             self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)

@@ -24,7 +24,7 @@ class _Entry:
     segment: Segment
     owner_id: str
     conversation_ids: set[str]
-    last_used_at: float = field(default_factory=time.time)
+    last_used_at: float = field(default_factory=time.monotonic)  # not of the wall, which may be set
 
     @property
     def identity(self) -> SegmentIdentity:
@@ -77,7 +77,7 @@ class Host:
                 self._entries[segment.identity.key] = _Entry(segment, owner_id, {conversation_id})
             else:
                 entry.conversation_ids.add(conversation_id)
-                entry.last_used_at = time.time()
+                entry.last_used_at = time.monotonic()
 
     def cancel(self, reserved_bytes: int) -> None:
         with self._lock:
@@ -89,7 +89,7 @@ class Host:
             entry = self._entries.get(key)
             if entry is not None:
                 entry.conversation_ids.add(conversation_id)
-                entry.last_used_at = time.time()
+                entry.last_used_at = time.monotonic()
             return entry is not None
 
     def get(self, key: str) -> Segment | None:
@@ -144,7 +144,7 @@ class Host:
         return sum(entry.segment.data_bytes for entry in self._entries.values())
 
     def _tails(self, protected: set[str]) -> list[Tail]:
-        now = time.time()
+        now = time.monotonic()
         return [
             Tail(
                 key=key,

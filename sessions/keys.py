@@ -6,6 +6,7 @@ sees a new or a revoked key at its next request.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from sessions.database import Database
 from sessions.errors import SessionError, StoreError
-from sessions.paths import DATABASE_NAME
+from sessions.paths import DATABASE_NAME, refuse_foreign, refuse_foreign_database
 from sessions.text import clean_title
 
 PREFIX = "kw-"
@@ -45,6 +46,7 @@ class KeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ever_made = False  # asked at every request until it is true
 
     def add(self, name: str) -> tuple[ApiKey, str]:
         """A new key with conversations of its own, and its text, which is never shown again. Raises `ValueError`."""
@@ -79,6 +81,13 @@ class KeyStore:
         with self._database.read() as db:
             return db.execute("SELECT 1 FROM api_keys WHERE revoked_at IS NULL LIMIT 1").fetchone() is not None
 
+    def ever_made(self) -> bool:
+        """Whether there ever was a key, revoked and deleted ones too. Never becomes False again."""
+        if not self._ever_made:
+            with self._database.read() as db:
+                self._ever_made = db.execute("SELECT 1 FROM api_key_history LIMIT 1").fetchone() is not None
+        return self._ever_made
+
     def holder(self, text: str) -> ApiKey | None:
         """Whose key this is; None for one that was never given out, or was revoked."""
         with self._database.read() as db:
@@ -88,7 +97,8 @@ class KeyStore:
             return None
         key, now = ApiKey(*row), time.time()
         if key.last_used_at is None or now - key.last_used_at > USED_EVERY_S:
-            with self._database.write() as db:
+            # A full disk is no reason to turn a valid key away.
+            with contextlib.suppress(StoreError), self._database.write() as db:
                 db.execute("UPDATE api_keys SET last_used_at = ? WHERE id = ?", [now, key.key_id])
         return key
 
@@ -96,9 +106,11 @@ class KeyStore:
 def open_keys(data_dir: Path) -> tuple[KeyStore, Database]:
     """The keys of a data directory that a server may be using. Raises `StoreError`."""
     try:
+        refuse_foreign(data_dir)
+        path = data_dir / DATABASE_NAME
+        refuse_foreign_database(path)
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         data_dir.chmod(0o700)
-        path = data_dir / DATABASE_NAME
         path.touch(mode=0o600)
     except OSError as error:
         raise StoreError(f"The data directory {data_dir} cannot be used ({error.strerror or error}).") from error

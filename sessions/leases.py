@@ -157,7 +157,9 @@ class Leases(Held):
 
     def _shares(self, owner_id: str, conversation_id: str) -> Shares:
         asking = (owner_id, conversation_id)
-        return shares_of([*self._slots.values()], self._line.owners, asking, self.budget_bytes, self.pins, time.time())
+        return shares_of(
+            [*self._slots.values()], self._line.owners, asking, self.budget_bytes, self.pins, time.monotonic()
+        )
 
     def _patience_s(self) -> float | None:
         """How long until an unsaved KV may go after all; None when nobody waits for one."""
@@ -171,9 +173,8 @@ class Leases(Held):
         idle = [s for s in idle if s.conversation_id not in self.pins]
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
         needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
-        wall = time.time()
         candidates = [
-            Candidate(s.conversation_id, s.owner_id, s.held_bytes, wall - s.last_used_at, self.exits.lost_s(s))
+            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self.exits.lost_s(s))
             for s in idle
         ]
         chosen = choose_victims(candidates, needed_bytes, owner_id, shares.held_bytes, shares.share_bytes)

@@ -87,7 +87,13 @@ def user_turn(
         ledger = held + added
         return _with_user(ledger, NodeIds(len(held), added), _delta(current, ledger))
     ledger = _rewritten(path, held, rewrite_reason, system_prompt, template)
-    ledger = ledger + added if ledger else template.whole(system_prompt, [*_texts(path), *_said(text)], tools)
+    own = _own_path(path, system_prompt, template, fingerprint)
+    if ledger:
+        ledger = ledger + added
+    elif own:
+        ledger = _anew(path, own, template) + template.next_turn(False, text)
+    else:
+        ledger = template.whole(system_prompt, [*_texts(path), *_said(text)], tools)
     start = common_prefix(held, ledger)
     if start == len(held):
         return _with_user(ledger, NodeIds(start, ledger[start:]), _delta(current, ledger))
@@ -106,7 +112,8 @@ def new_answer(
     reason = _stale(path, system_prompt, fingerprint)
     if reason is None:
         return Turn(held, None, NodeIds(len(held), ()), _delta(current, held))
-    ledger = _rewritten(path, held, reason, system_prompt, template) or template.whole(system_prompt, _texts(path))
+    ledger = _rewritten(path, held, reason, system_prompt, template)
+    ledger = ledger or _whole(path, system_prompt, template, fingerprint)
     rewrite = Rewrite(reason, common_prefix(held, ledger))
     return Turn(ledger, None, NodeIds(0, ledger, len(ledger), system_prompt), 1, rewrite=rewrite)
 
@@ -117,7 +124,7 @@ def continued_answer(path: Sequence[Node], current: tuple[int, ...], template: T
     if answer.tokenizer_fingerprint == fingerprint:
         return Turn(held, None, answer.ids, _delta(current, held), len(answer.answer_ids))
     prompt = system_prompt_of(path)
-    preamble = template.whole(prompt, _texts(path[:-1]))
+    preamble = _whole(path[:-1], prompt, template, fingerprint)
     prefix = template.answer(answer.text)
     ledger = preamble + prefix
     rewrite = Rewrite(MissReason.MODEL_CHANGED, common_prefix(held, ledger))
@@ -150,6 +157,34 @@ def _rewritten(
     if reason is MissReason.MODEL_CHANGED or template.rewrites_history or held[: len(before)] != before:
         return ()
     return template.first_turn(system_prompt, path[0].input) + held[len(before) :]
+
+
+def _own_path(path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str) -> tuple[Node, ...]:
+    """The longest beginning of a path that this tokenizer wrote under this system prompt, before another one went on:
+    its ids were sampled, and are what is saved. () where the texts have to be rendered as a whole."""
+    if template.rewrites_history:
+        return ()
+    for count in range(len(path), 0, -1):
+        last = path[count - 1]
+        if last.role == "assistant" and last.tokenizer_fingerprint == fingerprint:
+            own = tuple(path[:count])
+            return own if system_prompt_of(own) == system_prompt else ()
+    return ()
+
+
+def _anew(path: Sequence[Node], own: Sequence[Node], template: TurnTemplate) -> tuple[int, ...]:
+    """The ids of `own`, which `path` begins with, and the texts of the rest behind them."""
+    ids, has_ended = fold(own), own[-1].ended_with_stop_token
+    for node in path[len(own) :]:
+        ids += template.answer(node.text) if node.role == "assistant" else template.next_turn(has_ended, node.input)
+        has_ended = False  # a text has no stop token
+    return ids
+
+
+def _whole(path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str) -> tuple[int, ...]:
+    """A path that ends with a question, written anew."""
+    own = _own_path(path, system_prompt, template, fingerprint)
+    return _anew(path, own, template) if own else template.whole(system_prompt, _texts(path))
 
 
 def _texts(path: Sequence[Node]) -> list[tuple[str, str]]:

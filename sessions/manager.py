@@ -7,12 +7,13 @@ id, before it looks at anything else. All methods may be called from any thread 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from model_runtime.turn_template import TurnTemplate
 from model_runtime.types import Engine, ModelInfo
 from sessions.ahead import Ahead
+from sessions.awake import Awake
 from sessions.beginnings import Beginnings
 from sessions.completions import Completions
 from sessions.config import SessionConfig
@@ -31,6 +32,7 @@ from sessions.recorder import Recorder
 from sessions.records import Conversation, Node
 from sessions.room import Room
 from sessions.runs import Run, RunTable, aborted
+from sessions.storage import StorageState, StorageWatch
 from sessions.store import Store
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
 from sessions.tiers import Tiers
@@ -42,6 +44,7 @@ from sessions.types import (
     MemoryView,
     Tier,
 )
+from sessions.uptime import SYSTEM_CLOCK, Clock
 from sessions.verifier import Verifier, Verifying
 from sessions.views import Views
 from sessions.watchdog import Watchdog
@@ -52,7 +55,9 @@ DELETE_TIMEOUT_S = 10.0
 class SessionManager:
     """Conversations, their runs and their memory. `start` before use, `close` at the end."""
 
-    def __init__(self, store: Store, engine: Engine, template: TurnTemplate, config: SessionConfig) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, template: TurnTemplate, config: SessionConfig, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._store = store
         self._engine = engine
         self._template = template
@@ -90,14 +95,17 @@ class SessionManager:
         )
         self.completions = Completions(store, engine, template, config, self._room, self._runs, self._turns)
         self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
-        self._pruner = Pruner(store, self._runs, self._remove, config.keep_unnamed_s)
+        uptime = store.uptime(clock)
+        self._pruner = Pruner(store.bin, uptime, self._runs, self._let_go, config.keep_unnamed_s, clock)
+        self._storage = StorageWatch(store, self._recorder.kept, self._tiers.disk_budget_bytes > 0)
 
     # Life
 
-    def start(self) -> None:
-        """Marks answers that an earlier process left running as interrupted, then takes turns."""
+    def start(self, say: Callable[[str], None] = lambda sentence: None) -> None:
+        """Marks answers that an earlier process left running as interrupted, then takes turns. `say` tells a person
+        what becomes of the memory that was saved before."""
         self._store.messages.interrupt_running()
-        self._tiers.start()
+        self._tiers.start(say)
         self._recorder.start()
         self._leases.start()
         self._verifier.start()
@@ -105,16 +113,17 @@ class SessionManager:
         self._hands.load_pins()
         self._watchdog.start()
         self._pruner.start()
+        self._storage.start()
 
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
         configured times; the engine and the store stay open. May be called twice."""
-        deadline = time.monotonic() + self._config.close_timeout_s
+        waited = Awake()
         self.drain()
         self._watchdog.close(timeout_s=1.0)
         self._pruner.close(timeout_s=1.0)
         self._idle.close(timeout_s=1.0)
-        while self._runs.all_active() and time.monotonic() < deadline:
+        while self._runs.all_active() and waited.look() < self._config.close_timeout_s:
             self.interrupt_all()
             time.sleep(0.01)
         for run in self._runs.all_active():  # the engine does not answer
@@ -124,6 +133,7 @@ class SessionManager:
         self._verifier.close(timeout_s=1.0)
         self._tiers.close()
         self._leases.close(timeout_s=1.0)
+        self._storage.close(timeout_s=1.0)
 
     def drain(self) -> None:
         """No turn begins any more (`ShuttingDown`); those that run go on."""
@@ -147,6 +157,11 @@ class SessionManager:
         return self._watchdog.is_well
 
     @property
+    def storage(self) -> StorageState:
+        """Whether what is said can be stored now, and if not, why."""
+        return self._storage.state
+
+    @property
     def info(self) -> ModelInfo:
         return self._engine.info
 
@@ -160,7 +175,8 @@ class SessionManager:
         """
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        with self._runs.claim(conversation_id):
+        self._room.refuse_hopeless(text)
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             run = self._begin_user_turn(conversation, path, path, text)
@@ -171,7 +187,8 @@ class SessionManager:
         """Another version of any user message, beside it, with a new answer below."""
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        with self._runs.claim(conversation_id):
+        self._room.refuse_hopeless(text)
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
             path = self._store.messages.path(parent_id)
@@ -181,7 +198,7 @@ class SessionManager:
     def regenerate(self, owner_id: str, conversation_id: str) -> Run:
         """Another answer to the last message, beside the old one."""
         self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path:
@@ -198,7 +215,7 @@ class SessionManager:
     def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
         """Goes on from a stopped, interrupted or length-limited answer: a new sibling that begins with it."""
         self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path or not path[-1].can_continue:
@@ -271,7 +288,7 @@ class SessionManager:
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
         """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
         self._store.conversation(owner_id, conversation_id)
-        with self._runs.claim(conversation_id):
+        with self._turns.claim(conversation_id):
             self._store.messages.switch(conversation_id, message_id, step)
 
     # Memory
@@ -313,6 +330,11 @@ class SessionManager:
         """Whether drafts are read before they are sent."""
         return self._config.read_ahead
 
+    @property
+    def most_message_bytes(self) -> int:
+        """The largest message that is taken."""
+        return self._config.max_message_bytes
+
     def count_tokens(self, owner_id: str, conversation_id: str, draft: str) -> tuple[int, int]:
         """Tokens of a draft, and how many tokens a message may have here at most. Raises `MessageRefused` when huge."""
         return self._drafts.count_tokens(owner_id, conversation_id, draft)
@@ -342,8 +364,17 @@ class SessionManager:
         self._drafts.forget(conversation_id)
         self._leases.forget(conversation_id)
         self._store.delete(conversation_id)
+        self._recorder.kept.forget(conversation_id)
         self._leases.forget(conversation_id)  # idle work may have begun between the two
         self._tiers.forget(conversation_id)
+        self._events.forget(owner_id, conversation_id)
+        self._verifier.forget(conversation_id)
+
+    def _let_go(self, owner_id: str, conversation_id: str) -> None:
+        """Inside its claim: it is in the bin, and takes no memory there."""
+        self._drafts.forget(conversation_id)
+        self._leases.forget(conversation_id)
+        self._tiers.drop(conversation_id)
         self._events.forget(owner_id, conversation_id)
         self._verifier.forget(conversation_id)
 
@@ -356,6 +387,7 @@ class SessionManager:
         system_prompt = clean(settings.system_prompt).strip()
         refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
         if system_prompt:
+            self._room.refuse_hopeless(system_prompt)
             self._room.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)

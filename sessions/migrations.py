@@ -188,3 +188,91 @@ def numerics(db: Database) -> None:
 def origins(db: Database) -> None:
     """`sessions.types.Origin`. Conversations of before are kept as a person's are."""
     db.execute("ALTER TABLE conversations ADD COLUMN origin TEXT NOT NULL DEFAULT 'page'")
+
+
+@_step
+def last_try(db: Database) -> None:
+    """One row, written to find out whether anything can be."""
+    db.execute("CREATE TABLE last_try (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL)")
+
+
+@_step
+def bin_and_observed_time(db: Database) -> None:
+    """What is pruned goes to a bin, and time is what was seen to pass: `sessions.bin`, `sessions.uptime`. Turns are
+    numbered, so that what was used last does not depend on a clock either."""
+    db.execute("ALTER TABLE conversations ADD COLUMN binned_s REAL")  # observed seconds; NULL: not in the bin
+    db.execute("ALTER TABLE conversations ADD COLUMN binned_at REAL")
+    db.execute("ALTER TABLE conversations ADD COLUMN turn_number INTEGER NOT NULL DEFAULT 0")
+    db.execute("""
+        UPDATE conversations SET turn_number = (
+            SELECT number FROM (SELECT id, row_number() OVER (ORDER BY updated_at, rowid) AS number FROM conversations)
+            AS numbered WHERE numbered.id = conversations.id)""")
+    db.execute("CREATE INDEX conversations_by_turn ON conversations(turn_number)")
+    db.execute("CREATE INDEX conversations_by_owner_and_turn ON conversations(owner_id, turn_number)")
+    db.execute("""
+        CREATE TABLE left_alone (
+            conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
+            turn_number INTEGER NOT NULL,
+            since_s REAL NOT NULL
+        ) WITHOUT ROWID""")
+    db.execute("""
+        CREATE TABLE observed_time (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            wall_at REAL NOT NULL,
+            observed_s REAL NOT NULL,
+            jumped_s REAL NOT NULL
+        )""")
+
+
+@_step
+def losses_of_saved_memory(db: Database) -> None:
+    """`kv_losses`: why what a conversation saved would be missing at its next turn (`sessions.losses`). `kv_served`:
+    what servers of this directory computed with, the last one in the last row."""
+    db.execute("""
+        CREATE TABLE kv_losses (
+            conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
+            cause TEXT NOT NULL,
+            detail TEXT NOT NULL,
+            message_id INTEGER NOT NULL
+        ) WITHOUT ROWID""")
+    db.execute("CREATE TABLE kv_served (id INTEGER PRIMARY KEY, numerics TEXT NOT NULL UNIQUE, model TEXT NOT NULL)")
+
+
+@_step
+def a_key_has_existed(db: Database) -> None:
+    """Whether a key was ever made stays known when every row of `api_keys` is gone: a lock that opens when its last key
+    is thrown away is none. A trigger, so that no way of adding a key forgets it."""
+    db.execute("CREATE TABLE api_key_history (first_made_at REAL NOT NULL)")
+    db.execute("INSERT INTO api_key_history SELECT min(created_at) FROM api_keys HAVING count(*) > 0")
+    db.execute("""
+        CREATE TRIGGER api_key_was_made AFTER INSERT ON api_keys
+        WHEN NOT EXISTS (SELECT 1 FROM api_key_history)
+        BEGIN INSERT INTO api_key_history VALUES (new.created_at); END""")
+
+
+@_step
+def logins_on_the_server(db: Database) -> None:
+    """Of every secret that a browser or a person holds only the SHA-256 is kept. `spends` is what a log-in was paid
+    with, a recovery code or a cookie of before: it is spent when the new cookie is seen, for an answer may get lost."""
+    db.execute("""
+        CREATE TABLE logins (
+            hash TEXT PRIMARY KEY,
+            owner_id TEXT NOT NULL,
+            browser_hash TEXT NOT NULL,
+            password_mark TEXT NOT NULL,
+            is_secure INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            expires_at REAL NOT NULL,
+            spends TEXT NOT NULL
+        )""")
+    db.execute("""
+        CREATE TABLE browser_owners (
+            browser_hash TEXT NOT NULL,
+            owner_id TEXT NOT NULL,
+            is_secure INTEGER NOT NULL,
+            used_at REAL NOT NULL,
+            left_at REAL,
+            PRIMARY KEY (browser_hash, owner_id)
+        ) WITHOUT ROWID""")
+    db.execute("CREATE TABLE recovery_codes (hash TEXT PRIMARY KEY, owner_id TEXT NOT NULL, created_at REAL NOT NULL)")
+    db.execute("CREATE TABLE spent (what TEXT PRIMARY KEY, at REAL NOT NULL)")

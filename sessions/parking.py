@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from model_runtime.types import KV, Engine
+from sessions.awake import patiently
 from sessions.cold import Cold
 from sessions.errors import StoreError
 from sessions.leases import Leases
@@ -65,7 +66,7 @@ class Parking:
             ended.set()
 
         self._writer.put(SaveJob(owner_id, conversation_id, kv, ids, len(ids), done))
-        if not ended.wait(timeout_s) or not results[0]:
+        if not patiently(ended.wait, timeout_s) or not results[0]:
             place = "on the device" if kv is not None else "in host memory"
             raise StoreError(f"This memory could not be saved, so it stays {place}. The events say why.")
         return self._leases.drop(conversation_id) + self._host.release(conversation_id)

@@ -1,6 +1,7 @@
-"""The thread that forgets what only programs knew: conversations of nameless requests that were left long ago.
+"""The thread that puts aside what only programs knew: conversations of nameless requests that were left long ago.
 
-A stateless client brings its history with every request, so nothing is lost to it but the time of one reading.
+A stateless client brings its history with every request, so nothing is lost to it but the time of one reading. All the
+same they go to the bin first, and a clock that jumped puts nothing there (`uptime`).
 """
 
 from __future__ import annotations
@@ -8,63 +9,76 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
 
-from sessions.errors import ConversationBusy, ConversationNotFound, StoreError
-from sessions.records import Conversation
+from sessions.bin import Bin, Unused
+from sessions.errors import ConversationBusy, StoreError
 from sessions.runs import RunTable
-from sessions.store import Store
+from sessions.uptime import Clock, Uptime
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S = 3600.0
+INTERVAL_S = 600.0
+SHORTEST_INTERVAL_S = 1.0
 
 
 class Pruner:
-    """Looks at the start and once an hour. `remove` deletes a conversation inside its claim. `keep_s` 0: never."""
+    """Looks at the start and every ten minutes. `let_go` frees the memory of a conversation inside its claim, before
+    and after it went to the bin. `keep_s` 0: nothing goes there."""
 
-    def __init__(self, store: Store, runs: RunTable, remove: Callable[[str, str], None], keep_s: float) -> None:
-        self._store = store
+    def __init__(
+        self,
+        bin_: Bin,
+        uptime: Uptime,
+        runs: RunTable,
+        let_go: Callable[[str, str], None],
+        keep_s: float,
+        clock: Clock,
+    ) -> None:
+        self._bin = bin_
+        self._uptime = uptime
         self._runs = runs
-        self._remove = remove
+        self._let_go = let_go
         self._keep_s = keep_s
+        self._clock = clock
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="keepwarm-pruner", daemon=True)
 
     def start(self) -> None:
-        if self._keep_s:
-            self._thread.start()
+        self._thread.start()
 
     def close(self, timeout_s: float) -> None:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
-    def prune(self) -> int:
-        """How many were deleted. Raises `StoreError`."""
-        count = 0
-        for found in self._store.forgettable(time.time() - self._keep_s):
-            if self._ended.is_set():
-                break
-            with contextlib.suppress(ConversationBusy, ConversationNotFound):
-                count += self._forget(found)
-        if count:
-            log.info("conversations_pruned count=%d", count)
-        return count
+    def prune(self) -> tuple[int, int]:
+        """How many went to the bin, and how many from there for good. Raises `StoreError`."""
+        seen = self._uptime.look()
+        unused = self._bin.unused(seen.observed_s, self._keep_s) if self._keep_s else []
+        if not seen.is_calm:
+            return 0, 0
+        count = sum(self._put_aside(one, seen.observed_s) for one in unused)
+        deleted = self._bin.delete_overdue(seen.observed_s)
+        if count or deleted:
+            log.info("conversations_pruned to_bin=%d deleted=%d", count, deleted)
+        return count, deleted
 
-    def _forget(self, found: Conversation) -> bool:
-        with self._runs.claim(found.conversation_id):
-            now = self._store.conversation(found.owner_id, found.conversation_id)
-            if now != found:  # somebody went on with it, named or pinned it
+    def _put_aside(self, one: Unused, observed_s: float) -> bool:
+        with contextlib.suppress(ConversationBusy):
+            if self._ended.is_set():
                 return False
-            self._remove(found.owner_id, found.conversation_id)
-        return True
+            with self._runs.claim(one.conversation_id):
+                if self._bin.put(one, observed_s, self._clock.wall()):
+                    self._let_go(one.owner_id, one.conversation_id)
+                    return True
+        return False
 
     def _loop(self) -> None:
+        interval_s = min(INTERVAL_S, max(SHORTEST_INTERVAL_S, self._keep_s / 10)) if self._keep_s else INTERVAL_S
         while not self._ended.is_set():
             try:
                 self.prune()
             except StoreError:
                 log.warning("conversations_not_pruned")
-            self._ended.wait(INTERVAL_S)
+            self._ended.wait(interval_s)

@@ -6,10 +6,24 @@ from collections.abc import Callable
 
 from model_runtime.events import Finished, FinishReason
 from sessions.leases import Lease, Loss
+from sessions.losses import PENDING, Cause, SavedLoss
 from sessions.runs import Run
 from sessions.text import tokens
 from sessions.tree import INTERRUPTED_NOTE
 from sessions.types import MessageStatus, MissReason, Receipt, Tier
+
+_REASONS = {
+    Cause.UNSAVED: MissReason.UNSAVED,
+    Cause.NOT_SAVED: MissReason.NOT_SAVED,
+    Cause.DISK_FULL: MissReason.DISK_FULL,
+    Cause.DISK_OFF: MissReason.DISK_OFF,
+    Cause.DISK_BUDGET: MissReason.DISK_BUDGET,
+    Cause.CLOCK: MissReason.CLOCK,
+    Cause.FILES_MISSING: MissReason.FILES_MISSING,
+    Cause.CLEARED: MissReason.CLEARED,
+    Cause.REFUSED: MissReason.SNAPSHOT_REFUSED,
+    Cause.BY_HAND: MissReason.EVICTED,
+}
 
 
 def outcome(run: Run, event: Finished, context_limit_tokens: int) -> tuple[MessageStatus, str]:
@@ -111,12 +125,17 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         case MissReason.TEMPLATE_REWROTE_HISTORY:
             first = turn.rewrite.first_token if turn.rewrite else 0
             return reason, f"The model's chat template rewrote history from token {first + 1:,} on, {again}"
+        case MissReason.UPGRADED:
+            return reason, f"{run.plan.change}, {again}"
         case MissReason.SNAPSHOT_REFUSED:
-            return reason, f"Its memory on disk was refused ({run.restored.refusal}), {again}"
+            why = run.restored.refusal or (run.plan.loss.detail if run.plan.loss else "")
+            return reason, f"Its memory on disk was refused ({why}), {again}"
         case MissReason.REREAD_CHEAPER:
             return reason, f"Reading was expected to be faster than restoring what is saved, {again}"
         case MissReason.EVICTED:
             return reason, f"Its memory {_how_lost(lease)}, {again}"
+        case MissReason.FILES_MISSING:
+            return reason, f"The files of its saved memory were deleted by somebody else, {again}"
         case MissReason.RESTARTED:
             return reason, f"The server was restarted, {again}"
         case MissReason.EARLIER_FAILURE:
@@ -125,6 +144,31 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
             return reason, f"It begins like another conversation, whose memory could not be used, {again}"
         case MissReason.BRANCH_SWITCHED:
             return reason, f"Its memory held another branch from token {event.reused_tokens + 1:,} on, {again}"
+    assert run.plan.loss is not None, "what is left is about saved memory"
+    return reason, f"{_how_not_saved(run.plan.loss)}, {again}"
+
+
+def _how_not_saved(loss: SavedLoss) -> str:
+    """What became of what a conversation saved, or should have saved."""
+    match loss.cause:
+        case Cause.UNSAVED:
+            return "The server ended before its last turn was saved"
+        case Cause.NOT_SAVED:
+            return f"Its memory could not be saved ({loss.detail})"
+        case Cause.DISK_FULL:
+            return f"The disk was full when its memory was to be saved ({loss.detail})"
+        case Cause.DISK_OFF:
+            if loss.detail:
+                return "Its saved memory is not read while the server runs with --disk-kv-budget 0"
+            return "Its memory was not saved, because the server ran with --disk-kv-budget 0"
+        case Cause.DISK_BUDGET:
+            return f"Its saved memory was deleted to stay within the disk budget of {loss.detail} (--disk-kv-budget)"
+        case Cause.CLOCK:
+            return f"Its saved memory was deleted to stay within the disk budget of {loss.detail}"
+        case Cause.CLEARED:
+            return "Its saved memory was deleted with `keepwarm cache clear`"
+        case _:
+            return "Its saved memory is gone"
 
 
 def _how_lost(lease: Lease) -> str:
@@ -135,24 +179,38 @@ def _how_lost(lease: Lease) -> str:
             return "was lost when the model stopped answering and was started anew"
         case Loss.BY_HAND:
             return "was dropped by hand"
-        case _:
+        case Loss.FOR_ROOM:
             return "was dropped to make room"
+        case _:  # in an earlier life of the server
+            return "was dropped by hand"
 
 
 def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
     if run.plan.turn.rewrite is not None:
         return run.plan.turn.rewrite.reason
     if run.restored.refusal:
-        return MissReason.SNAPSHOT_REFUSED
+        return MissReason.FILES_MISSING if run.restored.is_gone else MissReason.SNAPSHOT_REFUSED
     if run.restored.is_reread_cheaper:
         return MissReason.REREAD_CHEAPER
     if _kept_tokens(run, lease) == 0:
-        if lease.loss is not None:
-            return MissReason.EVICTED
-        if run.plan.is_fork:
-            return MissReason.FORKED
-        if run.plan.change:
-            return MissReason.MODEL_CHANGED
-        return MissReason.RESTARTED if lease.is_new else MissReason.EARLIER_FAILURE
+        return _reason_of_nothing(run, lease)
     # All that the KV held was of use: it was short because an answer failed or was stopped while it was read.
     return MissReason.EARLIER_FAILURE if event.reused_tokens >= lease.held_tokens else MissReason.BRANCH_SWITCHED
+
+
+def _reason_of_nothing(run: Run, lease: Lease) -> MissReason:
+    """Why the device held nothing, and no lower tier had all of it."""
+    loss = run.plan.loss
+    if lease.loss is not None:
+        # It left the device for room, or was parked, which costs nothing while the disk has it.
+        is_disks = lease.loss in (Loss.FOR_ROOM, Loss.BY_HAND) and loss is not None and loss.cause not in PENDING
+        return _REASONS[loss.cause] if loss is not None and is_disks else MissReason.EVICTED
+    if run.plan.is_fork:
+        return MissReason.FORKED
+    if loss is not None and loss.cause is Cause.DISK_OFF and loss.detail:
+        return MissReason.DISK_OFF  # what these very settings have saved is there, and not read
+    if run.plan.change:
+        return MissReason.UPGRADED if run.plan.is_upgrade else MissReason.MODEL_CHANGED
+    if not lease.is_new:
+        return MissReason.EARLIER_FAILURE
+    return _REASONS[loss.cause] if loss is not None else MissReason.RESTARTED

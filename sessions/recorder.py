@@ -17,7 +17,9 @@ from model_runtime.events import Event, Finished, FinishReason, PrefillProgress,
 from model_runtime.turn_template import TurnTemplate
 from model_runtime.types import Engine
 from sessions import links
-from sessions.errors import SessionError
+from sessions.awake import join
+from sessions.errors import SessionError, StoreError
+from sessions.kept import AnswerEnd, KeptAnswers
 from sessions.receipts import outcome, receipt
 from sessions.runs import Run, RunTable
 from sessions.store import Store
@@ -25,10 +27,12 @@ from sessions.types import MessageStatus, MessageView, Receipt
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT_PATIENCE_S = 0.2  # for another program that has the database locked; every stream waits as long
+
 
 class Recorder:
     """`settle` gives a run's KV back; `on_receipt` is told of every stored receipt,
-    `on_gap` of the seconds between two tokens of an answer.
+    `on_gap` of the seconds between two tokens of an answer. What cannot be stored at the end of an answer is in `kept`.
 
     `put` may be called from any thread and never blocks.
     """
@@ -52,6 +56,7 @@ class Recorder:
         self._settle = settle
         self._on_receipt = on_receipt
         self._on_gap = on_gap
+        self.kept = KeptAnswers(store.messages)
         self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
 
@@ -64,8 +69,7 @@ class Recorder:
     def close(self, timeout_s: float) -> None:
         """Handles what is in the queue, then ends."""
         self._queue.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        join(self._thread, timeout_s)
 
     def _loop(self) -> None:
         next_checkpoint = time.monotonic() + self._checkpoint_interval_s
@@ -109,20 +113,22 @@ class Recorder:
             if len(run.sampled) == run.checkpointed_tokens:
                 continue
             try:
-                self._store.messages.checkpoint(run.message_id, run.snapshot().text, run.node_ids)
+                text, ids = run.snapshot().text, run.node_ids
+                self._store.messages.checkpoint(run.message_id, text, ids, CHECKPOINT_PATIENCE_S)
                 run.checkpointed_tokens = len(run.sampled)
-            except Exception:  # the next one, or the end of the answer, will keep it
+            except StoreError as error:  # the next one, or the end of the answer, will keep it
+                log.warning("checkpoint_failed message=%d error=%s", run.message_id, error)
+                return  # nor will the others be stored, and each would take its time
+            except Exception:
                 log.exception("checkpoint_failed message=%d", run.message_id)
 
     def _finish(self, run: Run, event: Finished) -> None:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
         stored = receipt(run, event, self._engine.estimate_read_s)
         text, run.finish_reason = run.complete_text(event), event.reason
+        end = AnswerEnd(text, tuple(run.node_ids), status, event.reason, note, stored, self._link(run, text))
         try:
-            self._store.messages.finish_answer(
-                run.message_id, text, run.node_ids, status, event.reason, note, stored, self._link(run, text)
-            )
-            message = self._store.messages.view(run.message_id)
+            message = self.kept.store(run, end)
         except SessionError as error:
             log.error("answer_not_stored message=%d", run.message_id)
             message = _unsaved(run, text, f"This answer could not be stored. {error}")

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from model_runtime.errors import ModelRuntimeError, SnapshotRefused
+from model_runtime.errors import ModelRuntimeError, SnapshotGone, SnapshotRefused
 from model_runtime.types import KV, Engine
 from sessions.arrivals import Arrivals
+from sessions.awake import join
 from sessions.chains import Chain
 from sessions.choice import choose
 from sessions.cold import Cold
@@ -43,6 +44,7 @@ class Restored:
     seconds: float = 0.0
     choice: str = ""
     refusal: str = ""
+    is_gone: bool = False  # it was refused because its file was not there any more
     is_reread_cheaper: bool = False
     tier: Tier = Tier.COLD  # where it came from; DISK when some of it did
     lender_id: str = ""  # the other conversation whose beginning this is; "" for one's own
@@ -86,8 +88,7 @@ class Restorer:
         """Ends the restore at work between two segments. What was put still runs, and restores nothing."""
         self._closed = True
         self._queue.put((max(Urgency) + 1, next(self._order), None))
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        join(self._thread, timeout_s)
 
     def put(self, urgency: Urgency, call: Callable[[], None]) -> None:
         self._queue.put((urgency, next(self._order), call))
@@ -141,7 +142,7 @@ class Restorer:
         tier = self._cold.tier_of(chain)
         if wish.kv.length_tokens:
             self._engine.release(wish.kv)
-        count, size_bytes, refusal, waited_s = 0, 0, "", 0.0
+        count, size_bytes, refusal, is_gone, waited_s = 0, 0, "", False, 0.0
         room_tokens = max(chain.end_tokens, len(wish.ledger))
         with Arrivals(chain.identities, self._cold.load, self._engine.info.kv_bytes_per_token) as arrivals:
             try:
@@ -152,9 +153,9 @@ class Restorer:
                     count += len(segments)
                     size_bytes += sum(segment.data_bytes for segment in segments)
             except SnapshotRefused as error:
-                refused, refusal = chain.identities[count], str(error)
+                refused, refusal, is_gone = chain.identities[count], str(error), isinstance(error, SnapshotGone)
                 log.warning("kv_refused conversation=%s key=%s why=%s", wish.conversation_id, refused.key, refusal)
-                self._cold.disk.discard(refused)
+                self._cold.disk.discard(refused, error)
             except (ModelRuntimeError, ValueError) as error:
                 log.warning("kv_not_restored conversation=%s error=%s", wish.conversation_id, error)
         seconds = time.perf_counter() - started
@@ -166,7 +167,7 @@ class Restorer:
             "kv_restored conversation=%s tier=%s tokens=%d bytes=%d seconds=%.3f segments=%d of=%d",
             *(wish.conversation_id, tier.value, tokens, size_bytes, seconds, count, len(chain.identities)),
         )
-        return Restored(tokens, size_bytes, seconds, refusal=refusal, tier=tier)
+        return Restored(tokens, size_bytes, seconds, refusal=refusal, is_gone=is_gone, tier=tier)
 
     def _loop(self) -> None:
         while (call := self._queue.get()[2]) is not None:

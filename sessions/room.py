@@ -45,6 +45,16 @@ class Room:
                 f"{self.context_limit_tokens:,}. Leave some of them out."
             )
 
+    def refuse_hopeless(self, text: str) -> None:
+        """Raises `ContextFull` for a text that cannot fit however it is tokenised, which takes seconds for such
+        texts."""
+        least = self._template.least_tokens(text)
+        if least > self.context_limit_tokens:
+            raise ContextFull(
+                f"This message has at least {tokens(least)}; the model reads at most {self.context_limit_tokens:,}. "
+                "Shorten it."
+            )
+
     def holds(self, final_tokens: int) -> bool:
         """Whether a KV of so many tokens fits the context, with room for an answer, and the budget."""
         fits_context = final_tokens + self._config.min_answer_tokens <= self.context_limit_tokens

@@ -7,16 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from model_runtime.events import Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.logprobs import TokenLogprobs
 from model_runtime.sampling_params import SamplingParams
 from model_runtime.types import Generation
+from sessions.awake import patiently
 from sessions.beginnings import Shared
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.leases import Lease, Ticket
 from sessions.ledger import Turn
+from sessions.losses import SavedLoss
 from sessions.restorer import NOT_RESTORED, Restored
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
@@ -35,6 +38,8 @@ class RunPlan:
     link: str = ""  # of the history that is answered, "" where it is not known
     reads_calls: bool = False  # tools were offered
     is_fork: bool = False  # its history was copied from another conversation
+    loss: SavedLoss | None = None  # what is known of its saved memory, where that is not all there
+    is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
 
 
 class Run:
@@ -52,6 +57,7 @@ class Run:
         self.shared: Shared | None = None  # what was copied from another conversation
         self.waited_s = 0.0
         self.failure: str | None = None  # a sentence: something of ours failed while the engine was at work
+        self.is_kept = False  # its end could not be stored yet, and is kept in memory
         self.interrupted = False  # the server ends; nobody asked to stop
         self.stop_asked = False
         self.sampled: list[int] = []
@@ -169,7 +175,7 @@ class RunTable:
         with self._changed:
             if self._closed:
                 raise ShuttingDown("The server is shutting down. Nothing was changed; try again in a moment.")
-            if not self._changed.wait_for(lambda: self._is_free(conversation_id), timeout_s):
+            if not patiently(partial(self._changed.wait_for, lambda: self._is_free(conversation_id)), timeout_s):
                 raise ConversationBusy(
                     "An answer is being written in this conversation. Stop it or wait for it to end."
                 )
@@ -192,7 +198,9 @@ class RunTable:
             if self._active.get(run.conversation_id) is run:
                 del self._active[run.conversation_id]
             self._finished = {
-                i: r for i, r in self._finished.items() if r.done_at is None or now - r.done_at < self._keep_s
+                i: r
+                for i, r in self._finished.items()
+                if r.is_kept or r.done_at is None or now - r.done_at < self._keep_s
             }
             self._finished[run.message_id] = run
             self._changed.notify_all()

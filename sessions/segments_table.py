@@ -22,7 +22,8 @@ _EVERY = f"""
 _ALIKE = f"""
     WITH RECURSIVE alike(key) AS (
         SELECT key FROM (
-            SELECT key FROM segments WHERE owner_id = ? AND parent_key = '' AND substr(token_ids, 1, ?) = ?
+            SELECT key FROM segments
+            WHERE owner_id = ? AND fingerprint = ? AND parent_key = '' AND substr(token_ids, 1, ?) = ?
             ORDER BY last_used_at DESC LIMIT ?)
         UNION SELECT s.key FROM segments s JOIN alike a ON s.parent_key = a.key
     ) SELECT {_COLUMNS}, group_concat(r.conversation_id) AS users FROM segments s JOIN alike a ON a.key = s.key
@@ -35,7 +36,8 @@ _DESCENDANTS = """
 
 @dataclass(frozen=True, slots=True)
 class SavedSegment:
-    """A row without its token ids. `size_bytes` is the file's."""
+    """A row without its token ids. `fingerprint` is what its numbers rest on (`segments.with_format`), without its
+    owner; `size_bytes` is the file's."""
 
     key: str
     parent_key: str
@@ -53,6 +55,17 @@ class SavedSegment:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What segments were computed with. `model` is the name of the model, "" where that is not known."""
+
+    numerics: str
+    model: str
+    segments: int
+    size_bytes: int
+    is_last: bool  # the server that ran last computes with it
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """What one conversation has on disk, all its branches together. `tokens` is how far the longest one reaches."""
 
@@ -67,16 +80,16 @@ class SegmentsTable:
         self._database = database
 
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
-        """What it refers to."""
+        """What it refers to, computed with whatever."""
         with self._database.read() as db:
             return [_saved(row) for row in db.query(_OF_CONVERSATION, [conversation_id])]
 
-    def beginning_with(self, owner_id: str, ids: tuple[int, ...], most: int) -> list[SavedSegment]:
+    def beginning_with(self, owner_id: str, numerics: str, ids: tuple[int, ...], most: int) -> list[SavedSegment]:
         """Whatever of the owner's begins with these ids, the first of them within one segment, and all that stands
         behind it; of more than `most` beginnings those used last."""
         head = pack(ids)
         with self._database.read() as db:
-            return [_saved(row) for row in db.query(_ALIKE, [owner_id, len(head), head, most])]
+            return [_saved(row) for row in db.query(_ALIKE, [owner_id, numerics, len(head), head, most])]
 
     def every(self) -> list[SavedSegment]:
         """All of them, with who refers to each."""
@@ -99,19 +112,60 @@ class SegmentsTable:
             row = db.execute("SELECT owner_id FROM segments WHERE key = ?", [key]).fetchone()
         return str(row[0]) if row else ""
 
-    def by_conversation(self, owner_id: str) -> dict[str, Saved]:
-        """For the owner's lists. A segment that two conversations share counts in both."""
+    def by_conversation(self, owner_id: str, numerics: str | None = None) -> dict[str, Saved]:
+        """For the owner's lists: what was computed with this, None: with whatever. A segment that two conversations
+        share counts in both."""
         with self._database.read() as db:
             rows = db.execute(
                 "SELECT r.conversation_id, max(s.start_tokens + s.tokens), sum(s.bytes) FROM segments s"
-                " JOIN segment_references r ON r.segment_key = s.key WHERE s.owner_id = ? GROUP BY r.conversation_id",
-                [owner_id],
+                " JOIN segment_references r ON r.segment_key = s.key"
+                " WHERE s.owner_id = ? AND s.fingerprint = ifnull(?, s.fingerprint)"
+                " GROUP BY r.conversation_id",
+                [owner_id, numerics],
             ).fetchall()
         return {str(row[0]): Saved(int(row[1]), int(row[2])) for row in rows}
 
     def used_bytes(self) -> int:
         with self._database.read() as db:
             return int(db.execute("SELECT coalesce(sum(bytes), 0) FROM segments").fetchone()[0])
+
+    def other_bytes(self, numerics: str) -> int:
+        """What was computed with other models and settings."""
+        sql = "SELECT coalesce(sum(bytes), 0) FROM segments WHERE fingerprint != ?"
+        with self._database.read() as db:
+            return int(db.execute(sql, [numerics]).fetchone()[0])
+
+    def served(self) -> list[Served]:
+        """All that was computed with, the last first."""
+        with self._database.read() as db:
+            models = dict(db.execute("SELECT numerics, model FROM kv_served ORDER BY id DESC").fetchall())
+            groups = db.execute(
+                "SELECT fingerprint, count(*), sum(bytes) FROM segments GROUP BY fingerprint"
+            ).fetchall()
+        counts = {str(row[0]): (int(row[1]), int(row[2])) for row in groups}
+        last = next(iter(models), None)
+        return [
+            Served(numerics, models.get(numerics, ""), *counts.get(numerics, (0, 0)), is_last=numerics == last)
+            for numerics in dict.fromkeys([*models, *counts])
+        ]
+
+    def serves(self, numerics: str, model: str) -> None:
+        """A server begins that computes with this."""
+        if any(one.is_last and (one.numerics, one.model) == (numerics, model) for one in self.served()):
+            return
+        with self._database.write() as db:
+            db.execute("DELETE FROM kv_served WHERE numerics = ?", [numerics])
+            db.execute("INSERT INTO kv_served(numerics, model) VALUES (?, ?)", [numerics, model])
+
+    def not_in_the_future(self, now: float) -> float:
+        """What a clock that was ahead has left counts as used now. Returns when anything was used last, 0.0 for
+        never."""
+        with self._database.read() as db:
+            last_used_at = float(db.execute("SELECT ifnull(max(last_used_at), 0) FROM segments").fetchone()[0])
+        if last_used_at > now:
+            with self._database.write() as db:
+                db.execute("UPDATE segments SET last_used_at = ? WHERE last_used_at > ?", [now, now])
+        return min(last_used_at, now)
 
     def add(
         self, owner_id: str, conversation_id: str, fingerprint: str, identity: SegmentIdentity, size_bytes: int
@@ -162,13 +216,17 @@ class SegmentsTable:
             for key in keys:
                 db.execute("DELETE FROM segments WHERE key = ?", [key])
 
-    def remove_with_descendants(self, key: str) -> list[str]:
-        """The keys that went: what builds on a segment is worth nothing without it."""
+    def remove_with_descendants(self, key: str) -> tuple[list[str], set[str]]:
+        """The keys that went, and the conversations that referred to them: what builds on a segment is worth nothing
+        without it."""
+        users: set[str] = set()
         with self._database.write() as db:
             doomed = [str(row[0]) for row in db.execute(_DESCENDANTS, [key]).fetchall()]
             for doomed_key in doomed:
+                sql = "SELECT conversation_id FROM segment_references WHERE segment_key = ?"
+                users.update(str(row[0]) for row in db.execute(sql, [doomed_key]).fetchall())
                 db.execute("DELETE FROM segments WHERE key = ?", [doomed_key])
-        return doomed
+        return doomed, users
 
     def release(self, conversation_id: str) -> None:
         """The conversation refers to nothing any more; what others refer to stays."""

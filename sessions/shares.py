@@ -36,9 +36,9 @@ def shares_of(
     pins: Pins,
     now: float,
 ) -> Shares:
-    """`asking` is the owner and the conversation that room is needed for; `now` in seconds since the epoch."""
+    """`asking` is the owner and the conversation that room is needed for; `now` by the monotonic clock."""
     owner_id, conversation_id = asking
-    present = {s.owner_id for s in slots if s.leased or now - s.last_used_at < PRESENT_S}
+    present = {s.owner_id for s in slots if s.leased or now - s.last_used_s < PRESENT_S}
     present |= {owner_id, *waiting_owners}
     share_bytes = guaranteed_bytes(budget_bytes, len(present))
     held: Counter[str] = Counter()

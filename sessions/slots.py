@@ -81,7 +81,8 @@ class Slot:
     conversation_id: str
     owner_id: str
     kv: KV
-    last_used_at: float = field(default_factory=time.time)
+    last_used_at: float = field(default_factory=time.time)  # to be shown
+    last_used_s: float = field(default_factory=time.monotonic)  # to be compared: the other clock may be set
     promised_bytes: int = 0
     leased: bool = False
     leaving: bool = False

@@ -16,24 +16,33 @@ from pathlib import Path
 from typing import Any
 
 from model_runtime.sampling_params import SamplingParams
+from sessions.bin import Bin
 from sessions.database import Database
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.keys import KeyStore
 from sessions.links_table import LinksTable
+from sessions.logins import LoginStore
+from sessions.losses import LossTable
 from sessions.paths import DataDirectory
 from sessions.records import Conversation, Totals
 from sessions.segments_table import SegmentsTable
-from sessions.tree import MessageTree
+from sessions.tree import NEXT_TURN, MessageTree
 from sessions.types import ConversationSettings, Origin
+from sessions.uptime import Clock, Uptime
 
 log = logging.getLogger(__name__)
 
+TRY_PATIENCE_S = 0.2
 SEARCH_LIMIT_CHARS = 200  # SQLite refuses very long LIKE patterns
 
 _CONVERSATION_ID = re.compile(r"[0-9a-f]{32}")
 _SELECT = """
     SELECT c.*, coalesce(m.ledger_start + length(m.token_ids) / 4, 0) AS ledger_tokens
-    FROM conversations c LEFT JOIN messages m ON m.id = c.leaf_id """
+    FROM conversations c LEFT JOIN messages m ON m.id = c.leaf_id WHERE c.binned_s IS NULL """
+_INSERT = f"""
+    INSERT OR IGNORE INTO conversations(id, owner_id, title, created_at, updated_at, settings, key, origin, turn_number)
+    VALUES (?, ?, '', ?, ?, ?, ?, ?, {NEXT_TURN})"""  # noqa: S608
+_NEWEST_FIRST = " ORDER BY c.turn_number DESC, c.rowid DESC"  # a clock may have been set back between two turns
 
 
 class Store:
@@ -43,18 +52,52 @@ class Store:
         self._directory = DataDirectory(data_dir)
         try:
             self._database = Database(self._directory.database_path)
+            self.logins = LoginStore(self._database)
         except StoreError:
             self._directory.close()
             raise
         self.messages = MessageTree(self._database)
         self.segments = SegmentsTable(self._database)
         self.links = LinksTable(self._database)
+        self.losses = LossTable(self._database)
         self.keys = KeyStore(self._database)
+        self.bin = Bin(self._database)
 
     @property
     def kv_dir(self) -> Path:
         """Where saved KVs lie."""
         return self._directory.kv_path
+
+    @property
+    def data_dir(self) -> Path:
+        """Where all of it lies."""
+        return self._directory.path
+
+    @property
+    def trouble(self) -> str:
+        """Why the last write failed, as a sentence; "" when it did not."""
+        return self._database.trouble
+
+    def moved(self) -> str:
+        """A sentence when the database was deleted or replaced since it was opened; else ""."""
+        return self._database.moved()
+
+    def try_to_write(self) -> None:
+        """Raises `StoreError` while nothing can be stored."""
+        with self._database.write(TRY_PATIENCE_S) as db:
+            db.execute("INSERT OR REPLACE INTO last_try VALUES (1, ?)", [time.time()])
+
+    def uptime(self, clock: Clock) -> Uptime:
+        """How long this directory has been served, by this clock."""
+        return Uptime(self._database, clock)
+
+    def wal_bytes(self) -> int:
+        """What is not in the database file itself yet, at most."""
+        return self._database.wal_bytes()
+
+    def checkpoint(self) -> bool:
+        """All of it is in the database file now, unless somebody is at it: then False."""
+        return self._database.checkpoint()
 
     def close(self) -> None:
         """Closes the database and lets go of the data directory. May be called twice."""
@@ -76,8 +119,8 @@ class Store:
         with self._database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
             newest = db.execute(
-                "SELECT id, leaf_id FROM conversations WHERE owner_id = ? AND key IS NULL"
-                " ORDER BY updated_at DESC, rowid DESC LIMIT 1",
+                "SELECT id, leaf_id FROM conversations WHERE owner_id = ? AND key IS NULL AND binned_s IS NULL"
+                " ORDER BY turn_number DESC, rowid DESC LIMIT 1",
                 [owner_id],
             ).fetchone()
             if newest and newest[1] is None:
@@ -85,11 +128,8 @@ class Store:
                 db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [_dump(settings), conversation_id])
             else:
                 conversation_id = uuid.uuid4().hex
-                db.execute(
-                    "INSERT INTO conversations(id, owner_id, title, created_at, updated_at, settings)"
-                    " VALUES (?, ?, '', ?, ?, ?)",
-                    [conversation_id, owner_id, now, now, _dump(settings)],
-                )
+                dumped = _dump(settings)
+                db.execute(_INSERT, [conversation_id, owner_id, now, now, dumped, None, Origin.PAGE])
         return self.conversation(owner_id, conversation_id)
 
     def add_conversation(
@@ -100,12 +140,7 @@ class Store:
         now, origin = time.time(), Origin.ONE_OFF if key is None else Origin.PROGRAM
         with self._database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
-            cursor = db.execute(
-                "INSERT OR IGNORE INTO conversations"
-                "(id, owner_id, title, created_at, updated_at, settings, key, origin)"
-                " VALUES (?, ?, '', ?, ?, ?, ?, ?)",
-                [conversation_id, owner_id, now, now, _dump(settings), key, origin],
-            )
+            cursor = db.execute(_INSERT, [conversation_id, owner_id, now, now, _dump(settings), key, origin])
             return bool(cursor.rowcount)
 
     def with_key(self, owner_id: str, key: str) -> str | None:
@@ -117,22 +152,20 @@ class Store:
 
     def conversations(self, owner_id: str, search: str = "") -> list[Conversation]:
         """The owner's, newest first; with `search` those whose title or any message contains it."""
-        sql, parameters = _SELECT + "WHERE c.owner_id = :owner", {"owner": owner_id}
+        sql, parameters = _SELECT + "AND c.owner_id = :owner", {"owner": owner_id}
         if search:
             parameters["like"] = f"%{_escaped(search[:SEARCH_LIMIT_CHARS])}%"
             sql += r""" AND (c.title LIKE :like ESCAPE '\' OR EXISTS (
                 SELECT 1 FROM messages t WHERE t.conversation_id = c.id AND t.text LIKE :like ESCAPE '\'))"""
         with self._database.read() as db:
-            return [
-                _conversation(row) for row in db.query(sql + " ORDER BY c.updated_at DESC, c.rowid DESC", parameters)
-            ]
+            return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST, parameters)]
 
     def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
         """Raises `ConversationNotFound` when it does not exist or is somebody else's."""
         row = None
         if isinstance(conversation_id, str) and _CONVERSATION_ID.fullmatch(conversation_id):
             with self._database.read() as db:
-                row = next(db.query(_SELECT + "WHERE c.id = ? AND c.owner_id = ?", [conversation_id, owner_id]), None)
+                row = next(db.query(_SELECT + "AND c.id = ? AND c.owner_id = ?", [conversation_id, owner_id]), None)
         if row is None:
             raise ConversationNotFound("This conversation does not exist. It may have been deleted in another tab.")
         return _conversation(row)
@@ -140,17 +173,7 @@ class Store:
     def every_conversation(self) -> list[Conversation]:
         """All owners', for the server's own errands."""
         with self._database.read() as db:
-            return [_conversation(row) for row in db.query(_SELECT + "ORDER BY c.updated_at DESC, c.rowid DESC")]
-
-    def forgettable(self, unused_since: float) -> list[Conversation]:
-        """All owners' that a program began without a name, no turn was taken in since (Unix seconds), and no person has
-        written in, named or pinned."""
-        with self._database.read() as db:
-            sql = _SELECT + (
-                "WHERE c.origin != 'page' AND c.key IS NULL AND NOT c.is_pinned AND c.updated_at < ?"
-                " AND c.title_by != 'person'"
-            )
-            return [_conversation(row) for row in db.query(sql, [unused_since])]
+            return [_conversation(row) for row in db.query(_SELECT + _NEWEST_FIRST)]
 
     def troubles(self) -> list[str]:
         """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
@@ -191,7 +214,7 @@ class Store:
     def pinned_conversations(self) -> list[Conversation]:
         """Everybody's, the most recently used first."""
         with self._database.read() as db:
-            sql = _SELECT + "WHERE c.is_pinned ORDER BY c.updated_at DESC, c.rowid DESC"
+            sql = _SELECT + "AND c.is_pinned" + _NEWEST_FIRST
             return [_conversation(row) for row in db.query(sql)]
 
     def delete(self, conversation_id: str) -> None:

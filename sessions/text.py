@@ -54,7 +54,8 @@ def clean_title(title: str) -> str:
 
 def first_title(message: str) -> str:
     """The first line of a conversation's first message, about 40 characters, cut at a word."""
-    title = clean_title(next((line for line in message.splitlines() if line.strip()), ""))
+    lines = message.lstrip()[:10_000].splitlines()  # of a long message only what can be shown
+    title = clean_title(lines[0] if lines else "")
     if len(title) <= FIRST_TITLE_CHARS:
         return title
     head = title[:FIRST_TITLE_CHARS]
@@ -72,3 +73,9 @@ def mib(size_bytes: int) -> str:
 def tokens(count: int) -> str:
     """ "1 token", "5,020 tokens"."""
     return f"{count:,} token{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """ "40 days", "3 hours"; for what took at least that."""
+    count, unit = (seconds / 86_400, "day") if seconds >= 86_400 else (seconds / 3600, "hour")
+    return f"{count:,.0f} {unit}{'' if round(count) == 1 else 's'}"

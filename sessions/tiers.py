@@ -21,6 +21,7 @@ from sessions.history import History
 from sessions.host import Host
 from sessions.leases import Leases
 from sessions.ledger import common_prefix
+from sessions.losses import Cause, SavedLoss
 from sessions.notes import Notes
 from sessions.parking import Parking
 from sessions.restorer import Restored, Restorer, Urgency, Wish
@@ -49,26 +50,26 @@ class Tiers:
         self._notes = notes
         self._config = config
         self._disk = Disk(
-            store.segments,
-            store.kv_dir,
+            store,
             engine,
             config,
             lambda: {*runs.active_by_conversation(), *leases.pins.conversations()},
         )
         self._disk.on_written = notes.written
+        store.messages.unsaved_cause = Cause.UNSAVED if self._disk.budget_bytes else Cause.DISK_OFF
         self._host = Host(config.host_kv_budget_bytes)
         self._cold = Cold(engine, self._host, self._disk)
         self._writer = Writer(engine, self._cold, notes.not_saved)
         self._restorer = Restorer(engine, self._cold)
         self.parking = Parking(engine, leases, self._cold, self._writer)
-        self.warmer = Warmer(store.segments, engine, leases, self._cold, self._restorer, self._restore)
+        self.warmer = Warmer(engine, leases, self._cold, self._restorer, self._restore)
         leases.exits = self
         self.history = History(self._usage, config.usage_interval_s)
 
-    def start(self) -> None:
-        """Sweeps the disk, then takes work."""
+    def start(self, say: Callable[[str], None]) -> None:
+        """Sweeps the disk, then takes work. `say` tells a person of what is saved and what has to go."""
         try:
-            self._disk.sweep()
+            self._disk.sweep(say)
         except (SnapshotNotSaved, OSError):  # a folder that cannot be used: nothing is saved, and the chat goes on
             log.exception("kv_sweep_failed")
         self._writer.start()
@@ -103,9 +104,17 @@ class Tiers:
     def disk_used_bytes(self) -> int:
         return self._disk.used_bytes
 
+    @property
+    def disk_other_bytes(self) -> int:
+        return self._disk.other_bytes
+
+    def loss(self, conversation_id: str) -> SavedLoss | None:
+        """What is known of a conversation whose next turn does not find all that it saved."""
+        return self._disk.loss(conversation_id)
+
     def saved(self, owner_id: str) -> dict[str, Saved]:
         """What the owner's conversations have on disk."""
-        return self._store.segments.by_conversation(owner_id)
+        return self._disk.by_conversation(owner_id)
 
     def restored_ttft_s(self, saved_tokens: int, expected_tokens: int, tier: Tier) -> float:
         """What a turn is expected to take when `saved_tokens` come from that tier and the rest is read."""
@@ -161,6 +170,7 @@ class Tiers:
                 prompt_tokens=len(run.plan.turn.ledger) - run.plan.turn.answer_prefix_tokens,
                 staged=saving.staged,
                 done=saving.done,
+                message_id=run.message_id,
             )
         )
 

@@ -14,12 +14,15 @@ from typing import Any
 import sqlite_utils
 
 from model_runtime.events import FinishReason
-from sessions.database import Database
+from sessions.database import BUSY_TIMEOUT_S, Database
 from sessions.errors import ConversationNotFound
 from sessions.links_table import insert_link
+from sessions.losses import Cause, turn_begins, turn_ends
 from sessions.records import Node, NodeIds, pack, unpack
 from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
 
+# Which turn of all conversations a conversation's last one was: the order of use, whatever the clock did.
+NEXT_TURN = "(SELECT coalesce(max(turn_number), 0) + 1 FROM conversations)"
 INTERRUPTED_NOTE = "The server ended while this answer was being written. Continue it, or regenerate it."
 
 _PATH = """
@@ -44,6 +47,11 @@ _NODES_OF_PATH = (
     _PATH + "SELECT m.*, l.link, l.parts FROM path JOIN messages m ON m.id = path.id"  # noqa: S608
     " LEFT JOIN message_links l ON l.message_id = m.id ORDER BY path.depth DESC"
 )
+_TURN_TAKEN = f"""
+    UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?, turn_number = {NEXT_TURN},
+        origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin ELSE 'program' END,
+        title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,
+        title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?"""  # noqa: S608
 _RECEIPT_FIELDS = tuple(Receipt.__dataclass_fields__)
 
 
@@ -52,6 +60,7 @@ class MessageTree:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.unsaved_cause = Cause.UNSAVED  # why a turn's memory is not on disk when it ends
 
     def path(self, leaf_id: int | None) -> tuple[Node, ...]:
         """The nodes from the root to `leaf_id`, ids included; () for None."""
@@ -110,6 +119,7 @@ class MessageTree:
             "model_name": model_name,
         }
         with self._database.write() as db:
+            common["last_used_at"] = _later(db, conversation_id)
             for node in history:
                 parent_id = _insert_known(db, common, parent_id, node)
             if user is not None:
@@ -117,18 +127,17 @@ class MessageTree:
                 insert_link(db, parent_id, conversation_id, user_link, user_parts)
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
             db.execute(
-                "UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?,"
-                " origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin"
-                " ELSE 'program' END,"
-                " title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,"
-                " title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?",
+                _TURN_TAKEN,
                 [answer_id, now, numerics, is_by_person, first_title, conversation_id],
             )
+            turn_begins(db, conversation_id, answer_id, self.unsaved_cause)
         return answer_id
 
-    def checkpoint(self, message_id: int, text: str, token_ids: Sequence[int]) -> None:
+    def checkpoint(
+        self, message_id: int, text: str, token_ids: Sequence[int], patience_s: float = BUSY_TIMEOUT_S
+    ) -> None:
         """Keeps what a running answer has so far. `token_ids` are all of the node's."""
-        with self._database.write() as db:
+        with self._database.write(patience_s) as db:
             db.execute(
                 "UPDATE messages SET text = ?, token_ids = ? WHERE id = ? AND status = 'running'",
                 [text, pack(token_ids), message_id],
@@ -144,13 +153,19 @@ class MessageTree:
         note: str,
         receipt: Receipt | None,
         link: str = "",
+        patience_s: float = BUSY_TIMEOUT_S,
     ) -> None:
-        """The answer, its ids, its link, its receipt and the owner's totals, in one transaction."""
-        with self._database.write() as db:
-            db.execute(
-                "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ? WHERE id = ?",
+        """The answer, its ids, its link, its receipt and the owner's totals, in one transaction. Nothing happens to an
+        answer that is not running: it was deleted, or all of this is stored already."""
+        with self._database.write(patience_s) as db:
+            cursor = db.execute(
+                "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ?"
+                " WHERE id = ? AND status = 'running'",
                 [text, pack(token_ids), status, finish_reason, note, message_id],
             )
+            if not cursor.rowcount:
+                return
+            turn_ends(db, message_id, self.unsaved_cause)
             if link:
                 sql = "SELECT conversation_id FROM messages WHERE id = ?"
                 if found := db.execute(sql, [message_id]).fetchone():
@@ -186,8 +201,15 @@ class MessageTree:
                 )
             ]
             chosen = siblings[min(max(siblings.index(message_id) + step, 0), len(siblings) - 1)]
-            db.execute("UPDATE messages SET last_used_at = ? WHERE id = ?", [time.time(), chosen])
+            now = _later(db, conversation_id)
+            db.execute("UPDATE messages SET last_used_at = ? WHERE id = ?", [now, chosen])
             db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [_leaf_below(db, chosen), conversation_id])
+
+
+def _later(db: sqlite_utils.Database, conversation_id: str) -> float:
+    """Now, or just after all that was used in the conversation: the clock may have been set back since."""
+    sql = "SELECT max(last_used_at) FROM messages WHERE conversation_id = ?"
+    return max(time.time(), (db.execute(sql, [conversation_id]).fetchone()[0] or 0.0) + 1e-3)
 
 
 def _member(db: sqlite_utils.Database, conversation_id: str, message_id: int) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from model_runtime.errors import ModelRuntimeError
 from model_runtime.messages import ChatMessage
-from model_runtime.numerics import difference
+from model_runtime.numerics import difference, is_upgrade
 from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import Engine, GenerationRequest, ModelInfo
+from model_runtime.segments import with_format
+from model_runtime.types import Engine, GenerationRequest
 from sessions import links
 from sessions.beginnings import Beginnings, Shared
 from sessions.leases import Lease, Leases, Ticket
@@ -71,6 +73,17 @@ class Turns:
         self._recorder = recorder
         self._beginnings = beginnings
 
+    @contextlib.contextmanager
+    def claim(self, conversation_id: str) -> Iterator[None]:
+        """Like `RunTable.claim`, for a turn: what could not be stored is stored first, or `StoreError` is raised."""
+        with self._runs.claim(conversation_id):
+            self.store_kept()
+            yield
+
+    def store_kept(self) -> None:
+        """Nothing goes on from an answer that is not in the database. Raises `StoreError`."""
+        self._recorder.kept.store_all()
+
     def begin(self, new: NewTurn) -> Run:
         """Commits the turn and gets in line. Inside the conversation's claim. Nothing is stored when it raises."""
         conversation, turn = new.conversation, new.turn
@@ -78,7 +91,8 @@ class Turns:
         self._leases.refuse_hopeless(conversation.owner_id, conversation.conversation_id, promised_bytes)
         self._pins.admit(conversation.conversation_id, promised_bytes)
         above, link = (*new.path, *new.history), _link(new)
-        info = self._engine.info
+        info, loss = self._engine.info, self._tiers.loss(conversation.conversation_id)  # before the turn is marked
+        numerics = with_format(info.fingerprint)
         message_id = self._store.messages.begin_turn(
             conversation.conversation_id,
             new.path[-1].message_id if new.path else None,
@@ -86,7 +100,7 @@ class Turns:
             (new.prefix_text, turn.answer),
             info.tokenizer_fingerprint,
             info.name,
-            info.fingerprint,
+            numerics,
             first_title(above[0].text if above else new.user_text or ""),
             new.history,
             link,
@@ -101,7 +115,9 @@ class Turns:
                 turn=turn,
                 sampling=new.sampling,
                 text=new.prefix_text,
-                change=_change(conversation, above, info),
+                change=_change(conversation, above, info.name, numerics),
+                is_upgrade=is_upgrade(conversation.numerics, numerics),
+                loss=loss,
                 link=link,
                 reads_calls=new.reads_calls,
                 is_fork=new.is_fork,
@@ -175,8 +191,8 @@ def _link(new: NewTurn) -> str:
     return links.after(before, [ChatMessage("user", new.user_text)]) if before else ""
 
 
-def _change(conversation: Conversation, above: Sequence[Node], now: ModelInfo) -> str:
+def _change(conversation: Conversation, above: Sequence[Node], model_name: str, numerics: str) -> str:
     """What was changed since the last turn that makes its KV useless, as a clause; "" when nothing was."""
-    if above and above[-1].model_name != now.name:
+    if above and above[-1].model_name != model_name:
         return "the model was changed"
-    return difference(conversation.numerics, now.fingerprint)
+    return difference(conversation.numerics, numerics)

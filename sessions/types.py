@@ -49,6 +49,16 @@ class MissReason(StrEnum):
     SNAPSHOT_REFUSED = "snapshot_refused"
     REREAD_CHEAPER = "reread_cheaper"
     FORKED = "forked"
+    # What it saved on disk is not there:
+    UNSAVED = "unsaved"  # the server ended before it was written
+    NOT_SAVED = "not_saved"  # it could not be written
+    DISK_FULL = "disk_full"
+    DISK_OFF = "disk_off"  # the disk budget is 0, or was
+    DISK_BUDGET = "disk_budget"  # deleted for room
+    CLOCK = "clock"  # deleted for room after the clock had jumped
+    FILES_MISSING = "files_missing"  # somebody deleted the files
+    CLEARED = "cleared"  # `keepwarm cache clear`
+    UPGRADED = "upgraded"  # another version of Keepwarm wrote it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ class Receipt:
 @dataclass(frozen=True, slots=True)
 class MessageView:
     """One message on the current path. Siblings are numbered from 1. `note` is a sentence a person should see with it
-    (why it stopped, what failed, what to do next), "" mostly."""
+    (why it stopped, what failed, what to do next), "" mostly. `is_stored` is False while it is kept in memory alone."""
 
     message_id: int
     role: str  # "user" | "assistant"
@@ -110,6 +120,7 @@ class MessageView:
     receipt: Receipt | None = None
     note: str = ""
     can_continue: bool = False
+    is_stored: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +239,8 @@ class MemoryView:
     reused_tokens_total: int
     events: tuple[MemoryEvent, ...] = field(default=())
     disk_used_bytes: int = 0
-    disk_budget_bytes: int = 0  # 0: nothing is saved
+    disk_budget_bytes: int = 0  # 0: nothing is saved, and what was saved before is not read
+    disk_other_bytes: int = 0  # of the used: saved by other models and settings
     host_used_bytes: int = 0
     host_reserved_bytes: int = 0  # promised to KVs that are being moved there
     host_budget_bytes: int = 0  # 0: there is no host tier

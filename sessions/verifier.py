@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from model_runtime.errors import ModelRuntimeError
 from model_runtime.types import Engine
+from sessions.awake import Awake
 from sessions.checks import Check, check, disk_copy, host_copy
 from sessions.cold import Cold
 from sessions.errors import CacheFull, SessionError
@@ -127,8 +128,8 @@ class Verifier:
                 asked.finish(result)
 
     def _until_quiet(self, asked: Verifying) -> Check:
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and not self._closed:
+        tried = Awake()
+        while tried.look() < PATIENCE_S and not self._closed:
             if not self._runs.is_busy(asked.conversation_id):
                 result = self._once(asked)
                 if result is not None:
@@ -216,4 +217,4 @@ class Verifier:
             return granted.get(timeout=ROOM_TIMEOUT_S)
         if self._leases.leave(ticket) or self._closed:
             return None
-        return granted.get(timeout=ROOM_TIMEOUT_S)  # it was being granted at this very moment
+        return granted.get(timeout=PATIENCE_S)  # it was being granted at this very moment

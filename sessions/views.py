@@ -116,6 +116,7 @@ class Views:
             events=self._events.of(owner_id),
             disk_used_bytes=self._tiers.disk_used_bytes,
             disk_budget_bytes=self._tiers.disk_budget_bytes,
+            disk_other_bytes=self._tiers.disk_other_bytes,
             host_used_bytes=host.used_bytes,
             host_reserved_bytes=host.reserved_bytes,
             host_budget_bytes=host.budget_bytes,

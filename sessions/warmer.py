@@ -9,7 +9,6 @@ from model_runtime.types import Engine
 from sessions.cold import Cold
 from sessions.leases import Leases
 from sessions.restorer import Restored, Restorer, Urgency, Wish
-from sessions.segments_table import SegmentsTable
 
 
 class Warmer:
@@ -17,14 +16,12 @@ class Warmer:
 
     def __init__(
         self,
-        table: SegmentsTable,
         engine: Engine,
         leases: Leases,
         cold: Cold,
         restorer: Restorer,
         restore: Callable[[Wish], Restored],
     ) -> None:
-        self._table = table
         self._engine = engine
         self._leases = leases
         self._cold = cold
@@ -50,7 +47,7 @@ class Warmer:
     def _has_saved(self, owner_id: str, conversation_id: str) -> bool:
         cold = self._cold
         in_memory = cold.host.of_conversation(conversation_id) or cold.staged.of_conversation(conversation_id)
-        return bool(in_memory) or conversation_id in self._table.by_conversation(owner_id)
+        return bool(in_memory) or conversation_id in cold.disk.by_conversation(owner_id)
 
     def _warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], promised_bytes: int) -> None:
         with self._warming_lock:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from model_runtime.errors import EngineClosed, SnapshotNotSaved
 from model_runtime.types import KV, Engine, Segment
+from sessions.awake import join
 from sessions.chains import cut
 from sessions.cold import Cold
 from sessions.errors import SessionError
@@ -38,6 +39,7 @@ class SaveJob:
     prompt_tokens: int
     done: Callable[[bool], None]
     staged: Callable[[], None] = lambda: None
+    message_id: int | None = None  # the answer it was saved after, None: no turn can have begun since
 
 
 class Writer:
@@ -61,8 +63,7 @@ class Writer:
     def close(self, timeout_s: float) -> None:
         """Saves what is in the queue, as far as the time goes, then ends. What is left is read again one day."""
         self._queue.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        join(self._thread, timeout_s)
         self._gives_up = True
 
     def _loop(self) -> None:
@@ -70,10 +71,14 @@ class Writer:
             saved, trouble = False, ""
             try:
                 saved = not self._gives_up and self._save(job)
+                if saved:
+                    self._disk.all_saved(job.conversation_id, job.message_id)
             except EngineClosed:
                 log.info("kv_not_saved conversation=%s why=engine_closed", job.conversation_id)
             except (SnapshotNotSaved, SessionError) as error:
                 trouble = str(error)
+                with contextlib.suppress(SessionError):  # the database is closed, and nobody looks any more
+                    self._disk.not_saved(job.conversation_id, trouble)
             except Exception:
                 log.exception("kv_not_saved conversation=%s", job.conversation_id)
             finally:
@@ -99,7 +104,7 @@ class Writer:
 
     def _tell(self, job: SaveJob, trouble: str) -> None:
         log.warning("kv_not_saved conversation=%s error=%s", job.conversation_id, trouble)
-        with contextlib.suppress(SessionError):  # the database is closed, and nobody looks any more
+        with contextlib.suppress(SessionError):  # the same
             self._on_trouble(job.owner_id, job.conversation_id, trouble)
 
     def _save(self, job: SaveJob) -> bool:

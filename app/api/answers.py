@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +25,8 @@ class Reply:
     run: Run
     model: str
     created: int  # seconds since the epoch
-
-    @property
-    def completion_id(self) -> str:
-        return f"chatcmpl-{self.run.message_id:x}"
+    # Random: a count would tell how much others ask.
+    completion_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
 
     def whole(self, message: MessageView, said: ChatMessage) -> dict[str, Any]:
         """The response of a request that does not stream. Raises `Problem` for an answer that failed."""
@@ -135,6 +134,7 @@ def receipt(run: Run, message: MessageView) -> dict[str, Any]:
         "saved_ms": round(found.saved_s * 1000, 1),
         "miss_reason": None if found.miss_reason is None else found.miss_reason.value,
         "miss_detail": found.miss_detail or None,
+        "stored": message.is_stored,
     }
 
 

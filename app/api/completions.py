@@ -15,10 +15,12 @@ from starlette.responses import JSONResponse, Response
 
 from app.api import streams
 from app.api.answers import Reply
+from app.api.json_route import CLIENT_GONE, json_route
 from app.api.problems import RETRY_BUSY_S, Problem
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
 from app.api.translate import chat_request
+from app.bodies import Bodies
 from sessions.runs import Run
 from sessions.types import MessageView
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_OPEN_REQUESTS = 64  # of one key-holder; the others' turns come no sooner by its queueing more
-CLIENT_GONE = 499  # nobody reads it; the log does
 
 EVENTS = {
     "description": "The completion, or with `stream` server-sent events of `chat.completion.chunk` objects.",
@@ -36,9 +37,10 @@ EVENTS = {
 }
 
 
-def completions_router(house: House) -> APIRouter:
+def completions_router(house: House, bodies: Bodies) -> APIRouter:
     """The route. Everything it remembers is the number of open requests, on the event loop alone."""
-    router, manager, open_requests = APIRouter(), house.manager, Counter[str]()
+    router = APIRouter(route_class=json_route(house, bodies, ChatCompletionRequest))
+    manager, open_requests = house.manager, Counter[str]()
 
     @router.post(
         "/chat/completions",
@@ -47,7 +49,7 @@ def completions_router(house: House) -> APIRouter:
         responses={**REFUSALS, 200: EVENTS},
     )
     async def complete(body: ChatCompletionRequest, request: Request) -> Response:
-        owner_id = await run_in_threadpool(house.callers.owner_of, request)
+        owner_id = request.state.owner_id
         if open_requests[owner_id] >= MOST_OPEN_REQUESTS:
             raise Problem(429, f"{MOST_OPEN_REQUESTS} requests of yours are open already.", "too_many_requests",
                           retry_after_s=RETRY_BUSY_S)  # fmt: skip
@@ -62,6 +64,7 @@ def completions_router(house: House) -> APIRouter:
 
         try:
             run = await run_in_threadpool(begin, owner_id, body)
+            await request.state.body_held.aclose()  # tokenised: another large one's turn
         except BaseException:
             ended()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -56,8 +57,8 @@ class Problem(Exception):
         headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s is not None else {}
         return {**headers, "WWW-Authenticate": "Bearer"} if self.status == 401 else headers
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.headers())
+    def response(self, more_headers: Mapping[str, str] = MappingProxyType({})) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, {**self.headers(), **more_headers})
 
 
 def problem_of(error: Exception, doing: str) -> Problem:

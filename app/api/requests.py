@@ -7,6 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MOST_MESSAGES = 20_000
+MOST_PARTS = 20_000
+MOST_TOOLS = 1_000
+# Every list fails fast: one wrong element is told, not a hundred thousand.
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -39,9 +44,16 @@ class Message(_Strict):
     """One message. Texts are compared letter by letter with what was said before."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    content: (
+        str
+        | Annotated[
+            list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]],
+            Field(max_length=MOST_PARTS, fail_fast=True),
+        ]
+        | None
+    ) = None
     name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: Annotated[list[MessageToolCall], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
 
 
@@ -65,7 +77,7 @@ class ChatCompletionRequest(_Strict):
     """A chat completion. Without `prompt_cache_key` the conversation with the longest known beginning is continued."""
 
     model: str = Field(description="An id that GET /v1/models lists.")
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     prompt_cache_key: str | None = Field(
@@ -81,15 +93,17 @@ class ChatCompletionRequest(_Strict):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto" (the default with tools) or "none".')
     n: int | None = Field(default=1, description="1: one choice.")
     response_format: Any = Field(default=None, description='{"type": "text"} or nothing.')
     logit_bias: dict[str, Any] | None = Field(default=None, description="Empty or nothing.")
-    modalities: list[str] | None = Field(default=None, description='["text"] or nothing.')
+    modalities: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        default=None, description='["text"] or nothing.'
+    )
     audio: Any = Field(default=None, description="Nothing.")
     functions: Any = Field(default=None, description="Nothing: use `tools`.")
     function_call: Any = Field(default=None, description="Nothing: use `tool_choice`.")

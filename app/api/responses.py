@@ -68,7 +68,7 @@ class Usage(BaseModel):
 
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it landed in; `miss_reason` says why more was fed than the
-    turn added."""
+    turn added. `stored` is false while the answer is kept in the server's memory, because its disk takes nothing."""
 
     session_id: str
     fed: int
@@ -79,6 +79,7 @@ class Receipt(BaseModel):
     saved_ms: float
     miss_reason: str | None
     miss_detail: str | None
+    stored: bool
 
 
 class ChatCompletion(BaseModel):
@@ -158,8 +159,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": Error, "description": "A valid API key is needed."},
     403: {"model": Error, "description": "Without any key only this machine is answered."},
     404: {"model": Error, "description": "No such model or session for this key."},
+    408: {"model": Error, "description": "The request's body came too slowly."},
     409: {"model": Error, "description": "An answer is being written in this session. Retry-After says when to try."},
     413: {"model": Error, "description": "The request is too large."},
+    415: {"model": Error, "description": "The body is compressed, or is not JSON."},
     422: {"model": Error, "description": "Not used: what cannot be understood is a 400."},
     429: {"model": Error, "description": "Too many requests of this key are open. Retry-After says when to try."},
     500: {"model": Error, "description": "The answer failed."},

@@ -17,6 +17,7 @@ from app.api.completions import completions_router
 from app.api.models import models_router
 from app.api.problems import Problem, problem_of
 from app.api.sessions import sessions_router
+from app.bodies import Bodies
 from app.metrics import Metrics
 from model_runtime.errors import ModelRuntimeError
 from sessions.errors import SessionError
@@ -33,7 +34,7 @@ DESCRIPTION = (
 )
 
 
-def create_api(house: House, metrics: Metrics) -> FastAPI:
+def create_api(house: House, metrics: Metrics, bodies: Bodies) -> FastAPI:
     """Everything below /v1."""
     api = FastAPI(
         title="Keepwarm",
@@ -43,7 +44,7 @@ def create_api(house: House, metrics: Metrics) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    api.include_router(completions_router(house))
+    api.include_router(completions_router(house, bodies))
     api.include_router(models_router(house))
     api.include_router(sessions_router(house))
     api.add_middleware(RequestLog, metrics=metrics)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.answers import DONE, Progress, Reply, event, finish_reason, refuse_failed, tool_calls
-from app.api.problems import Problem
+from app.api.problems import Problem, problem_of
 from sessions.manager import SessionManager
 from sessions.runs import Run
 from sessions.types import MessageView, RunPhase, RunSnapshot
@@ -120,7 +120,11 @@ async def chunks(
                     yield reply.chunk({"content": text}, logprobs=progress.news)
         if message is None:
             return
-        for text in _ending(reply, manager, message, progress, include_usage):
+        try:
+            ending = _ending(reply, manager, message, progress, include_usage)
+        except Exception as error:  # the status is sent already: what is left is to say it, and to end as a stream does
+            ending = [event(problem_of(error, "ending this answer").body()), DONE]
+        for text in ending:
             yield text
     finally:
         on_end(message)
@@ -137,7 +141,7 @@ def _ending(
     try:
         refuse_failed(message)
     except Problem as problem:
-        return [*ending, event(problem.body())]
+        return [*ending, event(problem.body()), DONE]
     if said.tool_calls:
         ending.append(reply.chunk({"tool_calls": tool_calls(said, with_index=True)}))
     if include_usage:

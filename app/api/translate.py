@@ -91,8 +91,11 @@ def _tools(body: ChatCompletionRequest, takes_tools: bool) -> tuple[str, ...]:
 
 def _tool(tool: Tool) -> str:
     """Only what OpenAI's API defines, in one order: the same tools always begin the same history."""
-    function = tool.function.model_dump(exclude_none=True, include=set(TOOL_KEYS))
-    return clean_exactly(json.dumps({"type": "function", "function": function}, ensure_ascii=False))
+    try:
+        function = tool.function.model_dump(exclude_none=True, include=set(TOOL_KEYS))
+        return clean_exactly(json.dumps({"type": "function", "function": function}, ensure_ascii=False))
+    except (RecursionError, ValueError):
+        raise Problem(400, "A tool's parameters are nested too deeply.", "invalid_value", "tools") from None
 
 
 def _message(message: Message) -> ChatMessage:

@@ -11,7 +11,7 @@ let lastSeq = 0;
 let pending = null;
 let line = Promise.resolve();
 
-export function connect(gradio) {
+export function mount(_element, _value, gradio) {
   port = gradio;
   gradio.watch("value", () => {
     const reply = gradio.props.value;

@@ -9,6 +9,7 @@ export const state = {
   shown: 30,
   run: null,
   context: null,
+  answer: null, // the blocks of the answer that grows, once there is news of it
 };
 
 const target = new EventTarget();
@@ -24,7 +25,7 @@ export function emit(name, detail) {
 // Gradio mounts the parts in any order, and on a busy machine seconds apart. The page starts when all are there: a part
 // that comes late would miss what the others said.
 
-const parts = new Set(["bridge", "header", "conversations", "welcome", "composer", "memory", "settings"]);
+const parts = new Set(["bridge", "header", "conversations", "welcome", "thread", "composer", "memory", "settings"]);
 let start = null;
 
 export function mounted(part) {

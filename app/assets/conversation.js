@@ -6,6 +6,7 @@ const UPDATE_MS = 110; // nine updates a second
 const SHOWN = 30;
 const MEMORY_MS = 1000; // so often the memory panel comes with the run
 let following = false;
+let held = new Map(); // the blocks of the growing answer by key
 
 export async function open(conversationId) {
   const changed = conversationId !== state.conversationId;
@@ -82,7 +83,13 @@ function take(reply) {
     state.messages = reply.messages;
     state.hidden = reply.hidden;
     state.context = reply.context;
+    state.answer = null;
     emit("thread");
+  } else if (reply.answer) {
+    const { keys, fresh } = reply.answer;
+    held = new Map(keys.map((key) => [key, fresh[key] ?? held.get(key)]));
+    state.answer = keys.map((key) => held.get(key));
+    emit("answer");
   }
   emit("run");
 }
@@ -98,7 +105,7 @@ async function follow() {
       const still = () => id === state.conversationId && state.run !== null;
       const memory = began - memoryAt > MEMORY_MS;
       if (memory) memoryAt = began;
-      const details = { conversation_id: id, version: state.run.version, shown: state.shown, memory };
+      const details = { conversation_id: id, version: state.run.version, shown: state.shown, memory, known: [...held.keys()].join(",") };
       const reply = await act("follow", details, still);
       if (reply?.memory) emit("memory", reply.memory);
       if (reply?.lost) await pause(1000);

@@ -163,11 +163,12 @@ async function tell(name, details) {
   return !reply.error;
 }
 
+// A page of its own asks whether this browser is to keep the conversations.
 function leave() {
   return el(
     "form",
-    { method: "post", action: "/logout" },
-    el("button", { type: "submit", class: "kw-button kw-bare", "aria-label": "Log out", title: "Log out" }, icon("door")),
+    { method: "get", action: "/logout" },
+    el("button", { type: "submit", class: "kw-button kw-bare", "aria-label": "Log out", title: "Log out", "data-testid": "log-out" }, icon("door")),
   );
 }
 

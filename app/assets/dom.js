@@ -100,7 +100,19 @@ export function reconcile(parent, items, build) {
   parent.kwRows = rows;
 }
 
-export async function copyText(text, button) {
+// A click on `button` copies `text`; the button says so for a moment.
+export async function copyFrom(button, text) {
+  await copyText(text);
+  const before = button.firstChild;
+  button.replaceChildren(icon("check"));
+  button.setAttribute("aria-label", "Copied");
+  setTimeout(() => {
+    button.replaceChildren(before);
+    button.setAttribute("aria-label", button.title);
+  }, 1500);
+}
+
+export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -112,11 +124,4 @@ export async function copyText(text, button) {
     document.execCommand("copy");
     area.remove();
   }
-  const before = button.firstChild;
-  button.replaceChildren(icon("check"));
-  button.setAttribute("aria-label", "Copied");
-  setTimeout(() => {
-    button.replaceChildren(before);
-    button.setAttribute("aria-label", button.title);
-  }, 1500);
 }

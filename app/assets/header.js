@@ -7,6 +7,7 @@ import { openSettings } from "./settings.js";
 export function mount(element, facts) {
   const title = el("h1", { class: "kw-title", "data-testid": "title" });
   const share = el("p", { class: "kw-share", role: "status", hidden: true });
+  const trouble = el("p", { class: "kw-trouble", role: "alert", hidden: true, "data-testid": "trouble" });
   const running = [facts.model, facts.quantization, facts.kernel].filter(Boolean).join(" · ");
   const model = el("p", { class: "kw-model", "data-testid": "model", text: running });
   model.title = [`Runs on ${facts.device}.`, ...facts.notes].join("\n");
@@ -16,6 +17,7 @@ export function mount(element, facts) {
   element.append(
     el("header", { class: "kw-header" }, left, el("div", { class: "kw-heading" }, title, model), settings, right),
     share,
+    trouble,
   );
 
   const draw = () => {
@@ -35,6 +37,10 @@ export function mount(element, facts) {
     }
     if (share.textContent !== news.share) share.textContent = news.share;
     share.hidden = !news.share;
+  });
+  on("trouble", (sentence) => {
+    if (trouble.textContent !== sentence) trouble.textContent = sentence;
+    trouble.hidden = !sentence;
   });
   whenAllAreMounted(page.start);
   mounted("header");

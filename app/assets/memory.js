@@ -9,6 +9,7 @@ export function mount(element) {
   const totals = el("section", { class: "kw-totals", "aria-label": "Budget" });
   const trend = el("div", { class: "kw-trend" });
   const saved = el("p", { class: "kw-saved", "data-testid": "saved" });
+  const whole = el("p", { class: "kw-process kw-figures", "data-testid": "process-memory" });
   const rows = el("div", { class: "kw-memory-rows", role: "list", "aria-label": "Memory of each conversation" });
   const log = el("ol", { class: "kw-log", "data-testid": "log" });
   const empty = el("p", { class: "kw-empty", text: "Nothing is held yet. The first answer warms a conversation up." });
@@ -23,7 +24,7 @@ export function mount(element) {
         el("h2", { text: "Memory" }),
         iconButton("close", "Close memory", () => page.toggle("right"), { class: "kw-overlay-only" }),
       ),
-      el("div", { class: "kw-memory-top" }, totals, trend, saved),
+      el("div", { class: "kw-memory-top" }, totals, trend, whole, saved),
       el("div", { class: "kw-memory-scroll" }, rows, empty),
       logBox,
     ),
@@ -46,7 +47,10 @@ export function mount(element) {
     memory = news;
     draw();
   };
-  on("pulse", (news) => take(news.memory));
+  on("pulse", (news) => {
+    reconcile(whole, [{ key: "process", ...news.process }], processLine);
+    take(news.memory);
+  });
   on("memory", take);
   on("selected", draw);
   mounted("memory");
@@ -71,6 +75,10 @@ function bar({ tier, budget, used, reserved, parts, note, hint }) {
     track,
     apart ? el("p", { class: "kw-bar-apart kw-figures", title: hint || null, text: apart }) : null,
   );
+}
+
+function processLine({ resident, parts, hint }) {
+  return el("span", { title: hint }, `Process ${resident}`, el("span", { class: "kw-quiet", text: parts }));
 }
 
 function savings({ saved, reused }) {

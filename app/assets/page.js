@@ -3,14 +3,11 @@ import { emit, on } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { startPulse } from "./pulse.js";
 import { closeSettings } from "./settings.js";
-import * as thread from "./thread.js";
 
 const WIDE = matchMedia("(min-width: 1200px)");
 const MIDDLE = matchMedia("(min-width: 769px)");
 
 export async function start() {
-  const displays = await Promise.all(["kw-earlier", "kw-latest"].map(appearance));
-  thread.start(displays);
   drawSidebars();
   WIDE.addEventListener("change", drawSidebars);
   MIDDLE.addEventListener("change", drawSidebars);
@@ -26,12 +23,6 @@ export async function start() {
   else await conversation.openNew();
   startPulse();
   document.documentElement.dataset.keepwarm = "ready";
-}
-
-// Gradio loads its chat display only when the page asks for it.
-async function appearance(id) {
-  while (!document.getElementById(id)) await new Promise((resolve) => setTimeout(resolve, 20));
-  return document.getElementById(id);
 }
 
 // Sidebars: side by side where there is room, above the chat where there is not. Wide screens remember the choice.

@@ -38,6 +38,7 @@ async function beat() {
   const news = await ask("pulse", { search: asked });
   asking = false;
   hear(news);
+  if (!news.lost) emit("trouble", news.trouble ?? "");
   let busy = false;
   if (!news.error) {
     emit("pulse", news);
@@ -47,7 +48,7 @@ async function beat() {
     busy = elsewhere || news.memory.rows.some((row) => row.check?.state === "running");
     const here = rows.find((row) => row.id === state.conversationId);
     // Somebody went on with this conversation in another tab: show it.
-    if (here && !state.run && (here.is_running || here.updated_at > state.updatedAt)) {
+    if (here && !state.run && (here.is_running || here.updated_at !== state.updatedAt)) {
       await conversation.open(state.conversationId);
     }
   }

@@ -1,46 +1,68 @@
-// The messages. Gradio's chat displays draw the text; this draws what stands below each: progress, receipt, actions.
-import { emit, on, state } from "./bus.js";
+// The messages: what was said, and what stands below each: progress, receipt, actions.
+import { drawAnswer } from "./answer.js";
+import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
-import { copyText, el, icon, iconButton, textButton } from "./dom.js";
+import { copyFrom, el, icon, iconButton, textButton } from "./dom.js";
 import { followEnd } from "./scroll.js";
 
-const ROWS = "#kw-earlier .message-row, #kw-latest .message-row";
 let openReceipts = new Set();
+let rows = new Map(); // by the message's id
+let list = null;
 
-export function start(displays) {
-  const observer = new MutationObserver(decorate);
-  for (const display of displays) observer.observe(display, { childList: true, subtree: true });
-  followEnd(document.getElementById("kw-scroll"), displays);
-  on("thread", decorate);
+export function mount(element) {
+  list = el("div", { class: "kw-thread", role: "log", "aria-label": "Conversation" });
+  element.append(list);
+  followEnd(document.getElementById("kw-scroll"), [list]);
+  on("thread", drawThread);
+  on("answer", () => drawAnswer(text(list.lastElementChild), state.answer));
   on("run", () => {
     document.getElementById("kw").classList.toggle("kw-busy", state.run !== null);
     drawProgress();
   });
   on("leaving", () => (openReceipts = new Set()));
+  mounted("thread");
 }
 
-// Rows and messages belong together by their order. While a change is half way through their numbers differ: the
-// observer calls again when it is done.
-function decorate() {
-  const rows = document.querySelectorAll(ROWS);
-  if (rows.length !== state.messages.length) return;
+function drawThread() {
+  const fresh = new Map();
   state.messages.forEach((message, index) => {
-    const last = index === state.messages.length - 1;
-    const signature = JSON.stringify([message, last, last && state.run !== null]);
-    const row = rows[index];
-    const foot = row.querySelector(":scope > .kw-foot");
-    if (foot?.dataset.signature === signature) return;
-    if (foot?.querySelector(".kw-editor") && foot.dataset.message === String(message.id)) return;
-    row.classList.remove("kw-editing");
+    const row = rows.get(message.id) ?? build(message);
+    fresh.set(message.id, row);
+    if (list.children[index] !== row) list.insertBefore(row, list.children[index] ?? null);
     row.dataset.testid = `message-${index}`;
-    row.querySelector("[aria-label]")?.setAttribute("aria-label", message.role === "user" ? "You" : "Answer");
-    const fresh = draw(row, message, last);
-    fresh.dataset.signature = signature;
-    fresh.dataset.message = message.id;
-    if (foot) foot.replaceWith(fresh);
-    else row.append(fresh);
+    const last = index === state.messages.length - 1;
+    row.setAttribute("aria-busy", String(last && state.run !== null));
+    if (message.role !== "user") drawAnswer(text(row), message.blocks);
+    drawFoot(row, message, last);
   });
+  while (list.children.length > state.messages.length) list.lastElementChild.remove();
+  rows = fresh;
   drawProgress();
+}
+
+// A person's message is shown letter by letter; the style keeps its spaces.
+function build(message) {
+  const yours = message.role === "user";
+  return el(
+    "div",
+    { class: `message-row ${yours ? "user-row" : "bot-row"}`, role: "article", "aria-label": yours ? "You" : "Answer" },
+    el("div", { class: "kw-message" }, el("div", { class: "md", text: yours ? message.text : null })),
+    el("div", { class: "kw-foot" }),
+  );
+}
+
+function text(row) {
+  return row.querySelector(":scope > .kw-message > .md");
+}
+
+function drawFoot(row, { blocks: _, ...message }, last) {
+  const signature = JSON.stringify([message, last, last && state.run !== null]);
+  const foot = row.querySelector(":scope > .kw-foot");
+  if (foot.dataset.signature === signature || foot.querySelector(".kw-editor")) return;
+  row.classList.remove("kw-editing");
+  const fresh = draw(row, message, last);
+  fresh.dataset.signature = signature;
+  foot.replaceWith(fresh);
 }
 
 function draw(row, message, last) {
@@ -124,7 +146,7 @@ function actions(row, message, last) {
     bar.append(iconButton("pencil", "Edit this message", () => edit(row, message), { "data-testid": "edit" }));
   }
   bar.append(
-    iconButton("copy", "Copy", (event) => copyText(message.text, event.currentTarget), { "data-testid": "copy" }),
+    iconButton("copy", "Copy", (event) => copyFrom(event.currentTarget, message.text), { "data-testid": "copy" }),
   );
   if (message.sibling_count > 1) bar.append(siblings(message));
   return bar;
@@ -150,7 +172,7 @@ function edit(row, message) {
     row.classList.remove("kw-editing");
     foot.replaceChildren();
     delete foot.dataset.signature;
-    decorate();
+    drawThread();
   };
   const submit = async () => {
     const reply = await conversation.edit(message.id, area.value);

@@ -19,6 +19,7 @@ from model_runtime.kernels.four_bit_product import covers
 from model_runtime.kernels.nvrtc import NvrtcUnavailable
 from model_runtime.kernels.step_inputs import StepTensors
 from model_runtime.kernels.varlen import VarlenKernel
+from model_runtime.shape_check import check_decoder_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def few_rows_forward(model: PreTrainedModel, arena: Arena, kernel: VarlenKernel)
     device = arena.geometry.device
     if not has_common_layout(model):
         return None
+    check_decoder_shapes(model)
     if device.type == "cpu":
         return FewRowsForward(model, arena, kernel, TorchOperations())
     if torch.cuda.get_device_capability(device) < (8, 0) or not _is_covered(model, arena):

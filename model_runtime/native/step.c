@@ -20,7 +20,7 @@ typedef struct {
     const float *final_norm; /* [hidden] */
     Matrix head;
     float norm_epsilon, score_scale;
-    int32_t layer_count, hidden, heads, kv_heads, dim, intermediate;
+    int32_t layer_count, hidden, heads, kv_heads, dim, intermediate, vocabulary;
 } Model;
 
 /* Rows `start..start + tokens` of the packed row belong to one conversation, behind the `past` tokens its slab holds. */
@@ -282,13 +282,40 @@ static size_t lay_out(const Model *m, size_t rows, float *memory, Activations *v
     return next - memory;
 }
 
+static int fits(const Matrix *w, int rows, int columns) {
+    return w->codes && w->kind >= Q4 && w->kind <= SINGLE && w->rows == rows && w->columns == columns;
+}
+
+/* Whether everything is as wide as the rest takes it to be. Whoever calls has checked that before; a mistake there must
+ * not write outside a buffer here. */
+static int is_sound(const Model *m, const Span *spans, int span_count, int rows, const int32_t *wanted, int wanted_count) {
+    const int width = m->heads * m->dim, kv_width = m->kv_heads * m->dim;
+    int seen = 0;
+    if (m->heads <= 0 || m->kv_heads <= 0 || m->heads % m->kv_heads || m->hidden <= 0 || m->intermediate <= 0) return 0;
+    if (m->dim <= 0 || m->dim > MAX_DIM || m->dim % PAIR || m->hidden % PAIR || m->intermediate % PAIR) return 0;
+    if (!m->final_norm || !fits(&m->head, m->vocabulary, m->hidden)) return 0;
+    for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++)
+        if (!l->input_norm || !l->attention_norm || !fits(&l->query, width, m->hidden) ||
+            !fits(&l->key, kv_width, m->hidden) || !fits(&l->value, kv_width, m->hidden) ||
+            !fits(&l->output, m->hidden, width) || !fits(&l->gate, m->intermediate, m->hidden) ||
+            !fits(&l->up, m->intermediate, m->hidden) || !fits(&l->down, m->hidden, m->intermediate))
+            return 0;
+    for (const Span *s = spans; s < spans + span_count; seen += (s++)->tokens)
+        if (s->start != seen || s->tokens <= 0 || s->past < 0 || (int64_t)s->past + s->tokens > s->capacity) return 0;
+    for (int i = 0; i < wanted_count; i++)
+        if (wanted[i] < 0 || wanted[i] >= rows) return 0;
+    return seen == rows && wanted_count <= rows;
+}
+
 /* Layers first_layer..last_layer of one forward. x [rows][hidden] holds the rows' embeddings before the first layer, and
  * their hidden states between two calls. `cosine`, `sine` [rows][dim]. Appends to every span's slab. `wanted` lists the
  * rows whose logits are wanted once the last layer is done, into logits [wanted_count][vocabulary rounded up to PAIR].
- * Returns 0, or 1 when there is no memory. */
+ * Returns 0, 1 when there is no memory, or 2 when the sizes do not fit together; nothing was touched then. */
 int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *spans, int span_count, int rows, float *x,
                   const float *cosine, const float *sine, const int32_t *wanted, int wanted_count, float *logits,
                   int threads) {
+    if (first_layer < 0 || last_layer > m->layer_count || first_layer > last_layer) return 2;
+    if (!is_sound(m, spans, span_count, rows, wanted, wanted_count)) return 2;
     Attention a = {.model = m, .spans = spans, .cosine = cosine, .sine = sine, .rows = rows};
     Activations v = {.x = x};
     const int phase_count = PHASES_A_LAYER * (last_layer - first_layer) + 2;

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, expect
 
 from app.api.callers import Callers
@@ -15,6 +18,7 @@ from app.listen import bind
 from app.server import create_app
 from app.serving import Server
 from app.share import Share
+from app.visitors import Visitors, trusted_networks
 from app.wiring import House
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
@@ -45,6 +49,9 @@ class Site:
         headless: bool = False,
         template: ByteTemplate | None = None,
         config: dict[str, Any] | None = None,
+        trusted_proxy: str = "",
+        require_key: bool = False,
+        has_tunnel: bool = False,
         **engine: Any,
     ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
@@ -54,24 +61,39 @@ class Site:
             settings = {"read_ahead": False, "model_titles": False, **settings}
         self.manager = SessionManager(self.store, self.engine, template or ByteTemplate(), SessionConfig(**settings))
         self.manager.start()
-        owners = Owners(load_secret(data_dir / "secret"), password)
-        house = House(self.manager, owners, Share(), Callers(self.store.keys, owners))
-        self._listener = bind("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        owners = Owners(load_secret(data_dir / "secret"), password, self.store.logins)
+        self._listeners = [bind("127.0.0.1", 0) for _ in range(1 + has_tunnel)]
+        self.url, self.tunnel_url = (f"http://127.0.0.1:{self._listeners[n].getsockname()[1]}" for n in (0, -1))
+        visitors = Visitors(
+            trusted_networks(trusted_proxy) if trusted_proxy else (),
+            self._listeners[-1].getsockname()[1] if has_tunnel else None,
+        )
+        house = House(self.manager, owners, Share(), Callers(self.store.keys, owners, visitors, require_key))
         ready = threading.Event()
-        self._server = Server(create_app(house, "127.0.0.1", headless), 2, ready.set)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._server = Server(app_in_a_loop(house, headless), 2, ready.set)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
         self._thread.start()
         assert ready.wait(30)
 
     def close(self) -> None:
         self._server.should_exit = True
         self._thread.join(10)
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self.manager.close()
         self.engine.close()
         self.store.close()
         assert not self._thread.is_alive()
+
+
+def app_in_a_loop(house: House, headless: bool) -> FastAPI:
+    """Where no event loop runs, Gradio makes some of its own and never closes them."""
+
+    async def build() -> FastAPI:
+        return create_app(house, "127.0.0.1", headless)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, build()).result()
 
 
 class Tab:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pwd
 import socket
 from pathlib import Path
 
 import pytest
 
-from app.__main__ import main
+from app.__main__ import _listeners, _parser, main
 from app.listen import url_of
 from sessions.store import Store
 
@@ -26,6 +27,8 @@ def test_help_names_defaults_and_units(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["--host", "0.0.0.0"], "lets other machines in: add --password"),
         (["--password", " "], "The password must not be empty."),
+        (["--trusted-proxy", "10.0.0.0/8"], "A proxy lets other machines in: add --password-file"),
+        (["--share", "--headless", "--password", "x"], "A share link is for the page"),
         (["--device-kv-budget", "lots"], "A size looks like"),
         (["--device-kv-budget", "200%"], "at most at 100%"),
         (["--context-limit", "3"], "at least 16 tokens"),
@@ -37,6 +40,32 @@ def test_flags_that_cannot_be_meant(flags: list[str], sentence: str, capsys: pyt
     captured = capsys.readouterr()
     assert sentence in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("networks", ["proxy.example", "10.0.0.1/8", "", "10.0.0.1,"])
+def test_a_proxy_is_named_by_its_address(networks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--trusted-proxy", networks])
+    assert "takes addresses like 127.0.0.1 or networks like 10.0.0.0/8" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that the machine has no name for, as containers are given one."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert main(["serve"]) == 2
+    assert main(["serve", "--data-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "keepwarm: This user has no home directory: say where conversations are kept with --data-dir.",
+        "keepwarm: This user has no home directory: name a cache directory with XDG_CACHE_HOME.",
+    ]
 
 
 def test_a_taken_port_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +98,16 @@ def test_a_data_directory_that_is_none_is_refused(tmp_path: Path, capsys: pytest
     assert "cannot be used" in capsys.readouterr().err
 
 
+def test_a_share_link_has_a_door_of_its_own() -> None:
+    arguments = _parser().parse_args(["serve", "--port", "0", "--share"])
+    opened = _listeners(arguments)
+    names = [one.getsockname() for one in opened]
+    for one in opened:
+        one.close()
+    assert [name[0] for name in names] == ["127.0.0.1", "127.0.0.1"]
+    assert names[0][1] != names[1][1]
+
+
 def test_addresses_to_type() -> None:
     assert url_of("127.0.0.1", 7860) == "http://127.0.0.1:7860"
     assert url_of("0.0.0.0", 80) == "http://127.0.0.1:80"
@@ -96,5 +135,5 @@ def test_the_doctors_quick_mode_needs_no_model(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "kv" / "stranger.kv").write_bytes(b"x")
     assert main(quick) == 1
     said = capsys.readouterr().out
-    assert "that nobody owns: 1 file (stranger.kv)" in said
+    assert "that Keepwarm did not write: 1 file (stranger.kv). They are left alone." in said
     assert "1 thing is wrong. No message is affected." in said

@@ -167,7 +167,9 @@ def test_a_damaged_conversion_is_built_again(
     said.clear()
     assert torch.equal(logits(load(gguf_file)), expected)
     assert said[0].startswith("The model in the cache is damaged (")
-    assert said[1] == "Converting tiny.Q4_1.gguf (once)."
+    assert said[-1] == "Converting tiny.Q4_1.gguf (once)."
+    # What no manifest vouches for may be somebody's own.
+    assert any("is kept as" in sentence for sentence in said) == (damage == "manifest")
 
 
 def test_two_starts_at_once_convert_once(gguf_file: Path, load: Load, said: list[str]) -> None:

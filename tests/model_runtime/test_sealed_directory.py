@@ -66,17 +66,49 @@ def test_a_build_that_fails_leaves_the_old_directory_and_nothing_else(sealed: Pa
 
 
 def test_a_rebuild_replaces_everything(sealed: Path) -> None:
-    (sealed / "stray").write_text("left over")
+    (sealed / "weights").write_text("damaged")
     build(sealed, fill)
     assert broken_because(sealed) is None
-    assert not (sealed / "stray").exists()
+    assert [path.name for path in sealed.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("what", ["a file of theirs", "a link", "no manifest"])
+def test_what_is_not_all_ours_is_set_aside_and_never_deleted(sealed: Path, what: str) -> None:
+    outside = sealed.parent.parent / f"{sealed.parent.name}-outside"
+    outside.mkdir()
+    (outside / "thesis.odt").write_text("three years")
+    if what == "a file of theirs":
+        (sealed / "thesis.odt").write_text("three years")
+    elif what == "a link":
+        (sealed / "thesis.odt").symlink_to(outside / "thesis.odt")
+    else:
+        (sealed / MANIFEST).unlink()
+    build(sealed, fill)
+    build(sealed, fill)  # and the next time it is all ours
+    assert broken_because(sealed) is None
+    assert sorted(path.name for path in sealed.parent.iterdir()) == ["model", "model.set-aside-1"]
+    if what != "no manifest":
+        assert (sealed.parent / "model.set-aside-1" / "thesis.odt").read_text() == "three years"
+    assert (outside / "thesis.odt").exists()
 
 
 def test_sweep_removes_what_a_killed_build_left(sealed: Path) -> None:
-    (sealed.parent / ".model-abc123").mkdir()
-    (sealed.parent / ".model-abc123" / "half").write_bytes(b"half")
+    for name in (".a-model-v1-abc_1234", ".a-model-v1-float16-stale-abcd1234"):
+        (sealed.parent / name).mkdir()
+        (sealed.parent / name / "half").write_bytes(b"half")
     sweep(sealed.parent)
     assert [path.name for path in sealed.parent.iterdir()] == ["model"]
+
+
+def test_sweep_leaves_what_others_put_there(sealed: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in (".my-notes", ".model-abc123", ".git-v2"):
+        (sealed.parent / name).mkdir()
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "thesis.odt").write_text("three years")
+    (sealed.parent / ".a-model-v1-abc_1234").symlink_to(outside)
+    sweep(sealed.parent)
+    assert len(list(sealed.parent.iterdir())) == 5
+    assert (outside / "thesis.odt").exists()
 
 
 def test_only_one_holds_the_lock_and_the_other_says_that_it_waits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_runtime.text_stream import TextStream
+from tests.model_runtime import tiny_tokenizers
 from tests.model_runtime.tiny_models import END_TOKEN, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer().backend_tokenizer
@@ -51,3 +52,46 @@ def test_a_continued_answer_begins_where_the_first_part_ended() -> None:
         before, after = TextStream(TOKENIZER, ()), TextStream(TOKENIZER, (), ids[:cut])
         shown = "".join(before.push(i) for i in ids[:cut])
         assert shown + "".join(after.push(i) for i in ids[cut:]) == "naïve €5"
+
+
+FALLBACK = tiny_tokenizers.byte_fallback()
+FALLBACK_IDS = st.lists(st.integers(0, FALLBACK.get_vocab_size() - 1), max_size=60)
+BYTE_IDS = st.lists(st.integers(3, 258) | st.integers(259, FALLBACK.get_vocab_size() - 1), max_size=40)
+
+
+@given(FALLBACK_IDS | BYTE_IDS)
+def test_no_sequence_of_byte_fallback_ids_ends_an_answer(ids: list[int]) -> None:
+    """`DecodeStream` raises "Invalid prefix" for one in ten of these."""
+    stream = TextStream(FALLBACK, ())
+    shown = "".join(stream.push(token_id) for token_id in ids) + stream.tail()
+    whole = FALLBACK.decode(ids, skip_special_tokens=True)
+    if "\ufffd" not in whole:
+        assert shown == whole
+    letters = [token for token in map(FALLBACK.id_to_token, ids) if not token.startswith("<0x")]
+    assert all(letter in shown for letter in letters if letter.isascii() and letter.isalpha())
+
+
+@given(FALLBACK_IDS, st.integers(0, 60))
+def test_an_answer_that_is_continued_never_fails(ids: list[int], cut: int) -> None:
+    stream = TextStream(FALLBACK, (), ids[:cut])
+    for token_id in ids[cut:]:
+        stream.push(token_id)
+
+
+def test_bytes_that_never_become_a_character_do_not_hold_the_text_back() -> None:
+    stream = TextStream(FALLBACK, ())
+    bad = FALLBACK.token_to_id("<0xFF>")
+    shown = [stream.push(bad) for _ in range(100)]
+    assert max(len(piece) for piece in shown) <= 16
+    assert set("".join(shown)) == {"\ufffd"}
+    assert stream.push(FALLBACK.token_to_id("▁light")).endswith(" light")
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_byte_fallback_text_streams_as_it_is(text: str) -> None:
+    ids = FALLBACK.encode(text, add_special_tokens=False).ids
+    stream = TextStream(FALLBACK, ())
+    shown = "".join(stream.push(token_id) for token_id in ids) + stream.tail()
+    whole = FALLBACK.decode(ids, skip_special_tokens=True)
+    if not whole.endswith("\ufffd"):
+        assert shown == whole

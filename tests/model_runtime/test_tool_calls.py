@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -135,3 +136,59 @@ def test_a_growing_answer_shows_only_what_stays_content(text: str) -> None:
 )
 def test_what_is_no_call_stays_text(text: str) -> None:
     assert ToolFormat("<tool_call>", "</tool_call>", "arguments").read(text) == (text, ())
+
+
+MARKED, WHOLE = ToolFormat("<tool_call>", "</tool_call>", "arguments"), ToolFormat("", "", "parameters")
+NESTED = {
+    "brackets": "[" * 1_100,
+    "100,000 brackets": "[" * 100_000,
+    "objects": '{"a":' * 3_000,
+    "closed": "[" * 3_000 + "]" * 3_000,
+    "a call": '{"name": "f", "arguments": {"a": ' + "[" * 3_000 + "]" * 3_000 + "}}",
+    "arguments as text": json.dumps({"name": "f", "arguments": '{"a":' * 900 + "1" + "}" * 900}),
+    "NaN": '{"name": "f", "arguments": {"a": NaN}}',
+    "a number without end": '{"name": "f", "arguments": {"a": ' + "9" * 5_000 + "}}",
+    "quotes": '"' + '\\"' * 50_000,
+}
+
+
+@pytest.mark.parametrize("what", NESTED)
+def test_what_nests_without_end_is_text_at_once(what: str) -> None:
+    for text in (f"<tool_call>\n{NESTED[what]}", f"Let me see. <tool_call>{NESTED[what]}</tool_call>"):
+        began = time.perf_counter()
+        assert MARKED.read(text) == (text, ())
+        assert time.perf_counter() - began < 1
+    whole = NESTED[what].replace('"arguments"', '"parameters"')
+    assert WHOLE.read(whole) == (whole, ())
+
+
+def test_a_history_whose_arguments_nest_without_end_is_refused_with_a_sentence() -> None:
+    for arguments in ("[" * 3_000, '{"a":' * 900 + "1" + "}" * 900, "[" * 100_000):
+        with pytest.raises(TemplateRefused, match="arguments of a call of 'f' are nested too deeply"):
+            MARKED.write("", [ToolCall("", "f", arguments)])
+
+
+def test_brackets_within_strings_do_not_count_and_calls_of_usual_depth_are_read() -> None:
+    arguments = json.dumps({"code": "[" * 5_000, "deep": json.loads("[" * 150 + "]" * 150)})
+    call = ToolCall("", "f", arguments)
+    assert MARKED.read(MARKED.write("", [call])) == ("", (call,))
+
+
+def test_arguments_that_are_no_json_stay_what_they_were() -> None:
+    assert MARKED.write("", [ToolCall("", "f", "{broken")]) == (
+        '<tool_call>\n{"name": "f", "arguments": "{broken"}\n</tool_call>'
+    )
+    assert MARKED.write("", [ToolCall("", "f", " ")]) == '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+
+
+def test_a_tool_that_nests_without_end_is_refused_with_a_sentence() -> None:
+    hermes = template_of(HERMES)
+
+    def tool(depth: int) -> str:
+        nested = '{"properties": ' * depth + "{}" + "}" * depth
+        return f'{{"type": "function", "function": {{"name": "f", "parameters": {nested}}}}}'
+
+    assert hermes.first_turn("", "u", [tool(50)])
+    for depth in (3_000, 100_000):
+        with pytest.raises(TemplateRefused, match="nested too deeply"):
+            hermes.first_turn("", "u", [tool(depth)])

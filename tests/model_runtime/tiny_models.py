@@ -56,6 +56,22 @@ def tiny_llama(directory: Path) -> Path:
     return _save(LlamaForCausalLM, config, directory)
 
 
+def tiny_wide_llama(directory: Path) -> Path:
+    """Llama as wide as our own CPU kernels want it: every width a multiple of 32."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_TOKENS,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT_TOKENS,
+        initializer_range=0.2,
+        **_token_ids(),
+    )
+    return _save(LlamaForCausalLM, config, directory)
+
+
 def tiny_qwen3(directory: Path) -> Path:
     """Qwen3: query and key norms, a head dimension of its own (not hidden size / heads), tied embeddings."""
     config = Qwen3Config(

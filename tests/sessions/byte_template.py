@@ -64,6 +64,9 @@ class ByteTemplate:
     def count(self, text: str) -> int:
         return len(self._bytes(text))
 
+    def least_tokens(self, text: str) -> int:
+        return len(self._bytes(text))
+
     def plain(self, token_ids: Sequence[int]) -> str:
         low, high = (0, 256) if not self._shift else (self._shift, self._shift + 256)
         return bytes(i - self._shift for i in token_ids if low <= i < high).decode("utf-8", errors="replace")

@@ -14,6 +14,7 @@ from sessions.records import Node
 from sessions.runs import Run
 from sessions.store import Store
 from sessions.types import ConversationSettings, MessageView, Receipt, RunPhase
+from sessions.uptime import SYSTEM_CLOCK, Clock
 from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
 
@@ -29,6 +30,7 @@ class House:
         engine: ScriptedEngine | None = None,
         template: ByteTemplate | None = None,
         budget_bytes: int = 64 * 1024 * 1024,
+        clock: Clock = SYSTEM_CLOCK,
         **config: object,
     ) -> None:
         self.engine = engine or ScriptedEngine()
@@ -43,8 +45,9 @@ class House:
             "model_titles": False,
             **config,
         }
-        self.manager = SessionManager(self.store, self.engine, self.template, SessionConfig(**settings))  # type: ignore[arg-type]
-        self.manager.start()
+        self.manager = SessionManager(self.store, self.engine, self.template, SessionConfig(**settings), clock)  # type: ignore[arg-type]
+        self.said: list[str] = []  # to a person, at the start
+        self.manager.start(self.said.append)
         self._closed = False
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
-from model_runtime.segments import SegmentIdentity
+from model_runtime.segments import FORMAT_NAME, SegmentIdentity
 from model_runtime.verdict import Comparison
 from sessions.ledger import common_prefix
 
@@ -141,7 +141,7 @@ def read_segment(identity: SegmentIdentity, path: Path, data_bytes: int) -> Scri
         content = path.read_bytes()
     except OSError as error:
         raise SnapshotRefused(f"the saved memory cannot be read ({error.strerror})") from error
-    line, separator, payload = content.partition(b"\n")
+    line, separator, payload = content.partition(b"}}\n")
     if not separator or len(payload) != data_bytes:
         raise SnapshotRefused("the saved memory is damaged (it is cut off)")
     if line + separator != _header(identity, zlib.crc32(payload)):
@@ -152,5 +152,8 @@ def read_segment(identity: SegmentIdentity, path: Path, data_bytes: int) -> Scri
 
 
 def _header(identity: SegmentIdentity, crc: int) -> bytes:
+    """It begins like the real ones, so that it is known for a file of Keepwarm's."""
     fields = [identity.key, identity.parent_key, identity.start_tokens, identity.fingerprint, crc]
-    return json.dumps(fields).encode() + b"\n"
+    metadata = {"__metadata__": {"format": f"{FORMAT_NAME}scripted", "fields": fields}}
+    text = json.dumps(metadata, separators=(",", ":")).encode() + b"\n"
+    return len(text).to_bytes(8, "little") + text

@@ -57,10 +57,12 @@ def test_a_one_megabyte_paste_names_its_tokens_and_the_room(house: House) -> Non
     c = house.conversation()
     house.say(c, "Hello")
     before = house.manager.view(ADA, c)
+    with pytest.raises(ContextFull, match=r"This message has at least 1,000,000 tokens; the model reads at most 8,192"):
+        house.manager.send(ADA, c, "x" * 1_000_000)  # without being tokenised
     with pytest.raises(ContextFull) as refused:
-        house.manager.send(ADA, c, "x" * 1_000_000)
+        house.manager.send(ADA, c, "x" * 8_190)
     sentence = str(refused.value)
-    numbers = re.match(r"This message has 1,000,000 tokens; with the conversation so far ([\d,]+) fit\.", sentence)
+    numbers = re.match(r"This message has 8,190 tokens; with the conversation so far ([\d,]+) fit\.", sentence)
     assert numbers, sentence
     fit = int(numbers[1].replace(",", ""))
     assert house.manager.view(ADA, c) == before

@@ -19,8 +19,8 @@ import sessions.restorer
 from model_runtime.sampling_params import SamplingParams
 from model_runtime.types import Engine
 from sessions.choice import Choice
-from sessions.disk import path_in
 from sessions.doctor import Report, inspect, verify_everything
+from sessions.kv_files import path_in
 from sessions.ledger import fold
 from sessions.manager import SessionManager
 from sessions.store import Store

@@ -72,8 +72,12 @@ def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple
     path = house.manager._tiers._disk.path_of(root.key)
     damage([path, *(other for other in house.files() if other != path)])
     receipt = say(house, c)
-    assert receipt.miss_reason is MissReason.SNAPSHOT_REFUSED
-    assert receipt.miss_detail.startswith("Its memory on disk was refused (the saved memory ")
+    if damage is remove:
+        assert receipt.miss_reason is MissReason.FILES_MISSING
+        assert receipt.miss_detail.startswith("The files of its saved memory were deleted by somebody else, so ")
+    else:
+        assert receipt.miss_reason is MissReason.SNAPSHOT_REFUSED
+        assert receipt.miss_detail.startswith("Its memory on disk was refused (the saved memory ")
     assert receipt.reused_tokens == receipt.restored_bytes == 0
     assert any("Refused the saved KV of" in event.text for event in house.manager.memory(ADA).events)
     if damage is make_unreadable:
@@ -98,21 +102,21 @@ def test_files_and_rows_that_do_not_match_are_swept(saved_house: tuple[House, st
     root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
     path = house.manager._tiers._disk.path_of(root.key)
     path.unlink()
-    for name in ("stranger.kv", f"{'0' * 40}.kv", f"{root.key}.kv.77.tmp"):
-        path.with_name(name).write_bytes(b"nobody's")
     house.close()
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     assert house.files() == []
     assert house.manager.memory(ADA).disk_used_bytes == 0
     receipt = say(house, c)
-    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.RESTARTED)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.FILES_MISSING)
 
 
-def test_another_models_files_are_swept(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+def test_another_models_files_stay(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
     house, c = saved_house
+    files = house.files()
     house.close()
     house = make_house(engine=ScriptedEngine(name="Other-1B"), disk_kv_budget_bytes=64 * MIB)
-    assert house.files() == []
+    assert house.files() == files
+    assert house.manager.view(ADA, c).summary.tier is Tier.COLD
     assert say(house, c).miss_reason is MissReason.MODEL_CHANGED
 
 
@@ -123,11 +127,10 @@ def test_another_quantization_is_named_as_the_reason(
     house.close()
     with caplog.at_level(logging.INFO):
         house = make_house(engine=ScriptedEngine(quantization="nf4"), disk_kv_budget_bytes=64 * MIB)
-    assert house.files() == []
-    assert "kv_refused why=the quantization was changed from none to nf4" in caplog.text
+    assert "kv_of_others why=the quantization was changed from none to nf4" in caplog.text
     house.close()
     house = make_house(engine=ScriptedEngine(quantization="nf4"), disk_kv_budget_bytes=64 * MIB)
-    receipt = say(house, c)  # nothing of it is left on disk, and still it is known why
+    receipt = say(house, c)
     assert receipt.miss_reason is MissReason.MODEL_CHANGED
     assert receipt.miss_detail.startswith("The quantization was changed from none to nf4, so ")
     assert say(house, c).miss_reason is None
@@ -174,7 +177,7 @@ def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse, evicted_f
     until(lambda: is_said(how, f"its last {unsaved_tokens} tokens were not saved and are read again next time"))
     house.engine.fail_save = lambda identity: None
     receipt = say(house, c)
-    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.EVICTED)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.DISK_FULL)
     assert receipt.fed_tokens - receipt.delta_tokens == unsaved_tokens
 
 

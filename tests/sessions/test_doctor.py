@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sessions.disk import path_in
 from sessions.doctor import Report, inspect, verify_everything
+from sessions.kv_files import path_in
 from sessions.store import Store
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA
@@ -97,6 +97,15 @@ def strangers(patient: Patient) -> None:
     patient.chain[0].with_name(f"{patient.chain[0].name}.99.tmp").write_bytes(b"x" * MIB)
 
 
+def left_over(patient: Patient) -> None:
+    """Of a save that was killed, and of a row that is gone: whole files of Keepwarm's."""
+    key = "0" * 40
+    content = patient.chain[0].read_bytes()
+    for path in (path_in(patient.data_dir / "kv", key), patient.chain[0].with_name(f"{patient.chain[0].name}.99.tmp")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def forget_references(patient: Patient) -> None:
     patient.sql("DELETE FROM segment_references WHERE segment_key = ?", patient.chain[-1].stem)
 
@@ -113,7 +122,8 @@ def forge_ids(patient: Patient) -> None:
         (cut_off, "A file of another length than its row says: "),
         (flip_a_bit, "A file that is refused: "),
         (open_to_all, "A file that others may read: "),
-        (strangers, "2.0 MiB that nobody owns: 2 files ("),
+        (strangers, "2.0 MiB that Keepwarm did not write: 2 files ("),
+        (left_over, "0.5 MiB that nobody owns: 2 files ("),
         (forget_references, "A segment that no conversation refers to: "),
         (forge_ids, "A row whose ids are not those it is named by: "),
     ],

@@ -79,25 +79,55 @@ def test_text_and_ids_are_checkpointed_while_the_answer_runs(make_house: MakeHou
     finish(run)
 
 
-def test_an_answer_that_cannot_be_stored_ends_with_a_sentence(make_house: MakeHouse) -> None:
-    """The conversation goes on from what the last checkpoint kept, and what was shown is said to be lost."""
+def test_an_answer_that_cannot_be_stored_is_kept_until_it_can(make_house: MakeHouse) -> None:
+    """What a person saw stays, though its run is long forgotten; nothing goes on from it before it is in the database,
+    and then it is there with its ids and its receipt."""
     house = make_house(finished_run_keep_s=0.0)
     c = house.conversation()
     house.say(c, "Hello")
-    finish_answer = house.store.messages.finish_answer
+    other = house.conversation()
+    finish_answer, tried = house.store.messages.finish_answer, []
 
-    def full(*args: object) -> None:
+    def full(*args: object, **more: object) -> None:
+        tried.append(args)
         raise StoreError("The disk is full.")
 
     house.store.messages.finish_answer = full  # type: ignore[method-assign, assignment]
     answer = house.say(c, "Again")
-    assert (answer.status, answer.note) == (MessageStatus.FAILED, "This answer could not be stored. The disk is full.")
+    assert (answer.status, answer.is_stored) == (MessageStatus.COMPLETE, False)
+    assert answer.note == "Not stored yet: it is kept in memory until it can be. The disk is full."
+    assert answer.receipt is not None
+    for where in (c, other):
+        with pytest.raises(StoreError, match="The disk is full"):
+            house.manager.send(ADA, where, "And now?")
+    assert house.texts(other) == []
+    shown = house.manager.view(ADA, c).messages[-1]
+    assert (shown.text, shown.status, shown.is_stored) == (answer.text, MessageStatus.COMPLETE, False)
+    assert house.path(c)[-1].status is MessageStatus.RUNNING
+
+    house.store.messages.finish_answer = finish_answer  # type: ignore[method-assign]
+    until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)  # by itself
+    last = house.manager.view(ADA, c).messages[-1]
+    assert (last.text, last.note, last.receipt, last.is_stored) == (house.expected_text(c), "", answer.receipt, True)
+    assert house.say(other, "Elsewhere").text == house.expected_text(other)
+    receipt = house.receipt(house.say(c, "Go on"))
+    assert receipt.miss_reason is None  # its KV was as long as its ledger all the while
+
+
+def test_a_deleted_conversation_has_nothing_kept(house: House) -> None:
+    c = house.conversation()
+    house.say(c, "Hello")
+    finish_answer = house.store.messages.finish_answer
+
+    def full(*args: object, **more: object) -> None:
+        raise StoreError("The disk is full.")
+
+    house.store.messages.finish_answer = full  # type: ignore[method-assign, assignment]
+    house.say(c, "Again")
+    house.manager.delete(ADA, c)
     house.store.messages.finish_answer = finish_answer  # type: ignore[method-assign]
     other = house.conversation()
-    assert house.say(other, "Elsewhere").text == house.expected_text(other)
-    last = house.manager.view(ADA, c).messages[-1]
-    assert (last.status, last.can_continue) == (MessageStatus.INTERRUPTED, True)
-    assert house.say(c, "Go on").text == house.expected_text(c)
+    assert house.say(other, "Elsewhere").status is MessageStatus.COMPLETE
 
 
 @pytest.mark.parametrize("where", ["sample", "complete_text"])

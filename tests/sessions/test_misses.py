@@ -54,9 +54,11 @@ def test_dropped_to_make_room(make_house: MakeHouse) -> None:
 
 
 def test_restarted(make_house: MakeHouse) -> None:
+    """A conversation of before reasons were kept: nothing else is known of it."""
     first = make_house()
     c = first.conversation()
     first.say(c, "Hello")
+    first.store.losses.saved(c)
     first.close()
     second = make_house()
     answer = second.say(c, "Hello again")

@@ -52,7 +52,9 @@ def test_migrations_from_an_empty_file(tmp_path: Path) -> None:
     assert db.journal_mode == "wal"
     steps = ["users_and_conversations", "message_tree", "receipts", "segments", "restores_on_receipts", "pins"]
     steps += ["message_links", "api_keys", "drafts_on_receipts", "read_ahead"]
-    steps += ["shared_beginnings", "numerics", "origins"]
+    steps += ["shared_beginnings", "numerics", "origins", "last_try", "bin_and_observed_time"]
+    steps += ["losses_of_saved_memory"]
+    steps += ["a_key_has_existed", "logins_on_the_server"]
     assert [m.name for m in MIGRATIONS.applied(db)] == steps
     assert MIGRATIONS.pending(db) == []
     db.close()

@@ -2,65 +2,82 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-
 import pytest
 
-from model_runtime.sampling_params import SamplingParams
+from app.chat import Chat
+from app.panels import Panels
+from app.process_memory import ProcessMeter
+from app.share import Share
 from sessions.errors import ConversationNotFound
-from sessions.manager import SessionManager
-from sessions.types import ConversationSettings
 from tests.sessions.house import ADA, House
+from tests.sessions.strange_calls import arguments, mangled, methods_taking
 
 EVE = "eve"
-Call = Callable[[SessionManager, str, str, int], object]
-
-CALLS: dict[str, Call] = {
-    "view": lambda m, owner, c, message: m.view(owner, c),
-    "rename": lambda m, owner, c, message: m.rename(owner, c, "Mine now"),
-    "delete": lambda m, owner, c, message: m.delete(owner, c),
-    "update_settings": lambda m, owner, c, message: m.update_settings(owner, c, ConversationSettings(SamplingParams())),
-    "send": lambda m, owner, c, message: m.send(owner, c, "Hello"),
-    "regenerate": lambda m, owner, c, message: m.regenerate(owner, c),
-    "edit": lambda m, owner, c, message: m.edit(owner, c, message, "Changed"),
-    "continue_answer": lambda m, owner, c, message: m.continue_answer(owner, c),
-    "switch_sibling": lambda m, owner, c, message: m.switch_sibling(owner, c, message, 1),
-    "stop": lambda m, owner, c, message: m.stop(owner, c),
-    "active_run": lambda m, owner, c, message: m.active_run(owner, c),
-    "find_run": lambda m, owner, c, message: m.find_run(owner, c, message),
-    "drop_kv": lambda m, owner, c, message: m.drop_kv(owner, c),
-    "park": lambda m, owner, c, message: m.park(owner, c),
-    "pin": lambda m, owner, c, message: m.pin(owner, c),
-    "unpin": lambda m, owner, c, message: m.unpin(owner, c),
-    "verify": lambda m, owner, c, message: m.verify(owner, c),
-    "warm": lambda m, owner, c, message: m.warm(owner, c),
-    "prepare": lambda m, owner, c, message: m.prepare(owner, c),
-    "read_ahead": lambda m, owner, c, message: m.read_ahead(owner, c, "Hello"),
-    "count_tokens": lambda m, owner, c, message: m.count_tokens(owner, c, "Hello"),
-}
+METHODS = methods_taking("conversation_id")
 
 
-def test_every_method_that_takes_a_conversation_is_in_the_list() -> None:
-    taking = {
-        name
-        for name, method in inspect.getmembers(SessionManager, inspect.isfunction)
-        if not name.startswith("_") and "conversation_id" in inspect.signature(method).parameters
-    }
-    assert taking == set(CALLS)
-    for name in taking:
-        assert list(inspect.signature(getattr(SessionManager, name)).parameters)[1:3] == ["owner_id", "conversation_id"]
+def test_every_method_takes_the_owner_first() -> None:
+    assert len(METHODS) >= 21
+    for signature in METHODS.values():
+        assert list(signature.parameters)[1:3] == ["owner_id", "conversation_id"]
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_stranger_finds_nothing(house: House, name: str) -> None:
+def test_a_stranger_finds_nothing_by_any_method(house: House) -> None:
+    """Every public method, with a foreign owner's ids and ids like them; the calls are made from the signatures."""
     c = house.conversation()
     house.say(c, "My secret")
     house.manager.ensure_user(EVE)
+    before, message_id = house.manager.view(ADA, c), house.manager.view(ADA, c).messages[0].message_id
+    strangers = [(owner, c) for owner in (EVE, "nobody", "", "ADA", "ada ", "%")]
+    tries = strangers + [(owner, one) for owner in (ADA, EVE) for one in mangled(c)]
+    calls = 0
+    for name, signature in METHODS.items():
+        for owner, conversation in tries:
+            given = {"owner_id": owner, "conversation_id": conversation, "message_id": message_id}
+            with pytest.raises(ConversationNotFound) as refused:
+                getattr(house.manager, name)(**arguments(signature, **given))
+            assert "secret" not in str(refused.value)
+            calls += 1
+    assert calls >= 316
+    assert house.manager.view(ADA, c) == before
+    assert house.manager.list_conversations(EVE) == []
+
+
+def test_what_takes_only_an_owner_shows_only_that_owners(house: House) -> None:
+    c = house.conversation()
+    house.say(c, "My secret")
+    taking = methods_taking("owner_id").keys() - METHODS.keys()
+    assert taking >= {"list_conversations", "memory"}
+    for name in sorted(taking):
+        shown = repr(getattr(house.manager, name)(**arguments(methods_taking("owner_id")[name], owner_id=EVE)))
+        assert c not in shown
+        assert "secret" not in shown
+
+
+@pytest.mark.parametrize("actor", [Chat, Panels])
+def test_the_page_finds_nothing_of_a_stranger_by_any_action(house: House, actor: type[Chat] | type[Panels]) -> None:
+    c = house.conversation()
+    house.say(c, "My secret")
     before = house.manager.view(ADA, c)
-    for owner, conversation in ((EVE, c), ("nobody", c), ("", c), (ADA, "0" * 32), (ADA, "../../etc"), (ADA, "\ud800")):
-        with pytest.raises(ConversationNotFound):
-            CALLS[name](house.manager, owner, conversation, before.messages[0].message_id)
+    page = Chat(house.manager) if actor is Chat else Panels(house.manager, Share(), ProcessMeter())
+    names = [*(page._actions if isinstance(page, Chat) else page._answers), "follow", "nonsense"]
+    asked = 0
+    for name in names:
+        for conversation in (c, *mangled(c)):
+            for message_id in (before.messages[0].message_id, before.messages[1].message_id):
+                question = {"action": name, "ask": name, "conversation_id": conversation, "message_id": message_id,
+                            "text": "Hello", "title": "Mine now", "draft": "Hello", "step": 1, "seq": 1, "ahead": True,
+                            "memory": True}  # fmt: skip
+                if isinstance(page, Chat):
+                    reply = page.act(EVE, question)
+                    assert "messages" not in reply
+                else:
+                    reply = page.ask(EVE, question)
+                    reply.pop("share", None)
+                for shown in ("My secret", *(() if conversation != c else (c,))):
+                    assert shown not in repr(reply)
+                asked += 1
+    assert asked >= 200
     assert house.manager.view(ADA, c) == before
 
 
@@ -71,9 +88,9 @@ def test_a_busy_conversation_is_not_found_either(make_house) -> None:  # type: i
     house = make_house(engine=ScriptedEngine(token_delay_s=0.2))
     c = house.conversation()
     house.manager.send(ADA, c, "Hello")
-    for call in CALLS.values():
+    for name, signature in METHODS.items():
         with pytest.raises(ConversationNotFound):
-            call(house.manager, EVE, c, 1)
+            getattr(house.manager, name)(**arguments(signature, owner_id=EVE, conversation_id=c))
     assert house.manager.active_run(ADA, c) is not None
 
 

@@ -18,11 +18,13 @@ from model_runtime.forward import Feed
 from model_runtime.sampling_params import SamplingParams
 from model_runtime.shift import GIVEN_UP
 from model_runtime.types import Pulse
+from sessions.awake import Starvation
 from sessions.choice import Choice
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store import Store
 from sessions.types import ConversationSettings, MessageStatus, MissReason, RunPhase, Tier
+from sessions.watchdog import Silence
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
 from tests.sessions.conftest import MakeHouse
@@ -162,5 +164,81 @@ def test_a_slow_step_is_not_a_hang(make_house: MakeHouse, monkeypatch: pytest.Mo
     answer = house.say(c, "Go on")
     assert answer.receipt is not None
     assert answer.receipt.miss_reason is not MissReason.EARLIER_FAILURE
-    house.engine.shown_pulse = Pulse(True, busy_s=52.0, expected_s=5.0)
-    assert not house.manager.is_well
+    house.engine.shown_pulse = Pulse(True, busy_s=52.0, expected_s=0.01)
+    assert house.manager.is_well  # the watchdog was not there for 52 seconds of silence
+    until(lambda: not house.manager.is_well)
+
+
+class Clock:
+    """Shows what it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Hunger(Starvation):
+    """So many seconds at each look."""
+
+    seconds = 0.0
+
+    def look(self) -> float:
+        return self.seconds
+
+
+def watch(silence: Silence, clock: Clock, busy_s: float, for_s: float, held_up_s: float = 0.0) -> float:
+    """Looks as often as it wants to, each time `held_up_s` too late; the engine is at the same thing all the while.
+    Returns how long it has been at it then."""
+    ends_at = clock.now + for_s
+    while clock.now < ends_at:
+        step_s = silence.look(Pulse(True, busy_s, 0.0)) + held_up_s
+        clock.now += step_s
+        busy_s += step_s
+    return busy_s
+
+
+def test_silence_is_what_the_watchdog_was_there_for() -> None:
+    clock = Clock()
+    silence = Silence(clock, Hunger())
+    busy_s = watch(silence, clock, 0.0, 20.0)
+    assert silence.of(Pulse(True, busy_s, 0.0)) == pytest.approx(busy_s, abs=1.1)
+    clock.now += 4000.0  # stopped
+    busy_s += 4000.0
+    assert silence.of(Pulse(True, busy_s, 0.0)) < 22.0
+    busy_s = watch(silence, clock, busy_s, 30.0)  # it really hangs: that is noticed as soon as ever
+    assert 48.0 < silence.of(Pulse(True, busy_s, 0.0)) < 52.0
+    assert silence.of(Pulse(True, 0.25, 0.0)) == 0.25  # it goes on
+
+
+def test_stopped_again_and_again_it_counts_what_it_runs_for() -> None:
+    clock = Clock()
+    silence = Silence(clock, Hunger())
+    busy_s = watch(silence, clock, 2.0, 600.0, held_up_s=2.0)  # 0.05 of 2.05 seconds
+    assert silence.of(Pulse(True, busy_s, 0.0)) < 40.0
+
+
+def test_a_process_without_a_processor_is_no_silence() -> None:
+    clock, hunger = Clock(), Hunger()
+    silence = Silence(clock, hunger)
+    hunger.seconds = 0.049  # of every 0.05
+    busy_s = watch(silence, clock, 2.0, 600.0)
+    assert silence.of(Pulse(True, busy_s, 0.0)) < 20.0
+    hunger.seconds = 0.0
+    busy_s = watch(silence, clock, busy_s, 60.0)
+    assert silence.of(Pulse(True, busy_s, 0.0)) > 60.0
+
+
+def test_the_kernel_is_asked_how_long_threads_waited(tmp_path: Path) -> None:
+    for task, waited_ns in (("1", 1_000), ("2", 5_000_000_000)):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "schedstat").write_text(f"7 {waited_ns} 3\n")
+    starvation = Starvation(str(tmp_path))
+    assert starvation.look() == 0.0
+    (tmp_path / "2" / "schedstat").write_text("8 5500000000 4\n")
+    (tmp_path / "3").mkdir()  # a thread that has just begun, or ended
+    assert starvation.look() == 0.5
+    assert starvation.look() == 0.0
+    assert Starvation(str(tmp_path / "nowhere")).look() == 0.0
+    assert Starvation().look() == 0.0

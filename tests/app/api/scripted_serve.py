@@ -20,12 +20,12 @@ from tests.sessions.byte_template import END, ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine
 
 
-def main(data_dir: str, token_delay_s: str, limit_s: str) -> None:
+def main(data_dir: str, token_delay_s: str, limit_s: str, password: str = "") -> None:
     store = Store(Path(data_dir))
     engine = ScriptedEngine(lambda ledger: (*b"word " * 40, END), token_delay_s=float(token_delay_s))
     manager = SessionManager(store, engine, ByteTemplate(), SessionConfig(device_kv_budget_bytes=2**26))
     manager.start()
-    owners = Owners(b"secret", None)
+    owners = Owners(b"secret", password or None)
     house = House(manager, owners, Share(), Callers(store.keys, owners))
     listener = bind("127.0.0.1", 0)
 

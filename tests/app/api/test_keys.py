@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import sqlite_utils
 
 from app.__main__ import main
+from sessions.errors import StoreError
 from sessions.keys import KeyStore, open_keys
+from sessions.migrations import MIGRATIONS
 from tests.app.api.conftest import MODEL, Connect, Serve, user
 from tests.app.site import Site
 
@@ -53,8 +57,79 @@ def test_once_there_is_a_key_nobody_gets_in_without(site: Site, connect: Connect
     assert connect(site, text).models.list().data
     (key,) = site.store.keys.every()
     assert key.last_used_at is not None
-    site.store.keys.revoke(key.key_id)
-    assert http.get("/v1/models").status_code == 200
+
+
+def test_taking_the_last_key_away_lets_nobody_in(serve: Serve, http: httpx.Client, site: Site, tmp_path: Path) -> None:
+    texts = [add(site, "ada"), add(site, "bob")]
+    for key in site.store.keys.every():
+        site.store.keys.revoke(key.key_id)
+    database = sqlite3.connect(tmp_path / "data" / "keepwarm.db")
+
+    def is_shut(client: httpx.Client) -> None:
+        for header in ({}, *({"Authorization": f"Bearer {text}"} for text in texts)):
+            refused = client.post("/v1/chat/completions", json=BODY, headers=header)
+            assert refused.status_code == 401
+            assert refused.json()["error"]["code"] == "invalid_api_key"
+            assert "Add one: keepwarm key add NAME." in refused.json()["error"]["message"]
+            assert client.get("/metrics", headers=header).status_code == 401
+            assert client.get("/health", headers=header).json() == {"live": True, "ready": True}
+
+    is_shut(http)
+    with database:
+        database.execute("DELETE FROM api_keys")
+    database.close()
+    is_shut(http)
+    site.close()
+    again = serve(headless=True)
+    with httpx.Client(base_url=again.url) as client:
+        is_shut(client)
+        found = client.get("/v1/models", headers={"Authorization": f"Bearer {add(again, 'eve')}"})
+        assert found.status_code == 200
+
+
+def test_a_key_of_before_counts(tmp_path: Path) -> None:
+    """A database that was written before it was noted that a key existed."""
+    database = sqlite3.connect(tmp_path / "keepwarm.db")
+    db = sqlite_utils.Database(database)
+    MIGRATIONS.apply(db, stop_before="a_key_has_existed")
+    db.execute("INSERT INTO api_keys VALUES ('1', 'ada', 'hash', 'key:1', 5.0, NULL, 6.0)")
+    database.commit()
+    database.close()
+    keys, opened = open_keys(tmp_path)
+    assert keys.ever_made()
+    opened.close()
+
+
+def test_a_key_can_be_asked_for_from_the_start(serve: Serve) -> None:
+    site = serve(headless=True, require_key=True)
+    with httpx.Client(base_url=site.url) as client:
+        refused = client.get("/v1/models")
+        assert refused.status_code == 401
+        assert "this server has no key yet. Add one: keepwarm key add NAME." in refused.json()["error"]["message"]
+        text = add(site, "ada")
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {text}"}).status_code == 200
+
+
+def test_a_full_disk_turns_no_valid_key_away(site: Site, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = add(site, "ada")
+
+    def full() -> None:
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr(site.store._database, "write", full)
+    assert http.get("/v1/models", headers={"Authorization": f"Bearer {text}"}).status_code == 200
+
+
+def test_health_and_metrics_hold_nothing_of_people(serve: Serve) -> None:
+    """Not even for those who may know: totals only."""
+    site = serve(headless=True)
+    with httpx.Client(base_url=site.url) as client:
+        said = [user("My secret is a kettle")]
+        client.post("/v1/chat/completions", json={**BODY, "messages": said, "prompt_cache_key": "chat of ada"})
+        (row,) = client.get("/v1/sessions").json()["data"]
+        for text in (client.get("/health").text, client.get("/metrics").text):
+            for word in ("kettle", "secret", "chat of ada", row["id"], "local"):
+                assert word not in text
 
 
 @pytest.mark.parametrize(
@@ -112,6 +187,9 @@ def test_the_command_makes_lists_and_revokes(tmp_path: Path, capsys: pytest.Capt
     keys, database = open_keys(tmp_path / "data")
     assert keys.holder(text) is not None
     assert main(["key", "revoke", key_id, *where]) == 0
+    assert "It was the last one: no program is answered until there is another." in capsys.readouterr().out
+    assert main(["key", "list", *where]) == 0
+    assert "No key is valid: no program is answered" in capsys.readouterr().out
     assert keys.holder(text) is None
     database.close()
     assert main(["key", "revoke", "nothere", *where]) == 1

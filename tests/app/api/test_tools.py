@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.app.api.conftest import MODEL, Connect, Serve, user
@@ -66,3 +67,43 @@ def test_tools_that_are_not_to_be_used_are_not_shown(serve: Serve, connect: Conn
         model=MODEL, messages=[user("Hello")], tools=[WEATHER], tool_choice="none"
     )  # type: ignore[call-overload]
     assert made.choices[0].message.content == "You said: Hello"
+
+
+@pytest.mark.parametrize(
+    "nested", ["[" * 1_100, '{"a":' * 1_100, '{"name": "f", "arguments": ' + "[" * 1_100 + "]" * 1_100]
+)
+def test_a_call_that_nests_without_end_is_text_and_the_stream_ends(serve: Serve, connect: Connect, nested: str) -> None:
+    said = f"<tool_call>\n{nested}"
+    site = serve(
+        headless=True,
+        template=ByteTemplate(takes_tools=True),
+        config={"device_kv_budget_bytes": 1 << 30},
+        answer=lambda _: (*said.encode(), END),
+        context_limit_tokens=16_384,
+    )
+    body = {"model": MODEL, "messages": [user("Weather?")], "tools": [WEATHER], "max_tokens": 8_000}
+    with httpx.Client(base_url=site.url, timeout=60) as http:
+        whole = http.post("/v1/chat/completions", json=body)
+        assert (whole.status_code, whole.json()["choices"][0]["message"]["content"]) == (200, said)
+        streamed = http.post("/v1/chat/completions", json=body | {"stream": True}).text
+    events = [line.removeprefix("data: ") for line in streamed.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    assert "".join(c["delta"].get("content", "") for e in events[:-1] for c in json.loads(e)["choices"]) == said
+
+
+def test_nested_arguments_and_nested_tools_in_a_request_are_sentences(serve: Serve) -> None:
+    site = serve(headless=True, template=ByteTemplate(takes_tools=True))
+    with httpx.Client(base_url=site.url, timeout=60) as http:
+        for depth in (300, 3_000, 100_000):
+            call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * depth}}
+            messages = [user("u"), {"role": "assistant", "tool_calls": [call]}, user("v")]
+            refused = http.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, "tools": [WEATHER]})
+            assert refused.status_code == 400
+            assert "nested too deeply" in refused.json()["error"]["message"]
+        for depth in (900, 3_000):
+            parameters = '{"a":' * depth + "1" + "}" * depth
+            tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {parameters}}}}}'
+            text = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "u"}}], "tools": [{tool}]}}'
+            answered = http.post("/v1/chat/completions", content=text, headers={"Content-Type": "application/json"})
+            assert answered.status_code in (200, 400), answered.text
+            assert "Traceback" not in answered.text

@@ -1,0 +1,101 @@
+"""How the API takes a JSON body: its caller first, then its bytes, then its shape; what is left is parsed and validated
+away from the event loop. FastAPI would read and validate all of it there before anybody asks who is calling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import TYPE_CHECKING, Any
+
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.api.problems import Problem
+from app.bodies import MIB, Bodies
+from app.json_shape import Shape, ShapeRefused, load_json
+
+if TYPE_CHECKING:
+    from app.wiring import House
+
+MOST_BODY_BYTES = 8 * MIB  # two million tokens of English, or one of Chinese in escapes
+MOST_SHAPE = Shape(values=200_000, depth=100)  # 20,000 messages with a part each, beside their tools
+LONGEST_SENTENCE_CHARS = 300  # a validator's sentence may quote what was sent
+CLIENT_GONE = 499  # nobody reads it; the log does
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def json_route(house: House, bodies: Bodies, model: type[BaseModel]) -> type[APIRoute]:
+    """A class for routes whose only body is a `model`. The request's state has the `owner_id`, and `body_held`, which
+    is closed once the body's texts were tokenised: until then the next large body waits."""
+
+    class JsonRoute(APIRoute):
+        def get_route_handler(self) -> Handler:
+            answer = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                _refuse_other_content(request)
+                owner_id = await run_in_threadpool(house.callers.owner_of, request)
+                request.state.owner_id = owner_id
+                async with contextlib.AsyncExitStack() as held:
+                    request.state.body_held = held
+                    try:
+                        taken = bodies.taken(request.scope, request.receive, owner_id, MOST_BODY_BYTES)
+                        body = await held.enter_async_context(taken)
+                        await held.enter_async_context(bodies.turn(owner_id, len(body)))
+                        parsed = await run_in_threadpool(_parsed, body, model)
+                    except ClientDisconnect:
+                        return Response(status_code=CLIENT_GONE)
+                    return await answer(_Parsed(request, parsed))
+
+            return handle
+
+    return JsonRoute
+
+
+class _Parsed(Request):
+    """A request whose body was taken: FastAPI finds a model, which it passes on as it is."""
+
+    def __init__(self, request: Request, parsed: BaseModel) -> None:
+        super().__init__(request.scope, request.receive)
+        self._parsed = parsed
+
+    async def body(self) -> bytes:
+        return b"{}"  # not empty: that would count as no body
+
+    async def json(self) -> Any:
+        return self._parsed
+
+
+def _parsed(body: bytearray, model: type[BaseModel]) -> BaseModel:
+    """Raises `Problem` or `RequestValidationError`. Runs on a thread of its own."""
+    try:
+        value = load_json(body, MOST_SHAPE)
+    except ShapeRefused as error:
+        raise Problem(400, str(error), "invalid_json") from error
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:1]
+        raise RequestValidationError(
+            [{**one, "loc": ("body", *one["loc"]), "msg": _shortened(one["msg"])} for one in found]
+        ) from None
+
+
+def _refuse_other_content(request: Request) -> None:
+    """Raises `Problem` 415 for what is not plain JSON."""
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise Problem(415, "A compressed body is not taken: send the JSON as it is.", "unsupported_encoding")
+    kind = Message()
+    kind["content-type"] = request.headers.get("content-type", "")
+    if kind.get_content_type() != "application/json" and not kind.get_content_subtype().endswith("+json"):
+        raise Problem(415, "Send JSON, with the header Content-Type: application/json.", "unsupported_content_type")
+
+
+def _shortened(sentence: str) -> str:
+    return sentence if len(sentence) <= LONGEST_SENTENCE_CHARS else sentence[:LONGEST_SENTENCE_CHARS] + "…"

@@ -1,0 +1,78 @@
+"""What the page's script asked for, taken field by field. Anybody can send anything: what is not of the field's kind is
+answered with one sentence, and reaches nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Asked = Mapping[str, Any]
+LARGEST_WHOLE = 2**53 - 1  # the largest that a script can count to
+MOST_LINE_CHARACTERS = 1000  # of a title or a search
+_ID = re.compile(r"[0-9A-Za-z_-]{1,100}")
+
+
+class NotUnderstood(ValueError):
+    """The script sent something that this server does not know."""
+
+    def __init__(self) -> None:
+        super().__init__("The page asked for something that this server does not understand. Reload the page.")
+
+
+def asked(sent: object) -> Asked:
+    """The fields, none where it was no object; "seq" only where it is a number or a word to answer with."""
+    if not isinstance(sent, dict):
+        return {}
+    seq = sent.get("seq")
+    is_plain = (
+        seq is None or (isinstance(seq, str) and len(seq) <= 20) or (isinstance(seq, int) and abs(seq) <= LARGEST_WHOLE)
+    )
+    return sent if is_plain else {**sent, "seq": None}
+
+
+def conversation_id(fields: Asked) -> str:
+    """The conversation that is meant; "" for what can be nobody's. Raises `NotUnderstood`."""
+    value = _string(fields, "conversation_id")
+    return value if _ID.fullmatch(value) else ""
+
+
+def text(fields: Asked, name: str) -> str:
+    """A message or a draft, "" where there is none. Its length is the conversation's matter."""
+    return _string(fields, name)
+
+
+def line(fields: Asked, name: str) -> str:
+    """A title or a search: short, and without what no database stores."""
+    value = _string(fields, name)
+    if len(value) > MOST_LINE_CHARACTERS:
+        raise NotUnderstood
+    return value.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def whole(fields: Asked, name: str, default: int = 0) -> int:
+    """A whole number. Raises `NotUnderstood`."""
+    value = fields.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST_WHOLE:
+        raise NotUnderstood
+    return value
+
+
+def flag(fields: Asked, name: str) -> bool:
+    """A switch, off where it is not there."""
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise NotUnderstood
+    return value
+
+
+def word(fields: Asked, name: str) -> str:
+    """The name of what is to be done, or one of a few choices."""
+    return _string(fields, name)
+
+
+def _string(fields: Asked, name: str) -> str:
+    value = fields.get(name, "")
+    if not isinstance(value, str):
+        raise NotUnderstood
+    return value

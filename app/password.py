@@ -1,0 +1,91 @@
+"""The password of the page: where it is taken from, and that the process list does not tell it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import stat
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+
+VARIABLE = "KEEPWARM_PASSWORD"
+LARGEST_FILE_BYTES = 4096
+Say = Callable[[str], None]
+
+
+def given_password(flag: str | None, file: Path | None, environment: MutableMapping[str, str], say: Say) -> str | None:
+    """From `--password-file`, `--password`, or else the environment, from where it is taken away: what this process
+    starts need not know it. Raises `ValueError` with a sentence."""
+    from_environment = environment.pop(VARIABLE, None)
+    if flag is not None and file is not None:
+        raise ValueError("Give --password or --password-file, not both.")
+    if file is not None:
+        return _checked(_read(file), f"The password in {file}")
+    if flag is not None:
+        password = _checked(flag, "The password")
+        if not hide_from_process_list(flag):
+            say("Other users of this machine can read the password in the process list: --password-file hides it.")
+        return password
+    return None if from_environment is None else _checked(from_environment, f"The password in {VARIABLE}")
+
+
+def hide_from_process_list(secret: str) -> bool:
+    """Writes over the secret where the kernel reads this process's command line from. False where that is not
+    possible. What was read in the moment before is known, of course."""
+    raw = os.fsencode(secret)
+    cover = ord("x" if set(secret) != {"x"} else "-")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # The name, in brackets, may hold blanks; of what follows it the 46th and 47th field are arg_start and arg_end.
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        if 0 < start < end:
+            line = ctypes.string_at(start, end - start)
+            for at, part in _parts(line):
+                if part == raw or part == b"--password=" + raw:
+                    ctypes.memset(start + at + len(part) - len(raw), cover, len(raw))
+        return all(part not in (raw, b"--password=" + raw) for _, part in _parts(_command_line()))
+    return False
+
+
+def _command_line() -> bytes:
+    return Path("/proc/self/cmdline").read_bytes()
+
+
+def _parts(line: bytes) -> list[tuple[int, bytes]]:
+    """(offset, argument)."""
+    found, at = [], 0
+    for part in line.split(b"\0"):
+        found.append((at, part))
+        at += len(part) + 1
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+                raise ValueError(f"The password file {path} is not a file.")
+            if mode & (stat.S_IROTH | stat.S_IWOTH):
+                raise ValueError(f"Every user of this machine can open the password file {path}: chmod 600 {path}")
+            raw = file.read(LARGEST_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"The password file {path} cannot be read ({error.strerror or error}).") from error
+    if len(raw) > LARGEST_FILE_BYTES:
+        raise ValueError(f"The password file {path} holds more than {LARGEST_FILE_BYTES} bytes: it is not a password.")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The password file {path} is not UTF-8 text.") from error
+    text = text.removesuffix("\n").removesuffix("\r")
+    if "\n" in text or "\0" in text:
+        raise ValueError(f"The password file {path} holds more than one line: the password is one line.")
+    return text
+
+
+def _checked(password: str, what: str) -> str:
+    if not password.strip():
+        raise ValueError(f"{what} must not be empty.")
+    return password

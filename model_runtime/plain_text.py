@@ -1,0 +1,71 @@
+"""A tokenizer for what people and tools write, to which control tokens are ordinary characters.
+
+`encode_special_tokens` covers the tokens marked special only. `<|Assistant|>`, `<think>` or `<tool_call>` are often
+added without that mark, some control tokens stand in the model's own vocabulary, where Unigram finds them, and GGUF
+files bring merges that build them. So in this tokenizer each control token has another name, which nobody can type, at
+the same id, and the merges that made it are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from tokenizers import Tokenizer
+
+_BRACKETED = re.compile(r"\s*([<\[{(|｜〈«⟨⟦].*[>\]})|｜〉»⟩⟧])\s*", re.DOTALL)
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+def control_contents(tokenizer: Tokenizer, template: str) -> frozenset[str]:
+    """The added tokens that steer: those marked special, those in brackets of any kind, and those that the chat
+    template writes. Runs of spaces and rare letters, which are added tokens too, are text."""
+    return frozenset(
+        token.content
+        for token in tokenizer.get_added_tokens_decoder().values()
+        if token.content.strip()
+        and not _BYTE.fullmatch(token.content)
+        and (
+            token.special
+            or (_BRACKETED.fullmatch(token.content) and any(c.isalnum() for c in token.content))
+            or (len(token.content.strip()) > 1 and token.content in template)
+        )
+    )
+
+
+def without_tokens(tokenizer: Tokenizer, contents: Collection[str]) -> Tokenizer:
+    """A copy that never writes these tokens; all others keep their ids and their way."""
+    description = json.loads(tokenizer.to_str())
+    nonce = secrets.token_hex(8)
+    hidden = {content: f"\0{nonce}{number}\0" for number, content in enumerate(sorted(contents))}
+    for token in description["added_tokens"]:
+        if token["content"] in hidden:
+            token |= {"content": hidden[token["content"]], "lstrip": False, "rstrip": False, "normalized": False}
+    description["post_processor"] = None  # it names tokens, and nothing is added here
+    _hide_in_model(description["model"], hidden)
+    copy = Tokenizer.from_str(json.dumps(description))
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
+def _hide_in_model(model: dict[str, Any], hidden: dict[str, str]) -> None:
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {hidden.get(content, content): token_id for content, token_id in vocabulary.items()}
+    elif isinstance(vocabulary, list):  # Unigram: [content, score], the id is the place
+        model["vocab"] = [[hidden.get(content, content), score] for content, score in vocabulary]
+    if model.get("unk_token") in hidden:
+        model["unk_token"] = hidden[model["unk_token"]]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if not _makes(merge, hidden)]
+
+
+def _makes(merge: str | Iterable[str], hidden: Collection[str]) -> bool:
+    """Whether a merge makes a control token, or goes on from one."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left + right in hidden or left in hidden or right in hidden

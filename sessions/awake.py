@@ -1,0 +1,89 @@
+"""Time as far as this process was awake for it. Stopped (SIGSTOP, a paused container or VM) or starved of a processor,
+it finds every deadline over when it wakes, although nobody it waited for had a chance to keep it. So a wait is looked
+at again and again, and between two looks no more passes than a look may take.
+
+`time.monotonic` stands still while the machine sleeps, on Linux; it goes on while the process is stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+LONGEST_LOOK_S = 1.0
+_SLICE_S = 0.25
+_TASKS = "/proc/self/task"
+
+
+class Awake:
+    """Seconds since it was made. A thread that looks seldom adds `longest_look_s` at most each time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, longest_look_s: float = LONGEST_LOOK_S) -> None:
+        self._clock = clock
+        self._longest_look_s = longest_look_s
+        self._looked_at = clock()
+        self._passed_s = 0.0
+
+    def look(self) -> float:
+        """What has passed until now."""
+        now = self._clock()
+        self._passed_s += min(max(0.0, now - self._looked_at), self._longest_look_s)
+        self._looked_at = now
+        return self._passed_s
+
+
+def patiently(wait: Callable[[float], object], timeout_s: float) -> bool:
+    """`wait` is called with the seconds that it may take, again and again until it returns something true (then True)
+    or `timeout_s` have passed while this process was awake."""
+    awake = Awake()
+    while True:
+        left_s = timeout_s - awake.look()
+        if wait(min(_SLICE_S, max(0.0, left_s))):
+            return True
+        if left_s <= 0:
+            return False
+
+
+def join(thread: threading.Thread, timeout_s: float) -> bool:
+    """Whether the thread has ended; one that was never started has."""
+
+    def ended(slice_s: float) -> bool:
+        thread.join(slice_s)
+        return not thread.is_alive()
+
+    return thread.ident is None or patiently(ended, timeout_s)
+
+
+class Starvation:
+    """How long threads of this process wanted a processor and had none: what Linux counts as their run delay. Nothing
+    where the kernel does not say."""
+
+    def __init__(self, tasks: str = _TASKS) -> None:
+        self._tasks = tasks
+        self._seen_ns: dict[str, int] = {}
+
+    def look(self) -> float:
+        """Seconds since the last look, of the thread that waited longest. 0.0 at the first."""
+        now_ns = {task: self._delay_ns(task) for task in self._names()}
+        waited_ns = [ns - self._seen_ns[task] for task, ns in now_ns.items() if task in self._seen_ns]
+        self._seen_ns = now_ns
+        return max(0, max(waited_ns, default=0)) / 1e9
+
+    def forget(self) -> None:
+        """The next look is the first again."""
+        self._seen_ns = {}
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self._tasks)
+        except OSError:
+            return []
+
+    def _delay_ns(self, task: str) -> int:
+        try:
+            with open(f"{self._tasks}/{task}/schedstat", encoding="ascii") as stat:
+                return int(stat.read().split()[1])
+        except (OSError, ValueError, IndexError):  # the thread has ended, or the kernel does not count
+            return 0

@@ -1,0 +1,60 @@
+"""The real engine over a tiny model behind the real server, in a process of its own: for tests that stop it, starve it
+or hang it. SIGUSR1 has the next step hang for good."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from app.api.callers import Callers
+from app.auth import Owners
+from app.drain import Drain
+from app.listen import bind, url_of
+from app.server import create_app
+from app.serving import Server
+from app.share import Share
+from app.wiring import House
+from model_runtime.forward import Feed
+from sessions.store import Store
+from tests.model_runtime.harness import WatchedEngine
+from tests.sessions.real_house import load, manager_of
+
+
+def main(model_dir: str, data_dir: str, step_s: str, hang_after_s: str) -> None:
+    loaded = load(Path(model_dir))
+    engine, store = WatchedEngine(loaded), Store(Path(data_dir))
+    hangs, run = threading.Event(), engine.engine._forward.run
+
+    def slowly(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> object:
+        if hangs.is_set():
+            hangs.clear()
+            threading.Event().wait()
+        time.sleep(float(step_s))
+        return run(feeds, abort_if)
+
+    engine.engine._forward.run = slowly  # type: ignore[method-assign, assignment]
+    signal.signal(signal.SIGUSR1, lambda *_: hangs.set())
+    manager = manager_of(store, engine, loaded, hang_after_s=float(hang_after_s))
+    manager.start()
+    owners = Owners(b"secret", None)
+    house = House(manager, owners, Share(), Callers(store.keys, owners))
+    listener = bind("127.0.0.1", 0)
+
+    def say(sentence: str) -> None:
+        print(sentence, flush=True)
+
+    port = listener.getsockname()[1]
+    app = create_app(house, "127.0.0.1", headless=True)
+    server = Server(app, 2, lambda: say(f"ready {url_of('127.0.0.1', port)}"), Drain(manager, 5.0, say))
+    server.run(sockets=[listener])
+    manager.close()
+    engine.close()
+    store.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,74 @@
+"""Draws an answer as the server does, and looks at what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from app.markdown.growing import GrowingAnswer
+from app.markdown.parser import AnswerParser
+
+PARSER = AnswerParser()
+BLOCKS_AND_SPANS = {
+    "paragraph": set(),
+    "quote": set(),
+    "bullets": set(),
+    "numbers": {"start"},
+    "item": set(),
+    "heading": {"level"},
+    "table": set(),
+    "head": set(),
+    "body": set(),
+    "row": set(),
+    "cell": {"align", "wide"},
+    "header_cell": {"align", "wide"},
+    "rule": set(),
+    "break": set(),
+    "task": {"done"},
+    "emphasis": set(),
+    "strong": set(),
+    "struck": set(),
+    "code": set(),
+    "code_block": set(),
+    "token": {"class"},
+    "link": {"href", "picture"},
+    "math": {"display", "source"},
+    "math_source": {"display"},
+}
+MATH_TOKENS = {"mi", "mn", "mo", "mtext", "mspace"}
+MATH_LAYOUT = {"mrow", "mstyle", "mfrac", "msqrt", "mroot", "mtable", "mtr", "mtd"}
+MATH_SCRIPTS = {"msup", "msub", "msubsup", "munder", "mover", "munderover"}
+MATH = MATH_TOKENS | MATH_LAYOUT | MATH_SCRIPTS
+
+
+def draw(text: str) -> list[Any]:
+    """The blocks of an answer as the page gets them: `[kind, attributes, children]`, text as strings."""
+    return [json.loads(block.json) for block in GrowingAnswer(PARSER).draw(text)]
+
+
+def walk(tree: Any, depth: int = 1) -> Iterator[tuple[str, dict[str, Any], list[Any], int]]:
+    """Every node below and with `tree`: kind, attributes, children, depth."""
+    if isinstance(tree, str):
+        return
+    kind, attributes, children = tree
+    yield kind, attributes, children, depth
+    for child in children:
+        yield from walk(child, depth + 1)
+
+
+def nodes(blocks: list[Any]) -> list[tuple[str, dict[str, Any], list[Any], int]]:
+    return [node for block in blocks for node in walk(block)]
+
+
+def text(tree: Any) -> str:
+    """All that a person can read of it. A list of blocks: a line each."""
+    if isinstance(tree, str):
+        return tree
+    if tree and isinstance(tree[0], str) and isinstance(tree[1], dict):
+        return "".join(text(child) for child in tree[2])
+    return "\n".join(text(block) for block in tree)
+
+
+def kinds(blocks: list[Any]) -> set[str]:
+    return {kind for kind, *_ in nodes(blocks)}

@@ -1,0 +1,310 @@
+"""Model files that lie about themselves: each is refused with a sentence before any kernel runs, or before memory is
+taken that it does not have."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader
+from safetensors.torch import load_file, save_file
+
+from model_runtime.config import EngineConfig, ModelConfig, Quantization
+from model_runtime.engine import Engine
+from model_runtime.errors import ModelLoadError
+from model_runtime.forward import Feed
+from model_runtime.gguf_header import read_gguf_header
+from model_runtime.kernel_plan import kernel_plan
+from model_runtime.kv_cache import KVGeometry, KVSlab, LayerShape
+from model_runtime.loaded import LoadedModel
+from model_runtime.loading import load_model
+from model_runtime.native_forward import NativeForward, runs_natively
+from model_runtime.native_matrix import NativeLinear, NativeMatrix
+from model_runtime.shape_check import check_decoder_shapes
+from tests.conftest import TinyDir
+from tests.model_runtime.tiny_gguf import write_gguf
+from tests.model_runtime.tiny_models import tiny_wide_llama
+
+Load = Callable[[Path, Quantization], LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory, torch_threads: int) -> Path:
+    directory = tmp_path_factory.mktemp("cache")
+    kernel_plan(directory, print)
+    return directory
+
+
+@pytest.fixture
+def load(cache_dir: Path) -> Load:
+    def load(model: Path, quantization: Quantization) -> LoadedModel:
+        return load_model(ModelConfig(str(model), quantization, cache_dir=cache_dir, device="cpu"), lambda _: None)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def intact_gguf(tiny_dir: TinyDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "intact.gguf"
+    return write_gguf(tiny_dir("llama"), path, GGMLQuantizationType.Q4_1)
+
+
+@pytest.fixture
+def gguf_file(intact_gguf: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(intact_gguf, tmp_path / "hostile.gguf"))
+
+
+@pytest.fixture
+def checkpoint(tiny_dir: TinyDir, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_dir("llama"), tmp_path / "hostile")
+
+
+def set_entry(path: Path, key: str, value: float) -> None:
+    GGUFReader(path, "r+").fields[key].parts[-1][0] = value
+
+
+def set_dims(path: Path, tensor: str, place: int, value: int) -> None:
+    found = next(t for t in GGUFReader(path, "r+").tensors if t.name == tensor)
+    found.field.parts[3][place] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        # The embedded file with feed_forward_length 1536 -> 32 ended the process: free(): invalid next size
+        (
+            "llama.feed_forward_length",
+            32,
+            r"ffn_gate\.weight has the shape \[128, 64\], but its metadata .* \[32, 64\]",
+        ),
+        ("llama.feed_forward_length", 96, "has the shape"),
+        ("llama.feed_forward_length", 2**31, "feed_forward_length is 2,147,483,648, but no tensor in it is wider"),
+        ("llama.embedding_length", 32, "has the shape"),
+        ("llama.embedding_length", 2**31 - 1, "embedding_length is"),
+        ("llama.block_count", 2, "it says it has 2 layers, but there are tensors of 3"),
+        ("llama.block_count", 4, "it says it has 4 layers, but there are tensors of 3"),
+        ("llama.block_count", 2**32 - 1, "it says it has 4,294,967,295 layers"),
+        ("llama.attention.head_count", 0, "0 heads cannot share 2 heads of keys"),
+        ("llama.attention.head_count", 3, "3 heads cannot share 2 heads of keys"),
+        ("llama.attention.head_count", 8, "has the shape"),
+        ("llama.attention.head_count_kv", 0, "num_key_value_heads is 0"),
+        ("llama.attention.head_count_kv", 4, "has the shape"),
+        ("llama.attention.head_count_kv", 3, "4 heads cannot share 3"),
+        ("llama.context_length", 0, "it says it holds 0 tokens of context"),
+        ("llama.context_length", 2**32 - 1, "it says it holds 4,294,967,295 tokens of context"),
+        ("llama.vocab_size", 2**32 - 1, "vocab_size is 4,294,967,295"),
+        ("llama.attention.layer_norm_rms_epsilon", float("nan"), "layer_norm_rms_epsilon is nan"),
+        ("llama.rope.freq_base", float("inf"), "freq_base is inf"),
+        ("tokenizer.ggml.eos_token_id", 512, "eos_token_id is 512, which is none of its tokens"),
+    ],
+)
+def test_metadata_that_cannot_be_true(key: str, value: float, sentence: str, gguf_file: Path, load: Load) -> None:
+    set_entry(gguf_file, key, value)
+    with pytest.raises(ModelLoadError, match=sentence):
+        load(gguf_file, "shipped")
+
+
+def test_a_shape_that_is_turned_or_another_is_refused(gguf_file: Path, load: Load) -> None:
+    set_dims(gguf_file, "blk.1.ffn_up.weight", 0, 128)
+    set_dims(gguf_file, "blk.1.ffn_up.weight", 1, 64)
+    with pytest.raises(ModelLoadError, match=r"blk\.1\.ffn_up\.weight has the shape \[64, 128\]"):
+        load(gguf_file, "shipped")
+
+
+@pytest.mark.parametrize("place", range(0, 24, 4))
+def test_hostile_counts_in_the_first_bytes(place: int, gguf_file: Path, load: Load) -> None:
+    data = bytearray(gguf_file.read_bytes())
+    data[place : place + 4] = b"\xff\xff\xff\x7f"
+    gguf_file.write_bytes(data)
+    with pytest.raises(ModelLoadError, match="is no GGUF file, or incomplete"):
+        load(gguf_file, "shipped")
+
+
+def test_a_list_that_claims_more_items_than_the_file_has_bytes(tmp_path: Path) -> None:
+    def file(kind: int, count: int) -> Path:
+        path = tmp_path / "list.gguf"
+        key = b"tokenizer.ggml.tokens"
+        entry = struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, kind, count)
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry + b"\0" * 64)
+        return path
+
+    for kind, count in ((8, 2**60), (0, 2**63), (10, 100), (9, 1), (8, 2_000_000), (77, 1)):
+        with pytest.raises(ModelLoadError, match="is no GGUF file, or incomplete: "):
+            read_gguf_header(file(kind, count))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [(-1, 64, "does not lie where"), (-1, 2**50, "does not lie where"), (2, 9, "dimensions")],
+)
+def test_a_tensor_that_lies_elsewhere_overlaps_or_has_no_size(
+    place: int, value: int, sentence: str, gguf_file: Path, load: Load
+) -> None:
+    GGUFReader(gguf_file, "r+").tensors[2].field.parts[place][0] = value
+    with pytest.raises(ModelLoadError, match=sentence):
+        load(gguf_file, "shipped")
+
+
+def test_a_tensor_that_is_there_twice_is_refused(gguf_file: Path, load: Load) -> None:
+    data = gguf_file.read_bytes()
+    gguf_file.write_bytes(data.replace(b"blk.1.attn_q.weight", b"blk.2.attn_q.weight"))
+    with pytest.raises(ModelLoadError, match="is there twice"):
+        load(gguf_file, "shipped")
+
+
+def test_one_part_of_a_split_model_says_so(gguf_file: Path, load: Load) -> None:
+    data = gguf_file.read_bytes()
+    key = b"split.count"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<IH", 2, 2)
+    (entries,) = struct.unpack("<Q", data[16:24])
+    padding = b"\0" * (-(len(entry)) % 32)
+    start = GGUFReader(gguf_file).data_offset
+    gguf_file.write_bytes(data[:16] + struct.pack("<Q", entries + 1) + entry + data[24:start] + padding + data[start:])
+    with pytest.raises(ModelLoadError, match="is one part of 2 of a model"):
+        load(gguf_file, "shipped")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_hidden_layers": 10**9}, "its config says it has 1,000,000,000 layers, its files have weights of 3"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"vocab_size": 2**38}, "its config describes a model of"),
+        ({"intermediate_size": 2**30}, "its config describes a model of"),
+        ({"intermediate_size": 32}, "do not have the shapes"),
+        ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
+        ({"num_key_value_heads": -2}, "num_key_value_heads is -2"),
+        ({"num_attention_heads": 0}, "hostile cannot be"),
+        ({"head_dim": 2**40}, "head_dim is"),
+        ({"max_position_embeddings": 2**60}, r"(max_position_embeddings is|it holds) [\d,]+"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": float("inf")}}, "rope_theta is inf"),
+    ],
+)
+def test_a_config_that_does_not_belong_to_the_weights(
+    changes: dict[str, object], sentence: str, checkpoint: Path, load: Load
+) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ModelLoadError, match=sentence):
+        load(checkpoint, "none")
+
+
+def test_a_config_nested_without_end_is_a_sentence(checkpoint: Path, load: Load) -> None:
+    (checkpoint / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ModelLoadError, match="nested too deeply"):
+        load(checkpoint, "none")
+
+
+def test_a_header_that_claims_more_than_the_file_is_a_sentence(checkpoint: Path, load: Load) -> None:
+    path = checkpoint / "model.safetensors"
+    data = path.read_bytes()
+    for length in (2**63, 2**32, 99_000_000):
+        path.write_bytes(struct.pack("<Q", length) + data[8:])
+        with pytest.raises(ModelLoadError, match=r"model\.safetensors is damaged"):
+            load(checkpoint, "none")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "missing.safetensors", 7])
+def test_an_index_names_files_of_its_own_directory(name: object, checkpoint: Path, load: Load) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint.parent / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelLoadError, match="its index names"):
+        load(checkpoint, "none")
+
+
+def test_pickled_weights_are_never_read(checkpoint: Path, load: Load) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin is a Python pickle, which can run any program"):
+        load(checkpoint, "none")
+
+
+def test_code_that_comes_with_a_model_is_never_run(checkpoint: Path, load: Load) -> None:
+    path, ran = checkpoint / "config.json", checkpoint / "it_ran"
+    config = json.loads(path.read_text()) | {"model_type": "hostile", "auto_map": {"AutoConfig": "own.Own"}}
+    path.write_text(json.dumps(config))
+    (checkpoint / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(ModelLoadError, match="code out of a model's directory is never run"):
+        load(checkpoint, "none")
+    assert not ran.exists()
+
+
+def test_more_outputs_than_embeddings_are_refused(checkpoint: Path, load: Load) -> None:
+    loaded = load(checkpoint, "none")
+    loaded.model.model.embed_tokens = torch.nn.Embedding(100, 64)
+    with pytest.raises(ModelLoadError, match="it can say 512 tokens, but has embeddings of 100"):
+        Engine(loaded, EngineConfig(), 512)
+
+
+WRONG = {
+    "a matrix": lambda model: setattr(model.config, "intermediate_size", 160),
+    "heads": lambda model: setattr(model.config, "num_key_value_heads", 1),
+    "a vocabulary": lambda model: setattr(model.config, "vocab_size", 480),
+    "layers": lambda model: setattr(model.config, "num_hidden_layers", 2),
+    "a norm": lambda model: setattr(model.model.norm, "weight", torch.nn.Parameter(torch.ones(32))),
+    "a head's norm": lambda model: setattr(
+        model.model.layers[1].self_attn, "q_norm", torch.nn.RMSNorm(32, elementwise_affine=True)
+    ),
+    "an embedding": lambda model: model.set_input_embeddings(torch.nn.Embedding(512, 32)),
+    "a rope table": lambda model: model.model.rotary_emb.register_buffer("inv_freq", torch.ones(4)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_no_kernel_sees_a_model_whose_parts_do_not_fit(what: str, gguf_file: Path, load: Load) -> None:
+    model = load(gguf_file, "shipped").model
+    assert all(isinstance(layer.mlp.up_proj, NativeLinear) for layer in model.model.layers)
+    check_decoder_shapes(model)
+    WRONG[what](model)
+    with pytest.raises(ModelLoadError, match="cannot be used"):
+        check_decoder_shapes(model)
+
+
+def test_the_kernels_refuse_sizes_that_do_not_fit(tmp_path: Path, load: Load) -> None:
+    """Even if all of Python were wrong."""
+    path = write_gguf(tiny_wide_llama(tmp_path / "wide"), tmp_path / "wide.gguf", GGMLQuantizationType.Q4_0)
+    model = load(path, "shipped").model
+    assert runs_natively(model)
+    native = NativeForward(model)
+    geometry = KVGeometry((LayerShape(2, 32, 32),) * 2, torch.float32, torch.device("cpu"))
+    assert native.run([Feed(KVSlab(geometry), [3, 4], 1)]).shape == (1, 512)
+    other = KVGeometry((LayerShape(1, 32, 32),) * 2, torch.float32, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="not of this model's shape"):
+        native.run([Feed(KVSlab(other), [3, 4], 1)])
+    for name in ("intermediate", "hidden", "heads", "kv_heads", "dim", "vocabulary"):
+        right = getattr(native._struct, name)
+        for wrong in (0, -1, right - 1, 2 * right, 2**31 - 1):
+            setattr(native._struct, name, wrong)
+            with pytest.raises(RuntimeError, match="sizes of a step"):
+                native.run([Feed(KVSlab(geometry), [3, 4], 1)])
+        setattr(native._struct, name, right)
+
+
+def test_a_native_matrix_checks_its_bias_and_its_input(cache_dir: Path) -> None:
+    kernels = kernel_plan(cache_dir, print)[0].kernels
+    if kernels is None:
+        pytest.skip("there is no compiler")
+    assert isinstance(kernels, ctypes.CDLL)
+    with pytest.raises(ValueError, match="does not belong to 64 outputs"):
+        NativeMatrix(torch.ones(64, 32), torch.ones(32), kernels)
+    with pytest.raises(ValueError, match="do not fit"):
+        NativeMatrix(torch.ones(64, 32), None, kernels).multiply(torch.ones(2, 64))
+
+
+def test_weights_that_are_no_numbers_are_refused_by_the_probe(checkpoint: Path, load: Load) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 3] = np.nan
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    loaded = load(checkpoint, "none")
+    with pytest.raises(ModelLoadError, match="computes no numbers"):
+        Engine(loaded, EngineConfig(), 512)

@@ -1,0 +1,46 @@
+"""Waits that a stopped process does not find over when it wakes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sessions.awake import Awake, join, patiently
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_pause_counts_as_one_look() -> None:
+    clock = Clock()
+    awake = Awake(clock, longest_look_s=0.5)
+    clock.now += 0.4
+    assert round(awake.look(), 6) == 0.4
+    clock.now += 75.0
+    assert round(awake.look(), 6) == 0.9
+    clock.now -= 3.0  # no clock of ours goes back; if one did, nothing would be taken away
+    assert round(awake.look(), 6) == 0.9
+
+
+def test_a_wait_ends_when_it_is_true_or_over() -> None:
+    event = threading.Event()
+    began = time.monotonic()
+    assert not patiently(event.wait, 0.6)
+    assert 0.55 < time.monotonic() - began < 5.0
+    threading.Timer(0.3, event.set).start()
+    assert patiently(event.wait, 30.0)
+    assert patiently(event.wait, 0.0)
+
+
+def test_a_thread_is_waited_for() -> None:
+    event = threading.Event()
+    thread = threading.Thread(target=event.wait)
+    assert join(thread, 0.0)  # it never began
+    thread.start()
+    assert not join(thread, 0.3)
+    event.set()
+    assert join(thread, 30.0)
