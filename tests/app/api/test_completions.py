@@ -208,7 +208,7 @@ def test_the_client_that_goes_stops_its_answer_within_a_step(serve: Serve, conne
 
 
 def test_the_client_that_goes_without_streaming_stops_it_too(serve: Serve) -> None:
-    site = serve(headless=True, token_delay_s=0.02)
+    site = serve(headless=True, token_delay_s=0.1)
     with httpx.Client(base_url=site.url, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
         client.post("/v1/chat/completions", json={"model": MODEL, "messages": [user("a long one")]})
     (running,) = site.manager.list_conversations("local")
