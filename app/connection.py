@@ -37,6 +37,7 @@ from app.guard import HEALTH_PATH
 from app.headers import LOCKED_POLICY, headers_with
 from app.http_parser import StrictParser
 
+TCP_CLOSE = 7  # of Linux, in the first byte of `tcp_info`
 PROBE_EVERY_S = 0.05
 PIECE_BYTES, CHUNKED_PIECE_BYTES = 32 * 1024, 1024  # fed to the parser at once
 
@@ -262,13 +263,21 @@ class Connection(H11Protocol):
     def _look_for_reset(self) -> None:
         if self.transport.is_closing() or not (self._unfed or self._is_answering()):
             return
-        if self._socket().getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if _is_reset(self._socket()):
             self.cut()
         else:
             self.loop.call_later(PROBE_EVERY_S, self._look_for_reset)
 
     def _socket(self) -> Any:
         return self.transport.get_extra_info("socket")
+
+
+def _is_reset(own: Any) -> bool:
+    """Whether the other side's socket is closed. The error is told once, to whoever asks first; the state stays."""
+    if own.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        return True
+    state = getattr(socket, "TCP_INFO", None)
+    return state is not None and own.getsockopt(socket.IPPROTO_TCP, state, 1)[0] == TCP_CLOSE
 
 
 class _Flow(FlowControl):
