@@ -20,7 +20,7 @@ from sessions.errors import ConversationNotFound
 from sessions.idle import Errand, Kind, Outcome, Way
 from sessions.leases import Lease, Leases
 from sessions.ledger import Turn, common_prefix, fold, user_turn
-from sessions.records import Conversation
+from sessions.records import Conversation, Node
 from sessions.room import Room
 from sessions.runs import RunTable
 from sessions.store import Store
@@ -73,12 +73,12 @@ class Ahead:
                 Outcome.DONE
             )  # the answer is kept in memory until the disk takes it: its ids are not there to build on
         if errand.kind is Kind.TITLE:
-            return self._find_title(conversation, errand, way)
-        return self._read(conversation, errand, way)
+            return self._find_title(conversation, path, errand, way)
+        return self._read(conversation, path, errand, way)
 
-    def _read(self, conversation: Conversation, errand: Errand, way: Way) -> Outcome:
+    def _read(self, conversation: Conversation, path: tuple[Node, ...], errand: Errand, way: Way) -> Outcome:
         """Reads the draft but for its unstable end; of "" that leaves what stands in front of every next message."""
-        ledger, turn = self._turn(conversation, errand.text)
+        ledger, turn = self._turn(conversation, path, errand.text)
         stable_tokens = max(0, len(turn.ledger) - self._template.unstable_tokens(errand.text))
         ids = turn.ledger[:stable_tokens]
         if errand.kind is Kind.GLUE and _is_anew(turn):
@@ -97,11 +97,11 @@ class Ahead:
         quiet_s = time.monotonic() - errand.asked_at
         return quiet_s < self._engine.estimate_read_s(start_tokens, end_tokens)
 
-    def _find_title(self, conversation: Conversation, errand: Errand, way: Way) -> Outcome:
+    def _find_title(self, conversation: Conversation, path: tuple[Node, ...], errand: Errand, way: Way) -> Outcome:
         is_wanted = conversation.has_first_title and conversation.origin is not Origin.ONE_OFF
         if not is_wanted or conversation.leaf_id is None:
             return Outcome.DONE
-        ledger, turn = self._turn(conversation, TITLE_QUESTION)
+        ledger, turn = self._turn(conversation, path, TITLE_QUESTION)
         ids = turn.ledger
         if _is_anew(turn):
             return Outcome.DONE
@@ -119,9 +119,8 @@ class Ahead:
             self._store.take_model_title(errand.conversation_id, usable_title(text, said) if whole else "")
         return outcome
 
-    def _turn(self, conversation: Conversation, text: str) -> tuple[tuple[int, ...], Turn]:
+    def _turn(self, conversation: Conversation, path: tuple[Node, ...], text: str) -> tuple[tuple[int, ...], Turn]:
         """The ledger as it is, and the turn that this message would make."""
-        path = self._store.messages.path(conversation.leaf_id)
         ledger = fold(path)
         fingerprint = self._engine.info.tokenizer_fingerprint
         turn = user_turn(path, text, ledger, conversation.settings.system_prompt, self._template, fingerprint)
