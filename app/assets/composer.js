@@ -180,11 +180,12 @@ export function mount(element, facts) {
     button.disabled = true; // until the run's end draws it anew
   });
   on("sent", focus);
-  on("leaving", () => show(""));
-  on("opened", () => {
+  // At once, not when the conversation has come: what is written or counted until then belongs to this one.
+  on("leaving", () => {
+    show("");
     setText(recall());
-    focus();
   });
+  on("opened", focus);
   drawButton();
   mounted("composer");
 }

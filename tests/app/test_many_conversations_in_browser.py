@@ -123,6 +123,42 @@ def test_each_conversation_keeps_its_own_draft(serve: Serve, tab: OpenTab) -> No
     expect(one.by("composer")).to_have_value("half a thought")
 
 
+def test_a_draft_that_is_counted_late_stays_in_its_conversation(serve: Serve, tab: OpenTab) -> None:
+    one = tab(serve().url).open()
+    one.say("alpha")
+    held: dict[str, Route] = {}
+
+    def hold(route: Route) -> None:
+        body = route.request.post_data or ""
+        kind = next((kind for kind in ('"ask":"count"', '"action":"open"') if kind in body), "")
+        if kind and kind not in held:
+            held[kind] = route
+        else:
+            route.continue_()
+
+    one.page.route("**/gradio_api/**", hold)
+    one.by("composer").fill("half a thought")
+    wait_for(one, lambda: '"ask":"count"' in held)
+    one.by("new").click()
+    wait_for(one, lambda: '"action":"open"' in held)
+    expect(one.by("composer")).to_have_value("")  # before the conversation has come
+    with one.page.expect_response("**/gradio_api/component_server/"):
+        held['"ask":"count"'].continue_()
+    one.by("composer").press_sequentially("another")
+    held['"action":"open"'].continue_()
+    expect(one.by("welcome")).to_be_visible()
+    expect(one.by("composer")).to_have_value("another")
+    one.choose("alpha")
+    expect(one.by("composer")).to_have_value("half a thought")
+
+
+def wait_for(one: Tab, is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < deadline
+        one.page.wait_for_timeout(20)
+
+
 def test_the_memory_panel_counts_and_drops(serve: Serve, tab: OpenTab) -> None:
     site = serve()
     one = tab(site.url).open()

@@ -57,7 +57,8 @@ def keepwarm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def answers_in(data_dir: Path) -> dict[str, str]:
-    """Of every message in it its answer, if that is complete and has its receipt."""
+    """Of every message in it its answer, if that is complete and has its receipt. A conversation that was just being
+    begun has none yet."""
     store = Store(data_dir)
     try:
         paths = [store.messages.views(c.leaf_id) for c in store.every_conversation()]
@@ -66,7 +67,9 @@ def answers_in(data_dir: Path) -> dict[str, str]:
         store.close()
     assert troubles == []
     return {
-        path[0].text: path[1].text for path in paths if path[1].status is MessageStatus.COMPLETE and path[1].receipt
+        said.text: answer.text
+        for said, answer in (path for path in paths if path)
+        if answer.status is MessageStatus.COMPLETE and answer.receipt
     }
 
 
