@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from app import backup_command, bin_command, cache_command, doctor, key_command, sizes, terminal
-from app.drain import Drain
-from app.guard import is_loopback
-from app.listen import bind, url_of
-from app.password import VARIABLE, given_password
-from app.surroundings import import_page
-from app.visitors import Visitors, trusted_networks
-from model_runtime import heap
-from model_runtime.config import EMBEDDED, ColdKvDtype, KvDtype, ModelConfig
-from model_runtime.errors import ModelRuntimeError
+from app import sizes
+from app.access.guard import is_loopback
+from app.access.password import VARIABLE, given_password
+from app.access.visitors import Visitors, trusted_networks
+from app.cli import backup, bin, cache, doctor, keys, terminal
+from app.cli.surroundings import import_page
+from app.server.drain import Drain
+from app.server.listen import bind, url_of
+from model_runtime.interface.config import EMBEDDED, ColdKvDtype, KvDtype, ModelConfig
+from model_runtime.interface.errors import ModelRuntimeError
+from model_runtime.native import heap
 from sessions.config import DAY_S, KEEP_UNNAMED_S
 from sessions.errors import SessionError
 
@@ -66,15 +67,15 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("This user has no home directory: say where conversations are kept with --data-dir.")
     match arguments.command:
         case "key":
-            return key_command.run(arguments, terminal.say)
+            return keys.run(arguments, terminal.say)
         case "bin":
-            return bin_command.run(arguments, terminal.say)
+            return bin.run(arguments, terminal.say)
         case "cache":
-            return cache_command.run(arguments, terminal.say)
+            return cache.run(arguments, terminal.say)
         case "backup":
-            return backup_command.run_backup(arguments, terminal.say)
+            return backup.run_backup(arguments, terminal.say)
         case "restore":
-            return backup_command.run_restore(arguments, terminal.say)
+            return backup.run_restore(arguments, terminal.say)
         case "doctor":
             return _doctor(arguments)
     return _serve(arguments)
@@ -97,10 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="serve|doctor|key|bin|cache|backup|restore")
-    key_command.add_parser(commands, default_data_dir())
-    bin_command.add_parser(commands, default_data_dir())
-    cache_command.add_parser(commands, default_data_dir())
-    backup_command.add_parsers(commands, default_data_dir())
+    keys.add_parser(commands, default_data_dir())
+    bin.add_parser(commands, default_data_dir())
+    cache.add_parser(commands, default_data_dir())
+    backup.add_parsers(commands, default_data_dir())
     serve = commands.add_parser("serve", help="serve the chat on this machine")
     examined = commands.add_parser("doctor", help="examine a data directory that nobody serves now")
     for command in (serve, examined):
@@ -298,8 +299,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             Access(Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
             (lambda: None) if arguments.headless else import_page,
         ) as house:
-            from app.server import create_app
-            from app.serving import Server
+            from app.server.site import create_app
+            from app.server.uvicorn_server import Server
 
             port = listeners[0].getsockname()[1]
 

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from sessions.counters import Histogram
 
 if TYPE_CHECKING:
-    from app.connections import Connections
+    from app.http.connection_limits import Connections
     from app.process_memory import ProcessMeter
     from sessions.manager import SessionManager
 

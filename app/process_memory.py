@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from model_runtime import heap
+from model_runtime.native import heap
 
 if TYPE_CHECKING:
-    from model_runtime.types import ModelInfo
+    from model_runtime.interface.protocol import ModelInfo
     from sessions.types import MemoryView
 
 log = logging.getLogger(__name__)

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app import formatting, sizes
-from app.api.callers import Callers
-from app.auth import Owners
-from app.cookie_key import load_secret
-from app.guard import cookies_of
+from app.access.auth import Owners
+from app.access.callers import Callers
+from app.access.cookie_key import load_secret
+from app.access.guard import cookies_of
+from app.access.public_link import Share
+from app.access.visitors import Visitors
+from app.cli.surroundings import own_temporary_files
 from app.process_memory import ProcessMeter, Tidier
-from app.share import Share
-from app.surroundings import own_temporary_files
-from app.visitors import Visitors
 from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
 from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 
 if TYPE_CHECKING:
-    from model_runtime.config import ColdKvDtype, KvDtype, ModelConfig, PromptLookup
-    from model_runtime.turn_template import TurnTemplate
-    from model_runtime.types import Engine
+    from model_runtime.interface.config import ColdKvDtype, KvDtype, ModelConfig, PromptLookup
+    from model_runtime.interface.protocol import Engine
+    from model_runtime.interface.turn_template import TurnTemplate
 
 COOKIE_KEY_NAME = "cookie.key"
 STAGED_BYTES = 256 * 1024**2  # page-locked host memory for rows on their way to a file
@@ -138,9 +138,9 @@ def open_house(
 
 def _import_model_code() -> None:
     """Torch and what runs models: seconds, which is why the flags are checked before."""
-    import model_runtime.chat_template
-    import model_runtime.engine
-    import model_runtime.loading  # noqa: F401
+    import model_runtime.engine.engine
+    import model_runtime.loading.loading
+    import model_runtime.text.chat_template  # noqa: F401
 
 
 def _load(
@@ -148,11 +148,11 @@ def _load(
 ) -> tuple[Engine, TurnTemplate, _Memory]:
     """The engine, its template and what its KVs may take. Torch is imported here, not before the flags are
     checked: it costs seconds."""
-    from model_runtime.chat_template import ChatTemplate
-    from model_runtime.config import EngineConfig
-    from model_runtime.engine import Engine
-    from model_runtime.loading import context_limit_tokens, load_model, unload
-    from model_runtime.passing_thread import in_passing_thread
+    from model_runtime.engine.engine import Engine
+    from model_runtime.engine.passing_thread import in_passing_thread
+    from model_runtime.interface.config import EngineConfig
+    from model_runtime.loading.loading import context_limit_tokens, load_model, unload
+    from model_runtime.text.chat_template import ChatTemplate
 
     loaded = in_passing_thread(lambda: load_model(config, say))
     stack.callback(unload, loaded)
@@ -181,7 +181,7 @@ def _load(
 
 def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
     """Measured after the model was loaded: its weights are not free any more."""
-    from model_runtime.device_memory import default_arena_bytes, free_device_bytes
+    from model_runtime.forward.device_memory import default_arena_bytes, free_device_bytes
 
     on_gpu = free_device_bytes(device)
     free_bytes = sizes.free_memory_bytes() if on_gpu is None else on_gpu

@@ -24,14 +24,14 @@ from typing import Any
 
 import httpx
 
-from app.auth import LOCAL_OWNER
-from app.listen import bind
-from app.server import create_app
-from app.serving import Server
+from app.access.auth import LOCAL_OWNER
+from app.server.listen import bind
+from app.server.site import create_app
+from app.server.uvicorn_server import Server
 from app.wiring import Budgets, House, IdleWork, open_house
 from benchmarks.driver import _PROSE
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.config import ModelConfig
+from model_runtime.interface.config import ModelConfig
 from sessions.manager import SessionManager
 
 ANSWER_TOKENS = 128  # a chat's usual shape: short questions, longer answers; 2,000 tokens at turn ten

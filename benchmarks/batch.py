@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.engine import Engine
-from model_runtime.events import Event, Finished, TokenDelta
-from model_runtime.loading import unload
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import KV, Generation, GenerationRequest
+from model_runtime.engine.engine import Engine
+from model_runtime.interface.events import Event, Finished, TokenDelta
+from model_runtime.interface.protocol import KV, Generation, GenerationRequest
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loading import unload
 
 CONVERSATIONS = (1, 2, 4, 8)
 HISTORIES = (0, 1000)

@@ -20,8 +20,8 @@ from pathlib import Path
 from benchmarks.driver import answer, load
 from benchmarks.report import device_name, finish, table
 from benchmarks.served import OWNER, Served, serve
-from model_runtime.loading import unload
-from sessions.ledger import fold
+from model_runtime.loading.loading import unload
+from sessions.ledger.ledger import fold
 from sessions.types import MissReason, Receipt
 
 SHORTEST, LONGEST = 500, 4000

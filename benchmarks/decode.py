@@ -20,9 +20,9 @@ from transformers import DynamicCache
 
 from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.engine import Engine
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import unload
+from model_runtime.engine.engine import Engine
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import unload
 
 HISTORIES = (0, 2000, 6000)
 FIRST_TOKENS = 8  # "no history" still needs something to go on from

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from model_runtime.config import EngineConfig, ModelConfig
-from model_runtime.engine import Engine
-from model_runtime.events import Event, Finished, TokenDelta
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import load_model
-from model_runtime.passing_thread import in_passing_thread
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import KV, GenerationRequest
+from model_runtime.engine.engine import Engine
+from model_runtime.engine.passing_thread import in_passing_thread
+from model_runtime.interface.config import EngineConfig, ModelConfig
+from model_runtime.interface.events import Event, Finished, TokenDelta
+from model_runtime.interface.protocol import KV, GenerationRequest
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import load_model
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def answer(
 
 def on_engine_thread(engine: Engine, call: Callable[[], T]) -> T:
     """Runs something else where the engine computes. In a thread of its own it would be slow, and slow the engine down:
-    see `model_runtime.passing_thread`."""
+    see `model_runtime.engine.passing_thread`."""
     return engine._shift.call(call)
 
 

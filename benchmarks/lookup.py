@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from benchmarks.driver import Answer, answer
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.config import EngineConfig, ModelConfig
-from model_runtime.engine import Engine
-from model_runtime.loading import load_model, unload
-from model_runtime.passing_thread import in_passing_thread
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.engine.engine import Engine
+from model_runtime.engine.passing_thread import in_passing_thread
+from model_runtime.interface.config import EngineConfig, ModelConfig
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loading import load_model, unload
+from model_runtime.text.chat_template import ChatTemplate
 
 LIGHTHOUSE = (
     "The lighthouse at Grey Point was built in 1871 after three ships were lost on the reef in a single winter. Its "

@@ -21,18 +21,18 @@ from pathlib import Path
 
 from benchmarks.driver import load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import unload
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import unload
+from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 from sessions.types import ConversationSettings, Receipt, RunPhase
 
 OWNER = "benchmark"
 KEY_S = 0.2
-PAGE_SENDS_AFTER_S, PAGE_SENDS_EVERY_S = 0.03, 0.1  # as app/assets/composer.js does
+PAGE_SENDS_AFTER_S, PAGE_SENDS_EVERY_S = 0.03, 0.1  # as app/page/assets/composer.js does
 MESSAGE_TOKENS, PASTE_TOKENS = 40, 2000
 QUESTION = "\n\nWhat is the main point of all this?"
 BUDGET_BYTES = 2 * 1024**3

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.driver import load
 from benchmarks.report import device_name, finish, median, table
 from benchmarks.served import OWNER, Served, forget_page_cache, serve
-from model_runtime.loading import unload
+from model_runtime.loading.loading import unload
 from sessions.types import Receipt, Tier
 
 GIB = 1024**3

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.driver import prose_ids, start
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.loaded import LoadedModel
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import Engine
+from model_runtime.interface.protocol import Engine
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 from sessions.types import ConversationSettings, Receipt, RunPhase
 
 OWNER = "benchmark"

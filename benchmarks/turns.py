@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import unload
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import unload
 
 HISTORIES = (500, 2000, 6000)
 TURN_TOKENS = 32

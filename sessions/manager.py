@@ -10,33 +10,35 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from model_runtime.turn_template import TurnTemplate
-from model_runtime.types import Engine, ModelInfo
-from sessions.ahead import Ahead
+from model_runtime.interface.protocol import Engine, ModelInfo
+from model_runtime.interface.turn_template import TurnTemplate
 from sessions.awake import Awake
-from sessions.beginnings import Beginnings
-from sessions.completions import Completions
+from sessions.background.drafts import Drafts
+from sessions.background.idle_worker import IdleWork
+from sessions.background.pruner import Pruner
+from sessions.background.read_ahead import Ahead
+from sessions.background.storage_check import StorageState, StorageWatch
+from sessions.background.watchdog import Watchdog
 from sessions.config import SessionConfig
 from sessions.counters import Counters
-from sessions.drafts import Drafts
 from sessions.errors import MessageRefused
-from sessions.events import EventLog
-from sessions.hands import Hands
-from sessions.idle import IdleWork
-from sessions.leases import Leases
-from sessions.ledger import continued_answer, fold, new_answer, user_turn
-from sessions.notes import Notes
-from sessions.pins import Pins
-from sessions.pruner import Pruner
-from sessions.recorder import Recorder
-from sessions.records import Conversation, Node
-from sessions.room import Room
-from sessions.runs import Run, RunTable, aborted
-from sessions.storage import StorageState, StorageWatch
-from sessions.store import Store
+from sessions.ledger.ledger import continued_answer, fold, new_answer, user_turn
+from sessions.memory.device.leases import Leases
+from sessions.memory.device.pins import Pins
+from sessions.memory.device.shared_prefixes import Beginnings
+from sessions.memory.events import EventLog
+from sessions.memory.log import Notes
+from sessions.memory.memory import Tiers
+from sessions.memory_actions import Hands
+from sessions.store.records import Conversation, Node
+from sessions.store.store import Store
+from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
-from sessions.tiers import Tiers
-from sessions.turns import NewTurn, Turns
+from sessions.turns.limits import Room
+from sessions.turns.recorder import Recorder
+from sessions.turns.run import Run, RunTable, aborted
+from sessions.turns.stateless import Completions
+from sessions.turns.turn import NewTurn, Turns
 from sessions.types import (
     ConversationSettings,
     ConversationSummary,
@@ -44,10 +46,8 @@ from sessions.types import (
     MemoryView,
     Tier,
 )
-from sessions.uptime import SYSTEM_CLOCK, Clock
-from sessions.verifier import Verifier, Verifying
+from sessions.verify.verifier import Verifier, Verifying
 from sessions.views import Views
-from sessions.watchdog import Watchdog
 
 DELETE_TIMEOUT_S = 10.0
 

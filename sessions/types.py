@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model_runtime.drift import ColdDrift
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.drift import ColdDrift
+from model_runtime.interface.sampling_params import SamplingParams
 
 
 class MessageStatus(StrEnum):

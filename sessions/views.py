@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from model_runtime.types import Engine
+from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
-from sessions.events import EventLog
-from sessions.leases import Holding, Leases
-from sessions.pins import Pins
-from sessions.records import Conversation
-from sessions.runs import Run, RunTable
-from sessions.segments_table import Saved
-from sessions.store import Store
+from sessions.memory.device.leases import Holding, Leases
+from sessions.memory.device.pins import Pins
+from sessions.memory.events import EventLog
+from sessions.memory.memory import Tiers
+from sessions.store.records import Conversation
+from sessions.store.store import Store
+from sessions.store.tables.messages import INTERRUPTED_NOTE
+from sessions.store.tables.segments import Saved
 from sessions.text import UNTITLED
-from sessions.tiers import Tiers
-from sessions.tree import INTERRUPTED_NOTE
+from sessions.turns.run import Run, RunTable
 from sessions.types import (
     CheckView,
     ConversationSummary,
@@ -26,7 +26,7 @@ from sessions.types import (
     MessageView,
     Tier,
 )
-from sessions.verifier import Verifier
+from sessions.verify.verifier import Verifier
 
 EXPECTED_MESSAGE_TOKENS = 32
 _NOTHING = Holding(tokens=0, used_bytes=0, reserved_bytes=0, last_used_at=0.0)

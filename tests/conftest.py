@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from model_runtime.loaded import LoadedModel
+    from model_runtime.loading.loaded import LoadedModel
 
 TinyDir = Callable[[str], Path]
 
@@ -27,8 +27,8 @@ def torch_threads() -> int:
 @pytest.fixture(scope="session")
 def embedded_cache(torch_threads: int) -> Path:
     """The user's own cache directory with the embedded model in it: fetched once, then kept between test runs."""
-    from model_runtime.config import EMBEDDED, ModelConfig
-    from model_runtime.loading import load_model, unload
+    from model_runtime.interface.config import EMBEDDED, ModelConfig
+    from model_runtime.loading.loading import load_model, unload
 
     config = ModelConfig(model=EMBEDDED, quantization="shipped", device="cpu")
     unload(load_model(config, print))
@@ -63,8 +63,8 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory, torch_threads: int) -> Ti
 
 
 def _loaded_embedded(cache_dir: Path, quantization: str) -> Iterator[LoadedModel]:
-    from model_runtime.config import EMBEDDED, ModelConfig
-    from model_runtime.loading import load_model, unload
+    from model_runtime.interface.config import EMBEDDED, ModelConfig
+    from model_runtime.loading.loading import load_model, unload
 
     loaded = load_model(
         ModelConfig(model=EMBEDDED, quantization=quantization, cache_dir=cache_dir, device="cpu"), print

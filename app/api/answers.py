@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.api.problems import Problem
-from model_runtime.events import FinishReason
-from model_runtime.logprobs import TokenLogprob, TokenLogprobs
-from model_runtime.messages import ChatMessage
-from sessions.runs import Run
+from app.problems import Problem
+from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.logprobs import TokenLogprob, TokenLogprobs
+from sessions.turns.run import Run
 from sessions.types import MessageStatus, MessageView, Receipt, Tier
 
 DONE = "data: [DONE]\n\n"

@@ -16,12 +16,12 @@ from starlette.responses import JSONResponse, Response
 from app.api import streams
 from app.api.answers import Reply
 from app.api.json_route import CLIENT_GONE, json_route
-from app.api.problems import RETRY_BUSY_S, Problem
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
 from app.api.translate import chat_request
-from app.bodies import Bodies
-from sessions.runs import Run
+from app.http.bodies import Bodies
+from app.problems import RETRY_BUSY_S, Problem
+from sessions.turns.run import Run
 from sessions.types import MessageView
 
 if TYPE_CHECKING:

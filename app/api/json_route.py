@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.api.problems import Problem
-from app.bodies import MIB, Bodies
-from app.json_shape import Shape, ShapeRefused, load_json
+from app.http.bodies import MIB, Bodies
+from app.http.json_shape import Shape, ShapeRefused, load_json
+from app.problems import Problem
 
 if TYPE_CHECKING:
     from app.wiring import House

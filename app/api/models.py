@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from app.api.problems import Problem
 from app.api.responses import REFUSALS, Model, ModelList
+from app.problems import Problem
 
 if TYPE_CHECKING:
     from app.wiring import House

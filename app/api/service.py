@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.completions import completions_router
 from app.api.models import models_router
-from app.api.problems import Problem, problem_of
 from app.api.sessions import sessions_router
-from app.bodies import Bodies
+from app.http.bodies import Bodies
 from app.metrics import Metrics
-from model_runtime.errors import ModelRuntimeError
+from app.problems import Problem, problem_of
+from model_runtime.interface.errors import ModelRuntimeError
 from sessions.errors import SessionError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.api.problems import Problem
 from app.api.responses import REFUSALS, Deleted, Session, SessionList
+from app.problems import Problem
 from sessions.errors import ConversationNotFound
 from sessions.types import MemoryRow
 

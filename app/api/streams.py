@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.answers import DONE, Progress, Reply, event, finish_reason, refuse_failed, tool_calls
-from app.api.problems import Problem, problem_of
+from app.problems import Problem, problem_of
 from sessions.manager import SessionManager
-from sessions.runs import Run
+from sessions.turns.run import Run
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
 KEEP_ALIVE_S = 15.0  # proxies give up on a connection that says nothing for a minute

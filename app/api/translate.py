@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from app.api.problems import Problem
 from app.api.requests import ChatCompletionRequest, Message, RefusalPart, Tool
-from model_runtime.messages import ChatMessage, ToolCall
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import ModelInfo
-from sessions.completions import ChatRequest
+from app.problems import Problem
+from model_runtime.interface.chat import ChatMessage, ToolCall
+from model_runtime.interface.protocol import ModelInfo
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.text import clean_exactly
+from sessions.turns.stateless import ChatRequest
 
 MOST_STOPS = 4
 TOOL_KEYS = ("name", "description", "parameters", "strict")

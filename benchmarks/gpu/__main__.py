@@ -26,7 +26,7 @@ from benchmarks.gpu.memory import memory
 from benchmarks.gpu.shapes import build, load_checkpoint
 from benchmarks.gpu.tiers import first_token, sessions, turns_recorded_or_not
 from benchmarks.report import commit, device_name
-from model_runtime.loaded import LoadedModel
+from model_runtime.loading.loaded import LoadedModel
 
 SECTIONS = ("kernels", "exactness", "decode", "recorded", "turns", "ttft", "sessions", "memory", "shapes")
 _SPARE_S = 10.0

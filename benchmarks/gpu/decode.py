@@ -10,11 +10,11 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.profiled import attention_kernels, host_waits, kernels_of
 from benchmarks.gpu.shapes import build, read_bytes_a_token
 from benchmarks.gpu.talk import GREEDY, SAMPLED, Answer, ask, open_engine, some_ids
-from model_runtime.engine import Engine
-from model_runtime.loaded import LoadedModel
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.segments import identify
-from model_runtime.types import KV, Segment
+from model_runtime.engine.engine import Engine
+from model_runtime.interface.protocol import KV, Segment
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.interface.segments import identify
+from model_runtime.loading.loaded import LoadedModel
 
 STEPS = 40
 WATCHED_STEPS = 17

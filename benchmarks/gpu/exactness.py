@@ -15,16 +15,16 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.profiled import attention_kernels, kernels_of
 from benchmarks.gpu.shapes import build
 from benchmarks.gpu.talk import some_ids
-from model_runtime.config import EngineConfig
-from model_runtime.forward import Feed
-from model_runtime.kernels.arena_forward import ArenaForward
-from model_runtime.kernels.device import DeviceRuntime, open_arena, open_slabs, varlen_for
-from model_runtime.kernels.varlen import REFERENCE, VarlenKernel, agrees, flash_kernels
-from model_runtime.kv_cache import KVGeometry, KVSlab
-from model_runtime.loaded import LoadedModel
-from model_runtime.probe import probe_packing
-from model_runtime.segments import identify
-from model_runtime.snapshot import read, write
+from model_runtime.forward.arena.varlen import REFERENCE, VarlenKernel, agrees, flash_kernels
+from model_runtime.forward.gpu.arena_forward import ArenaForward
+from model_runtime.forward.probe import probe_packing
+from model_runtime.forward.runtime import DeviceRuntime, open_arena, open_slabs, varlen_for
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.segments import identify
+from model_runtime.kv.segment import read, write
+from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.loading.loaded import LoadedModel
 
 REFERENCE_LIMIT = 1e-4  # of the logits, as DESIGN's third rule has it for reference mode
 NLL_LIMIT = 0.005

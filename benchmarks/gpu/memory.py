@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.bench import GIB, Bench
 from benchmarks.gpu.shapes import PRECISIONS, build
 from benchmarks.gpu.talk import ask, open_engine, some_ids
-from model_runtime.loaded import LoadedModel
+from model_runtime.loading.loaded import LoadedModel
 
 NEW_TOKENS = 60
 PUBLISHED_PEAKS_GIB = {"none": 29.0, "int8": 15.2, "fp4": 9.5}

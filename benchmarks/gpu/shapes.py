@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from benchmarks.gpu.bench import Bench
-from model_runtime.loaded import LoadedModel
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
 
 PRECISIONS = ("none", "int8", "fp4", "nf4")
 
@@ -157,8 +157,8 @@ def load_checkpoint(bench: Bench, path: str) -> LoadedModel:
     """A real checkpoint as Keepwarm loads it by default; this alone needs accelerate."""
     from dataclasses import replace
 
-    from model_runtime.config import ModelConfig
-    from model_runtime.loading import load_model
+    from model_runtime.interface.config import ModelConfig
+    from model_runtime.loading.loading import load_model
 
     config = ModelConfig(model=path, device=str(bench.device), cache_dir=Path.home() / ".cache" / "keepwarm")
     return replace(load_model(config, lambda line: print(f"# {line}")), stop_token_ids=frozenset())

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from benchmarks.gpu.bench import Bench
-from model_runtime.config import EngineConfig
-from model_runtime.engine import Engine
-from model_runtime.events import Event, Finished, TokenDelta
-from model_runtime.loaded import LoadedModel
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import KV, GenerationRequest
+from model_runtime.engine.engine import Engine
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.events import Event, Finished, TokenDelta
+from model_runtime.interface.protocol import KV, GenerationRequest
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
 
 GREEDY = SamplingParams(temperature=0)
 SAMPLED = SamplingParams(temperature=0.7, top_k=50, top_p=0.9, repetition_penalty=1.1, seed=1)

@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.talk import ask, open_engine, some_ids
-from model_runtime.engine import Engine
-from model_runtime.kernels.host_pool import HostPool
-from model_runtime.loaded import LoadedModel
-from model_runtime.segments import SegmentIdentity, identify
-from model_runtime.types import KV, Segment
-from sessions.arrivals import Arrivals
+from model_runtime.engine.engine import Engine
+from model_runtime.forward.arena.host_pool import HostPool
+from model_runtime.interface.protocol import KV, Segment
+from model_runtime.interface.segments import SegmentIdentity, identify
+from model_runtime.loading.loaded import LoadedModel
+from sessions.memory.moves.segment_reader import Arrivals
 
 TURN_TOKENS = 32
 REPEATS = 5

@@ -12,17 +12,17 @@ from typing import Any
 from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, expect
 
-from app.api.callers import Callers
-from app.auth import Owners, load_secret
-from app.listen import bind
-from app.server import create_app
-from app.serving import Server
-from app.share import Share
-from app.visitors import Visitors, trusted_networks
+from app.access.auth import Owners, load_secret
+from app.access.callers import Callers
+from app.access.public_link import Share
+from app.access.visitors import Visitors, trusted_networks
+from app.server.listen import bind
+from app.server.site import create_app
+from app.server.uvicorn_server import Server
 from app.wiring import House
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 from tests.sessions.byte_template import END, USER, ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine
 

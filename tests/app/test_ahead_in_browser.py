@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import expect
 
-from app.auth import LOCAL_OWNER
-from sessions.titles import TITLE_QUESTION
+from app.access.auth import LOCAL_OWNER
+from sessions.background.titles import TITLE_QUESTION
 from tests.app.site import Site, Tab, echo
 from tests.sessions.byte_template import END
 from tests.sessions.house import until

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import expect
 
-from app.markdown.growing import GrowingAnswer
+from app.page.markdown.growing import GrowingAnswer
 from tests.app.markdown.hostile import ANSWERS, PAYLOADS, documents
 from tests.app.markdown.trees import MATH, PARSER
 from tests.app.site import Site, Tab

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from itsdangerous import URLSafeTimedSerializer
 
-import sessions.logins
-from app.auth import LOCAL_OWNER, LOGIN_COOKIE, OWNER_COOKIE, SOMEBODY_NEW, Login, Owners, Refusal, _digest
-from app.cookie_key import load_secret
-from app.throttle import MOST_BUDGETS, Throttle
-from app.visitors import Visitor
-from sessions.database import Database
+import sessions.store.tables.logins
+from app.access.auth import LOCAL_OWNER, LOGIN_COOKIE, OWNER_COOKIE, SOMEBODY_NEW, Login, Owners, Refusal, _digest
+from app.access.cookie_key import load_secret
+from app.access.throttle import MOST_BUDGETS, Throttle
+from app.access.visitors import Visitor
 from sessions.errors import StoreError
-from sessions.logins import LoginStore
+from sessions.store.database import Database
+from sessions.store.tables.logins import LoginStore
 
 SECRET = b"0" * 32
 HOME = Visitor("127.0.0.1", "", False)
@@ -130,9 +130,9 @@ def test_log_ins_expire(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = make()
     cookies = cookies_of(log_in(owners))
     now = time.time()
-    monkeypatch.setattr(sessions.logins.time, "time", lambda: now + 30 * 86_400 - 60)
+    monkeypatch.setattr(sessions.store.tables.logins.time, "time", lambda: now + 30 * 86_400 - 60)
     assert owners.owner_of(cookies) is not None
-    monkeypatch.setattr(sessions.logins.time, "time", lambda: now + 30 * 86_400 + 60)
+    monkeypatch.setattr(sessions.store.tables.logins.time, "time", lambda: now + 30 * 86_400 + 60)
     assert owners.owner_of(cookies) is None
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import main
-from sessions.bin import KEEP_S
-from sessions.uptime import DAY_S
+from sessions.store.tables.bin import KEEP_S
+from sessions.store.tables.served_time import DAY_S
 from tests.sessions.conftest import make_house as make_house
 from tests.sessions.house import House
 from tests.sessions.test_pruner import ask, hands, prune, timed_house

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app import cache_panel
 from app.__main__ import main
-from app.connections import Connections
+from app.http.connection_limits import Connections
 from app.metrics import Metrics
+from app.page import memory_panel
 from app.process_memory import ProcessMeter
 from sessions.types import MissReason, Tier
 from tests.sessions.house import ADA, House
@@ -108,7 +108,7 @@ def test_the_panel_and_the_metrics_show_other_models(served: tuple[Path, str]) -
     house = house_with(served[0], "First-1B")
     view = house.manager.memory(ADA)
     assert 0 < view.disk_other_bytes < view.disk_used_bytes
-    (disk,) = [bar for bar in cache_panel.draw(view)["bars"] if bar["tier"] == "disk"]
+    (disk,) = [bar for bar in memory_panel.draw(view)["bars"] if bar["tier"] == "disk"]
     assert disk["note"].startswith("other models: ")
     text = Metrics(house.manager, ProcessMeter(), Connections()).text().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("keepwarm_kv_bytes"))
@@ -120,7 +120,7 @@ def test_the_panel_and_the_metrics_show_other_models(served: tuple[Path, str]) -
 
 def test_the_panel_shows_what_is_not_read(served: tuple[Path, str]) -> None:
     house = house_with(served[0], "First-1B", disk_kv_budget_bytes=0)
-    (disk,) = [bar for bar in cache_panel.draw(house.manager.memory(ADA))["bars"] if bar["tier"] == "disk"]
+    (disk,) = [bar for bar in memory_panel.draw(house.manager.memory(ADA))["bars"] if bar["tier"] == "disk"]
     assert disk["note"] == "not read now"
     assert disk["used"] != "0"
     house.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app import cache_panel, usage_plot
+from app.page import memory_panel, usage_plot
 from sessions.types import CheckView, MemoryRow, MemoryView, Tier, Usage
 
 MIB = 1024 * 1024
@@ -40,7 +40,7 @@ VIEW = MemoryView(
 def row_of(**changes: Any) -> dict[str, Any]:
     view_changes = {name: changes.pop(name) for name in list(changes) if name.endswith("budget_bytes")}
     view = replace(VIEW, rows=(replace(ROW, **changes),), **view_changes)
-    return dict(cache_panel.draw(view, NOW)["rows"][0])
+    return dict(memory_panel.draw(view, NOW)["rows"][0])
 
 
 def labels(row: dict[str, Any]) -> list[str]:
@@ -48,7 +48,7 @@ def labels(row: dict[str, Any]) -> list[str]:
 
 
 def test_totals_show_used_and_reserved_apart() -> None:
-    drawn = cache_panel.draw(VIEW, NOW)
+    drawn = memory_panel.draw(VIEW, NOW)
     device, disk = drawn["bars"]
     assert (device["tier"], device["used"], device["reserved"]) == ("device", "212.0 MiB", "30.0 MiB")
     assert [(part["name"], part["share"]) for part in device["parts"]] == [
@@ -58,7 +58,7 @@ def test_totals_show_used_and_reserved_apart() -> None:
     ]
     assert (disk["tier"], disk["used"], disk["budget"], disk["reserved"]) == ("disk", "900.0 MiB", "8.0 GiB", "")
     assert (drawn["saved"], drawn["reused"]) == ("2 min 10 s", "12,345")
-    with_host = cache_panel.draw(replace(VIEW, host_budget_bytes=64 * MIB, pinned_bytes=MIB, pin_limit_bytes=2 * MIB))
+    with_host = memory_panel.draw(replace(VIEW, host_budget_bytes=64 * MIB, pinned_bytes=MIB, pin_limit_bytes=2 * MIB))
     assert [bar["tier"] for bar in with_host["bars"]] == ["device", "host", "disk"]
     assert with_host["bars"][0]["note"] == "1.0 MiB of 2.0 MiB pinned"
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from app import conversations, usage_plot
-from app.auth import LOGIN_COOKIE, OWNER_COOKIE, Login, Owners
-from app.visitors import Visitor
-from sessions.store import Store
+from app.access.auth import LOGIN_COOKIE, OWNER_COOKIE, Login, Owners
+from app.access.visitors import Visitor
+from app.page import sidebar, usage_plot
+from sessions.store.store import Store
 from sessions.types import ConversationSummary, Tier, Usage
 
 DAY_S = 86_400.0
@@ -22,7 +22,7 @@ ROW = ConversationSummary("a", "A", NOW, Tier.COLD, False, 0)
 
 def headings(*days: float) -> list[tuple[str, int]]:
     """Of conversations that were used so many days from now, the last use first."""
-    groups: list[dict[str, Any]] = conversations.draw([replace(ROW, updated_at=NOW + d * DAY_S) for d in days], NOW)
+    groups: list[dict[str, Any]] = sidebar.draw([replace(ROW, updated_at=NOW + d * DAY_S) for d in days], NOW)
     return [(group["heading"], len(group["rows"])) for group in groups]
 
 

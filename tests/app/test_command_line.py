@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import _listeners, _parser, main
-from app.listen import url_of
-from sessions.store import Store
+from app.server.listen import url_of
+from sessions.store.store import Store
 
 
 def test_help_names_defaults_and_units(capsys: pytest.CaptureFixture[str]) -> None:

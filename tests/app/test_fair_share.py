@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.fair_share import FairShare
+from app.http.fair_share import FairShare
 
 T = TypeVar("T")
 

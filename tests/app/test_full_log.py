@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from app.terminal import fail, say
+from app.cli.terminal import fail, say
 
 
 def test_a_sentence_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

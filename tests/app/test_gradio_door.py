@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.gradio_door import NOT_HERE, GradioDoor
-from app.gradio_events import GradioEvents
+from app.page.gradio_door.door import NOT_HERE, GradioDoor
+from app.page.gradio_door.page_events import GradioEvents
 from tests.app.raw_http import ask
 from tests.app.site import Site
 
@@ -67,7 +67,7 @@ class Watched:
 @contextlib.contextmanager
 def watched_site(data_dir: Path, **options: Any) -> Iterator[Watched]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.page.GradioDoor", WatchedDoor)
+        patch.setattr("app.page.mount.GradioDoor", WatchedDoor)
         site = Site(data_dir, **options)
         try:
             yield Watched(site, WatchedDoor.last)

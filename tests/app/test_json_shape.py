@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import json_shape
-from app.json_shape import Shape, ShapeRefused, check_shape, load_json
+from app.http import json_shape
+from app.http.json_shape import Shape, ShapeRefused, check_shape, load_json
 
 WIDE = Shape(10**9, 10**6)
 VALUES = st.recursive(

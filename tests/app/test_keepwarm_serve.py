@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 from sessions.types import MessageStatus
 from tests.app.site import Tab
 from tests.sessions.scripted_engine import ByteTemplate, ScriptedEngine

@@ -12,10 +12,10 @@ import pytest
 from itsdangerous import URLSafeTimedSerializer
 from playwright.sync_api import expect
 
-from app.auth import _digest
-from app.cookie_key import load_secret
+from app.access.auth import _digest
+from app.access.cookie_key import load_secret
 from sessions.errors import StoreError
-from sessions.store import Store
+from sessions.store.store import Store
 from tests.app.site import Site, Tab
 
 pytestmark = pytest.mark.browser

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import main
-from app.password import VARIABLE, given_password
+from app.access.password import VARIABLE, given_password
 
 
 def given(flag: str | None = None, file: Path | None = None, environment: dict[str, str] | None = None) -> str | None:
@@ -86,7 +86,7 @@ def test_the_environment_is_read_last_and_cleared() -> None:
 def test_the_process_list_does_not_tell_it(shape: list[str], password: str) -> None:
     spelled = [part.format(password) for part in shape]
     code = (
-        "import sys; from app.password import given_password; said = [];"
+        "import sys; from app.access.password import given_password; said = [];"
         "assert given_password(sys.argv[-1], None, {}, said.append) == sys.argv[-1];"
         "print(said, flush=True); sys.stdin.read()"
     )
@@ -107,6 +107,6 @@ def test_the_process_list_does_not_tell_it(shape: list[str], password: str) -> N
 
 def test_where_it_cannot_be_hidden_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("app.password.hide_from_process_list", lambda secret: False)
+    monkeypatch.setattr("app.access.password.hide_from_process_list", lambda secret: False)
     assert given_password("a kettle", None, {}, said.append) == "a kettle"
     assert said == ["Other users of this machine can read the password in the process list: --password-file hides it."]

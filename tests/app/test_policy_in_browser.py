@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect
 
-from app.gradio_routes import Route, route_of
+from app.page.gradio_door.page_routes import Route, route_of
 from tests.app.site import Site, Tab
 
 pytestmark = pytest.mark.browser

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app import cache_panel
+from app.page import memory_panel
 from app.process_memory import ProcessMemory
 from tests.app.start_process import StartedProcess, ask, get
 
@@ -114,8 +114,8 @@ def test_two_hundred_requests(served: StartedProcess) -> None:
 
 
 def test_the_panel_says_what_it_is_for() -> None:
-    drawn = cache_panel.draw_process(ProcessMemory(690 * MIB, 420 * MIB, 120 * MIB, 24 * MIB))
+    drawn = memory_panel.draw_process(ProcessMemory(690 * MIB, 420 * MIB, 120 * MIB, 24 * MIB))
     assert drawn["resident"] == "690.0 MiB"
     assert drawn["parts"] == "weights 120.0 MiB · KV 24.0 MiB · program 420.0 MiB · other 126.0 MiB"
-    on_a_gpu = cache_panel.draw_process(ProcessMemory(3000 * MIB, 420 * MIB, 0, 0))
+    on_a_gpu = memory_panel.draw_process(ProcessMemory(3000 * MIB, 420 * MIB, 0, 0))
     assert on_a_gpu["parts"] == "program 420.0 MiB · other 2.5 GiB"

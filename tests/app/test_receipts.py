@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from app import receipts
+from app.page import receipt
 from sessions.types import MissReason, Receipt, Tier
 
 WARM = Receipt(
@@ -22,8 +22,8 @@ WARM = Receipt(
 
 
 def test_a_warm_turn() -> None:
-    assert receipts.line(WARM) == "1,812 reused / 46 new · first token 0.21 s · 31 tok/s"
-    details = dict(receipts.details(WARM))
+    assert receipt.line(WARM) == "1,812 reused / 46 new · first token 0.21 s · 31 tok/s"
+    details = dict(receipt.details(WARM))
     assert details["Reused"] == "1,812 tokens, from ● device"
     assert details["Read now"] == "46 tokens in 0.19 s"
     assert details["Saved"] == "about 8.2 s against reading everything again"
@@ -40,20 +40,20 @@ def test_a_miss_says_why() -> None:
         miss_reason=MissReason.MODEL_CHANGED,
         miss_detail="The model was changed, so this conversation was read again.",
     )
-    assert receipts.line(missed).startswith("5,020 read again · ")
-    details = dict(receipts.details(missed))
+    assert receipt.line(missed).startswith("5,020 read again · ")
+    details = dict(receipt.details(missed))
     assert details["Read now"] == "5,020 tokens in 0.19 s (this turn added 46)"
     assert details["Waited in line"] == "2.0 s"
     assert details["Why it was read"] == "The model was changed, so this conversation was read again."
 
 
 def test_guesses_that_were_right() -> None:
-    assert "Guessed from the conversation" not in dict(receipts.details(WARM))
-    guessed = dict(receipts.details(replace(WARM, drafted_tokens=1200, accepted_tokens=180)))
+    assert "Guessed from the conversation" not in dict(receipt.details(WARM))
+    guessed = dict(receipt.details(replace(WARM, drafted_tokens=1200, accepted_tokens=180)))
     assert guessed["Guessed from the conversation"] == "180 of 1,200 tokens were right"
 
 
 def test_an_answer_without_a_token() -> None:
     stopped = replace(WARM, ttft_s=None, sampled_tokens=0, decode_s=0.0, saved_s=0.0)
-    assert receipts.line(stopped) == "1,812 reused / 46 new"
-    assert {"First token", "Saved"}.isdisjoint(dict(receipts.details(stopped)))
+    assert receipt.line(stopped) == "1,812 reused / 46 new"
+    assert {"First token", "Saved"}.isdisjoint(dict(receipt.details(stopped)))

@@ -79,7 +79,7 @@ def test_every_response_carries_them(serve: Serve, monkeypatch: pytest.MonkeyPat
         raise RuntimeError("nobody expected this")
 
     monkeypatch.setattr(site.manager, "memory", broken)
-    monkeypatch.setattr("app.gradio_door.strict_page", broken)
+    monkeypatch.setattr("app.page.gradio_door.door.strict_page", broken)
     broken_page = ask(url, "GET /")
     assert broken_page.status == 500
     assert broken_page.text == "Something went wrong on the server; its log has the details."

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app import settings
-from model_runtime.sampling_params import SamplingParams
+from app.page import settings
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.types import ConversationSettings
 
 CHOSEN = ConversationSettings(

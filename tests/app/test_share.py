@@ -11,7 +11,7 @@ import httpx
 import pytest
 from gradio import tunneling
 
-from app.share import Share
+from app.access.public_link import Share
 
 URL = "https://tunnel.invalid/frpc"
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_runtime.config import EngineConfig
-from model_runtime.engine import Engine
-from model_runtime.events import Event, Finished, TokenDelta
-from model_runtime.forward import Feed
-from model_runtime.loaded import LoadedModel
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import GenerationRequest
+from model_runtime.engine.engine import Engine
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.events import Event, Finished, TokenDelta
+from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
 from tests.model_runtime import tiny_models
 
 TINY = {

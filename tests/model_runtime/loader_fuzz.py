@@ -26,14 +26,14 @@ from gguf import GGMLQuantizationType, GGUFReader
 from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from model_runtime import native_library
-from model_runtime.config import EngineConfig, ModelConfig
-from model_runtime.engine import Engine
-from model_runtime.errors import ModelLoadError
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import context_limit_tokens, load_model, unload
-from model_runtime.native_forward import runs_natively
-from model_runtime.types import GenerationRequest
+from model_runtime.engine.engine import Engine
+from model_runtime.forward.native_forward import runs_natively
+from model_runtime.interface.config import EngineConfig, ModelConfig
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import context_limit_tokens, load_model, unload
+from model_runtime.native import library
 from tests.model_runtime.harness import GREEDY, Answer, full_read
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import tiny_wide_llama
@@ -215,7 +215,7 @@ def gap_to_transformers(loaded: LoadedModel, model: Path) -> float:
 def run(seed: int, count: int, folder: Path) -> int:
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
-        native_library._FLAGS = (*native_library._FLAGS, *flags)
+        library._FLAGS = (*library._FLAGS, *flags)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     transformers_logging.disable_progress_bar()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.errors import EngineClosed
+from model_runtime.interface.errors import EngineClosed
 from tests.model_runtime.harness import TINY, WatchedEngine, full_read, loaded_tiny
 
 TEXT = [(7 * i + 3) % 90 + 3 for i in range(150)]

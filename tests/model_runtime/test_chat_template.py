@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.errors import ModelLoadError
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.text.chat_template import ChatTemplate
 from tests.model_runtime.tiny_models import END_TOKEN, START_TOKEN, tiny_tokenizer
 
 CHATML = tiny_tokenizer()

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from model_runtime.cold_rows import ColdRows
-from model_runtime.config import EngineConfig
-from model_runtime.engine import Engine
-from model_runtime.errors import ModelLoadError, SnapshotRefused
-from model_runtime.kv_cache import KVGeometry, KVSlab, LayerShape
-from model_runtime.segments import identify
-from model_runtime.snapshot import copy_in, copy_out
+from model_runtime.engine.engine import Engine
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.errors import ModelLoadError, SnapshotRefused
+from model_runtime.interface.segments import identify
+from model_runtime.kv.saved_rows import ColdRows
+from model_runtime.kv.segment import copy_in, copy_out
+from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
 

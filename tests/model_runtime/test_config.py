@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.config import EngineConfig, ModelConfig, default_cache_dir
+from model_runtime.interface.config import EngineConfig, ModelConfig, default_cache_dir
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_config_imports_no_torch() -> None:
-    code = "import sys, model_runtime.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, model_runtime.interface.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

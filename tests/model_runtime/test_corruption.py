@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.errors import SnapshotRefused
-from model_runtime.segments import SegmentIdentity, identify
-from model_runtime.snapshot import at_8_bits, copy_out, read, write
+from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.segments import SegmentIdentity, identify
+from model_runtime.kv.segment import at_8_bits, copy_out, read, write
 from tests.model_runtime.test_snapshot import GEOMETRY, IDS, filled
 
 DAMAGES = 1000

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.download import Wheel, fetch_wheel
-from model_runtime.embedded import PackagedModel, embedded_gguf
-from model_runtime.errors import ModelLoadError
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.loading.download import Wheel, fetch_wheel
+from model_runtime.loading.embedded import PackagedModel, embedded_gguf
 
 GGUF = b"GGUF" + bytes(range(256)) * 40
 WHEEL_NAME = "tiny_packaged_model-1.0-py3-none-any.whl"

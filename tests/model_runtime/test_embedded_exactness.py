@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig, KvDtype
-from model_runtime.forward import Feed
-from model_runtime.kernel_plan import measure
-from model_runtime.kernels.device import DeviceRuntime, open_slabs
-from model_runtime.loaded import LoadedModel
-from model_runtime.packed_model import build_packed
-from model_runtime.probe import probe_packing
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.forward.probe import probe_packing
+from model_runtime.forward.runtime import DeviceRuntime, open_slabs
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig, KvDtype
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.weights.build import build_packed
+from model_runtime.weights.kernel_choice import measure
 from tests.model_runtime.harness import WatchedEngine, full_read
 
 pytestmark = pytest.mark.embedded

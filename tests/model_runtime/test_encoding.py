@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.encoding import ShortestEncoding, ids_of, text_of
+from model_runtime.text.chat_template import ChatTemplate
+from model_runtime.text.encoding import ShortestEncoding, ids_of, text_of
 from sessions.text import clean_message, first_title
 from tests.model_runtime import tiny_tokenizers
 from tests.model_runtime.tiny_models import tiny_tokenizer

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig
-from model_runtime.events import Finished, FinishReason, PrefillProgress, TokenDelta
-from model_runtime.forward import Feed
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import GenerationRequest
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.events import Finished, FinishReason, PrefillProgress, TokenDelta
+from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
 
 

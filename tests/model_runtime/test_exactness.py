@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig
-from model_runtime.forward import Feed
-from model_runtime.segments import identify
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.segments import identify
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
 
 LOGIT_TOLERANCE = 1e-4

@@ -16,18 +16,18 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from safetensors.torch import load_file, save_file
 
-from model_runtime.config import EngineConfig, ModelConfig, Quantization
-from model_runtime.engine import Engine
-from model_runtime.errors import ModelLoadError
-from model_runtime.forward import Feed
-from model_runtime.gguf_header import read_gguf_header
-from model_runtime.kernel_plan import kernel_plan
-from model_runtime.kv_cache import KVGeometry, KVSlab, LayerShape
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import load_model
-from model_runtime.native_forward import NativeForward, runs_natively
-from model_runtime.native_matrix import NativeLinear, NativeMatrix
-from model_runtime.shape_check import check_decoder_shapes
+from model_runtime.architecture.shape_check import check_decoder_shapes
+from model_runtime.engine.engine import Engine
+from model_runtime.forward.native_forward import NativeForward, runs_natively
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig, ModelConfig, Quantization
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.loading.checks.gguf_header import read_gguf_header
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import load_model
+from model_runtime.weights.kernel_choice import kernel_plan
+from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import tiny_wide_llama

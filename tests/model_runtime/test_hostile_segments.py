@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.errors import SnapshotRefused
-from model_runtime.segments import SegmentIdentity
-from model_runtime.snapshot import read
+from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.segments import SegmentIdentity
+from model_runtime.kv.segment import read
 from tests.model_runtime.test_corruption import saved_files
 from tests.model_runtime.test_snapshot import GEOMETRY
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig
-from model_runtime.events import FinishReason, PrefillProgress
-from model_runtime.forward import Feed
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import GenerationRequest, ReadRequest
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.events import FinishReason, PrefillProgress
+from model_runtime.interface.protocol import GenerationRequest, ReadRequest
+from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.harness import GREEDY, TINY, Answer, WatchedEngine, loaded_tiny, until
 
 CONFIG = EngineConfig(prefill_chunk_tokens=64, idle_chunk_tokens=16)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime import kernel_plan as module
-from model_runtime.kernel_plan import PLAN_FILE, kernel_plan
-from model_runtime.linear_int4 import KernelPlan
-from model_runtime.native_library import NativeUnavailable, native_library
+from model_runtime.native.library import NativeUnavailable, native_library
+from model_runtime.weights import kernel_choice as module
+from model_runtime.weights.kernel_choice import PLAN_FILE, kernel_plan
+from model_runtime.weights.linear_int4 import KernelPlan
 
 
 @pytest.fixture(autouse=True)

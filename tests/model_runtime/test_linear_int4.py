@@ -7,15 +7,15 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
 
-from model_runtime.linear_int4 import (
+from model_runtime.weights.linear_int4 import (
     Int4Linear,
     Int4Matrix,
     KernelPlan,
     fits_packed_kernel,
     packed_kernel_exists,
 )
-from model_runtime.q4_blocks import Q4Blocks, read_q4_0, read_q4_1, read_q8_0
-from model_runtime.scratch import Scratch
+from model_runtime.weights.q4_blocks import Q4Blocks, read_q4_0, read_q4_1, read_q8_0
+from model_runtime.weights.scratch import Scratch
 
 ROWS, COLUMNS = 192, 96
 
@@ -96,7 +96,7 @@ def test_a_row_does_not_depend_on_what_shares_its_batch(blocks: Q4Blocks) -> Non
 def test_a_large_matrix_is_de_quantised_in_slices(blocks: Q4Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, x = Int4Matrix(blocks), torch.randn(5, COLUMNS).to(torch.bfloat16)
     whole = matrix.multiply_dequantised(x, torch.float32, Scratch())
-    monkeypatch.setattr("model_runtime.linear_int4._SLICE_WEIGHTS", 64 * COLUMNS)
+    monkeypatch.setattr("model_runtime.weights.linear_int4._SLICE_WEIGHTS", 64 * COLUMNS)
     sliced = matrix.multiply_dequantised(x, torch.float32, Scratch())
     torch.testing.assert_close(sliced, whole, rtol=0.01, atol=0.01)
 

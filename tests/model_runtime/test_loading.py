@@ -17,14 +17,14 @@ from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GgufConfig
 
-from model_runtime.config import ModelConfig, Quantization
-from model_runtime.errors import ModelLoadError
-from model_runtime.kernel_plan import kernel_plan
-from model_runtime.linear_int4 import Int4Linear, KernelPlan
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import context_limit_tokens, load_model, unload
-from model_runtime.native_matrix import Kind, NativeLinear
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.config import ModelConfig, Quantization
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import context_limit_tokens, load_model, unload
+from model_runtime.weights.kernel_choice import kernel_plan
+from model_runtime.weights.linear_int4 import Int4Linear, KernelPlan
+from model_runtime.weights.native_matrix import Kind, NativeLinear
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
 
@@ -118,7 +118,7 @@ def test_without_the_packed_kernel_the_same_weights_run_de_quantised(
     gguf_file: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = KernelPlan(False, 0, torch.bfloat16)
-    monkeypatch.setattr("model_runtime.loading.kernel_plan", lambda *_: (plan, "No packed kernel here."))
+    monkeypatch.setattr("model_runtime.loading.loading.kernel_plan", lambda *_: (plan, "No packed kernel here."))
     loaded, exact = load(gguf_file, "shipped"), load(gguf_file, "none")
     assert loaded.quantization == "Q4_1 de-quantised"
     assert "No packed kernel here." in loaded.notes

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig, PromptLookup
-from model_runtime.events import FinishReason
-from model_runtime.forward import Feed
-from model_runtime.loaded import LoadedModel
-from model_runtime.lookup import LONGEST_DRAFT_TOKENS, Drafter, Lookup, NgramIndex, StepWorth
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.step_cost import MOST_ROWS, StepCost
+from model_runtime.decoding.lookup import LONGEST_DRAFT_TOKENS, Drafter, Lookup, NgramIndex, StepWorth
+from model_runtime.decoding.step_cost import MOST_ROWS, StepCost
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import EngineConfig, PromptLookup
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=48)

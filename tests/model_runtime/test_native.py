@@ -20,17 +20,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from model_runtime.attention import StepAborted
-from model_runtime.errors import ModelLoadError
-from model_runtime.forward import Feed, PackedForward
-from model_runtime.kernels.device import open_slabs
-from model_runtime.kv_cache import KVGeometry, KVSlab
-from model_runtime.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
-from model_runtime.native_library import NativeUnavailable, native_library
-from model_runtime.native_matrix import Kind, NativeLinear, NativeMatrix
-from model_runtime.probe import probe_packing
-from model_runtime.q4_blocks import read_q4_0, read_q4_1, read_q8_0
-from model_runtime.stored_weights import Stored, dense
+from model_runtime.forward.attention import StepAborted
+from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
+from model_runtime.forward.probe import probe_packing
+from model_runtime.forward.runtime import open_slabs
+from model_runtime.forward.transformers_forward import Feed, PackedForward
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.native.library import NativeUnavailable, native_library
+from model_runtime.weights.native_matrix import Kind, NativeLinear, NativeMatrix
+from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
+from model_runtime.weights.stored_weights import Stored, dense
 
 CONTEXT_TOKENS = 1024
 # What compilers on other processors may use: 16, 8 and 4 lanes at a time.

@@ -11,16 +11,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from model_runtime.config import EngineConfig, ModelConfig
-from model_runtime.events import Finished, FinishReason
-from model_runtime.kv_cache import KVGeometry, KVSlab, LayerShape
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import load_model
-from model_runtime.native_forward import NativeForward
-from model_runtime.sampling import are_numbers
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.segments import identify
-from model_runtime.types import ReadRequest
+from model_runtime.decoding.sampling import are_numbers
+from model_runtime.forward.native_forward import NativeForward
+from model_runtime.interface.config import EngineConfig, ModelConfig
+from model_runtime.interface.events import Finished, FinishReason
+from model_runtime.interface.protocol import ReadRequest
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.interface.segments import identify
+from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import load_model
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny, until
 from tests.model_runtime.tiny_gguf import write_gguf

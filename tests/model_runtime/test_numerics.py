@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.numerics import cold_precision, difference, kv_precision, line, with_part
+from model_runtime.interface.numerics import cold_precision, difference, kv_precision, line, with_part
 
 BEFORE = {"weights": "a1", "rope": "b1", "quantization": "int4", "dtype": "bfloat16", "kernel": "own; k=1"}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.errors import DeviceOutOfMemory
-from model_runtime.events import FinishReason
-from model_runtime.forward import Feed
-from model_runtime.kv_cache import KVSlab
-from model_runtime.segments import identify
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.errors import DeviceOutOfMemory
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.segments import identify
+from model_runtime.kv.slab import KVSlab
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
 

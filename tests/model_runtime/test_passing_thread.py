@@ -9,13 +9,13 @@ import threading
 import pytest
 import torch
 
-from model_runtime.passing_thread import in_passing_thread
+from model_runtime.engine.passing_thread import in_passing_thread
 
 # In a process of its own, where nobody else begins or ends threads.
 _COUNT = """
 import os, time
 import torch
-from model_runtime.passing_thread import in_passing_thread
+from model_runtime.engine.passing_thread import in_passing_thread
 
 def threads():
     return len(os.listdir("/proc/self/task"))

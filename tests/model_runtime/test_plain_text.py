@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.messages import ChatMessage
-from model_runtime.plain_text import control_contents, without_tokens
+from model_runtime.interface.chat import ChatMessage
+from model_runtime.text.chat_template import ChatTemplate
+from model_runtime.text.plain_text import control_contents, without_tokens
 from tests.model_runtime import tiny_tokenizers as tiny
 
 FLAGS = [{}, {"lstrip": True, "rstrip": True}, {"normalized": True}, {"single_word": True}]

@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from model_runtime.errors import ModelLoadError
-from model_runtime.probe import logits_gap, probe_packing
+from model_runtime.forward.probe import logits_gap, probe_packing
+from model_runtime.interface.errors import ModelLoadError
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -9,15 +9,15 @@ import torch
 from gguf import GGUFReader, dequantize
 from transformers import PreTrainedModel
 
-from model_runtime.config import ModelConfig
-from model_runtime.kernels.device import waits_for_the_device
-from model_runtime.linear_int4 import KernelPlan
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import load_model, unload
-from model_runtime.native_forward import runs_natively
-from model_runtime.native_matrix import Kind, NativeLinear
-from model_runtime.packed_model import build_packed
-from model_runtime.quantization import choose_precision
+from model_runtime.forward.native_forward import runs_natively
+from model_runtime.forward.runtime import waits_for_the_device
+from model_runtime.interface.config import ModelConfig
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import load_model, unload
+from model_runtime.weights.build import build_packed
+from model_runtime.weights.linear_int4 import KernelPlan
+from model_runtime.weights.native_matrix import Kind, NativeLinear
+from model_runtime.weights.quantization import choose_precision
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_models import PROSE_PATH
 

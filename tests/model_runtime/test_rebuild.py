@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.errors import EngineClosed
-from model_runtime.events import Finished, FinishReason
-from model_runtime.forward import Feed
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.segments import identify
-from model_runtime.shift import GIVEN_UP
+from model_runtime.engine.inbox import GIVEN_UP
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.errors import EngineClosed
+from model_runtime.interface.events import Finished, FinishReason
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.interface.segments import identify
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
 
 LONG = SamplingParams(temperature=0, max_new_tokens=60)

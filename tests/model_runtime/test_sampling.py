@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from model_runtime.sampling import Sampler, logprobs_of
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.decoding.sampling import Sampler, logprobs_of
+from model_runtime.interface.sampling_params import SamplingParams
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]))
 CPU = torch.device("cpu")

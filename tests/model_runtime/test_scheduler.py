@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model_runtime.scheduler import MIN_CHUNK_TOKENS, Scheduler, SchedulerConfig, Slot
+from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduler, SchedulerConfig, Slot
 
 CONFIG = SchedulerConfig(chunk_tokens=512, shared_step_s=0.2)
 

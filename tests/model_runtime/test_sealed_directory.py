@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.sealed_directory import MANIFEST, broken_because, build, only_one, sweep
+from model_runtime.loading.sealed_directory import MANIFEST, broken_because, build, only_one, sweep
 
 
 def fill(directory: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.segment_file import damage
-from model_runtime.snapshot import copy_out, write
+from model_runtime.interface.segment_file import damage
+from model_runtime.kv.segment import copy_out, write
 from tests.model_runtime.test_snapshot import GEOMETRY, filled, two_segments
 
 

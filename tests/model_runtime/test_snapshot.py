@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
-from model_runtime.kv_cache import KVGeometry, KVSlab, LayerShape
-from model_runtime.segments import SegmentIdentity, identify
-from model_runtime.snapshot import Segment, copy_in, copy_out, data_bytes_for, joined, read, write
+from model_runtime.interface.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.segments import SegmentIdentity, identify
+from model_runtime.kv.segment import Segment, copy_in, copy_out, data_bytes_for, joined, read, write
+from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
 
 GEOMETRY = KVGeometry((LayerShape(2, 8, 8), LayerShape(2, 8, 4)), torch.float32, torch.device("cpu"), step_tokens=16)
 IDS = tuple(range(40))

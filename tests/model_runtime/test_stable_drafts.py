@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.loaded import LoadedModel
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.text.chat_template import ChatTemplate
 from tests.model_runtime.tiny_models import END_TOKEN, tiny_tokenizer
 
 TEXTS = (

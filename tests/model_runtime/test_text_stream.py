@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.text_stream import TextStream
+from model_runtime.text.text_stream import TextStream
 from tests.model_runtime import tiny_tokenizers
 from tests.model_runtime.tiny_models import END_TOKEN, tiny_tokenizer
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.errors import TemplateRefused
-from model_runtime.messages import ChatMessage, ToolCall
-from model_runtime.tool_calls import ToolFormat
+from model_runtime.interface.chat import ChatMessage, ToolCall
+from model_runtime.interface.errors import TemplateRefused
+from model_runtime.text.chat_template import ChatTemplate
+from model_runtime.text.tool_calls import ToolFormat
 from tests.model_runtime.tiny_models import END_TOKEN, START_TOKEN, tiny_tokenizer
 
 HERMES = (

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model_runtime.config import ColdKvDtype, EngineConfig
-from model_runtime.errors import SnapshotRefused
-from model_runtime.events import PrefillProgress, TokenDelta
-from model_runtime.kv_cache import KVSlab
-from model_runtime.loaded import LoadedModel
-from model_runtime.segments import identify
-from model_runtime.snapshot import Segment
-from model_runtime.types import KV
-from model_runtime.verdict import Verification
-from model_runtime.verification import EXACT, HALF, ROUNDED, Tolerance, tolerance_of
+from model_runtime.engine.verification import EXACT, HALF, ROUNDED, Tolerance, tolerance_of
+from model_runtime.interface.config import ColdKvDtype, EngineConfig
+from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.events import PrefillProgress, TokenDelta
+from model_runtime.interface.findings import Verification
+from model_runtime.interface.protocol import KV
+from model_runtime.interface.segments import identify
+from model_runtime.kv.segment import Segment
+from model_runtime.kv.slab import KVSlab
+from model_runtime.loading.loaded import LoadedModel
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
 from tests.model_runtime.test_embedded_exactness import ids_of

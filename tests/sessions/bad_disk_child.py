@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from sessions.errors import StoreError
-from sessions.store import Store
+from sessions.store.store import Store
 from tests.model_runtime.harness import WatchedEngine
 from tests.sessions.house import ADA, finish
 from tests.sessions.real_house import GREEDY, load, manager_of

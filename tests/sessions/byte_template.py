@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from model_runtime.errors import TemplateRefused
-from model_runtime.messages import ChatMessage, ToolCall, UserInput
-from model_runtime.tool_calls import ToolFormat
+from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
+from model_runtime.interface.errors import TemplateRefused
+from model_runtime.text.tool_calls import ToolFormat
 
 SYSTEM, USER, ASSISTANT, END, TOOL, TOOLS = 256, 257, 258, 259, 260, 261
 ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}

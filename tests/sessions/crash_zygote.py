@@ -38,7 +38,7 @@ def real(model_dir: str) -> Callable[[Path, str], None]:
     import torch
 
     torch.set_num_threads(1)  # threads do not survive a fork
-    from sessions.store import Store
+    from sessions.store.store import Store
     from tests.sessions.real_house import GREEDY, load, manager_of
 
     loaded = load(Path(model_dir))

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from sessions.config import SessionConfig
-from sessions.ledger import fold
+from sessions.ledger.ledger import fold
 from sessions.manager import SessionManager
-from sessions.records import Node
-from sessions.runs import Run
-from sessions.store import Store
+from sessions.store.records import Node
+from sessions.store.store import Store
+from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
+from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MessageView, Receipt, RunPhase
-from sessions.uptime import SYSTEM_CLOCK, Clock
 from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
 

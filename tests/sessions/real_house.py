@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.loaded import LoadedModel
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 from sessions.types import ConversationSettings
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from model_runtime.errors import EngineClosed, PromptTooLong, SnapshotNotSaved, SnapshotRefused
-from model_runtime.events import Listener
-from model_runtime.numerics import line
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.segments import SegmentIdentity
-from model_runtime.types import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest, Segment
-from model_runtime.verdict import Verification
+from model_runtime.interface.errors import EngineClosed, PromptTooLong, SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.events import Listener
+from model_runtime.interface.findings import Verification
+from model_runtime.interface.numerics import line
+from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest, Segment
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.interface.segments import SegmentIdentity
 from tests.sessions.byte_template import ByteTemplate, ForgetfulTemplate
 from tests.sessions.scripted_answers import chat_answer, checksum, checksum_answer, text_of
 from tests.sessions.scripted_generation import ScriptedGeneration
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class ScriptedEngine(ScriptedThread):
-    """Satisfies `model_runtime.types.Engine`. `fail_save` and `fail_load` are asked with a segment's identity, on the
+    """Satisfies `interface.protocol.Engine`. `fail_save` and `fail_load` are asked with a segment's identity, on the
     thread that saves or loads, and return the sentence to fail with, or None."""
 
     def __init__(

@@ -6,8 +6,8 @@ import codecs
 import time
 from dataclasses import dataclass, field
 
-from model_runtime.events import Finished, FinishReason, Listener
-from model_runtime.types import GenerationRequest, ReadRequest
+from model_runtime.interface.events import Finished, FinishReason, Listener
+from model_runtime.interface.protocol import GenerationRequest, ReadRequest
 from tests.sessions.scripted_kv import ScriptedKV
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_runtime.errors import SnapshotNotSaved, SnapshotRefused
-from model_runtime.segments import FORMAT_NAME, SegmentIdentity
-from model_runtime.verdict import Comparison
-from sessions.ledger import common_prefix
+from model_runtime.interface.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.findings import Comparison
+from model_runtime.interface.segments import FORMAT_NAME, SegmentIdentity
+from sessions.ledger.ledger import common_prefix
 
 GROWTH_TOKENS = 16
 

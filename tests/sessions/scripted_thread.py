@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from model_runtime.errors import EngineClosed
-from model_runtime.events import FinishReason, PrefillProgress, TokenDelta
+from model_runtime.interface.errors import EngineClosed
+from model_runtime.interface.events import FinishReason, PrefillProgress, TokenDelta
 from tests.sessions.byte_template import END
 from tests.sessions.scripted_generation import ScriptedGeneration
 from tests.sessions.scripted_kv import ScriptedKV

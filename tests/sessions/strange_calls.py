@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.manager import SessionManager
 from sessions.types import ConversationSettings
 

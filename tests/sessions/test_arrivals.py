@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from model_runtime.errors import SnapshotRefused
-from model_runtime.segments import SegmentIdentity, identify
-from model_runtime.types import Segment
-from sessions import arrivals
-from sessions.arrivals import Arrivals
+from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.protocol import Segment
+from model_runtime.interface.segments import SegmentIdentity, identify
+from sessions.memory.moves import segment_reader
+from sessions.memory.moves.segment_reader import Arrivals
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def test_what_came_meanwhile_is_given_together() -> None:
 
 
 def test_no_more_is_in_memory_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "AHEAD_BYTES", 30)
+    monkeypatch.setattr(segment_reader, "AHEAD_BYTES", 30)
     identities, lock = chain(9), threading.Lock()
     begun, done, most = 0, 0, 0
 
@@ -84,7 +84,7 @@ def test_no_more_is_in_memory_than_the_bound(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_one_that_is_larger_than_the_bound_comes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "AHEAD_BYTES", 5)
+    monkeypatch.setattr(segment_reader, "AHEAD_BYTES", 5)
     identities = chain(3)
     with Arrivals(identities, Rows, 1) as found:
         assert taken(found) == identities
@@ -110,7 +110,7 @@ def test_a_refused_one_is_told_where_it_stands() -> None:
 
 def test_readers_end_with_the_restore() -> None:
     before = threading.active_count()
-    with Arrivals(chain(50), Rows, arrivals.AHEAD_BYTES) as found:
+    with Arrivals(chain(50), Rows, segment_reader.AHEAD_BYTES) as found:
         found.take()
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-import sessions.backup
-from sessions.backup import back_up, restore
+import sessions.maintenance.backup
 from sessions.errors import StoreError
+from sessions.maintenance.backup import back_up, restore
 from sessions.types import Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr(sessions.backup, "_copy_file", full)
+    monkeypatch.setattr(sessions.maintenance.backup, "_copy_file", full)
     with pytest.raises(StoreError, match=r"could not be written \(No space left on device\)"):
         back_up(tmp_path / "data", tmp_path / "backup")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import CacheFull, ContextFull, MessageRefused
 from sessions.types import ConversationSettings
 from tests.sessions.byte_template import END, USER

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.messages import ChatMessage
-from model_runtime.sampling_params import SamplingParams
-from sessions.completions import ChatRequest
+from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.sampling_params import SamplingParams
+from sessions.turns.stateless import ChatRequest
 from sessions.types import MissReason, Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
@@ -94,7 +94,7 @@ def test_the_copy_fails_and_the_turn_reads(make_house: MakeHouse, monkeypatch: p
     house.say(house.conversation(), f"{MANUAL}What is primed?")
 
     def broken(*arguments: object) -> tuple[int, int]:
-        from model_runtime.errors import DeviceOutOfMemory
+        from model_runtime.interface.errors import DeviceOutOfMemory
 
         raise DeviceOutOfMemory("No.")
 

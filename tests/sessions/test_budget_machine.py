@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from sessions.errors import CacheFull, ConversationBusy
-from sessions.ledger import fold, system_prompt_of
-from sessions.records import Node
-from sessions.runs import Run
+from sessions.ledger.ledger import fold, system_prompt_of
+from sessions.store.records import Node
+from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MessageStatus
 from tests.sessions.house import House, finish, prompt_of, until
 from tests.sessions.scripted_engine import ScriptedEngine, text_of

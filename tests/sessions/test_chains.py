@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.segments import SegmentIdentity
-from sessions.chains import SHARED_PROMPT_TOKENS, cut, longest_chain
-from sessions.ledger import common_prefix
-from sessions.segments_table import SavedSegment
+from model_runtime.interface.segments import SegmentIdentity
+from sessions.ledger.ledger import common_prefix
+from sessions.memory.saved.chains import SHARED_PROMPT_TOKENS, cut, longest_chain
+from sessions.store.tables.segments import SavedSegment
 
 IDS = st.lists(st.integers(0, 1), max_size=24).map(tuple)
 

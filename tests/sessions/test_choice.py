@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sessions.choice import RestoreSpeed, choose
+from sessions.memory.saved.speed import RestoreSpeed, choose
 
 MIB = 1024 * 1024
 

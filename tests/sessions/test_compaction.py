@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import sessions.writer
-from sessions.compaction import find_run
-from sessions.segments_table import SavedSegment
+import sessions.memory.moves.save
+from sessions.memory.saved.compaction import find_run
+from sessions.store.tables.segments import SavedSegment
 from sessions.types import Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
@@ -45,7 +45,7 @@ def test_what_others_refer_to_is_not_joined() -> None:
 @pytest.fixture
 def small_files(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> tuple[House, str]:
     """Six short turns, each saved on its own."""
-    monkeypatch.setattr(sessions.writer, "IDLE_S", 3600.0)
+    monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 3600.0)
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     c = house.conversation()
     for number in range(6):
@@ -61,7 +61,7 @@ def test_a_compacted_conversation_is_fed_only_its_delta(
     house, c = small_files
     ids = house.ledger(c)[:-1]
     house.close()
-    monkeypatch.setattr(sessions.writer, "IDLE_S", 0.05)
+    monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 0.05)
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     until(lambda: len(house.files()) == 1)
     disk = house.manager._tiers._disk
@@ -94,7 +94,7 @@ def test_a_crash_while_compacting_costs_nothing(
         disk.compact(1000)
     assert len(house.files()) == 7
     monkeypatch.undo()
-    monkeypatch.setattr(sessions.writer, "IDLE_S", 3600.0)
+    monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 3600.0)
     house.close()
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     assert len(house.files()) == (6 if point == "before the rows" else 1)

@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from model_runtime.errors import TemplateRefused
-from model_runtime.messages import ChatMessage, ToolCall
-from model_runtime.sampling_params import SamplingParams
-from sessions.completions import MOST_DISPLACED_TOKENS, ChatRequest
+from model_runtime.interface.chat import ChatMessage, ToolCall
+from model_runtime.interface.errors import TemplateRefused
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import ContextFull, ConversationBusy, MessageRefused
-from sessions.runs import Run
+from sessions.turns.run import Run
+from sessions.turns.stateless import MOST_DISPLACED_TOKENS, ChatRequest
 from sessions.types import MessageView, MissReason
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-import sessions.restorer
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.types import Engine
-from sessions.choice import Choice
-from sessions.doctor import Report, inspect, verify_everything
-from sessions.kv_files import path_in
-from sessions.ledger import fold
+import sessions.memory.moves.restore
+from model_runtime.interface.protocol import Engine
+from model_runtime.interface.sampling_params import SamplingParams
+from sessions.ledger.ledger import fold
+from sessions.maintenance.doctor import Report, inspect, verify_everything
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.memory.saved.kv_files import path_in
+from sessions.memory.saved.speed import Choice
+from sessions.store.store import Store
 from sessions.types import MessageStatus, Tier
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import GREEDY, WatchedEngine
@@ -169,7 +169,7 @@ def alone(engine: WatchedEngine, prompt: tuple[int, ...], sampling: SamplingPara
 
 def test_fifteen_kills_of_the_real_engine(tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
     dice = random.Random(3)
     loaded = load(tiny_dir("llama"))
     engine = WatchedEngine(loaded)

@@ -9,7 +9,7 @@ from pathlib import Path
 SCRIPT = """
 import pathlib, sys, threading
 from sessions.errors import StoreError
-from sessions.store import Store
+from sessions.store.store import Store
 
 for number in range(40):
     store, told = Store(pathlib.Path(sys.argv[1])), []

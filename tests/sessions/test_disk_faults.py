@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.segments import SegmentIdentity
+from model_runtime.interface.segments import SegmentIdentity
 from sessions.types import MissReason, Receipt, Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until

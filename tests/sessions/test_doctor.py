@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sessions.doctor import Report, inspect, verify_everything
-from sessions.kv_files import path_in
-from sessions.store import Store
+from sessions.maintenance.doctor import Report, inspect, verify_everything
+from sessions.memory.saved.kv_files import path_in
+from sessions.store.store import Store
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA
 from tests.sessions.scripted_engine import ScriptedEngine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.eviction import KEPT_FOR_S, Candidate, Tail, choose_tails, choose_victims, guaranteed_bytes, worth
+from sessions.memory.eviction import KEPT_FOR_S, Candidate, Tail, choose_tails, choose_victims, guaranteed_bytes, worth
 
 CANDIDATES = st.lists(
     st.builds(

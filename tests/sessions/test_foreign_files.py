@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.segments import HEADER_START
-from sessions.cache import clear
-from sessions.doctor import Report, inspect
+from model_runtime.interface.segments import HEADER_START
 from sessions.errors import StoreError
-from sessions.keys import open_keys
-from sessions.kv_files import KvFiles, path_in
-from sessions.store import Store
+from sessions.maintenance.cache import clear
+from sessions.maintenance.doctor import Report, inspect
+from sessions.memory.saved.kv_files import KvFiles, path_in
+from sessions.store.store import Store
+from sessions.store.tables.keys import open_keys
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, until
 from tests.sessions.test_tiers import LONG
@@ -204,7 +204,7 @@ def test_what_is_in_the_way_of_a_save_stays_and_is_said(make_house: MakeHouse, t
 
 def test_a_temporary_file_never_goes_through_a_link(make_house: MakeHouse, tmp_path: Path) -> None:
     """The name of the next one can be guessed: it is the process's number."""
-    from model_runtime.snapshot import copy_out, write
+    from model_runtime.kv.segment import copy_out, write
     from tests.model_runtime.test_snapshot import GEOMETRY, filled, two_segments
 
     (tmp_path / "thesis.odt").write_bytes(THESIS)

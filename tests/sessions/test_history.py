@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from sessions.errors import StoreError
-from sessions.history import KEPT_S, History
+from sessions.memory.usage import KEPT_S, History
 from sessions.types import Usage
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, until

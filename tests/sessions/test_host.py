@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from model_runtime.segments import identify
+from model_runtime.interface.segments import identify
 from sessions.errors import StoreError
-from sessions.host import Host
+from sessions.memory.saved.host import Host
 from sessions.types import MemoryRow, Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sessions.errors import CacheFull, ConversationBusy
-from sessions.leases import Dropped, Lease, Leases, Loss, Ticket
+from sessions.memory.device.leases import Dropped, Lease, Leases, Loss, Ticket
 from sessions.types import Tier
 from tests.sessions.house import until
 from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV

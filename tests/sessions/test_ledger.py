@@ -7,9 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.events import FinishReason
-from sessions.ledger import Turn, common_prefix, continued_answer, fold, new_answer, system_prompt_of, user_turn
-from sessions.records import Node, NodeIds
+from model_runtime.interface.events import FinishReason
+from sessions.ledger.ledger import Turn, common_prefix, continued_answer, fold, new_answer, system_prompt_of, user_turn
+from sessions.store.records import Node, NodeIds
 from sessions.types import MessageStatus, MissReason
 from tests.sessions.byte_template import ASSISTANT, END, USER, ByteTemplate, ForgetfulTemplate
 

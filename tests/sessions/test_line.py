@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from sessions.line import Line
-from sessions.slots import Ticket
+from sessions.memory.device.fair_queue import Line
+from sessions.memory.device.slots import Ticket
 
 
 class Queue:

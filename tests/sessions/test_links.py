@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.messages import ChatMessage, ToolCall
-from sessions import links
+from model_runtime.interface.chat import ChatMessage, ToolCall
+from sessions.ledger import history_hash
 from tests.sessions.house import ADA, House
 from tests.sessions.scripted_engine import ByteTemplate
 
@@ -24,27 +24,35 @@ message = st.builds(
 
 @given(st.lists(message, max_size=6), st.lists(message, max_size=6))
 def test_equal_links_mean_equal_histories(left: list[ChatMessage], right: list[ChatMessage]) -> None:
-    start = links.root((), [])
-    assert (links.after(start, left) == links.after(start, right)) == (left == right)
-    assert links.load(links.dump(left)) == tuple(left)
+    start = history_hash.root((), [])
+    assert (history_hash.after(start, left) == history_hash.after(start, right)) == (left == right)
+    assert history_hash.load(history_hash.dump(left)) == tuple(left)
 
 
 @pytest.mark.parametrize("changed", ["hello", "Hello ", " Hello", "Hello\n", "Ηello"])
 def test_white_space_case_and_lookalikes_count(changed: str) -> None:
-    start = links.root((), [])
-    assert links.after(start, [ChatMessage("user", "Hello")]) != links.after(start, [ChatMessage("user", changed)])
+    start = history_hash.root((), [])
+    assert history_hash.after(start, [ChatMessage("user", "Hello")]) != history_hash.after(
+        start, [ChatMessage("user", changed)]
+    )
 
 
 def test_tools_and_system_come_first() -> None:
-    assert links.root((), []) != links.root(('{"a": 1}',), []) != links.root(('{"a": 1}', '{"b": 1}'), [])
-    assert links.root((), [ChatMessage("system", "x")]) == links.page_root("x") != links.page_root("")
+    assert (
+        history_hash.root((), [])
+        != history_hash.root(('{"a": 1}',), [])
+        != history_hash.root(('{"a": 1}', '{"b": 1}'), [])
+    )
+    assert (
+        history_hash.root((), [ChatMessage("system", "x")]) == history_hash.page_root("x") != history_hash.page_root("")
+    )
 
 
 def test_turns_of_the_page_are_linked_too(house: House) -> None:
     conversation = house.conversation(system_prompt="Be brief.")
     answer = house.say(conversation, "Hello").text
     said = [ChatMessage("user", "Hello"), ChatMessage("assistant", answer)]
-    asked = links.after(links.page_root("Be brief."), said)
+    asked = history_hash.after(history_hash.page_root("Be brief."), said)
     place, found = house.store.links.deepest(ADA, ["unknown", asked])
     assert (place, [one.message_id for one in found]) == (1, [house.path(conversation)[-1].message_id])
     assert house.store.links.deepest("bob", [asked]) == (-1, [])
@@ -62,9 +70,11 @@ def test_a_changed_system_prompt_breaks_the_chain(house: House) -> None:
 
 def test_calls_get_ids_that_are_the_same_every_time() -> None:
     text = 'See <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
-    first = links.answer_message(text, True, 7, ByteTemplate())
-    assert first == links.answer_message(text, True, 7, ByteTemplate())
+    first = history_hash.answer_message(text, True, 7, ByteTemplate())
+    assert first == history_hash.answer_message(text, True, 7, ByteTemplate())
     assert first.text == "See "
     assert first.tool_calls[0].call_id.isalnum()
-    assert first.tool_calls[0].call_id != links.answer_message(text, True, 8, ByteTemplate()).tool_calls[0].call_id
-    assert links.answer_message(text, False, 7, ByteTemplate()) == ChatMessage("assistant", text)
+    assert (
+        first.tool_calls[0].call_id != history_hash.answer_message(text, True, 8, ByteTemplate()).tool_calls[0].call_id
+    )
+    assert history_hash.answer_message(text, False, 7, ByteTemplate()) == ChatMessage("assistant", text)

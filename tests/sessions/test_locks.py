@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from sessions import cache
 from sessions.errors import StoreError
-from sessions.keys import open_keys
-from sessions.store import Store
+from sessions.maintenance import cache
+from sessions.store.store import Store
+from sessions.store.tables.keys import open_keys
 
-OPEN = "import sys, pathlib; from sessions.store import Store; Store(pathlib.Path(sys.argv[1]))"
+OPEN = "import sys, pathlib; from sessions.store.store import Store; Store(pathlib.Path(sys.argv[1]))"
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_database_is_locked_where_directories_cannot_be(running: Store, data
         "        raise OSError(errno.EBADF, 'Bad file descriptor')\n"
         "    flock(descriptor, how)\n"
         "fcntl.flock = refuse\n"
-        "from sessions.store import Store\n"
+        "from sessions.store.store import Store\n"
         "Store(pathlib.Path(sys.argv[1]))\n"
     )
     child = subprocess.run([sys.executable, "-c", blind, str(data)], capture_output=True, text=True)

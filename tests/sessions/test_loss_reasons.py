@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-import model_runtime.segments
-from sessions.cache import clear
-from sessions.losses import Cause
+import model_runtime.interface.segments
+from sessions.maintenance.cache import clear
+from sessions.store.tables.losses import Cause
 from sessions.types import MissReason, Receipt, Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, until
@@ -141,10 +141,10 @@ def test_another_setting(make_warm: MakeWarm) -> None:
 def test_an_upgrade(make_warm: MakeWarm, monkeypatch: pytest.MonkeyPatch) -> None:
     house = make_warm()
     c = begun(house)
-    monkeypatch.setattr(model_runtime.segments, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 2)
     house = restarted(house, make_warm)
     missed(house, c, MissReason.UPGRADED, "Keepwarm was upgraded to another format of saved memory")
-    monkeypatch.setattr(model_runtime.segments, "FORMAT_VERSION", 1)
+    monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 1)
     house = restarted(house, make_warm)
     receipt = house.receipt(house.say(c, "Back again"))
     assert receipt.tier_before is Tier.DISK
@@ -246,8 +246,8 @@ def test_dropped_by_hand_in_an_earlier_life(make_warm: MakeWarm) -> None:
 
 
 def test_refused_by_the_doctor(make_warm: MakeWarm) -> None:
-    from sessions.doctor import Report, verify_everything
-    from sessions.store import Store
+    from sessions.maintenance.doctor import Report, verify_everything
+    from sessions.store.store import Store
 
     house = make_warm()
     c = begun(house)

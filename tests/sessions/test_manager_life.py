@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from model_runtime.events import TokenDelta
+from model_runtime.interface.events import TokenDelta
 from sessions.errors import ConversationBusy, SessionError, StoreError
-from sessions.runs import Run
+from sessions.turns.run import Run
 from sessions.types import MessageStatus, RunPhase
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, prompt_of, until

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.types import ConversationSettings, MessageStatus, MessageView, MissReason, Receipt, Tier
 from tests.sessions.byte_template import END, ByteTemplate, ForgetfulTemplate
 from tests.sessions.conftest import MakeHouse

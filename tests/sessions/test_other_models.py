@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-import model_runtime.segments
+import model_runtime.interface.segments
 from sessions.errors import StoreError
-from sessions.segments_table import SavedSegment
+from sessions.store.tables.segments import SavedSegment
 from sessions.types import MissReason, Tier
 from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.conftest import MakeHouse
@@ -92,12 +92,12 @@ def test_another_format_is_never_matched_and_comes_back(
     house = make_warm()
     c = begun(house, LONG)
     house.close()
-    monkeypatch.setattr(model_runtime.segments, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 2)
     house = make_warm()
     assert house.manager.memory(ADA).disk_other_bytes > 0
     assert house.manager.view(ADA, c).summary.tier is Tier.COLD
     house.close()
-    monkeypatch.setattr(model_runtime.segments, "FORMAT_VERSION", 1)
+    monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 1)
     house = make_warm()
     assert house.receipt(house.say(c, "Back")).miss_reason is None
 
@@ -190,12 +190,12 @@ class Switching(RuleBasedStateMachine):
 
     def open(self, start: str, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        model_runtime.segments.FORMAT_VERSION = 2 if start == "other format" else 1
+        model_runtime.interface.segments.FORMAT_VERSION = 2 if start == "other format" else 1
         self.house = House(Path(self.directory), **engine(**STARTS[start]), disk_kv_budget_bytes=budget_bytes)  # type: ignore[arg-type]
 
     def teardown(self) -> None:
         self.house.close()
-        model_runtime.segments.FORMAT_VERSION = 1
+        model_runtime.interface.segments.FORMAT_VERSION = 1
         shutil.rmtree(self.directory)
 
     @rule(start=st.sampled_from(sorted(STARTS)), budget=st.sampled_from(BUDGETS))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from model_runtime.messages import ChatMessage
-from model_runtime.sampling_params import SamplingParams
-from sessions.completions import ChatRequest
+from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
 from sessions.errors import ConversationNotFound
+from sessions.store.tables.served_time import DAY_S, Clock
+from sessions.turns.stateless import ChatRequest
 from sessions.types import Origin
-from sessions.uptime import DAY_S, Clock
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
 

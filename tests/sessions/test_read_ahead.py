@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from model_runtime.events import FinishReason
+from model_runtime.interface.events import FinishReason
+from sessions.background.idle_worker import Kind
 from sessions.errors import MessageRefused
-from sessions.idle import Kind
 from sessions.types import MissReason, Tier
 from tests.sessions.byte_template import ForgetfulTemplate
 from tests.sessions.conftest import MakeHouse

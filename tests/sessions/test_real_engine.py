@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import sessions.restorer
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.kv_cache import KVSlab
-from model_runtime.sampling_params import SamplingParams
-from sessions.choice import Choice
+import sessions.memory.moves.restore
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.kv.slab import KVSlab
+from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.memory.saved.speed import Choice
+from sessions.store.store import Store
 from sessions.types import ConversationSettings, Receipt, Tier
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
@@ -81,7 +81,7 @@ def test_each_turn_in_another_life_of_the_server(
     model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
     with serving(model_dir, tmp_path / "data") as server:
         c = server.manager.create_conversation(ADA, GREEDY).conversation_id
         answers = [server.say(c, TEXTS[0])[0]]
@@ -101,7 +101,7 @@ def test_each_turn_in_another_life_of_the_server(
 def test_a_damaged_file_is_read_again_to_the_same_text(
     model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
     with serving(model_dir, tmp_path / "data") as server:
         c = server.manager.create_conversation(ADA, GREEDY).conversation_id
         assert server.say(c, TEXTS[0])[0] == uncached[0]
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_read_again_to_the_same_text(
 def test_verifying_finds_planted_damage_on_the_device_and_on_disk(
     model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
     with serving(model_dir, tmp_path / "data") as server:
         c = server.manager.create_conversation(ADA, GREEDY).conversation_id
         assert server.say(c, TEXTS[0])[0] == uncached[0]

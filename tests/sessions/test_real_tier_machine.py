@@ -23,17 +23,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.config import EngineConfig
-from model_runtime.engine import Engine
-from model_runtime.loaded import LoadedModel
-from model_runtime.sampling_params import SamplingParams
-from sessions.choice import ASSUMED_BYTES_PER_S
+from model_runtime.engine.engine import Engine
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.errors import CacheFull, ConversationBusy, StoreError
-from sessions.ledger import fold
+from sessions.ledger.ledger import fold
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.memory.saved.speed import ASSUMED_BYTES_PER_S
+from sessions.store.store import Store
 from sessions.types import ConversationSettings, Tier
 from tests.model_runtime.harness import full_read, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama

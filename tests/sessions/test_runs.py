@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import ConversationBusy
-from sessions.ledger import Turn
-from sessions.records import NodeIds
-from sessions.runs import Run, RunPlan, RunTable
+from sessions.ledger.ledger import Turn
+from sessions.store.records import NodeIds
+from sessions.turns.run import Run, RunPlan, RunTable
 from sessions.types import MessageView
 from tests.sessions.house import ADA, House, finish
 

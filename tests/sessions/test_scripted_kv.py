@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.errors import EngineClosed, SnapshotRefused
-from model_runtime.segments import identify
+from model_runtime.interface.errors import EngineClosed, SnapshotRefused
+from model_runtime.interface.segments import identify
 from tests.sessions.scripted_engine import ScriptedEngine
 
 IDS = tuple(range(100, 140))

@@ -11,19 +11,19 @@ import pytest
 from gguf import GGMLQuantizationType
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import model_runtime.segments
-import model_runtime.snapshot
-import sessions.restorer
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.config import EngineConfig, ModelConfig
-from model_runtime.engine import Engine
-from model_runtime.loaded import LoadedModel
-from model_runtime.loading import load_model, unload
-from model_runtime.sampling_params import SamplingParams
-from sessions.choice import Choice
+import model_runtime.interface.segments
+import model_runtime.kv.segment
+import sessions.memory.moves.restore
+from model_runtime.engine.engine import Engine
+from model_runtime.interface.config import EngineConfig, ModelConfig
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import load_model, unload
+from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.memory.saved.speed import Choice
+from sessions.store.store import Store
 from sessions.types import ConversationSettings, MissReason, Receipt, Tier
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
@@ -128,11 +128,11 @@ def loaded(gguf_dir: Path) -> Iterator[Callable[[Flags], LoadedModel]]:
 @pytest.fixture
 def serving(tmp_path: Path, loaded: Callable[[Flags], LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Serve:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
 
     @contextmanager
     def serve(flags: Flags) -> Iterator[Server]:
-        for module in (model_runtime.segments, model_runtime.snapshot):
+        for module in (model_runtime.interface.segments, model_runtime.kv.segment):
             monkeypatch.setattr(module, "FORMAT_VERSION", flags.format_version)
         server = Server(tmp_path / "data", loaded(flags), flags)
         try:

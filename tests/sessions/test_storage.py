@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from sessions import folders
 from sessions.errors import StoreError
-from sessions.folders import folder_trouble
+from sessions.store import writable_folder
+from sessions.store.writable_folder import folder_trouble
 from sessions.types import MessageStatus, MissReason, Tier
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
@@ -153,7 +153,7 @@ def test_an_answer_that_was_stored_late_is_warm_all_the_same(make_house: MakeHou
 def test_what_is_stored_is_soon_in_the_database_file_itself(
     make_house: MakeHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sessions.storage.QUIET_S", 0.1)
+    monkeypatch.setattr("sessions.background.storage_check.QUIET_S", 0.1)
     house = make_house()
     c = house.conversation()
     house.say(c, "Hello")
@@ -191,7 +191,7 @@ def test_each_way_in_which_a_folder_fails_is_named(
 
     assert folder_trouble(tmp_path) == ""
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(folders, "_write_and_forget", fails)
+    monkeypatch.setattr(writable_folder, "_write_and_forget", fails)
     assert said in folder_trouble(tmp_path)
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
-from model_runtime.events import FinishReason
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import ConversationNotFound, StoreError
-from sessions.migrations import MIGRATIONS
-from sessions.records import NodeIds, pack, unpack
-from sessions.store import Store
+from sessions.store.migrations import MIGRATIONS
+from sessions.store.records import NodeIds, pack, unpack
+from sessions.store.store import Store
 from sessions.types import ConversationSettings, MessageStatus, Receipt, Tier
 
 SETTINGS = ConversationSettings(SamplingParams(stop_strings=("\n\n",), seed=7), "Be brief.")
@@ -93,7 +93,7 @@ def test_only_this_user_may_read_the_files(store: Store, tmp_path: Path) -> None
 def test_a_second_process_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=rf"process {os.getpid()}.*already using the data directory"):
         Store(tmp_path / "data")
-    script = "import sys, pathlib; from sessions.store import Store; Store(pathlib.Path(sys.argv[1]))"
+    script = "import sys, pathlib; from sessions.store.store import Store; Store(pathlib.Path(sys.argv[1]))"
     child = subprocess.run([sys.executable, "-c", script, tmp_path / "data"], capture_output=True, text=True)
     assert child.returncode == 1
     assert "already using the data directory" in child.stderr

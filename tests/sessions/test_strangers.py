@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.chat import Chat
-from app.panels import Panels
+from app.access.public_link import Share
+from app.page.chat import Chat
+from app.page.panels import Panels
 from app.process_memory import ProcessMeter
-from app.share import Share
 from sessions.errors import ConversationNotFound
 from tests.sessions.house import ADA, House
 from tests.sessions.strange_calls import arguments, mangled, methods_taking

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import sessions.restorer
-from sessions.choice import Choice
-from sessions.ledger import fold
+import sessions.memory.moves.restore
+from sessions.ledger.ledger import fold
 from sessions.manager import SessionManager
-from sessions.runs import Run
-from sessions.store import Store
+from sessions.memory.saved.speed import Choice
+from sessions.store.store import Store
+from sessions.turns.run import Run
 from sessions.types import Tier
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import WatchedEngine, full_read
@@ -30,7 +30,7 @@ def test_two_hundred_turns_of_sixteen_conversations(
     tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every logit of every sampled token equals that of its conversation read alone, to 1e-4."""
-    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
     dice = random.Random(5)
     loaded = load(tiny_dir("llama"))
     engine = WatchedEngine(loaded)

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from model_runtime.segments import SegmentIdentity
+from model_runtime.interface.segments import SegmentIdentity
 from sessions.errors import CacheFull, ConversationBusy, StoreError
-from sessions.runs import Run
-from sessions.slots import Dropped
+from sessions.memory.device.slots import Dropped
+from sessions.turns.run import Run
 from tests.sessions.house import House
 from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV
 from tests.sessions.test_budget_machine import BUDGET_BYTES, PICK, Machine

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.events import FinishReason
-from sessions.titles import TITLE_QUESTION, usable_title
+from model_runtime.interface.events import FinishReason
+from sessions.background.titles import TITLE_QUESTION, usable_title
 from tests.sessions.byte_template import END, USER
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from model_runtime.events import FinishReason, Listener
-from model_runtime.types import Generation, GenerationRequest
+from model_runtime.interface.events import FinishReason, Listener
+from model_runtime.interface.protocol import Generation, GenerationRequest
 from sessions.errors import ConversationBusy, MessageRefused
 from sessions.types import MessageStatus, RunPhase, Tier
 from tests.sessions.byte_template import END

@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-import sessions.restorer
-import sessions.watchdog
-from model_runtime.chat_template import ChatTemplate
-from model_runtime.forward import Feed
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.shift import GIVEN_UP
-from model_runtime.types import Pulse
+import sessions.background.watchdog
+import sessions.memory.moves.restore
+from model_runtime.engine.inbox import GIVEN_UP
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.protocol import Pulse
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.text.chat_template import ChatTemplate
 from sessions.awake import Starvation
-from sessions.choice import Choice
+from sessions.background.watchdog import Silence
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.memory.saved.speed import Choice
+from sessions.store.store import Store
 from sessions.types import ConversationSettings, MessageStatus, MissReason, RunPhase, Tier
-from sessions.watchdog import Silence
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
 from tests.sessions.conftest import MakeHouse
@@ -65,9 +65,9 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(sessions.watchdog, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(sessions.background.watchdog, "_LOOK_EVERY_S", 0.05)
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.restorer, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
     loaded = loaded_tiny(tiny_llama(tmp_path / "llama"))
     watched = WatchedEngine(loaded)
     store = Store(tmp_path / "data")
@@ -141,8 +141,8 @@ def test_a_dead_engine_thread_is_replaced(site: Site, monkeypatch: pytest.Monkey
 
 
 def test_an_engine_that_cannot_be_rebuilt_is_told(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.watchdog, "_LOOK_EVERY_S", 0.02)
-    monkeypatch.setattr(sessions.watchdog, "_TRY_AGAIN_AFTER_S", 0.02)
+    monkeypatch.setattr(sessions.background.watchdog, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(sessions.background.watchdog, "_TRY_AGAIN_AFTER_S", 0.02)
     house = make_house()
     c = house.conversation()
     house.say(c, "Hello")
@@ -155,7 +155,7 @@ def test_an_engine_that_cannot_be_rebuilt_is_told(make_house: MakeHouse, monkeyp
 
 
 def test_a_slow_step_is_not_a_hang(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions.watchdog, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(sessions.background.watchdog, "_LOOK_EVERY_S", 0.01)
     house = make_house(hang_after_s=1.0)
     house.engine.shown_pulse = Pulse(True, busy_s=50.0, expected_s=5.0)  # a large model on a small machine
     assert house.manager.is_well

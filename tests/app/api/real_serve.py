@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.api.callers import Callers
-from app.auth import Owners
-from app.drain import Drain
-from app.listen import bind, url_of
-from app.server import create_app
-from app.serving import Server
-from app.share import Share
+from app.access.auth import Owners
+from app.access.callers import Callers
+from app.access.public_link import Share
+from app.server.drain import Drain
+from app.server.listen import bind, url_of
+from app.server.site import create_app
+from app.server.uvicorn_server import Server
 from app.wiring import House
-from model_runtime.forward import Feed
-from sessions.store import Store
+from model_runtime.forward.transformers_forward import Feed
+from sessions.store.store import Store
 from tests.model_runtime.harness import WatchedEngine
 from tests.sessions.real_house import load, manager_of
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from app.api.callers import Callers
-from app.auth import Owners
-from app.drain import Drain
-from app.listen import bind, url_of
-from app.server import create_app
-from app.serving import Server
-from app.share import Share
+from app.access.auth import Owners
+from app.access.callers import Callers
+from app.access.public_link import Share
+from app.server.drain import Drain
+from app.server.listen import bind, url_of
+from app.server.site import create_app
+from app.server.uvicorn_server import Server
 from app.wiring import House
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 from tests.sessions.byte_template import END, ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine
 

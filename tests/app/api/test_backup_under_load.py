@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sessions.backup import restore
-from sessions.store import Store
+from sessions.maintenance.backup import restore
+from sessions.store.store import Store
 from sessions.types import MessageStatus
 from tests.app.api.conftest import MODEL, user
 from tests.app.api.test_full_disk import ANSWER, Server, start

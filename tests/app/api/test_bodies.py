@@ -174,7 +174,7 @@ def test_health_answers_while_32_of_every_kind_run(
     served = besieged(password="secret" if caller == "behind a password" else "")
     headers = dict(JSON)
     if caller in ("stranger", "with a key"):
-        from sessions.keys import open_keys
+        from sessions.store.tables.keys import open_keys
 
         keys, database = open_keys(tmp_path / "data")
         text = keys.add("ada")[1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.connections import Limits, address_of, limits_of
+from app.http.connection_limits import Limits, address_of, limits_of
 from tests.app.api.besieged import Probe, Served, at_once, chat, fetch, head, read_all
 from tests.app.api.conftest import Serve
 from tests.app.site import Site
@@ -106,7 +106,7 @@ def test_a_browser_and_forty_programs_of_one_address_are_all_served(besieged: Ca
 
 
 def test_headers_that_never_end_are_cut(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.connection.HEADER_PATIENCE_S", 0.3)
+    monkeypatch.setattr("app.http.connection.HEADER_PATIENCE_S", 0.3)
     site = serve(headless=True)
     with connect(site) as client:
         client.sendall(HALF)
@@ -117,7 +117,7 @@ def test_headers_that_never_end_are_cut(serve: Serve, monkeypatch: pytest.Monkey
 
 
 def test_a_body_that_never_ends_is_a_408(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bodies.PATIENCE_S", 0.3)
+    monkeypatch.setattr("app.http.bodies.PATIENCE_S", 0.3)
     site = serve(headless=True)
     for framing in ({"Content_Length": 10_000}, {"Transfer_Encoding": "chunked"}):
         with connect(site) as client:
@@ -126,7 +126,7 @@ def test_a_body_that_never_ends_is_a_408(serve: Serve, monkeypatch: pytest.Monke
 
 
 def test_a_client_that_reads_nothing_is_cut(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.connection.WRITE_PATIENCE_S", 0.3)
+    monkeypatch.setattr("app.http.connection.WRITE_PATIENCE_S", 0.3)
     site = serve(headless=True)
     with connect(site) as client:
         client.setblocking(False)

@@ -18,7 +18,7 @@ from openai import OpenAI
 
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.store import Store
+from sessions.store.store import Store
 from sessions.types import MessageStatus, MessageView
 from tests.app.api.conftest import MODEL, user
 from tests.sessions.byte_template import ByteTemplate

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sessions.store import Store
+from sessions.store.store import Store
 from sessions.types import MessageStatus
 from tests.app.api.conftest import MODEL, user
 from tests.sessions.test_bad_disk import NAMESPACE, can_mount

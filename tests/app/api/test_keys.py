@@ -13,8 +13,8 @@ import sqlite_utils
 
 from app.__main__ import main
 from sessions.errors import StoreError
-from sessions.keys import KeyStore, open_keys
-from sessions.migrations import MIGRATIONS
+from sessions.store.migrations import MIGRATIONS
+from sessions.store.tables.keys import KeyStore, open_keys
 from tests.app.api.conftest import MODEL, Connect, Serve, user
 from tests.app.site import Site
 

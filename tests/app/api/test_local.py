@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.client_headers import FAMILIES_OF_CLIENTS, OF_CLIENTS, hop_in
-from app.visitors import NO_PROXIES, Visitors, trusted_networks
+from app.access.client_headers import FAMILIES_OF_CLIENTS, OF_CLIENTS, hop_in
+from app.access.visitors import NO_PROXIES, Visitors, trusted_networks
 from tests.app.api.conftest import Connect, Serve
 from tests.app.site import Site
 

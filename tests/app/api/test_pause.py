@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from model_runtime.shift import GIVEN_UP
+from model_runtime.engine.inbox import GIVEN_UP
 from tests.app.api.conftest import user
 from tests.conftest import TinyDir
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from app.markdown.growing import Answers, GrowingAnswer
-from app.markdown.languages import LANGUAGES
+from app.page.markdown.growing import Answers, GrowingAnswer
+from app.page.markdown.languages import LANGUAGES
 from tests.app.markdown.trees import PARSER, draw
 
 LENGTH = 36_000

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.markdown.growing import GrowingAnswer
-from app.markdown.nodes import DEEPEST
+from app.page.markdown.growing import GrowingAnswer
+from app.page.markdown.nodes import DEEPEST
 from tests.app.markdown.hostile import ANSWERS, PAYLOADS, documents
 from tests.app.markdown.trees import BLOCKS_AND_SPANS, MATH, PARSER, draw, nodes, text
 

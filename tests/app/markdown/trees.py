@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from app.markdown.growing import GrowingAnswer
-from app.markdown.parser import AnswerParser
+from app.page.markdown.growing import GrowingAnswer
+from app.page.markdown.parser import AnswerParser
 
 PARSER = AnswerParser()
 BLOCKS_AND_SPANS = {

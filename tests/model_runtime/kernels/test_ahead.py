@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from model_runtime.events import FinishReason
-from model_runtime.kernels.ahead import Ahead
-from model_runtime.kernels.arena_forward import ArenaForward
-from model_runtime.kernels.recorded import RecordedSteps
-from model_runtime.kernels.step_shapes import DecodeShape, StepShape
-from model_runtime.picks import Picks
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.forward.gpu.arena_forward import ArenaForward
+from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
+from model_runtime.forward.gpu.early_step import Ahead
+from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape
+from model_runtime.forward.picked_ids import Picks
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny, until
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids

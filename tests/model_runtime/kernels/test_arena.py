@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.kernels.arena import STEP_TOKENS, Arena, ArenaKV
-from model_runtime.kernels.spans import SpanAllocator
-from model_runtime.kv_cache import KVGeometry, LayerShape
+from model_runtime.forward.arena.arena import STEP_TOKENS, Arena, ArenaKV
+from model_runtime.forward.arena.spans import SpanAllocator
+from model_runtime.kv.slab import KVGeometry, LayerShape
 
 GEOMETRY = KVGeometry((LayerShape(2, 4, 3), LayerShape(1, 4, 3)), torch.float32, torch.device("cpu"))
 CAPACITY = 12 * STEP_TOKENS

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.config import EngineConfig, PromptLookup
-from model_runtime.errors import ModelLoadError
-from model_runtime.events import FinishReason
-from model_runtime.kernels.arena import STEP_TOKENS
-from model_runtime.kernels.arena_forward import ArenaForward
-from model_runtime.kernels.few_rows_forward import FewRowsForward
-from model_runtime.kernels.recorded import RecordedSteps
-from model_runtime.kernels.step_inputs import StepRows
-from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape
-from model_runtime.kernels.varlen import VarlenKernel
-from model_runtime.probe import probe_packing
-from model_runtime.sampling_params import SamplingParams
-from model_runtime.segments import identify
+from model_runtime.forward.arena.arena import STEP_TOKENS
+from model_runtime.forward.arena.step_inputs import StepRows
+from model_runtime.forward.arena.varlen import VarlenKernel
+from model_runtime.forward.few_rows.few_rows_forward import FewRowsForward
+from model_runtime.forward.gpu.arena_forward import ArenaForward
+from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
+from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape
+from model_runtime.forward.probe import probe_packing
+from model_runtime.interface.config import EngineConfig, PromptLookup
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.interface.segments import identify
 from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny, until
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids
 

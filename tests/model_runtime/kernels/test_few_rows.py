@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from model_runtime.kernels.decode_attention import DecodeAttention, agrees, decode_attention_kernel
-from model_runtime.kernels.few_rows import speed_up
-from model_runtime.kernels.few_rows_kernels import MOST_ROWS, few_rows_kernels
-from model_runtime.kernels.few_rows_operations import CudaOperations, TorchOperations
-from model_runtime.kernels.four_bit_product import _pairs, covers
-from model_runtime.kernels.rotary_placing import RotaryPlacing
-from model_runtime.kernels.varlen import REFERENCE
+from model_runtime.forward.arena.varlen import REFERENCE
+from model_runtime.forward.few_rows.decode_attention import DecodeAttention, agrees, decode_attention_kernel
+from model_runtime.forward.few_rows.four_bit_product import _pairs, covers
+from model_runtime.forward.few_rows.kernels import MOST_ROWS, few_rows_kernels
+from model_runtime.forward.few_rows.operations import CudaOperations, TorchOperations
+from model_runtime.forward.few_rows.patched_layers import speed_up
+from model_runtime.forward.few_rows.rotary import RotaryPlacing
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from model_runtime.kernels import arena_forward, pieces
-from model_runtime.kernels.pieces import Pieces, cut, window_for
-from model_runtime.kernels.varlen import REFERENCE, agrees_in_pieces, reference_with_lse
+from model_runtime.forward.arena import pieces
+from model_runtime.forward.arena.pieces import Pieces, cut, window_for
+from model_runtime.forward.arena.varlen import REFERENCE, agrees_in_pieces, reference_with_lse
+from model_runtime.forward.gpu import arena_forward
 from tests.model_runtime.harness import TINY, loaded_tiny
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.test_exactness import assert_equals_full_read, some_ids

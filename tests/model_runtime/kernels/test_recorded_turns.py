@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.attention import StepAborted
-from model_runtime.events import FinishReason
-from model_runtime.forward import Feed
-from model_runtime.kernels import pieces
-from model_runtime.kernels.pieces import cut, filled_up
-from model_runtime.kernels.recorded import RecordedSteps
-from model_runtime.kernels.step_inputs import StepRows
-from model_runtime.kernels.step_shapes import DecodeShape, StepShape, TurnShape, nobodys
-from model_runtime.sampling_params import SamplingParams
+from model_runtime.forward.arena import pieces
+from model_runtime.forward.arena.pieces import cut, filled_up
+from model_runtime.forward.arena.step_inputs import StepRows
+from model_runtime.forward.attention import StepAborted
+from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
+from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape, nobodys
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.harness import TINY, loaded_tiny
 from tests.model_runtime.kernels.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.kernels.test_pieces import keys_of

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from model_runtime.kernels import varlen
-from model_runtime.kernels.varlen import REFERENCE, SpanTable, VarlenKernel, agrees, choose_varlen, flash_kernels
+from model_runtime.forward.arena import varlen
+from model_runtime.forward.arena.varlen import REFERENCE, SpanTable, VarlenKernel, agrees, choose_varlen, flash_kernels
 
 CPU = torch.device("cpu")
 

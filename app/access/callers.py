@@ -1,0 +1,54 @@
+"""Whose request this is. With a key its holder; while there never was a key, programs of this very machine.
+
+A cookie opens nothing here, so no web page can make a browser ask in its name. Once a key was made one is always
+needed, also when all of them are revoked: taking a key away must not let more people in.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from app.access.auth import LOCAL_OWNER, Owners
+from app.access.visitors import NO_PROXIES, Visitors
+from app.problems import Problem
+from sessions.store.tables.keys import KeyStore
+
+ADD_ONE = "Add one: keepwarm key add NAME."
+
+
+class Callers:
+    """Any thread. `owner_of` reads the headers and the peer alone, never the body."""
+
+    def __init__(
+        self, keys: KeyStore, owners: Owners, visitors: Visitors = NO_PROXIES, require_key: bool = False
+    ) -> None:
+        self._keys = keys
+        self._owners = owners
+        self._require_key = require_key
+        self.visitors = visitors
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether any program could be let in by a key now."""
+        return self._keys.any_valid()
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether nobody is answered without one."""
+        return self._require_key or self._keys.ever_made()
+
+    def owner_of(self, request: Request) -> str:
+        """Raises `Problem` 401 or 403."""
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and text and (key := self._keys.holder(text.strip())):
+            return key.owner_id
+        if self._keys.any_valid():
+            raise Problem(401, "Send a valid API key as 'Authorization: Bearer kw-...'.", "invalid_api_key")
+        if self.needs_key:
+            lack = "all keys of this server were revoked" if self._keys.ever_made() else "this server has no key yet"
+            raise Problem(401, f"Every request needs an API key, and {lack}. {ADD_ONE}", "invalid_api_key")
+        if self._owners.needs_login:  # a server that wants a password is meant to be reached from elsewhere
+            raise Problem(403, f"Behind a password the API wants a key. {ADD_ONE}")
+        if why := self.visitors.of(request.scope).why_not_local:
+            raise Problem(403, f"Without any API key only programs of this machine are answered, and {why}. {ADD_ONE}")
+        return LOCAL_OWNER

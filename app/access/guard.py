@@ -1,0 +1,171 @@
+"""The door: which requests reach the page at all. Plain ASGI, so that streamed answers pass through untouched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.access.auth import Owners
+from app.access.visitors import NO_PROXIES, Visitors
+from app.access.visitors import is_loopback as is_loopback
+from app.http.response_headers import LOCKED_POLICY, LOGIN_POLICY, headers_with
+
+ASSETS_PATH = "/keepwarm"
+LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
+HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
+API_PATH = "/v1"  # lets its callers in by their keys, never by a cookie: see app/access/callers.py
+LARGEST_BODY_BYTES = 32 * 1024 * 1024
+TOO_LARGE = "This request is larger than 32 MiB."
+FROM_ANOTHER_SITE = "Requests from other sites are refused."
+# A host as RFC 3986 writes it, with its port: a name or an IPv4 address, or an IPv6 address in brackets.
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+
+
+class Guard:
+    """Checks Host, Origin and what the browser says of the request's origin, then the login; adds the security headers
+    to every response, refusals included."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        owners: Owners,
+        bind_host: str,
+        share_host: Callable[[], str],
+        visitors: Visitors = NO_PROXIES,
+    ) -> None:
+        self._app = app
+        self._visitors = visitors
+        self._owners = owners
+        self._bind_host = bind_host
+        self._share_host = share_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        policy = LOGIN_POLICY if scope["path"] in (LOGIN_PATH, LOGOUT_PATH) else LOCKED_POLICY
+        read_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal read_bytes
+            message = await receive()
+            read_bytes += len(message.get("body", b""))
+            if read_bytes > LARGEST_BODY_BYTES:  # one that did not say its length
+                raise HTTPException(413, TOO_LARGE)
+            return message
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                response = MutableHeaders(scope=message)
+                for name, value in headers_with(policy).items():
+                    response.setdefault(name, value)  # the chat page brings its own policy
+            await send(message)
+
+        refusal = self._refuse(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send_with_headers)
+            return
+        await self._app(scope, receive_limited, send_with_headers)
+
+    def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        refuse = problem_response if is_api(scope["path"]) else PlainTextResponse
+        is_nameless = "host" not in headers and scope.get("http_version") == "1.0"  # as probes of old ask for health
+        if not (_HOST.fullmatch(host) or (is_nameless and _is_for_programs(scope["path"]))):
+            return refuse("This request names no host that could be meant.", 400)
+        if not (self._owners.needs_login or _is_for_programs(scope["path"]) or self._is_own_name(host)):
+            # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
+            return refuse(f"This chat does not answer to the name {host[:200]!r}.", 400)
+        if not (self._owners.needs_login or _is_for_programs(scope["path"])) and (
+            why := self._visitors.of(scope).why_not_local
+        ):
+            return refuse(
+                f"Without a password this chat answers this machine alone, and this request is not from it: {why}. "
+                "To let others in, start the server with --password-file.",
+                403,
+            )
+        if not self._is_own_origin(headers.get("origin"), host):
+            return refuse(FROM_ANOTHER_SITE, 403)
+        if not _is_from_here(scope, headers):
+            return refuse(FROM_ANOTHER_SITE, 403)
+        if _body_bytes(headers) > LARGEST_BODY_BYTES:
+            return refuse(TOO_LARGE, 413)
+        if _is_public(scope["path"]) or self._owners.owner_of(cookies_of(headers)) is not None:
+            return None
+        if scope.get("method") == "GET" and "text/html" in headers.get("accept", ""):
+            return RedirectResponse(LOGIN_PATH, 303)
+        return JSONResponse({"detail": "Please log in."}, 401)
+
+    def _is_own_name(self, host: str) -> bool:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in ("localhost", self._bind_host) or is_loopback(name)
+
+    def _is_own_origin(self, origin: str | None, host: str) -> bool:
+        if origin is None:
+            return True
+        return _netloc(origin) in {host, self._share_host()} - {""}
+
+
+def _netloc(origin: str) -> str:
+    """ "" where the origin is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def cookies_of(headers: Headers) -> dict[str, str]:
+    """The request's cookies. Only blanks and tabs are cut off a name: a cookie that another host has set under a name
+    with something else in front must not pass for one that begins with `__Host-`."""
+    parts = (part.strip(" \t").partition("=") for part in ";".join(headers.getlist("cookie")).split(";"))
+    return {name: value.strip('"') for name, sign, value in parts if sign}
+
+
+def _is_from_here(scope: Scope, headers: Headers) -> bool:
+    """Whether the browser says that no other site asks.
+
+    Another site, or another port of this machine, may lead somebody to the page, in a tab of its own; it may not fetch,
+    embed or frame anything. A request without the browser's word is judged by Host and Origin alone.
+    """
+    if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
+        return True
+    return (
+        scope.get("method") in ("GET", "HEAD")
+        and scope["path"] in ("/", LOGIN_PATH)
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
+
+
+def _is_public(path: str) -> bool:
+    return path == LOGIN_PATH or path.startswith(f"{ASSETS_PATH}/") or _is_for_programs(path)
+
+
+def _is_for_programs(path: str) -> bool:
+    """What checks its callers itself. A probe asks for health under whatever name it likes."""
+    return path in (HEALTH_PATH, METRICS_PATH) or is_api(path)
+
+
+def is_api(path: str) -> bool:
+    """Whether the API answers there, in its own shape."""
+    return path == API_PATH or path.startswith(f"{API_PATH}/")
+
+
+def problem_response(sentence: str, status: int) -> JSONResponse:
+    """A refusal in the API's shape."""
+    kind = "permission_error" if status == 403 else "invalid_request_error"
+    return JSONResponse({"error": {"message": sentence, "type": kind, "param": None, "code": None}}, status)
+
+
+def _body_bytes(headers: Headers) -> int:
+    try:
+        return int(headers.get("content-length", "0"))
+    except ValueError:
+        return LARGEST_BODY_BYTES + 1

@@ -1,0 +1,181 @@
+"""`/login` and `/logout`: pages without a script, and the cookies that they set."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from fastapi import FastAPI, Form, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from starlette.responses import Response
+
+from app.access.auth import (
+    LOGIN_COOKIE,
+    LOGIN_MAX_AGE_S,
+    OWNER_COOKIE,
+    OWNER_MAX_AGE_S,
+    SOMEBODY_NEW,
+    Identity,
+    Login,
+    Refusal,
+)
+from app.access.guard import LOGIN_PATH, LOGOUT_PATH, cookies_of
+from sessions.errors import StoreError
+
+if TYPE_CHECKING:
+    from app.wiring import House
+
+Leaving = Literal["keep", "forget", "everywhere"]
+
+
+def add_login(app: FastAPI, house: House) -> None:
+    """Both addresses."""
+    owners, visitors = house.owners, house.callers.visitors
+    pages = {name: Template((files("app.page") / "assets" / f"{name}.html").read_text(encoding="utf-8"))
+             for name in ("login", "logout", "forgotten")}  # fmt: skip
+
+    def draw_login(request: Request, sentence: str, status: int = 200) -> HTMLResponse:
+        identities = owners.identities(cookies_of(request.headers), visitors.of(request.scope).is_https)
+        text = pages["login"].substitute(
+            model=html.escape(house.manager.info.name),
+            sentence=html.escape(sentence),
+            choices=_choices(identities),
+            foot=_foot(identities),
+        )
+        return _page(text, status)
+
+    @app.get(LOGIN_PATH, response_model=None)
+    def show_login(request: Request) -> Response:
+        if house.owner_of(request) is not None:
+            return RedirectResponse("/", 303)
+        old = owners.upgrade(cookies_of(request.headers), visitors.of(request.scope).is_https)
+        if old is not None:
+            return _logged_in(old)
+        return draw_login(request, "")
+
+    @app.post(LOGIN_PATH, response_model=None)
+    async def log_in(
+        request: Request,
+        password: Annotated[str, Form()] = "",
+        who: Annotated[str, Form()] = "",
+        code: Annotated[str, Form()] = "",
+    ) -> Response:
+        if not owners.needs_login:
+            return RedirectResponse("/", 303)
+        if _is_from_elsewhere(request):
+            return PlainTextResponse("Requests from other sites are refused.", 403)
+        cookies, visitor = cookies_of(request.headers), visitors.of(request.scope)
+        permit = await run_in_threadpool(owners.permit, cookies, visitor)
+        if permit.refused_s > 0:
+            seconds = max(1, round(permit.refused_s))
+            page = await run_in_threadpool(
+                draw_login, request, f"Too many wrong passwords. Try again in {seconds} s.", 429
+            )
+            page.headers["Retry-After"] = str(seconds)
+            return page
+        await asyncio.sleep(permit.wait_s)
+        try:
+            outcome = await run_in_threadpool(owners.log_in, password, cookies, visitor, permit, who, code)
+        except StoreError as error:
+            return await run_in_threadpool(draw_login, request, str(error), 503)
+        if isinstance(outcome, Refusal):
+            return await run_in_threadpool(draw_login, request, outcome.value, 401)
+        return _logged_in(outcome)
+
+    @app.get(LOGOUT_PATH, response_model=None)
+    def show_logout(request: Request) -> Response:
+        if not owners.needs_login:
+            return RedirectResponse("/", 303)
+        return _page(pages["logout"].substitute(model=html.escape(house.manager.info.name)))
+
+    @app.post(LOGOUT_PATH, response_model=None)
+    def log_out(request: Request, what: Annotated[Leaving, Form()] = "keep") -> Response:
+        if not owners.needs_login:
+            return RedirectResponse("/", 303)
+        if _is_from_elsewhere(request):
+            return PlainTextResponse("Requests from other sites are refused.", 403)
+        cookies = cookies_of(request.headers)
+        try:
+            if what == "forget" and (code := owners.forget(cookies)):
+                response: Response = _page(pages["forgotten"].substitute(code=code))
+            else:
+                owners.log_out(cookies, everywhere=what == "everywhere")
+                response = RedirectResponse(LOGIN_PATH, 303)
+        except StoreError as error:  # still logged in: what is not written down would be undone by a restart
+            return PlainTextResponse(f"You are still logged in. {error}", 503)
+        _drop(response, LOGIN_COOKIE)
+        if not owners.keeps_anything(cookies):
+            _drop(response, OWNER_COOKIE)
+        return response
+
+
+def _is_from_elsewhere(request: Request) -> bool:
+    """What the Origin check leaves: browsers that say where a request comes from, and send no Origin."""
+    return request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+
+
+def _logged_in(login: Login) -> Response:
+    response = RedirectResponse("/", 303)
+    for cookie, value, age_s in (
+        (OWNER_COOKIE, login.owner_cookie, OWNER_MAX_AGE_S),
+        (LOGIN_COOKIE, login.login_cookie, LOGIN_MAX_AGE_S),
+    ):
+        response.set_cookie(
+            login.name_of(cookie), value, max_age=age_s, path="/", httponly=True, samesite="lax", secure=login.is_secure
+        )
+        if login.is_secure:
+            response.delete_cookie(cookie, path="/")  # of an earlier version, or of the time before TLS
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _drop(response: Response, cookie: str) -> None:
+    """Under both names."""
+    response.delete_cookie(cookie, path="/", httponly=True, samesite="lax")
+    response.delete_cookie(f"__Host-{cookie}", path="/", httponly=True, samesite="lax", secure=True)
+
+
+def _page(text: str, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(text, status, {"Cache-Control": "no-store"})
+
+
+def _choices(identities: Sequence[Identity]) -> str:
+    """Whose conversations are meant, where this browser keeps some. Nothing of what is in them is said here."""
+    if not identities:
+        return ""
+    is_default = identities[0].is_default
+    rows = [
+        _choice(one.choice, f"Go on with the conversations kept in this browser{_used(one)}", is_default and not number)
+        for number, one in enumerate(identities)
+    ]
+    rows.append(_choice(SOMEBODY_NEW, "I am somebody else: start with none", False))
+    return f"<fieldset><legend>Whose conversations?</legend>{''.join(rows)}</fieldset>"
+
+
+def _choice(value: str, label: str, is_checked: bool) -> str:
+    checked = " checked" if is_checked else ""
+    return (
+        f'<label class="choice"><input type="radio" name="who" value="{value}" required{checked}>'
+        f"<span>{html.escape(label)}</span></label>"
+    )
+
+
+def _used(identity: Identity) -> str:
+    if identity.used_at is None:
+        return ""
+    return f" (last log-in {time.strftime('%Y-%m-%d %H:%M', time.localtime(identity.used_at))})"
+
+
+def _foot(identities: Sequence[Identity]) -> str:
+    if not identities:
+        return "Your conversations stay with this browser; nobody else sees them."
+    return (
+        "This browser keeps conversations from before. Everybody who knows the password and uses this browser can open "
+        "them, until their owner logs out with “Forget this browser”."
+    )

@@ -1,0 +1,194 @@
+"""Where a request comes from: a program of this very machine, or somewhere else, and whose tries a log-in counts as.
+
+A proxy on this machine looks like a program of this machine: same peer, and often the same Host. It is told by what it
+adds. Nobody can list every header that proxies invent, so it is asked the other way round: a request is local only if
+all its headers are ones that clients send of themselves, or at least say nothing about a connection by name or value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.access.client_headers import hop_in
+
+SCOPE_KEY = "keepwarm.visitor"
+IPV6_NETWORK_BITS = 64  # what one household gets: its addresses are one visitor
+# Gradio builds its own address from these, whoever sent them.
+SELF_NAMING = frozenset({b"forwarded", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server"})
+PLAIN_COOKIES = re.compile(rb"\s*keepwarm_(?:owner|login)\s*=")
+
+Address = IPv4Address | IPv6Address
+Network = Any  # `IPv4Network | IPv6Network`, which mypy cannot ask for membership
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """`address` is what a log-in's tries are counted by. `why_not_local` is "" for a program of this machine, else a
+    phrase that says what gave it away."""
+
+    address: str
+    why_not_local: str
+    is_https: bool
+    through_tunnel: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        return not self.why_not_local
+
+
+class Visitors:
+    """Reads a request's scope alone. Any thread. `tunnel_port` is the listener that only the share tunnel knows."""
+
+    def __init__(self, trusted_proxies: Sequence[Network] = (), tunnel_port: int | None = None) -> None:
+        self._trusted = tuple(trusted_proxies)
+        self._tunnel_port = tunnel_port
+
+    def of(self, scope: Scope) -> Visitor:
+        """Who sends this. Looked at once: later the scope says what the proxy said."""
+        known = scope.get(SCOPE_KEY)
+        if isinstance(known, Visitor):
+            return known
+        headers = Headers(scope=scope)
+        peer = _address((scope.get("client") or ("",))[0])
+        through_tunnel = self._tunnel_port is not None and (scope.get("server") or ("", None))[1] == self._tunnel_port
+        is_trusted = self._is_trusted(peer) and not through_tunnel
+        why = self._why_not_local(scope, headers, peer, through_tunnel, is_trusted)
+        # A word about TLS is believed from anybody: it only makes cookies stricter, and no page can make a browser lie.
+        is_https = through_tunnel or scope.get("scheme") in ("https", "wss") or _says_https(headers)
+        return Visitor(self._budget_of(headers, peer, is_trusted, why), why, is_https, through_tunnel)
+
+    def _why_not_local(
+        self, scope: Scope, headers: Headers, peer: Address | None, through_tunnel: bool, is_trusted: bool
+    ) -> str:
+        if through_tunnel:
+            return "it came through the share link"
+        if peer is None or not peer.is_loopback:
+            return "it came from another machine"
+        if is_trusted:
+            return "it came through a proxy named by --trusted-proxy"
+        if not is_loopback(_host_name(headers.get("host", ""))):
+            return "it asked for another name than this machine's"
+        if scope.get("http_version") == "1.0":  # what nginx speaks to the server behind it unless told otherwise
+            return "it was sent as HTTP/1.0, as proxies do"
+        if name := hop_in(headers.items()):
+            return f"it carries the header {name[:60]!r}, as requests do that a proxy passes on"
+        return ""
+
+    def _budget_of(self, headers: Headers, peer: Address | None, is_trusted: bool, why: str) -> str:
+        if peer is None:
+            return "unknown"
+        if is_trusted:
+            said = next((one for one in _forwarded(headers) if not self._is_trusted(one)), None)
+            return _household(said or peer)
+        if peer.is_loopback and why:
+            # A proxy or tunnel that nobody vouched for. What it says last is the best there is to tell its visitors
+            # apart; one that forges it meets the ceiling for all of them together.
+            said = next(_forwarded(headers), None)
+            return f"{_household(peer)} for {_household(said)}" if said else f"{_household(peer)} for others"
+        return _household(peer)
+
+    def _is_trusted(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in self._trusted)
+
+
+NO_PROXIES = Visitors()
+
+
+class Arrivals:
+    """Plain ASGI, the outermost: notes who sends a request while the scope still says so, then lets the rest see one
+    truth: the scheme that the browser sees, no other host than its own, and over TLS only cookies that no
+    other host can have set."""
+
+    def __init__(self, app: ASGIApp, visitors: Visitors) -> None:
+        self._app = app
+        self._visitors = visitors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            visitor = self._visitors.of(scope)
+            headers = [(name, value) for name, value in scope["headers"] if name not in SELF_NAMING]
+            if visitor.is_https:
+                headers.append((b"x-forwarded-proto", b"https"))
+                secure = "wss" if scope["type"] == "websocket" else "https"
+                scope = {**scope, "scheme": secure}
+                if visitor.through_tunnel:  # a new name at every start: nothing of before can lie in a browser
+                    headers = [_without_plain_cookies(*header) for header in headers]
+            scope = {**scope, "headers": headers, SCOPE_KEY: visitor}
+        await self._app(scope, receive, send)
+
+
+def trusted_networks(text: str) -> tuple[Network, ...]:
+    """`--trusted-proxy`: addresses or networks with commas between. Raises `ValueError` with a sentence."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return tuple(ip_network(part) for part in parts)
+    except ValueError as error:
+        raise ValueError(
+            f"--trusted-proxy takes addresses like 127.0.0.1 or networks like 10.0.0.0/8, with commas ({error})."
+        ) from error
+
+
+def is_loopback(name: str) -> bool:
+    """Whether only this machine can reach what has this name or address."""
+    if name == "localhost":
+        return True
+    address = _address(name)
+    return address is not None and address.is_loopback
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, "" where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _address(text: str) -> Address | None:
+    try:
+        found = ip_address(text.strip().partition("%")[0])
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None  # a listener on "::" sees ::ffff:127.0.0.1
+    return mapped or found
+
+
+def _household(address: Address) -> str:
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(IPv6Network((int(address), IPV6_NETWORK_BITS), strict=False))
+
+
+def _forwarded(headers: Headers) -> Iterator[Address]:
+    """What stands in X-Forwarded-For, the nearest first. Ends at the first thing that is no address."""
+    said = ",".join(headers.getlist("x-forwarded-for"))
+    for part in reversed(said.split(",")) if said else ():
+        address = _address(_without_port(part.strip()))
+        if address is None:
+            return
+        yield address
+
+
+def _without_port(text: str) -> str:
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _says_https(headers: Headers) -> bool:
+    said = ",".join([*headers.getlist("x-forwarded-proto"), headers.get("forwarded", "").replace(";", ",")]).lower()
+    return bool({part.strip().strip('"') for part in said.split(",")} & {"https", "wss", "proto=https", 'proto="https'})
+
+
+def _without_plain_cookies(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    if name != b"cookie":
+        return name, value
+    return name, b";".join(part for part in value.split(b";") if not PLAIN_COOKIES.match(part))

@@ -1,0 +1,1 @@
+"""The commands beside `serve`: what a person runs in a terminal."""

@@ -1,0 +1,77 @@
+"""`keepwarm backup DIR` and `keepwarm restore DIR`: docs/backup.md."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from app import formatting
+from sessions.maintenance.backup import Contents, back_up, restore
+
+Say = Callable[[str], None]
+
+
+def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], data_dir: Path) -> None:
+    """Adds both commands."""
+    backup = commands.add_parser("backup", help="copy everything to a new directory, beside a running server or not")
+    backup.add_argument("directory", type=Path, metavar="DIR", help="where to; it must be new, or empty")
+    back = commands.add_parser("restore", help="make a data directory of a backup")
+    back.add_argument("directory", type=Path, metavar="DIR", help="as given to `keepwarm backup`")
+    for command, what in ((backup, "what to copy"), (back, "where to; it must be new, or empty")):
+        command.add_argument(
+            "--data-dir",
+            type=Path,
+            default=data_dir,
+            metavar="DIR",
+            help=f"{what} (default: {data_dir})".replace("%", "%%"),
+        )
+
+
+def run_backup(arguments: argparse.Namespace, say: Say) -> int:
+    """Raises `SessionError` with a sentence."""
+    made = back_up(arguments.data_dir, arguments.directory)
+    say(f"Backed up to {arguments.directory}: {_what(made)}.")
+    if made.linked_files:
+        say(
+            f"{made.linked_files} of the files are hard links, which take no room while the original is there. On "
+            "another disk they would be copies, and safe from the loss of this one."
+        )
+    if made.has_cookie_key:
+        say(
+            "It holds cookie.key, by which browsers are known again, and the hashes of the API keys: keep it as "
+            "private as the data directory."
+        )
+    return 0
+
+
+def run_restore(arguments: argparse.Namespace, say: Say) -> int:
+    """Raises `SessionError` with a sentence."""
+    made = restore(arguments.directory, arguments.data_dir)
+    say(f"Restored to {arguments.data_dir}: {_what(made)}.")
+    if made.has_cookie_key:
+        say("Browsers that were known keep their conversations; API keys open what they opened.")
+    return 0
+
+
+def _what(made: Contents) -> str:
+    said = (
+        f"{_count(made.conversations, 'conversation')}, {_count(made.messages, 'message')} "
+        f"({formatting.size(made.database_bytes)}), {_count(made.segments, 'file')} of saved memory "
+        f"({formatting.size(made.kv_bytes)})"
+    )
+    if made.dropped_segments:
+        missing = _count(made.dropped_segments, "file")
+        said += (
+            f"; without {missing} of saved memory that {_are(made.dropped_segments)} missing or damaged, so what is "
+        )
+        said += "in there is read again"
+    return said
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"

@@ -1,0 +1,1 @@
+"""HTTP itself: connections, their limits, the bodies of requests."""

@@ -1,0 +1,177 @@
+"""How many connections there may be, from where, and how long each may keep the server waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.http.connection import Connection
+
+log = logging.getLogger(__name__)
+
+MOST_CONNECTIONS = 1000
+FEWEST_CONNECTIONS = 4
+ADDRESS_SHARE = 0.75  # of all connections that one address may have: a proxy's too, and this machine's
+SPARE_CONNECTIONS = 4  # beyond the limit; only a probe's question is answered on them
+
+MOST_THREADS = 40
+FEWEST_THREADS = 3
+FILES_A_THREAD = (
+    4  # SQLite's database and log: every thread has a connection of its own; the page's threads come on top
+)
+OTHER_FILES = 16  # segments, pages, what libraries open for a moment
+
+HEADER_PATIENCE_S = 10.0  # from the first byte (or the connection) to the end of the headers
+SPARE_PATIENCE_S = 2.0
+YOUNG_S = 0.05  # so long nobody is put out for a newcomer
+YOUNG_SPARE_S = 0.01  # its request was sent while it waited to be accepted
+SLOW_BODY_S = 2.0  # so long a body may take before its connection counts as one that can be given to a newcomer
+WRITE_PATIENCE_S = 60.0  # for a client that does not read what it asked for
+LINGER_S = 2.0  # for a client to read a refusal that came before its request was sent
+LOG_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Numbers of connections, and of threads that work for them."""
+
+    most: int = MOST_CONNECTIONS
+    most_of_one_address: int = int(MOST_CONNECTIONS * ADDRESS_SHARE)
+    threads: int = MOST_THREADS
+
+
+def limits_of(files: int, open_files: int) -> Limits:
+    """What `files` descriptors in all, of which `open_files` are taken for good, leave room for."""
+    free = files - open_files - OTHER_FILES - SPARE_CONNECTIONS
+    threads = max(FEWEST_THREADS, min(MOST_THREADS, free // (3 * FILES_A_THREAD)))  # a third of what is free
+    most = max(FEWEST_CONNECTIONS, min(MOST_CONNECTIONS, free - threads * FILES_A_THREAD))
+    return Limits(most, max(FEWEST_CONNECTIONS - 1, int(most * ADDRESS_SHARE)), threads)
+
+
+def own_limits() -> Limits:
+    """Those of this process, as it is now."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MOST_CONNECTIONS * 10 if soft == resource.RLIM_INFINITY else soft
+    return limits_of(files, _open_files())
+
+
+def _open_files() -> int:
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return len(os.listdir(directory))
+    return 64
+
+
+def address_of(host: str) -> str:
+    """What counts as one address: of IPv6 the network that one household gets."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return host
+    return str(address.ipv4_mapped) if address.ipv4_mapped else f"{int(address) >> 64:x}::/64"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionCounts:
+    """A moment of the register. `ended`: connections that were refused or cut, by reason."""
+
+    open: int
+    most: int
+    ended: Mapping[str, int]
+
+
+class Connections:
+    """The register of all open connections. On the event loop alone, except `counts`."""
+
+    def __init__(self, limits: Limits = Limits()) -> None:
+        self.limits = limits
+        self._open: dict[Connection, str] = {}
+        self._of_address: Counter[str] = Counter()
+        self._spare: set[Connection] = set()
+        self._ended: Counter[str] = Counter()
+        self._untold = 0
+        self._told_at = -LOG_EVERY_S
+
+    def counts(self) -> ConnectionCounts:
+        return ConnectionCounts(len(self._open) + len(self._spare), self.limits.most, dict(self._ended))
+
+    def admit(self, connection: Connection, host: str, now_s: float) -> bool:
+        """Whether it may stay. When there is no room, one that only waits is put out for it; when none does, it stays
+        as one of the few that are spare, on which a probe alone is answered."""
+        address = address_of(host)
+        if self._of_address[address] >= self.limits.most_of_one_address:
+            has_room = self._put_out(address, now_s)
+        elif len(self._open) >= self.limits.most:
+            has_room = self._put_out(self._of_address.most_common(1)[0][0], now_s) or self._put_out(None, now_s)
+        else:
+            has_room = True
+        if has_room:
+            self._open[connection] = address
+            self._of_address[address] += 1
+            return True
+        self.note("full")
+        if len(self._spare) >= SPARE_CONNECTIONS and not self._end(self._longest_waiting(self._spare, now_s)):
+            return False
+        connection.is_spare = True
+        self._spare.add(connection)
+        return True
+
+    def is_crowded(self, now_s: float) -> bool:
+        """Whether newcomers are better left to wait for a moment, where their requests wait with them."""
+        return len(self._spare) >= SPARE_CONNECTIONS and self._longest_waiting(self._spare, now_s) is None
+
+    def remove(self, connection: Connection) -> None:
+        """It has ended. May be called twice."""
+        self._spare.discard(connection)
+        address = self._open.pop(connection, None)
+        if address is not None:
+            self._of_address[address] -= 1
+            if not self._of_address[address]:
+                del self._of_address[address]
+
+    def note(self, reason: str) -> None:
+        """One was refused or cut. The log says so once a minute."""
+        self._ended[reason] += 1
+        self._untold += 1
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_at >= LOG_EVERY_S:
+            log.warning(
+                "connections refused_or_cut=%d open=%d limit=%d reason=%s",
+                *(self._untold, len(self._open), self.limits.most, reason),
+            )
+            self._untold, self._told_at = 0, now_s
+
+    def sweep(self, now_s: float) -> None:
+        """Ends those whose patience is over. Called about twice a second."""
+        for connection in [*self._open, *self._spare]:
+            if reason := connection.overdue(now_s):
+                self.note(reason)
+                connection.cut()
+
+    def _put_out(self, address: str | None, now_s: float) -> bool:
+        """Ends the connection, of one address or of any, that has kept the server waiting for longest."""
+        own = (connection for connection, its in self._open.items() if address is None or its == address)
+        return self._end(self._longest_waiting(own, now_s))
+
+    def _longest_waiting(self, connections: Iterable[Connection], now_s: float) -> Connection | None:
+        waiting = [(waited_s, c) for c in connections if (waited_s := c.idle_s(now_s)) is not None]
+        return max(waiting, key=lambda pair: pair[0])[1] if waiting else None
+
+    def _end(self, connection: Connection | None) -> bool:
+        if connection is None:
+            return False
+        self.note("put_out")
+        self.remove(connection)
+        connection.cut()
+        return True

@@ -1,0 +1,109 @@
+"""What the centre of the page can do: open a conversation, send, regenerate, edit, continue, switch, follow a run.
+
+Every method takes the owner, who comes from the signed cookie, never from what the browser sent. Generation does not
+live here: a run belongs to the session manager, and the page follows it with short requests. A stream for every tab
+would use up the six connections a browser opens to one host; the seventh tab would hang.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from app import error_sentences
+from app.page import memory_panel, thread
+from app.page.asked import Asked as Request
+from app.page.asked import NotUnderstood, conversation_id, flag, text, whole, word
+from app.page.markdown.growing import Answers
+from sessions.errors import ConversationNotFound
+from sessions.types import RunPhase
+
+if TYPE_CHECKING:
+    from sessions.manager import SessionManager
+
+FOLLOW_WAIT_S = 0.08
+
+
+class Chat:
+    """Turns a request of the page's script into JSON that the script draws."""
+
+    def __init__(self, manager: SessionManager) -> None:
+        self._manager = manager
+        self._answers = Answers()
+        self._actions: dict[str, Callable[[str, Request], None]] = {
+            "open": self._open,
+            "send": self._send,
+            "regenerate": self._regenerate,
+            "edit": self._edit,
+            "continue": self._continue,
+            "switch": self._switch,
+        }
+
+    def act(self, owner_id: str, request: Request) -> dict[str, Any]:
+        """The conversation after what was asked, or what is new of its run, or an "error" sentence."""
+        name = "act"
+        reply: dict[str, Any] = {"seq": request.get("seq")}
+        try:
+            name = word(request, "action")
+            if name == "follow":
+                return reply | self._follow(owner_id, request)
+            if name not in self._actions:
+                raise NotUnderstood
+            self._actions[name](owner_id, request)
+            return reply | self.draw(owner_id, conversation_id(request), _shown(request))
+        except ConversationNotFound as error:
+            return reply | {"error": str(error), "gone": True}
+        except Exception as error:
+            return reply | {"error": error_sentences.sentence(error, name)}
+
+    def draw(self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES) -> dict[str, Any]:
+        """The conversation now, its running answer included."""
+        run = self._manager.active_run(owner_id, conversation_id)
+        view = self._manager.view(owner_id, conversation_id)
+        return thread.draw(view, run.snapshot() if run is not None else None, self._answers, shown)
+
+    def _follow(self, owner_id: str, request: Request) -> dict[str, Any]:
+        """News of a run since the version the page has. Ends with the whole conversation when the run has ended."""
+        where = conversation_id(request)
+        run = self._manager.active_run(owner_id, where)
+        version = whole(request, "version")
+        snapshot = run.wait(version, FOLLOW_WAIT_S) if run is not None else None
+        reply: dict[str, Any] = {}
+        if flag(request, "memory"):  # the panel beside a run is pushed with it; the page asks about once a second
+            reply["memory"] = memory_panel.draw(self._manager.memory(owner_id))
+        if snapshot is None or snapshot.phase is RunPhase.DONE:
+            return reply | self.draw(owner_id, where, _shown(request))
+        reply |= {"conversation_id": where, "run": thread.run_state(snapshot)}
+        if snapshot.version != version:
+            blocks = self._answers.growing(where, snapshot.text)
+            reply["answer"] = thread.news(blocks, _known(request))
+        return reply
+
+    def _open(self, owner_id: str, request: Request) -> None:
+        """The drawing follows every action; a saved KV begins to come back, for a message will probably follow."""
+        self._manager.prepare(owner_id, conversation_id(request))
+
+    def _send(self, owner_id: str, request: Request) -> None:
+        self._manager.send(owner_id, conversation_id(request), text(request, "text"))
+
+    def _regenerate(self, owner_id: str, request: Request) -> None:
+        self._manager.regenerate(owner_id, conversation_id(request))
+
+    def _edit(self, owner_id: str, request: Request) -> None:
+        self._manager.edit(owner_id, conversation_id(request), whole(request, "message_id"), text(request, "text"))
+
+    def _continue(self, owner_id: str, request: Request) -> None:
+        self._manager.continue_answer(owner_id, conversation_id(request))
+
+    def _switch(self, owner_id: str, request: Request) -> None:
+        step = 1 if whole(request, "step") > 0 else -1
+        self._manager.switch_sibling(owner_id, conversation_id(request), whole(request, "message_id"), step)
+
+
+def _shown(request: Request) -> int:
+    return max(1, whole(request, "shown", thread.SHOWN_MESSAGES))
+
+
+def _known(request: Request) -> frozenset[str]:
+    """The keys of the blocks that the page has, in one line: an event carries plain values only."""
+    return frozenset(word(request, "known").split(","))

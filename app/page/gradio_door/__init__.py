@@ -1,0 +1,1 @@
+"""What reaches Gradio, and in what shape."""

@@ -1,0 +1,99 @@
+"""The events that the page has, as Gradio numbers them, and what a request for one may carry.
+
+A request is written anew from what was checked: Gradio sees its own numbers, values of the components' kinds, and no
+session. (It would keep the last values of every session that anybody names, up to 10,000 of them.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.page.asked import LARGEST_WHOLE, NotUnderstood
+
+SESSION = "page"  # a server function must name one
+_KINDS: Mapping[str, tuple[type, ...]] = {"Textbox": (str,), "Number": (int, float)}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One handler: the component whose event it is, and the kinds of its inputs."""
+
+    target_id: int
+    inputs: tuple[tuple[type, ...], ...]
+
+
+class GradioEvents:
+    """Checks requests against the events and server functions of one page."""
+
+    def __init__(self, page: Any) -> None:
+        """`page` is the finished `gr.Blocks`. Raises `KeyError` for an input of a kind that nobody checks."""
+        self._events = {
+            number: Event(function.targets[0][0], tuple(_KINDS[type(one).__name__] for one in function.inputs))
+            for number, function in page.fns.items()
+        }
+        self._functions = {
+            (number, function.__name__)
+            for number, block in page.blocks.items()
+            for function in getattr(block, "server_fns", ())
+        }
+
+    def event(self, sent: object) -> dict[str, Any]:
+        """A request for a handler, written anew. Raises `NotUnderstood`."""
+        fields = _object(sent)
+        event = self._events.get(_number(fields.get("fn_index")))
+        values = fields.get("data")
+        if event is None or not isinstance(values, list) or len(values) != len(event.inputs):
+            raise NotUnderstood
+        if not all(_fits(value, kind) for value, kind in zip(values, event.inputs, strict=True)):
+            raise NotUnderstood
+        return {
+            "fn_index": fields["fn_index"],
+            "trigger_id": event.target_id,
+            "event_data": _flat(fields.get("event_data")),
+            "data": values,
+        }
+
+    def question(self, sent: object) -> dict[str, Any]:
+        """A request for a component's server function, written anew. Raises `NotUnderstood`."""
+        fields = _object(sent)
+        component_id, name = _number(fields.get("component_id")), fields.get("fn_name")
+        if not isinstance(name, str) or (component_id, name) not in self._functions:
+            raise NotUnderstood
+        return {
+            "component_id": component_id,
+            "fn_name": name,
+            "session_hash": SESSION,
+            "data": _flat(fields.get("data")),
+        }
+
+
+def _flat(sent: object) -> dict[str, Any]:
+    """The page's script sends words, numbers and switches by name. Anything deeper is left out, and so is "path": what
+    has one is a file to Gradio, which moves it, or fails because it is not its own."""
+    if not isinstance(sent, dict):
+        return {}
+    return {name: value for name, value in sent.items() if isinstance(value, str | int | float) and name != "path"}
+
+
+def _object(sent: object) -> dict[str, Any]:
+    if not isinstance(sent, dict):
+        raise NotUnderstood
+    return sent
+
+
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise NotUnderstood
+    return value
+
+
+def _fits(value: object, kind: tuple[type, ...]) -> bool:
+    """An empty field is null. Numbers are finite."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    return not isinstance(value, int | float) or (abs(value) <= LARGEST_WHOLE and math.isfinite(value))

@@ -1,0 +1,167 @@
+"""CommonMark with GitHub's tables, task lists and ~~struck~~ text, and with mathematics. Never HTML.
+
+markdown-it-py is bounded in depth, but drops what lies deeper, lets two kilobytes become 65,000 table cells, and finds
+links in text in quadratic time; the rules here put limits where text stays text instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, table
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+
+from app.page.markdown import math_rules
+
+SAFE_LINK = re.compile(r"(https?://[^/?#\s]|mailto:[^\s])", re.IGNORECASE)
+DEEPEST_BLOCK = 24
+DEEPEST = 40  # of the parser's own levels: a list takes two
+DEEPEST_BRACKETS = 10  # time grows with the length times this
+MOST_EMPTY_CELLS = 5_000
+Env = MutableMapping[str, Any]
+_SCHEME = re.compile(r"https?\Z", re.IGNORECASE)
+# An address ends where a sentence in Chinese or Japanese goes on, and at every sign that ends it in Markdown.
+_ADDRESS = re.compile(r"://[^\W_][^\s<>\[\]\"`{}|\\^\u3000-\u303f\uff00-\uffef\u2018-\u201f]*")
+_CELL_END = re.compile(r"(?<!\\)\|")
+_TRAILING = "?!.,:;*_~'"
+
+
+class AnswerParser:
+    """Parses blocks and the text of one apart, so that a paragraph that did not change need not be parsed again."""
+
+    def __init__(self) -> None:
+        self._blocks = _Parser(DEEPEST)
+        self._blocks.core.ruler.enableOnly(["normalize", "block"])
+        self._inline = _Parser(DEEPEST_BRACKETS)
+
+    def blocks(self, text: str) -> tuple[list[Token], Env]:
+        """The blocks of a text, and what it defines: a reference may concern any other block."""
+        env: Env = {}
+        return self._blocks.parse(text, env), env
+
+    def inline_tokens(self, text: str, env: Env) -> list[Token]:
+        """The tokens of one paragraph's (heading's, cell's) text."""
+        return self._inline.inline.parse(text, self._inline, env, [])
+
+
+class _Parser(MarkdownIt):
+    def __init__(self, deepest: int) -> None:
+        super().__init__("commonmark", {"html": False, "tasklists": True, "maxNesting": deepest})
+        self.enable(["table", "strikethrough"])
+        self.disable(["html_block", "html_inline"])
+        self.block.ruler.before("table", "too_deep", _too_deep)
+        self.block.ruler.at("table", _table_of_bearable_size, {"alt": ["paragraph", "reference"]})
+        self.inline.ruler.at("linkify", _bare_address)
+        self.enable("linkify")
+        math_rules.add_to(self)
+
+    def validateLink(self, url: str) -> bool:
+        """Only what a browser may safely open; anything else stays as it was written."""
+        return SAFE_LINK.match(url) is not None
+
+
+def _too_deep(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
+    """Shows what is nested deeper than anybody reads as a paragraph; the library would drop it."""
+    if silent or state.level < DEEPEST_BLOCK:
+        return False
+    line = start_line
+    while line < end_line and (state.isEmpty(line) or state.sCount[line] >= state.blkIndent):
+        line += 1
+    opening = state.push("paragraph_open", "p", 1)
+    opening.map = [start_line, line]
+    token = state.push("inline", "", 0)
+    token.content = state.getLines(start_line, line, state.blkIndent, False).strip()
+    token.map = opening.map
+    token.children = []
+    state.push("paragraph_close", "p", -1)
+    state.line = line
+    return True
+
+
+def _table_of_bearable_size(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
+    """A table, unless most of its cells are none that anybody wrote, so many that they would stop the page."""
+    if not table(state, start_line, end_line, True):
+        return False
+    begin, end = state.bMarks[start_line], state.src.find("\n\n", state.eMarks[start_line])
+    end = len(state.src) if end < 0 else end
+    columns = state.src.count("|", state.bMarks[start_line + 1], state.eMarks[start_line + 1]) + 1
+    cells = columns * state.src.count("\n", begin, end)
+    if cells > MOST_EMPTY_CELLS + 2 * state.src.count("|", begin, end):
+        return False
+    if silent:
+        return True
+    first = len(state.tokens)
+    table(state, start_line, end_line, False)
+    _keep_surplus_cells(state, first)
+    return True
+
+
+def _keep_surplus_cells(state: StateBlock, first: int) -> None:
+    """A row with more cells than the table has columns (a "|" within code, mostly): the last one takes what is left,
+    which the library, like GitHub, would drop."""
+    cells: list[Token] = []
+    for token in state.tokens[first:]:
+        if token.type == "tr_open":
+            cells = []
+        elif token.type == "inline":
+            cells.append(token)
+        elif token.type == "tr_close" and cells[0].map:
+            line = cells[0].map[0]
+            row = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].strip()
+            parts = _CELL_END.split(row.removeprefix("|"))
+            if any(part.strip() for part in parts[len(cells) :]):
+                rest = "|".join(parts[len(cells) - 1 :]).strip()
+                cells[-1].content = rest.removesuffix("|").rstrip().replace("\\|", "|")
+
+
+def _bare_address(state: StateInline, silent: bool) -> bool:
+    """Makes http://... in running text a link."""
+    if silent or state.linkLevel > 0 or state.src[state.pos] != ":":
+        return False
+    scheme = _SCHEME.search(state.pending[-5:])
+    if scheme is None or not _may_begin_after(_sign_before(state, len(scheme[0]))):
+        return False
+    found = _ADDRESS.match(state.src, state.pos, state.posMax)
+    if found is None:
+        return False
+    rest = _without_trailing(found[0])
+    address = scheme[0] + rest
+    href = state.md.normalizeLink(address)
+    if not state.md.validateLink(href):
+        return False
+    state.pending = state.pending[: -len(scheme[0])]
+    opening = state.push("link_open", "a", 1)
+    opening.attrs = {"href": href}
+    opening.markup = "linkify"
+    state.push("text", "", 0).content = address
+    state.push("link_close", "a", -1)
+    state.pos += len(rest)
+    return True
+
+
+def _sign_before(state: StateInline, length: int) -> str:
+    at = state.pos - length - 1
+    return state.src[at] if at >= 0 else ""
+
+
+def _may_begin_after(sign: str) -> bool:
+    """As on GitHub, and behind letters that know no spaces between words; not within an attribute that is shown."""
+    return not sign or sign.isspace() or sign in "*_~([" or ord(sign) > 0x2E80
+
+
+def _without_trailing(address: str) -> str:
+    """Without the sentence's own signs at the end: a full stop, a closing bracket that was opened before."""
+    unopened = address.count(")") - address.count("(")
+    end = len(address)
+    while end > 4:
+        last = address[end - 1]
+        if last == ")" and unopened > 0:
+            unopened -= 1
+        elif last not in _TRAILING:
+            break
+        end -= 1
+    return address[:end]

@@ -1,0 +1,177 @@
+"""The right sidebar: what every tier holds, what each conversation's next turn costs, and what can be done about it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from app import formatting
+from app.page import usage_plot
+from app.process_memory import ProcessMemory
+from sessions.types import MemoryRow, MemoryView, Tier
+
+SHOWN_EVENTS = 30
+BUSY = "An answer is being written with it."
+PINNED = "It is pinned to the device. Unpin it first."
+PROCESS_HINT = (
+    "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: what answers "
+    "work with, open connections, files on their way to the disk."
+)
+Action = dict[str, Any]
+
+
+def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
+    """The memory panel as JSON for the page's script. Shares are fractions of a tier's budget."""
+    moment = time.time() if now is None else now
+    bars = _bars(view)
+    return {
+        "bars": bars,
+        "plot": usage_plot.draw(view.history, [Tier(bar["tier"]) for bar in bars], moment),
+        "rows": [_row(view, row, moment) for row in view.rows if row.ledger_tokens or row.kv_tokens],
+        "saved": formatting.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
+        "reused": formatting.tokens(view.reused_tokens_total),
+        "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
+    }
+
+
+def draw_process(memory: ProcessMemory) -> dict[str, str]:
+    """What the whole process takes of this machine's memory, as JSON for the page's script."""
+    parts = (
+        ("weights", memory.weights_bytes),
+        ("KV", memory.kv_bytes),
+        ("program", memory.program_bytes),
+        ("other", memory.other_bytes),
+    )
+    return {
+        "resident": formatting.size(memory.resident_bytes),
+        "parts": " · ".join(f"{name} {formatting.size(size)}" for name, size in parts if size),
+        "hint": PROCESS_HINT,
+    }
+
+
+def _bars(view: MemoryView) -> list[dict[str, Any]]:
+    """One for each tier that has a budget. What is pinned counts inside what is used."""
+    bars = [
+        _bar(Tier.DEVICE, view.device_used_bytes, view.device_reserved_bytes, view.device_budget_bytes),
+    ]
+    if view.pinned_bytes:
+        bars[0]["note"] = f"{formatting.size(view.pinned_bytes)} of {formatting.size(view.pin_limit_bytes)} pinned"
+    if view.host_budget_bytes:
+        bars.append(_bar(Tier.HOST, view.host_used_bytes, view.host_reserved_bytes, view.host_budget_bytes))
+    if view.disk_budget_bytes or view.disk_used_bytes:
+        bars.append(_bar(Tier.DISK, view.disk_used_bytes, 0, view.disk_budget_bytes))
+        bars[-1]["note"], bars[-1]["hint"] = _disk_note(view)
+    if view.cold_drift is not None:
+        drift = view.cold_drift
+        kept = f"kept as {drift.dtype}: best token the same in {drift.top1_agreement:.1%}"
+        bars[-1]["note"] = " · ".join(note for note in (bars[-1]["note"], kept) if note)
+        bars[-1]["hint"] = " ".join(hint for hint in (bars[-1]["hint"], drift.sentence) if hint)
+    return bars
+
+
+def _disk_note(view: MemoryView) -> tuple[str, str]:
+    """What of the disk is of no use now, and why it is there."""
+    if not view.disk_budget_bytes:
+        return "not read now", "The server runs with --disk-kv-budget 0. Nothing of what was saved before is deleted."
+    if not view.disk_other_bytes:
+        return "", ""
+    hint = "Saved by other models or settings, for when the server is started with them again. Goes first for room."
+    return f"other models: {formatting.size(view.disk_other_bytes)}", hint
+
+
+def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
+    whole = max(budget, 1)
+    parts = [_part("used", used, whole), _part("reserved", reserved, whole)]
+    parts.append(_part("free", max(0, budget - used - reserved), whole))
+    if not budget:  # what is there takes all of nothing
+        parts[0]["share"] = 1.0
+    return {
+        "tier": tier.value,
+        "budget": formatting.size(budget),
+        "used": formatting.size(used),
+        "reserved": formatting.size(reserved) if reserved else "",
+        "parts": parts,
+        "note": "",
+        "hint": "",
+    }
+
+
+def _part(name: str, count_bytes: int, budget: int) -> dict[str, Any]:
+    return {"name": name, "size": formatting.size(count_bytes), "share": round(count_bytes / budget, 4)}
+
+
+def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
+    places = _places(row)
+    return {
+        "id": row.conversation_id,
+        "title": row.title or "New conversation",
+        "tier": row.tier.value,
+        "pinned": row.is_pinned,
+        "tokens": formatting.tokens(row.kv_tokens if row.tier is Tier.DEVICE else row.ledger_tokens),
+        "size": places[0]["size"] if places else "",
+        "places": places,
+        "next": formatting.seconds(row.next_ttft_s),
+        "cold": formatting.seconds(row.cold_ttft_s),
+        "used_at": formatting.moment(row.last_used_at, now),
+        "check": _check(row),
+        "actions": _actions(view, row),
+        "is_running": row.is_running,
+    }
+
+
+def _places(row: MemoryRow) -> list[dict[str, Any]]:
+    """Where its rows are, the fastest tier first."""
+    held = [
+        (Tier.DEVICE, row.kv_tokens, row.used_bytes, row.reserved_bytes),
+        (Tier.HOST, row.host_tokens, row.host_bytes, 0),
+        (Tier.DISK, row.disk_tokens, row.disk_bytes, 0),
+    ]
+    return [
+        {
+            "tier": tier.value,
+            "tokens": formatting.tokens(count),
+            "size": formatting.size(used),
+            "reserved": formatting.size(reserved) if reserved else "",
+        }
+        for tier, count, used, reserved in held
+        if used or reserved
+    ]
+
+
+def _check(row: MemoryRow) -> dict[str, Any] | None:
+    """The newest verification. What was found before the last turn is not about what is held now."""
+    check = row.check
+    if check is None or (not check.is_running and check.at + 1 < row.last_used_at):
+        return None
+    state = "running" if check.is_running else {True: "true", False: "bad", None: "unknown"}[check.agrees]
+    clock = "" if check.is_running else formatting.clock(check.at)
+    return {"state": state, "text": check.sentence[:1].upper() + check.sentence[1:], "clock": clock}
+
+
+def _actions(view: MemoryView, row: MemoryRow) -> list[Action]:
+    """What can be done to it, in reading order. One that cannot be done now says why."""
+    kept = row.tier is not Tier.COLD
+    busy = BUSY if row.is_running else ""
+    held = PINNED if row.is_pinned else busy
+    actions = [
+        _action("unpin", "Unpin", "It may leave the device again when others need the room.", "")
+        if row.is_pinned
+        else _action("pin", "Pin", "Keeps it on the device, across restarts.", busy)
+    ]
+    if row.tier is Tier.DEVICE and view.host_budget_bytes:
+        actions.append(_action("host", "To host", "Moves it to host memory, and frees the device.", held))
+    if row.tier in (Tier.DEVICE, Tier.HOST) and view.disk_budget_bytes:
+        actions.append(_action("disk", "To disk", "Moves it to disk, and frees the memory.", held))
+    if row.tier in (Tier.HOST, Tier.DISK):
+        actions.append(_action("warm", "Warm now", "Brings it back to the device before the next message.", busy))
+    if kept:
+        verifying = row.check is not None and row.check.is_running
+        hint = "Reads the conversation again and compares. What disagrees is dropped."
+        actions.append(_action("verify", "Verify", hint, "It is being verified." if verifying else ""))
+        hint = "Frees the memory and the saved copies. The text stays; the next turn reads it again."
+        actions.append(_action("drop", "Drop", hint, held))
+    return actions
+
+
+def _action(name: str, label: str, hint: str, refused: str) -> Action:
+    return {"name": name, "label": label, "hint": refused or hint, "disabled": bool(refused)}

@@ -1,0 +1,62 @@
+"""The page: login, its own files, and Gradio's part mounted below them. Only this module and `ui` import Gradio."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from app.access.guard import ASSETS_PATH
+from app.access.login import add_login
+from app.page.gradio_door.door import GradioDoor
+from app.page.gradio_door.page_events import GradioEvents
+from app.page.layout import HEAD, THEME, build_page
+from app.wiring import House
+
+LARGEST_UPLOAD = "1b"  # the door lets no upload through; should one get past it, it is refused there
+
+
+def add_page(app: FastAPI, house: House) -> None:
+    """Everything that a browser sees. Comes last: Gradio's door answers every path that is left."""
+    add_login(app, house)
+    app.mount(ASSETS_PATH, FreshFiles(directory=assets_directory()))
+    page = build_page(house)
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        # Gradio writes into the page what this returns: only that somebody may see it, not who it is.
+        auth_dependency=lambda request: "you" if house.owner_of(request) is not None else None,
+        show_error=False,
+        run_history=False,
+        ssr_mode=False,
+        footer_links=[],
+        enable_monitoring=False,
+        max_file_size=LARGEST_UPLOAD,
+        theme=THEME,
+        head=HEAD,
+    )
+    mounted = app.routes.pop()
+    assert isinstance(mounted, Mount)
+    app.mount("/", GradioDoor(mounted.app, GradioEvents(page)))
+
+
+class FreshFiles(StaticFiles):
+    """Static files a browser asks about every time: after an update nobody runs yesterday's script."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def assets_directory() -> Path:
+    """Where the scripts and style sheets lie."""
+    with as_file(files("app.page") / "assets") as directory:
+        return directory

@@ -1,0 +1,112 @@
+"""`GET /health` for probes and people, `GET /metrics` for Prometheus. Strangers learn that it lives, no more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from app.access.guard import HEALTH_PATH, METRICS_PATH
+from app.metrics import Metrics
+from app.problems import Problem
+from sessions.errors import SessionError
+
+if TYPE_CHECKING:
+    from app.wiring import House
+    from sessions.types import MemoryView
+
+
+PROBES_AT_ONCE = 4
+
+
+def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
+    """Both addresses. Their threads are their own: requests that take all the others' do not silence them."""
+    threads = anyio.CapacityLimiter(PROBES_AT_ONCE)
+
+    @app.get(HEALTH_PATH)
+    async def health(request: Request) -> JSONResponse:
+        return await anyio.to_thread.run_sync(report_health, request, limiter=threads)
+
+    @app.get(METRICS_PATH)
+    async def read_metrics(request: Request) -> Response:
+        return await anyio.to_thread.run_sync(report_metrics, request, limiter=threads)
+
+    def report_health(request: Request) -> JSONResponse:
+        is_well, storage = house.manager.is_well, house.manager.storage
+        ready = is_well and storage.can_store and not house.manager.is_draining
+        report: dict[str, Any] = {"live": True, "ready": ready}
+        if _is_known(house, request):
+            info = house.manager.info
+            view = _memory(house)
+            running, waiting = house.manager.open_answers()
+            report |= {
+                "engine": "running" if is_well else "not answering",
+                "degraded": list(storage.reasons),
+                "model": info.name,
+                "quantization": info.quantization,
+                "kernel": info.kernel,
+                "device": info.device,
+                "context_limit_tokens": info.context_limit_tokens,
+                "notes": list(info.notes),
+                "running": running,
+                "waiting": waiting,
+            }
+            if view is not None:
+                tiers = _tiers(view)
+                report |= {"kv": tiers["device"], "tiers": tiers}
+        return JSONResponse(report, 200 if ready else 503)
+
+    def report_metrics(request: Request) -> Response:
+        try:
+            house.callers.owner_of(request)
+        except Problem as problem:
+            return problem.response()
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _memory(house: House) -> MemoryView | None:
+    """None while the database cannot even be read: health is told all the same."""
+    try:
+        return house.manager.memory("")
+    except SessionError:
+        return None
+
+
+def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
+    """Bytes; a tier with a budget of 0 is off."""
+    return {
+        "device": {
+            "used": view.device_used_bytes,
+            "reserved": view.device_reserved_bytes,
+            "budget": view.device_budget_bytes,
+        },
+        "host": {
+            "used": view.host_used_bytes,
+            "reserved": view.host_reserved_bytes,
+            "budget": view.host_budget_bytes,
+        },
+        "disk": {
+            "used": view.disk_used_bytes,
+            "reserved": 0,
+            "budget": view.disk_budget_bytes,
+            "other_models": view.disk_other_bytes,
+        },
+    }
+
+
+def _is_known(house: House, request: Request) -> bool:
+    """A browser that is logged in, the page of a server that asks for no password, or a program that the API would
+    answer."""
+    if house.owners.needs_login and house.owner_of(request) is not None:
+        return True
+    is_own_page = request.headers.get("sec-fetch-site") == "same-origin"  # a browser's own word: no script can set it
+    if is_own_page and not house.owners.needs_login and house.callers.visitors.of(request.scope).is_local:
+        return True
+    try:
+        house.callers.owner_of(request)
+    except (Problem, SessionError):  # a stranger, or nobody can tell now
+        return False
+    return True

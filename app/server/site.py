@@ -1,0 +1,60 @@
+"""The web server: health, metrics and the API, and the page unless it runs headless."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.exception_handlers import http_exception_handler
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from app.access.guard import API_PATH, Guard, is_api
+from app.access.visitors import Arrivals
+from app.api.service import create_api
+from app.http.bodies import Bodies, BodyGate
+from app.http.connection_limits import Connections
+from app.http.response_headers import LOCKED_POLICY, headers_with
+from app.metrics import Metrics
+from app.problems import problem_of
+from app.server.health import add_health
+from app.wiring import House
+
+
+def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
+    """The whole site. `house` holds the long-lived objects and outlives the app."""
+    app = FastAPI(title="Keepwarm", docs_url=None, redoc_url=None, openapi_url=None)
+    connections, bodies = Connections(), Bodies()
+    app.state.connections = connections
+    app.add_middleware(BodyGate, bodies=bodies, most_message_bytes=house.manager.most_message_bytes)
+    # Gradio would otherwise reflect any foreign Origin, credentials allowed, when served under a public name.
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(
+        Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host, visitors=house.callers.visitors
+    )
+    app.add_middleware(Arrivals, visitors=house.callers.visitors)  # the outermost: the one that is added last
+    app.add_exception_handler(HTTPException, refuse)
+    app.add_exception_handler(Exception, went_wrong)
+    metrics = Metrics(house.manager, house.process, connections)
+    add_health(app, house, metrics)
+    app.mount(API_PATH, create_api(house, metrics, bodies))
+    if not headless:
+        from app.page.mount import add_page  # Gradio is imported here: it costs seconds
+
+        add_page(app, house)
+    return app
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """An address that no route takes. A line feed in it keeps it from the mounted API, whose clients read JSON."""
+    assert isinstance(error, HTTPException)
+    if is_api(request.scope["path"]):
+        return problem_of(error, "routing").response()
+    return await http_exception_handler(request, error)
+
+
+async def went_wrong(request: Request, error: Exception) -> Response:
+    """What nobody expected. It is answered outside the guard, so that it brings the security headers itself."""
+    return PlainTextResponse(
+        "Something went wrong on the server; its log has the details.", 500, headers_with(LOCKED_POLICY)
+    )

@@ -1,0 +1,1 @@
+"""What a checkpoint's layers are, and whether they fit together."""

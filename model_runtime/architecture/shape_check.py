@@ -1,0 +1,178 @@
+"""Whether a model is of one piece: its config possible in itself, and every matrix, norm, bias and table as wide as the
+config says. Torch checks what it multiplies; our own CPU and CUDA kernels believe the numbers they are given, and write
+where these point. So nothing reaches them that did not pass here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from model_runtime.architecture.decoder_layout import head_dim_of, head_norms_of, projections_of
+from model_runtime.interface.errors import ModelLoadError
+
+MOST_CONTEXT_TOKENS = 1 << 24  # float32, in which rotary positions are computed, counts no further one by one
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_MORE_COUNTS = ("intermediate_size", "max_position_embeddings", "sliding_window", "num_experts", "num_local_experts")
+_FACTORS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
+
+
+def check_config(config: PretrainedConfig, name: str) -> None:
+    """Raises `ModelLoadError` for numbers that no model can have. What an architecture does not state is not asked
+    for."""
+    text = config.get_text_config()
+    for key in (*_COUNTS, *_MORE_COUNTS):
+        value = getattr(text, key, None)
+        if isinstance(value, bool) or (isinstance(value, (int, float)) and not _is_count(value)):
+            raise _impossible(name, key, value)
+    context = getattr(text, "max_position_embeddings", None)
+    if isinstance(context, int) and context > MOST_CONTEXT_TOKENS:
+        raise ModelLoadError(
+            f"{name} cannot be used: it says it holds {context:,} tokens of context; at most {MOST_CONTEXT_TOKENS:,} "
+            "can be counted."
+        )
+    heads, kv_heads = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise ModelLoadError(f"{name} cannot be used: {heads} heads cannot share {kv_heads} heads of keys.")
+    for key, value in _factors_of(text):
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and not (math.isfinite(value) and value > 0):
+            raise _impossible(name, key, value)
+
+
+def check_decoder_shapes(model: PreTrainedModel) -> None:
+    """For a model of the common layout (`decoder_layout`): raises `ModelLoadError` at the first tensor that is not as
+    the config says."""
+    config = model.config.get_text_config()
+    wrong = next((sentence for sentence in _wrong_shapes(model, config) if sentence), None)
+    if wrong:
+        raise ModelLoadError(f"{type(model).__name__} cannot be used: {wrong}.")
+
+
+def check_bitsandbytes(model: PreTrainedModel) -> None:
+    """What a 4-bit or 8-bit checkpoint says of its packed matrices, against the bytes that are there: bitsandbytes'
+    kernels and ours read as far as they are told. Raises `ModelLoadError`."""
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        wrong = _wrong_4_bits(module) if kind == "Linear4bit" else kind == "Linear8bitLt" and _wrong_8_bits(module)
+        if wrong:
+            raise ModelLoadError(f"{type(model).__name__} cannot be used: the packed weights of {name} are incomplete.")
+
+
+def check_vocabulary(model: PreTrainedModel) -> int:
+    """How many token ids the model can be fed. Raises `ModelLoadError` when it might say an id that it cannot be fed:
+    an id behind the table ends a CUDA process for good."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = int(getattr(embedding, "num_embeddings", 0)) or int(embedding.weight.shape[0])
+    outputs = getattr(head, "out_features", None)
+    if isinstance(outputs, int) and outputs > rows:
+        raise ModelLoadError(
+            f"{type(model).__name__} cannot be used: it can say {outputs:,} tokens, but has embeddings of {rows:,}."
+        )
+    return rows
+
+
+def _wrong_4_bits(layer: Any) -> bool:
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        return False  # packed at its first forward
+    numbers = int(layer.out_features) * int(layer.in_features)
+    nested = state.state2
+    return not (
+        tuple(state.shape) == (layer.out_features, layer.in_features)
+        and layer.weight.nbytes * 2 >= numbers
+        and state.blocksize > 0
+        and state.absmax.numel() * state.blocksize >= numbers
+        and state.code.numel() == 16
+        and (nested is None or nested.absmax.numel() * nested.blocksize >= state.absmax.numel())
+        and (nested is None or nested.code.numel() == 256)
+        and (layer.bias is None or layer.bias.numel() == layer.out_features)
+    )
+
+
+def _wrong_8_bits(layer: Any) -> bool:
+    scales = getattr(layer.weight, "SCB", None)
+    shape = (int(layer.out_features), int(layer.in_features))
+    return tuple(layer.weight.shape) != shape or (scales is not None and scales.numel() != shape[0])
+
+
+def _wrong_shapes(model: Any, config: Any) -> Iterator[str | None]:
+    hidden, inner = int(config.hidden_size), int(config.intermediate_size)
+    heads, kv_heads, dim = int(config.num_attention_heads), int(config.num_key_value_heads), head_dim_of(config)
+    layers = model.model.layers
+    if len(layers) != config.num_hidden_layers:
+        yield f"it has {len(layers)} layers instead of {config.num_hidden_layers}"
+    if heads <= 0 or kv_heads <= 0 or heads % kv_heads or dim <= 0 or dim % 2:
+        yield f"{heads} heads of {dim} numbers cannot share {kv_heads} heads of keys"
+    expected = {
+        "query": (heads * dim, hidden),
+        "key": (kv_heads * dim, hidden),
+        "value": (kv_heads * dim, hidden),
+        "output": (hidden, heads * dim),
+        "gate": (inner, hidden),
+        "up": (inner, hidden),
+        "down": (hidden, inner),
+    }
+    for number, layer in enumerate(layers):
+        where = f"layer {number}"
+        for name, matrix in projections_of(layer).items():
+            yield _wrong_matrix(f"the {name} matrix of {where}", matrix, *expected[name])
+        yield _wrong_vector(f"the first norm of {where}", layer.input_layernorm.weight, hidden)
+        yield _wrong_vector(f"the second norm of {where}", layer.post_attention_layernorm.weight, hidden)
+        for norm in head_norms_of(layer):
+            yield None if norm is None else _wrong_vector(f"a head's norm of {where}", norm.weight, dim)
+    yield _wrong_vector("the last norm", model.model.norm.weight, hidden)
+    yield _wrong_matrix("the output head", model.get_output_embeddings(), int(config.vocab_size), hidden)
+    yield _wrong_embedding(model.get_input_embeddings(), int(config.vocab_size), hidden)
+    yield _wrong_rope(model.model.rotary_emb, hidden, dim)
+
+
+def _wrong_matrix(what: str, matrix: Any, rows: int, columns: int) -> str | None:
+    found = (int(matrix.out_features), int(matrix.in_features))
+    if found != (rows, columns):
+        return f"{what} is {found[0]:,} x {found[1]:,} instead of {rows:,} x {columns:,}"
+    bias = getattr(matrix, "bias", None)
+    return None if bias is None else _wrong_vector(f"the bias of {what}", bias, rows)
+
+
+def _wrong_vector(what: str, numbers: torch.Tensor, length: int) -> str | None:
+    found = tuple(numbers.shape)
+    return None if found == (length,) else f"{what} has the shape {list(found)} instead of [{length:,}]"
+
+
+def _wrong_embedding(embedding: nn.Module, rows: int, columns: int) -> str | None:
+    found = (int(getattr(embedding, "num_embeddings", 0)), int(getattr(embedding, "embedding_dim", 0)))
+    if found == (rows, columns):
+        return None
+    return f"the table of embeddings is {found[0]:,} x {found[1]:,} instead of {rows:,} x {columns:,}"
+
+
+@torch.inference_mode()
+def _wrong_rope(rotary: nn.Module, hidden: int, dim: int) -> str | None:
+    device = next(iter(rotary.buffers())).device
+    cosine, sine = rotary(torch.empty(1, 1, hidden, device=device), torch.zeros(1, 1, dtype=torch.int64, device=device))
+    found = (int(cosine.shape[-1]), int(sine.shape[-1]))
+    return None if found == (dim, dim) else f"its rotary positions are {found[0]:,} wide instead of {dim:,}"
+
+
+def _factors_of(config: Any) -> Iterator[tuple[str, object]]:
+    for key in _FACTORS:
+        yield key, getattr(config, key, None)
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, Mapping):
+        for parameters in rope.values() if any(isinstance(v, Mapping) for v in rope.values()) else (rope,):
+            if isinstance(parameters, Mapping):
+                for key in ("rope_theta", "factor"):
+                    yield f"rope_parameters.{key}", parameters.get(key)
+
+
+def _is_count(value: float) -> bool:
+    return isinstance(value, int) and 0 < value < 1 << 40
+
+
+def _impossible(name: str, key: str, value: object) -> ModelLoadError:
+    return ModelLoadError(f"{name} cannot be used: its {key} is {str(value)[:60]}.")

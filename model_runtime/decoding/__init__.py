@@ -1,0 +1,1 @@
+"""Choosing the next token, and guessing the ones after it."""

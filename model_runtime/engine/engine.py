@@ -1,0 +1,275 @@
+"""The engine: one thread that owns every KV and runs packed forwards, step by step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import abc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from model_runtime.architecture.shape_check import check_config, check_vocabulary
+from model_runtime.decoding.lookup import Lookup
+from model_runtime.engine.failures import translated
+from model_runtime.engine.generation import Sequence
+from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Shift, Work
+from model_runtime.engine.int8_drift import measure_drift
+from model_runtime.engine.out_of_memory import Relief
+from model_runtime.engine.passing_thread import in_passing_thread
+from model_runtime.engine.read_speed import ReadSpeed, measure_reading
+from model_runtime.engine.reading import Reading
+from model_runtime.engine.scheduler import Scheduler, SchedulerConfig
+from model_runtime.engine.steps import Steps
+from model_runtime.engine.verification import Reread, compare_all, tolerance_of
+from model_runtime.forward.probe import probe_packing
+from model_runtime.forward.runtime import DeviceRuntime, open_runtime
+from model_runtime.interface import protocol
+from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.errors import EngineClosed
+from model_runtime.interface.events import FinishReason, Listener
+from model_runtime.interface.findings import Verification
+from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest
+from model_runtime.interface.segments import SegmentIdentity
+from model_runtime.kv.saved_rows import ColdRows
+from model_runtime.kv.segment import Segment
+from model_runtime.kv.shared_prefix import copy_beginning
+from model_runtime.kv.slab import KVSlab, own_slab
+from model_runtime.loading.loaded import LoadedModel, model_info
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Work)
+_END_TIMEOUT_S = 30.0
+
+
+class Engine:
+    """Implements `model_runtime.interface.protocol.Engine` for a loaded model.
+
+    Its thread takes what was asked and makes a step, over and over: plan, run one packed forward, sample, emit events.
+    An exception in a forward costs the request that caused it, nobody else's. Idle work runs while there is no request,
+    and ends when one comes. Raises `ModelLoadError` when the model cannot be packed.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
+        self._config = config
+        self._stop_token_ids = loaded.stop_token_ids
+        check_config(loaded.model.config, loaded.name)
+        self._vocabulary_tokens = check_vocabulary(loaded.model)
+        geometry = probe_packing(loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens)
+        self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
+        runtime = self._use(self._open())
+        self._geometry = runtime.geometry
+        self._tolerance = tolerance_of(loaded.model, loaded.kv_dtype, config.cold_kv_dtype)
+        self._tokenizer = loaded.tokenizer.backend_tokenizer
+        memory = runtime.host_pool.take if runtime.host_pool else None
+        self._rows = ColdRows(self._geometry, config.cold_kv_dtype, memory)
+        self.on_memory_pressure: Callable[[], abc.Sequence[KV]] = tuple
+        self._relief = Relief(lambda: self.on_memory_pressure())
+        self._scheduler = Scheduler(SchedulerConfig(config.prefill_chunk_tokens, config.idle_chunk_tokens))
+        self._speed = ReadSpeed(config.prefill_chunk_tokens)
+        self._lookup = Lookup(config.prompt_lookup)
+        drift = measure_drift(self._forward, self._place, self._rows, self._tokenizer, context_limit_tokens)
+        self._info = model_info(loaded, runtime.kernel, self._rows, context_limit_tokens, drift, self._lookup.notes)
+        measure_reading(self._forward, self._place, context_limit_tokens, self._speed)
+        self._lookup.measure(self._forward, self._place, context_limit_tokens)
+        self._begin_shift()
+
+    def _use(self, runtime: DeviceRuntime) -> DeviceRuntime:
+        self._runtime = runtime
+        self._place, self._forward, self._transfers = runtime.place, runtime.forward, runtime.transfers
+        self._kvs: weakref.WeakSet[KVSlab] = weakref.WeakSet()
+        return runtime
+
+    def _begin_shift(self) -> None:
+        shift = Shift()
+        self._steps = Steps(
+            shift,
+            self._runtime,
+            self._relief,
+            self._scheduler,
+            self._speed,
+            self._lookup,
+            self._stop_token_ids,
+            self._info.context_limit_tokens,
+            self._vocabulary_tokens,
+        )
+        self._shift = shift
+        self._thread = threading.Thread(
+            target=self._loop, args=(shift, self._steps), name="keepwarm-engine", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def max_concurrent(self) -> int:
+        return self._config.max_concurrent
+
+    def new_kv(self) -> KVSlab:
+        """An empty KV that holds no bytes yet."""
+        kv = self._place.new_kv()
+        self._kvs.add(kv)
+        return kv
+
+    def _own(self, kv: KV) -> KVSlab:
+        """Raises `EngineClosed` for a KV from before a rebuild: the thread that was given up may still write to it."""
+        slab = own_slab(kv)
+        if slab not in self._kvs:
+            raise EngineClosed(GIVEN_UP)
+        return slab
+
+    def pulse(self) -> Pulse:
+        """How the engine's thread is doing."""
+        return self._shift.pulse()
+
+    def rebuild(self) -> None:
+        """Gives the thread and all KVs up and goes on with new ones. The weights stay: nobody writes to them."""
+        if self._shift.is_closing:
+            raise EngineClosed(CLOSED)
+        self._shift.give_up(GIVEN_UP)
+        self._runtime.give_up()  # a GPU has no room for a second arena beside it
+        self._use(in_passing_thread(partial(self._open, self._runtime.host_pool)))
+        self._begin_shift()
+
+    def kv_bytes(self, tokens: int) -> int:
+        """The most bytes a KV of up to `tokens` tokens holds at any moment."""
+        return self._place.bytes_for(tokens)
+
+    def estimate_read_s(self, start_tokens: int, end_tokens: int) -> float:
+        """Expected seconds to feed positions `start..end`, from what this machine did so far."""
+        return self._speed.estimate_s(start_tokens, end_tokens)
+
+    def submit(self, request: GenerationRequest, listener: Listener) -> Sequence:
+        """Queues a generation; every failure comes as a `Finished` event on the engine thread."""
+        return self._queued(Sequence(request, own_slab(request.kv), listener, self._tokenizer))
+
+    def read(self, request: ReadRequest, listener: Listener) -> Reading:
+        """Queues idle reading; every failure comes as a `Finished` event on the engine thread."""
+        return self._queued(Reading(request, own_slab(request.kv), listener))
+
+    def _queued(self, work: S) -> S:
+        if work.slab not in self._kvs or not self._shift.ask(work):
+            work.finish(FinishReason.FAILED, CLOSED if self._shift.is_closing else GIVEN_UP)
+        return work
+
+    def release(self, kv: KV) -> None:
+        """Frees the slab on the engine thread; waits for the running step."""
+        slab = own_slab(kv)
+        try:
+            self._shift.call(self._own(kv).free)
+        except EngineClosed:
+            if self._shift.is_closing:
+                self._join()
+            slab.free()
+
+    def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> protocol.Segment:
+        """A copy of these rows, made by the engine thread between two steps."""
+        return self.stage_run(kv, [identity], before)[0]
+
+    def stage_run(
+        self, kv: KV, identities: abc.Sequence[SegmentIdentity], before: abc.Sequence[int] | None = None
+    ) -> list[protocol.Segment]:
+        """Copies of rows that follow one another, all made between the same two steps. Raises `ValueError` also for
+        rows that are not numbers."""
+        slab = self._own(kv)
+
+        def begin() -> list[Callable[[], Segment]]:
+            first, *rest = identities
+            return [self._transfers.begin_out(slab, first, before)] + [
+                self._transfers.begin_out(slab, identity) for identity in rest
+            ]
+
+        return [self._rows.packed(wait()) for wait in self._shift.call(begin)]
+
+    def restore(self, kv: KV, segments: abc.Sequence[protocol.Segment], room_tokens: int = 0) -> float:
+        """Appends segments to the slab between two steps; room first, so that it is not copied as it grows."""
+        slab = self._own(kv)
+        exact = [self._rows.unpacked(segment) for segment in segments]
+
+        def copy() -> float:
+            started = time.perf_counter()
+            self._relief.once_more(lambda: slab.ensure_room(room_tokens))
+            for segment in exact:
+                self._relief.once_more(partial(self._transfers.copy_in, slab, segment))
+            return time.perf_counter() - started
+
+        try:
+            return self._shift.call(copy)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise translated(error) from error
+
+    def join(self, identity: SegmentIdentity, segments: abc.Sequence[protocol.Segment]) -> protocol.Segment | None:
+        """Segments that follow one another as one."""
+        return self._rows.join(identity, segments)
+
+    def copy_beginning(self, source: KV, target: KV, ids: abc.Sequence[int], least_tokens: int) -> tuple[int, int]:
+        """Rows copied on the device, between two steps."""
+        copy = partial(copy_beginning, self._own(source), self._own(target), ids, least_tokens)
+        try:
+            return self._shift.call(copy)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise translated(error) from error
+
+    def save(self, segment: protocol.Segment, path: Path) -> int:
+        """Writes the file so that it is whole or absent; returns its bytes."""
+        return self._rows.save(segment, path)
+
+    def load(self, identity: SegmentIdentity, path: Path) -> protocol.Segment:
+        """The segment in the file, verified."""
+        return self._rows.load(identity, path)
+
+    def verify(
+        self,
+        scratch: KV,
+        ledger: abc.Sequence[int],
+        copies: abc.Sequence[KV | abc.Iterable[protocol.Segment]],
+        must_stop: Callable[[], bool],
+    ) -> Verification | None:
+        """Compares kept rows with those of a re-read, in pieces between steps."""
+        reread = Reread(self._forward, self._own(scratch), ledger, self._tolerance, lambda: bool(self._shift.arrived))
+        exact = [c if isinstance(c, KVSlab) else map(self._rows.unpacked, c) for c in copies]  # type: ignore[arg-type]
+        return compare_all(
+            reread, self._geometry, exact, lambda p: self._shift.call(partial(self._steps.in_passing, p)), must_stop
+        )
+
+    def segment_bytes(self, tokens: int) -> int:
+        """Bytes of the rows of so many tokens."""
+        return self._rows.bytes_for(tokens)
+
+    def close(self) -> None:
+        """Ends every generation as ABORTED and stops the thread."""
+        self._shift.close()
+        if self._join():
+            self._runtime.close()
+
+    def _join(self) -> bool:
+        """Whether the thread has ended; one that hangs is left behind."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(_END_TIMEOUT_S)
+        return not self._thread.is_alive()
+
+    @staticmethod
+    def _loop(shift: Shift, steps: Steps) -> None:
+        died = True
+        try:
+            while (asked := shift.take()) is not None:
+                for call in asked[1]:
+                    call()
+                for work in sorted(asked[0], key=lambda work: work.is_idle):
+                    steps.begin(work)
+                steps.step()
+                steps.rest()
+            died = False
+        except BaseException:
+            logger.exception("engine thread died")
+        finally:
+            shift.end(FinishReason.FAILED if died else FinishReason.ABORTED, GIVEN_UP if died else None)

@@ -1,0 +1,282 @@
+"""One generation inside the engine: what it still has to read, what it has sampled, when."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import abc
+from collections.abc import Callable, Container
+from itertools import islice
+
+import torch
+from tokenizers import Tokenizer
+
+from model_runtime.decoding.lookup import Drafter, StepWorth
+from model_runtime.decoding.sampling import Sampler, are_numbers, logprobs_of
+from model_runtime.forward.picked_ids import Picks
+from model_runtime.interface.errors import NotNumbers
+from model_runtime.interface.events import Event, Finished, FinishReason, Listener, PrefillProgress, TokenDelta
+from model_runtime.interface.logprobs import TokenLogprobs
+from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.kv.slab import KVSlab
+from model_runtime.text.text_stream import TextStream
+
+logger = logging.getLogger(__name__)
+
+
+class Sequence:
+    """Engine thread only, except `abort`, which any thread may call."""
+
+    def __init__(self, request: GenerationRequest, slab: KVSlab, listener: Listener, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.slab = slab
+        self._listener = listener
+        self._abort = threading.Event()
+        self._submitted_at = time.perf_counter()
+        self._first_token_at: float | None = None
+        self._unfed: list[int] = []
+        self._fed_tokens = 0
+        self._reused_tokens = 0
+        self._sampled: list[int] = []
+        self._drafter: Drafter | None = None
+        self._draft: list[int] = []
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
+        self._is_finished = False
+        self._emitting = threading.RLock()  # the watchdog may end it while its thread is at it
+        self._tokenizer = tokenizer
+        ledger, sampling = request.ledger, request.sampling
+        self._sampler = Sampler(sampling, ledger, slab.device)
+        prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
+        self._text = TextStream(tokenizer, sampling.stop_strings, prefix)
+
+    def begin(self, context_limit_tokens: int) -> None:
+        """Crops the slab to what the ledger shares with it; the rest is to be fed. Raises `torch.OutOfMemoryError` when
+        the answer cannot have its room."""
+        ledger = self.request.ledger
+        self._reused_tokens = self.slab.common_prefix_tokens(ledger[:-1])
+        self.slab.crop(self._reused_tokens)
+        self._unfed = list(ledger[self._reused_tokens :])
+        self.slab.reserve(min(len(ledger) + self.request.sampling.max_new_tokens, context_limit_tokens))
+
+    def abort(self) -> None:
+        """Asks to stop; seen within one decode step or one layer of a prefill chunk."""
+        self._abort.set()
+
+    @property
+    def is_idle(self) -> bool:
+        return self.request.is_idle
+
+    @property
+    def is_aborted(self) -> bool:
+        return self._abort.is_set()
+
+    @property
+    def is_finished(self) -> bool:
+        return self._is_finished
+
+    @property
+    def is_decoding(self) -> bool:
+        return bool(self._sampled)
+
+    @property
+    def fairness_key(self) -> str:
+        return self.request.fairness_key
+
+    @property
+    def unfed_tokens(self) -> int:
+        return len(self._unfed)
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.slab.length_tokens
+
+    def draft(self, context_limit_tokens: int, worth: StepWorth | None) -> None:
+        """While decoding: guesses what follows the pending token, so that the next forward checks it. No draft reaches
+        beyond the answer's own limit or the context's, so the KV never outgrows what was promised."""
+        if self._drafter is None:
+            self._drafter = Drafter([*self.request.ledger, *self._sampled])
+        of_answer = self.request.sampling.max_new_tokens - len(self._sampled) - 1
+        of_context = context_limit_tokens - self.slab.length_tokens - 2
+        self._draft = self._drafter.draft(min(of_answer, of_context), worth)
+
+    @property
+    def has_draft(self) -> bool:
+        return bool(self._draft)
+
+    def drop_draft(self) -> None:
+        """The next step does not check it."""
+        self._draft = []
+
+    @property
+    def ends_with_next(self) -> bool:
+        """Whether the next token is its last, whatever it is."""
+        return len(self._sampled) + 1 >= self.request.sampling.max_new_tokens
+
+    def next_ids(self, tokens: int) -> list[int]:
+        """The next `tokens` ids to feed, and the draft behind them."""
+        return [*self._unfed[:tokens], *self._draft]
+
+    def logit_rows(self, tokens: int) -> int:
+        """How many rows of logits a step that feeds so many has to give: one for each token that may be sampled."""
+        return 1 + len(self._draft) if tokens == len(self._unfed) else 0
+
+    def fed(self, tokens: int) -> None:
+        """A forward has appended that many to the slab."""
+        del self._unfed[:tokens]
+        if not self.is_decoding:
+            self._fed_tokens += tokens
+            self._emit(PrefillProgress(self._fed_tokens, self._fed_tokens + len(self._unfed)))
+
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """Ids for the first of the rows that `sample` is then given, chosen on the device: int64 `(ids,)`, maybe none.
+        Nothing waits for the device."""
+        if self._sampler.is_greedy:
+            return logits.argmax(dim=-1)
+        if self.request.sampling.top_logprobs is not None:
+            return logits.new_empty(0, dtype=torch.int64)  # they are told of the logits before these are changed
+        return self._sampler.pick(logits[0])[None]
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        picked: abc.Sequence[int],
+        are_numbers: abc.Sequence[bool],
+        stop_token_ids: Container[int],
+        context_limit_tokens: int,
+    ) -> None:
+        """Takes a token for float32 `logits (1 + drafted, vocabulary)`, and another for as long as the draft said so
+        too; forgets what was fed in vain, and finishes where an answer ends. `picked` are the ids that `pick` chose.
+        Raises `NotNumbers` at a row that is not one of numbers, and forgets the KV rows that it came from.
+
+        Every token is the sampler's own draw from the model's logits behind exactly the tokens before it. So the answer
+        is the one that would have come without a draft, with a seed to the letter.
+        """
+        draft, self._draft = self._draft, []
+        kv_tokens = self.slab.length_tokens - len(draft)
+        reason, sampled = None, []
+        try:
+            ids = [*picked, *(None,) * (len(logits) - len(picked))]
+            for row, own_id, guess, is_number in zip(logits, ids, [*draft, None], are_numbers, strict=True):
+                if not is_number:
+                    raise NotNumbers
+                token_id, told = self._choose(row, own_id)
+                sampled.append(token_id)
+                reason = self._take(token_id, told, stop_token_ids)
+                if reason is None and kv_tokens + len(sampled) >= context_limit_tokens:
+                    reason = FinishReason.CONTEXT
+                if reason is not None or token_id != guess:
+                    break
+        except NotNumbers:
+            self.slab.crop_to_numbers(kv_tokens + len(sampled) - 1)
+            raise
+        finally:
+            self.slab.crop(kv_tokens + max(0, len(sampled) - 1))
+        self._drafted_tokens += len(draft)
+        self._accepted_tokens += len(sampled) - 1
+        if self._drafter is not None:
+            self._drafter.sampled(sampled)
+        self._unfed.append(sampled[-1])
+        if reason is not None:
+            self.finish(reason)
+
+    def _choose(self, logits: torch.Tensor, picked: int | None) -> tuple[int, TokenLogprobs | None]:
+        wanted = self.request.sampling.top_logprobs
+        logprobs = None if wanted is None else torch.log_softmax(logits, dim=-1)  # before the sampler changes them
+        token_id = self._sampler.choose(logits) if picked is None else picked
+        if picked is not None:
+            self._sampler.took(picked)
+        if wanted is None or logprobs is None:
+            return token_id, None
+        return token_id, logprobs_of(logprobs, token_id, wanted, self._token_text)
+
+    def _take(self, token_id: int, told: TokenLogprobs | None, stop_token_ids: Container[int]) -> FinishReason | None:
+        """Counts and shows one token; says why the answer ends with it, if it does."""
+        self._sampled.append(token_id)
+        if self._first_token_at is None:
+            self._first_token_at = time.perf_counter()
+        if token_id in stop_token_ids:
+            # It is not part of the text, so its probability is not told.
+            self._emit(TokenDelta(token_id, ""))
+            return FinishReason.STOP
+        self._emit(TokenDelta(token_id, self._text.push(token_id), told))
+        if self._text.stopped:
+            return FinishReason.STOP_STRING
+        is_last = len(self._sampled) >= self.request.sampling.max_new_tokens
+        return FinishReason.LENGTH if is_last else None
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """Emits `Finished`; only the first call counts."""
+        with self._emitting:
+            if self._is_finished:
+                return
+            self._is_finished = True
+        now = time.perf_counter()
+        first = self._first_token_at
+        self._emit(
+            Finished(
+                reason=reason,
+                fed_tokens=self._fed_tokens,
+                reused_tokens=self._reused_tokens,
+                sampled_tokens=len(self._sampled),
+                ttft_s=None if first is None else first - self._submitted_at,
+                prefill_s=(first or now) - self._submitted_at,
+                decode_s=0.0 if first is None else now - first,
+                text_tail=self._text.tail(),
+                drafted_tokens=self._drafted_tokens,
+                accepted_tokens=self._accepted_tokens,
+                error=error,
+            )
+        )
+
+    def _token_text(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def _emit(self, event: Event) -> None:
+        with self._emitting:
+            if self._is_finished and not isinstance(event, Finished):
+                return  # it was given up while a forward hung; nobody is told what comes of that
+            try:
+                self._listener(event)
+            except Exception:  # a listener's mistake must not end everybody's answers
+                logger.exception("listener failed event=%s", type(event).__name__)
+
+
+def sample_together(
+    rows: abc.Sequence[tuple[Sequence, torch.Tensor]],
+    stop_token_ids: Container[int],
+    context_limit_tokens: int,
+    on_error: Callable[[Sequence, Exception], None],
+    on_picked: Callable[[abc.Sequence[Sequence], Picks], None] = lambda sequences, picks: None,
+) -> None:
+    """Everybody's next tokens from their rows of a step's logits; who has none is left out. The host waits for the
+    device once, for all that can be chosen before anything is known. `on_picked` is told before that, if everybody has
+    one row and the device has chosen for all: nobody looks at the logits any more then."""
+    picks: list[tuple[Sequence, torch.Tensor, torch.Tensor]] = []
+    numbers: list[torch.Tensor] = []
+    for sequence, logits in rows:
+        if len(logits):
+            try:
+                is_number = are_numbers(logits)  # before the sampler changes them
+                picks.append((sequence, logits, sequence.pick(logits)))
+                numbers.append(is_number)
+            except Exception as error:
+                on_error(sequence, error)
+    if not picks:
+        return
+    try:
+        chosen = Picks(torch.cat([pick for _, _, pick in picks]), torch.cat(numbers))
+        if all(len(logits) == len(pick) == 1 for _, logits, pick in picks):
+            on_picked([sequence for sequence, _, _ in picks], chosen)
+        ids, flags = iter(chosen.on_host), iter(chosen.are_numbers)
+    except Exception as error:
+        for sequence, _, _ in picks:
+            on_error(sequence, error)
+        return
+    for sequence, logits, pick in picks:
+        own_ids, own_flags = list(islice(ids, len(pick))), list(islice(flags, len(logits)))
+        try:
+            sequence.sample(logits, own_ids, own_flags, stop_token_ids, context_limit_tokens)
+        except Exception as error:
+            on_error(sequence, error)

@@ -1,0 +1,91 @@
+"""How long reading tokens takes on this machine, learnt from what was read.
+
+A chunk of `n` tokens behind `p` others costs `fixed + linear * n + quadratic * n * (p + n / 2)` seconds: Python and
+weights once, matrices per token, attention per token and key. The three are fitted by least squares over the recent
+chunks, none below zero.
+
+Recent ones of every size: somebody who types has the engine read a few rows several times a second, and from those
+alone nobody could tell what a long text costs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+import numpy as np
+
+from model_runtime.forward.runtime import Forward, KVPlace
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.kv.slab import hold_zeros
+
+_REMEMBERED_CHUNKS = 16  # of each size, to a factor of two
+
+
+class ReadSpeed:
+    """Thread-safe. `chunk_tokens` is how reading is cut."""
+
+    def __init__(self, chunk_tokens: int) -> None:
+        self._chunk_tokens = chunk_tokens
+        self._lock = threading.Lock()
+        self._chunks: dict[int, deque[tuple[float, float, float]]] = {}  # by bits of n: n, n * keys, seconds
+        self._fit: tuple[float, float, float] | None = None
+
+    def observe(self, start: int, end: int, seconds: float) -> None:
+        """Positions `start..end` were read in one forward."""
+        with self._lock:
+            alike = self._chunks.setdefault((end - start).bit_length(), deque(maxlen=_REMEMBERED_CHUNKS))
+            alike.append((float(end - start), _key_reads(start, end), seconds))
+            self._fit = None
+
+    def estimate_s(self, start: int, end: int) -> float:
+        """Expected seconds of reading positions `start..end` in chunks. 0 before anything was observed."""
+        fixed, linear, quadratic = self._coefficients()
+        tokens = max(0, end - start)
+        chunks = -(-tokens // self._chunk_tokens)
+        return fixed * chunks + linear * tokens + quadratic * _key_reads(start, end)
+
+    def _coefficients(self) -> tuple[float, float, float]:
+        with self._lock:
+            if self._fit is None:
+                self._fit = _fit([chunk for alike in self._chunks.values() for chunk in alike])
+            return self._fit
+
+
+def measure_reading(forward: Forward, place: KVPlace, limit_tokens: int, speed: ReadSpeed) -> None:
+    """A few short reads, so that the first estimate rests on this machine. The first one only warms up."""
+    limit_tokens = min(limit_tokens, place.capacity_tokens or limit_tokens)
+    depth = min(2048, limit_tokens // 2)
+    slab = place.new_kv()
+    for start, tokens in ((0, 16), (0, 16), (0, min(256, limit_tokens // 2)), (depth, 16)):
+        slab.free()
+        hold_zeros(slab, start, start + tokens)
+        begin = time.perf_counter()
+        forward.run([Feed(slab, [1] * tokens, 1)]).argmax().item()  # waits for the device
+        speed.observe(start, start + tokens, time.perf_counter() - begin)
+    slab.free()
+
+
+def _key_reads(start: int, end: int) -> float:
+    tokens = max(0, end - start)
+    return tokens * (start + tokens / 2)
+
+
+def _fit(chunks: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    if not chunks:
+        return 0.0, 0.0, 0.0
+    rows = np.array([(1.0, n, reads) for n, reads, _ in chunks])
+    seconds = np.array([s for _, _, s in chunks])
+    # Relative errors count: otherwise one long chunk would drown all short ones.
+    weights = 1.0 / np.maximum(seconds, 1e-6)
+    columns = [0, 1, 2]
+    while True:
+        found, *_ = np.linalg.lstsq(rows[:, columns] * weights[:, None], seconds * weights, rcond=None)
+        if (found >= 0).all() or len(columns) == 1:
+            break
+        columns.pop(int(np.argmin(found)))  # non-negative least squares by leaving the worst out
+    fit = [0.0, 0.0, 0.0]
+    for column, value in zip(columns, found, strict=True):
+        fit[column] = max(0.0, float(value))
+    return fit[0], fit[1], fit[2]

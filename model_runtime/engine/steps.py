@@ -1,0 +1,204 @@
+"""An engine's steps: plan, run one packed forward, sample, emit events."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import abc
+from collections.abc import Callable, Container
+from typing import TypeVar
+
+import torch
+
+from model_runtime.decoding.lookup import Lookup
+from model_runtime.engine.failures import translated
+from model_runtime.engine.generation import Sequence, sample_together
+from model_runtime.engine.inbox import Shift, Work
+from model_runtime.engine.out_of_memory import Relief
+from model_runtime.engine.read_speed import ReadSpeed
+from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduler, Slot
+from model_runtime.engine.verification import Piece
+from model_runtime.forward.attention import StepAborted
+from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.runtime import DeviceRuntime
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.errors import NotNumbers
+from model_runtime.interface.events import FinishReason
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Work)
+
+
+class Steps:
+    """The steps of one shift on one runtime. For the shift's own thread: one that was given up goes on with its own
+    steps, if it ever does, and never touches a runtime that came later."""
+
+    def __init__(
+        self,
+        shift: Shift,
+        runtime: DeviceRuntime,
+        relief: Relief,
+        scheduler: Scheduler,
+        speed: ReadSpeed,
+        lookup: Lookup,
+        stop_token_ids: Container[int],
+        context_limit_tokens: int,
+        vocabulary_tokens: int,
+    ) -> None:
+        self._shift = shift
+        self._runtime = runtime
+        self._relief = relief
+        self._scheduler = scheduler
+        self._speed = speed
+        self._lookup = lookup
+        self._stop_token_ids = stop_token_ids
+        self._context_limit_tokens = context_limit_tokens
+        self._vocabulary_tokens = vocabulary_tokens
+        self._is_ahead = self._has_guesses = False
+
+    def begin(self, work: Work) -> None:
+        """Work belongs to the next step, idle work while there is nothing else. What cannot be done is finished."""
+        if len(work.request.ledger) > self._context_limit_tokens:
+            work.finish(
+                FinishReason.FAILED,
+                f"This conversation has {len(work.request.ledger):,} tokens and the model reads at most "
+                f"{self._context_limit_tokens:,}. Start a new conversation.",
+            )
+        elif not all(0 <= token_id < self._vocabulary_tokens for token_id in work.request.ledger):
+            # A GPU never forgives an id behind the table; on a CPU a negative one would be another token's.
+            work.finish(FinishReason.FAILED, "This conversation has tokens that the model does not know.")
+        elif not work.is_idle:
+            assert isinstance(work, Sequence), "only reading is always idle"
+            self._preempt_idle_work()
+            self._give_room(work)
+            self._shift.running.append(work)
+        elif self._shift.running:
+            work.finish(FinishReason.PREEMPTED)
+        else:
+            self._give_room(work)
+            self._shift.idle.append(work)
+
+    def step(self) -> None:
+        """Brings everybody who is due one forward further; idle work where nobody else is."""
+        shift = self._shift
+        for work in (*shift.running, *shift.idle):
+            if work.is_aborted:
+                work.finish(FinishReason.ABORTED)
+        self._forget_finished()
+        if shift.running:
+            self._run(self._drafted(self._scheduler.plan(shift.running, self._speed.estimate_s)))
+        elif shift.idle:
+            self._run(self._drafted(self._scheduler.plan_idle(shift.idle)), shift.is_wanted)
+        self._forget_finished()
+
+    def rest(self) -> None:
+        """What makes later steps faster, while there is nothing to do."""
+        shift = self._shift
+
+        def is_wanted() -> bool:
+            return bool(shift.arrived) or shift.is_wanted()
+
+        if self._runtime.record_waiting is not None and not (shift.running or shift.idle or is_wanted()):
+            shift.begins(0.0)
+            with contextlib.suppress(StepAborted):  # it was given up meanwhile
+                self._runtime.record_waiting(is_wanted)
+
+    def in_passing(self, piece: Piece) -> bool:
+        """Does a piece of work that no answer waits for, where it holds up none. False: it has to be tried again."""
+        if any(not s.is_decoding for s in self._shift.running):
+            return False
+        try:
+            piece(MIN_CHUNK_TOKENS if self._shift.running else self._scheduler.config.chunk_tokens)
+        except StepAborted:
+            return False
+        return True
+
+    def _give_room(self, work: Work) -> None:
+        try:
+            self._relief.once_more(lambda: work.begin(self._context_limit_tokens))
+        except torch.OutOfMemoryError as error:
+            self._fail(work, error)
+
+    def _preempt_idle_work(self) -> None:
+        for work in self._shift.idle:
+            work.finish(FinishReason.PREEMPTED)
+        self._forget_finished()
+
+    def _drafted(self, slots: list[Slot[S]]) -> list[Slot[S]]:
+        """The same slots; the decode steps among them have what prompt lookup guesses. A step that runs already has
+        no guesses; the one behind it is not started ahead then, so that it can have them."""
+        decoding = [s.sequence for s in slots if isinstance(s.sequence, Sequence) and s.sequence.is_decoding]
+        self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._context_limit_tokens)
+        self._has_guesses = any(sequence.has_draft for sequence in decoding)
+        if self._is_ahead:
+            for sequence in decoding:
+                sequence.drop_draft()
+        return slots
+
+    def _run(self, slots: list[Slot[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
+        feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
+        started = time.perf_counter()
+        self._shift.begins(
+            sum(self._speed.estimate_s(s.sequence.kv_tokens, s.sequence.kv_tokens + s.tokens) for s in slots)
+        )
+
+        def is_vain() -> bool:
+            return self._shift.is_over or is_wanted() or any(s.sequence.is_aborted for s in slots)
+
+        try:
+            logits = self._relief.once_more(lambda: self._runtime.forward.run(feeds, is_vain))
+        except StepAborted:
+            return  # the aborted ones finish at the next step; the others' rows are computed again
+        except Exception as error:
+            self._run_each_alone(slots, is_wanted, error)
+            return
+        if self._shift.is_over:  # it hung, and was given up: what it brings is nobody's
+            return
+        self._sample(slots, torch.split(logits, [feed.logit_rows for feed in feeds]), started)
+
+    def _run_each_alone(self, slots: list[Slot[S]], is_wanted: Callable[[], bool], error: Exception) -> None:
+        """After a forward failed, so that only the culprit does."""
+        if self._shift.is_over:
+            return
+        if len(slots) == 1:
+            self._fail(slots[0].sequence, error)
+        for slot in slots if len(slots) > 1 else ():
+            self._run([slot], is_wanted)
+
+    def _sample(self, slots: list[Slot[S]], rows: abc.Sequence[torch.Tensor], started: float) -> None:
+        is_reading = len(slots) == 1 and not slots[0].sequence.is_decoding
+        for slot in slots:
+            slot.sequence.fed(slot.tokens)
+        sampling = [(s.sequence, own) for s, own in zip(slots, rows, strict=True) if isinstance(s.sequence, Sequence)]
+        self._is_ahead = False
+        sample_together(sampling, self._stop_token_ids, self._context_limit_tokens, self._fail, self._run_ahead)
+        if is_reading:  # timed only now: a GPU has computed when a token is known
+            end = slots[0].sequence.kv_tokens
+            self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
+
+    def _run_ahead(self, sequences: abc.Sequence[Sequence], picks: Picks) -> None:
+        """Between two steps of nothing but decoding: starts the second before the host looks at what was picked, if
+        somebody goes on."""
+        run_ahead = self._runtime.run_ahead
+        if run_ahead is None or self._has_guesses or set(self._shift.running) - set(sequences):
+            return
+        if all(s.is_decoding for s in sequences) and not all(s.ends_with_next for s in sequences):
+            self._is_ahead = run_ahead([sequence.slab for sequence in sequences], picks)
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        """Ends one request; what its slab held before the failed forward stays valid."""
+        if isinstance(error, NotNumbers):
+            logger.error("logits are not numbers kv_tokens=%d", work.kv_tokens)
+        else:
+            logger.error("forward failed kv_tokens=%d", work.kv_tokens, exc_info=error)
+        work.finish(FinishReason.FAILED, str(translated(error)))
+
+    def _forget_finished(self) -> None:
+        shift = self._shift
+        for work in (*shift.running, *shift.idle):
+            if work.is_finished:
+                work.slab.trim()
+        shift.running = [s for s in shift.running if not s.is_finished]
+        shift.idle = [w for w in shift.idle if not w.is_finished]

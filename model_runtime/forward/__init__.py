@@ -1,0 +1,1 @@
+"""Token ids to logits; `runtime` chooses the CPU or the GPU path."""

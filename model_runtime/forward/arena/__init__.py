@@ -1,0 +1,1 @@
+"""Where KVs lie on a GPU, and how their rows come and go."""

@@ -1,0 +1,317 @@
+"""Variable-length attention over spans at arbitrary places of one key tensor: the flash kernel, and its reference.
+
+All implementations are called as torch's `varlen_attn` is. `cu_seq_k[i]` is where sequence i's keys begin and
+`seqused_k[i]` how many there are: the CUDA kernel reads the begin from the one and the length from the other
+(BlockInfo of its block_info.h), so the spans need neither touch nor be in order. The causal mask is bottom-right: the
+last query row sees every key. Query heads share key heads without repeating them.
+
+torch 2.11's public `varlen_attn` has no `seqused_k`, 2.12's and 2.13's have; some builds take `enable_gqa` and refuse
+grouped heads without it. So signatures are looked at, not versions, and the aten operator beneath is the fallback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from model_runtime.forward.arena.pieces import PieceTable, cut
+
+
+@dataclass(slots=True)
+class SpanTable:
+    """Where queries and keys of a step's `n` sequences lie, on the device: int32 `cu_seq_q (n + 1)`, `cu_seq_k
+    (n + 1)`, `seqused_k (n)`. `max_q` and `max_k` bound the lengths; a bound too large costs time, not truth. `pieces`
+    are the same sequences cut up, where that is faster."""
+
+    cu_seq_q: torch.Tensor
+    cu_seq_k: torch.Tensor
+    seqused_k: torch.Tensor
+    max_q: int
+    max_k: int
+    pieces: PieceTable | None = None
+    _windowed: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def last_keys(self, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`cu_seq_k` and `seqused_k` of each sequence's last `window` keys, worked out once a step."""
+        if window not in self._windowed:
+            used = self.seqused_k.clamp(max=window)
+            begins = self.cu_seq_k.clone()
+            begins[:-1] += self.seqused_k - used
+            self._windowed[window] = (begins, used)
+        return self._windowed[window]
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenKernel:
+    """`call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, seqused_k)`. `call_with_lse`
+    returns the logarithms of the softmax's sums `(heads, T)` besides, None where no such function is known. `waits`: it
+    reads lengths on the host."""
+
+    name: str
+    call: Callable[..., torch.Tensor]
+    call_with_lse: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+    waits: bool = False
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        table: SpanTable,
+        scale: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """`query (T, heads, dim)` against a layer's arena `(rows, kv_heads, dim)` -> `(T, heads, value_dim)`.
+
+        `window` counts the token itself, as transformers' `sliding_window` does; the kernel's left side does not. One
+        query row a sequence sees all its keys, so nothing is masked then, and only without a mask does the CUDA kernel
+        split long keys among its blocks (`seqlenq_ngroups_swapped` in its flash_api.cpp).
+        """
+        if table.pieces is not None and window is None and self.call_with_lse is not None:
+            return self._attend_in_pieces(query, keys, values, table.pieces, scale)
+        begins, used, sides = table.cu_seq_k, table.seqused_k, (-1, 0)
+        max_k = table.max_k
+        if table.max_q == 1:
+            sides = (-1, -1)
+            if window is not None and window < max_k:
+                (begins, used), max_k = table.last_keys(window), window
+        elif window is not None and window < max_k:
+            sides = (window - 1, 0)
+        return self.call(
+            query,
+            keys,
+            values,
+            table.cu_seq_q,
+            begins,
+            table.max_q,
+            max_k,
+            scale=scale,
+            window_size=sides,
+            seqused_k=used,
+        )
+
+    def _attend_in_pieces(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pieces: PieceTable, scale: float | None
+    ) -> torch.Tensor:
+        assert self.call_with_lse is not None
+        outputs, lse = self.call_with_lse(
+            query[pieces.rows],
+            keys,
+            values,
+            pieces.cu_seq_q,
+            pieces.cu_seq_k,
+            pieces.max_q,
+            pieces.max_k,
+            scale=scale,
+            window_size=(pieces.window - 1, 0),
+            seqused_k=pieces.seqused_k,
+        )
+        return pieces.merged(outputs, lse)
+
+
+def reference_varlen(*arguments: Any, **named: Any) -> torch.Tensor:
+    """`reference_with_lse` without the sums."""
+    return reference_with_lse(*arguments, **named)[0]
+
+
+def reference_with_lse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    seqused_k: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernel computes, sequence by sequence, in plain torch: any device, any dtype, any head dimension. A row
+    that sees no key gets zeros and infinity, as the kernel has it. Raises `ValueError` for lengths beyond the bounds,
+    which the kernel would silently cut."""
+    begins_q, begins_k = cu_seq_q.tolist(), cu_seq_k.tolist()
+    used = [b - a for a, b in pairwise(begins_k)] if seqused_k is None else seqused_k.tolist()
+    groups = query.shape[1] // key.shape[1]
+    output = query.new_empty((query.shape[0], query.shape[1], value.shape[2]))
+    lse = torch.empty((query.shape[1], query.shape[0]), dtype=torch.float32, device=query.device)
+    scale = query.shape[2] ** -0.5 if scale is None else scale
+    for place, keys in enumerate(used):
+        rows = slice(begins_q[place], begins_q[place + 1])
+        span = slice(begins_k[place], begins_k[place] + keys)
+        tokens = rows.stop - rows.start
+        if tokens > max_q or keys > max_k:
+            raise ValueError(f"sequence {place} has {tokens} rows and {keys} keys, beyond {max_q} and {max_k}")
+        folded = query[rows].view(tokens, key.shape[1], groups, query.shape[2]).permute(1, 2, 0, 3)
+        scores = torch.einsum("hgtd,khd->hgtk", folded.float(), key[span].float()) * scale
+        scores.masked_fill_(_hidden(tokens, keys, window_size, query.device), -math.inf)
+        sums = scores.logsumexp(-1).flatten(0, 1)
+        lse[:, rows] = sums.masked_fill(sums == -math.inf, math.inf)
+        weights = torch.softmax(scores, -1).nan_to_num(0.0)
+        attended = torch.einsum("hgtk,khd->thgd", weights, value[span].float())
+        output[rows] = attended.reshape(tokens, query.shape[1], value.shape[2]).to(output.dtype)
+    return output, lse
+
+
+def _hidden(tokens: int, keys: int, sides: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """bool `(tokens, keys)`: row i stands at key `keys - tokens + i` and sees `sides` to its left and right, -1 for
+    all."""
+    distance = torch.arange(keys, device=device)[None] - torch.arange(keys - tokens, keys, device=device)[:, None]
+    left, right = sides
+    hidden = torch.zeros_like(distance, dtype=torch.bool)
+    if left >= 0:
+        hidden |= distance < -left
+    if right >= 0:
+        hidden |= distance > right
+    return hidden
+
+
+REFERENCE = VarlenKernel("reference varlen", reference_varlen, reference_with_lse, waits=True)
+
+
+def flash_kernels() -> Iterator[VarlenKernel]:
+    """The flash kernels this build of torch offers, the public one first."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        varlen_attn = None  # type: ignore[assignment]
+    if varlen_attn is not None:
+        known = set(inspect.signature(varlen_attn).parameters)
+        if {"scale", "window_size", "seqused_k"} <= known:
+            more = {"enable_gqa": True} if "enable_gqa" in known else {}
+            yield VarlenKernel("flash varlen_attn", _with(varlen_attn, more), _public_with_lse(varlen_attn, more))
+    operator = getattr(torch.ops.aten, "_flash_attention_forward", None)
+    if operator is not None:
+        known = {argument.name for argument in operator.default._schema.arguments}
+        if {"cum_seq_q", "cum_seq_k", "window_size_left", "window_size_right", "seqused_k"} <= known:
+            yield VarlenKernel("flash aten varlen", _aten_varlen, _aten_with_lse)
+
+
+def choose_varlen(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> VarlenKernel:
+    """The first flash kernel that agrees with the reference on this device for these shapes, else the reference."""
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        for kernel in flash_kernels():
+            try:
+                if agrees(kernel, device, dtype, heads, kv_heads, dim):
+                    in_pieces = agrees_in_pieces(kernel, device, dtype, heads, kv_heads, dim)
+                    return kernel if in_pieces else replace(kernel, call_with_lse=None)
+            except (RuntimeError, TypeError, ValueError, NotImplementedError):
+                continue
+    return REFERENCE
+
+
+@torch.inference_mode()
+def agrees(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> bool:
+    """Whether it equals the reference to the dtype's precision: reads behind histories, single rows, windows; spans
+    that lie out of order with gaps between them."""
+    generator = torch.Generator(device).manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    def numbers(*values: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    keys, values = random(700, kv_heads, dim), random(700, kv_heads, dim)
+    for lengths_q in ((3, 1, 40), (1, 1, 1)):
+        begins = numbers(0, lengths_q[0], sum(lengths_q[:2]), sum(lengths_q))
+        table = SpanTable(begins, numbers(300, 10, 450, 700), numbers(131, 17, 200), max(lengths_q), 256)
+        query = random(sum(lengths_q), heads, dim)
+        for window in (None, 16):
+            found = kernel.attend(query, keys, values, table, None, window).float()
+            expected = REFERENCE.attend(query.float(), keys.float(), values.float(), table, None, window)
+            if not float((found - expected).abs().max()) <= (1e-4 if dtype == torch.float32 else 0.04):
+                return False
+    return True
+
+
+@torch.inference_mode()
+def agrees_in_pieces(
+    kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
+) -> bool:
+    """Whether sequences cut into pieces get what the whole ones get from the reference."""
+    if kernel.call_with_lse is None:
+        return False
+    generator = torch.Generator(device).manual_seed(5)
+    query, keys, values = (
+        torch.randn((rows, shared, dim), generator=generator, device=device).to(dtype)
+        for rows, shared in ((42, heads), (1500, kv_heads), (1500, kv_heads))
+    )
+    begins_q, begins_k, used_k = (0, 33, 34, 42), (900, 10, 720, 1500), (577, 700, 12)
+    pieces = cut(begins_q, begins_k, used_k, 128)
+    numbers = torch.tensor(pieces.numbers, dtype=torch.int32, device=device)
+    spans = [torch.tensor(n, dtype=torch.int32, device=device) for n in (begins_q, begins_k, used_k)]
+    table = SpanTable(spans[0], spans[1], spans[2], 33, 700, PieceTable.of(pieces, 42, numbers))
+    try:
+        found = kernel.attend(query, keys, values, table, None, None).float()
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return False
+    table.pieces = None
+    expected = REFERENCE.attend(query.float(), keys.float(), values.float(), table, None, None)
+    return float((found - expected).abs().max()) <= (1e-4 if dtype == torch.float32 else 0.04)
+
+
+def _with(call: Callable[..., Any], more: dict[str, bool]) -> Callable[..., torch.Tensor]:
+    def bound(*arguments: object, **named: object) -> torch.Tensor:
+        return torch.as_tensor(call(*arguments, **named, **more))
+
+    return bound
+
+
+def _public_with_lse(
+    call: Callable[..., Any], more: dict[str, bool]
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    """`varlen_attn` that returns the sums too, where this build can (`return_aux`)."""
+    if "return_aux" not in inspect.signature(call).parameters:
+        return None
+    from torch.nn.attention.varlen import AuxRequest
+
+    def bound(*arguments: object, **named: object) -> tuple[torch.Tensor, torch.Tensor]:
+        output, lse = call(*arguments, **named, **more, return_aux=AuxRequest(lse=True))
+        return torch.as_tensor(output), torch.as_tensor(lse)
+
+    return bound
+
+
+def _aten_varlen(*arguments: Any, **named: Any) -> torch.Tensor:
+    """`_aten_with_lse` without the sums."""
+    return _aten_with_lse(*arguments, **named)[0]
+
+
+def _aten_with_lse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    seqused_k: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`aten::_flash_attention_forward` of native_functions.yaml, with no dropout and no debug mask."""
+    output, lse, *_ = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        0.0,
+        window_size == (-1, 0),
+        False,
+        scale=scale,
+        window_size_left=window_size[0],
+        window_size_right=window_size[1],
+        seqused_k=seqused_k,
+    )
+    return output, lse

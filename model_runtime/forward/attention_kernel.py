@@ -1,0 +1,30 @@
+"""Which attention kernel really runs, asked of torch rather than believed."""
+
+from __future__ import annotations
+
+import torch
+
+from model_runtime.forward.attention import causal_mask
+from model_runtime.kv.slab import KVGeometry
+
+# The values of torch's SDPBackend, in which `_fused_sdp_choice` answers.
+_NAMES = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN"}
+
+
+def kernel_name(geometry: KVGeometry, heads: int) -> str:
+    """Such as "SDPA flash (CPU)": what SDPA chooses for this model's decode step and for a chunk behind a history,
+    the two shapes that `packed_attention` passes. Both are named when they differ."""
+    shape = geometry.layers[0]
+    groups = heads // shape.kv_heads
+    chosen = []
+    for tokens in (1, 8):
+        query = torch.zeros(
+            (shape.kv_heads, groups, tokens, shape.key_dim), dtype=geometry.dtype, device=geometry.device
+        )
+        keys = query.new_zeros((shape.kv_heads, 1, 16, shape.key_dim)).expand(-1, groups, -1, -1)
+        values = query.new_zeros((shape.kv_heads, 1, 16, shape.value_dim)).expand(-1, groups, -1, -1)
+        mask = None if tokens == 1 else causal_mask(tokens, 16 - tokens, None, query)
+        choice = torch._fused_sdp_choice(query, keys, values, mask)
+        chosen.append(_NAMES.get(int(choice), f"backend {int(choice)}"))
+    name = chosen[0] if chosen[0] == chosen[1] else f"{chosen[0]} decode, {chosen[1]} read"
+    return f"SDPA {name} ({geometry.device.type.upper()})"

@@ -1,0 +1,1 @@
+"""Our own CUDA kernels for steps of few rows."""

@@ -1,0 +1,62 @@
+"""Attention of few rows in two steps: queries, keys and values are turned and put where they belong, then the
+variable-length kernel runs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from model_runtime.forward.arena.step_inputs import StepTensors
+from model_runtime.forward.arena.varlen import VarlenKernel
+
+
+class Placing(Protocol):
+    """Takes a layer's queries, keys and values `(T, (heads + 2 kv_heads) * dim)`: normalises each head of queries and
+    keys where the layer does, turns them by `cosine` and `sine (T, dim)`, writes keys and values to the rows
+    `slots (T)` of the arena's `(rows, kv_heads, dim)`, and returns the queries `(T, heads, dim)`, maybe in the memory
+    it was given."""
+
+    def __call__(
+        self,
+        projected: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+class Attention(Protocol):
+    """Takes a layer's queries, keys and values as `Placing` does, of a step's `T` rows, appends keys and values to a
+    layer's arena and returns what the queries make of all they see, `(T, heads * dim)`."""
+
+    def __call__(
+        self,
+        projected: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        step: StepTensors,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+class PlacedAttention:
+    """An `Attention` for any step."""
+
+    def __init__(self, placing: Placing, kernel: VarlenKernel, scaling: float) -> None:
+        self._placing, self._kernel, self._scaling = placing, kernel, scaling
+
+    def __call__(
+        self,
+        projected: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        step: StepTensors,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        query = self._placing(projected, cosine, sine, step.slots, keys, values)
+        return self._kernel.attend(query, keys, values, step.table, self._scaling, None).flatten(1)

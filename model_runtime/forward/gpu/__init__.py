@@ -1,0 +1,1 @@
+"""Decode steps and short turns on CUDA, replayed as graphs."""

@@ -1,0 +1,209 @@
+"""Packed forwards over the arena: `PackedForward`'s twin for devices with a variable-length kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from model_runtime.forward.arena.arena import Arena, ArenaKV
+from model_runtime.forward.arena.pieces import window_for
+from model_runtime.forward.arena.step_inputs import StepRows, StepTensors, StepUpload, rows_for
+from model_runtime.forward.arena.varlen import VarlenKernel
+from model_runtime.forward.attention import ATTENTION_NAME, StepAborted
+from model_runtime.forward.few_rows.few_rows_forward import few_rows_forward
+from model_runtime.forward.few_rows.kernels import MOST_ROWS
+from model_runtime.forward.few_rows.patched_layers import speed_up
+from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
+from model_runtime.forward.gpu.early_step import Ahead
+from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape
+from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.kv.slab import KVSlab
+
+Fed = Sequence[tuple[ArenaKV, Sequence[int], int]]
+
+
+@dataclass(slots=True)
+class ArenaBatch:
+    """An `AttentionBatch` whose conversations all lie in one arena."""
+
+    arena: Arena
+    kernel: VarlenKernel
+    step: StepTensors
+    abort_if: Callable[[], bool] = lambda: False
+    arriving: Sequence[Sequence[Any]] = ()  # of every KV whose rows are still being copied in, an event a layer
+    layers_seen: list[int] = field(default_factory=list)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """As `AttentionBatch` says; nothing waits for the device."""
+        self.begin_layer(layer)
+        keys, values = self.arena.keys[layer], self.arena.values[layer]
+        keys.index_copy_(0, self.step.slots, key[0].transpose(0, 1))
+        values.index_copy_(0, self.step.slots, value[0].transpose(0, 1))
+        return self.kernel.attend(query[0].transpose(0, 1), keys, values, self.step.table, scaling, window)[None]
+
+    def begin_layer(self, layer: int) -> None:
+        """The device waits for this layer's rows that are still being copied in. Raises `StepAborted`."""
+        # An engine that hung and was given up goes on: a GPU never forgives a row out of bounds.
+        if self.arena.is_closed or self.abort_if():
+            raise StepAborted
+        for events in self.arriving:
+            torch.cuda.current_stream(self.arena.geometry.device).wait_event(events[layer])
+
+
+class ArenaForward:
+    """A transformers model whose KVs lie in an arena. Decode steps and short turns are replayed from recordings (CUDA
+    graphs on CUDA) where `record_steps` and `record_turns` said so. Use from one thread only."""
+
+    def __init__(self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel) -> None:
+        self.model = model
+        self.arena = arena
+        self.kernel = kernel
+        self.device = arena.geometry.device
+        self._upload = StepUpload(self.device, 4096)
+        self._heads = int(model.config.get_text_config().num_attention_heads)
+        is_cuda = self.device.type == "cuda"
+        self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count if is_cuda else 0
+        self.recorded_steps: RecordedSteps | None = None
+        self.recorded_turns: RecordedSteps | None = None
+        self._ahead: Ahead | None = None
+        self._without_own_products = speed_up(model, self.device)
+        self.few_rows = few_rows_forward(model, arena, kernel)
+        model.set_attn_implementation(ATTENTION_NAME)
+
+    @torch.inference_mode()
+    def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """As `PackedForward.run`. Waits for the device only when no logits are wanted: else the sampling does."""
+        fed: list[tuple[ArenaKV, Sequence[int], int]] = []
+        for feed in feeds:
+            assert isinstance(feed.slab, ArenaKV), "a KV that does not lie in this arena"
+            feed.slab.ensure_room(feed.slab.length_tokens + len(feed.token_ids))
+            fed.append((feed.slab, feed.token_ids, feed.logit_rows))
+        logits = self._known(fed)
+        if logits is None:
+            logits = self._computed(fed, abort_if)
+        for kv, token_ids, _ in fed:
+            kv.appended(token_ids)
+            kv.arriving = None
+        if not len(logits) and self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
+        return logits
+
+    @torch.inference_mode()
+    def run_ahead(self, kvs: Sequence[KVSlab], picks: Picks) -> bool:
+        """Starts the decode step that feeds each KV the id that was picked for it; the next `run` finds it. The logits
+        of the step before are overwritten. False where it cannot be started: recording it first would hold up what was
+        picked, and a KV may have no row left."""
+        own = [kv for kv in kvs if isinstance(kv, ArenaKV) and kv.length_tokens < kv.span_tokens]
+        if self.recorded_steps is None or len(own) < len(kvs) or self.arena.is_closed:
+            return False
+        rows = rows_for(self.arena, [(kv, (0,), 1) for kv in own])
+        shape = DecodeShape.of(rows)
+        if shape is None or not self.recorded_steps.knows(shape):
+            return False
+        self._ahead = Ahead(own, picks, self.recorded_steps.run(shape, rows, picks.ids))
+        return True
+
+    @torch.inference_mode()
+    def record_waiting(self, must_stop: Callable[[], bool] = lambda: False) -> None:
+        """Records what had to be launched kernel by kernel, for when nobody waits: it takes tenths of a second each."""
+        if self.recorded_turns is not None:
+            self.recorded_turns.record_waiting(must_stop)
+
+    @property
+    def has_own_products(self) -> bool:
+        """Whether our kernel multiplies few rows with the 4-bit matrices."""
+        return self._without_own_products is not None
+
+    def record_steps(self) -> None:
+        """From now on decode steps are recorded, each shape when it is first needed."""
+        self.recorded_steps = RecordedSteps(self._recordable, self.arena, "decode steps")
+
+    def record_turns(self) -> None:
+        """From now on short turns of one conversation are recorded, each shape once it was needed."""
+        self.recorded_turns = RecordedSteps(self._recordable, self.arena, "short turns")
+
+    def close(self) -> None:
+        """Forgets what was recorded, whose graphs hold memory, and leaves the model's layers as they were."""
+        self.recorded_steps = self.recorded_turns = self._ahead = None
+        if self._without_own_products is not None:
+            self._without_own_products()
+
+    def _known(self, fed: Fed) -> torch.Tensor | None:
+        """The logits of a decode step that was started ahead. Whatever else runs, that is past then."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or any(len(ids) != 1 or wanted != 1 for _, ids, wanted in fed):
+            return None
+        return ahead.logits_for([(kv, ids[0]) for kv, ids, _ in fed])
+
+    def _computed(self, fed: Fed, abort_if: Callable[[], bool]) -> torch.Tensor:
+        rows = rows_for(self.arena, fed)  # only now: making room for one may have moved another
+        arriving = [kv.arriving for kv, _, _ in fed if kv.arriving]
+        logits = self._replayed(rows, abort_if, arriving)
+        return self._launched(rows, abort_if, arriving) if logits is None else logits
+
+    def _replayed(
+        self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]
+    ) -> torch.Tensor | None:
+        """None for a step that has to be launched kernel by kernel. Raises `StepAborted`, before it begins."""
+        shape: StepShape | None = DecodeShape.of(rows)
+        recorded = self.recorded_steps
+        if shape is None and not arriving:  # a long wait for rows is better spent layer by layer
+            shape, recorded = TurnShape.of(rows, self._heads, self.processors), self.recorded_turns
+        if shape is None or recorded is None or not recorded.is_ready(shape):
+            return None
+        if abort_if():
+            raise StepAborted
+        for events in arriving:
+            torch.cuda.current_stream(self.device).wait_event(events[-1])
+        return recorded.run(shape, rows)
+
+    def _launched(
+        self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]
+    ) -> torch.Tensor:
+        if (window := self._piece_window(rows)) is not None:
+            rows = rows.in_pieces(window)
+        needed = len(rows.numbers)
+        if needed > len(self._upload.buffer):
+            self._upload = StepUpload(self.device, 2 * needed)
+        self._upload.send(rows)
+        step = self._upload.tensors(rows)
+        # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
+        keep = step.logit_rows if rows.logit_rows else 1
+        logits = self._logits(step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
+        return logits[: len(rows.logit_rows)].float()
+
+    def _piece_window(self, rows: StepRows) -> int | None:
+        """Into pieces of how many keys the attention of few rows is cut; single rows the kernel cuts up itself."""
+        if rows.max_q == 1 or len(rows.token_ids) > MOST_ROWS:
+            return None
+        return window_for(rows.used_k, self._heads, self.processors)
+
+    def _recordable(self, step: StepTensors) -> torch.Tensor:
+        """What is recorded: float32 `(logit rows, vocabulary)`, those of all rows without picking them out."""
+        keep = step.logit_rows if len(step.logit_rows) < len(step.token_ids) else 0
+        return self._logits(step, keep, ArenaBatch(self.arena, self.kernel, step)).float()
+
+    def _logits(self, step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch) -> torch.Tensor:
+        if self.few_rows is not None and self.few_rows.fits(step):
+            return self.few_rows.logits(step, keep, batch)
+        logits: torch.Tensor = self.model(
+            input_ids=step.token_ids[None],
+            position_ids=step.positions[None],
+            logits_to_keep=keep,
+            use_cache=False,
+            packed=batch,
+        ).logits
+        return logits[0]

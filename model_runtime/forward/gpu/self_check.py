@@ -1,0 +1,66 @@
+"""What a forward must show on this very device before answers rest on it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from model_runtime.forward.gpu.arena_forward import ArenaForward
+from model_runtime.forward.probe import logits_gap
+from model_runtime.forward.transformers_forward import Feed, PackedForward
+from model_runtime.kv.slab import KVGeometry, KVSlab
+
+_LONG_TOKENS = 600  # long enough for a short turn behind it to be attended to in pieces
+_TURN_TOKENS = 20
+
+
+class SelfCheck:
+    """Two conversations, read together and continued by two decode steps, and a short turn behind a longer history:
+    their logits as each conversation gets them alone from slabs and torch's own attention. `most_tokens` bounds the
+    longer one."""
+
+    def __init__(self, model: PreTrainedModel, geometry: KVGeometry, most_tokens: int) -> None:
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        self._pair = [[(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]]
+        self._long = [(13 * i + i * i + 1) % vocabulary for i in range(min(_LONG_TOKENS, most_tokens))]
+        slabs = PackedForward(model)
+        self._pair_logits = torch.cat([slabs.run([Feed(KVSlab(geometry), ids, 1)]) for ids in self._pair])
+        self._long_logits = slabs.run([Feed(KVSlab(geometry), self._long, 1)])
+        weights_are_exact = all(t.dtype == torch.float32 for t in model.parameters() if t.is_floating_point())
+        self._is_exact = weights_are_exact and geometry.dtype == torch.float32
+
+    def passes(self, forward: ArenaForward) -> bool:
+        """Whether this forward gives them."""
+        return self.decodes_right(forward) and self.reads_turns_right(forward)
+
+    def decodes_right(self, forward: ArenaForward) -> bool:
+        """The two conversations alone."""
+        return self._agree(self._decoded(forward), self._pair_logits)
+
+    def reads_turns_right(self, forward: ArenaForward) -> bool:
+        """The short turn alone, as it comes first and when there was time to record it."""
+        return all(self._agree(found, self._long_logits) for found in self._turned(forward))
+
+    def _agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        gap, limit = logits_gap(found, expected, self._is_exact)
+        return gap <= limit
+
+    def _decoded(self, forward: ArenaForward) -> torch.Tensor:
+        kvs = [forward.arena.new_kv() for _ in self._pair]
+        forward.run([Feed(kv, ids[:-2], 0) for kv, ids in zip(kvs, self._pair, strict=True)])
+        for place in (-2, -1):
+            found = forward.run([Feed(kv, [ids[place]], 1) for kv, ids in zip(kvs, self._pair, strict=True)])
+        for kv in kvs:
+            kv.free()
+        return found
+
+    def _turned(self, forward: ArenaForward) -> list[torch.Tensor]:
+        kv, begin = forward.arena.new_kv(), max(1, len(self._long) - _TURN_TOKENS)
+        forward.run([Feed(kv, self._long[:begin], 0)])
+        found = []
+        for _ in range(2):
+            found.append(forward.run([Feed(kv, self._long[begin:], 1)]).clone())
+            kv.crop(begin)
+            forward.record_waiting()
+        kv.free()
+        return found

@@ -1,0 +1,227 @@
+"""Packed forwards of a Llama-, Qwen2- or Qwen3-like model through our own CPU kernels.
+
+A step of few rows (decoding, a short turn, a draft) is one call that runs outside Python and the GIL; many rows
+(reading) take a call every few layers, so that nobody waits long for an abort. Both append to the slabs that
+`PackedForward` uses, in float32 or float16, and compute in float32 what the model's own forward computes on the
+de-quantised weights. A row's numbers have the same bits however the rows around it are cut into steps: what is cached
+equals what is read again, float16 included, since nothing is attended to but what the slabs hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from model_runtime.architecture.decoder_layout import (
+    PROJECTIONS,
+    has_common_layout,
+    head_dim_of,
+    head_norms_of,
+    projections_of,
+)
+from model_runtime.architecture.shape_check import check_decoder_shapes
+from model_runtime.forward.attention import StepAborted
+from model_runtime.forward.transformers_forward import Feed, PackedForward
+from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.native.library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
+from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix, padded_rows
+
+EXACT_GAP = 1e-3  # standard deviations of the logits that sums in another order may cost
+HALF_GAP = 0.03  # that rows rounded to float16 may cost; 0.002 for the embedded model
+_LARGEST_HEAD_DIM = 256
+_TABLE_TOKENS = 2048
+_WRONG_SIZES = 2
+_LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores behind no history
+
+
+def runs_natively(model: PreTrainedModel) -> bool:
+    """Whether the kernels compute this very model: its layout, its activation, its attention, its matrices. Raises
+    `ModelLoadError` for one whose parts do not fit together."""
+    if not has_common_layout(model):
+        return False
+    config = model.config.get_text_config()
+    widths = (head_dim_of(config), config.hidden_size, config.intermediate_size)
+    matrices = [matrix for layer in model.model.layers for matrix in projections_of(layer).values()]
+    is_native = (
+        all(width % 32 == 0 for width in widths)
+        and head_dim_of(config) <= _LARGEST_HEAD_DIM
+        and all(isinstance(matrix, NativeLinear) for matrix in (*matrices, model.get_output_embeddings()))
+    )
+    if is_native:
+        check_decoder_shapes(model)
+    return is_native
+
+
+def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, own: KVGeometry) -> float:
+    """How far the logits of two conversations, read together and continued on rows of `own` dtype, lie from what each
+    gets alone from the model's own layers, in standard deviations: a compiler or a processor that we never saw must
+    show it first, and a model that its keys fit into float16."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    near, far = [(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]
+    slabs = [KVSlab(own), KVSlab(own)]
+    native.run([Feed(slabs[0], near[:-1], 0), Feed(slabs[1], far[:-1], 0)])
+    found = native.run([Feed(slabs[0], near[-1:], 1), Feed(slabs[1], far[-1:], 1)])
+    packed = PackedForward(model)
+    expected = torch.cat([packed.run([Feed(KVSlab(geometry), ids, 1)]) for ids in (near, far)])
+    return float(((found - expected) / expected.std()).abs().max())
+
+
+class NativeForward:
+    """Has the interface of `PackedForward`. Use from one thread only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
+        self.model = model
+        self.device = torch.device("cpu")
+        self._vocabulary = int(config.vocab_size)
+        self._layers = [_Layer(layer) for layer in model.model.layers]
+        self._head = _matrix(model.get_output_embeddings())
+        self._final_norm = _numbers(model.model.norm.weight)
+        self._positions = _Positions(model.model.rotary_emb, config.hidden_size)
+        self._kernels = self._head.kernels
+        self.kernel_name = f"Keepwarm's own (CPU, {torch.backends.cpu.get_cpu_capability()})"
+        self._structs = (LayerStruct * len(self._layers))(*(layer.struct() for layer in self._layers))
+        self._struct = ModelStruct(
+            self._structs,
+            self._final_norm.data_ptr(),
+            self._head.struct,
+            float(config.rms_norm_eps),
+            float(model.model.layers[0].self_attn.scaling),
+            *(len(self._layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads),
+            *(head_dim_of(config), config.intermediate_size, self._vocabulary),
+        )
+        self._slab_shape = (len(self._layers), config.num_key_value_heads, head_dim_of(config))
+
+    @torch.inference_mode()
+    def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        """As `PackedForward.run`."""
+        ids: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        spans = _Spans(len(feeds))
+        for feed in feeds:
+            past, tokens = feed.slab.length_tokens, len(feed.token_ids)
+            feed.slab.ensure_room(past + tokens)
+            self._check(feed.slab)
+            spans.add(feed.slab, len(ids), tokens, past)
+            ids.extend(feed.token_ids)
+            positions.extend(range(past, past + tokens))
+            wanted.extend(range(len(ids) - feed.logit_rows, len(ids)))
+        x = self.model.get_input_embeddings()(torch.tensor(ids)).contiguous()
+        cosine, sine = self._positions.at(positions)
+        logits = torch.empty(len(wanted), padded_rows(self._vocabulary, self._kernels))
+        layers_a_call = max(1, _LAYER_ROWS // len(ids))
+        for first in range(0, len(self._layers), layers_a_call):
+            if abort_if():
+                raise StepAborted
+            last = min(first + layers_a_call, len(self._layers))
+            self._run_layers(first, last, spans, x, cosine, sine, wanted, logits)
+        for feed in feeds:
+            feed.slab.appended(feed.token_ids)
+        return logits[:, : self._vocabulary]
+
+    def _run_layers(
+        self,
+        first: int,
+        last: int,
+        spans: _Spans,
+        x: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        wanted: list[int],
+        logits: torch.Tensor,
+    ) -> None:
+        failed = self._kernels.keepwarm_step(
+            *(ctypes.byref(self._struct), first, last, spans.structs, spans.count, x.shape[0]),
+            *(x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), (ctypes.c_int32 * len(wanted))(*wanted), len(wanted)),
+            *(logits.data_ptr(), torch.get_num_threads()),
+        )
+        if failed == _WRONG_SIZES:
+            raise RuntimeError("the sizes of a step do not fit together")
+        if failed:
+            raise torch.OutOfMemoryError("out of memory")
+
+    def _check(self, slab: KVSlab) -> None:
+        """The kernels write where a slab's pointers point."""
+        layers, kv_heads, dim = self._slab_shape
+        keys, values = slab.keys[-1], slab.values[-1]
+        is_right = len(slab.keys) == len(slab.values) == layers and keys.dtype in (torch.float32, torch.float16)
+        if not is_right or any((t.shape[0], t.shape[2]) != (kv_heads, dim) for t in (keys, values)):
+            raise RuntimeError("a slab is not of this model's shape")
+
+
+class _Layer:
+    """One layer's weights, held alive for the structs that point at them."""
+
+    def __init__(self, layer: Any) -> None:
+        for name, module in projections_of(layer).items():
+            setattr(self, name, _matrix(module))
+        self.input_norm = _numbers(layer.input_layernorm.weight)
+        self.attention_norm = _numbers(layer.post_attention_layernorm.weight)
+        self._head_norms = [None if norm is None else _numbers(norm.weight) for norm in head_norms_of(layer)]
+
+    query: NativeMatrix
+    key: NativeMatrix
+    value: NativeMatrix
+    output: NativeMatrix
+    gate: NativeMatrix
+    up: NativeMatrix
+    down: NativeMatrix
+
+    def struct(self) -> LayerStruct:
+        matrices: list[MatrixStruct] = [getattr(self, name).struct for name in PROJECTIONS]
+        norms = (self.input_norm, self.attention_norm, *self._head_norms)
+        return LayerStruct(*matrices, *(None if norm is None else norm.data_ptr() for norm in norms))
+
+
+class _Spans:
+    """Which rows belong to which slab, as the kernels take it."""
+
+    def __init__(self, count: int) -> None:
+        self.count = 0
+        self.structs = (SpanStruct * count)()
+        self._pointers: list[Any] = []
+
+    def add(self, slab: KVSlab, start: int, tokens: int, past_tokens: int) -> None:
+        pointers = [
+            (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+            for tensors in (slab.keys, slab.values)
+        ]
+        self._pointers += pointers  # ctypes keeps no reference to what a struct's pointer points at
+        self.structs[self.count] = SpanStruct(
+            *pointers, slab.capacity_tokens, start, tokens, past_tokens, slab.keys[0].dtype == torch.float16
+        )
+        self.count += 1
+
+
+class _Positions:
+    """The rotary tables of the positions seen so far, computed by the model's own module."""
+
+    def __init__(self, rotary: torch.nn.Module, hidden: int) -> None:
+        self._rotary, self._hidden = rotary, hidden
+        self._cosine = self._sine = torch.empty(0, 0)
+
+    def at(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, float32 `[len(positions), head_dim]` each."""
+        last = max(positions)
+        if last >= self._cosine.shape[0]:
+            count = max(_TABLE_TOKENS, 1 << last.bit_length())
+            places = torch.arange(count)[None]
+            cosine, sine = self._rotary(torch.empty(1, 1, self._hidden), places)
+            self._cosine, self._sine = cosine[0].contiguous(), sine[0].contiguous()
+        rows = torch.tensor(positions)
+        return self._cosine.index_select(0, rows), self._sine.index_select(0, rows)
+
+
+def _matrix(module: torch.nn.Module) -> NativeMatrix:
+    assert isinstance(module, NativeLinear)
+    assert module.matrix is not None
+    return module.matrix
+
+
+def _numbers(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().float().contiguous()

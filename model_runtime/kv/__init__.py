@@ -1,0 +1,1 @@
+"""The rows of one conversation, in a slab or in a file."""

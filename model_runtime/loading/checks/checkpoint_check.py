@@ -1,0 +1,108 @@
+"""Whether a checkpoint directory can be what its config says, before memory is taken for it.
+
+safetensors checks its own header (sizes, offsets, 100 MB at most, JSON nested at most 128 deep). What it cannot know is
+whether the config belongs to the tensors: transformers makes room for every weight that a config promises, and draws
+those at random that no file has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from model_runtime.architecture.shape_check import check_config
+from model_runtime.interface.errors import ModelLoadError
+
+INDEX_FILE = "model.safetensors.index.json"
+MOST_CONFIG_BYTES = 16 << 20
+_LAYER = re.compile(r"\.(?:layers|h|blocks|layer|block)\.(\d{1,6})\.")
+_TIED = 2  # an embedding that is also the head may be counted twice
+_SLACK_WEIGHTS = 1 << 20
+_LEAST_BITS = 1  # of a weight in any quantised checkpoint
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Raises `ModelLoadError`, or what transformers raises for a config that it does not know."""
+    weights, size_bytes, layers = 0, 0, set[int]()
+    for path in _weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    weights += math.prod(file.get_slice(name).get_shape())
+                    layers |= {int(match.group(1)) for match in _LAYER.finditer(name)}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelLoadError(f"{directory.name} cannot be loaded: {path.name} is damaged ({error}).") from error
+        size_bytes += path.stat().st_size
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    check_config(config, directory.name)
+    claimed_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(claimed_layers, int) and claimed_layers > max(layers, default=0) + 1:
+        raise ModelLoadError(
+            f"{directory.name} cannot be loaded: its config says it has {claimed_layers:,} layers, its files have "
+            f"weights of {max(layers, default=-1) + 1:,}."
+        )
+    with init_empty_weights(include_buffers=True):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    claimed = sum(parameter.numel() for parameter in model.parameters())
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    most = size_bytes * 8 // _LEAST_BITS if is_quantised else weights
+    if claimed > _TIED * most + _SLACK_WEIGHTS:
+        raise ModelLoadError(
+            f"{directory.name} cannot be loaded: its config describes a model of {claimed:,} weights, its files hold "
+            f"{weights:,}."
+        )
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The JSON object in a file. Raises `FileNotFoundError`, or `ModelLoadError`."""
+    try:
+        if path.stat().st_size > MOST_CONFIG_BYTES:
+            raise ModelLoadError(f"{path} is too large to be a model's description.")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except RecursionError:
+        raise ModelLoadError(f"{path} cannot be read: it is nested too deeply.") from None
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise ModelLoadError(f"{path} holds no model description.")
+    return found
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that transformers will read."""
+    whole = directory / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    try:
+        listed = read_config(directory / INDEX_FILE).get("weight_map")
+    except FileNotFoundError:
+        raise ModelLoadError(_no_weights(directory)) from None
+    names = set(listed.values()) if isinstance(listed, dict) else set()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (directory / name).is_file():
+            raise ModelLoadError(
+                f"{directory.name} cannot be loaded: its index names {str(name)[:80]!r}, which is not there."
+            )
+    if not names:
+        raise ModelLoadError(f"{directory.name} cannot be loaded: its index names no files.")
+    return [directory / name for name in sorted(names)]
+
+
+def _no_weights(directory: Path) -> str:
+    pickled = sorted(path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    reason = f"{directory.name} cannot be loaded: it has no weights in safetensors form"
+    if not pickled:
+        return f"{reason} (model.safetensors, or {INDEX_FILE} and its files)."
+    return (
+        f"{reason}. {pickled[0]} is a Python pickle, which can run any program when it is read, and is never read "
+        "here. Convert it to safetensors."
+    )

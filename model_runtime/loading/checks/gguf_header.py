@@ -1,0 +1,205 @@
+"""The header of a GGUF file, walked and bounded before any library reads it.
+
+The gguf library believes the lengths and counts that a file states: a declared array of 2^60 items keeps it busy for
+ever, one of a billion bytes takes hundreds of gigabytes. Here every length is held against the bytes that are left, and
+every tensor against the file's own layout (llama.cpp's `gguf_init_from_file` has the same rules): names once, offsets
+one behind the other, nothing overlapping, nothing outside.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from model_runtime.interface.errors import ModelLoadError
+
+MOST_ENTRIES = 65_536
+MOST_ARRAY_ITEMS = 2_097_152  # of all arrays together: 439,802 merges are the most that a known model has
+MOST_DIMENSIONS = 4
+MOST_NAME_BYTES = 1 << 16  # of keys, tensors, tokens
+MOST_WEIGHTS = 1 << 48
+_KEPT_NUMBERS = 1024  # longer arrays are counted only
+_DEFAULT_ALIGNMENT = 32
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_WEIGHT_TYPES = frozenset(
+    kind for kind in GGMLQuantizationType if kind.name not in ("I8", "I16", "I32", "I64", "Q8_1", "Q8_K")
+)
+
+
+class _Broken(Exception):
+    """What is wrong, as the end of a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """An array: how many items, and what they are where they are a few numbers."""
+
+    count: int
+    numbers: tuple[float, ...] = ()
+
+
+Value = int | float | bool | str | Items
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """`shape` as torch has it: outputs first."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What a file says of itself."""
+
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", ""))
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Raises `ModelLoadError` with what is wrong with the file."""
+    try:
+        if path.stat().st_size < 24:
+            raise _Broken("it is too short")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Walk(data).header()
+    except _Broken as problem:
+        raise ModelLoadError(f"{path.name} is no GGUF file, or incomplete: {problem}. Fetch it again.") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+class _Walk:
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data, self._place, self._items = data, 0, 0
+
+    def header(self) -> GgufHeader:
+        if self._bytes(4) != b"GGUF":
+            raise _Broken("it does not begin as one")
+        version = self._number("I")
+        if version not in (2, 3):
+            raise _Broken(f"its version is {version}, versions 2 and 3 in little-endian order are read")
+        tensor_count, entry_count = self._number("Q"), self._number("Q")
+        for what, count in (("tensors", tensor_count), ("entries", entry_count)):
+            if count > MOST_ENTRIES:
+                raise _Broken(f"it claims to have {count:,} {what}")
+        metadata: dict[str, Value] = {}
+        for _ in range(entry_count):
+            key = self._text(MOST_NAME_BYTES)
+            if key in metadata:
+                raise _Broken(f"its entry {key!r} is there twice")
+            metadata[key] = self._value(self._number("I"))
+        return GgufHeader(metadata, self._tensors(tensor_count, _alignment(metadata)))
+
+    def _tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        expected_offset = 0
+        for _ in range(count):
+            tensor, offset = self._tensor(), self._number("Q")
+            if tensor.name in tensors:
+                raise _Broken(f"its tensor {tensor.name!r} is there twice")
+            if offset != expected_offset:
+                raise _Broken(f"its tensor {tensor.name!r} does not lie where it should")
+            tensors[tensor.name] = tensor
+            end = offset + _size_bytes(tensor)
+            expected_offset = -(-end // alignment) * alignment
+            last_end = end
+        if not tensors:
+            raise _Broken("it has no tensors")
+        start = -(-self._place // alignment) * alignment
+        if start + last_end > len(self._data):
+            missing = start + last_end - len(self._data)
+            raise _Broken(f"{missing:,} bytes of its tensors are missing")
+        return tensors
+
+    def _tensor(self) -> TensorInfo:
+        name = self._text(MOST_NAME_BYTES)
+        dimensions = self._number("I")
+        if not 1 <= dimensions <= MOST_DIMENSIONS:
+            raise _Broken(f"its tensor {name!r} has {dimensions:,} dimensions")
+        sizes = [self._number("Q") for _ in range(dimensions)]
+        number = self._number("I")
+        if not all(sizes) or math.prod(sizes) > MOST_WEIGHTS:
+            raise _Broken(f"its tensor {name!r} has no possible size")
+        if number not in (int(kind) for kind in _WEIGHT_TYPES):
+            raise _Broken(f"its tensor {name!r} is of an unknown type ({number})")
+        kind = GGMLQuantizationType(number)
+        if sizes[0] % GGML_QUANT_SIZES[kind][0]:
+            raise _Broken(f"rows of its tensor {name!r} are no whole blocks of {kind.name}")
+        return TensorInfo(name, tuple(reversed(sizes)), kind)
+
+    def _value(self, kind: int) -> Value:
+        if kind == _STRING:
+            return self._text(len(self._data))
+        if kind == _ARRAY:
+            return self._array()
+        return self._scalar(kind)
+
+    def _array(self) -> Items:
+        kind, count = self._number("I"), self._number("Q")
+        self._items += count
+        if self._items > MOST_ARRAY_ITEMS:
+            raise _Broken(f"its lists claim to have more than {MOST_ARRAY_ITEMS:,} items")
+        if kind == _STRING:
+            for _ in range(count):
+                self._text(MOST_NAME_BYTES)
+            return Items(count)
+        if kind not in _SCALARS:
+            raise _Broken(f"a list in it is of an unknown type ({kind})")
+        if count > _KEPT_NUMBERS:
+            self._skip(count * struct.calcsize(_SCALARS[kind]))
+            return Items(count)
+        return Items(count, tuple(self._scalar(kind) for _ in range(count)))
+
+    def _scalar(self, kind: int) -> int | float | bool:
+        if kind not in _SCALARS:
+            raise _Broken(f"an entry in it is of an unknown type ({kind})")
+        value: int | float | bool = struct.unpack(f"<{_SCALARS[kind]}", self._bytes(struct.calcsize(_SCALARS[kind])))[0]
+        return value
+
+    def _number(self, code: str) -> int:
+        value: int = struct.unpack(f"<{code}", self._bytes(struct.calcsize(code)))[0]
+        return value
+
+    def _text(self, most_bytes: int) -> str:
+        length = self._number("Q")
+        if length > most_bytes:
+            raise _Broken(f"a name in it claims to have {length:,} bytes")
+        try:
+            return self._bytes(length).decode("utf-8")
+        except UnicodeDecodeError:
+            raise _Broken("a text in it is no UTF-8") from None
+
+    def _bytes(self, count: int) -> bytes:
+        start = self._place
+        self._skip(count)
+        return self._data[start : start + count]
+
+    def _skip(self, count: int) -> None:
+        if count > len(self._data) - self._place:
+            raise _Broken("it ends in the middle of its header")
+        self._place += count
+
+
+def _alignment(metadata: dict[str, Value]) -> int:
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+        raise _Broken("its alignment is no power of two")
+    return alignment
+
+
+def _size_bytes(tensor: TensorInfo) -> int:
+    block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+    return math.prod(tensor.shape) // int(block) * int(block_bytes)

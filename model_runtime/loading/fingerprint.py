@@ -1,0 +1,54 @@
+"""Names for weights and vocabularies: equal across starts, different whenever a KV or a ledger would be invalid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from model_runtime.interface.numerics import line
+from model_runtime.loading.sealed_directory import MANIFEST
+
+_SAMPLE_BYTES = 4096
+_SAMPLES = 64
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+def model_fingerprint(directory: Path, config: PretrainedConfig, **numerics: str) -> str:
+    """A line (`numerics.line`) with a checkpoint's weights and RoPE settings as hashes, and `numerics` as they are
+    (quantization, dtype, kernel).
+
+    A sealed directory is named by its checksums. Elsewhere names, sizes and samples of the weights are hashed: reading
+    everything would cost minutes for a large model.
+    """
+    digest = hashlib.sha256(b"kv1")  # for ever: the format has a version of its own (`segments.FORMAT_VERSION`)
+    manifest = directory / MANIFEST
+    if manifest.exists():
+        digest.update(manifest.read_bytes())
+    else:
+        for path in sorted(directory.iterdir()):
+            if path.suffix in _WEIGHT_SUFFIXES:
+                _sample(path, digest)
+    text_config = config.get_text_config()
+    names = ("rope_parameters", "sliding_window", "layer_types")
+    positions = {name: getattr(text_config, name, None) for name in names}
+    rope = hashlib.sha256(json.dumps(positions, sort_keys=True, default=str).encode())
+    return line(weights=digest.hexdigest()[:32], rope=rope.hexdigest()[:16], **numerics)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """32 hexadecimal digits for the vocabulary, its rules and the chat template."""
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
+    digest.update(json.dumps(tokenizer.chat_template, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+def _sample(path: Path, digest: hashlib._Hash) -> None:
+    size_bytes = path.stat().st_size
+    digest.update(f"{path.name}\0{size_bytes}\0".encode())
+    with path.open("rb") as handle:
+        for index in range(_SAMPLES):
+            handle.seek(max(0, size_bytes - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
+            digest.update(handle.read(_SAMPLE_BYTES))

@@ -1,0 +1,58 @@
+"""A loaded model, as the engine takes it: weights, tokenizer, and what is to be said about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from model_runtime.interface.drift import ColdDrift
+from model_runtime.interface.protocol import ModelInfo
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.kv.saved_rows import ColdRows
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """`model` is in eval mode on its device; `kv_dtype` is the dtype its attention layers see. `fingerprint` names the
+    weights, their quantization and dtype and the RoPE settings. `notes` are sentences for the start-up lines: what was
+    chosen, what is degraded and why."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    name: str
+    quantization: str
+    stop_token_ids: frozenset[int]
+    default_sampling: SamplingParams
+    kv_dtype: torch.dtype
+    weights_bytes: int
+    fingerprint: str
+    tokenizer_fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+def model_info(
+    loaded: LoadedModel,
+    kernel: str,
+    rows: ColdRows,
+    context_limit_tokens: int,
+    drift: ColdDrift | None,
+    notes: tuple[str, ...],
+) -> ModelInfo:
+    """What a person may know about the model as this engine runs it. `notes` are the engine's own, behind those of the
+    load."""
+    return ModelInfo(
+        name=loaded.name,
+        quantization=loaded.quantization,
+        kernel=kernel,
+        device=str(rows.geometry.device),
+        context_limit_tokens=context_limit_tokens,
+        kv_bytes_per_token=rows.geometry.bytes_per_token,
+        weights_bytes=loaded.weights_bytes,
+        fingerprint=rows.fingerprint(loaded.fingerprint, loaded.kv_dtype),
+        tokenizer_fingerprint=loaded.tokenizer_fingerprint,
+        default_sampling=loaded.default_sampling,
+        notes=(*loaded.notes, *notes),
+        cold_drift=drift,
+    )

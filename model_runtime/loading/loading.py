@@ -1,0 +1,229 @@
+"""From a name to a model that can be run: the embedded one, a directory, a GGUF file or a hub id."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import release_memory
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from model_runtime.interface.config import EMBEDDED, ModelConfig
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.loading.checkpoint import is_quantised, load_checkpoint, load_tokenizer
+from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
+from model_runtime.loading.fingerprint import model_fingerprint, tokenizer_fingerprint
+from model_runtime.loading.hub import hub_directory, looks_like_model_id
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.model_cache import converted_gguf, gguf_key, half_checkpoint, read_source
+from model_runtime.native import heap
+from model_runtime.weights.build import build_dequantised, build_packed
+from model_runtime.weights.kernel_choice import kernel_plan
+from model_runtime.weights.quantization import Precision, choose_precision, dtype_name
+
+Say = Callable[[str], None]
+_BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}
+_END_TOKENS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<turn|>"),
+    *("<|endoftext|>", "<|end_of_text|>", "<|end_of_sentence|>"),
+)
+# accelerate and transformers patch torch's classes while they build a model: two threads at once leave them patched.
+_ONE_AT_A_TIME = threading.Lock()
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where a model lies: a checkpoint directory, or a converted GGUF (`has_blocks` when on its own grid)."""
+
+    name: str
+    directory: Path
+    is_gguf: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    model: PreTrainedModel
+    directory: Path
+    quantization: str
+    kernel: str
+    notes: tuple[str, ...]
+
+
+def load_model(config: ModelConfig, say: Say) -> LoadedModel:
+    """Loads what `config` names; `say` hears what takes long. Raises `ModelLoadError` with a sentence for a person."""
+    with _ONE_AT_A_TIME:
+        start_s = time.monotonic()
+        loaded = _load(config, say)
+    _log.info("loaded model=%s precision=%s seconds=%.1f", loaded.name, loaded.quantization, time.monotonic() - start_s)
+    return loaded
+
+
+def unload(loaded: LoadedModel) -> None:
+    """Frees the weights, although `loaded` may still be referred to; the model cannot be used afterwards."""
+    for module in loaded.model.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors.update(dict.fromkeys(tensors))
+        release = getattr(module, "release", None)
+        if callable(release):
+            release()
+    release_memory()  # collects garbage, too
+    heap.give_back()
+
+
+def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
+    """The model's own limit, or less when less was asked for. Raises `ModelLoadError` when more was."""
+    own: object = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(own, int):
+        return asked_tokens or 4096
+    if asked_tokens is not None and asked_tokens > own:
+        raise ModelLoadError(f"{loaded.name} holds at most {own:,} tokens; {asked_tokens:,} were asked for.")
+    return asked_tokens or own
+
+
+def _load(config: ModelConfig, say: Say) -> LoadedModel:
+    device = _device(config.device)
+    try:
+        found = _find(config, say)
+        tokenizer = load_tokenizer(found.directory)
+        precision = choose_precision(
+            config.quantization, device, found.is_gguf, not found.is_gguf and is_quantised(found.directory)
+        )
+        weights = _load_weights(found, precision, device, config.cache_dir, say)
+    except ModelLoadError:
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"{config.model} does not fit into the memory of {device}. Choose --quantization nf4 or a smaller model."
+        ) from error
+    except Exception as error:  # the one border for what torch, transformers, gguf and the disk raise on broken input
+        raise ModelLoadError(f"{config.model} cannot be loaded: {_sentence(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what the tokenizers library raises where its Rust code panics
+            raise
+        raise ModelLoadError(f"{config.model} cannot be loaded: its tokenizer is damaged.") from error
+    return _describe(found, weights, tokenizer, precision)
+
+
+def _find(config: ModelConfig, say: Say) -> _Found:
+    name, cache_dir = config.model, config.cache_dir
+    if name == EMBEDDED:
+        key = f"{SMOLLM2.name}-{SMOLLM2.gguf_sha256[:12]}"
+        return _Found(SMOLLM2.name, converted_gguf(lambda: embedded_gguf(cache_dir, say), key, cache_dir, say), True)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        is_quantised(path)  # says what is wrong with a directory that holds no model
+        return _Found(path.resolve().name, path, False)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelLoadError(f"{name} is neither a directory nor a .gguf file.")
+        return _Found(path.stem, converted_gguf(lambda: path, gguf_key(path), cache_dir, say), True)
+    if not looks_like_model_id(name):
+        raise ModelLoadError(f"There is no file or directory {name}.")
+    return _Found(name, hub_directory(name, say), False)
+
+
+def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: Path, say: Say) -> _Weights:
+    source = read_source(found.directory) if found.is_gguf else None
+    chosen = (precision.note,) if precision.note else ()
+    notes = (*chosen, *(source.notes if source else ()))
+    if source is None or not source.has_blocks:
+        return _from_checkpoint(found.directory, precision, device, notes)
+    if precision.mode in _BITSANDBYTES:
+        return _from_checkpoint(half_checkpoint(found.directory, say), precision, device, notes)
+    kinds = "/".join(source.matrix_types)
+    dtype = precision.compute_dtype
+    if precision.mode == "shipped" and device == "cpu" and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types):
+        plan, sentence = kernel_plan(cache_dir, say)
+        label = f"4-bit ({kinds} as shipped)" if plan.packed else f"{kinds} de-quantised"
+        kernel = "own float32" if plan.kernels else f"int4 packed={plan.packed} above={dtype_name(plan.gemm_dtype)}"
+        return _Weights(build_packed(found.directory, plan), found.directory, label, kernel, (*notes, sentence))
+    model = build_dequantised(found.directory, dtype, device)
+    if precision.mode == "shipped":
+        notes += (f"The {kinds} weights run de-quantised in {dtype_name(dtype)} on {device}.",)
+    return _Weights(model, found.directory, f"{dtype_name(dtype)} (from {kinds})", dtype_name(dtype), notes)
+
+
+def _from_checkpoint(directory: Path, precision: Precision, device: str, notes: tuple[str, ...]) -> _Weights:
+    model = load_checkpoint(directory, precision, device)
+    dtype = dtype_name(precision.compute_dtype)
+    own = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
+    label = _BITSANDBYTES.get(precision.mode) or (f"{own} as shipped" if own else dtype)
+    return _Weights(model, directory, label, dtype, notes)
+
+
+def _describe(
+    found: _Found, weights: _Weights, tokenizer: PreTrainedTokenizerFast, precision: Precision
+) -> LoadedModel:
+    model, dtype = weights.model, precision.compute_dtype
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=found.name,
+        quantization=weights.quantization,
+        stop_token_ids=_stop_token_ids(model, tokenizer),
+        default_sampling=EMBEDDED_SAMPLING if found.name == SMOLLM2.name else _default_sampling(model),
+        kv_dtype=dtype,
+        weights_bytes=_weights_bytes(model),
+        fingerprint=model_fingerprint(
+            weights.directory,
+            model.config,
+            quantization=weights.quantization,
+            dtype=dtype_name(dtype),
+            kernel=weights.kernel,
+        ),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        notes=weights.notes,
+    )
+
+
+def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The ends the generation config, the config and the tokenizer know, and the usual ends of a chat turn."""
+    configs = (model.generation_config, model.config.get_text_config())
+    ids: set[int] = set()
+    for value in (*(getattr(config, "eos_token_id", None) for config in configs), tokenizer.eos_token_id):
+        ids |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+    vocabulary = tokenizer.get_vocab()
+    return frozenset(ids | {vocabulary[token] for token in _END_TOKENS if token in vocabulary})
+
+
+def _default_sampling(model: PreTrainedModel) -> SamplingParams:
+    """What the model's authors recommend, where they say so; values out of range are ignored."""
+    config, fallback = model.generation_config, SamplingParams()
+    wishes = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    try:
+        return SamplingParams(**{name: type(getattr(fallback, name))(v) for name, v in wishes.items() if v is not None})
+    except (TypeError, ValueError):
+        return fallback
+
+
+def _weights_bytes(model: PreTrainedModel) -> int:
+    """Bytes of every parameter and buffer, shared ones once, and of weights packed out of torch's sight."""
+    storages: dict[int, int] = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    hidden_bytes: int = sum(getattr(module, "hidden_bytes", 0) for module in model.modules())
+    return sum(storages.values()) + hidden_bytes
+
+
+def _device(asked: str | None) -> str:
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelLoadError("No CUDA device can be used here. Leave --device out, or choose cpu.")
+    return "cuda:0" if device == "cuda" else device
+
+
+def _sentence(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own, and code out of a model's directory is never run here."
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights do not have the shapes that its config describes."
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:300] if line.endswith(".") else f"{line[:300]}."

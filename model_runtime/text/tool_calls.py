@@ -1,0 +1,170 @@
+"""How a model writes calls of tools: its chat template is asked to write one, and answers are read the same way."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from model_runtime.interface.chat import ToolCall
+from model_runtime.interface.errors import TemplateRefused
+
+DEEPEST = 200  # far below where Python's JSON gives up, and far above what a function's arguments are
+_BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive, never failing: one pass over any text
+
+Render = Callable[..., str]  # (messages, tools=..., add_generation_prompt=...) -> the template's text
+
+_NAME, _KEY, _VALUE = "kwname", "kwkey", "kwvalue"
+_PROBE_CALL = {
+    "id": "kwcall001",  # nine letters and digits, which some templates insist on
+    "type": "function",
+    "function": {"name": _NAME, "arguments": {_KEY: _VALUE}},
+}
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "kwtool",
+        "description": "kwtool",
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """A call is a JSON object with "name" and `arguments_key`, between `begin` and `end`. Without a visible `begin` the
+    call (or a list of calls) is the whole answer."""
+
+    begin: str
+    end: str
+    arguments_key: str
+
+    def read(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
+        """(content, calls) of an answer; the whole text where something in it is no call after all."""
+        if not self.begin:
+            calls = self._calls(_json(text.strip()))
+            return ("", calls) if calls else (text, ())
+        content, *rest = text.split(self.begin)
+        found: list[ToolCall] = []
+        for piece in rest:
+            body = piece.rpartition(self.end)[0] if self.end and self.end in piece else piece
+            calls = self._calls(_json(body.strip()))
+            if not calls:
+                return text, ()
+            found += calls
+        return (content, tuple(found)) if found else (text, ())
+
+    def content_chars(self, text: str) -> int:
+        """How much of a growing answer is content whatever follows."""
+        if not self.begin:
+            return 0 if text.lstrip()[:1] in ("", "{", "[") else len(text)
+        place = text.find(self.begin)
+        if place >= 0:
+            return place
+        most = min(len(text), len(self.begin) - 1)
+        return len(text) - next((n for n in range(most, 0, -1) if self.begin.startswith(text[-n:])), 0)
+
+    def write(self, text: str, calls: Sequence[ToolCall]) -> str:
+        """The answer that `read` takes apart into these."""
+        bodies = [json.dumps({"name": c.name, self.arguments_key: _arguments(c)}, ensure_ascii=False) for c in calls]
+        if not self.begin:
+            return bodies[0] if len(bodies) == 1 else f"[{', '.join(bodies)}]"
+        return text + "\n".join(f"{self.begin}\n{body}\n{self.end}" for body in bodies)
+
+    def _calls(self, found: Any) -> tuple[ToolCall, ...]:
+        objects = found if isinstance(found, list) else [found]
+        calls = [self._call(one) for one in objects]
+        return tuple(call for call in calls if call) if all(calls) else ()
+
+    def _call(self, found: Any) -> ToolCall | None:
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+            return None
+        arguments = found.get(self.arguments_key, {})
+        if isinstance(arguments, str):
+            arguments = _json(arguments)
+        if not isinstance(arguments, dict):
+            return None
+        return ToolCall("", found["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def _arguments(call: ToolCall) -> Any:
+    """What stands in a call for its arguments: the object that they are, or the text where they are no JSON. Raises
+    `TemplateRefused`."""
+    if not call.arguments.strip():
+        return {}
+    if _is_nested_too_deeply(call.arguments):
+        raise TemplateRefused(f"The arguments of a call of {call.name[:80]!r} are nested too deeply.")
+    found = _json(call.arguments)
+    return call.arguments if found is None else found
+
+
+def probe_tool_format(render: Render, is_hidden: Callable[[str], bool]) -> ToolFormat | None:
+    """The format that the template writes, None when it does not show tools, or writes calls in another way than JSON.
+    `is_hidden`: whether a piece of text is a control token, which answers are shown without."""
+    user = {"role": "user", "content": "u"}
+    try:
+        if "kwtool" not in render([user], tools=[_PROBE_TOOL]):
+            return None
+        before = render([user], tools=[_PROBE_TOOL])
+        call = {"role": "assistant", "content": "", "tool_calls": [_PROBE_CALL]}
+        written = render([user, call], tools=[_PROBE_TOOL], add_generation_prompt=False)
+        ending = render([user, {"role": "assistant", "content": "kwtext"}], add_generation_prompt=False)
+    except (TemplateError, TypeError, ValueError, KeyError, RecursionError):
+        return None
+    closing = ending.rpartition("kwtext")[2]
+    shared = next((n for n, (a, b) in enumerate(zip(before, written, strict=False)) if a != b), len(before))
+    answer = written[shared:].removesuffix(closing)
+    for start in (n for n, letter in enumerate(answer) if letter in "{["):
+        found, end = _json_at(answer, start)
+        first = found[0] if isinstance(found, list) and found else found
+        if isinstance(first, Mapping) and first.get("name") == _NAME:
+            key = next((k for k, value in first.items() if isinstance(value, Mapping) and _KEY in value), None)
+            if key is None:
+                return None
+            begin = _mark(answer[:start], -1, is_hidden)
+            return ToolFormat(begin, _mark(answer[end:], 0, is_hidden) if begin else "", key)
+    return None
+
+
+def _mark(text: str, which: int, is_hidden: Callable[[str], bool]) -> str:
+    words = text.split()
+    return "" if not words or is_hidden(words[which]) else words[which]
+
+
+def _json(text: str) -> Any:
+    """None for what is no JSON, or nested more deeply than any call is: where Python gives up depends on who asks."""
+    if _is_nested_too_deeply(text):
+        return None
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _json_at(text: str, start: int) -> tuple[Any, int]:
+    try:
+        return json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None, start
+
+
+def _is_nested_too_deeply(text: str) -> bool:
+    """Whether more than `DEEPEST` brackets are open at once; those within strings do not count."""
+    depth = 0
+    for piece in _BRACKETS.finditer(text) if len(text) > DEEPEST else ():
+        mark = text[piece.start()]
+        if mark in "[{":
+            depth += 1
+            if depth > DEEPEST:
+                return True
+        elif mark in "]}":
+            depth -= 1
+    return False

@@ -1,0 +1,1 @@
+"""Threads that work while no one waits."""

@@ -1,0 +1,84 @@
+"""The thread that puts aside what only programs knew: conversations of nameless requests that were left long ago.
+
+A stateless client brings its history with every request, so nothing is lost to it but the time of one reading. All the
+same they go to the bin first, and a clock that jumped puts nothing there (`uptime`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+
+from sessions.errors import ConversationBusy, StoreError
+from sessions.store.tables.bin import Bin, Unused
+from sessions.store.tables.served_time import Clock, Uptime
+from sessions.turns.run import RunTable
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 600.0
+SHORTEST_INTERVAL_S = 1.0
+
+
+class Pruner:
+    """Looks at the start and every ten minutes. `let_go` frees the memory of a conversation inside its claim, before
+    and after it went to the bin. `keep_s` 0: nothing goes there."""
+
+    def __init__(
+        self,
+        bin_: Bin,
+        uptime: Uptime,
+        runs: RunTable,
+        let_go: Callable[[str, str], None],
+        keep_s: float,
+        clock: Clock,
+    ) -> None:
+        self._bin = bin_
+        self._uptime = uptime
+        self._runs = runs
+        self._let_go = let_go
+        self._keep_s = keep_s
+        self._clock = clock
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-pruner", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def prune(self) -> tuple[int, int]:
+        """How many went to the bin, and how many from there for good. Raises `StoreError`."""
+        seen = self._uptime.look()
+        unused = self._bin.unused(seen.observed_s, self._keep_s) if self._keep_s else []
+        if not seen.is_calm:
+            return 0, 0
+        count = sum(self._put_aside(one, seen.observed_s) for one in unused)
+        deleted = self._bin.delete_overdue(seen.observed_s)
+        if count or deleted:
+            log.info("conversations_pruned to_bin=%d deleted=%d", count, deleted)
+        return count, deleted
+
+    def _put_aside(self, one: Unused, observed_s: float) -> bool:
+        with contextlib.suppress(ConversationBusy):
+            if self._ended.is_set():
+                return False
+            with self._runs.claim(one.conversation_id):
+                if self._bin.put(one, observed_s, self._clock.wall()):
+                    self._let_go(one.owner_id, one.conversation_id)
+                    return True
+        return False
+
+    def _loop(self) -> None:
+        interval_s = min(INTERVAL_S, max(SHORTEST_INTERVAL_S, self._keep_s / 10)) if self._keep_s else INTERVAL_S
+        while not self._ended.is_set():
+            try:
+                self.prune()
+            except StoreError:
+                log.warning("conversations_not_pruned")
+            self._ended.wait(interval_s)

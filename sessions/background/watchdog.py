@@ -1,0 +1,132 @@
+"""Notices an engine that hangs or has died, and has it built anew.
+
+The runs it was at are failed with a sentence and everything on the device is given up: a thread that hangs may still
+write there. Conversations come back from their ledgers and their saved segments with the next turn; whoever waited in
+line goes on waiting.
+
+What counts is the silence that the watchdog was there for. A process that was stopped, a machine that slept, a
+container that got no processor time: none of them is an engine that hangs, and its steps take as long as that.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from model_runtime.interface.errors import ModelRuntimeError
+from model_runtime.interface.protocol import Engine, Pulse
+from sessions.awake import Starvation, join
+from sessions.memory.device.leases import Leases
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.5
+_LOOK_CLOSELY_S = 0.05  # once the engine has been at one thing for longer than two looks
+_TRY_AGAIN_AFTER_S = 10.0
+_PATIENCE = 10.0  # times what a step was expected to take
+_LATE = 2.0  # a look that comes later than so many times its interval was held up, and the engine with it
+
+
+class Silence:
+    """How long the engine has been at one thing, without the time for which this process was stopped or starved. `look`
+    belongs to one thread, `of` to any."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        starvation: Starvation | None = None,
+    ) -> None:
+        self._clock = clock
+        self._starvation = starvation or Starvation()
+        self._seen = (clock(), 0.0, _LATE * _LOOK_EVERY_S)  # when, the silence then, what may pass until the next look
+
+    def of(self, pulse: Pulse) -> float:
+        """The silence now."""
+        looked_at, silent_s, most_s = self._seen
+        return min(pulse.busy_s, silent_s + min(self._clock() - looked_at, most_s))
+
+    def look(self, pulse: Pulse) -> float:
+        """Goes on from here. The seconds until the next look."""
+        silent_s, is_close = self.of(pulse), pulse.busy_s > _LATE * _LOOK_EVERY_S
+        if is_close:
+            starved_s = self._starvation.look()
+            silent_s = max(min(self._seen[1], pulse.busy_s), silent_s - starved_s)
+        else:
+            self._starvation.forget()
+        wait_s = min(_LOOK_CLOSELY_S, _LOOK_EVERY_S) if is_close else _LOOK_EVERY_S
+        self._seen = (self._clock(), silent_s, _LATE * wait_s)
+        return wait_s
+
+
+class Watchdog:
+    """`on_rebuilt` gets the owner and id of every conversation whose memory on the device was given up."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        leases: Leases,
+        hang_after_s: float,
+        on_rebuilt: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._leases = leases
+        self._hang_after_s = hang_after_s
+        self._on_rebuilt = on_rebuilt
+        self._lost: list[tuple[str, str]] = []
+        self._is_well = True
+        self._silence = Silence(clock)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-watchdog", daemon=True)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the engine answers, as far as is known."""
+        pulse = self._engine.pulse()
+        return self._is_well and not self._is_stuck(pulse, self._silence.of(pulse))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Before the engine is closed: that would look like a death."""
+        self._closed.set()
+        join(self._thread, timeout_s)
+
+    def _is_stuck(self, pulse: Pulse, silent_s: float) -> bool:
+        return not pulse.is_alive or silent_s > self._hang_after_s + _PATIENCE * pulse.expected_s
+
+    def _loop(self) -> None:
+        wait_s = _LOOK_EVERY_S
+        while not self._closed.wait(wait_s):
+            pulse = self._engine.pulse()
+            wait_s = self._silence.look(pulse)
+            if self._is_stuck(pulse, self._silence.of(pulse)) and not self._rebuild(pulse):
+                wait_s = _TRY_AGAIN_AFTER_S
+
+    def _rebuild(self, pulse: Pulse) -> bool:
+        log.error(
+            "engine_given_up alive=%s busy_s=%.1f expected_s=%.1f", pulse.is_alive, pulse.busy_s, pulse.expected_s
+        )
+        started = time.monotonic()
+        self._is_well = False
+        self._lost += self._leases.give_up()
+        try:
+            self._engine.rebuild()
+        except ModelRuntimeError as error:
+            log.error("engine_not_rebuilt error=%s", error)
+            return False
+        except Exception:
+            log.exception("engine_not_rebuilt")
+            return False
+        self._leases.resume()
+        log.warning("engine_rebuilt seconds=%.2f", time.monotonic() - started)
+        lost, self._lost = self._lost, []
+        try:
+            for owner_id, conversation_id in lost:
+                self._on_rebuilt(owner_id, conversation_id)
+        finally:
+            self._is_well = True  # only now: whoever finds it well finds what happened in the log too
+        return True

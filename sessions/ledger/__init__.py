@@ -1,0 +1,1 @@
+"""Pure functions: messages to exact token ids, and the hashes of histories."""

@@ -1,0 +1,203 @@
+"""The KVs on the device: what each conversation holds, and leases that no run waits for. The line is in `leases`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from model_runtime.interface.protocol import KV, Engine
+from sessions.memory.device.fair_queue import Line
+from sessions.memory.device.pins import Pins
+from sessions.memory.device.slots import Holding, Lease, Loss, Slot
+
+
+class Held:
+    """Every method may be called from any thread."""
+
+    def __init__(self, engine: Engine, budget_bytes: int, pins: Pins) -> None:
+        self.budget_bytes = budget_bytes
+        self.pins = pins
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._slots: dict[str, Slot] = {}
+        self._line = Line()
+        self._losses: dict[str, Loss] = {}
+        self._closed = False
+        self._is_suspended = False
+
+    def give_up(self) -> list[tuple[str, str]]:
+        """The engine is gone, and all KVs with it. Nothing is granted until `resume`. The owners and conversations."""
+        with self._changed:
+            self._is_suspended = True
+            lost = [(slot.owner_id, slot.conversation_id) for slot in self._slots.values() if not slot.given_up]
+            for slot in list(self._slots.values()):
+                slot.given_up = True
+                if not (slot.leased or slot.leaving):
+                    self._lose(slot)
+            return lost
+
+    def resume(self) -> None:
+        """There is an engine again."""
+        with self._changed:
+            self._is_suspended = False
+            self._changed.notify_all()
+
+    def _lose(self, slot: Slot) -> None:
+        del self._slots[slot.conversation_id]
+        self._losses[slot.conversation_id] = Loss.ENGINE
+        self._changed.notify_all()
+
+    def reserve(
+        self, conversation_id: str, owner_id: str, promised_bytes: int, make_way: Callable[[], None] | None = None
+    ) -> Lease | None:
+        """A lease that no run waits for, where nobody waits and there is free room: for a restore into an empty KV, or
+        with `make_way` for idle work behind what the KV holds, while no run is at work. `make_way` is called under the
+        lock when somebody comes; `settle` must then follow at once."""
+        with self._changed:
+            if not self.has_room(conversation_id, promised_bytes, make_way is not None):
+                return None
+            if not self.pins.may_hold(conversation_id, promised_bytes):
+                return None
+            own = self._slots.get(conversation_id)
+            slot = own or Slot(conversation_id, owner_id, self._engine.new_kv())
+            assert slot.owner_id == owner_id, "a KV of another owner"
+            self._slots[conversation_id] = slot
+            slot.leased = slot.warming = True
+            slot.promised_bytes, slot.unwanted, slot.make_way = promised_bytes, False, make_way or slot.make_way
+            held = slot.kv.length_tokens
+            ids = slot.held_ids[:held]
+            return Lease(conversation_id, slot.kv, held, own is None, None, ids, promised_bytes, slot.ahead_from)
+
+    def has_room(self, conversation_id: str, promised_bytes: int, is_idle_work: bool = False) -> bool:
+        """Whether `reserve` would give a lease now."""
+        with self._changed:
+            own = self._slots.get(conversation_id)
+            if self._closed or self._is_suspended or self._line or (own is not None and (own.leased or own.leaving)):
+                return False
+            if is_idle_work and (self._running_count() or (own is not None and own.unsaved_until > time.monotonic())):
+                return False
+            if not is_idle_work and own is not None and own.kv.length_tokens:
+                return False
+            own_bytes = own.held_bytes if own is not None else 0
+            held_bytes = sum(slot.held_bytes for slot in self._slots.values())
+            return held_bytes + max(0, promised_bytes - own_bytes) <= self.budget_bytes
+
+    def wait_quiet(self, timeout_s: float) -> bool:
+        """Waits until no run is at work or in line. False when the time is over before, or after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not (self._line or self._running_count()), timeout_s)
+            return not (self._closed or self._line or self._running_count())
+
+    def idle(self, conversation_id: str) -> tuple[KV, tuple[int, ...]] | None:
+        """An idle conversation's KV and the ids it holds; None when there is nothing to save. Idle work on it ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_warming(conversation_id))
+            slot = self._slots.get(conversation_id)
+            if slot is None or slot.leased or slot.leaving or not slot.kv.length_tokens:
+                return None
+            return slot.kv, slot.held_ids[: slot.kv.length_tokens]
+
+    def borrow(self, conversation_id: str) -> Lease | None:
+        """A lease for looking at an idle KV, which gives way like a reserved one. None when there is nothing in it."""
+        with self._changed:
+            if self.idle(conversation_id) is None:
+                return None
+            slot = self._slots[conversation_id]
+            slot.leased, slot.warming, slot.unwanted = True, True, False
+            held = slot.kv.length_tokens
+            return Lease(conversation_id, slot.kv, held, False, None, slot.held_ids, ahead_from=slot.ahead_from)
+
+    def others(self, owner_id: str, conversation_id: str) -> list[tuple[str, KV, tuple[int, ...]]]:
+        """The owner's other conversations on the device: their KVs, and the ids that each held when it was last given
+        back. The engine knows whether it still does."""
+        with self._changed:
+            return [
+                (slot.conversation_id, slot.kv, slot.held_ids)
+                for slot in self._slots.values()
+                if slot.owner_id == owner_id and slot.conversation_id != conversation_id and not slot.leaving
+            ]
+
+    def must_yield(self, lease: Lease) -> bool:
+        """Whether a reserved lease is in somebody's way."""
+        with self._changed:
+            return self._closed or bool(self._line) or self._slots[lease.conversation_id].unwanted
+
+    def settle(
+        self,
+        lease: Lease,
+        held_ids: tuple[int, ...] = (),
+        unsaved_for_s: float = 0.0,
+        loss: Loss | None = None,
+        ahead_from: int | None = None,
+    ) -> None:
+        """Gives the KV back. It stays on the device until the room is needed, `unsaved_for_s` at least unless it is
+        `staged` or dropped by hand before. `loss`: why what was in it is gone. `ahead_from`: as in `Lease`."""
+        with self._changed:
+            slot = self._slots[lease.conversation_id]
+            assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
+            if slot.given_up:
+                self._lose(slot)
+                return
+            was_warming, slot.warming = slot.warming, False
+            slot.make_way, slot.ahead_from = lambda: None, ahead_from
+            slot.leased, slot.promised_bytes = False, 0
+            slot.last_used_at, slot.last_used_s = time.time(), time.monotonic()
+            slot.holds(held_ids)
+            slot.unsaved_until = time.monotonic() + unsaved_for_s
+            self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
+            if was_warming and not slot.kv.allocated_bytes:
+                del self._slots[lease.conversation_id]  # nothing came of it
+            if loss is not None:
+                self._losses[lease.conversation_id] = loss
+            self._changed.notify_all()
+
+    def look_again(self) -> None:
+        """Something outside changed what may go, a pin for one."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def staged(self, conversation_id: str, kv: KV) -> None:
+        """The writer has what it needs of this KV."""
+        with self._changed:
+            slot = self._slots.get(conversation_id)
+            if slot is not None and slot.kv is kv:
+                slot.unsaved_until = 0.0
+                self._changed.notify_all()
+
+    def saved(self, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> None:
+        """The rows of these ids are on disk, staged for it, or just came from there."""
+        with self._changed:
+            slot = self._slots.get(conversation_id)
+            if slot is not None and slot.kv is kv:
+                slot.saved(ids)
+
+    def went_for_room(self, conversation_id: str) -> bool:
+        """Whether its KV was freed for others, and nothing came of it since."""
+        with self._changed:
+            return conversation_id not in self._slots and self._losses.get(conversation_id) is Loss.FOR_ROOM
+
+    def holdings(self) -> dict[str, Holding]:
+        """Everybody's, by conversation."""
+        with self._changed:
+            return {
+                slot.conversation_id: Holding(
+                    tokens=slot.kv.length_tokens,
+                    used_bytes=(used_bytes := slot.kv.allocated_bytes),
+                    reserved_bytes=max(0, slot.promised_bytes - used_bytes),
+                    last_used_at=slot.last_used_at,
+                )
+                for slot in self._slots.values()
+            }
+
+    def _running_count(self) -> int:
+        return sum(slot.leased and not slot.warming for slot in self._slots.values())
+
+    def _is_warming(self, conversation_id: str) -> bool:
+        """Whether it is leased without a run; then that is told to end soon."""
+        slot = self._slots.get(conversation_id)
+        if slot is None or not slot.warming:
+            return False
+        slot.unwanted = True
+        slot.make_way()
+        return True

@@ -1,0 +1,239 @@
+"""Who holds a KV on the device, and who may use one: room is promised before a run starts, and owners who wait for it
+take turns.
+
+At every moment the bytes that are held and the bytes that are promised together stay within the budget:
+`sum(max(allocated, promised if leased else 0)) <= budget`. A dropped KV counts until the engine has freed it.
+
+Nobody blocks while holding the lock: the engine's `release` waits for the engine thread, so it is called outside, with
+the KV marked as leaving. One thread grants; a run that waits holds nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from model_runtime.interface.protocol import KV, Engine
+from sessions.errors import CacheFull, ConversationBusy
+from sessions.memory.device.guaranteed_shares import Shares, shares_of
+from sessions.memory.device.held_kvs import Held
+from sessions.memory.device.pins import Pins
+from sessions.memory.device.slots import Dropped, Exits, Holding, Lease, Loss, Nowhere, Slot, Ticket
+from sessions.memory.eviction import Candidate, choose_victims
+from sessions.text import mib
+from sessions.types import Tier
+
+__all__ = ["Dropped", "Holding", "Lease", "Leases", "Loss", "Ticket"]
+
+log = logging.getLogger(__name__)
+
+
+class Leases(Held):
+    """The line, and the room that is made for it. Every method may be called from any thread except the engine's."""
+
+    def __init__(
+        self, engine: Engine, budget_bytes: int, on_dropped: Callable[[Dropped], None], pins: Pins | None = None
+    ) -> None:
+        super().__init__(engine, budget_bytes, pins or Pins(engine, budget_bytes, lambda conversation_id: False))
+        self._on_dropped = on_dropped
+        self.exits: Exits = Nowhere()
+        self._surrendered: list[Dropped] = []  # to be told from a thread that may wait for the database
+        self._thread = threading.Thread(target=self._serve, name="keepwarm-leases", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Grants nothing more. KVs stay with the engine, which frees them when it is closed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def refuse_hopeless(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
+        """Raises `CacheFull` with the numbers when others' guaranteed shares and pins leave too little for a turn."""
+        with self._changed:
+            shares = self._shares(owner_id, conversation_id)
+        if promised_bytes > shares.most_bytes:
+            raise CacheFull(_hopeless(promised_bytes, shares.most_bytes, self.budget_bytes))
+
+    def surrender(self) -> list[KV]:
+        """The device refused memory: every idle KV that is not pinned, to be freed by the engine at once. On the engine
+        thread, for which nobody waits with the lock."""
+        with self._changed:
+            idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s.conversation_id in self.pins)]
+            for slot in idle:
+                del self._slots[slot.conversation_id]
+                self._losses[slot.conversation_id] = Loss.FOR_ROOM
+            given = [slot for slot in idle if slot.kv.allocated_bytes]
+            self._surrendered += [_dropped(s, Tier.DISK if s.saved_tokens else Tier.COLD) for s in given]
+            self._changed.notify_all()
+            return [slot.kv for slot in given]
+
+    def enter(self, ticket: Ticket) -> None:
+        """Joins the line."""
+        with self._changed:
+            self._line.enter(ticket)
+            for slot in self._slots.values():
+                slot.make_way()
+            self._changed.notify_all()
+
+    def leave(self, ticket: Ticket) -> bool:
+        """Leaves the line. True when the ticket was still waiting, and then it is never granted."""
+        with self._changed:
+            has_left = self._line.leave(ticket)
+            self._changed.notify_all()
+            return has_left
+
+    def drop(self, conversation_id: str) -> int:
+        """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
+        `ConversationBusy` when a run uses it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._is_leaving(conversation_id) or self._is_warming(conversation_id)))
+            slot = self._slots.get(conversation_id)
+            if slot is None:
+                return 0
+            if slot.leased:
+                raise ConversationBusy("An answer is being written with this memory. Stop it or wait for it to end.")
+            slot.leaving = True
+        return self._free(slot, Loss.BY_HAND)
+
+    def forget(self, conversation_id: str) -> None:
+        """Frees the KV of a conversation that is being deleted."""
+        self.pins.unpin(conversation_id)
+        self.drop(conversation_id)
+        with self._changed:
+            self._losses.pop(conversation_id, None)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while (step := self._next_step()) is None and not self._closed:
+                    self._changed.wait(self._patience_s())
+                if self._closed or step is None:
+                    return
+            try:
+                step()
+            except Exception:
+                log.exception("lease_step_failed")
+
+    def _next_step(self) -> Callable[[], None] | None:
+        """What can be done for the first in line who may run, None for nothing. Nobody overtakes them, so they cannot
+        starve: idle KVs are dropped for them, leased ones come back, and what they were promised fits the budget alone.
+        """
+        if self._surrendered:
+            return partial(self._on_dropped, self._surrendered.pop(0))
+        if self._is_suspended:
+            return None
+        running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.warming]
+        ticket = self._line.first(running, self._engine.max_concurrent)
+        if ticket is None:
+            return None
+        own = self._slots.get(ticket.conversation_id)
+        if own is not None and (own.leased or own.leaving):
+            return None
+        own_bytes = own.held_bytes if own is not None else 0
+        held_bytes = sum(slot.held_bytes for slot in self._slots.values())
+        needed_bytes = held_bytes + max(0, ticket.promised_bytes - own_bytes) - self.budget_bytes
+        if needed_bytes <= 0:
+            return self._grant(ticket, own)
+        shares = self._shares(ticket.owner_id, ticket.conversation_id)
+        victims = self._choose(needed_bytes, own, ticket.owner_id, shares)
+        for slot in victims:
+            slot.leaving = True
+        if victims:
+            return partial(self._make_room, victims)
+        now = time.monotonic()
+        is_moving = any(s.leased or s.leaving or s.unsaved_until > now for s in self._slots.values())
+        if is_moving or ticket.promised_bytes <= shares.most_bytes:
+            return None
+        self._line.leave(ticket)  # others came and went since it was let in, and what they hold is theirs
+        return partial(ticket.refused, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
+
+    def _shares(self, owner_id: str, conversation_id: str) -> Shares:
+        asking = (owner_id, conversation_id)
+        return shares_of(
+            [*self._slots.values()], self._line.owners, asking, self.budget_bytes, self.pins, time.monotonic()
+        )
+
+    def _patience_s(self) -> float | None:
+        """How long until an unsaved KV may go after all; None when nobody waits for one."""
+        now = time.monotonic()
+        left = [s.unsaved_until - now for s in self._slots.values() if s.unsaved_until > now and not s.leased]
+        return min(left) if left and self._line else None
+
+    def _choose(self, needed_bytes: int, own: Slot | None, owner_id: str, shares: Shares) -> list[Slot]:
+        now = time.monotonic()
+        idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s is own or s.unsaved_until > now)]
+        idle = [s for s in idle if s.conversation_id not in self.pins]
+        # What is leaving already will be room in a moment: wait for it instead of dropping more.
+        needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
+        candidates = [
+            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self.exits.lost_s(s))
+            for s in idle
+        ]
+        chosen = choose_victims(candidates, needed_bytes, owner_id, shares.held_bytes, shares.share_bytes)
+        return [self._slots[candidate.conversation_id] for candidate in chosen or ()]
+
+    def _grant(self, ticket: Ticket, slot: Slot | None) -> Callable[[], None]:
+        if slot is None:
+            slot = Slot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
+            self._slots[ticket.conversation_id] = slot
+        # A KV belongs to one conversation of one owner for all its life.
+        assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
+        self._line.leave(ticket)
+        is_new, slot.used = not slot.used, True
+        slot.leased, slot.promised_bytes = True, ticket.promised_bytes
+        loss = self._losses.pop(ticket.conversation_id, None)
+        held = slot.kv.length_tokens
+        ids = slot.held_ids[:held]
+        promised_bytes = ticket.promised_bytes
+        lease = Lease(ticket.conversation_id, slot.kv, held, is_new, loss, ids, promised_bytes, slot.ahead_from)
+        return partial(ticket.granted, lease)
+
+    def _make_room(self, victims: list[Slot]) -> None:
+        for slot in victims:
+            started = time.perf_counter()
+            kept_on = Tier.COLD
+            try:
+                kept_on = self.exits.leaving(slot)
+            except Exception:  # what is not kept is read again; the line must go on
+                log.exception("kv_not_kept conversation=%s", slot.conversation_id)
+            dropped = _dropped(slot, kept_on)
+            self._free(slot, Loss.FOR_ROOM)
+            self._on_dropped(replace(dropped, seconds=time.perf_counter() - started))
+
+    def _free(self, slot: Slot, loss: Loss) -> int:
+        freed_bytes = slot.kv.allocated_bytes
+        try:
+            self._engine.release(slot.kv)
+        except Exception:  # a dead engine holds no memory; the line must go on
+            log.exception("kv_release_failed conversation=%s", slot.conversation_id)
+        with self._changed:
+            del self._slots[slot.conversation_id]
+            self._losses[slot.conversation_id] = loss
+            self._changed.notify_all()
+        log.info("kv_dropped conversation=%s bytes=%d why=%s", slot.conversation_id, freed_bytes, loss.name)
+        return freed_bytes
+
+    def _is_leaving(self, conversation_id: str) -> bool:
+        slot = self._slots.get(conversation_id)
+        return slot is not None and slot.leaving
+
+
+def _dropped(slot: Slot, kept_on: Tier) -> Dropped:
+    lost_tokens = 0 if kept_on is Tier.HOST else slot.unsaved_tokens
+    return Dropped(slot.conversation_id, slot.owner_id, slot.kv.allocated_bytes, kept_on, lost_tokens=lost_tokens)
+
+
+def _hopeless(promised_bytes: int, most_bytes: int, budget_bytes: int) -> str:
+    return (
+        f"This turn may need {mib(promised_bytes)} of memory; of the {mib(budget_bytes)} budget, "
+        f"{mib(max(0, most_bytes))} are not pinned or guaranteed to other users. Lower the limit of new tokens, start "
+        "a new conversation, or start the server with a larger --device-kv-budget."
+    )

@@ -1,0 +1,76 @@
+"""Shared beginnings: what another conversation of the same owner holds on the device is copied, not read again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from model_runtime.interface.errors import ModelRuntimeError
+from model_runtime.interface.protocol import KV, Engine
+from sessions.ledger.ledger import common_prefix
+from sessions.memory.device.leases import Leases
+
+log = logging.getLogger(__name__)
+
+LEAST_TOKENS = 64  # less is read in the time that a step takes
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Rows `start_tokens..end_tokens` of a KV were copied from that conversation's."""
+
+    conversation_id: str
+    start_tokens: int
+    end_tokens: int
+
+
+class Beginnings:
+    """Any thread but the engine's. What was copied into a KV ahead of a message is remembered for its receipt."""
+
+    def __init__(self, engine: Engine, leases: Leases) -> None:
+        self._engine = engine
+        self._leases = leases
+        self._lock = threading.Lock()
+        self._copied: dict[str, tuple[KV, Shared]] = {}
+
+    def held_tokens(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> int:
+        """How much of the beginning of `ids` another KV of this owner holds."""
+        best = self._best(owner_id, conversation_id, ids)
+        return best[0] if best is not None else 0
+
+    def copy(self, owner_id: str, conversation_id: str, kv: KV, ids: tuple[int, ...], known_tokens: int) -> None:
+        """Brings the longest beginning of `ids` that another KV of this owner holds into a leased KV, if that has
+        `LEAST_TOKENS` less of it; `known_tokens` it has for sure. Waits for the engine's step. Never raises: what could
+        not be copied is read."""
+        best = self._best(owner_id, conversation_id, ids)
+        if best is None or best[0] - known_tokens < LEAST_TOKENS:
+            return
+        end, other_id, other = best
+        try:
+            start, end = self._engine.copy_beginning(other, kv, ids[:end], LEAST_TOKENS)
+        except ModelRuntimeError as error:
+            log.warning("beginning_not_copied conversation=%s error=%s", conversation_id, error)
+            return
+        if end:
+            log.info("beginning_copied conversation=%s from=%s tokens=%d", conversation_id, other_id, end - start)
+            with self._lock:
+                self._copied[conversation_id] = (kv, Shared(other_id, start, end))
+
+    def _best(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> tuple[int, str, KV] | None:
+        """(tokens, conversation, its KV)."""
+        return max(
+            (
+                (common_prefix(held_ids[: len(ids)], ids), other_id, other)
+                for other_id, other, held_ids in self._leases.others(owner_id, conversation_id)
+                if held_ids[:LEAST_TOKENS] == ids[:LEAST_TOKENS]
+            ),
+            key=lambda found: found[0],
+            default=None,
+        )
+
+    def taken(self, conversation_id: str, kv: KV) -> Shared | None:
+        """What was copied into this KV since its last turn. Told once."""
+        with self._lock:
+            copied = self._copied.pop(conversation_id, None)
+        return copied[1] if copied is not None and copied[0] is kv else None

@@ -1,0 +1,1 @@
+"""Moving a KV: save, restore, park, prefetch."""

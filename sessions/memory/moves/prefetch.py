@@ -1,0 +1,73 @@
+"""Bringing a conversation's saved KV back before its turn, into room that nobody needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from model_runtime.interface.protocol import Engine
+from sessions.memory.device.leases import Leases
+from sessions.memory.moves.restore import Restored, Restorer, Urgency, Wish
+from sessions.memory.saved.saved_kvs import Cold
+
+
+class Warmer:
+    """Any thread but the engine's. `restore` grants a wish on the restorer's thread and never raises."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        leases: Leases,
+        cold: Cold,
+        restorer: Restorer,
+        restore: Callable[[Wish], Restored],
+    ) -> None:
+        self._engine = engine
+        self._leases = leases
+        self._cold = cold
+        self._restorer = restorer
+        self._restore = restore
+        self._warming: set[str] = set()
+        self._warming_lock = threading.Lock()
+
+    def warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...]) -> bool:
+        """Begins to restore a conversation in whose KV nothing is, if there is free room. False when it does not."""
+        if not self._cold.is_on or not ledger or not self._has_saved(owner_id, conversation_id):
+            return False
+        with self._warming_lock:
+            if conversation_id in self._warming:
+                return True
+            promised_bytes = self._engine.kv_bytes(len(ledger))
+            if not self._leases.has_room(conversation_id, promised_bytes):
+                return False
+            self._warming.add(conversation_id)
+        self._restorer.put(Urgency.AHEAD, lambda: self._warm(owner_id, conversation_id, ledger, promised_bytes))
+        return True
+
+    def _has_saved(self, owner_id: str, conversation_id: str) -> bool:
+        cold = self._cold
+        in_memory = cold.host.of_conversation(conversation_id) or cold.staged.of_conversation(conversation_id)
+        return bool(in_memory) or conversation_id in cold.disk.by_conversation(owner_id)
+
+    def _warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], promised_bytes: int) -> None:
+        with self._warming_lock:
+            self._warming.discard(conversation_id)
+        lease = self._leases.reserve(conversation_id, owner_id, promised_bytes)
+        if lease is None:
+            return
+        restored = Restored()
+        try:
+            restored = self._restore(
+                Wish(
+                    owner_id=owner_id,
+                    conversation_id=conversation_id,
+                    kv=lease.kv,
+                    ledger=ledger,
+                    useful_tokens=0,
+                    promised_bytes=promised_bytes,
+                    must_stop=lambda: self._leases.must_yield(lease),
+                )
+            )
+        finally:
+            # What it holds of other branches' ends is cropped by the next turn; these ids are the useful ones.
+            self._leases.settle(lease, ledger[: restored.tokens])

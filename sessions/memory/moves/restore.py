@@ -1,0 +1,177 @@
+"""Bringing saved KVs back: whether that is worth it, and doing it, on a thread of its own.
+
+Neither the engine's thread nor the leases' lock waits for the disk: files are read ahead of their copy to the device,
+and all that have come meanwhile are copied between the same two steps. A restore ends early, between two segments, when
+its run is stopped; what the KV holds then is a whole prefix of the ledger.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from model_runtime.interface.errors import ModelRuntimeError, SnapshotGone, SnapshotRefused
+from model_runtime.interface.protocol import KV, Engine
+from sessions.awake import join
+from sessions.memory.moves.segment_reader import Arrivals
+from sessions.memory.saved.chains import Chain
+from sessions.memory.saved.saved_kvs import Cold
+from sessions.memory.saved.speed import choose
+from sessions.types import Tier
+
+log = logging.getLogger(__name__)
+
+
+class Urgency(IntEnum):
+    """Who waits. A turn goes before a restore ahead of the person."""
+
+    TURN = 0
+    AHEAD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came back for a turn. `refusal`: why a file was not trusted. `choice`: a sentence with both expectations."""
+
+    tokens: int = 0
+    size_bytes: int = 0
+    seconds: float = 0.0
+    choice: str = ""
+    refusal: str = ""
+    is_gone: bool = False  # it was refused because its file was not there any more
+    is_reread_cheaper: bool = False
+    tier: Tier = Tier.COLD  # where it came from; DISK when some of it did
+    lender_id: str = ""  # the other conversation whose beginning this is; "" for one's own
+
+
+NOT_RESTORED = Restored()
+PLACES = {Tier.HOST: "host memory", Tier.DISK: "disk"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Fill `kv` with as much of `ledger` as is saved. It holds `useful_tokens` of it already, which a restore would
+    have to beat, for it begins with an empty KV; and it may not grow beyond `promised_bytes`. `shared_tokens` of the
+    beginning can be copied from another KV on the device."""
+
+    owner_id: str
+    conversation_id: str
+    kv: KV
+    ledger: tuple[int, ...]
+    useful_tokens: int
+    promised_bytes: int
+    must_stop: Callable[[], bool]
+    shared_tokens: int = 0
+
+
+class Restorer:
+    """`put` may be called from any thread; `restore` only inside what was put."""
+
+    def __init__(self, engine: Engine, cold: Cold) -> None:
+        self._engine = engine
+        self._cold = cold
+        self._order = itertools.count()
+        self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-restorer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the restore at work between two segments. What was put still runs, and restores nothing."""
+        self._closed = True
+        self._queue.put((max(Urgency) + 1, next(self._order), None))
+        join(self._thread, timeout_s)
+
+    def put(self, urgency: Urgency, call: Callable[[], None]) -> None:
+        self._queue.put((urgency, next(self._order), call))
+
+    def restore(self, wish: Wish) -> Restored:
+        """From what is saved of the conversation, else from another one that begins alike. Raises `SessionError` when
+        the database fails; the KV is then as it was, or holds a whole prefix."""
+        restored = self._restore_from(wish.conversation_id, wish)
+        if restored is not NOT_RESTORED:
+            return restored
+        known_tokens = max(wish.useful_tokens, wish.shared_tokens)
+        lender_id = self._cold.disk.twin(wish.owner_id, wish.conversation_id, wish.ledger[:-1], known_tokens)
+        if not lender_id:
+            return restored
+        borrowed = self._restore_from(lender_id, replace(wish, useful_tokens=known_tokens))
+        return replace(borrowed, lender_id=lender_id) if borrowed is not NOT_RESTORED else borrowed
+
+    def _restore_from(self, source_id: str, wish: Wish) -> Restored:
+        with self._cold.using(source_id):
+            chain = self._affordable(source_id, wish)
+            if chain.useful_tokens <= wish.useful_tokens or wish.must_stop() or self._closed:
+                return NOT_RESTORED
+            restore_s, rest_s, read_s = self._expectations(wish, chain)
+            read_tokens = len(wish.ledger) - wish.useful_tokens
+            tier = self._cold.tier_of(chain)
+            choice = choose(restore_s, rest_s, read_s, chain.size_bytes, read_tokens, PLACES[tier])
+            if not choice.restores:
+                self._cold.declined(tier)
+                return Restored(choice=choice.sentence, is_reread_cheaper=True)
+            return replace(self._bring_back(source_id, wish, chain), choice=choice.sentence)
+
+    def _affordable(self, source_id: str, wish: Wish) -> Chain:
+        """The longest chain; where its last segment goes on beyond the ledger and the promise, one without it."""
+        find, ids = self._cold.chain, wish.ledger[:-1]
+        chain = find(wish.owner_id, source_id, ids)
+        if self._engine.kv_bytes(chain.end_tokens) > wish.promised_bytes:
+            chain = find(wish.owner_id, source_id, ids, limit_tokens=len(wish.ledger))
+        return chain
+
+    def _expectations(self, wish: Wish, chain: Chain) -> tuple[float, float, float]:
+        whole = len(wish.ledger)
+        return (
+            self._cold.restore_s(chain),
+            self._engine.estimate_read_s(chain.useful_tokens, whole),
+            self._engine.estimate_read_s(wish.useful_tokens, whole),
+        )
+
+    def _bring_back(self, source_id: str, wish: Wish, chain: Chain) -> Restored:
+        """Where it stops early, the KV holds a whole prefix, and what host memory holds stays there."""
+        started = time.perf_counter()
+        tier = self._cold.tier_of(chain)
+        if wish.kv.length_tokens:
+            self._engine.release(wish.kv)
+        count, size_bytes, refusal, is_gone, waited_s = 0, 0, "", False, 0.0
+        room_tokens = max(chain.end_tokens, len(wish.ledger))
+        with Arrivals(chain.identities, self._cold.load, self._engine.info.kv_bytes_per_token) as arrivals:
+            try:
+                while not (wish.must_stop() or self._closed) and (segments := arrivals.take()):
+                    asked = time.perf_counter()
+                    work_s = self._engine.restore(wish.kv, segments, room_tokens)
+                    waited_s += time.perf_counter() - asked - work_s
+                    count += len(segments)
+                    size_bytes += sum(segment.data_bytes for segment in segments)
+            except SnapshotRefused as error:
+                refused, refusal, is_gone = chain.identities[count], str(error), isinstance(error, SnapshotGone)
+                log.warning("kv_refused conversation=%s key=%s why=%s", wish.conversation_id, refused.key, refusal)
+                self._cold.disk.discard(refused, error)
+            except (ModelRuntimeError, ValueError) as error:
+                log.warning("kv_not_restored conversation=%s error=%s", wish.conversation_id, error)
+        seconds = time.perf_counter() - started
+        self._cold.took(chain.identities[:count], tier, max(seconds - waited_s, arrivals.reading_s))
+        is_own = source_id == wish.conversation_id
+        self._cold.brought_back(source_id, chain, whole=is_own and count == len(chain.identities))
+        tokens = min(wish.kv.length_tokens, chain.useful_tokens)
+        log.info(
+            "kv_restored conversation=%s tier=%s tokens=%d bytes=%d seconds=%.3f segments=%d of=%d",
+            *(wish.conversation_id, tier.value, tokens, size_bytes, seconds, count, len(chain.identities)),
+        )
+        return Restored(tokens, size_bytes, seconds, refusal=refusal, is_gone=is_gone, tier=tier)
+
+    def _loop(self) -> None:
+        while (call := self._queue.get()[2]) is not None:
+            try:
+                call()
+            except Exception:
+                log.exception("restore_failed")

@@ -1,0 +1,148 @@
+"""The thread that writes KVs through to disk after each turn, in the order of the turns.
+
+It stages a run of rows (the engine copies them between two steps), saves it, and goes on to the next. Staging a file at
+a time would wait for a step each, half a second and more while a prompt is read; so what fits `STAGED_BYTES` is staged
+in one go. Whatever fails, the chat goes on: the conversation is "not saved", and its owner is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model_runtime.interface.errors import EngineClosed, SnapshotNotSaved
+from model_runtime.interface.protocol import KV, Engine, Segment
+from sessions.awake import join
+from sessions.errors import SessionError
+from sessions.memory.saved.chains import cut
+from sessions.memory.saved.saved_kvs import Cold
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 10.0  # nothing was saved for so long: time to compact
+
+
+@dataclass(frozen=True, slots=True)
+class SaveJob:
+    """`ids` is what the KV holds; no KV: what host memory alone holds of the conversation. `done` is called on the
+    writer's thread, with False when not all of it is saved; `staged` before it, when the KV is not needed any more
+    because all of it is in memory, on its way to the disk."""
+
+    owner_id: str
+    conversation_id: str
+    kv: KV | None
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    done: Callable[[bool], None]
+    staged: Callable[[], None] = lambda: None
+    message_id: int | None = None  # the answer it was saved after, None: no turn can have begun since
+
+
+class Writer:
+    """`put` may be called from any thread and never blocks. `on_trouble` gets the owner, the conversation and why."""
+
+    def __init__(self, engine: Engine, cold: Cold, on_trouble: Callable[[str, str, str], None]) -> None:
+        self._engine = engine
+        self._cold = cold
+        self._disk = cold.disk
+        self._on_trouble = on_trouble
+        self._queue: queue.SimpleQueue[SaveJob | None] = queue.SimpleQueue()
+        self._gives_up = False
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, job: SaveJob) -> None:
+        self._queue.put(job)
+
+    def close(self, timeout_s: float) -> None:
+        """Saves what is in the queue, as far as the time goes, then ends. What is left is read again one day."""
+        self._queue.put(None)
+        join(self._thread, timeout_s)
+        self._gives_up = True
+
+    def _loop(self) -> None:
+        while (job := self._next()) is not None:
+            saved, trouble = False, ""
+            try:
+                saved = not self._gives_up and self._save(job)
+                if saved:
+                    self._disk.all_saved(job.conversation_id, job.message_id)
+            except EngineClosed:
+                log.info("kv_not_saved conversation=%s why=engine_closed", job.conversation_id)
+            except (SnapshotNotSaved, SessionError) as error:
+                trouble = str(error)
+                with contextlib.suppress(SessionError):  # the database is closed, and nobody looks any more
+                    self._disk.not_saved(job.conversation_id, trouble)
+            except Exception:
+                log.exception("kv_not_saved conversation=%s", job.conversation_id)
+            finally:
+                job.done(saved)
+            if trouble:
+                self._tell(job, trouble)
+
+    def _next(self) -> SaveJob | None:
+        """Waits for a job. While none comes, small files become large ones, one run at a time."""
+        patience_s: float | None = IDLE_S if self._disk.budget_bytes else None
+        while True:
+            try:
+                return self._queue.get(timeout=patience_s)
+            except queue.Empty:
+                patience_s = 0.0 if self._compact() else None
+
+    def _compact(self) -> bool:
+        try:
+            return self._disk.compact(self._cold.limit_tokens)
+        except Exception as error:  # what cannot be compacted stays as it is
+            log.warning("kv_not_compacted error=%s", error)
+            return False
+
+    def _tell(self, job: SaveJob, trouble: str) -> None:
+        log.warning("kv_not_saved conversation=%s error=%s", job.conversation_id, trouble)
+        with contextlib.suppress(SessionError):  # the same
+            self._on_trouble(job.owner_id, job.conversation_id, trouble)
+
+    def _save(self, job: SaveJob) -> bool:
+        owner_id, conversation_id = job.owner_id, job.conversation_id
+        with self._disk.using(conversation_id):
+            if job.kv is None:
+                return self._cold.write_through(owner_id, conversation_id)
+            chain = self._disk.chain(owner_id, conversation_id, job.ids)
+            parent = chain.whole[-1] if chain.whole else None
+            pieces = cut(job.ids, parent, job.prompt_tokens, self._cold.limit_tokens, self._disk.fingerprint(owner_id))
+            while pieces and self._disk.adopt(owner_id, conversation_id, pieces[0]):
+                del pieces[0]
+            self._disk.used_now(chain)
+            if pieces:
+                self._disk.room_for(owner_id, pieces)
+            for run in self._cold.staged_together(pieces):
+                try:
+                    segments = self._engine.stage_run(job.kv, run, before=job.ids[: run[0].start_tokens])
+                except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
+                    log.info("kv_gone_before_saved conversation=%s", conversation_id)
+                    return self._cold.write_through(owner_id, conversation_id) and self._has_all(job)
+                is_last = run[-1] is pieces[-1]
+                if not self._write(job, segments, job.staged if is_last else lambda: None):
+                    return False
+        return True
+
+    def _write(self, job: SaveJob, segments: list[Segment], staged: Callable[[], None]) -> bool:
+        """Until they are on disk, a restore takes them from memory, so once they are there the KV may go."""
+        self._cold.staged.put(job.owner_id, job.conversation_id, segments)
+        staged()
+        try:
+            for segment in segments:
+                if self._gives_up or not self._disk.save(job.owner_id, job.conversation_id, segment):
+                    return False
+                self._cold.staged.remove([segment])
+        finally:
+            self._cold.staged.remove(segments)
+        return True
+
+    def _has_all(self, job: SaveJob) -> bool:
+        return self._disk.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens == len(job.ids)

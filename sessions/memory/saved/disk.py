@@ -1,0 +1,294 @@
+"""The disk tier: files of saved segments, their rows, and the budget over both.
+
+A row exists only while its file does: a file is renamed into place before its row is committed, and a row is deleted
+before its file. What a crash leaves between the two is a file that nobody knows; the next start sweeps it away.
+
+`_files` is held while files come and go, so the budget holds at every moment. The lock in `disk_room` is held for
+moments alone: a restore marks its conversation as in use and never waits for a file to be written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Container, Iterable
+from hashlib import blake2b
+from pathlib import Path
+
+from model_runtime.interface.errors import SnapshotGone, SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.numerics import difference, with_part
+from model_runtime.interface.protocol import Engine, Segment
+from model_runtime.interface.segments import SegmentIdentity, key_of, with_format
+from sessions.config import SessionConfig
+from sessions.memory.saved.chains import BEGINNING_TOKENS, Chain, longest_chain
+from sessions.memory.saved.compaction import find_run
+from sessions.memory.saved.disk_budget import DiskRoom
+from sessions.memory.saved.kv_files import KvFiles
+from sessions.store.store import Store
+from sessions.store.tables.losses import Cause, SavedLoss
+from sessions.store.tables.segments import Saved, SavedSegment
+from sessions.text import mib
+
+log = logging.getLogger(__name__)
+
+HEADER_BYTES = 64 * 1024  # more than a file's header takes for any model: 90 bytes a tensor
+MOST_BEGINNINGS = 64  # so many of those used last are looked at for one that begins like a ledger
+Say = Callable[[str], None]
+
+
+class Disk:
+    """`busy` says which conversations have a run. Any thread; methods raise `StoreError` when the database fails.
+
+    What another model, another setting or another version of Keepwarm saved stays where it is, and is neither found
+    nor read: it counts against the budget, and goes first.
+    """
+
+    def __init__(self, store: Store, engine: Engine, config: SessionConfig, busy: Callable[[], Container[str]]) -> None:
+        self._table = store.segments
+        self._losses = store.losses
+        self._files_of = KvFiles(store.kv_dir)
+        self._engine = engine
+        self.numerics = with_format(engine.info.fingerprint)
+        self._room = DiskRoom(store.segments, store.losses, self._files_of, self.numerics, config, busy)
+        self.on_written: Callable[[int, float], None] = lambda size_bytes, seconds: None
+        self._files = threading.RLock()
+        self.using = self._room.using
+
+    @property
+    def budget_bytes(self) -> int:
+        return self._room.budget_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """With what other models and settings saved."""
+        return self._table.used_bytes()
+
+    @property
+    def other_bytes(self) -> int:
+        """What other models and settings saved."""
+        return self._table.other_bytes(self.numerics)
+
+    def costs(self, lost_s: Callable[[int, int], float]) -> None:
+        """`lost_s` expects what losing rows costs: `(start, tokens)`."""
+        self._room.lost_s = lost_s
+
+    def fingerprint(self, owner_id: str) -> str:
+        """What a segment's numbers rest on, and whose it is: no key and no header of one owner's is another's."""
+        owner = blake2b(owner_id.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
+        return with_part(self._engine.info.fingerprint, "owner", owner)
+
+    def path_of(self, key: str) -> Path:
+        return self._files_of.path_of(key)
+
+    def chain(
+        self, owner_id: str, conversation_id: str, ids: tuple[int, ...], limit_tokens: int | None = None
+    ) -> Chain:
+        """The conversation's saved segments that hold most of `ids`."""
+        saved = self.of_conversation(conversation_id)
+        return longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids, limit_tokens)
+
+    def twin(self, owner_id: str, conversation_id: str, ids: tuple[int, ...], known_tokens: int) -> str:
+        """The other conversation of this owner whose files hold most of `ids` from the start, at least
+        `BEGINNING_TOKENS` more than `known_tokens`; "" when there is none."""
+        if not self.budget_bytes:
+            return ""
+        saved = self._table.beginning_with(owner_id, self.numerics, ids[:BEGINNING_TOKENS], MOST_BEGINNINGS)
+        chain = longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids)
+        if chain.useful_tokens - known_tokens < BEGINNING_TOKENS:
+            return ""
+        users = {s.key: s.conversation_ids for s in saved}[chain.identities[-1].key]
+        return next((user for user in users if user != conversation_id), "")
+
+    def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
+        """What it refers to and can be used now, all branches."""
+        return self._own(conversation_id) if self.budget_bytes else []
+
+    def by_conversation(self, owner_id: str) -> dict[str, Saved]:
+        """What the owner's conversations have that can be used now."""
+        return self._table.by_conversation(owner_id, self.numerics) if self.budget_bytes else {}
+
+    def _own(self, conversation_id: str) -> list[SavedSegment]:
+        return [s for s in self._table.of_conversation(conversation_id) if s.fingerprint == self.numerics]
+
+    def loss(self, conversation_id: str) -> SavedLoss | None:
+        """What is known of a conversation whose next turn does not find all that it saved."""
+        if not self.budget_bytes and self._own(conversation_id):
+            return SavedLoss(Cause.DISK_OFF, "is not read")
+        return self._losses.of(conversation_id)
+
+    def all_saved(self, conversation_id: str, message_id: int | None) -> None:
+        """Everything up to the turn of this answer (None: of every turn) is on disk."""
+        self._losses.saved(conversation_id, message_id)
+
+    def not_saved(self, conversation_id: str, why: str) -> None:
+        """Something could not be written."""
+        why = why.removeprefix("This conversation's memory could not be saved: ").rstrip(".")
+        is_full = "No space left" in why or why.startswith("the disk has only")
+        self._losses.lost([conversation_id], SavedLoss(Cause.DISK_FULL if is_full else Cause.NOT_SAVED, why))
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """() when it is not saved."""
+        return self._table.token_ids(key)
+
+    def knows(self, key: str) -> bool:
+        return self._table.knows(key)
+
+    def used_now(self, chain: Chain) -> None:
+        """They go later than what was not used."""
+        self._table.touch(identity.key for identity in chain.identities)
+
+    def adopt(self, owner_id: str, conversation_id: str, identity: SegmentIdentity) -> bool:
+        """True when another conversation of this owner has saved the very same; then it is shared."""
+        return self._table.adopt(owner_id, conversation_id, identity.key)
+
+    def room_for(self, owner_id: str, identities: Iterable[SegmentIdentity]) -> None:
+        """Deletes what is worth least so that all of these fit, of other owners only what is beyond their shares; or
+        nothing. Raises `SnapshotNotSaved`."""
+        with self._files:
+            self._room.make(sum(self._file_bytes(identity) for identity in identities), owner_id)
+
+    def save(self, owner_id: str, conversation_id: str, segment: Segment) -> bool:
+        """Writes the file, then its row. False when the conversation was deleted meanwhile. Raises
+        `SnapshotNotSaved`."""
+        identity = segment.identity
+        path = self.path_of(identity.key)
+        with self._files:
+            self._room.make(self._file_bytes(identity), owner_id)
+            self._files_of.make_way(path)
+            began = time.monotonic()
+            size_bytes = self._engine.save(segment, path)
+            self.on_written(size_bytes, time.monotonic() - began)
+            added = False
+            try:
+                added = self._table.add(owner_id, conversation_id, self.numerics, identity, size_bytes)
+            finally:
+                if not added:
+                    self._files_of.delete(path)
+        return added
+
+    def load(self, identity: SegmentIdentity) -> Segment:
+        """Raises `SnapshotRefused`."""
+        path = self.path_of(identity.key)
+        if not path.exists():
+            raise SnapshotGone("the saved memory cannot be read: its file is gone")
+        return self._engine.load(identity, path)
+
+    def discard(self, identity: SegmentIdentity, why: SnapshotRefused | str) -> None:
+        """A refused segment, and all that builds on it."""
+        is_gone = isinstance(why, SnapshotGone)
+        self._discard(identity.key, SavedLoss(Cause.FILES_MISSING) if is_gone else SavedLoss(Cause.REFUSED, str(why)))
+
+    def _discard(self, key: str, loss: SavedLoss) -> list[str]:
+        with self._files:
+            gone, users = self._table.remove_with_descendants(key)
+            self._losses.lost(users, loss)
+            self._unlink_all(gone)
+            return gone
+
+    def compact(self, limit_tokens: int) -> bool:
+        """Joins one run of small files into a large one, where nobody uses them; False when there is nothing to do. The
+        new file first, then one transaction over the rows, then the old files: a crash leaves files nobody knows."""
+        with self._files:
+            run = find_run((s for s in self._table.every() if s.fingerprint == self.numerics), limit_tokens)
+            size_bytes = sum(segment.size_bytes for segment in run)
+            if not run or self._room.is_used(run) or not self._room.has(size_bytes + HEADER_BYTES):
+                return False
+            fingerprint = self.fingerprint(self._table.owner_of(run[0].key))
+            ids = [self._table.token_ids(segment.key) for segment in run]
+            try:
+                segments = [
+                    self.load(SegmentIdentity(s.key, s.parent_key, s.start_tokens, own, fingerprint))
+                    for s, own in zip(run, ids, strict=True)
+                ]
+            except SnapshotRefused as error:
+                log.warning("kv_not_compacted why=%s", error)
+                return False  # the next restore refuses it, and says so to its owner
+            every = tuple(itertools.chain.from_iterable(ids))
+            key = key_of(run[0].parent_key, every, fingerprint)
+            whole = SegmentIdentity(key, run[0].parent_key, run[0].start_tokens, every, fingerprint)
+            joined = self._engine.join(whole, segments)
+            if joined is None:
+                return False
+            self._files_of.make_way(self.path_of(key))
+            written_bytes = self._engine.save(joined, self.path_of(key))
+            with self._room.uses:
+                is_used = self._room.is_used(run)
+                replaced = not is_used and self._table.replace((s.key for s in run), whole, written_bytes)
+            self._unlink_all([s.key for s in run] if replaced else [key])
+            log.info("kv_compacted files=%d bytes=%d done=%s", len(run), written_bytes, replaced)
+            return replaced
+
+    def drop(self, conversation_id: str) -> int:
+        """Deletes what only this conversation refers to, other models' too; returns the bytes that went."""
+        with self._files:
+            before_bytes = self.used_bytes
+            self._table.release(conversation_id)
+            self._losses.lost([conversation_id], SavedLoss(Cause.BY_HAND))
+            self._unlink_all(self._table.remove_unreferenced())
+            return before_bytes - self.used_bytes
+
+    def collect(self) -> None:
+        """Deletes what no conversation refers to any more, files included."""
+        with self._files:
+            self._unlink_all(self._table.remove_unreferenced())
+
+    def sweep(self, say: Say) -> None:
+        """At the start: rows without files, files of ours without rows; then the budget. `say` tells a person what
+        stays of others, and what has to go before it goes."""
+        with self._files:
+            self._table.serves(self.numerics, self._engine.info.name)
+            self._room.begin()
+            if self._files_of.is_elsewhere():
+                say(f"The saved memory is not there: {self._files_of.folder} is a link to nothing. It is left alone.")
+                return
+            nobodys = self._table.remove_unreferenced()
+            present = set(self._files_of.every())
+            lost: list[str] = []
+            for segment in self._table.every():
+                if self.path_of(segment.key) not in present:
+                    lost += self._discard(segment.key, SavedLoss(Cause.FILES_MISSING))
+            rows = self._table.every()
+            orphans = present - {self.path_of(segment.key) for segment in rows}
+            deleted = sum(self._files_of.delete(path) for path in orphans)
+            others = [s for s in rows if s.fingerprint != self.numerics]
+            for why in sorted({difference(s.fingerprint, self.numerics) for s in others} - {""}):
+                log.warning("kv_of_others why=%s", why)
+            log.info(
+                "kv_swept kept=%d of_others=%d rows_without_file=%d unreferenced=%d files_deleted=%d files_left=%d",
+                *(len(rows), len(others), len(lost), len(nobodys), deleted, len(orphans) - deleted),
+            )
+            self._say_what_stays(say)
+            with contextlib.suppress(SnapshotNotSaved):
+                self._room.make(0)
+
+    def _say_what_stays(self, say: Say) -> None:
+        used_bytes, other_bytes, excess_bytes = self.used_bytes, self.other_bytes, self._room.excess_bytes()
+        if not self.budget_bytes:
+            if used_bytes:
+                say(
+                    f"{mib(used_bytes)} of saved memory stay on disk, and are neither read nor deleted while the disk "
+                    "budget is 0 (`keepwarm cache clear --all` deletes them)."
+                )
+            return
+        if other_bytes:
+            say(
+                f"Of the saved memory {mib(other_bytes)} are of other models or settings. They stay for when you "
+                "change back, and go first when room is needed (`keepwarm cache list`)."
+            )
+        if excess_bytes:
+            sentence = (
+                f"The saved memory takes {mib(used_bytes)}, and the disk budget is {mib(self.budget_bytes)}: "
+                f"{mib(excess_bytes)} have to go now{', other models first' if other_bytes else ''}."
+            )
+            log.warning("kv_over_budget used=%d budget=%d", used_bytes, self.budget_bytes)
+            say(sentence)
+
+    def _file_bytes(self, identity: SegmentIdentity) -> int:
+        return self._engine.segment_bytes(len(identity.token_ids)) + HEADER_BYTES
+
+    def _unlink_all(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._files_of.delete(self.path_of(key))

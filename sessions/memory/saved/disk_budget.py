@@ -1,0 +1,164 @@
+"""Room on disk: the budget, who may lose what for it, and that it is said before anything goes.
+
+What another model or another setting computed goes first; then what is worth least (`eviction`). Deleting is always
+within the budget of the tier: with a budget of 0 nothing is written, and nothing is deleted either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from model_runtime.interface.errors import SnapshotNotSaved
+from sessions.config import SessionConfig, default_disk_kv_budget_bytes
+from sessions.memory.eviction import KEPT_FOR_S, Tail, choose_tails
+from sessions.memory.saved.kv_files import KvFiles
+from sessions.store.tables.losses import Cause, LossTable, SavedLoss
+from sessions.store.tables.segments import SavedSegment, SegmentsTable
+from sessions.text import duration, mib
+
+log = logging.getLogger(__name__)
+
+NOT_SAVED = "This conversation's memory could not be saved:"
+
+
+class DiskRoom:
+    """`busy` says which conversations have a run, `numerics` what the server computes with. Any thread; `make` is
+    called by whoever holds the lock on the files."""
+
+    def __init__(
+        self,
+        table: SegmentsTable,
+        losses: LossTable,
+        files: KvFiles,
+        numerics: str,
+        config: SessionConfig,
+        busy: Callable[[], Container[str]],
+    ) -> None:
+        self._table = table
+        self._losses = losses
+        self._files = files
+        self._numerics = numerics
+        self._floor_bytes = config.disk_free_floor_bytes
+        self._busy = busy
+        self.lost_s: Callable[[int, int], float] = lambda start, tokens: float(tokens)  # what losing rows costs
+        self.uses = threading.RLock()
+        self._in_use: Counter[str] = Counter()
+        self._started_at, self._gap_s = time.time(), 0.0
+        self.budget_bytes = self._chosen_budget_bytes(config)
+
+    def begin(self) -> None:
+        """At the start: how far the clock stands behind the last use. While no server ran, nobody could use anything;
+        or the clock was changed. In both cases nothing of that time counts against anybody."""
+        self._started_at = time.time()
+        last_used_at = self._table.not_in_the_future(self._started_at)
+        self._gap_s = self._started_at - last_used_at if last_used_at else 0.0
+
+    @contextlib.contextmanager
+    def using(self, conversation_id: str) -> Iterator[None]:
+        """Inside, none of the conversation's segments goes to make room."""
+        with self.uses:
+            self._in_use[conversation_id] += 1
+        try:
+            yield
+        finally:
+            with self.uses:
+                self._in_use[conversation_id] -= 1
+                self._in_use += Counter()  # forgets the zeros
+
+    def is_used(self, segments: Iterable[SavedSegment]) -> bool:
+        busy = self._busy()
+        return any(c in busy or c in self._in_use for segment in segments for c in segment.conversation_ids)
+
+    def has(self, size_bytes: int) -> bool:
+        """Whether so much fits without anything going."""
+        fits = self._table.used_bytes() + size_bytes <= self.budget_bytes
+        return fits and self._free_bytes() - size_bytes >= self._floor_bytes
+
+    def excess_bytes(self) -> int:
+        """How much has to go for the budget."""
+        return max(0, self._table.used_bytes() - self.budget_bytes) if self.budget_bytes else 0
+
+    def make(self, needed_bytes: int, owner_id: str = "") -> None:
+        """Deletes what is worth least so that so much fits, of other owners only what is beyond their shares; or
+        nothing. Raises `SnapshotNotSaved`."""
+        excess_bytes = self._table.used_bytes() + needed_bytes - self.budget_bytes
+        if excess_bytes > 0 and self.budget_bytes and not self._delete(excess_bytes, owner_id):
+            raise SnapshotNotSaved(
+                f"{NOT_SAVED} {mib(needed_bytes)} more do not fit the disk budget of {mib(self.budget_bytes)} "
+                "beside the conversations in use and what is guaranteed to other users."
+            )
+        short_bytes = self._floor_bytes - (self._free_bytes() - needed_bytes) if needed_bytes else 0
+        if short_bytes > 0 and not self._delete(short_bytes, "", others_only=True):
+            raise SnapshotNotSaved(f"{NOT_SAVED} the disk has only {mib(self._free_bytes())} free.")
+
+    def _delete(self, excess_bytes: int, owner_id: str, others_only: bool = False) -> bool:
+        with self.uses:
+            rows = {row.key: row for row in self._table.every()}
+            tails = [tail for tail in self._tails(rows.values()) if tail.is_other or not others_only]
+            chosen = choose_tails(tails, excess_bytes, owner_id, self.budget_bytes)
+            if chosen is None:
+                return False
+            self._say([rows[key] for key in chosen], excess_bytes)
+            self._note([rows[key] for key in chosen])
+            self._table.remove(chosen)
+        for key in chosen:
+            self._files.delete(self._files.path_of(key))
+        return True
+
+    def _say(self, going: Sequence[SavedSegment], excess_bytes: int) -> None:
+        """Before it happens."""
+        others = [row for row in going if row.fingerprint != self._numerics]
+        log.log(
+            logging.WARNING if others else logging.INFO,
+            "kv_room_needed bytes=%d budget=%d files_to_go=%d bytes_to_go=%d of_other_models=%d",
+            *(excess_bytes, self.budget_bytes, len(going), sum(r.size_bytes for r in going), len(others)),
+        )
+
+    def _note(self, going: Iterable[SavedSegment]) -> None:
+        """For the next receipts of whom it was."""
+        budget = mib(self.budget_bytes)
+        in_time, out_of_time = set[str](), set[str]()
+        for row in going:
+            is_older = row.last_used_at < self._started_at
+            (out_of_time if is_older and self._gap_s >= KEPT_FOR_S else in_time).update(row.conversation_ids)
+        self._losses.lost(in_time, SavedLoss(Cause.DISK_BUDGET, budget))
+        if out_of_time:
+            detail = f"{budget} while the server's clock stood {duration(self._gap_s)} after the last use of anything"
+            self._losses.lost(out_of_time, SavedLoss(Cause.CLOCK, detail))
+
+    def _tails(self, rows: Iterable[SavedSegment]) -> list[Tail]:
+        busy, now = self._busy(), time.time()
+        return [
+            Tail(
+                key=s.key,
+                parent_key=s.parent_key,
+                owner_id=s.owner_id,
+                held_bytes=s.size_bytes,
+                idle_s=now - s.last_used_at - (self._gap_s if s.last_used_at < self._started_at else 0.0),
+                start_tokens=s.start_tokens,
+                is_protected=not is_other and any(c in busy or c in self._in_use for c in s.conversation_ids),
+                lost_s=self.lost_s(s.start_tokens, s.tokens),
+                is_other=is_other,
+            )
+            for s in rows
+            for is_other in [s.fingerprint != self._numerics]
+        ]
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(_existing(self._files.folder)).free
+
+    def _chosen_budget_bytes(self, config: SessionConfig) -> int:
+        if config.disk_kv_budget_bytes is not None:
+            return config.disk_kv_budget_bytes
+        return default_disk_kv_budget_bytes(self._free_bytes() + self._table.used_bytes())
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else folder.parent

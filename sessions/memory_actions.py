@@ -1,0 +1,93 @@
+"""What a person does to a conversation's memory by hand: drop, park, pin, warm."""
+
+from __future__ import annotations
+
+from sessions.errors import ConversationBusy
+from sessions.ledger.ledger import fold
+from sessions.memory.device.leases import Leases
+from sessions.memory.device.pins import Pins
+from sessions.memory.log import Notes
+from sessions.memory.memory import Tiers
+from sessions.store.store import Store
+from sessions.turns.run import RunTable
+from sessions.types import Tier
+
+PARK_TIMEOUT_S = 30.0
+
+
+class Hands:
+    """Every method takes the owner first and raises `ConversationNotFound` for a stranger's id. Any thread."""
+
+    def __init__(self, store: Store, runs: RunTable, leases: Leases, pins: Pins, tiers: Tiers, notes: Notes) -> None:
+        self._store = store
+        self._runs = runs
+        self._leases = leases
+        self._pins = pins
+        self._tiers = tiers
+        self._notes = notes
+
+    def drop(self, owner_id: str, conversation_id: str) -> None:
+        """Frees the KV and deletes what is saved of it. Raises `ConversationBusy` during an answer, or when pinned."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            self._refuse_pinned(conversation_id)
+            freed_bytes = self._leases.drop(conversation_id) + self._tiers.drop(conversation_id)
+        if freed_bytes:
+            self._notes.dropped(owner_id, conversation_id, freed_bytes)
+
+    def park(self, owner_id: str, conversation_id: str, tier: Tier) -> None:
+        """Moves the KV off the device. Raises `ConversationBusy` during an answer or when pinned, `StoreError` when it
+        cannot be kept on that tier; it then stays where it is."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            self._refuse_pinned(conversation_id)
+            freed_bytes = self._tiers.parking.park(owner_id, conversation_id, tier, PARK_TIMEOUT_S)
+        if freed_bytes:
+            self._notes.parked(owner_id, conversation_id, freed_bytes, tier)
+
+    def pin(self, owner_id: str, conversation_id: str) -> None:
+        """Keeps the KV on the device until `unpin`, across restarts. Raises `CacheFull` with the numbers, or
+        `ConversationBusy` during an answer. What is not on the device is brought back if there is free room."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            conversation = self._store.conversation(owner_id, conversation_id)
+            holding = self._leases.holdings().get(conversation_id)
+            self._pins.pin(conversation_id, conversation.ledger_tokens, holding.used_bytes if holding else 0)
+            try:
+                self._store.set_pinned(conversation_id, True)
+            except BaseException:
+                self._pins.unpin(conversation_id)
+                raise
+        self._notes.pinned(owner_id, conversation_id, True)
+        self.warm(owner_id, conversation_id)
+
+    def unpin(self, owner_id: str, conversation_id: str) -> None:
+        """It may be evicted again. Nothing happens when it was not pinned."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        if conversation.is_pinned:
+            self._store.set_pinned(conversation_id, False)
+            self._pins.unpin(conversation_id)
+            self._leases.look_again()
+            self._notes.pinned(owner_id, conversation_id, False)
+
+    def load_pins(self) -> None:
+        """At the start. Pinned conversations are brought back to the device as far as there is room."""
+        pinned = self._store.pinned_conversations()
+        left_out = self._pins.load(pinned)
+        for conversation in left_out:
+            self._store.set_pinned(conversation.conversation_id, False)
+            self._notes.unpinned_for_room(conversation.owner_id, conversation.conversation_id, self._pins.limit_bytes)
+        for conversation in pinned:
+            if conversation not in left_out:
+                self.warm(conversation.owner_id, conversation.conversation_id)
+
+    def warm(self, owner_id: str, conversation_id: str) -> bool:
+        """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        if self._runs.active(conversation_id) is not None:
+            return False
+        return self._tiers.warmer.warm(owner_id, conversation_id, fold(self._store.messages.path(conversation.leaf_id)))
+
+    def _refuse_pinned(self, conversation_id: str) -> None:
+        if conversation_id in self._pins:
+            raise ConversationBusy("This conversation is pinned to the device. Unpin it first.")

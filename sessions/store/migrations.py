@@ -1,0 +1,278 @@
+"""The database's shape, step by step. A step that was released is never changed; a new one is added below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlite_utils import Database, Migrations
+
+MIGRATIONS = Migrations("keepwarm")
+
+
+def _step(migration: Callable[[Database], None]) -> Callable[[Database], None]:
+    MIGRATIONS()(migration)
+    return migration
+
+
+@_step
+def users_and_conversations(db: Database) -> None:
+    """The totals live on the user, so that deleting a conversation does not take back what it saved."""
+    db.execute("""
+        CREATE TABLE users (
+            id TEXT PRIMARY KEY,
+            created_at REAL NOT NULL,
+            saved_s_total REAL NOT NULL DEFAULT 0,
+            reused_tokens_total INTEGER NOT NULL DEFAULT 0
+        )""")
+    db.execute("""
+        CREATE TABLE conversations (
+            id TEXT PRIMARY KEY,
+            owner_id TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE,
+            title TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            updated_at REAL NOT NULL,
+            leaf_id INTEGER REFERENCES messages(id) ON DELETE SET NULL,
+            settings TEXT NOT NULL
+        )""")
+    db.execute("CREATE INDEX conversations_by_owner ON conversations(owner_id, updated_at)")
+
+
+@_step
+def message_tree(db: Database) -> None:
+    """`token_ids` is little-endian int32 and the last column: reading the ones before it never touches its pages.
+    AUTOINCREMENT, so that the id of a deleted message is never given to another."""
+    db.execute("""
+        CREATE TABLE messages (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+            parent_id INTEGER REFERENCES messages(id) ON DELETE CASCADE,
+            role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+            status TEXT NOT NULL,
+            finish_reason TEXT,
+            note TEXT NOT NULL DEFAULT '',
+            created_at REAL NOT NULL,
+            last_used_at REAL NOT NULL,
+            tokenizer_fingerprint TEXT NOT NULL,
+            model_name TEXT NOT NULL,
+            ledger_start INTEGER NOT NULL,
+            preamble_tokens INTEGER NOT NULL DEFAULT 0,
+            system_prompt TEXT,
+            text TEXT NOT NULL,
+            token_ids BLOB NOT NULL
+        )""")
+    db.execute("CREATE INDEX messages_by_parent ON messages(conversation_id, parent_id)")
+    db.execute("CREATE INDEX messages_by_parent_alone ON messages(parent_id)")  # for the cascade
+    db.execute("CREATE INDEX messages_running ON messages(status) WHERE status = 'running'")
+
+
+@_step
+def receipts(db: Database) -> None:
+    db.execute("""
+        CREATE TABLE receipts (
+            message_id INTEGER PRIMARY KEY REFERENCES messages(id) ON DELETE CASCADE,
+            fed_tokens INTEGER NOT NULL,
+            delta_tokens INTEGER NOT NULL,
+            reused_tokens INTEGER NOT NULL,
+            sampled_tokens INTEGER NOT NULL,
+            tier_before TEXT NOT NULL,
+            ttft_s REAL,
+            waited_s REAL NOT NULL,
+            prefill_s REAL NOT NULL,
+            decode_s REAL NOT NULL,
+            saved_s REAL NOT NULL,
+            miss_reason TEXT,
+            miss_detail TEXT NOT NULL
+        )""")
+
+
+@_step
+def segments(db: Database) -> None:
+    """Saved runs of KV. A row exists only while its file does: the file is renamed into place first, and the row goes
+    first. `token_ids` is the last column, for the reason given above. Branches and conversations of one owner share a
+    segment by referring to it; messages are never deleted one by one, so a conversation's reference is enough."""
+    db.execute("""
+        CREATE TABLE segments (
+            key TEXT PRIMARY KEY,
+            parent_key TEXT NOT NULL,
+            owner_id TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE,
+            fingerprint TEXT NOT NULL,
+            start_tokens INTEGER NOT NULL,
+            tokens INTEGER NOT NULL,
+            bytes INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            last_used_at REAL NOT NULL,
+            token_ids BLOB NOT NULL
+        )""")
+    db.execute("CREATE INDEX segments_by_parent ON segments(parent_key)")
+    db.execute("CREATE INDEX segments_by_owner ON segments(owner_id)")
+    db.execute("""
+        CREATE TABLE segment_references (
+            conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+            segment_key TEXT NOT NULL REFERENCES segments(key) ON DELETE CASCADE,
+            PRIMARY KEY (conversation_id, segment_key)
+        ) WITHOUT ROWID""")
+    db.execute("CREATE INDEX references_by_segment ON segment_references(segment_key)")
+
+
+@_step
+def restores_on_receipts(db: Database) -> None:
+    db.execute("ALTER TABLE receipts ADD COLUMN restored_bytes INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN restore_s REAL NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN choice TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def pins(db: Database) -> None:
+    """Conversations whose KV stays on the device."""
+    db.execute("ALTER TABLE conversations ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0")
+
+
+@_step
+def message_links(db: Database) -> None:
+    """By which a resent history is known again. Not columns of `messages`, behind whose ids they would lie. `parts` are
+    the messages that a node stands for where it is not one of its own text and role."""
+    db.execute("""
+        CREATE TABLE message_links (
+            message_id INTEGER PRIMARY KEY REFERENCES messages(id) ON DELETE CASCADE,
+            owner_id TEXT NOT NULL REFERENCES users(id) ON DELETE CASCADE,
+            link TEXT NOT NULL,
+            parts TEXT NOT NULL
+        )""")
+    db.execute("CREATE INDEX links_by_owner ON message_links(owner_id, link)")
+    db.execute("ALTER TABLE conversations ADD COLUMN key TEXT")  # the name that an API client gave it
+    db.execute("CREATE UNIQUE INDEX conversations_by_key ON conversations(owner_id, key)")
+
+
+@_step
+def api_keys(db: Database) -> None:
+    """What a program shows to be let in. Only the hash of a key is kept; its holder is the owner of what it makes."""
+    db.execute("""
+        CREATE TABLE api_keys (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL,
+            hash TEXT NOT NULL UNIQUE,
+            owner_id TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            last_used_at REAL,
+            revoked_at REAL
+        )""")
+
+
+@_step
+def drafts_on_receipts(db: Database) -> None:
+    db.execute("ALTER TABLE receipts ADD COLUMN drafted_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN accepted_tokens INTEGER NOT NULL DEFAULT 0")
+
+
+@_step
+def read_ahead(db: Database) -> None:
+    """Whose title it is decides whether the model may replace it; titles of before are left alone."""
+    db.execute("ALTER TABLE receipts ADD COLUMN ahead_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE conversations ADD COLUMN title_by TEXT NOT NULL DEFAULT 'person'")
+
+
+@_step
+def shared_beginnings(db: Database) -> None:
+    db.execute("ALTER TABLE receipts ADD COLUMN shared_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE receipts ADD COLUMN shared_from TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def numerics(db: Database) -> None:
+    """What a conversation's KV was last computed under, so that a later start can say what was changed. Saved KVs are
+    of no use for that: what another precision computed is deleted at the start."""
+    db.execute("ALTER TABLE conversations ADD COLUMN numerics TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def origins(db: Database) -> None:
+    """`sessions.types.Origin`. Conversations of before are kept as a person's are."""
+    db.execute("ALTER TABLE conversations ADD COLUMN origin TEXT NOT NULL DEFAULT 'page'")
+
+
+@_step
+def last_try(db: Database) -> None:
+    """One row, written to find out whether anything can be."""
+    db.execute("CREATE TABLE last_try (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL)")
+
+
+@_step
+def bin_and_observed_time(db: Database) -> None:
+    """What is pruned goes to a bin, and time is what was seen to pass: `bin` and `served_time` among the tables.
+    Turns are numbered, so that what was used last does not depend on a clock either."""
+    db.execute("ALTER TABLE conversations ADD COLUMN binned_s REAL")  # observed seconds; NULL: not in the bin
+    db.execute("ALTER TABLE conversations ADD COLUMN binned_at REAL")
+    db.execute("ALTER TABLE conversations ADD COLUMN turn_number INTEGER NOT NULL DEFAULT 0")
+    db.execute("""
+        UPDATE conversations SET turn_number = (
+            SELECT number FROM (SELECT id, row_number() OVER (ORDER BY updated_at, rowid) AS number FROM conversations)
+            AS numbered WHERE numbered.id = conversations.id)""")
+    db.execute("CREATE INDEX conversations_by_turn ON conversations(turn_number)")
+    db.execute("CREATE INDEX conversations_by_owner_and_turn ON conversations(owner_id, turn_number)")
+    db.execute("""
+        CREATE TABLE left_alone (
+            conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
+            turn_number INTEGER NOT NULL,
+            since_s REAL NOT NULL
+        ) WITHOUT ROWID""")
+    db.execute("""
+        CREATE TABLE observed_time (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            wall_at REAL NOT NULL,
+            observed_s REAL NOT NULL,
+            jumped_s REAL NOT NULL
+        )""")
+
+
+@_step
+def losses_of_saved_memory(db: Database) -> None:
+    """`kv_losses`: why what a conversation saved would be missing at its next turn (`tables/losses.py`).
+    `kv_served`: what servers of this directory computed with, the last one in the last row."""
+    db.execute("""
+        CREATE TABLE kv_losses (
+            conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
+            cause TEXT NOT NULL,
+            detail TEXT NOT NULL,
+            message_id INTEGER NOT NULL
+        ) WITHOUT ROWID""")
+    db.execute("CREATE TABLE kv_served (id INTEGER PRIMARY KEY, numerics TEXT NOT NULL UNIQUE, model TEXT NOT NULL)")
+
+
+@_step
+def a_key_has_existed(db: Database) -> None:
+    """Whether a key was ever made stays known when every row of `api_keys` is gone: a lock that opens when its last key
+    is thrown away is none. A trigger, so that no way of adding a key forgets it."""
+    db.execute("CREATE TABLE api_key_history (first_made_at REAL NOT NULL)")
+    db.execute("INSERT INTO api_key_history SELECT min(created_at) FROM api_keys HAVING count(*) > 0")
+    db.execute("""
+        CREATE TRIGGER api_key_was_made AFTER INSERT ON api_keys
+        WHEN NOT EXISTS (SELECT 1 FROM api_key_history)
+        BEGIN INSERT INTO api_key_history VALUES (new.created_at); END""")
+
+
+@_step
+def logins_on_the_server(db: Database) -> None:
+    """Of every secret that a browser or a person holds only the SHA-256 is kept. `spends` is what a log-in was paid
+    with, a recovery code or a cookie of before: it is spent when the new cookie is seen, for an answer may get lost."""
+    db.execute("""
+        CREATE TABLE logins (
+            hash TEXT PRIMARY KEY,
+            owner_id TEXT NOT NULL,
+            browser_hash TEXT NOT NULL,
+            password_mark TEXT NOT NULL,
+            is_secure INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            expires_at REAL NOT NULL,
+            spends TEXT NOT NULL
+        )""")
+    db.execute("""
+        CREATE TABLE browser_owners (
+            browser_hash TEXT NOT NULL,
+            owner_id TEXT NOT NULL,
+            is_secure INTEGER NOT NULL,
+            used_at REAL NOT NULL,
+            left_at REAL,
+            PRIMARY KEY (browser_hash, owner_id)
+        ) WITHOUT ROWID""")
+    db.execute("CREATE TABLE recovery_codes (hash TEXT PRIMARY KEY, owner_id TEXT NOT NULL, created_at REAL NOT NULL)")
+    db.execute("CREATE TABLE spent (what TEXT PRIMARY KEY, at REAL NOT NULL)")

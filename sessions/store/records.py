@@ -1,0 +1,112 @@
+"""What the database holds, as frozen records: the rows that the rest of `sessions` works on."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model_runtime.interface.chat import ChatMessage, UserInput
+from model_runtime.interface.events import FinishReason
+from sessions.ledger import history_hash
+from sessions.types import ConversationSettings, MessageStatus, Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row of `conversations`. `ledger_tokens` is the length of its current path's ledger as last stored."""
+
+    conversation_id: str
+    owner_id: str
+    title: str  # "" until somebody or the first message gives one
+    updated_at: float
+    leaf_id: int | None
+    settings: ConversationSettings
+    ledger_tokens: int
+    is_pinned: bool = False  # its KV stays on the device
+    key: str | None = None  # what an API client calls it
+    has_first_title: bool = False  # the first message's words, which the model may still replace
+    origin: Origin = Origin.PAGE
+    numerics: str = ""  # the engine's fingerprint at its last turn, "" where that is not known
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIds:
+    """What one node contributes to the ledger: `ledger[:ledger_start] + token_ids`.
+
+    `preamble_tokens` of an answer's first ids render history again (a changed system prompt or tokenizer met by a
+    regenerated answer); the answer's own ids follow. `system_prompt` is the one the ledger holds from this node on,
+    None when it is the one from above.
+    """
+
+    ledger_start: int
+    token_ids: tuple[int, ...]
+    preamble_tokens: int = 0
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One message on a path, with its ids; or all that stands between two answers, whose messages are in `parts`.
+    `link` stands for the history up to here, "" where that is not known. `message_id` 0: not stored yet."""
+
+    message_id: int
+    parent_id: int | None
+    role: str
+    text: str
+    status: MessageStatus
+    finish_reason: FinishReason | None
+    ids: NodeIds
+    tokenizer_fingerprint: str
+    model_name: str
+    link: str = ""
+    parts: str = ""
+
+    @property
+    def messages(self) -> tuple[ChatMessage, ...]:
+        return history_hash.load(self.parts) if self.parts else (ChatMessage(self.role, self.text),)
+
+    @property
+    def input(self) -> UserInput:
+        """What a template needs of a node that is no answer."""
+        return history_hash.load(self.parts) if self.parts else self.text
+
+    @property
+    def ended_with_stop_token(self) -> bool:
+        return self.finish_reason is FinishReason.STOP
+
+    @property
+    def can_continue(self) -> bool:
+        """RUNNING: its end could not be stored, and its run is gone (else the conversation could not be claimed)."""
+        unfinished = (MessageStatus.STOPPED, MessageStatus.INTERRUPTED, MessageStatus.RUNNING)
+        return self.status in unfinished or self.finish_reason is FinishReason.LENGTH
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """An answer's own ids, without a preamble."""
+        return self.ids.token_ids[self.ids.preamble_tokens :]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the cache did for one owner, deleted conversations included."""
+
+    saved_s: float
+    reused_tokens: int
+
+
+def pack(token_ids: Sequence[int]) -> bytes:
+    """Ids as little-endian int32, as they lie in the database."""
+    packed = array("i", token_ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack(blob: bytes) -> tuple[int, ...]:
+    """The inverse of `pack`."""
+    unpacked = array("i", blob)
+    if sys.byteorder == "big":
+        unpacked.byteswap()
+    return tuple(unpacked)

@@ -1,0 +1,303 @@
+"""The messages of all conversations in SQLite: a tree each, whose paths are ledgers.
+
+Invariant: a path alternates user, answer, user, answer; every user node has at least one answer below it, so a
+conversation's leaf is always an answer. Nothing on the tree is overwritten except the answer that is running.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import sqlite_utils
+
+from model_runtime.interface.events import FinishReason
+from sessions.errors import ConversationNotFound
+from sessions.store.database import BUSY_TIMEOUT_S, Database
+from sessions.store.records import Node, NodeIds, pack, unpack
+from sessions.store.tables.history_hashes import insert_link
+from sessions.store.tables.losses import Cause, turn_begins, turn_ends
+from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
+
+# Which turn of all conversations a conversation's last one was: the order of use, whatever the clock did.
+NEXT_TURN = "(SELECT coalesce(max(turn_number), 0) + 1 FROM conversations)"
+INTERRUPTED_NOTE = "The server ended while this answer was being written. Continue it, or regenerate it."
+
+_PATH = """
+    WITH RECURSIVE path(id, parent_id, depth) AS (
+        SELECT id, parent_id, 0 FROM messages WHERE id = :leaf
+        UNION ALL
+        SELECT m.id, m.parent_id, depth + 1 FROM messages m JOIN path p ON m.id = p.parent_id
+    ) """
+_SIBLINGS = """
+    (SELECT count(*) FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id)
+        AS sibling_count,
+    (SELECT count(*) FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id
+        AND s.id <= m.id) AS sibling_number """
+_SHARED = "(SELECT o.title FROM conversations o WHERE o.id = r.shared_from) AS shared_title"
+_VIEW = f" SELECT m.id, m.role, m.text, m.status, m.finish_reason, m.note, r.*, {_SHARED}, {_SIBLINGS} FROM "  # noqa: S608
+_VIEW_OF_PATH = (
+    _PATH + _VIEW + "path JOIN messages m ON m.id = path.id LEFT JOIN receipts r ON r.message_id = m.id"
+    " ORDER BY path.depth DESC"
+)
+_VIEW_OF_ONE = _VIEW + "messages m LEFT JOIN receipts r ON r.message_id = m.id WHERE m.id = ?"
+_NODES_OF_PATH = (
+    _PATH + "SELECT m.*, l.link, l.parts FROM path JOIN messages m ON m.id = path.id"  # noqa: S608
+    " LEFT JOIN message_links l ON l.message_id = m.id ORDER BY path.depth DESC"
+)
+_TURN_TAKEN = f"""
+    UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?, turn_number = {NEXT_TURN},
+        origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin ELSE 'program' END,
+        title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,
+        title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?"""  # noqa: S608
+_RECEIPT_FIELDS = tuple(Receipt.__dataclass_fields__)
+
+
+class MessageTree:
+    """Every method is one transaction and raises `StoreError` when the file fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.unsaved_cause = Cause.UNSAVED  # why a turn's memory is not on disk when it ends
+
+    def path(self, leaf_id: int | None) -> tuple[Node, ...]:
+        """The nodes from the root to `leaf_id`, ids included; () for None."""
+        if leaf_id is None:
+            return ()
+        with self._database.read() as db:
+            return tuple(_node(row) for row in db.query(_NODES_OF_PATH, {"leaf": leaf_id}))
+
+    def views(self, leaf_id: int | None) -> tuple[MessageView, ...]:
+        """The messages from the root to `leaf_id` for a page. Reads no token ids."""
+        if leaf_id is None:
+            return ()
+        with self._database.read() as db:
+            return tuple(_view(row) for row in db.query(_VIEW_OF_PATH, {"leaf": leaf_id}))
+
+    def view(self, message_id: int) -> MessageView:
+        """One message. Raises `ConversationNotFound` when it was deleted."""
+        with self._database.read() as db:
+            row = next(db.query(_VIEW_OF_ONE, [message_id]), None)
+        if row is None:
+            raise ConversationNotFound("This message was deleted.")
+        return _view(row)
+
+    def parent_of(self, conversation_id: str, message_id: int, role: str) -> int | None:
+        """The parent of a message. Raises `ConversationNotFound` unless it is this conversation's and of this role."""
+        with self._database.read() as db:
+            row = _member(db, conversation_id, message_id)
+        if row["role"] != role:
+            raise ConversationNotFound(f"This is not a message of the {role}.")
+        return row["parent_id"]  # type: ignore[no-any-return]
+
+    def begin_turn(
+        self,
+        conversation_id: str,
+        parent_id: int | None,
+        user: tuple[str, NodeIds] | None,
+        answer: tuple[str, NodeIds],
+        tokenizer_fingerprint: str,
+        model_name: str,
+        numerics: str,
+        first_title: str,
+        history: Sequence[Node] = (),
+        user_link: str = "",
+        user_parts: str = "",
+        is_by_person: bool = True,
+    ) -> int:
+        """Commits `history`, one below the other, under `parent_id`; below it the user's message (when there is one),
+        and below that the running answer, which becomes the conversation's leaf. `numerics` is the engine's
+        fingerprint; `first_title` is taken where there is no title. Returns the answer's id."""
+        now = time.time()
+        common = {
+            "conversation_id": conversation_id,
+            "created_at": now,
+            "last_used_at": now,
+            "tokenizer_fingerprint": tokenizer_fingerprint,
+            "model_name": model_name,
+        }
+        with self._database.write() as db:
+            common["last_used_at"] = _later(db, conversation_id)
+            for node in history:
+                parent_id = _insert_known(db, common, parent_id, node)
+            if user is not None:
+                parent_id = _insert(db, common, parent_id, "user", MessageStatus.COMPLETE, *user)
+                insert_link(db, parent_id, conversation_id, user_link, user_parts)
+            answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
+            db.execute(
+                _TURN_TAKEN,
+                [answer_id, now, numerics, is_by_person, first_title, conversation_id],
+            )
+            turn_begins(db, conversation_id, answer_id, self.unsaved_cause)
+        return answer_id
+
+    def checkpoint(
+        self, message_id: int, text: str, token_ids: Sequence[int], patience_s: float = BUSY_TIMEOUT_S
+    ) -> None:
+        """Keeps what a running answer has so far. `token_ids` are all of the node's."""
+        with self._database.write(patience_s) as db:
+            db.execute(
+                "UPDATE messages SET text = ?, token_ids = ? WHERE id = ? AND status = 'running'",
+                [text, pack(token_ids), message_id],
+            )
+
+    def finish_answer(
+        self,
+        message_id: int,
+        text: str,
+        token_ids: Sequence[int],
+        status: MessageStatus,
+        finish_reason: FinishReason,
+        note: str,
+        receipt: Receipt | None,
+        link: str = "",
+        patience_s: float = BUSY_TIMEOUT_S,
+    ) -> None:
+        """The answer, its ids, its link, its receipt and the owner's totals, in one transaction. Nothing happens to an
+        answer that is not running: it was deleted, or all of this is stored already."""
+        with self._database.write(patience_s) as db:
+            cursor = db.execute(
+                "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ?"
+                " WHERE id = ? AND status = 'running'",
+                [text, pack(token_ids), status, finish_reason, note, message_id],
+            )
+            if not cursor.rowcount:
+                return
+            turn_ends(db, message_id, self.unsaved_cause)
+            if link:
+                sql = "SELECT conversation_id FROM messages WHERE id = ?"
+                if found := db.execute(sql, [message_id]).fetchone():
+                    insert_link(db, message_id, str(found[0]), link, "")
+            if receipt is not None:
+                stored = {name: value for name, value in asdict(receipt).items() if name != "shared_title"}
+                db["receipts"].insert({"message_id": message_id, **stored})
+                db.execute(
+                    "UPDATE users SET saved_s_total = saved_s_total + ?, reused_tokens_total = reused_tokens_total + ?"
+                    " WHERE id = (SELECT c.owner_id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
+                    " WHERE m.id = ?)",
+                    [receipt.saved_s, receipt.reused_tokens - receipt.ahead_tokens, message_id],
+                )
+
+    def interrupt_running(self) -> int:
+        """Answers that an earlier process left running become interrupted, with what was kept of them. How many."""
+        with self._database.write() as db:
+            cursor = db.execute(
+                "UPDATE messages SET status = 'interrupted', note = ? WHERE status = 'running'", [INTERRUPTED_NOTE]
+            )
+            return int(cursor.rowcount)
+
+    def switch(self, conversation_id: str, message_id: int, step: int) -> None:
+        """Makes the sibling `step` places from `message_id` current, and below it whatever was used last. At either
+        end it stays where it is. Raises `ConversationNotFound` for another conversation's message."""
+        with self._database.write() as db:
+            parent_id = _member(db, conversation_id, message_id)["parent_id"]
+            siblings = [
+                int(row[0])
+                for row in db.execute(
+                    "SELECT id FROM messages WHERE conversation_id = ? AND parent_id IS ? ORDER BY id",
+                    [conversation_id, parent_id],
+                )
+            ]
+            chosen = siblings[min(max(siblings.index(message_id) + step, 0), len(siblings) - 1)]
+            now = _later(db, conversation_id)
+            db.execute("UPDATE messages SET last_used_at = ? WHERE id = ?", [now, chosen])
+            db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [_leaf_below(db, chosen), conversation_id])
+
+
+def _later(db: sqlite_utils.Database, conversation_id: str) -> float:
+    """Now, or just after all that was used in the conversation: the clock may have been set back since."""
+    sql = "SELECT max(last_used_at) FROM messages WHERE conversation_id = ?"
+    return max(time.time(), (db.execute(sql, [conversation_id]).fetchone()[0] or 0.0) + 1e-3)
+
+
+def _member(db: sqlite_utils.Database, conversation_id: str, message_id: int) -> dict[str, Any]:
+    row: dict[str, Any] | None = None
+    if isinstance(message_id, int) and 0 < message_id < 2**63:
+        sql = "SELECT parent_id, role FROM messages WHERE id = ? AND conversation_id = ?"
+        row = next(db.query(sql, [message_id, conversation_id]), None)
+    if row is None:
+        raise ConversationNotFound("This message does not exist in this conversation.")
+    return row
+
+
+def _leaf_below(db: sqlite_utils.Database, message_id: int) -> int:
+    sql = "SELECT id FROM messages WHERE parent_id = ? ORDER BY last_used_at DESC, id DESC LIMIT 1"
+    while child := db.execute(sql, [message_id]).fetchone():
+        message_id = int(child[0])
+    return message_id
+
+
+def _insert(
+    db: sqlite_utils.Database,
+    common: dict[str, Any],
+    parent_id: int | None,
+    role: str,
+    status: MessageStatus,
+    text: str,
+    ids: NodeIds,
+) -> int:
+    own = {
+        "parent_id": parent_id,
+        "role": role,
+        "status": status,
+        "text": text,
+        "ledger_start": ids.ledger_start,
+        "preamble_tokens": ids.preamble_tokens,
+        "system_prompt": ids.system_prompt,
+        "token_ids": pack(ids.token_ids),
+    }
+    return int(db["messages"].insert({**common, **own}).last_pk)
+
+
+def _insert_known(db: sqlite_utils.Database, common: dict[str, Any], parent_id: int | None, node: Node) -> int:
+    """A message of an earlier history: a copy of another conversation's, or one that a client sent."""
+    origin = {
+        "tokenizer_fingerprint": node.tokenizer_fingerprint,
+        "model_name": node.model_name,
+        "finish_reason": node.finish_reason,
+    }
+    message_id = _insert(db, {**common, **origin}, parent_id, node.role, node.status, node.text, node.ids)
+    insert_link(db, message_id, common["conversation_id"], node.link, node.parts)
+    return message_id
+
+
+def _node(row: dict[str, Any]) -> Node:
+    return Node(
+        message_id=row["id"],
+        parent_id=row["parent_id"],
+        role=row["role"],
+        text=row["text"],
+        status=MessageStatus(row["status"]),
+        finish_reason=FinishReason(row["finish_reason"]) if row["finish_reason"] else None,
+        ids=NodeIds(row["ledger_start"], unpack(row["token_ids"]), row["preamble_tokens"], row["system_prompt"]),
+        tokenizer_fingerprint=row["tokenizer_fingerprint"],
+        model_name=row["model_name"],
+        link=row["link"] or "",
+        parts=row["parts"] or "",
+    )
+
+
+def _view(row: dict[str, Any]) -> MessageView:
+    status = MessageStatus(row["status"])
+    unfinished = status in (MessageStatus.STOPPED, MessageStatus.INTERRUPTED)
+    return MessageView(
+        message_id=row["id"],
+        role=row["role"],
+        text=row["text"],
+        status=status,
+        sibling_number=row["sibling_number"],
+        sibling_count=row["sibling_count"],
+        receipt=_receipt(row) if row["message_id"] is not None else None,
+        note=row["note"],
+        can_continue=unfinished or row["finish_reason"] == FinishReason.LENGTH,
+    )
+
+
+def _receipt(row: dict[str, Any]) -> Receipt:
+    fields = {name: row[name] for name in _RECEIPT_FIELDS}
+    fields["shared_title"] = fields["shared_title"] or ""
+    fields["tier_before"] = Tier(fields["tier_before"])
+    fields["miss_reason"] = MissReason(fields["miss_reason"]) if fields["miss_reason"] else None
+    return Receipt(**fields)

@@ -1,0 +1,1 @@
+"""One answer, from its limits to its receipt; and requests that resend their whole history."""

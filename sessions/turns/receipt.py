@@ -1,0 +1,216 @@
+"""What a turn cost, and what is said about it. Pure functions from the engine's last event to what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from model_runtime.interface.events import Finished, FinishReason
+from sessions.memory.device.leases import Lease, Loss
+from sessions.store.tables.losses import PENDING, Cause, SavedLoss
+from sessions.store.tables.messages import INTERRUPTED_NOTE
+from sessions.text import tokens
+from sessions.turns.run import Run
+from sessions.types import MessageStatus, MissReason, Receipt, Tier
+
+_REASONS = {
+    Cause.UNSAVED: MissReason.UNSAVED,
+    Cause.NOT_SAVED: MissReason.NOT_SAVED,
+    Cause.DISK_FULL: MissReason.DISK_FULL,
+    Cause.DISK_OFF: MissReason.DISK_OFF,
+    Cause.DISK_BUDGET: MissReason.DISK_BUDGET,
+    Cause.CLOCK: MissReason.CLOCK,
+    Cause.FILES_MISSING: MissReason.FILES_MISSING,
+    Cause.CLEARED: MissReason.CLEARED,
+    Cause.REFUSED: MissReason.SNAPSHOT_REFUSED,
+    Cause.BY_HAND: MissReason.EVICTED,
+}
+
+
+def outcome(run: Run, event: Finished, context_limit_tokens: int) -> tuple[MessageStatus, str]:
+    """The answer's status, and its note: a sentence for a person, "" when there is nothing to say."""
+    if run.failure is not None:
+        return MessageStatus.FAILED, run.failure
+    match event.reason:
+        case FinishReason.FAILED:
+            return MessageStatus.FAILED, event.error or "The model failed on this answer. Regenerate it to try again."
+        case FinishReason.ABORTED if run.stop_asked and not run.interrupted:
+            return MessageStatus.STOPPED, "Stopped."
+        case FinishReason.ABORTED:
+            return MessageStatus.INTERRUPTED, INTERRUPTED_NOTE
+        case FinishReason.LENGTH:
+            limit = tokens(run.plan.sampling.max_new_tokens).replace(" token", " new token")
+            return MessageStatus.COMPLETE, f"The answer reached the limit of {limit}."
+        case FinishReason.CONTEXT:
+            return MessageStatus.COMPLETE, (
+                f"The conversation has reached the model's {context_limit_tokens:,}-token limit. "
+                "Start a new one, or edit an earlier message."
+            )
+    return MessageStatus.COMPLETE, ""
+
+
+def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], float]) -> Receipt | None:
+    """None for an answer that never reached the engine."""
+    lease, turn = run.lease, run.plan.turn
+    if lease is None:
+        return None
+    reason, detail = _miss(run, lease, event)
+    whole = len(turn.ledger)
+    restored = run.restored
+    ahead_tokens = _ahead_tokens(run, lease, event)
+    # What was read ahead was read for this turn all the same: it saved waiting, not reading.
+    kept_tokens = event.reused_tokens - ahead_tokens
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(kept_tokens, whole) - restored.seconds
+    return Receipt(
+        fed_tokens=event.fed_tokens,
+        delta_tokens=turn.delta_tokens,
+        reused_tokens=event.reused_tokens,
+        sampled_tokens=event.sampled_tokens,
+        tier_before=_tier(run, lease),
+        ttft_s=event.ttft_s if event.ttft_s is None else event.ttft_s + restored.seconds,
+        waited_s=run.waited_s,
+        prefill_s=event.prefill_s,
+        decode_s=event.decode_s,
+        # A turn that was stopped before its first token saved nobody anything.
+        saved_s=max(0.0, saved_s) if event.sampled_tokens else 0.0,
+        miss_reason=reason,
+        miss_detail=detail,
+        restored_bytes=restored.size_bytes,
+        restore_s=restored.seconds,
+        choice=restored.choice,
+        drafted_tokens=event.drafted_tokens,
+        accepted_tokens=event.accepted_tokens,
+        ahead_tokens=ahead_tokens,
+        shared_tokens=_shared_tokens(run, event),
+        shared_from=run.shared.conversation_id if _shared_tokens(run, event) and run.shared else "",
+    )
+
+
+def _ahead_tokens(run: Run, lease: Lease, event: Finished) -> int:
+    if lease.ahead_from is None or run.restored.tokens:  # a restore begins with an empty KV
+        return 0
+    return max(0, event.reused_tokens - lease.ahead_from)
+
+
+def _shared_tokens(run: Run, event: Finished) -> int:
+    if run.shared is None:
+        return 0
+    return max(0, min(event.reused_tokens, run.shared.end_tokens) - run.shared.start_tokens)
+
+
+def _kept_tokens(run: Run, lease: Lease) -> int:
+    """What the KV had from before, without what was read ahead or came from another conversation."""
+    starts = (lease.ahead_from, run.shared.start_tokens if run.shared else None)
+    return min(lease.held_tokens, *(start for start in starts if start is not None), lease.held_tokens)
+
+
+def _tier(run: Run, lease: Lease) -> Tier:
+    if run.restored.tokens and not run.restored.lender_id:
+        return run.restored.tier
+    return Tier.DEVICE if _kept_tokens(run, lease) else Tier.COLD
+
+
+def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, str]:
+    turn = run.plan.turn
+    again_tokens = event.fed_tokens - turn.delta_tokens
+    if again_tokens <= 0:
+        return None, ""
+    again = f"so {tokens(again_tokens)} {'was' if again_tokens == 1 else 'were'} read again."
+    reason = _reason(run, lease, event)
+    match reason:
+        case MissReason.SYSTEM_PROMPT_CHANGED:
+            return reason, f"The system prompt was changed, {again}"
+        case MissReason.MODEL_CHANGED:
+            change = run.plan.change or "the model was changed"
+            return reason, f"{change[0].upper()}{change[1:]}, {again}"
+        case MissReason.TEMPLATE_REWROTE_HISTORY:
+            first = turn.rewrite.first_token if turn.rewrite else 0
+            return reason, f"The model's chat template rewrote history from token {first + 1:,} on, {again}"
+        case MissReason.UPGRADED:
+            return reason, f"{run.plan.change}, {again}"
+        case MissReason.SNAPSHOT_REFUSED:
+            why = run.restored.refusal or (run.plan.loss.detail if run.plan.loss else "")
+            return reason, f"Its memory on disk was refused ({why}), {again}"
+        case MissReason.REREAD_CHEAPER:
+            return reason, f"Reading was expected to be faster than restoring what is saved, {again}"
+        case MissReason.EVICTED:
+            return reason, f"Its memory {_how_lost(lease)}, {again}"
+        case MissReason.FILES_MISSING:
+            return reason, f"The files of its saved memory were deleted by somebody else, {again}"
+        case MissReason.RESTARTED:
+            return reason, f"The server was restarted, {again}"
+        case MissReason.EARLIER_FAILURE:
+            return reason, f"An earlier answer ended before everything was in memory, {again}"
+        case MissReason.FORKED:
+            return reason, f"It begins like another conversation, whose memory could not be used, {again}"
+        case MissReason.BRANCH_SWITCHED:
+            return reason, f"Its memory held another branch from token {event.reused_tokens + 1:,} on, {again}"
+    assert run.plan.loss is not None, "what is left is about saved memory"
+    return reason, f"{_how_not_saved(run.plan.loss)}, {again}"
+
+
+def _how_not_saved(loss: SavedLoss) -> str:
+    """What became of what a conversation saved, or should have saved."""
+    match loss.cause:
+        case Cause.UNSAVED:
+            return "The server ended before its last turn was saved"
+        case Cause.NOT_SAVED:
+            return f"Its memory could not be saved ({loss.detail})"
+        case Cause.DISK_FULL:
+            return f"The disk was full when its memory was to be saved ({loss.detail})"
+        case Cause.DISK_OFF:
+            if loss.detail:
+                return "Its saved memory is not read while the server runs with --disk-kv-budget 0"
+            return "Its memory was not saved, because the server ran with --disk-kv-budget 0"
+        case Cause.DISK_BUDGET:
+            return f"Its saved memory was deleted to stay within the disk budget of {loss.detail} (--disk-kv-budget)"
+        case Cause.CLOCK:
+            return f"Its saved memory was deleted to stay within the disk budget of {loss.detail}"
+        case Cause.CLEARED:
+            return "Its saved memory was deleted with `keepwarm cache clear`"
+        case _:
+            return "Its saved memory is gone"
+
+
+def _how_lost(lease: Lease) -> str:
+    match lease.loss:
+        case Loss.DISAGREED:
+            return "disagreed when it was verified"
+        case Loss.ENGINE:
+            return "was lost when the model stopped answering and was started anew"
+        case Loss.BY_HAND:
+            return "was dropped by hand"
+        case Loss.FOR_ROOM:
+            return "was dropped to make room"
+        case _:  # in an earlier life of the server
+            return "was dropped by hand"
+
+
+def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
+    if run.plan.turn.rewrite is not None:
+        return run.plan.turn.rewrite.reason
+    if run.restored.refusal:
+        return MissReason.FILES_MISSING if run.restored.is_gone else MissReason.SNAPSHOT_REFUSED
+    if run.restored.is_reread_cheaper:
+        return MissReason.REREAD_CHEAPER
+    if _kept_tokens(run, lease) == 0:
+        return _reason_of_nothing(run, lease)
+    # All that the KV held was of use: it was short because an answer failed or was stopped while it was read.
+    return MissReason.EARLIER_FAILURE if event.reused_tokens >= lease.held_tokens else MissReason.BRANCH_SWITCHED
+
+
+def _reason_of_nothing(run: Run, lease: Lease) -> MissReason:
+    """Why the device held nothing, and no lower tier had all of it."""
+    loss = run.plan.loss
+    if lease.loss is not None:
+        # It left the device for room, or was parked, which costs nothing while the disk has it.
+        is_disks = lease.loss in (Loss.FOR_ROOM, Loss.BY_HAND) and loss is not None and loss.cause not in PENDING
+        return _REASONS[loss.cause] if loss is not None and is_disks else MissReason.EVICTED
+    if run.plan.is_fork:
+        return MissReason.FORKED
+    if loss is not None and loss.cause is Cause.DISK_OFF and loss.detail:
+        return MissReason.DISK_OFF  # what these very settings have saved is there, and not read
+    if run.plan.change:
+        return MissReason.UPGRADED if run.plan.is_upgrade else MissReason.MODEL_CHANGED
+    if not lease.is_new:
+        return MissReason.EARLIER_FAILURE
+    return _REASONS[loss.cause] if loss is not None else MissReason.RESTARTED

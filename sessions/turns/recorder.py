@@ -1,0 +1,181 @@
+"""The thread that turns the engine's events into what subscribers see and what the database keeps.
+
+The engine's listeners only put events into this queue, so neither SQLite nor a slow subscriber ever holds up a decode
+step. One run's error fails that run with a sentence; the thread goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from model_runtime.interface.events import Event, Finished, FinishReason, PrefillProgress, TokenDelta
+from model_runtime.interface.protocol import Engine
+from model_runtime.interface.turn_template import TurnTemplate
+from sessions.awake import join
+from sessions.errors import SessionError, StoreError
+from sessions.ledger import history_hash
+from sessions.store.store import Store
+from sessions.turns.receipt import outcome, receipt
+from sessions.turns.run import Run, RunTable
+from sessions.turns.unstored_answers import AnswerEnd, KeptAnswers
+from sessions.types import MessageStatus, MessageView, Receipt
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_PATIENCE_S = 0.2  # for another program that has the database locked; every stream waits as long
+
+
+class Recorder:
+    """`settle` gives a run's KV back; `on_receipt` is told of every stored receipt,
+    `on_gap` of the seconds between two tokens of an answer. What cannot be stored at the end of an answer is in `kept`.
+
+    `put` may be called from any thread and never blocks.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        template: TurnTemplate,
+        runs: RunTable,
+        checkpoint_interval_s: float,
+        settle: Callable[[Run], None],
+        on_receipt: Callable[[Run, Receipt], None],
+        on_gap: Callable[[float], None],
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._template = template
+        self._runs = runs
+        self._checkpoint_interval_s = checkpoint_interval_s
+        self._settle = settle
+        self._on_receipt = on_receipt
+        self._on_gap = on_gap
+        self.kept = KeptAnswers(store.messages)
+        self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, run: Run, event: Event) -> None:
+        self._queue.put((run, event))
+
+    def close(self, timeout_s: float) -> None:
+        """Handles what is in the queue, then ends."""
+        self._queue.put(None)
+        join(self._thread, timeout_s)
+
+    def _loop(self) -> None:
+        next_checkpoint = time.monotonic() + self._checkpoint_interval_s
+        while True:
+            if (left_s := next_checkpoint - time.monotonic()) <= 0:
+                self._checkpoint_all()
+                next_checkpoint = time.monotonic() + self._checkpoint_interval_s
+                continue
+            try:
+                item = self._queue.get(timeout=left_s)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            self._handle(*item)
+
+    def _handle(self, run: Run, event: Event) -> None:
+        if run.is_done:  # it was given up while the engine was still at it
+            return
+        try:
+            match event:
+                case PrefillProgress():
+                    run.read(event)
+                case TokenDelta():
+                    run.sample(event)
+                    self._note_gap(run)
+                case Finished():
+                    self._finish(run, event)
+        except Exception:
+            log.exception("recording_failed message=%d event=%s", run.message_id, type(event).__name__)
+            self._fail(run, event)
+
+    def _note_gap(self, run: Run) -> None:
+        now = time.monotonic()
+        if run.last_token_at is not None:
+            self._on_gap(now - run.last_token_at)
+        run.last_token_at = now
+
+    def _checkpoint_all(self) -> None:
+        for run in self._runs.all_active():
+            if len(run.sampled) == run.checkpointed_tokens:
+                continue
+            try:
+                text, ids = run.snapshot().text, run.node_ids
+                self._store.messages.checkpoint(run.message_id, text, ids, CHECKPOINT_PATIENCE_S)
+                run.checkpointed_tokens = len(run.sampled)
+            except StoreError as error:  # the next one, or the end of the answer, will keep it
+                log.warning("checkpoint_failed message=%d error=%s", run.message_id, error)
+                return  # nor will the others be stored, and each would take its time
+            except Exception:
+                log.exception("checkpoint_failed message=%d", run.message_id)
+
+    def _finish(self, run: Run, event: Finished) -> None:
+        status, note = outcome(run, event, self._engine.info.context_limit_tokens)
+        stored = receipt(run, event, self._engine.estimate_read_s)
+        text, run.finish_reason = run.complete_text(event), event.reason
+        end = AnswerEnd(text, tuple(run.node_ids), status, event.reason, note, stored, self._link(run, text))
+        try:
+            message = self.kept.store(run, end)
+        except SessionError as error:
+            log.error("answer_not_stored message=%d", run.message_id)
+            message = _unsaved(run, text, f"This answer could not be stored. {error}")
+        self._let_go(run, message)
+        if stored is not None:
+            self._on_receipt(run, stored)
+
+    def _link(self, run: Run, text: str) -> str:
+        """By which a client that sends this answer back is known again."""
+        if not run.plan.link:
+            return ""
+        answer = history_hash.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
+        return history_hash.after(run.plan.link, [answer])
+
+    def _fail(self, run: Run, event: Event) -> None:
+        """Something of ours raised. The KV is the engine's until its last event, so a run that goes on is stopped."""
+        if run.is_done:
+            return
+        run.failure = "Something went wrong while this answer was recorded. Regenerate it to try again."
+        if not isinstance(event, Finished):
+            run.ask_to_stop()
+            return
+        text = run.snapshot().text
+        with contextlib.suppress(Exception):  # whatever it is, the run ends and the thread goes on
+            self._store.messages.finish_answer(
+                run.message_id, text, run.node_ids, MessageStatus.FAILED, FinishReason.FAILED, run.failure, None
+            )
+        self._let_go(run, _unsaved(run, text, run.failure))
+
+    def _let_go(self, run: Run, message: MessageView) -> None:
+        """The order matters: who sees DONE may send at once, and finds the KV and the conversation free."""
+        if run.lease is not None:
+            try:
+                self._settle(run)
+            except Exception:
+                log.exception("lease_not_settled message=%d", run.message_id)
+        self._runs.retire(run)
+        run.finish(message)
+
+
+def _unsaved(run: Run, text: str, note: str) -> MessageView:
+    return MessageView(
+        message_id=run.message_id,
+        role="assistant",
+        text=text,
+        status=MessageStatus.FAILED,
+        sibling_number=1,
+        sibling_count=1,
+        note=note,
+    )

@@ -1,0 +1,1 @@
+"""Is the memory true? Comparing it with a fresh read."""

@@ -1,0 +1,154 @@
+"""What verifying a conversation's memory found, in words, and which of its copies have to go for it.
+
+Needs no device budget and no thread of its own: the verifier brings both, and `keepwarm doctor` needs neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.findings import Comparison, Verification
+from model_runtime.interface.protocol import KV, Engine, Segment
+from model_runtime.interface.segments import SegmentIdentity
+from sessions.memory.saved.chains import Chain, longest_chain
+from sessions.memory.saved.disk import Disk
+from sessions.memory.saved.host import Host
+from sessions.text import tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`sentence` is for a person. `agrees` is None where nothing was found out. `tokens` were read again;
+    `logit_difference` is the largest, `nll_gap` in nats a token. `device_is_bad`: the KV must not be used any more."""
+
+    at: float
+    sentence: str
+    agrees: bool | None = None
+    tokens: int = 0
+    logit_difference: float = 0.0
+    nll_gap: float = 0.0
+    device_is_bad: bool = False
+
+
+class SavedCopy:
+    """A chain's segments in one place ("on disk"), fetched one at a time. What is refused, or gone, ends it; `refusal`
+    then says why it was refused. `discard` deletes a segment and all behind it."""
+
+    def __init__(
+        self,
+        place: str,
+        chain: Chain,
+        fetch: Callable[[SegmentIdentity], Segment | None],
+        discard: Callable[[SegmentIdentity, SnapshotRefused | str], None],
+    ) -> None:
+        self.place = place
+        self.chain = chain
+        self.refusal = ""
+        self._why: SnapshotRefused | str = "it disagreed when it was verified"
+        self.bad: SegmentIdentity | None = None
+        self._fetch = fetch
+        self._discard = discard
+
+    def __iter__(self) -> Iterator[Segment]:
+        for identity in self.chain.identities:
+            try:
+                segment = self._fetch(identity)
+            except SnapshotRefused as error:
+                self.bad, self.refusal, self._why = identity, str(error), error
+                return
+            if segment is None:
+                return
+            yield segment
+
+    def judge(self, comparison: Comparison, logits_agree: bool) -> None:
+        """Deletes what is not to be trusted. `logits_agree` is about this copy, or True."""
+        position = comparison.first_bad_token
+        if position is None and not logits_agree:  # row by row it passed, all together it does not
+            position = 0
+        if position is not None:
+            self.bad = next(i for i in self.chain.identities if i.end_tokens > position)
+        if self.bad is not None:
+            self._discard(self.bad, self._why)
+
+    @property
+    def trouble(self) -> str:
+        """A clause, "" when it is true."""
+        if self.refusal:
+            return f"its copy {self.place} was refused and deleted: {self.refusal}"
+        if self.bad is not None:
+            return f"its copy {self.place} disagreed from token {self.bad.start_tokens + 1:,} on and was deleted"
+        return ""
+
+
+def disk_copy(disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> SavedCopy:
+    """What the disk has of these ids."""
+    return SavedCopy("on disk", disk.chain(owner_id, conversation_id, ids), disk.load, disk.discard)
+
+
+def host_copy(host: Host, disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> SavedCopy:
+    """What host memory has of these ids."""
+
+    def ids_of(key: str) -> tuple[int, ...]:
+        segment = host.get(key)
+        return segment.identity.token_ids if segment is not None else ()
+
+    def discard(bad: SegmentIdentity, why: SnapshotRefused | str) -> None:
+        host.discard([i.key for i in chain.identities if i.start_tokens >= bad.start_tokens])
+
+    rows = host.of_conversation(conversation_id)
+    chain = longest_chain(ids, rows, disk.fingerprint(owner_id), ids_of)
+    return SavedCopy("in host memory", chain, lambda identity: host.get(identity.key), discard)
+
+
+def check(
+    engine: Engine,
+    conversation_id: str,
+    ledger: tuple[int, ...],
+    saved: Sequence[SavedCopy],
+    held: KV | None,
+    scratch: KV,
+    must_stop: Callable[[], bool],
+) -> Check | None:
+    """Reads `ledger` again into `scratch` and holds `held` (on the device) and the saved copies against it. A saved
+    copy that disagrees, or is refused, is deleted. None when it had to stop. Raises `ModelRuntimeError`."""
+    copies: list[KV | Iterable[Segment]] = [*saved]
+    if held is not None:
+        copies.append(held)
+    found = engine.verify(scratch, ledger, copies, must_stop)
+    if found is None:
+        return None
+    for number, copy in enumerate(saved):
+        copy.judge(found.copies[number], number + 1 < len(copies) or found.logits_agree)
+    device_is_bad = held is not None and not (found.copies[-1].agrees and found.logits_agree)
+    troubles = [copy.trouble for copy in saved if copy.trouble]
+    log.info(
+        "kv_verified conversation=%s tokens=%d logit_difference=%.3g nll_gap=%.3g agrees=%s refusals=%d",
+        *(conversation_id, found.tokens, found.logit_difference, found.nll_gap, found.agrees, len(troubles)),
+    )
+    return Check(
+        at=time.time(),
+        sentence=_sentence(found, troubles, held is not None, device_is_bad),
+        agrees=not (device_is_bad or troubles),
+        tokens=found.tokens,
+        logit_difference=found.logit_difference,
+        nll_gap=found.nll_gap,
+        device_is_bad=device_is_bad,
+    )
+
+
+def _sentence(found: Verification, troubles: list[str], is_held: bool, device_is_bad: bool) -> str:
+    numbers = f"largest logit difference {found.logit_difference:.2g}, NLL gap {abs(found.nll_gap):.2g}"
+    clauses = [*troubles]
+    if device_is_bad:
+        first = found.copies[-1].first_bad_token
+        where = "" if first is None else f" from token {first + 1:,} on"
+        clauses.insert(0, f"its memory on the device disagreed{where} and was dropped")
+    elif is_held and troubles:
+        clauses.append("on the device it is true")
+    return f"{'; '.join(clauses) or 'its memory is true'} ({tokens(found.tokens)} read again, {numbers})"

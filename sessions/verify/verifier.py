@@ -1,0 +1,220 @@
+"""Verifying on demand, on a thread of its own: a throw-away KV beside the one that is looked at, with room promised by
+the leases like everybody's. It gives way to whoever waits for either, and begins again when they are through."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from model_runtime.interface.errors import ModelRuntimeError
+from model_runtime.interface.protocol import Engine
+from sessions.awake import Awake
+from sessions.errors import CacheFull, SessionError
+from sessions.ledger.ledger import common_prefix, fold
+from sessions.memory.device.leases import Lease, Leases, Loss, Ticket
+from sessions.memory.log import Notes
+from sessions.memory.saved.saved_kvs import Cold
+from sessions.store.store import Store
+from sessions.text import mib, tokens
+from sessions.turns.run import RunTable
+from sessions.types import CheckView
+from sessions.verify.compare import Check, check, disk_copy, host_copy
+
+log = logging.getLogger(__name__)
+
+ROOM_TIMEOUT_S = 2.0  # in line for room; others wait behind
+PATIENCE_S = 60.0  # so long it begins again after it gave way
+PAUSE_S = 0.05
+NOTHING = "nothing is kept of it, on the device or on disk"
+GAVE_WAY = "answers needed the room, so it was not verified; try again when it is quieter"
+ENDED = "the server was ending, so it was not verified"
+
+
+@dataclass(eq=False)
+class Verifying:
+    """One verification that was asked for. `wait` may be called from any thread."""
+
+    owner_id: str
+    conversation_id: str
+    read_tokens: Callable[[], int] = lambda: 0
+    total_tokens: int = 0
+    _result: Check | None = None
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, timeout_s: float | None = None) -> Check | None:
+        """What was found; None when the time is over."""
+        self._done.wait(timeout_s)
+        return self._result
+
+    def finish(self, result: Check) -> None:
+        self._result = result
+        self._done.set()
+
+    def view(self) -> CheckView:
+        result = self._result
+        if result is None:
+            progress = "waiting to be verified"
+            if self.total_tokens:
+                progress = f"reading {self.read_tokens():,} of {tokens(self.total_tokens)} again"
+            return CheckView(is_running=True, agrees=None, sentence=progress, at=time.time())
+        return CheckView(is_running=False, agrees=result.agrees, sentence=result.sentence, at=result.at)
+
+
+class Verifier:
+    """`verify` and `views` may be called from any thread."""
+
+    def __init__(self, store: Store, engine: Engine, leases: Leases, cold: Cold, runs: RunTable, notes: Notes) -> None:
+        self._store = store
+        self._engine = engine
+        self._leases = leases
+        self._cold = cold
+        self._runs = runs
+        self._notes = notes
+        self._queue: queue.SimpleQueue[Verifying | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._known: dict[str, Verifying] = {}  # the newest of each conversation
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="keepwarm-verifier", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the one at work within a piece; what still waits was not verified."""
+        self._closed = True
+        self._queue.put(None)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def verify(self, owner_id: str, conversation_id: str) -> Verifying:
+        """Begins, or returns the one that is under way. Raises `ConversationNotFound`."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._lock:
+            asked = self._known.get(conversation_id)
+            if asked is None or asked.wait(0) is not None:
+                asked = self._known[conversation_id] = Verifying(owner_id, conversation_id)
+                self._queue.put(asked)
+        return asked
+
+    def views(self) -> dict[str, CheckView]:
+        """The newest of every conversation."""
+        with self._lock:
+            return {conversation_id: one.view() for conversation_id, one in self._known.items()}
+
+    def forget(self, conversation_id: str) -> None:
+        """Of a deleted conversation nothing is left."""
+        with self._lock:
+            self._known.pop(conversation_id, None)
+
+    def _loop(self) -> None:
+        while (asked := self._queue.get()) is not None:
+            result = Check(time.time(), ENDED)
+            try:
+                if not self._closed:
+                    result = self._until_quiet(asked)
+            except (SessionError, ModelRuntimeError) as error:
+                result = Check(time.time(), f"it could not be verified. {error}")
+            except Exception:
+                log.exception("verify_failed conversation=%s", asked.conversation_id)
+                result = Check(time.time(), "it could not be verified; the server's log says why")
+            finally:
+                with contextlib.suppress(SessionError):
+                    self._notes.verified(asked.owner_id, asked.conversation_id, result)
+                asked.finish(result)
+
+    def _until_quiet(self, asked: Verifying) -> Check:
+        tried = Awake()
+        while tried.look() < PATIENCE_S and not self._closed:
+            if not self._runs.is_busy(asked.conversation_id):
+                result = self._once(asked)
+                if result is not None:
+                    return result
+            time.sleep(PAUSE_S)
+        return Check(time.time(), ENDED if self._closed else GAVE_WAY)
+
+    def _once(self, asked: Verifying) -> Check | None:
+        """None when it gave way."""
+        owner_id, conversation_id = asked.owner_id, asked.conversation_id
+        conversation = self._store.conversation(owner_id, conversation_id)
+        ledger = fold(self._store.messages.path(conversation.leaf_id))
+        held = self._leases.borrow(conversation_id)
+        result: Check | None = None
+        try:
+            with self._cold.using(conversation_id):
+                host, disk, ids = self._cold.host, self._cold.disk, ledger[:-1]
+                copies = [
+                    disk_copy(disk, owner_id, conversation_id, ids),
+                    host_copy(host, disk, owner_id, conversation_id, ids),
+                ]
+                held_tokens = common_prefix(held.held_ids, ids) if held else 0
+                kept_tokens = max(held_tokens, *(copy.chain.useful_tokens for copy in copies))
+                if not kept_tokens:
+                    return Check(time.time(), NOTHING)
+                with self._scratch(owner_id, conversation_id, kept_tokens + 1, held) as scratch:
+                    if scratch is None:
+                        return None
+                    asked.total_tokens = kept_tokens
+                    asked.read_tokens = lambda: min(kept_tokens, scratch.kv.length_tokens)
+                    result = check(
+                        self._engine,
+                        conversation_id,
+                        ledger[: kept_tokens + 1],
+                        [copy for copy in copies if copy.chain.identities],
+                        held.kv if held else None,
+                        scratch.kv,
+                        lambda: self._must_stop(scratch, held),
+                    )
+        finally:
+            asked.total_tokens = 0
+            if held is not None:
+                self._give_back(held, result is not None and result.device_is_bad)
+        return result
+
+    def _must_stop(self, scratch: Lease, held: Lease | None) -> bool:
+        leases = [scratch, *([held] if held else [])]
+        return self._closed or any(self._leases.must_yield(lease) for lease in leases)
+
+    def _give_back(self, held: Lease, is_bad: bool) -> None:
+        """A KV that disagreed is emptied before anybody else can have it."""
+        if is_bad:
+            self._engine.release(held.kv)
+        loss = Loss.DISAGREED if is_bad else None
+        self._leases.settle(held, () if is_bad else held.held_ids, loss=loss, ahead_from=held.ahead_from)
+
+    @contextlib.contextmanager
+    def _scratch(self, owner_id: str, conversation_id: str, count: int, held: Lease | None) -> Iterator[Lease | None]:
+        """A throw-away KV with room for so many tokens; idle KVs of others may go for it. None when there is no room
+        now. Raises `CacheFull` when there never is."""
+        promised_bytes = self._engine.kv_bytes(count)
+        held_bytes = held.kv.allocated_bytes if held else 0
+        if promised_bytes + held_bytes > self._leases.budget_bytes:
+            raise CacheFull(
+                f"Reading it again takes {mib(promised_bytes)} beside the {mib(held_bytes)} it holds, and the device "
+                f"budget is {mib(self._leases.budget_bytes)}. Park it first, then it is verified from disk."
+            )
+        name = f"{conversation_id} read again"
+        lease = self._leases.reserve(name, owner_id, promised_bytes) or self._in_line(name, owner_id, promised_bytes)
+        try:
+            yield lease
+        finally:
+            if lease is not None:
+                self._engine.release(lease.kv)
+                self._leases.settle(lease)
+                self._leases.forget(name)
+
+    def _in_line(self, name: str, owner_id: str, promised_bytes: int) -> Lease | None:
+        granted: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
+        ticket = Ticket(
+            name, owner_id, promised_bytes, granted.put, lambda place: None, lambda sentence: granted.put(None)
+        )
+        self._leases.enter(ticket)
+        with contextlib.suppress(queue.Empty):
+            return granted.get(timeout=ROOM_TIMEOUT_S)
+        if self._leases.leave(ticket) or self._closed:
+            return None
+        return granted.get(timeout=PATIENCE_S)  # it was being granted at this very moment
