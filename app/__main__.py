@@ -23,7 +23,7 @@ from app.cli import backup, bin, cache, doctor, keys, terminal
 from app.cli.surroundings import import_page
 from app.server.drain import Drain
 from app.server.listen import bind, url_of
-from model_runtime.interface.config import EMBEDDED, ColdKvDtype, KvDtype, ModelConfig
+from model_runtime.interface.config import EMBEDDED, KvDtype, ModelConfig, SavedKvDtype
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.native import heap
 from sessions.config import DAY_S, KEEP_UNNAMED_S
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--cold-kv-dtype",
         default="exact",
-        choices=get_args(ColdKvDtype),
+        choices=get_args(SavedKvDtype),
         help="how caches are kept in host memory and on disk: 'int8' takes half of float16's room, is not exact, "
         "and says at the start what that costs (default: exact)",
     )
@@ -277,7 +277,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as sockets:
         listeners = [sockets.enter_context(one) for one in _listeners(arguments)]
         tunnel_port = listeners[1].getsockname()[1] if arguments.share else None
-        from app.wiring import Access, Budgets, IdleWork, open_house
+        from app.wiring import Access, Budgets, IdleFeatures, open_services
 
         budgets = Budgets(
             arguments.device_kv_budget,
@@ -286,8 +286,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             arguments.kv_dtype,
             arguments.cold_kv_dtype,
         )
-        idle_work = IdleWork(arguments.read_ahead, arguments.titles and not arguments.headless)
-        with open_house(
+        idle_work = IdleFeatures(arguments.read_ahead, arguments.titles and not arguments.headless)
+        with open_services(
             arguments.data_dir,
             model,
             arguments.prompt_lookup,
@@ -298,7 +298,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             arguments.keep_unnamed * DAY_S,
             Access(Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
             (lambda: None) if arguments.headless else import_page,
-        ) as house:
+        ) as services:
             from app.server.site import create_app
             from app.server.uvicorn_server import Server
 
@@ -308,16 +308,16 @@ def _serve(arguments: argparse.Namespace) -> int:
                 _freeze()
                 terminal.say(f"Keepwarm is ready: {url_of(arguments.host, port)}")
                 if tunnel_port is not None:
-                    house.share.open("127.0.0.1", tunnel_port, terminal.say)
-                if not house.callers.has_keys and (house.callers.needs_key or not is_loopback(arguments.host)):
-                    answered = "no program is" if house.callers.needs_key else "only programs of this machine are"
+                    services.share.open("127.0.0.1", tunnel_port, terminal.say)
+                if not services.callers.has_keys and (services.callers.needs_key or not is_loopback(arguments.host)):
+                    answered = "no program is" if services.callers.needs_key else "only programs of this machine are"
                     terminal.say(f"There is no API key: {answered} answered. Add one: keepwarm key add NAME.")
 
             # uvicorn raises the signal that ended it once more; by then everything must still be put away.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
-            app = create_app(house, arguments.host, arguments.headless)
-            drain = Drain(house.manager, arguments.drain_limit, terminal.say)
+            app = create_app(services, arguments.host, arguments.headless)
+            drain = Drain(services.manager, arguments.drain_limit, terminal.say)
             Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=listeners)
             terminal.say("Putting the conversations away.")
     return 0

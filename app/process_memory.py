@@ -63,7 +63,7 @@ class ProcessMeter:
         )
 
 
-class Tidier:
+class HeapTrimmer:
     """Has the allocator give back what it keeps, when the process has grown. A thread of its own, until `close`."""
 
     def __init__(self, meter: ProcessMeter) -> None:

@@ -17,14 +17,14 @@ from app.access.guard import cookies_of
 from app.access.public_link import Share
 from app.access.visitors import Visitors
 from app.cli.surroundings import own_temporary_files
-from app.process_memory import ProcessMeter, Tidier
+from app.process_memory import HeapTrimmer, ProcessMeter
 from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
 from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
 from sessions.store.store import Store
 
 if TYPE_CHECKING:
-    from model_runtime.interface.config import ColdKvDtype, KvDtype, ModelConfig, PromptLookup
+    from model_runtime.interface.config import KvDtype, ModelConfig, PromptLookup, SavedKvDtype
     from model_runtime.interface.protocol import Engine
     from model_runtime.interface.turn_template import TurnTemplate
 
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Services:
     """What the pages need of the rest."""
 
     manager: SessionManager
@@ -65,11 +65,11 @@ class Budgets:
     disk: str | None
     host: str | None = None
     kv_dtype: KvDtype = "auto"
-    cold_kv_dtype: ColdKvDtype = "exact"
+    cold_kv_dtype: SavedKvDtype = "exact"
 
 
 @dataclass(frozen=True, slots=True)
-class IdleWork:
+class IdleFeatures:
     """What the model may do while nobody waits."""
 
     read_ahead: bool = True
@@ -93,18 +93,18 @@ class _Memory:
 
 
 @contextlib.contextmanager
-def open_house(
+def open_services(
     data_dir: Path,
     model: ModelConfig,
     prompt_lookup: PromptLookup,
     budgets: Budgets,
     password: str | None,
     say: Say,
-    idle_work: IdleWork = IdleWork(),
+    idle_work: IdleFeatures = IdleFeatures(),
     keep_unnamed_s: float = KEEP_UNNAMED_S,
     access: Access = Access(),
     import_page: Callable[[], None] = lambda: None,
-) -> Iterator[House]:
+) -> Iterator[Services]:
     """Everything a server needs, until the block ends. `import_page` is called before the model is loaded, which is
     what takes long. Raises `StoreError`, `ModelLoadError` or `ValueError`, and what `import_page` raises."""
     with contextlib.ExitStack() as stack:
@@ -130,10 +130,10 @@ def open_house(
         stack.callback(manager.close)
         share = Share()
         stack.callback(share.close)
-        tidier = Tidier(process)
+        tidier = HeapTrimmer(process)
         stack.callback(tidier.close)
         callers = Callers(store.keys, owners, access.visitors, access.require_key)
-        yield House(manager, owners, share, callers, process)
+        yield Services(manager, owners, share, callers, process)
 
 
 def _import_model_code() -> None:
@@ -148,7 +148,7 @@ def _load(
 ) -> tuple[Engine, TurnTemplate, _Memory]:
     """The engine, its template and what its KVs may take. Torch is imported here, not before the flags are
     checked: it costs seconds."""
-    from model_runtime.engine.engine import Engine
+    from model_runtime.engine.engine import LocalEngine
     from model_runtime.engine.passing_thread import in_passing_thread
     from model_runtime.interface.config import EngineConfig
     from model_runtime.loading.loading import context_limit_tokens, load_model, unload
@@ -168,11 +168,11 @@ def _load(
         pinned_bytes = min(memory.host_bytes, MOST_PINNED_BYTES) + STAGED_BYTES
         engine_config = replace(engine_config, kv_arena_bytes=budget_bytes, pinned_host_bytes=pinned_bytes)
     limit_tokens = context_limit_tokens(loaded, config.context_limit_tokens)
-    engine = in_passing_thread(lambda: Engine(loaded, engine_config, limit_tokens))
+    engine = in_passing_thread(lambda: LocalEngine(loaded, engine_config, limit_tokens))
     stack.callback(engine.close)
     info = engine.info
     say(f"Model {info.name}, {info.quantization}, on {info.device} with {info.kernel}.")
-    drift = info.cold_drift.sentence if info.cold_drift else ""
+    drift = info.int8_drift.sentence if info.int8_drift else ""
     for note in (*info.notes, drift, template.rewrites_history):
         if note:
             say(note)

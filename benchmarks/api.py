@@ -28,7 +28,7 @@ from app.access.auth import LOCAL_OWNER
 from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import Budgets, House, IdleWork, open_house
+from app.wiring import Budgets, IdleFeatures, Services, open_services
 from benchmarks.driver import _PROSE
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.interface.config import ModelConfig
@@ -66,7 +66,7 @@ class Loads(list[Load]):
 
 
 @contextmanager
-def served(house: House) -> Iterator[str]:
+def served(house: Services) -> Iterator[str]:
     listener, ready = bind("127.0.0.1", 0), threading.Event()
     server = Server(create_app(house, "127.0.0.1", headless=True), 2, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -148,9 +148,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = ModelConfig(model=options.model)
         budgets = Budgets("4GiB", "0")
-        idle = IdleWork(read_ahead=False, titles=False)  # what a client pays for, nothing that came for free
+        idle = IdleFeatures(read_ahead=False, titles=False)  # what a client pays for, nothing that came for free
         with (
-            open_house(Path(folder), config, "auto", budgets, None, lambda line: print(f"# {line}"), idle) as house,
+            open_services(Path(folder), config, "auto", budgets, None, lambda line: print(f"# {line}"), idle) as house,
             served(house) as url,
         ):
             model = house.manager.info.name

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.events import Event, Finished, TokenDelta
 from model_runtime.interface.protocol import KV, Generation, GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
@@ -54,14 +54,14 @@ class Stream:
         return self.token_at[0] - self.started_at
 
 
-def begin(engine: Engine, kv: KV, ledger: list[int], new_tokens: int, key: str = "") -> Stream:
+def begin(engine: LocalEngine, kv: KV, ledger: list[int], new_tokens: int, key: str = "") -> Stream:
     stream = Stream()
     sampling = SamplingParams(temperature=0, max_new_tokens=new_tokens)
     stream.generation = engine.submit(GenerationRequest(tuple(ledger), kv, sampling, fairness_key=key), stream.heard)
     return stream
 
 
-def total_tokens_per_s(engine: Engine, warm: list[tuple[KV, list[int]]], new_tokens: int) -> float:
+def total_tokens_per_s(engine: LocalEngine, warm: list[tuple[KV, list[int]]], new_tokens: int) -> float:
     """All answers together, while all of them are being written."""
     streams = [begin(engine, kv, ledger, new_tokens) for kv, ledger in warm]
     for stream in streams:
@@ -74,7 +74,7 @@ def p95_ms(gaps_s: list[float]) -> float:
     return 1000 * statistics.quantiles(gaps_s, n=20, method="inclusive")[-1]
 
 
-def paste(engine: Engine, ledger: list[int], stream: tuple[KV, list[int]] | None) -> tuple[float, list[float]]:
+def paste(engine: LocalEngine, ledger: list[int], stream: tuple[KV, list[int]] | None) -> tuple[float, list[float]]:
     """Time to the first token of the paste, and the gaps of a stream that went on meanwhile."""
     running = None
     if stream is not None:

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import unload
 
@@ -58,7 +58,7 @@ class DynamicCacheLoop:
         return (tokens - 1) / seconds
 
 
-def prefill_tok_s(engine: Engine, loaded: LoadedModel) -> float:
+def prefill_tok_s(engine: LocalEngine, loaded: LoadedModel) -> float:
     """Tokens a second of reading a prompt of `READ_TOKENS` to its first answer token."""
     kv = engine.new_kv()
     found = answer(engine, kv, prose_ids(loaded, READ_TOKENS), 1).finished

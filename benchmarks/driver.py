@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.engine.passing_thread import in_passing_thread
 from model_runtime.interface.config import EngineConfig, ModelConfig
 from model_runtime.interface.events import Event, Finished, TokenDelta
@@ -42,13 +42,13 @@ def load(model: str = "embedded", quantization: str = "auto") -> LoadedModel:
     return replace(loaded, stop_token_ids=frozenset())
 
 
-def start(loaded: LoadedModel, context_limit_tokens: int) -> Engine:
+def start(loaded: LoadedModel, context_limit_tokens: int) -> LocalEngine:
     """An engine that guesses nothing: our histories repeat themselves, which would flatter every figure."""
-    return in_passing_thread(lambda: Engine(loaded, EngineConfig(prompt_lookup="off"), context_limit_tokens))
+    return in_passing_thread(lambda: LocalEngine(loaded, EngineConfig(prompt_lookup="off"), context_limit_tokens))
 
 
 def answer(
-    engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams | None = None
+    engine: LocalEngine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams | None = None
 ) -> Answer:
     """Runs one answer of `new_tokens` tokens to its end, greedy unless told otherwise."""
     done = threading.Event()
@@ -69,10 +69,10 @@ def answer(
     return Answer(finished, tuple(e.token_id for e in events if isinstance(e, TokenDelta)))
 
 
-def on_engine_thread(engine: Engine, call: Callable[[], T]) -> T:
+def on_engine_thread(engine: LocalEngine, call: Callable[[], T]) -> T:
     """Runs something else where the engine computes. In a thread of its own it would be slow, and slow the engine down:
     see `model_runtime.engine.passing_thread`."""
-    return engine._shift.call(call)
+    return engine._inbox.call(call)
 
 
 def prose_ids(loaded: LoadedModel, tokens: int) -> list[int]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from benchmarks.driver import Answer, answer
 from benchmarks.report import device_name, finish, median, table
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.engine.passing_thread import in_passing_thread
 from model_runtime.interface.config import EngineConfig, ModelConfig
 from model_runtime.interface.sampling_params import SamplingParams
@@ -59,7 +59,7 @@ def rate(found: Answer) -> float:
     return (found.finished.sampled_tokens - 1) / found.finished.decode_s
 
 
-def switch(engine: Engine, lookup: str) -> None:
+def switch(engine: LocalEngine, lookup: str) -> None:
     """Between two answers. One engine for both, because the threads of a second one would slow down either."""
     engine._lookup.mode = lookup  # type: ignore[assignment]
 
@@ -74,7 +74,7 @@ def main() -> None:
     config = ModelConfig(model=options.model)
     loaded = in_passing_thread(lambda: load_model(config, say=lambda line: print(f"# {line}")))
     template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
-    engine = in_passing_thread(lambda: Engine(loaded, EngineConfig(), 4096))
+    engine = in_passing_thread(lambda: LocalEngine(loaded, EngineConfig(), 4096))
     samplings = {
         "greedy": SamplingParams(temperature=0),
         "default": replace(loaded.default_sampling, seed=1),

@@ -17,7 +17,7 @@ _SLICE_S = 0.25
 _TASKS = "/proc/self/task"
 
 
-class Awake:
+class AwakeClock:
     """Seconds since it was made. A thread that looks seldom adds `longest_look_s` at most each time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, longest_look_s: float = LONGEST_LOOK_S) -> None:
@@ -37,7 +37,7 @@ class Awake:
 def patiently(wait: Callable[[float], object], timeout_s: float) -> bool:
     """`wait` is called with the seconds that it may take, again and again until it returns something true (then True)
     or `timeout_s` have passed while this process was awake."""
-    awake = Awake()
+    awake = AwakeClock()
     while True:
         left_s = timeout_s - awake.look()
         if wait(min(_SLICE_S, max(0.0, left_s))):

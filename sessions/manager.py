@@ -12,12 +12,12 @@ from dataclasses import replace
 
 from model_runtime.interface.protocol import Engine, ModelInfo
 from model_runtime.interface.turn_template import TurnTemplate
-from sessions.awake import Awake
+from sessions.awake import AwakeClock
 from sessions.background.drafts import Drafts
-from sessions.background.idle_worker import IdleWork
+from sessions.background.idle_worker import IdleWorker
 from sessions.background.pruner import Pruner
-from sessions.background.read_ahead import Ahead
-from sessions.background.storage_check import StorageState, StorageWatch
+from sessions.background.read_ahead import ReadAhead
+from sessions.background.storage_check import StorageCheck, StorageState
 from sessions.background.watchdog import Watchdog
 from sessions.config import SessionConfig
 from sessions.counters import Counters
@@ -25,19 +25,19 @@ from sessions.errors import MessageRefused
 from sessions.ledger.ledger import continued_answer, fold, new_answer, user_turn
 from sessions.memory.device.leases import Leases
 from sessions.memory.device.pins import Pins
-from sessions.memory.device.shared_prefixes import Beginnings
+from sessions.memory.device.shared_prefixes import SharedPrefixes
 from sessions.memory.events import EventLog
-from sessions.memory.log import Notes
-from sessions.memory.memory import Tiers
-from sessions.memory_actions import Hands
+from sessions.memory.log import MemoryLog
+from sessions.memory.memory import Memory
+from sessions.memory_actions import MemoryActions
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
-from sessions.turns.limits import Room
+from sessions.turns.limits import TurnLimits
 from sessions.turns.recorder import Recorder
 from sessions.turns.run import Run, RunTable, aborted
-from sessions.turns.stateless import Completions
+from sessions.turns.stateless import StatelessTurns
 from sessions.turns.turn import NewTurn, Turns
 from sessions.types import (
     ConversationSettings,
@@ -62,19 +62,21 @@ class SessionManager:
         self._engine = engine
         self._template = template
         self._config = config
-        self._room = Room(engine, template, config)
+        self._limits = TurnLimits(engine, template, config)
         self._events = EventLog(config.event_log_length)
         self._runs = RunTable(config.finished_run_keep_s)
         self.counters = Counters()
-        self._notes = Notes(store, self._events, self.counters)
+        self._memory_log = MemoryLog(store, self._events, self.counters)
         self._pins = Pins(engine, config.device_kv_budget_bytes, self._runs.is_busy)
-        self._leases = Leases(engine, config.device_kv_budget_bytes, self._notes.dropped_for_room, self._pins)
+        self._leases = Leases(engine, config.device_kv_budget_bytes, self._memory_log.dropped_for_room, self._pins)
         engine.on_memory_pressure = self._leases.surrender
-        self._tiers = Tiers(store, engine, self._leases, self._runs, self._notes, config)
-        beginnings = Beginnings(engine, self._leases)
-        ahead = Ahead(store, engine, template, self._leases, self._tiers.warmer, self._runs, self._room, beginnings)
-        self._idle = IdleWork(self._leases, ahead.perform, config.draft_quiet_s)
-        self._drafts = Drafts(store, template, self._room, self._idle, config)
+        self._memory = Memory(store, engine, self._leases, self._runs, self._memory_log, config)
+        shared_prefixes = SharedPrefixes(engine, self._leases)
+        ahead = ReadAhead(
+            store, engine, template, self._leases, self._memory.prefetcher, self._runs, self._limits, shared_prefixes
+        )
+        self._idle_worker = IdleWorker(self._leases, ahead.perform, config.draft_quiet_s)
+        self._drafts = Drafts(store, template, self._limits, self._idle_worker, config)
         self._recorder = Recorder(
             store,
             engine,
@@ -82,22 +84,32 @@ class SessionManager:
             self._runs,
             config.checkpoint_interval_s,
             self._after_run,
-            self._notes.receipt,
+            self._memory_log.receipt,
             self.counters.token_after,
         )
         self._turns = Turns(
-            store, engine, self._room, self._pins, self._runs, self._leases, self._tiers, self._recorder, beginnings
+            store,
+            engine,
+            self._limits,
+            self._pins,
+            self._runs,
+            self._leases,
+            self._memory,
+            self._recorder,
+            shared_prefixes,
         )
-        self._watchdog = Watchdog(engine, self._leases, config.hang_after_s, self._notes.engine_rebuilt)
-        self._verifier = Verifier(store, engine, self._leases, self._tiers.cold, self._runs, self._notes)
+        self._watchdog = Watchdog(engine, self._leases, config.hang_after_s, self._memory_log.engine_rebuilt)
+        self._verifier = Verifier(store, engine, self._leases, self._memory.saved_kvs, self._runs, self._memory_log)
         self._views = Views(
-            store, engine, self._leases, self._pins, self._tiers, self._verifier, self._runs, self._events, config
+            store, engine, self._leases, self._pins, self._memory, self._verifier, self._runs, self._events, config
         )
-        self.completions = Completions(store, engine, template, config, self._room, self._runs, self._turns)
-        self._hands = Hands(store, self._runs, self._leases, self._pins, self._tiers, self._notes)
+        self.completions = StatelessTurns(store, engine, template, config, self._limits, self._runs, self._turns)
+        self._memory_actions = MemoryActions(
+            store, self._runs, self._leases, self._pins, self._memory, self._memory_log
+        )
         uptime = store.uptime(clock)
         self._pruner = Pruner(store.bin, uptime, self._runs, self._let_go, config.keep_unnamed_s, clock)
-        self._storage = StorageWatch(store, self._recorder.kept, self._tiers.disk_budget_bytes > 0)
+        self._storage = StorageCheck(store, self._recorder.kept, self._memory.disk_budget_bytes > 0)
 
     # Life
 
@@ -105,12 +117,12 @@ class SessionManager:
         """Marks answers that an earlier process left running as interrupted, then takes turns. `say` tells a person
         what becomes of the memory that was saved before."""
         self._store.messages.interrupt_running()
-        self._tiers.start(say)
+        self._memory.start(say)
         self._recorder.start()
         self._leases.start()
         self._verifier.start()
-        self._idle.start()
-        self._hands.load_pins()
+        self._idle_worker.start()
+        self._memory_actions.load_pins()
         self._watchdog.start()
         self._pruner.start()
         self._storage.start()
@@ -118,11 +130,11 @@ class SessionManager:
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
         configured times; the engine and the store stay open. May be called twice."""
-        waited = Awake()
+        waited = AwakeClock()
         self.drain()
         self._watchdog.close(timeout_s=1.0)
         self._pruner.close(timeout_s=1.0)
-        self._idle.close(timeout_s=1.0)
+        self._idle_worker.close(timeout_s=1.0)
         while self._runs.all_active() and waited.look() < self._config.close_timeout_s:
             self.interrupt_all()
             time.sleep(0.01)
@@ -131,7 +143,7 @@ class SessionManager:
             self._recorder.put(run, aborted())
         self._recorder.close(timeout_s=1.0)
         self._verifier.close(timeout_s=1.0)
-        self._tiers.close()
+        self._memory.close()
         self._leases.close(timeout_s=1.0)
         self._storage.close(timeout_s=1.0)
 
@@ -170,12 +182,12 @@ class SessionManager:
     def send(self, owner_id: str, conversation_id: str, text: str) -> Run:
         """Commits the user's message and starts its answer. Nothing is stored when a `SessionError` is raised.
 
-        The way of a turn: its ids (`ledger`), whether they fit (`room`), the commit (`store`), a place in line for the
+        A turn's way: its ids (`ledger`), whether they fit (`limits`), the commit (`store`), a place in line for the
         KV (`leases`), the engine (`_submit`), and from its events the run's text and the committed answer (`recorder`).
         """
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        self._room.refuse_hopeless(text)
+        self._limits.refuse_hopeless(text)
         with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
@@ -187,7 +199,7 @@ class SessionManager:
         """Another version of any user message, beside it, with a new answer below."""
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        self._room.refuse_hopeless(text)
+        self._limits.refuse_hopeless(text)
         with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
@@ -298,22 +310,22 @@ class SessionManager:
 
     def drop_kv(self, owner_id: str, conversation_id: str) -> None:
         """Frees the KV and deletes what is saved of it. Raises `ConversationBusy`."""
-        self._hands.drop(owner_id, conversation_id)
+        self._memory_actions.drop(owner_id, conversation_id)
 
     def park(self, owner_id: str, conversation_id: str, tier: Tier | str = Tier.DISK) -> None:
         """Moves the KV to the "host" or the "disk" tier. Raises `ConversationBusy`, or `StoreError` when it stays."""
-        self._hands.park(owner_id, conversation_id, Tier(tier))
+        self._memory_actions.park(owner_id, conversation_id, Tier(tier))
 
     def pin(self, owner_id: str, conversation_id: str) -> None:
         """Keeps the KV on the device, across restarts. Raises `CacheFull` with the numbers, or `ConversationBusy`."""
-        self._hands.pin(owner_id, conversation_id)
+        self._memory_actions.pin(owner_id, conversation_id)
 
     def unpin(self, owner_id: str, conversation_id: str) -> None:
-        self._hands.unpin(owner_id, conversation_id)
+        self._memory_actions.unpin(owner_id, conversation_id)
 
     def warm(self, owner_id: str, conversation_id: str) -> bool:
         """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done."""
-        return self._hands.warm(owner_id, conversation_id)
+        return self._memory_actions.warm(owner_id, conversation_id)
 
     def verify(self, owner_id: str, conversation_id: str) -> Verifying:
         """Begins to hold the KV, on the device and saved, against a re-read; what disagrees is dropped."""
@@ -366,7 +378,7 @@ class SessionManager:
         self._store.delete(conversation_id)
         self._recorder.kept.forget(conversation_id)
         self._leases.forget(conversation_id)  # idle work may have begun between the two
-        self._tiers.forget(conversation_id)
+        self._memory.forget(conversation_id)
         self._events.forget(owner_id, conversation_id)
         self._verifier.forget(conversation_id)
 
@@ -374,20 +386,20 @@ class SessionManager:
         """Inside its claim: it is in the bin, and takes no memory there."""
         self._drafts.forget(conversation_id)
         self._leases.forget(conversation_id)
-        self._tiers.drop(conversation_id)
+        self._memory.drop(conversation_id)
         self._events.forget(owner_id, conversation_id)
         self._verifier.forget(conversation_id)
 
     def _after_run(self, run: Run) -> None:
         """The KV is given back, and saved; then what can be done for the next turn."""
-        self._tiers.after_run(run)
+        self._memory.after_run(run)
         self._drafts.after_answer(run)
 
     def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
         system_prompt = clean(settings.system_prompt).strip()
         refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
         if system_prompt:
-            self._room.refuse_hopeless(system_prompt)
-            self._room.check_system_prompt(system_prompt)
+            self._limits.refuse_hopeless(system_prompt)
+            self._limits.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)

@@ -6,8 +6,8 @@ from sessions.errors import ConversationBusy
 from sessions.ledger.ledger import fold
 from sessions.memory.device.leases import Leases
 from sessions.memory.device.pins import Pins
-from sessions.memory.log import Notes
-from sessions.memory.memory import Tiers
+from sessions.memory.log import MemoryLog
+from sessions.memory.memory import Memory
 from sessions.store.store import Store
 from sessions.turns.run import RunTable
 from sessions.types import Tier
@@ -15,25 +15,27 @@ from sessions.types import Tier
 PARK_TIMEOUT_S = 30.0
 
 
-class Hands:
+class MemoryActions:
     """Every method takes the owner first and raises `ConversationNotFound` for a stranger's id. Any thread."""
 
-    def __init__(self, store: Store, runs: RunTable, leases: Leases, pins: Pins, tiers: Tiers, notes: Notes) -> None:
+    def __init__(
+        self, store: Store, runs: RunTable, leases: Leases, pins: Pins, memory: Memory, memory_log: MemoryLog
+    ) -> None:
         self._store = store
         self._runs = runs
         self._leases = leases
         self._pins = pins
-        self._tiers = tiers
-        self._notes = notes
+        self._memory = memory
+        self._memory_log = memory_log
 
     def drop(self, owner_id: str, conversation_id: str) -> None:
         """Frees the KV and deletes what is saved of it. Raises `ConversationBusy` during an answer, or when pinned."""
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             self._refuse_pinned(conversation_id)
-            freed_bytes = self._leases.drop(conversation_id) + self._tiers.drop(conversation_id)
+            freed_bytes = self._leases.drop(conversation_id) + self._memory.drop(conversation_id)
         if freed_bytes:
-            self._notes.dropped(owner_id, conversation_id, freed_bytes)
+            self._memory_log.dropped(owner_id, conversation_id, freed_bytes)
 
     def park(self, owner_id: str, conversation_id: str, tier: Tier) -> None:
         """Moves the KV off the device. Raises `ConversationBusy` during an answer or when pinned, `StoreError` when it
@@ -41,9 +43,9 @@ class Hands:
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             self._refuse_pinned(conversation_id)
-            freed_bytes = self._tiers.parking.park(owner_id, conversation_id, tier, PARK_TIMEOUT_S)
+            freed_bytes = self._memory.parking.park(owner_id, conversation_id, tier, PARK_TIMEOUT_S)
         if freed_bytes:
-            self._notes.parked(owner_id, conversation_id, freed_bytes, tier)
+            self._memory_log.parked(owner_id, conversation_id, freed_bytes, tier)
 
     def pin(self, owner_id: str, conversation_id: str) -> None:
         """Keeps the KV on the device until `unpin`, across restarts. Raises `CacheFull` with the numbers, or
@@ -58,7 +60,7 @@ class Hands:
             except BaseException:
                 self._pins.unpin(conversation_id)
                 raise
-        self._notes.pinned(owner_id, conversation_id, True)
+        self._memory_log.pinned(owner_id, conversation_id, True)
         self.warm(owner_id, conversation_id)
 
     def unpin(self, owner_id: str, conversation_id: str) -> None:
@@ -68,7 +70,7 @@ class Hands:
             self._store.set_pinned(conversation_id, False)
             self._pins.unpin(conversation_id)
             self._leases.look_again()
-            self._notes.pinned(owner_id, conversation_id, False)
+            self._memory_log.pinned(owner_id, conversation_id, False)
 
     def load_pins(self) -> None:
         """At the start. Pinned conversations are brought back to the device as far as there is room."""
@@ -76,7 +78,9 @@ class Hands:
         left_out = self._pins.load(pinned)
         for conversation in left_out:
             self._store.set_pinned(conversation.conversation_id, False)
-            self._notes.unpinned_for_room(conversation.owner_id, conversation.conversation_id, self._pins.limit_bytes)
+            self._memory_log.unpinned_for_room(
+                conversation.owner_id, conversation.conversation_id, self._pins.limit_bytes
+            )
         for conversation in pinned:
             if conversation not in left_out:
                 self.warm(conversation.owner_id, conversation.conversation_id)
@@ -86,7 +90,9 @@ class Hands:
         conversation = self._store.conversation(owner_id, conversation_id)
         if self._runs.active(conversation_id) is not None:
             return False
-        return self._tiers.warmer.warm(owner_id, conversation_id, fold(self._store.messages.path(conversation.leaf_id)))
+        return self._memory.prefetcher.warm(
+            owner_id, conversation_id, fold(self._store.messages.path(conversation.leaf_id))
+        )
 
     def _refuse_pinned(self, conversation_id: str) -> None:
         if conversation_id in self._pins:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model_runtime.interface.drift import ColdDrift
+from model_runtime.interface.drift import Int8Drift
 from model_runtime.interface.sampling_params import SamplingParams
 
 
@@ -246,5 +246,5 @@ class MemoryView:
     host_budget_bytes: int = 0  # 0: there is no host tier
     pinned_bytes: int = 0  # on the device, or to be there
     pin_limit_bytes: int = 0
-    cold_drift: ColdDrift | None = None  # what host and disk keep is not exact, and this is what it costs
+    int8_drift: Int8Drift | None = None  # what host and disk keep is not exact, and this is what it costs
     history: tuple[Usage, ...] = field(default=())  # the last half hour, the oldest first

@@ -9,7 +9,7 @@ from sessions.config import SessionConfig
 from sessions.memory.device.leases import Holding, Leases
 from sessions.memory.device.pins import Pins
 from sessions.memory.events import EventLog
-from sessions.memory.memory import Tiers
+from sessions.memory.memory import Memory
 from sessions.store.records import Conversation
 from sessions.store.store import Store
 from sessions.store.tables.messages import INTERRUPTED_NOTE
@@ -42,7 +42,7 @@ class Views:
         engine: Engine,
         leases: Leases,
         pins: Pins,
-        tiers: Tiers,
+        memory: Memory,
         verifier: Verifier,
         runs: RunTable,
         events: EventLog,
@@ -52,7 +52,7 @@ class Views:
         self._engine = engine
         self._leases = leases
         self._pins = pins
-        self._tiers = tiers
+        self._memory = memory
         self._verifier = verifier
         self._runs = runs
         self._events = events
@@ -60,7 +60,7 @@ class Views:
 
     def summaries(self, owner_id: str, search: str) -> list[ConversationSummary]:
         holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
-        saved, in_host = self._tiers.saved(owner_id), self._tiers.host.by_conversation()
+        saved, in_host = self._memory.saved(owner_id), self._memory.host.by_conversation()
         return [
             _summary(
                 conversation,
@@ -81,8 +81,8 @@ class Views:
                 self._last(conversation, messages[-1]),
             )
         holding = self._leases.holdings().get(conversation_id, _NOTHING)
-        saved = self._tiers.saved(owner_id).get(conversation_id, _NOT_SAVED)
-        in_host = self._tiers.host.by_conversation().get(conversation_id, _NOT_SAVED)
+        saved = self._memory.saved(owner_id).get(conversation_id, _NOT_SAVED)
+        in_host = self._memory.host.by_conversation().get(conversation_id, _NOT_SAVED)
         run = self._runs.active(conversation_id)
         return ConversationView(
             summary=_summary(conversation, holding, in_host, saved, run is not None),
@@ -94,8 +94,8 @@ class Views:
 
     def memory(self, owner_id: str) -> MemoryView:
         holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
-        totals, saved = self._store.totals(owner_id), self._tiers.saved(owner_id)
-        host, in_host, checks = self._tiers.host, self._tiers.host.by_conversation(), self._verifier.views()
+        totals, saved = self._store.totals(owner_id), self._memory.saved(owner_id)
+        host, in_host, checks = self._memory.host, self._memory.host.by_conversation(), self._verifier.views()
         return MemoryView(
             rows=tuple(
                 self._row(
@@ -114,16 +114,16 @@ class Views:
             saved_s_total=totals.saved_s,
             reused_tokens_total=totals.reused_tokens,
             events=self._events.of(owner_id),
-            disk_used_bytes=self._tiers.disk_used_bytes,
-            disk_budget_bytes=self._tiers.disk_budget_bytes,
-            disk_other_bytes=self._tiers.disk_other_bytes,
+            disk_used_bytes=self._memory.disk_used_bytes,
+            disk_budget_bytes=self._memory.disk_budget_bytes,
+            disk_other_bytes=self._memory.disk_other_bytes,
             host_used_bytes=host.used_bytes,
             host_reserved_bytes=host.reserved_bytes,
             host_budget_bytes=host.budget_bytes,
             pinned_bytes=self._pins.total_bytes,
             pin_limit_bytes=self._pins.limit_bytes,
-            cold_drift=self._engine.info.cold_drift,
-            history=self._tiers.history.samples(),
+            int8_drift=self._engine.info.int8_drift,
+            history=self._memory.history.samples(),
         )
 
     def _row(
@@ -142,7 +142,7 @@ class Views:
         tier = _tier(holding, in_host, saved)
         if tier in (Tier.HOST, Tier.DISK):
             kept_tokens = min((in_host if tier is Tier.HOST else saved).tokens, ledger_tokens)
-            next_ttft_s = min(next_ttft_s, self._tiers.restored_ttft_s(kept_tokens, expected_tokens, tier))
+            next_ttft_s = min(next_ttft_s, self._memory.restored_ttft_s(kept_tokens, expected_tokens, tier))
         return MemoryRow(
             conversation_id=conversation.conversation_id,
             title=conversation.title or UNTITLED,

@@ -29,21 +29,21 @@ from app.access.guard import LOGIN_PATH, LOGOUT_PATH, cookies_of
 from sessions.errors import StoreError
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
 
 Leaving = Literal["keep", "forget", "everywhere"]
 
 
-def add_login(app: FastAPI, house: House) -> None:
+def add_login(app: FastAPI, services: Services) -> None:
     """Both addresses."""
-    owners, visitors = house.owners, house.callers.visitors
+    owners, visitors = services.owners, services.callers.visitors
     pages = {name: Template((files("app.page") / "assets" / f"{name}.html").read_text(encoding="utf-8"))
              for name in ("login", "logout", "forgotten")}  # fmt: skip
 
     def draw_login(request: Request, sentence: str, status: int = 200) -> HTMLResponse:
         identities = owners.identities(cookies_of(request.headers), visitors.of(request.scope).is_https)
         text = pages["login"].substitute(
-            model=html.escape(house.manager.info.name),
+            model=html.escape(services.manager.info.name),
             sentence=html.escape(sentence),
             choices=_choices(identities),
             foot=_foot(identities),
@@ -52,7 +52,7 @@ def add_login(app: FastAPI, house: House) -> None:
 
     @app.get(LOGIN_PATH, response_model=None)
     def show_login(request: Request) -> Response:
-        if house.owner_of(request) is not None:
+        if services.owner_of(request) is not None:
             return RedirectResponse("/", 303)
         old = owners.upgrade(cookies_of(request.headers), visitors.of(request.scope).is_https)
         if old is not None:
@@ -92,7 +92,7 @@ def add_login(app: FastAPI, house: House) -> None:
     def show_logout(request: Request) -> Response:
         if not owners.needs_login:
             return RedirectResponse("/", 303)
-        return _page(pages["logout"].substitute(model=html.escape(house.manager.info.name)))
+        return _page(pages["logout"].substitute(model=html.escape(services.manager.info.name)))
 
     @app.post(LOGOUT_PATH, response_model=None)
     def log_out(request: Request, what: Annotated[Leaving, Form()] = "keep") -> Response:

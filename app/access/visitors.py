@@ -102,7 +102,7 @@ class Visitors:
 NO_PROXIES = Visitors()
 
 
-class Arrivals:
+class VisitorGate:
     """Plain ASGI, the outermost: notes who sends a request while the scope still says so, then lets the rest see one
     truth: the scheme that the browser sees, no other host than its own, and over TLS only cookies that no
     other host can have set."""

@@ -25,7 +25,7 @@ from sessions.turns.run import Run
 from sessions.types import MessageView
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ EVENTS = {
 }
 
 
-def completions_router(house: House, bodies: Bodies) -> APIRouter:
+def completions_router(services: Services, bodies: Bodies) -> APIRouter:
     """The route. Everything it remembers is the number of open requests, on the event loop alone."""
-    router = APIRouter(route_class=json_route(house, bodies, ChatCompletionRequest))
-    manager, open_requests = house.manager, Counter[str]()
+    router = APIRouter(route_class=json_route(services, bodies, ChatCompletionRequest))
+    manager, open_requests = services.manager, Counter[str]()
 
     @router.post(
         "/chat/completions",

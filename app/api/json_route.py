@@ -20,7 +20,7 @@ from app.http.json_shape import Shape, ShapeRefused, load_json
 from app.problems import Problem
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
 
 MOST_BODY_BYTES = 8 * MIB  # two million tokens of English, or one of Chinese in escapes
 MOST_SHAPE = Shape(values=200_000, depth=100)  # 20,000 messages with a part each, beside their tools
@@ -30,7 +30,7 @@ CLIENT_GONE = 499  # nobody reads it; the log does
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def json_route(house: House, bodies: Bodies, model: type[BaseModel]) -> type[APIRoute]:
+def json_route(services: Services, bodies: Bodies, model: type[BaseModel]) -> type[APIRoute]:
     """A class for routes whose only body is a `model`. The request's state has the `owner_id`, and `body_held`, which
     is closed once the body's texts were tokenised: until then the next large body waits."""
 
@@ -40,7 +40,7 @@ def json_route(house: House, bodies: Bodies, model: type[BaseModel]) -> type[API
 
             async def handle(request: Request) -> Response:
                 _refuse_other_content(request)
-                owner_id = await run_in_threadpool(house.callers.owner_of, request)
+                owner_id = await run_in_threadpool(services.callers.owner_of, request)
                 request.state.owner_id = owner_id
                 async with contextlib.AsyncExitStack() as held:
                     request.state.body_held = held

@@ -12,15 +12,15 @@ from app.api.responses import REFUSALS, Model, ModelList
 from app.problems import Problem
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
 
 
-def models_router(house: House) -> APIRouter:
+def models_router(services: Services) -> APIRouter:
     router, started = APIRouter(), int(time.time())
     refusals: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 403, 404)}
 
     def described() -> dict[str, Any]:
-        info = house.manager.info
+        info = services.manager.info
         return {
             "id": info.name,
             "object": "model",
@@ -31,13 +31,13 @@ def models_router(house: House) -> APIRouter:
 
     @router.get("/models", summary="List the served model", response_model=ModelList, responses=refusals)
     def list_models(request: Request) -> dict[str, Any]:
-        house.callers.owner_of(request)
+        services.callers.owner_of(request)
         return {"object": "list", "data": [described()]}
 
     @router.get("/models/{model:path}", summary="Describe a model", response_model=Model, responses=refusals)
     def describe_model(model: str, request: Request) -> dict[str, Any]:
-        house.callers.owner_of(request)
-        if model != house.manager.info.name:
+        services.callers.owner_of(request)
+        if model != services.manager.info.name:
             raise Problem(404, f"The model {model[:200]!r} is not served here.", "model_not_found", "model")
         return described()
 

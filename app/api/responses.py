@@ -106,7 +106,7 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-class Held(BaseModel):
+class HeldMemory(BaseModel):
     """What one tier holds of a session."""
 
     tokens: int
@@ -136,9 +136,9 @@ class Session(BaseModel):
     is_pinned: bool
     predicted_ttft_ms: float
     cold_ttft_ms: float
-    device: Held
-    host: Held
-    disk: Held
+    device: HeldMemory
+    host: HeldMemory
+    disk: HeldMemory
     check: Check | None
 
 

@@ -23,7 +23,7 @@ from model_runtime.interface.errors import ModelRuntimeError
 from sessions.errors import SessionError
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ DESCRIPTION = (
 )
 
 
-def create_api(house: House, metrics: Metrics, bodies: Bodies) -> FastAPI:
+def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
     """Everything below /v1."""
     api = FastAPI(
         title="Keepwarm",
@@ -44,9 +44,9 @@ def create_api(house: House, metrics: Metrics, bodies: Bodies) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    api.include_router(completions_router(house, bodies))
-    api.include_router(models_router(house))
-    api.include_router(sessions_router(house))
+    api.include_router(completions_router(services, bodies))
+    api.include_router(models_router(services))
+    api.include_router(sessions_router(services))
     api.add_middleware(RequestLog, metrics=metrics)
 
     async def refuse(request: Request, error: Exception) -> Response:

@@ -15,14 +15,14 @@ from sessions.errors import ConversationNotFound
 from sessions.types import MemoryRow
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
 
 VERIFY_WAIT_S = 20.0
 ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Session, "description": "Begun; look again later."}}
 
 
-def sessions_router(house: House) -> APIRouter:
-    router, manager = APIRouter(responses=REFUSALS), house.manager
+def sessions_router(services: Services) -> APIRouter:
+    router, manager = APIRouter(responses=REFUSALS), services.manager
 
     def found(owner_id: str, session_id: str) -> dict[str, Any]:
         manager.view(owner_id, session_id)  # a stranger's id, or none at all, is refused here
@@ -37,24 +37,24 @@ def sessions_router(house: House) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
     ) -> dict[str, Any]:
-        rows = manager.memory(house.callers.owner_of(request)).rows
+        rows = manager.memory(services.callers.owner_of(request)).rows
         start = next((n + 1 for n, row in enumerate(rows) if row.conversation_id == after), 0) if after else 0
         page = rows[start : start + limit]
         return {"object": "list", "data": [session(row) for row in page], "has_more": start + limit < len(rows)}
 
     @router.get("/sessions/{session_id}", summary="Describe a conversation's memory", response_model=Session)
     def describe(session_id: str, request: Request) -> dict[str, Any]:
-        return found(house.callers.owner_of(request), session_id)
+        return found(services.callers.owner_of(request), session_id)
 
     @router.delete("/sessions/{session_id}", summary="Delete a conversation and its memory", response_model=Deleted)
     def delete(session_id: str, request: Request) -> dict[str, Any]:
-        manager.delete(house.callers.owner_of(request), session_id)
+        manager.delete(services.callers.owner_of(request), session_id)
         return {"id": session_id, "object": "session.deleted", "deleted": True}
 
     def act(name: str, summary: str, action: Callable[[str, str], object]) -> None:
         @router.post(f"/sessions/{{session_id}}/{name}", summary=summary, response_model=Session, name=name)
         def do(session_id: str, request: Request) -> dict[str, Any]:
-            owner_id = house.callers.owner_of(request)
+            owner_id = services.callers.owner_of(request)
             action(owner_id, session_id)
             return found(owner_id, session_id)
 
@@ -64,7 +64,7 @@ def sessions_router(house: House) -> APIRouter:
 
     @router.post("/sessions/{session_id}/park", summary="Move its memory off the device", response_model=Session)
     def park(session_id: str, request: Request, tier: Literal["host", "disk"] = "disk") -> dict[str, Any]:
-        owner_id = house.callers.owner_of(request)
+        owner_id = services.callers.owner_of(request)
         memory = manager.memory(owner_id)
         if not (memory.host_budget_bytes if tier == "host" else memory.disk_budget_bytes):
             raise Problem(400, f"The {tier} tier is off: start the server with --{tier}-kv-budget.", "tier_off", "tier")
@@ -78,7 +78,7 @@ def sessions_router(house: House) -> APIRouter:
         responses=ACCEPTED,
     )
     def warm(session_id: str, request: Request) -> Response:
-        owner_id = house.callers.owner_of(request)
+        owner_id = services.callers.owner_of(request)
         begun = manager.warm(owner_id, session_id)
         return JSONResponse(found(owner_id, session_id), 202 if begun else 200)
 
@@ -89,7 +89,7 @@ def sessions_router(house: House) -> APIRouter:
         responses=ACCEPTED,
     )
     def verify(session_id: str, request: Request) -> Response:
-        owner_id = house.callers.owner_of(request)
+        owner_id = services.callers.owner_of(request)
         done = manager.verify(owner_id, session_id).wait(VERIFY_WAIT_S) is not None
         return JSONResponse(found(owner_id, session_id), 200 if done else 202)
 

@@ -51,7 +51,7 @@ def run(data_dir: Path, model: ModelConfig, verifies: bool, say: Callable[[str],
 
 
 def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
-    from model_runtime.engine.engine import Engine
+    from model_runtime.engine.engine import LocalEngine
     from model_runtime.engine.passing_thread import in_passing_thread
     from model_runtime.interface.config import EngineConfig
     from model_runtime.loading.loading import context_limit_tokens, load_model, unload
@@ -66,7 +66,7 @@ def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
         loaded = in_passing_thread(lambda: load_model(model, report.say))
         stack.callback(unload, loaded)
         limit_tokens = context_limit_tokens(loaded, model.context_limit_tokens)
-        engine = in_passing_thread(lambda: Engine(loaded, config, limit_tokens))
+        engine = in_passing_thread(lambda: LocalEngine(loaded, config, limit_tokens))
         stack.callback(engine.close)
         report.say(f"Model {engine.info.name}, {engine.info.quantization}, on {engine.info.device}.")
         doctor.verify_everything(store, engine, report)

@@ -13,7 +13,7 @@ MOST_LINE_CHARACTERS = 1000  # of a title or a search
 _ID = re.compile(r"[0-9A-Za-z_-]{1,100}")
 
 
-class NotUnderstood(ValueError):
+class BadRequest(ValueError):
     """The script sent something that this server does not know."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ def asked(sent: object) -> Asked:
 
 
 def conversation_id(fields: Asked) -> str:
-    """The conversation that is meant; "" for what can be nobody's. Raises `NotUnderstood`."""
+    """The conversation that is meant; "" for what can be nobody's. Raises `BadRequest`."""
     value = _string(fields, "conversation_id")
     return value if _ID.fullmatch(value) else ""
 
@@ -46,15 +46,15 @@ def line(fields: Asked, name: str) -> str:
     """A title or a search: short, and without what no database stores."""
     value = _string(fields, name)
     if len(value) > MOST_LINE_CHARACTERS:
-        raise NotUnderstood
+        raise BadRequest
     return value.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def whole(fields: Asked, name: str, default: int = 0) -> int:
-    """A whole number. Raises `NotUnderstood`."""
+    """A whole number. Raises `BadRequest`."""
     value = fields.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST_WHOLE:
-        raise NotUnderstood
+        raise BadRequest
     return value
 
 
@@ -62,7 +62,7 @@ def flag(fields: Asked, name: str) -> bool:
     """A switch, off where it is not there."""
     value = fields.get(name, False)
     if not isinstance(value, bool):
-        raise NotUnderstood
+        raise BadRequest
     return value
 
 
@@ -74,5 +74,5 @@ def word(fields: Asked, name: str) -> str:
 def _string(fields: Asked, name: str) -> str:
     value = fields.get(name, "")
     if not isinstance(value, str):
-        raise NotUnderstood
+        raise BadRequest
     return value

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app import error_sentences
 from app.page import memory_panel, thread
 from app.page.asked import Asked as Request
-from app.page.asked import NotUnderstood, conversation_id, flag, text, whole, word
+from app.page.asked import BadRequest, conversation_id, flag, text, whole, word
 from app.page.markdown.growing import Answers
 from sessions.errors import ConversationNotFound
 from sessions.types import RunPhase
@@ -48,7 +48,7 @@ class Chat:
             if name == "follow":
                 return reply | self._follow(owner_id, request)
             if name not in self._actions:
-                raise NotUnderstood
+                raise BadRequest
             self._actions[name](owner_id, request)
             return reply | self.draw(owner_id, conversation_id(request), _shown(request))
         except ConversationNotFound as error:

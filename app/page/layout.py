@@ -20,7 +20,7 @@ from app.page.panels import Panels
 from app.page.welcome import welcome
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
 
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO_FONT = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -48,27 +48,27 @@ DIRECT: dict[str, Any] = {
 }
 
 
-def build_page(house: House) -> gr.Blocks:
+def build_page(services: Services) -> gr.Blocks:
     """The page. Every handler asks the request, never the event, whose conversations are meant."""
     with gr.Blocks(title="Keepwarm", analytics_enabled=False, fill_width=True) as page:
         page.max_threads = min(100, own_limits().threads * 2)
         conversation_id = gr.Textbox(visible="hidden", elem_id="kw-conversation-id")
         with gr.Row(elem_id="kw"):
             with gr.Column(elem_id="kw-left"):
-                _panel("conversations", {"needs_login": house.owners.needs_login})
+                _panel("conversations", {"needs_login": services.owners.needs_login})
             with gr.Column(elem_id="kw-centre"):
-                _panel("header", _model_facts(house))
+                _panel("header", _model_facts(services))
                 with gr.Column(elem_id="kw-scroll"):
-                    _panel("welcome", welcome(house.manager.info))
+                    _panel("welcome", welcome(services.manager.info))
                     _panel("thread", {})
-                _panel("composer", {"reads_ahead": house.manager.reads_ahead})
+                _panel("composer", {"reads_ahead": services.manager.reads_ahead})
             with gr.Column(elem_id="kw-right"):
                 _panel("memory", {})
             with gr.Column(elem_id="kw-settings"):
                 form = _settings_form()
-        bridge = _bridge(house)
-        _bind_chat(house, bridge, [bridge, conversation_id])
-        _bind_settings(house, bridge, conversation_id, form)
+        bridge = _bridge(services)
+        _bind_chat(services, bridge, [bridge, conversation_id])
+        _bind_settings(services, bridge, conversation_id, form)
     page.queue(default_concurrency_limit=None)
     return page
 
@@ -84,11 +84,11 @@ def _panel(name: str, facts: dict[str, Any], elem_id: str | None = None) -> gr.H
     )
 
 
-def _bridge(house: House) -> gr.HTML:
-    panels = Panels(house.manager, house.share, house.process)
+def _bridge(services: Services) -> gr.HTML:
+    panels = Panels(services.manager, services.share, services.process)
 
     def ask(question: object, request: gr.Request) -> dict[str, Any]:
-        owner_id = house.owner_of(request)
+        owner_id = services.owner_of(request)
         if owner_id is None:
             return {"error": "Please log in again.", "login": True}
         return panels.ask(owner_id, asked.asked(question))
@@ -104,12 +104,12 @@ def _bridge(house: House) -> gr.HTML:
     )
 
 
-def _bind_chat(house: House, bridge: gr.HTML, outputs: list[Any]) -> None:
-    chat = Chat(house.manager)
+def _bind_chat(services: Services, bridge: gr.HTML, outputs: list[Any]) -> None:
+    chat = Chat(services.manager)
 
     def act(event: gr.EventData, request: gr.Request) -> tuple[Any, Any]:
         fields = asked.asked(event._data)
-        owner_id = house.owner_of(request)
+        owner_id = services.owner_of(request)
         if owner_id is None:
             return {"seq": fields.get("seq"), "error": "Please log in again.", "login": True}, gr.skip()
         reply = chat.act(owner_id, fields)
@@ -134,14 +134,14 @@ def _settings_form() -> dict[str, Any]:
     return fields
 
 
-def _bind_settings(house: House, bridge: gr.HTML, conversation_id: gr.Textbox, form: dict[str, Any]) -> None:
+def _bind_settings(services: Services, bridge: gr.HTML, conversation_id: gr.Textbox, form: dict[str, Any]) -> None:
     fields = [form[field.name] for field in settings.FIELDS]
 
     def show(event: gr.EventData, request: gr.Request) -> list[Any]:
         reply = {"seq": "settings"}  # the sheet opens when this arrives: nobody types into the values of another one
         try:
             where = asked.conversation_id(asked.asked(event._data))
-            view = house.manager.view(house.required_owner_of(request), where)
+            view = services.manager.view(services.required_owner_of(request), where)
         except Exception as error:
             return [*(gr.skip() for _ in fields), sentence(error, "settings"), reply | {"at": time.time()}]
         return [*settings.to_form(view.settings), "", reply | {"at": time.time()}]
@@ -149,7 +149,7 @@ def _bind_settings(house: House, bridge: gr.HTML, conversation_id: gr.Textbox, f
     def save(request: gr.Request, conversation: str | None, *values: Any) -> str:
         try:
             where = asked.conversation_id({"conversation_id": conversation or ""})
-            house.manager.update_settings(house.required_owner_of(request), where, settings.from_form(values))
+            services.manager.update_settings(services.required_owner_of(request), where, settings.from_form(values))
         except Exception as error:
             return sentence(error, "save_settings")
         return "Saved. The next answer uses them."
@@ -158,8 +158,8 @@ def _bind_settings(house: House, bridge: gr.HTML, conversation_id: gr.Textbox, f
     form["save"].click(save, [conversation_id, *fields], form["note"], **DIRECT)
 
 
-def _model_facts(house: House) -> dict[str, Any]:
-    info = house.manager.info
+def _model_facts(services: Services) -> dict[str, Any]:
+    info = services.manager.info
     return {
         "model": info.name,
         "quantization": info.quantization,

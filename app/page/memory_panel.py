@@ -61,8 +61,8 @@ def _bars(view: MemoryView) -> list[dict[str, Any]]:
     if view.disk_budget_bytes or view.disk_used_bytes:
         bars.append(_bar(Tier.DISK, view.disk_used_bytes, 0, view.disk_budget_bytes))
         bars[-1]["note"], bars[-1]["hint"] = _disk_note(view)
-    if view.cold_drift is not None:
-        drift = view.cold_drift
+    if view.int8_drift is not None:
+        drift = view.int8_drift
         kept = f"kept as {drift.dtype}: best token the same in {drift.top1_agreement:.1%}"
         bars[-1]["note"] = " · ".join(note for note in (bars[-1]["note"], kept) if note)
         bars[-1]["hint"] = " ".join(hint for hint in (bars[-1]["hint"], drift.sentence) if hint)

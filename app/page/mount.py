@@ -17,22 +17,22 @@ from app.access.login import add_login
 from app.page.gradio_door.door import GradioDoor
 from app.page.gradio_door.page_events import GradioEvents
 from app.page.layout import HEAD, THEME, build_page
-from app.wiring import House
+from app.wiring import Services
 
 LARGEST_UPLOAD = "1b"  # the door lets no upload through; should one get past it, it is refused there
 
 
-def add_page(app: FastAPI, house: House) -> None:
+def add_page(app: FastAPI, services: Services) -> None:
     """Everything that a browser sees. Comes last: Gradio's door answers every path that is left."""
-    add_login(app, house)
+    add_login(app, services)
     app.mount(ASSETS_PATH, FreshFiles(directory=assets_directory()))
-    page = build_page(house)
+    page = build_page(services)
     gr.mount_gradio_app(
         app,
         page,
         path="/",
         # Gradio writes into the page what this returns: only that somebody may see it, not who it is.
-        auth_dependency=lambda request: "you" if house.owner_of(request) is not None else None,
+        auth_dependency=lambda request: "you" if services.owner_of(request) is not None else None,
         show_error=False,
         run_history=False,
         ssr_mode=False,

@@ -9,7 +9,7 @@ from app import error_sentences, formatting
 from app.access.public_link import Share
 from app.page import memory_panel, sidebar
 from app.page.asked import Asked as Request
-from app.page.asked import NotUnderstood, conversation_id, flag, line, text, word
+from app.page.asked import BadRequest, conversation_id, flag, line, text, word
 from app.process_memory import ProcessMeter
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Panels:
         try:
             name = word(request, "ask")
             if name not in self._answers:
-                raise NotUnderstood
+                raise BadRequest
             return self._answers[name](owner_id, request)
         except Exception as error:
             return {"error": error_sentences.sentence(error, name), "trouble": self._trouble()}

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sessions.awake import Awake
+from sessions.awake import AwakeClock
 
 if TYPE_CHECKING:
     from sessions.manager import SessionManager
@@ -22,7 +22,7 @@ class Drain:
         self._manager = manager
         self._limit_s = limit_s
         self._say = say
-        self._waited: Awake | None = None
+        self._waited: AwakeClock | None = None
         self._has_stopped = False
 
     @property
@@ -32,7 +32,7 @@ class Drain:
     def begin(self) -> None:
         """Returns at once: the runs' lock may be held by the very thread that a signal has interrupted."""
         if self._waited is None:
-            self._waited = Awake()
+            self._waited = AwakeClock()
             threading.Thread(target=self._refuse_new, name="keepwarm-drain", daemon=True).start()
 
     def is_over(self) -> bool:

@@ -15,14 +15,14 @@ from app.problems import Problem
 from sessions.errors import SessionError
 
 if TYPE_CHECKING:
-    from app.wiring import House
+    from app.wiring import Services
     from sessions.types import MemoryView
 
 
 PROBES_AT_ONCE = 4
 
 
-def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
+def add_health(app: FastAPI, services: Services, metrics: Metrics) -> None:
     """Both addresses. Their threads are their own: requests that take all the others' do not silence them."""
     threads = anyio.CapacityLimiter(PROBES_AT_ONCE)
 
@@ -35,13 +35,13 @@ def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
         return await anyio.to_thread.run_sync(report_metrics, request, limiter=threads)
 
     def report_health(request: Request) -> JSONResponse:
-        is_well, storage = house.manager.is_well, house.manager.storage
-        ready = is_well and storage.can_store and not house.manager.is_draining
+        is_well, storage = services.manager.is_well, services.manager.storage
+        ready = is_well and storage.can_store and not services.manager.is_draining
         report: dict[str, Any] = {"live": True, "ready": ready}
-        if _is_known(house, request):
-            info = house.manager.info
-            view = _memory(house)
-            running, waiting = house.manager.open_answers()
+        if _is_known(services, request):
+            info = services.manager.info
+            view = _memory(services)
+            running, waiting = services.manager.open_answers()
             report |= {
                 "engine": "running" if is_well else "not answering",
                 "degraded": list(storage.reasons),
@@ -61,16 +61,16 @@ def add_health(app: FastAPI, house: House, metrics: Metrics) -> None:
 
     def report_metrics(request: Request) -> Response:
         try:
-            house.callers.owner_of(request)
+            services.callers.owner_of(request)
         except Problem as problem:
             return problem.response()
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _memory(house: House) -> MemoryView | None:
+def _memory(services: Services) -> MemoryView | None:
     """None while the database cannot even be read: health is told all the same."""
     try:
-        return house.manager.memory("")
+        return services.manager.memory("")
     except SessionError:
         return None
 
@@ -97,16 +97,16 @@ def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
     }
 
 
-def _is_known(house: House, request: Request) -> bool:
+def _is_known(services: Services, request: Request) -> bool:
     """A browser that is logged in, the page of a server that asks for no password, or a program that the API would
     answer."""
-    if house.owners.needs_login and house.owner_of(request) is not None:
+    if services.owners.needs_login and services.owner_of(request) is not None:
         return True
     is_own_page = request.headers.get("sec-fetch-site") == "same-origin"  # a browser's own word: no script can set it
-    if is_own_page and not house.owners.needs_login and house.callers.visitors.of(request.scope).is_local:
+    if is_own_page and not services.owners.needs_login and services.callers.visitors.of(request.scope).is_local:
         return True
     try:
-        house.callers.owner_of(request)
+        services.callers.owner_of(request)
     except (Problem, SessionError):  # a stranger, or nobody can tell now
         return False
     return True

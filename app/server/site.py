@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app.access.guard import API_PATH, Guard, is_api
-from app.access.visitors import Arrivals
+from app.access.visitors import VisitorGate
 from app.api.service import create_api
 from app.http.bodies import Bodies, BodyGate
 from app.http.connection_limits import Connections
@@ -18,30 +18,34 @@ from app.http.response_headers import LOCKED_POLICY, headers_with
 from app.metrics import Metrics
 from app.problems import problem_of
 from app.server.health import add_health
-from app.wiring import House
+from app.wiring import Services
 
 
-def create_app(house: House, bind_host: str, headless: bool = False) -> FastAPI:
-    """The whole site. `house` holds the long-lived objects and outlives the app."""
+def create_app(services: Services, bind_host: str, headless: bool = False) -> FastAPI:
+    """The whole site. `services` holds the long-lived objects and outlives the app."""
     app = FastAPI(title="Keepwarm", docs_url=None, redoc_url=None, openapi_url=None)
     connections, bodies = Connections(), Bodies()
     app.state.connections = connections
-    app.add_middleware(BodyGate, bodies=bodies, most_message_bytes=house.manager.most_message_bytes)
+    app.add_middleware(BodyGate, bodies=bodies, most_message_bytes=services.manager.most_message_bytes)
     # Gradio would otherwise reflect any foreign Origin, credentials allowed, when served under a public name.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(
-        Guard, owners=house.owners, bind_host=bind_host, share_host=house.share.host, visitors=house.callers.visitors
+        Guard,
+        owners=services.owners,
+        bind_host=bind_host,
+        share_host=services.share.host,
+        visitors=services.callers.visitors,
     )
-    app.add_middleware(Arrivals, visitors=house.callers.visitors)  # the outermost: the one that is added last
+    app.add_middleware(VisitorGate, visitors=services.callers.visitors)  # the outermost: the one that is added last
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(Exception, went_wrong)
-    metrics = Metrics(house.manager, house.process, connections)
-    add_health(app, house, metrics)
-    app.mount(API_PATH, create_api(house, metrics, bodies))
+    metrics = Metrics(services.manager, services.process, connections)
+    add_health(app, services, metrics)
+    app.mount(API_PATH, create_api(services, metrics, bodies))
     if not headless:
         from app.page.mount import add_page  # Gradio is imported here: it costs seconds
 
-        add_page(app, house)
+        add_page(app, services)
     return app
 
 

@@ -49,7 +49,7 @@ def main() -> None:
     try:
         _run(bench, wanted, options.model)
     finally:
-        print(json.dumps(_line(bench, options.model)), flush=True)
+        print(json.dumps(_queue(bench, options.model)), flush=True)
 
 
 def _run(bench: Bench, wanted: list[str], model: str | None) -> None:
@@ -95,7 +95,7 @@ def _run(bench: Bench, wanted: list[str], model: str | None) -> None:
         bench.figure(f"section_{name}_s", time.perf_counter() - begun)
 
 
-def _line(bench: Bench, model: str | None) -> dict[str, object]:
+def _queue(bench: Bench, model: str | None) -> dict[str, object]:
     failed = sorted(name for name, passed in bench.checks.items() if not passed)
     figures = {name: float(f"{value:.4g}") for name, value in bench.figures.items()}
     return {

@@ -10,7 +10,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.profiled import attention_kernels, host_waits, kernels_of
 from benchmarks.gpu.shapes import build, read_bytes_a_token
 from benchmarks.gpu.talk import GREEDY, SAMPLED, Answer, ask, open_engine, some_ids
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.protocol import KV, Segment
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import identify
@@ -120,7 +120,7 @@ def _affordable(bench: Bench, loaded: LoadedModel, tokens: int) -> int:
 
 
 def _many_at_once(
-    engine: Engine, ledger: list[int], segment: Segment | None, batch: int, sampling: SamplingParams = GREEDY
+    engine: LocalEngine, ledger: list[int], segment: Segment | None, batch: int, sampling: SamplingParams = GREEDY
 ) -> float:
     """Tokens a second of `batch` answers behind copies of one history, while all of them stream."""
     kvs: list[KV] = [engine.new_kv() for _ in range(batch)]
@@ -144,11 +144,11 @@ def _tok_s(answers: list[Answer]) -> float:
     return tokens / (end - begin)
 
 
-def _ask_and_wait(engine: Engine, kv: KV, ledger: list[int], sampling: SamplingParams) -> None:
+def _ask_and_wait(engine: LocalEngine, kv: KV, ledger: list[int], sampling: SamplingParams) -> None:
     ask(engine, kv, ledger, WATCHED_STEPS, sampling).wait()
 
 
-def _how_it_runs(bench: Bench, engine: Engine, kv: KV, ledger: list[int]) -> None:
+def _how_it_runs(bench: Bench, engine: LocalEngine, kv: KV, ledger: list[int]) -> None:
     """The kernels of a decode step, and where the host waits for the device."""
     bench.note("engine_kernel", engine.info.kernel)
     for name, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):

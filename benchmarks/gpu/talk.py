@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from benchmarks.gpu.bench import Bench
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.events import Event, Finished, TokenDelta
 from model_runtime.interface.protocol import KV, GenerationRequest
@@ -62,7 +62,7 @@ def open_engine(
     max_concurrent: int = 8,
     pinned_bytes: int = 0,
     record: bool = True,
-) -> Engine:
+) -> LocalEngine:
     """An engine over an arena for `arena_tokens` tokens; without guesses, which random weights would make worthless."""
     own = loaded.model.config.get_text_config()
     heads = getattr(own, "num_key_value_heads", None) or 1
@@ -79,10 +79,12 @@ def open_engine(
         "prefill_chunk_tokens": 2048 if bench.device.type == "cuda" else 128,
     }
     known = {each.name for each in fields(EngineConfig)}
-    return Engine(loaded, EngineConfig(**{k: v for k, v in settings.items() if k in known}), context_tokens)
+    return LocalEngine(loaded, EngineConfig(**{k: v for k, v in settings.items() if k in known}), context_tokens)
 
 
-def ask(engine: Engine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams = GREEDY) -> Answer:
+def ask(
+    engine: LocalEngine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams = GREEDY
+) -> Answer:
     """Submits an answer of so many tokens."""
     answer = Answer()
     sampling = replace(sampling, max_new_tokens=new_tokens)

@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.talk import ask, open_engine, some_ids
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.forward.arena.host_pool import HostPool
 from model_runtime.interface.protocol import KV, Segment
 from model_runtime.interface.segments import SegmentIdentity, identify
 from model_runtime.loading.loaded import LoadedModel
-from sessions.memory.moves.segment_reader import Arrivals
+from sessions.memory.moves.segment_reader import SegmentReader
 
 TURN_TOKENS = 32
 REPEATS = 5
@@ -74,14 +74,14 @@ def turns_recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:
         bench.clean()
 
 
-def _warm_s(engine: Engine, kv: KV, ids: Sequence[int]) -> float:
+def _warm_s(engine: LocalEngine, kv: KV, ids: Sequence[int]) -> float:
     """Of a turn behind these ids, once the engine has seen one of its size and had a pause after it."""
     _turn_s(engine, kv, ids, 99)
     time.sleep(REST_S)
     return statistics.median(_turn_s(engine, kv, ids, 100 + seed) for seed in range(REPEATS))
 
 
-def _turn_s(engine: Engine, kv: KV, history: Sequence[int], seed: int, release: bool = False) -> float:
+def _turn_s(engine: LocalEngine, kv: KV, history: Sequence[int], seed: int, release: bool = False) -> float:
     """Seconds to the first token of a turn whose first id differs from every other's, so that all of it is fed."""
     answer = ask(engine, kv, [*history, 2 + seed, *range(3, TURN_TOKENS + 2)], 1).wait()
     if release:
@@ -91,7 +91,7 @@ def _turn_s(engine: Engine, kv: KV, history: Sequence[int], seed: int, release: 
     return answer.ttft_s
 
 
-def _restored_turn_s(engine: Engine, restore: Callable[[KV], object], history: Sequence[int], seed: int) -> float:
+def _restored_turn_s(engine: LocalEngine, restore: Callable[[KV], object], history: Sequence[int], seed: int) -> float:
     """The same from a KV that is not on the device, fetching its rows included."""
     kv = engine.new_kv()
     begin = time.perf_counter()
@@ -107,7 +107,7 @@ class Files:
     """A history on disk as the server has it: in files of up to 32 MiB, read and checked by several threads while
     earlier ones are copied to the device."""
 
-    def __init__(self, engine: Engine, loaded: LoadedModel, ids: Sequence[int], folder: Path) -> None:
+    def __init__(self, engine: LocalEngine, loaded: LoadedModel, ids: Sequence[int], folder: Path) -> None:
         self._engine = engine
         self._tokens = len(ids)
         self._folder = folder
@@ -127,7 +127,7 @@ class Files:
         for identity in self._identities:
             with self._path(identity).open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with Arrivals(self._identities, self._load, self._engine.info.kv_bytes_per_token) as arrivals:
+        with SegmentReader(self._identities, self._load, self._engine.info.kv_bytes_per_token) as arrivals:
             while segments := arrivals.take():
                 self._engine.restore(kv, segments, self._tokens)
 
@@ -144,7 +144,7 @@ class Files:
         return self._folder / identity.key
 
 
-def _restore_against_copy(bench: Bench, engine: Engine, segment: Segment) -> None:
+def _restore_against_copy(bench: Bench, engine: LocalEngine, segment: Segment) -> None:
     """How near the restore comes to one plain copy of as many bytes from page-locked memory."""
 
     def restore() -> None:
@@ -170,7 +170,7 @@ class Crowd:
     """Conversations of which only some fit on the device; the least recently used one makes room and goes to host
     memory, where each turn's new rows were written through to."""
 
-    def __init__(self, engine: Engine, loaded: LoadedModel, room_tokens: int) -> None:
+    def __init__(self, engine: LocalEngine, loaded: LoadedModel, room_tokens: int) -> None:
         self._engine = engine
         self._loaded = loaded
         self._room_bytes = engine.kv_bytes(room_tokens)

@@ -17,10 +17,10 @@ import torch
 from model_runtime.architecture.shape_check import check_config, check_vocabulary
 from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.failures import translated
-from model_runtime.engine.generation import Sequence
-from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Shift, Work
+from model_runtime.engine.generation import RunningGeneration
+from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox, Work
 from model_runtime.engine.int8_drift import measure_drift
-from model_runtime.engine.out_of_memory import Relief
+from model_runtime.engine.out_of_memory import FreeAndRetry
 from model_runtime.engine.passing_thread import in_passing_thread
 from model_runtime.engine.read_speed import ReadSpeed, measure_reading
 from model_runtime.engine.reading import Reading
@@ -36,8 +36,8 @@ from model_runtime.interface.events import FinishReason, Listener
 from model_runtime.interface.findings import Verification
 from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest
 from model_runtime.interface.segments import SegmentIdentity
-from model_runtime.kv.saved_rows import ColdRows
-from model_runtime.kv.segment import Segment
+from model_runtime.kv.saved_rows import SavedRows
+from model_runtime.kv.segment import KVSegment
 from model_runtime.kv.shared_prefix import copy_beginning
 from model_runtime.kv.slab import KVSlab, own_slab
 from model_runtime.loading.loaded import LoadedModel, model_info
@@ -49,7 +49,7 @@ S = TypeVar("S", bound=Work)
 _END_TIMEOUT_S = 30.0
 
 
-class Engine:
+class LocalEngine:
     """Implements `model_runtime.interface.protocol.Engine` for a loaded model.
 
     Its thread takes what was asked and makes a step, over and over: plan, run one packed forward, sample, emit events.
@@ -69,9 +69,9 @@ class Engine:
         self._tolerance = tolerance_of(loaded.model, loaded.kv_dtype, config.cold_kv_dtype)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         memory = runtime.host_pool.take if runtime.host_pool else None
-        self._rows = ColdRows(self._geometry, config.cold_kv_dtype, memory)
+        self._rows = SavedRows(self._geometry, config.cold_kv_dtype, memory)
         self.on_memory_pressure: Callable[[], abc.Sequence[KV]] = tuple
-        self._relief = Relief(lambda: self.on_memory_pressure())
+        self._free_and_retry = FreeAndRetry(lambda: self.on_memory_pressure())
         self._scheduler = Scheduler(SchedulerConfig(config.prefill_chunk_tokens, config.idle_chunk_tokens))
         self._speed = ReadSpeed(config.prefill_chunk_tokens)
         self._lookup = Lookup(config.prompt_lookup)
@@ -88,11 +88,11 @@ class Engine:
         return runtime
 
     def _begin_shift(self) -> None:
-        shift = Shift()
+        shift = Inbox()
         self._steps = Steps(
             shift,
             self._runtime,
-            self._relief,
+            self._free_and_retry,
             self._scheduler,
             self._speed,
             self._lookup,
@@ -100,7 +100,7 @@ class Engine:
             self._info.context_limit_tokens,
             self._vocabulary_tokens,
         )
-        self._shift = shift
+        self._inbox = shift
         self._thread = threading.Thread(
             target=self._loop, args=(shift, self._steps), name="keepwarm-engine", daemon=True
         )
@@ -129,13 +129,13 @@ class Engine:
 
     def pulse(self) -> Pulse:
         """How the engine's thread is doing."""
-        return self._shift.pulse()
+        return self._inbox.pulse()
 
     def rebuild(self) -> None:
         """Gives the thread and all KVs up and goes on with new ones. The weights stay: nobody writes to them."""
-        if self._shift.is_closing:
+        if self._inbox.is_closing:
             raise EngineClosed(CLOSED)
-        self._shift.give_up(GIVEN_UP)
+        self._inbox.give_up(GIVEN_UP)
         self._runtime.give_up()  # a GPU has no room for a second arena beside it
         self._use(in_passing_thread(partial(self._open, self._runtime.host_pool)))
         self._begin_shift()
@@ -148,26 +148,26 @@ class Engine:
         """Expected seconds to feed positions `start..end`, from what this machine did so far."""
         return self._speed.estimate_s(start_tokens, end_tokens)
 
-    def submit(self, request: GenerationRequest, listener: Listener) -> Sequence:
+    def submit(self, request: GenerationRequest, listener: Listener) -> RunningGeneration:
         """Queues a generation; every failure comes as a `Finished` event on the engine thread."""
-        return self._queued(Sequence(request, own_slab(request.kv), listener, self._tokenizer))
+        return self._queued(RunningGeneration(request, own_slab(request.kv), listener, self._tokenizer))
 
     def read(self, request: ReadRequest, listener: Listener) -> Reading:
         """Queues idle reading; every failure comes as a `Finished` event on the engine thread."""
         return self._queued(Reading(request, own_slab(request.kv), listener))
 
     def _queued(self, work: S) -> S:
-        if work.slab not in self._kvs or not self._shift.ask(work):
-            work.finish(FinishReason.FAILED, CLOSED if self._shift.is_closing else GIVEN_UP)
+        if work.slab not in self._kvs or not self._inbox.ask(work):
+            work.finish(FinishReason.FAILED, CLOSED if self._inbox.is_closing else GIVEN_UP)
         return work
 
     def release(self, kv: KV) -> None:
         """Frees the slab on the engine thread; waits for the running step."""
         slab = own_slab(kv)
         try:
-            self._shift.call(self._own(kv).free)
+            self._inbox.call(self._own(kv).free)
         except EngineClosed:
-            if self._shift.is_closing:
+            if self._inbox.is_closing:
                 self._join()
             slab.free()
 
@@ -182,13 +182,13 @@ class Engine:
         rows that are not numbers."""
         slab = self._own(kv)
 
-        def begin() -> list[Callable[[], Segment]]:
+        def begin() -> list[Callable[[], KVSegment]]:
             first, *rest = identities
             return [self._transfers.begin_out(slab, first, before)] + [
                 self._transfers.begin_out(slab, identity) for identity in rest
             ]
 
-        return [self._rows.packed(wait()) for wait in self._shift.call(begin)]
+        return [self._rows.packed(wait()) for wait in self._inbox.call(begin)]
 
     def restore(self, kv: KV, segments: abc.Sequence[protocol.Segment], room_tokens: int = 0) -> float:
         """Appends segments to the slab between two steps; room first, so that it is not copied as it grows."""
@@ -197,13 +197,13 @@ class Engine:
 
         def copy() -> float:
             started = time.perf_counter()
-            self._relief.once_more(lambda: slab.ensure_room(room_tokens))
+            self._free_and_retry.once_more(lambda: slab.ensure_room(room_tokens))
             for segment in exact:
-                self._relief.once_more(partial(self._transfers.copy_in, slab, segment))
+                self._free_and_retry.once_more(partial(self._transfers.copy_in, slab, segment))
             return time.perf_counter() - started
 
         try:
-            return self._shift.call(copy)
+            return self._inbox.call(copy)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise translated(error) from error
 
@@ -215,7 +215,7 @@ class Engine:
         """Rows copied on the device, between two steps."""
         copy = partial(copy_beginning, self._own(source), self._own(target), ids, least_tokens)
         try:
-            return self._shift.call(copy)
+            return self._inbox.call(copy)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise translated(error) from error
 
@@ -235,10 +235,10 @@ class Engine:
         must_stop: Callable[[], bool],
     ) -> Verification | None:
         """Compares kept rows with those of a re-read, in pieces between steps."""
-        reread = Reread(self._forward, self._own(scratch), ledger, self._tolerance, lambda: bool(self._shift.arrived))
+        reread = Reread(self._forward, self._own(scratch), ledger, self._tolerance, lambda: bool(self._inbox.arrived))
         exact = [c if isinstance(c, KVSlab) else map(self._rows.unpacked, c) for c in copies]  # type: ignore[arg-type]
         return compare_all(
-            reread, self._geometry, exact, lambda p: self._shift.call(partial(self._steps.in_passing, p)), must_stop
+            reread, self._geometry, exact, lambda p: self._inbox.call(partial(self._steps.in_passing, p)), must_stop
         )
 
     def segment_bytes(self, tokens: int) -> int:
@@ -247,7 +247,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends every generation as ABORTED and stops the thread."""
-        self._shift.close()
+        self._inbox.close()
         if self._join():
             self._runtime.close()
 
@@ -258,7 +258,7 @@ class Engine:
         return not self._thread.is_alive()
 
     @staticmethod
-    def _loop(shift: Shift, steps: Steps) -> None:
+    def _loop(shift: Inbox, steps: Steps) -> None:
         died = True
         try:
             while (asked := shift.take()) is not None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from model_runtime.decoding.lookup import Drafter, StepWorth
 from model_runtime.decoding.sampling import Sampler, are_numbers, logprobs_of
-from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.interface.errors import NotNumbers
 from model_runtime.interface.events import Event, Finished, FinishReason, Listener, PrefillProgress, TokenDelta
 from model_runtime.interface.logprobs import TokenLogprobs
@@ -25,7 +25,7 @@ from model_runtime.text.text_stream import TextStream
 logger = logging.getLogger(__name__)
 
 
-class Sequence:
+class RunningGeneration:
     """Engine thread only, except `abort`, which any thread may call."""
 
     def __init__(self, request: GenerationRequest, slab: KVSlab, listener: Listener, tokenizer: Tokenizer) -> None:
@@ -244,37 +244,37 @@ class Sequence:
 
 
 def sample_together(
-    rows: abc.Sequence[tuple[Sequence, torch.Tensor]],
+    rows: abc.Sequence[tuple[RunningGeneration, torch.Tensor]],
     stop_token_ids: Container[int],
     context_limit_tokens: int,
-    on_error: Callable[[Sequence, Exception], None],
-    on_picked: Callable[[abc.Sequence[Sequence], Picks], None] = lambda sequences, picks: None,
+    on_error: Callable[[RunningGeneration, Exception], None],
+    on_picked: Callable[[abc.Sequence[RunningGeneration], PickedIds], None] = lambda sequences, picked_ids: None,
 ) -> None:
     """Everybody's next tokens from their rows of a step's logits; who has none is left out. The host waits for the
     device once, for all that can be chosen before anything is known. `on_picked` is told before that, if everybody has
     one row and the device has chosen for all: nobody looks at the logits any more then."""
-    picks: list[tuple[Sequence, torch.Tensor, torch.Tensor]] = []
+    picked_ids: list[tuple[RunningGeneration, torch.Tensor, torch.Tensor]] = []
     numbers: list[torch.Tensor] = []
     for sequence, logits in rows:
         if len(logits):
             try:
                 is_number = are_numbers(logits)  # before the sampler changes them
-                picks.append((sequence, logits, sequence.pick(logits)))
+                picked_ids.append((sequence, logits, sequence.pick(logits)))
                 numbers.append(is_number)
             except Exception as error:
                 on_error(sequence, error)
-    if not picks:
+    if not picked_ids:
         return
     try:
-        chosen = Picks(torch.cat([pick for _, _, pick in picks]), torch.cat(numbers))
-        if all(len(logits) == len(pick) == 1 for _, logits, pick in picks):
-            on_picked([sequence for sequence, _, _ in picks], chosen)
+        chosen = PickedIds(torch.cat([pick for _, _, pick in picked_ids]), torch.cat(numbers))
+        if all(len(logits) == len(pick) == 1 for _, logits, pick in picked_ids):
+            on_picked([sequence for sequence, _, _ in picked_ids], chosen)
         ids, flags = iter(chosen.on_host), iter(chosen.are_numbers)
     except Exception as error:
-        for sequence, _, _ in picks:
+        for sequence, _, _ in picked_ids:
             on_error(sequence, error)
         return
-    for sequence, logits, pick in picks:
+    for sequence, logits, pick in picked_ids:
         own_ids, own_flags = list(islice(ids, len(pick))), list(islice(flags, len(logits)))
         try:
             sequence.sample(logits, own_ids, own_flags, stop_token_ids, context_limit_tokens)

@@ -10,23 +10,23 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
-from model_runtime.engine.generation import Sequence
+from model_runtime.engine.generation import RunningGeneration
 from model_runtime.engine.reading import Reading
 from model_runtime.interface.errors import EngineClosed
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.protocol import Pulse
 
 T = TypeVar("T")
-Work = Sequence | Reading
+Work = RunningGeneration | Reading
 CLOSED = "The model was unloaded; start the server again."
 GIVEN_UP = "The model had stopped answering and was started anew. Try again."
 
 
-class Shift:
+class Inbox:
     """`ask`, `call`, `close`, `give_up` and `pulse` are for any thread, the rest for the shift's own."""
 
     def __init__(self) -> None:
-        self.running: list[Sequence] = []
+        self.running: list[RunningGeneration] = []
         self.idle: list[Work] = []
         self.arrived: list[Work] = []
         self.is_over = False  # it was given up

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 
 from model_runtime.forward.runtime import Forward, KVPlace
 from model_runtime.forward.transformers_forward import Feed
-from model_runtime.interface.drift import ColdDrift
+from model_runtime.interface.drift import Int8Drift
 from model_runtime.interface.segments import identify
-from model_runtime.kv.saved_rows import ColdRows
+from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import copy_in, copy_out
 from model_runtime.kv.slab import KVSlab
 
@@ -38,8 +38,8 @@ notice when he is right."""
 
 
 def measure_drift(
-    forward: Forward, place: KVPlace, rows: ColdRows, tokenizer: Tokenizer, limit_tokens: int
-) -> ColdDrift | None:
+    forward: Forward, place: KVPlace, rows: SavedRows, tokenizer: Tokenizer, limit_tokens: int
+) -> Int8Drift | None:
     """Reads a history, sends its rows through 8 bits, and lets both KVs predict what follows, teacher-forced; None
     where rows stay exact. Before any other thread uses the forward."""
     if not rows.is_int8:
@@ -60,7 +60,7 @@ def measure_drift(
     for slab in (exact, passed):
         slab.free()
     smaller = geometry.bytes_per_token * history / rows.bytes_for(history)
-    return ColdDrift("int8", smaller, history, len(truth), nll[0], nll[1], agree)
+    return Int8Drift("int8", smaller, history, len(truth), nll[0], nll[1], agree)
 
 
 def _follow(forward: Forward, slab: KVSlab, ids: Sequence[int]) -> torch.Tensor:

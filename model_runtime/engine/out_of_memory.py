@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Relief:
+class FreeAndRetry:
     """`idle_kvs` names KVs that nobody uses, and gives them up. Engine thread only."""
 
     def __init__(self, idle_kvs: Callable[[], Sequence[KV]]) -> None:

@@ -34,7 +34,7 @@ S = TypeVar("S", bound=Schedulable)
 
 
 @dataclass(frozen=True, slots=True)
-class Slot(Generic[S]):
+class Scheduled(Generic[S]):
     """`tokens` of `sequence` belong to the next forward."""
 
     sequence: S
@@ -59,7 +59,7 @@ class Scheduler:
         self._chunks = 0
         self._last_chunk: dict[str, int] = {}  # by fairness key
 
-    def plan(self, sequences: Sequence[S], estimate_s: Callable[[int, int], float]) -> list[Slot[S]]:
+    def plan(self, sequences: Sequence[S], estimate_s: Callable[[int, int], float]) -> list[Scheduled[S]]:
         """Every decoding sequence with its one token, then a chunk of one prefill, then whole prompts that still fit
         beside it. `sequences` are in order of arrival; `estimate_s(start, end)` expects the seconds of reading those
         positions.
@@ -67,7 +67,7 @@ class Scheduler:
         Fairness keys take turns, chunk by chunk, so nobody's short message waits for more than one chunk of another's
         long one. Of one key the prompt that came first is read to its end: two that alternate would both finish late.
         """
-        slots = [Slot(s, 1) for s in sequences if s.is_decoding]
+        slots = [Scheduled(s, 1) for s in sequences if s.is_decoding]
         left_s = self.config.shared_step_s if slots else math.inf
         left_tokens = self.config.chunk_tokens
         is_first = True
@@ -78,7 +78,7 @@ class Scheduler:
                 tokens = self._within(left_s, start, tokens, estimate_s)
             elif tokens < prefill.unfed_tokens or estimate_s(start, start + tokens) > left_s:
                 continue
-            slots.append(Slot(prefill, tokens))
+            slots.append(Scheduled(prefill, tokens))
             self._chunks += 1
             self._last_chunk[prefill.fairness_key] = self._chunks
             left_tokens -= tokens
@@ -86,9 +86,9 @@ class Scheduler:
             is_first = False
         return slots
 
-    def plan_idle(self, idle: Sequence[S]) -> list[Slot[S]]:
+    def plan_idle(self, idle: Sequence[S]) -> list[Scheduled[S]]:
         """The next chunk of the oldest idle work, where nothing else is to be done."""
-        return [Slot(s, min(s.unfed_tokens, self.config.idle_chunk_tokens)) for s in idle[:1]]
+        return [Scheduled(s, min(s.unfed_tokens, self.config.idle_chunk_tokens)) for s in idle[:1]]
 
     def _in_turn(self, prefills: list[S]) -> list[S]:
         """The first of each key, the key that was served longest ago before the others; behind them the rest."""

@@ -13,14 +13,14 @@ import torch
 
 from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.failures import translated
-from model_runtime.engine.generation import Sequence, sample_together
-from model_runtime.engine.inbox import Shift, Work
-from model_runtime.engine.out_of_memory import Relief
+from model_runtime.engine.generation import RunningGeneration, sample_together
+from model_runtime.engine.inbox import Inbox, Work
+from model_runtime.engine.out_of_memory import FreeAndRetry
 from model_runtime.engine.read_speed import ReadSpeed
-from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduler, Slot
+from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduled, Scheduler
 from model_runtime.engine.verification import Piece
 from model_runtime.forward.attention import StepAborted
-from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.runtime import DeviceRuntime
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.errors import NotNumbers
@@ -37,9 +37,9 @@ class Steps:
 
     def __init__(
         self,
-        shift: Shift,
+        shift: Inbox,
         runtime: DeviceRuntime,
-        relief: Relief,
+        free_and_retry: FreeAndRetry,
         scheduler: Scheduler,
         speed: ReadSpeed,
         lookup: Lookup,
@@ -47,9 +47,9 @@ class Steps:
         context_limit_tokens: int,
         vocabulary_tokens: int,
     ) -> None:
-        self._shift = shift
+        self._inbox = shift
         self._runtime = runtime
-        self._relief = relief
+        self._free_and_retry = free_and_retry
         self._scheduler = scheduler
         self._speed = speed
         self._lookup = lookup
@@ -70,19 +70,19 @@ class Steps:
             # A GPU never forgives an id behind the table; on a CPU a negative one would be another token's.
             work.finish(FinishReason.FAILED, "This conversation has tokens that the model does not know.")
         elif not work.is_idle:
-            assert isinstance(work, Sequence), "only reading is always idle"
+            assert isinstance(work, RunningGeneration), "only reading is always idle"
             self._preempt_idle_work()
             self._give_room(work)
-            self._shift.running.append(work)
-        elif self._shift.running:
+            self._inbox.running.append(work)
+        elif self._inbox.running:
             work.finish(FinishReason.PREEMPTED)
         else:
             self._give_room(work)
-            self._shift.idle.append(work)
+            self._inbox.idle.append(work)
 
     def step(self) -> None:
         """Brings everybody who is due one forward further; idle work where nobody else is."""
-        shift = self._shift
+        shift = self._inbox
         for work in (*shift.running, *shift.idle):
             if work.is_aborted:
                 work.finish(FinishReason.ABORTED)
@@ -95,7 +95,7 @@ class Steps:
 
     def rest(self) -> None:
         """What makes later steps faster, while there is nothing to do."""
-        shift = self._shift
+        shift = self._inbox
 
         def is_wanted() -> bool:
             return bool(shift.arrived) or shift.is_wanted()
@@ -107,29 +107,29 @@ class Steps:
 
     def in_passing(self, piece: Piece) -> bool:
         """Does a piece of work that no answer waits for, where it holds up none. False: it has to be tried again."""
-        if any(not s.is_decoding for s in self._shift.running):
+        if any(not s.is_decoding for s in self._inbox.running):
             return False
         try:
-            piece(MIN_CHUNK_TOKENS if self._shift.running else self._scheduler.config.chunk_tokens)
+            piece(MIN_CHUNK_TOKENS if self._inbox.running else self._scheduler.config.chunk_tokens)
         except StepAborted:
             return False
         return True
 
     def _give_room(self, work: Work) -> None:
         try:
-            self._relief.once_more(lambda: work.begin(self._context_limit_tokens))
+            self._free_and_retry.once_more(lambda: work.begin(self._context_limit_tokens))
         except torch.OutOfMemoryError as error:
             self._fail(work, error)
 
     def _preempt_idle_work(self) -> None:
-        for work in self._shift.idle:
+        for work in self._inbox.idle:
             work.finish(FinishReason.PREEMPTED)
         self._forget_finished()
 
-    def _drafted(self, slots: list[Slot[S]]) -> list[Slot[S]]:
+    def _drafted(self, slots: list[Scheduled[S]]) -> list[Scheduled[S]]:
         """The same slots; the decode steps among them have what prompt lookup guesses. A step that runs already has
         no guesses; the one behind it is not started ahead then, so that it can have them."""
-        decoding = [s.sequence for s in slots if isinstance(s.sequence, Sequence) and s.sequence.is_decoding]
+        decoding = [s.sequence for s in slots if isinstance(s.sequence, RunningGeneration) and s.sequence.is_decoding]
         self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._context_limit_tokens)
         self._has_guesses = any(sequence.has_draft for sequence in decoding)
         if self._is_ahead:
@@ -137,55 +137,57 @@ class Steps:
                 sequence.drop_draft()
         return slots
 
-    def _run(self, slots: list[Slot[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
+    def _run(self, slots: list[Scheduled[S]], is_wanted: Callable[[], bool] = lambda: False) -> None:
         feeds = [Feed(s.sequence.slab, s.sequence.next_ids(s.tokens), s.sequence.logit_rows(s.tokens)) for s in slots]
         started = time.perf_counter()
-        self._shift.begins(
+        self._inbox.begins(
             sum(self._speed.estimate_s(s.sequence.kv_tokens, s.sequence.kv_tokens + s.tokens) for s in slots)
         )
 
         def is_vain() -> bool:
-            return self._shift.is_over or is_wanted() or any(s.sequence.is_aborted for s in slots)
+            return self._inbox.is_over or is_wanted() or any(s.sequence.is_aborted for s in slots)
 
         try:
-            logits = self._relief.once_more(lambda: self._runtime.forward.run(feeds, is_vain))
+            logits = self._free_and_retry.once_more(lambda: self._runtime.forward.run(feeds, is_vain))
         except StepAborted:
             return  # the aborted ones finish at the next step; the others' rows are computed again
         except Exception as error:
             self._run_each_alone(slots, is_wanted, error)
             return
-        if self._shift.is_over:  # it hung, and was given up: what it brings is nobody's
+        if self._inbox.is_over:  # it hung, and was given up: what it brings is nobody's
             return
         self._sample(slots, torch.split(logits, [feed.logit_rows for feed in feeds]), started)
 
-    def _run_each_alone(self, slots: list[Slot[S]], is_wanted: Callable[[], bool], error: Exception) -> None:
+    def _run_each_alone(self, slots: list[Scheduled[S]], is_wanted: Callable[[], bool], error: Exception) -> None:
         """After a forward failed, so that only the culprit does."""
-        if self._shift.is_over:
+        if self._inbox.is_over:
             return
         if len(slots) == 1:
             self._fail(slots[0].sequence, error)
         for slot in slots if len(slots) > 1 else ():
             self._run([slot], is_wanted)
 
-    def _sample(self, slots: list[Slot[S]], rows: abc.Sequence[torch.Tensor], started: float) -> None:
+    def _sample(self, slots: list[Scheduled[S]], rows: abc.Sequence[torch.Tensor], started: float) -> None:
         is_reading = len(slots) == 1 and not slots[0].sequence.is_decoding
         for slot in slots:
             slot.sequence.fed(slot.tokens)
-        sampling = [(s.sequence, own) for s, own in zip(slots, rows, strict=True) if isinstance(s.sequence, Sequence)]
+        sampling = [
+            (s.sequence, own) for s, own in zip(slots, rows, strict=True) if isinstance(s.sequence, RunningGeneration)
+        ]
         self._is_ahead = False
         sample_together(sampling, self._stop_token_ids, self._context_limit_tokens, self._fail, self._run_ahead)
         if is_reading:  # timed only now: a GPU has computed when a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
 
-    def _run_ahead(self, sequences: abc.Sequence[Sequence], picks: Picks) -> None:
+    def _run_ahead(self, sequences: abc.Sequence[RunningGeneration], picked_ids: PickedIds) -> None:
         """Between two steps of nothing but decoding: starts the second before the host looks at what was picked, if
         somebody goes on."""
         run_ahead = self._runtime.run_ahead
-        if run_ahead is None or self._has_guesses or set(self._shift.running) - set(sequences):
+        if run_ahead is None or self._has_guesses or set(self._inbox.running) - set(sequences):
             return
         if all(s.is_decoding for s in sequences) and not all(s.ends_with_next for s in sequences):
-            self._is_ahead = run_ahead([sequence.slab for sequence in sequences], picks)
+            self._is_ahead = run_ahead([sequence.slab for sequence in sequences], picked_ids)
 
     def _fail(self, work: Work, error: Exception) -> None:
         """Ends one request; what its slab held before the failed forward stays valid."""
@@ -196,7 +198,7 @@ class Steps:
         work.finish(FinishReason.FAILED, str(translated(error)))
 
     def _forget_finished(self) -> None:
-        shift = self._shift
+        shift = self._inbox
         for work in (*shift.running, *shift.idle):
             if work.is_finished:
                 work.slab.trim()

@@ -23,9 +23,9 @@ from model_runtime.forward.native_forward import runs_natively
 from model_runtime.forward.runtime import Forward
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface import protocol
-from model_runtime.interface.config import ColdKvDtype
+from model_runtime.interface.config import SavedKvDtype
 from model_runtime.interface.findings import Comparison, Verification
-from model_runtime.kv.segment import Segment, own_segment, rows_of
+from model_runtime.kv.segment import KVSegment, own_segment, rows_of
 from model_runtime.kv.slab import KVGeometry, KVSlab
 
 PROBES = 16  # positions whose logits are compared
@@ -51,7 +51,7 @@ HALF = Tolerance(element=2.0, row=0.4, logit=2.5, nll=0.15)
 _ROUNDED_DTYPES = {torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int32}
 
 
-def tolerance_of(model: PreTrainedModel, kv_dtype: torch.dtype, cold_kv_dtype: ColdKvDtype) -> Tolerance:
+def tolerance_of(model: PreTrainedModel, kv_dtype: torch.dtype, cold_kv_dtype: SavedKvDtype) -> Tolerance:
     """What may differ though nothing is damaged. `kv_dtype` is that of the model's own layers. `EXACT` for our own
     kernels, for which one read equals many, and for float32 throughout; `HALF` where every activation is rounded to 16
     bits; `ROUNDED` where weights are, or rows that were kept in 8 bits."""
@@ -204,7 +204,7 @@ def _compare_slab(reread: Reread, slab: KVSlab, start: int, tokens: int, adopts:
     reread.compare((t[:, start : start + tokens] for t in _layers(slab)), start, tokens, adopts)
 
 
-def _compare_segment(reread: Reread, segment: Segment, geometry: KVGeometry, adopts: bool, limit_tokens: int) -> None:
+def _compare_segment(reread: Reread, segment: KVSegment, geometry: KVGeometry, adopts: bool, limit_tokens: int) -> None:
     identity = segment.identity
     ledger = reread.ledger[identity.start_tokens : len(reread.ledger) - 1]
     pairs = zip(identity.token_ids, ledger, strict=False)

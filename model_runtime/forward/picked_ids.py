@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 
-class Picks:
+class PickedIds:
     """`ids` is int64 `(n,)` on the device, each a valid one even where `are_numbers (rows,)` says that a row of logits
     is not to be trusted. The copy begins at once and is behind nothing that is given to the device later, so that the
     next step may be started before anybody waits for it. Engine thread."""

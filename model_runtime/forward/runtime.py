@@ -19,12 +19,12 @@ from model_runtime.forward.device_memory import give_back_unused
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.gpu.self_check import SelfCheck
 from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
-from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.interface.config import EngineConfig, KvDtype
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.segments import SegmentIdentity
-from model_runtime.kv.segment import Segment, copy_in, copy_out
+from model_runtime.kv.segment import KVSegment, copy_in, copy_out
 from model_runtime.kv.slab import KVGeometry, KVSlab
 from model_runtime.weights.quantization import dtype_name
 
@@ -52,9 +52,9 @@ class Transfers(Protocol):
 
     def begin_out(
         self, kv: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None = None
-    ) -> Callable[[], Segment]: ...
+    ) -> Callable[[], KVSegment]: ...
 
-    def copy_in(self, kv: KVSlab, segment: Segment) -> None: ...
+    def copy_in(self, kv: KVSlab, segment: KVSegment) -> None: ...
 
 
 class SlabTransfers:
@@ -65,11 +65,11 @@ class SlabTransfers:
 
     def begin_out(
         self, kv: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None = None
-    ) -> Callable[[], Segment]:
+    ) -> Callable[[], KVSegment]:
         segment = copy_out(kv, self._geometry, identity, before)
         return lambda: segment
 
-    def copy_in(self, kv: KVSlab, segment: Segment) -> None:
+    def copy_in(self, kv: KVSlab, segment: KVSegment) -> None:
         copy_in(kv, self._geometry, segment)
 
 
@@ -85,7 +85,7 @@ class DeviceRuntime:
     forward: Forward
     transfers: Transfers
     kernel: str
-    run_ahead: Callable[[Sequence[KVSlab], Picks], bool] | None = None
+    run_ahead: Callable[[Sequence[KVSlab], PickedIds], bool] | None = None
     record_waiting: Callable[[Callable[[], bool]], None] | None = None
     arena: Arena | None = None
     host_pool: HostPool | None = None

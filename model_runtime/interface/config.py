@@ -10,7 +10,7 @@ from typing import Literal, get_args
 Quantization = Literal["auto", "shipped", "nf4", "int8", "none"]
 PromptLookup = Literal["auto", "on", "off"]
 KvDtype = Literal["auto", "float32", "float16"]
-ColdKvDtype = Literal["exact", "int8"]
+SavedKvDtype = Literal["exact", "int8"]
 EMBEDDED = "embedded"
 
 
@@ -84,7 +84,7 @@ class EngineConfig:
     pinned_host_bytes: int = 0
     prompt_lookup: PromptLookup = "auto"
     kv_dtype: KvDtype = "auto"
-    cold_kv_dtype: ColdKvDtype = "exact"
+    cold_kv_dtype: SavedKvDtype = "exact"
 
     def __post_init__(self) -> None:
         _require(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class ColdDrift:
+class Int8Drift:
     """What keeping KVs in fewer bits below the device costs, measured at the start: mean negative log-likelihood and
     the share of equal best tokens over `probe_tokens`, behind `history_tokens` that went down and came back."""
 

@@ -4,9 +4,9 @@
 ├── TemplateRefused     the model's chat template has no place for such messages
 ├── NotNumbers          the model computed NaN or infinite logits
 ├── DeviceOutOfMemory   the device refused memory
-├── SnapshotRefused     a saved KV is not whole, or not the expected one; answered by a re-read
-│   └── SnapshotGone    its file is not there any more
-├── SnapshotNotSaved    a KV could not be written
+├── SegmentRefused      a saved KV is not whole, or not the expected one; answered by a re-read
+│   └── SegmentGone     its file is not there any more
+├── SegmentNotSaved     a KV could not be written
 └── EngineClosed        the engine was closed, or its thread died
 
 Every message is a sentence that a person may be shown.
@@ -45,15 +45,15 @@ class DeviceOutOfMemory(ModelRuntimeError):
     """The device refused memory."""
 
 
-class SnapshotRefused(ModelRuntimeError):
+class SegmentRefused(ModelRuntimeError):
     """A saved KV is not whole, or not the expected one. Answered by a re-read."""
 
 
-class SnapshotGone(SnapshotRefused):
+class SegmentGone(SegmentRefused):
     """The file of a saved KV is not there any more: somebody deleted it."""
 
 
-class SnapshotNotSaved(ModelRuntimeError):
+class SegmentNotSaved(ModelRuntimeError):
     """A KV could not be written: a full disk, a missing permission."""
 
 

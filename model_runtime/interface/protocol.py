@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from model_runtime.interface.drift import ColdDrift
+from model_runtime.interface.drift import Int8Drift
 from model_runtime.interface.events import Listener
 from model_runtime.interface.findings import Verification
 from model_runtime.interface.sampling_params import SamplingParams
@@ -93,7 +93,7 @@ class ModelInfo:
     tokenizer_fingerprint: str
     default_sampling: SamplingParams
     notes: tuple[str, ...] = ()  # sentences: what was chosen or degraded at load
-    cold_drift: ColdDrift | None = None  # None: what leaves the device comes back exactly
+    int8_drift: Int8Drift | None = None  # None: what leaves the device comes back exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +172,10 @@ class Engine(Protocol):
         for none. `source` may have a running generation, `target` not. Raises `DeviceOutOfMemory` or `EngineClosed`."""
 
     def save(self, segment: Segment, path: Path) -> int:
-        """Writes the file so that it is whole or absent; returns its bytes. Any thread. Raises `SnapshotNotSaved`."""
+        """Writes the file so that it is whole or absent; returns its bytes. Any thread. Raises `SegmentNotSaved`."""
 
     def load(self, identity: SegmentIdentity, path: Path) -> Segment:
-        """The segment in the file, verified. Any thread. Raises `SnapshotRefused` with the reason."""
+        """The segment in the file, verified. Any thread. Raises `SegmentRefused` with the reason."""
 
     def verify(
         self,

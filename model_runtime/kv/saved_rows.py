@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from model_runtime.interface import protocol
-from model_runtime.interface.config import ColdKvDtype
+from model_runtime.interface.config import SavedKvDtype
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.numerics import with_part
 from model_runtime.interface.segments import SegmentIdentity
 from model_runtime.kv.mapped_memory import new_memory
 from model_runtime.kv.segment import (
+    KVSegment,
     Memory,
-    Segment,
     are_numbers,
     at_8_bits,
     data_bytes_for,
@@ -29,11 +29,11 @@ from model_runtime.kv.slab import KVGeometry
 from model_runtime.weights.quantization import dtype_name
 
 
-class ColdRows:
+class SavedRows:
     """Any thread. `memory` is where rows stand that go to the device next: pinned, where that helps. Raises
     `ModelLoadError` for a model whose rows do not fit 8 bits evenly."""
 
-    def __init__(self, geometry: KVGeometry, dtype: ColdKvDtype, memory: Memory | None = None) -> None:
+    def __init__(self, geometry: KVGeometry, dtype: SavedKvDtype, memory: Memory | None = None) -> None:
         self.geometry = geometry
         self._memory = memory or new_memory
         self.is_int8 = dtype == "int8"
@@ -48,29 +48,29 @@ class ColdRows:
             model = with_part(model, "kv", dtype_name(self.geometry.dtype))
         return with_part(model, "cold", "int8") if self.is_int8 else model
 
-    def packed(self, exact: Segment) -> Segment:
+    def packed(self, exact: KVSegment) -> KVSegment:
         """As it is kept below the device. Raises `ValueError` for rows that hold a NaN or an infinity: they were never
         true, and are not kept."""
         if not are_numbers(exact, self.geometry):
             raise ValueError("these rows are not numbers")
         return at_8_bits(exact, self.geometry) if self.is_int8 else exact
 
-    def unpacked(self, segment: protocol.Segment) -> Segment:
+    def unpacked(self, segment: protocol.Segment) -> KVSegment:
         """As the device holds it."""
         return exactly(own_segment(segment), self.geometry, self._memory)
 
-    def join(self, identity: SegmentIdentity, segments: Sequence[protocol.Segment]) -> Segment | None:
+    def join(self, identity: SegmentIdentity, segments: Sequence[protocol.Segment]) -> KVSegment | None:
         """One segment of the same rows; None at 8 bits, where a key's scale belongs to 64 tokens of one segment."""
         if self.is_int8:
             return None
         return joined(identity, [own_segment(segment) for segment in segments], self.geometry)
 
     def save(self, segment: protocol.Segment, path: Path) -> int:
-        """Writes the file so that it is whole or absent; returns its bytes. Raises `SnapshotNotSaved`."""
+        """Writes the file so that it is whole or absent; returns its bytes. Raises `SegmentNotSaved`."""
         return write(own_segment(segment), self.geometry, path)
 
-    def load(self, identity: SegmentIdentity, path: Path) -> Segment:
-        """The segment in the file, verified. Raises `SnapshotRefused`."""
+    def load(self, identity: SegmentIdentity, path: Path) -> KVSegment:
+        """The segment in the file, verified. Raises `SegmentRefused`."""
         return read(identity, self.geometry, path, new_memory if self.is_int8 else self._memory, self.is_int8)
 
     def bytes_for(self, tokens: int) -> int:

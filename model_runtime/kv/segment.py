@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from model_runtime.interface import protocol
-from model_runtime.interface.errors import SnapshotGone, SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.errors import SegmentGone, SegmentNotSaved, SegmentRefused
 from model_runtime.interface.numerics import difference
 from model_runtime.interface.segments import FORMAT_NAME, FORMAT_VERSION, SegmentIdentity
 from model_runtime.kv.int8 import (
@@ -43,7 +43,7 @@ Memory = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class KVSegment:
     """Rows in host memory. `data` is flat uint8, never written to again; `is_int8` says how they lie in it."""
 
     identity: SegmentIdentity
@@ -55,9 +55,9 @@ class Segment:
         return int(self.data.nbytes)
 
 
-def own_segment(segment: protocol.Segment) -> Segment:
+def own_segment(segment: protocol.Segment) -> KVSegment:
     """Raises `TypeError` for another engine's."""
-    if not isinstance(segment, Segment):
+    if not isinstance(segment, KVSegment):
         raise TypeError("this engine's segments come from its stage() and load()")
     return segment
 
@@ -72,7 +72,7 @@ def data_bytes_for(geometry: KVGeometry, tokens: int, is_int8: bool = False) -> 
 
 def copy_out(
     slab: KVSlab, geometry: KVGeometry, identity: SegmentIdentity, before: Sequence[int] | None = None
-) -> Segment:
+) -> KVSegment:
     """The slab's rows of that segment. On the engine thread. Raises `ValueError` when the slab holds other tokens
     there, or others than `before` in front of them."""
     check_holds(slab, identity, before)
@@ -80,7 +80,7 @@ def copy_out(
     data = new_memory(data_bytes_for(geometry, end - start))
     for tensor, rows in zip(_tensors(slab), _views(data, geometry, end - start), strict=True):
         rows.copy_(tensor[:, start:end])
-    return Segment(identity, data)
+    return KVSegment(identity, data)
 
 
 def check_holds(slab: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None) -> None:
@@ -92,7 +92,7 @@ def check_holds(slab: KVSlab, identity: SegmentIdentity, before: Sequence[int] |
         raise ValueError("the slab does not hold the tokens of this segment")
 
 
-def at_8_bits(segment: Segment, geometry: KVGeometry) -> Segment:
+def at_8_bits(segment: KVSegment, geometry: KVGeometry) -> KVSegment:
     """A copy of exact rows as int8. Any thread."""
     tokens = len(segment.identity.token_ids)
     data = new_memory(data_bytes_for(geometry, tokens, True))
@@ -102,10 +102,10 @@ def at_8_bits(segment: Segment, geometry: KVGeometry) -> Segment:
         quantise_keys(keys, stored, scales)
         scales, stored = next(packed), next(packed)
         quantise_values(next(exact), stored, scales)
-    return Segment(segment.identity, data, True)
+    return KVSegment(segment.identity, data, True)
 
 
-def exactly(segment: Segment, geometry: KVGeometry, memory: Memory) -> Segment:
+def exactly(segment: KVSegment, geometry: KVGeometry, memory: Memory) -> KVSegment:
     """The rows as the device holds them; what int8 lost is not found again. Any thread."""
     if not segment.is_int8:
         return segment
@@ -117,19 +117,19 @@ def exactly(segment: Segment, geometry: KVGeometry, memory: Memory) -> Segment:
         restore_keys(stored, scales, keys)
         scales, stored = next(packed), next(packed)
         restore_values(stored, scales, next(exact))
-    return Segment(segment.identity, data)
+    return KVSegment(segment.identity, data)
 
 
-def joined(identity: SegmentIdentity, segments: Sequence[Segment], geometry: KVGeometry) -> Segment:
+def joined(identity: SegmentIdentity, segments: Sequence[KVSegment], geometry: KVGeometry) -> KVSegment:
     """Exact segments that follow one another, as one. Any thread."""
     data = new_memory(data_bytes_for(geometry, len(identity.token_ids)))
     parts = [_views(s.data, geometry, len(s.identity.token_ids)) for s in segments]
     for rows, *pieces in zip(_views(data, geometry, len(identity.token_ids)), *parts, strict=True):
         rows.copy_(torch.cat(pieces, dim=1))
-    return Segment(identity, data)
+    return KVSegment(identity, data)
 
 
-def copy_in(slab: KVSlab, geometry: KVGeometry, segment: Segment) -> None:
+def copy_in(slab: KVSlab, geometry: KVGeometry, segment: KVSegment) -> None:
     """Appends a segment's rows to the slab that ends where they begin. On the engine thread."""
     identity = segment.identity
     if slab.length_tokens != identity.start_tokens:
@@ -140,12 +140,12 @@ def copy_in(slab: KVSlab, geometry: KVGeometry, segment: Segment) -> None:
     slab.appended(identity.token_ids)
 
 
-def rows_of(segment: Segment, geometry: KVGeometry) -> Iterator[torch.Tensor]:
+def rows_of(segment: KVSegment, geometry: KVGeometry) -> Iterator[torch.Tensor]:
     """Its keys and values layer by layer, `(kv_heads, tokens, dim)`."""
     return _views(segment.data, geometry, len(segment.identity.token_ids))
 
 
-def are_numbers(segment: Segment, geometry: KVGeometry) -> bool:
+def are_numbers(segment: KVSegment, geometry: KVGeometry) -> bool:
     """Whether exact rows hold neither NaN nor infinity. Any thread."""
     if not segment.data.nbytes:
         return True
@@ -153,10 +153,10 @@ def are_numbers(segment: Segment, geometry: KVGeometry) -> bool:
     return bool(torch.isfinite(lowest) & torch.isfinite(highest))
 
 
-def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
+def write(segment: KVSegment, geometry: KVGeometry, path: Path) -> int:
     """Writes the segment so that `path` is either whole or absent, whatever happens; returns the file's bytes.
 
-    Temporary file (0600), fsync, rename, fsync of the folder. Raises `SnapshotNotSaved`.
+    Temporary file (0600), fsync, rename, fsync of the folder. Raises `SegmentNotSaved`.
     """
     payload = _memory(segment.data)
     header = _header(segment.identity, geometry, zlib.crc32(payload), segment.is_int8)
@@ -174,7 +174,7 @@ def write(segment: Segment, geometry: KVGeometry, path: Path) -> int:
         with contextlib.suppress(OSError):
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
-        raise SnapshotNotSaved(f"This conversation's memory could not be saved: {error.strerror}.") from error
+        raise SegmentNotSaved(f"This conversation's memory could not be saved: {error.strerror}.") from error
     return len(header) + len(payload)
 
 
@@ -184,8 +184,8 @@ def read(
     path: Path,
     memory: Memory = new_memory,
     is_int8: bool = False,
-) -> Segment:
-    """The segment in `path`, if it is whole and exactly what is expected. Raises `SnapshotRefused` with the reason.
+) -> KVSegment:
+    """The segment in `path`, if it is whole and exactly what is expected. Raises `SegmentRefused` with the reason.
     `memory` gives flat uint8 memory of a size in bytes, where it is not to be a mapping of its own."""
     data = memory(data_bytes_for(geometry, len(identity.token_ids), is_int8))
     try:
@@ -193,21 +193,21 @@ def read(
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise SnapshotRefused("the saved memory is no regular file")
+                raise SegmentRefused("the saved memory is no regular file")
             found = _read_header(file, status.st_size)
             crc = _claimed_crc(found)
             if found != _header(identity, geometry, crc, is_int8):
-                raise SnapshotRefused(_difference(found, identity, geometry))
+                raise SegmentRefused(_difference(found, identity, geometry))
             _read_exactly(file, _memory(data))
             if file.read(1):
-                raise SnapshotRefused("the saved memory is longer than it should be")
+                raise SegmentRefused("the saved memory is longer than it should be")
     except FileNotFoundError as error:
-        raise SnapshotGone("the saved memory cannot be read: its file is gone") from error
+        raise SegmentGone("the saved memory cannot be read: its file is gone") from error
     except OSError as error:
-        raise SnapshotRefused(f"the saved memory cannot be read ({error.strerror})") from error
+        raise SegmentRefused(f"the saved memory cannot be read ({error.strerror})") from error
     if zlib.crc32(_memory(data)) != crc:
-        raise SnapshotRefused("the saved memory is damaged (its checksum is wrong)")
-    return Segment(identity, data, is_int8)
+        raise SegmentRefused("the saved memory is damaged (its checksum is wrong)")
+    return KVSegment(identity, data, is_int8)
 
 
 def _new_beside(path: Path) -> tuple[Path, int]:
@@ -307,7 +307,7 @@ def _read_header(file: object, file_bytes: int) -> bytes:
     _read_exactly(file, memoryview(length))
     count = int.from_bytes(length, "little")
     if count > file_bytes - 8:
-        raise SnapshotRefused("the saved memory is damaged (its header is cut off)")
+        raise SegmentRefused("the saved memory is damaged (its header is cut off)")
     text = bytearray(count)
     _read_exactly(file, memoryview(text))
     return bytes(length + text)
@@ -317,7 +317,7 @@ def _read_exactly(file: object, target: memoryview) -> None:
     while target:
         count = file.readinto(target)  # type: ignore[attr-defined]
         if not count:
-            raise SnapshotRefused("the saved memory is damaged (it is cut off)")
+            raise SegmentRefused("the saved memory is damaged (it is cut off)")
         target = target[count:]
 
 
@@ -326,14 +326,14 @@ def _metadata(header: bytes) -> dict[str, str]:
         metadata = json.loads(header[8:])["__metadata__"]
         return {str(k): str(v) for k, v in metadata.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SnapshotRefused("the saved memory is damaged (its header cannot be read)") from error
+        raise SegmentRefused("the saved memory is damaged (its header cannot be read)") from error
 
 
 def _claimed_crc(header: bytes) -> int:
     try:
         return int(_metadata(header)["crc32"], 16)
     except (KeyError, ValueError) as error:
-        raise SnapshotRefused("the saved memory is damaged (it has no checksum)") from error
+        raise SegmentRefused("the saved memory is damaged (it has no checksum)") from error
 
 
 def _difference(header: bytes, identity: SegmentIdentity, geometry: KVGeometry) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from model_runtime.interface.drift import ColdDrift
+from model_runtime.interface.drift import Int8Drift
 from model_runtime.interface.protocol import ModelInfo
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.kv.saved_rows import ColdRows
+from model_runtime.kv.saved_rows import SavedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class LoadedModel:
 def model_info(
     loaded: LoadedModel,
     kernel: str,
-    rows: ColdRows,
+    rows: SavedRows,
     context_limit_tokens: int,
-    drift: ColdDrift | None,
+    drift: Int8Drift | None,
     notes: tuple[str, ...],
 ) -> ModelInfo:
     """What a person may know about the model as this engine runs it. `notes` are the engine's own, behind those of the
@@ -54,5 +54,5 @@ def model_info(
         tokenizer_fingerprint=loaded.tokenizer_fingerprint,
         default_sampling=loaded.default_sampling,
         notes=(*loaded.notes, *notes),
-        cold_drift=drift,
+        int8_drift=drift,
     )

@@ -43,7 +43,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class IdleJob:
     """One thing to do for a conversation. `text` is the draft, which came at `asked_at`. Times are monotonic."""
 
     kind: Kind
@@ -55,7 +55,7 @@ class Errand:
     asked_at: float = 0.0
 
 
-class Way:
+class Preemption:
     """Between the work at hand and whoever comes. `make` may be called from any thread, and never blocks."""
 
     def __init__(self) -> None:
@@ -74,19 +74,19 @@ class Way:
             generation.abort()
 
 
-class IdleWork:
+class IdleWorker:
     """`perform` does an errand on this thread. At most one of a kind waits for each conversation: the newest. Where
     there is a draft, nothing else is done: it would crop what was read of it. A draft that has been quiet for `quiet_s`
     after it was read is read whole; the next key makes that in vain, so every draft comes before it."""
 
-    def __init__(self, leases: Leases, perform: Callable[[Errand, Way], Outcome], quiet_s: float) -> None:
+    def __init__(self, leases: Leases, perform: Callable[[IdleJob, Preemption], Outcome], quiet_s: float) -> None:
         self._leases = leases
         self._perform = perform
         self._quiet_s = quiet_s
         self._changed = threading.Condition()
-        self._errands: dict[tuple[str, Kind], Errand] = {}
+        self._errands: dict[tuple[str, Kind], IdleJob] = {}
         self._drafted: set[str] = set()  # conversations with a draft since their last turn
-        self._at_hand: tuple[Errand, Way] | None = None
+        self._at_hand: tuple[IdleJob, Preemption] | None = None
         self._is_in_vain = False  # the work at hand: it is not taken up again
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="keepwarm-idle", daemon=True)
@@ -104,7 +104,7 @@ class IdleWork:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
-    def put(self, errand: Errand) -> None:
+    def put(self, errand: IdleJob) -> None:
         """Never blocks. A newer draft ends the reading of one that it does not go on from."""
         errand = replace(errand, asked_at=time.monotonic())
         with self._changed:
@@ -133,7 +133,7 @@ class IdleWork:
             is_due = any(e.kind is not Kind.WHOLE or e.asked_at <= recent for e in self._errands.values())
             return not is_due and self._at_hand is None
 
-    def _note_draft(self, errand: Errand) -> None:
+    def _note_draft(self, errand: IdleJob) -> None:
         self._errands.pop((errand.conversation_id, Kind.WHOLE), None)
         if not errand.text:
             self._drafted.discard(errand.conversation_id)
@@ -167,7 +167,7 @@ class IdleWork:
                 self._changed.wait(min(waits_s, default=None))
             return False
 
-    def _take(self) -> tuple[Errand, Way] | None:
+    def _take(self) -> tuple[IdleJob, Preemption] | None:
         with self._changed:
             now = time.monotonic()
             due = [errand for errand in self._errands.values() if errand.not_before <= now]
@@ -175,10 +175,10 @@ class IdleWork:
                 return None
             errand = min(due, key=lambda errand: errand.kind)
             del self._errands[errand.conversation_id, errand.kind]
-            self._at_hand, self._is_in_vain = (errand, Way()), False
+            self._at_hand, self._is_in_vain = (errand, Preemption()), False
             return self._at_hand
 
-    def _put_back(self, errand: Errand, outcome: Outcome) -> None:
+    def _put_back(self, errand: IdleJob, outcome: Outcome) -> None:
         """What is left to be done of it, and what comes after it."""
         with self._changed:
             self._at_hand = None
@@ -195,7 +195,7 @@ class IdleWork:
                 errand = replace(errand, refusals=errand.refusals + 1, not_before=later)
             self._errands[errand.conversation_id, errand.kind] = errand
 
-    def _is_superseded(self, errand: Errand) -> bool:
+    def _is_superseded(self, errand: IdleJob) -> bool:
         """Whether something newer takes its place."""
         is_drafted = errand.conversation_id in self._drafted
         match errand.kind:
@@ -207,7 +207,7 @@ class IdleWork:
                 return (errand.conversation_id, errand.kind) in self._errands or is_drafted
 
 
-def _ends(errand: Errand, current: Errand) -> bool:
+def _ends(errand: IdleJob, current: IdleJob) -> bool:
     """Whether the work at hand has to make way for what was just asked for."""
     if errand.kind is not Kind.DRAFT:
         return False

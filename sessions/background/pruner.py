@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from sessions.errors import ConversationBusy, StoreError
 from sessions.store.tables.bin import Bin, Unused
-from sessions.store.tables.served_time import Clock, Uptime
+from sessions.store.tables.served_time import Clock, ServedTime
 from sessions.turns.run import RunTable
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Pruner:
     def __init__(
         self,
         bin_: Bin,
-        uptime: Uptime,
+        uptime: ServedTime,
         runs: RunTable,
         let_go: Callable[[str, str], None],
         keep_s: float,

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from model_runtime.interface.events import Event, Finished, FinishReason, Listener, TokenDelta
 from model_runtime.interface.protocol import KV, Engine, Generation, GenerationRequest, ReadRequest
 from model_runtime.interface.turn_template import TurnTemplate
-from sessions.background.idle_worker import Errand, Kind, Outcome, Way
+from sessions.background.idle_worker import IdleJob, Kind, Outcome, Preemption
 from sessions.background.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
 from sessions.errors import ConversationNotFound
 from sessions.ledger.ledger import Turn, common_prefix, fold, user_turn
 from sessions.memory.device.leases import Lease, Leases
-from sessions.memory.device.shared_prefixes import Beginnings
-from sessions.memory.moves.prefetch import Warmer
+from sessions.memory.device.shared_prefixes import SharedPrefixes
+from sessions.memory.moves.prefetch import Prefetcher
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
-from sessions.turns.limits import Room
+from sessions.turns.limits import TurnLimits
 from sessions.turns.run import RunTable
 from sessions.types import MessageStatus, MissReason, Origin
 
@@ -40,7 +40,7 @@ class _Plan:
     final_tokens: int
 
 
-class Ahead:
+class ReadAhead:
     """`perform` runs on the idle thread and raises `SessionError` when the conversation is gone."""
 
     def __init__(
@@ -49,21 +49,21 @@ class Ahead:
         engine: Engine,
         template: TurnTemplate,
         leases: Leases,
-        warmer: Warmer,
+        prefetcher: Prefetcher,
         runs: RunTable,
-        room: Room,
-        beginnings: Beginnings,
+        limits: TurnLimits,
+        shared_prefixes: SharedPrefixes,
     ) -> None:
         self._store = store
         self._engine = engine
         self._template = template
         self._leases = leases
-        self._warmer = warmer
+        self._prefetcher = prefetcher
         self._runs = runs
-        self._room = room
-        self._beginnings = beginnings
+        self._limits = limits
+        self._shared_prefixes = shared_prefixes
 
-    def perform(self, errand: Errand, way: Way) -> Outcome:
+    def perform(self, errand: IdleJob, way: Preemption) -> Outcome:
         if self._runs.active(errand.conversation_id) is not None:
             return Outcome.REFUSED  # its end is being stored
         conversation = self._store.conversation(errand.owner_id, errand.conversation_id)
@@ -76,7 +76,7 @@ class Ahead:
             return self._find_title(conversation, path, errand, way)
         return self._read(conversation, path, errand, way)
 
-    def _read(self, conversation: Conversation, path: tuple[Node, ...], errand: Errand, way: Way) -> Outcome:
+    def _read(self, conversation: Conversation, path: tuple[Node, ...], errand: IdleJob, way: Preemption) -> Outcome:
         """Reads the draft but for its unstable end; of "" that leaves what stands in front of every next message."""
         ledger, turn = self._turn(conversation, path, errand.text)
         stable_tokens = max(0, len(turn.ledger) - self._template.unstable_tokens(errand.text))
@@ -91,13 +91,15 @@ class Ahead:
         outcome, _ = self._work(errand, plan, way, lambda kv, heard: self._engine.read(ReadRequest(ids, kv), heard))
         return outcome
 
-    def _is_early(self, errand: Errand, start_tokens: int, end_tokens: int) -> bool:
+    def _is_early(self, errand: IdleJob, start_tokens: int, end_tokens: int) -> bool:
         """Whether the draft has been quiet for less time than these tokens take to read. Whoever has paused for so long
         may pause for as long again; whoever types on has cost at most as much computing as they took for typing."""
         quiet_s = time.monotonic() - errand.asked_at
         return quiet_s < self._engine.estimate_read_s(start_tokens, end_tokens)
 
-    def _find_title(self, conversation: Conversation, path: tuple[Node, ...], errand: Errand, way: Way) -> Outcome:
+    def _find_title(
+        self, conversation: Conversation, path: tuple[Node, ...], errand: IdleJob, way: Preemption
+    ) -> Outcome:
         is_wanted = conversation.has_first_title and conversation.origin is not Origin.ONE_OFF
         if not is_wanted or conversation.leaf_id is None:
             return Outcome.DONE
@@ -126,11 +128,11 @@ class Ahead:
         turn = user_turn(path, text, ledger, conversation.settings.system_prompt, self._template, fingerprint)
         return ledger, turn
 
-    def _work(self, errand: Errand, plan: _Plan, way: Way, submit: Submit) -> tuple[Outcome, list[Event]]:
+    def _work(self, errand: IdleJob, plan: _Plan, way: Preemption, submit: Submit) -> tuple[Outcome, list[Event]]:
         owner_id, conversation_id = errand.owner_id, errand.conversation_id
-        if not self._room.holds(plan.final_tokens):
+        if not self._limits.holds(plan.final_tokens):
             return Outcome.DONE, []
-        if errand.refusals < 2 and self._warmer.warm(owner_id, conversation_id, plan.ledger):
+        if errand.refusals < 2 and self._prefetcher.warm(owner_id, conversation_id, plan.ledger):
             return Outcome.REFUSED, []  # what is saved comes back first
         promised_bytes = self._engine.kv_bytes(plan.final_tokens)
         lease = self._leases.reserve(conversation_id, owner_id, promised_bytes, way.make)
@@ -146,7 +148,7 @@ class Ahead:
             self._store.conversation(owner_id, conversation_id)
             if errand.kind is Kind.DRAFT:
                 known_tokens = common_prefix(lease.held_ids, plan.ids)
-                self._beginnings.copy(owner_id, conversation_id, lease.kv, plan.ids, known_tokens)
+                self._shared_prefixes.copy(owner_id, conversation_id, lease.kv, plan.ids, known_tokens)
             events = _heard_to_the_end(lease.kv, submit, way)
         except ConversationNotFound:
             self._give_back(lease, plan, None)
@@ -175,7 +177,7 @@ def _is_anew(turn: Turn) -> bool:
     return turn.rewrite is not None and turn.rewrite.reason is not MissReason.TEMPLATE_REWROTE_HISTORY
 
 
-def _heard_to_the_end(kv: KV, submit: Submit, way: Way) -> list[Event]:
+def _heard_to_the_end(kv: KV, submit: Submit, way: Preemption) -> list[Event]:
     """All events of a request, the last one `Finished`."""
     heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
     way.take(submit(kv, heard.put))

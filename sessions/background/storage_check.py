@@ -20,7 +20,7 @@ from sessions.memory.saved.kv_files import path_in
 from sessions.store.store import Store
 from sessions.store.tables.losses import Cause, SavedLoss
 from sessions.store.writable_folder import PROBE_BYTES, folder_trouble
-from sessions.turns.unstored_answers import KeptAnswers
+from sessions.turns.unstored_answers import UnstoredAnswers
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ class StorageState:
     reasons: tuple[str, ...] = ()
 
 
-class StorageWatch:
+class StorageCheck:
     """`saves_kv`: whether KVs are saved to the store's folder. `state` is for any thread."""
 
     def __init__(
-        self, store: Store, kept: KeptAnswers, saves_kv: bool, clock: Callable[[], float] = time.monotonic
+        self, store: Store, kept: UnstoredAnswers, saves_kv: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
         self._kept = kept

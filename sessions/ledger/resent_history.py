@@ -47,7 +47,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class ResentHistory:
     """`links` alternate: behind what was asked, behind the answer; the last is behind what is to be answered."""
 
     system_prompt: str
@@ -55,7 +55,7 @@ class History:
     links: tuple[str, ...]
 
 
-def read(messages: Sequence[ChatMessage], tools: Sequence[str], max_message_bytes: int) -> History:
+def read(messages: Sequence[ChatMessage], tools: Sequence[str], max_message_bytes: int) -> ResentHistory:
     """Raises `MessageRefused` with a sentence."""
     cleaned = [_clean(message, max_message_bytes) for message in messages]
     if not cleaned:
@@ -69,7 +69,7 @@ def read(messages: Sequence[ChatMessage], tools: Sequence[str], max_message_byte
     if head == len(cleaned):
         raise MessageRefused("The request has only system messages. Add a user's message.")
     exchanges = _exchanges(cleaned[head:])
-    return History(
+    return ResentHistory(
         system_prompt="\n\n".join(message.text for message in cleaned[:head]),
         exchanges=exchanges,
         links=_links(history_hash.root(tools, cleaned[:head]), exchanges),

@@ -23,7 +23,7 @@ from sessions.errors import StoreError
 from sessions.memory.saved.kv_files import path_in
 from sessions.store.data_directory import DATABASE_NAME, KV_NAME
 from sessions.store.database import Database
-from sessions.store.tables.segments import SegmentsTable
+from sessions.store.tables.segments import SegmentTable
 
 MANIFEST_NAME = "backup.json"
 COOKIE_KEY_NAME = "cookie.key"
@@ -86,7 +86,7 @@ def _fill(origin: Path, made: Path, check: Check) -> Contents:
         troubles = _troubles(database)
         if troubles:
             raise StoreError(f"The database in {origin} is damaged ({troubles[0]}). Take another backup.")
-        table = SegmentsTable(database)
+        table = SegmentTable(database)
         linked, dropped = 0, 0
         (made / KV_NAME).mkdir(mode=0o700)
         for row in table.every():

@@ -17,7 +17,7 @@ from sessions.store.data_directory import DATABASE_NAME, refuse_foreign, refuse_
 from sessions.store.database import Database
 from sessions.store.store import Store
 from sessions.store.tables.losses import Cause, SavedLoss
-from sessions.store.tables.segments import SegmentsTable, Served
+from sessions.store.tables.segments import SegmentTable, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def list_saved(data_dir: Path) -> list[Served]:
     """What is saved, that of the server that ran last first. Raises `StoreError`."""
     _refuse_missing(data_dir)
     with contextlib.closing(Database(data_dir / DATABASE_NAME)) as database:
-        return [served for served in SegmentsTable(database).served() if served.segments]
+        return [served for served in SegmentTable(database).served() if served.segments]
 
 
 def clear(data_dir: Path, everything: bool, before: Callable[[int, int], None]) -> Cleared:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model_runtime.interface.errors import ModelRuntimeError, SnapshotRefused
+from model_runtime.interface.errors import ModelRuntimeError, SegmentRefused
 from model_runtime.interface.numerics import difference
 from model_runtime.interface.protocol import Engine
 from model_runtime.interface.segments import SegmentIdentity, identify
@@ -120,7 +120,7 @@ def _read(store: Store, disk: Disk, row: SavedSegment, owner_id: str, report: Re
         return
     try:
         disk.load(identity)
-    except SnapshotRefused as error:
+    except SegmentRefused as error:
         report.found(f"A file that is refused: {name}, {error}. It was deleted, with all that builds on it.")
         disk.discard(identity, error)
 

@@ -13,7 +13,7 @@ from sessions.types import Receipt, Tier
 from sessions.verify.compare import Check
 
 
-class Notes:
+class MemoryLog:
     """Any thread."""
 
     def __init__(self, store: Store, events: EventLog, counters: Counters) -> None:

@@ -11,23 +11,23 @@ import logging
 import time
 from collections.abc import Callable
 
-from model_runtime.interface.errors import SnapshotNotSaved
+from model_runtime.interface.errors import SegmentNotSaved
 from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
 from sessions.ledger.ledger import common_prefix
 from sessions.memory.device.leases import Leases
-from sessions.memory.device.slots import Slot
-from sessions.memory.log import Notes
+from sessions.memory.device.slots import DeviceSlot
+from sessions.memory.log import MemoryLog
 from sessions.memory.moves.park import Parking
-from sessions.memory.moves.prefetch import Warmer
-from sessions.memory.moves.restore import Restored, Restorer, Urgency, Wish
+from sessions.memory.moves.prefetch import Prefetcher
+from sessions.memory.moves.restore import Restored, Restorer, RestoreRequest, Urgency
 from sessions.memory.moves.save import SaveJob, Writer
 from sessions.memory.moves.saving import Saving
 from sessions.memory.saved.chains import BEGINNING_TOKENS
 from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.host import Host
-from sessions.memory.saved.saved_kvs import Cold
-from sessions.memory.usage import History
+from sessions.memory.saved.saved_kvs import SavedKVs
+from sessions.memory.usage import UsageHistory
 from sessions.store.store import Store
 from sessions.store.tables.losses import Cause, SavedLoss
 from sessions.store.tables.segments import Saved
@@ -37,18 +37,18 @@ from sessions.types import Tier, Usage
 log = logging.getLogger(__name__)
 
 
-class Tiers:
+class Memory:
     """Any thread but the engine's. Without a budget for any lower tier every method is a cheap no. To the leases it is
-    where KVs go (`sessions.memory.device.slots.Exits`). `parking` takes a KV down and `warmer` brings one back
-    without a run."""
+    where KVs go (`device.slots.EvictionTarget`). `parking` takes a KV down and `prefetcher` brings one back without a
+    run."""
 
     def __init__(
-        self, store: Store, engine: Engine, leases: Leases, runs: RunTable, notes: Notes, config: SessionConfig
+        self, store: Store, engine: Engine, leases: Leases, runs: RunTable, memory_log: MemoryLog, config: SessionConfig
     ) -> None:
         self._store = store
         self._engine = engine
         self._leases = leases
-        self._notes = notes
+        self._memory_log = memory_log
         self._config = config
         self._disk = Disk(
             store,
@@ -56,22 +56,22 @@ class Tiers:
             config,
             lambda: {*runs.active_by_conversation(), *leases.pins.conversations()},
         )
-        self._disk.on_written = notes.written
+        self._disk.on_written = memory_log.written
         store.messages.unsaved_cause = Cause.UNSAVED if self._disk.budget_bytes else Cause.DISK_OFF
         self._host = Host(config.host_kv_budget_bytes)
-        self._cold = Cold(engine, self._host, self._disk)
-        self._writer = Writer(engine, self._cold, notes.not_saved)
-        self._restorer = Restorer(engine, self._cold)
-        self.parking = Parking(engine, leases, self._cold, self._writer)
-        self.warmer = Warmer(engine, leases, self._cold, self._restorer, self._restore)
-        leases.exits = self
-        self.history = History(self._usage, config.usage_interval_s)
+        self._saved_kvs = SavedKVs(engine, self._host, self._disk)
+        self._writer = Writer(engine, self._saved_kvs, memory_log.not_saved)
+        self._restorer = Restorer(engine, self._saved_kvs)
+        self.parking = Parking(engine, leases, self._saved_kvs, self._writer)
+        self.prefetcher = Prefetcher(engine, leases, self._saved_kvs, self._restorer, self._restore)
+        leases.eviction_target = self
+        self.history = UsageHistory(self._usage, config.usage_interval_s)
 
     def start(self, say: Callable[[str], None]) -> None:
         """Sweeps the disk, then takes work. `say` tells a person of what is saved and what has to go."""
         try:
             self._disk.sweep(say)
-        except (SnapshotNotSaved, OSError):  # a folder that cannot be used: nothing is saved, and the chat goes on
+        except (SegmentNotSaved, OSError):  # a folder that cannot be used: nothing is saved, and the chat goes on
             log.exception("kv_sweep_failed")
         self._writer.start()
         self._restorer.start()
@@ -84,13 +84,13 @@ class Tiers:
         self._writer.close(self._config.flush_timeout_s)
 
     @property
-    def cold(self) -> Cold:
+    def saved_kvs(self) -> SavedKVs:
         """Everything that is saved off the device."""
-        return self._cold
+        return self._saved_kvs
 
     @property
     def is_on(self) -> bool:
-        return self._cold.is_on
+        return self._saved_kvs.is_on
 
     @property
     def host(self) -> Host:
@@ -119,7 +119,7 @@ class Tiers:
 
     def restored_ttft_s(self, saved_tokens: int, expected_tokens: int, tier: Tier) -> float:
         """What a turn is expected to take when `saved_tokens` come from that tier and the rest is read."""
-        speed = self._cold.host_speed if tier is Tier.HOST else self._cold.disk_speed
+        speed = self._saved_kvs.host_speed if tier is Tier.HOST else self._saved_kvs.disk_speed
         restore_s = speed.estimate_s(self._engine.segment_bytes(saved_tokens), 1)
         return restore_s + self._engine.estimate_read_s(saved_tokens, expected_tokens)
 
@@ -135,7 +135,7 @@ class Tiers:
         if not self.is_on or has_all or len(lease.held_ids) != lease.held_tokens:
             feed()
             return
-        wish = Wish(
+        request = RestoreRequest(
             owner_id=run.plan.owner_id,
             conversation_id=run.conversation_id,
             kv=lease.kv,
@@ -147,7 +147,7 @@ class Tiers:
         )
 
         def restore_and_feed() -> None:
-            run.restored = self._restore(wish)
+            run.restored = self._restore(request)
             (give_up if run.stop_asked else feed)()
 
         self._restorer.put(Urgency.TURN, restore_and_feed)
@@ -161,7 +161,7 @@ class Tiers:
             self._leases.settle(lease, ids)
             return
         self._leases.settle(lease, ids, self._config.save_patience_s)
-        saving = Saving(run, lease.kv, ids, self._leases, self._cold, self._notes)
+        saving = Saving(run, lease.kv, ids, self._leases, self._saved_kvs, self._memory_log)
         self._writer.put(
             SaveJob(
                 owner_id=run.plan.owner_id,
@@ -175,17 +175,17 @@ class Tiers:
             )
         )
 
-    def leaving(self, slot: Slot) -> Tier:
+    def leaving(self, slot: DeviceSlot) -> Tier:
         """Copies an idle KV that is about to be freed into host memory, if it fits; else what is on disk is left."""
         ids = slot.held_ids
         is_known = bool(ids) and len(ids) == slot.kv.length_tokens
         if self._host.budget_bytes and is_known:
-            if self._cold.take(slot.owner_id, slot.conversation_id, slot.kv, ids):
+            if self._saved_kvs.take(slot.owner_id, slot.conversation_id, slot.kv, ids):
                 return Tier.HOST
             log.info("kv_does_not_fit_host conversation=%s", slot.conversation_id)
         return Tier.DISK if slot.saved_tokens else Tier.COLD
 
-    def lost_s(self, slot: Slot) -> float:
+    def lost_s(self, slot: DeviceSlot) -> float:
         """How much longer the next turn would take without this KV: restoring it, or reading it again."""
         tokens = slot.kv.length_tokens
         read_s = self._engine.estimate_read_s(0, tokens)
@@ -204,16 +204,16 @@ class Tiers:
         """Deletes what is saved of an idle conversation; returns the bytes that went."""
         return self._host.release(conversation_id) + self._disk.drop(conversation_id)
 
-    def _restore(self, wish: Wish) -> Restored:
+    def _restore(self, request: RestoreRequest) -> Restored:
         """Never raises: whatever goes wrong, the turn reads what is missing."""
         restored = Restored()
         try:
-            restored = self._restorer.restore(wish)
+            restored = self._restorer.restore(request)
             if restored.tier is Tier.DISK and not restored.lender_id:
-                self._leases.saved(wish.conversation_id, wish.kv, wish.ledger[: restored.tokens])
-            self._notes.restored(wish.owner_id, wish.conversation_id, restored)
+                self._leases.saved(request.conversation_id, request.kv, request.ledger[: restored.tokens])
+            self._memory_log.restored(request.owner_id, request.conversation_id, restored)
         except Exception:
-            log.exception("kv_not_restored conversation=%s", wish.conversation_id)
+            log.exception("kv_not_restored conversation=%s", request.conversation_id)
         return restored
 
     def _usage(self) -> Usage:

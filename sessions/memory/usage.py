@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 KEPT_S = 30 * 60.0
 
 
-class History:
+class UsageHistory:
     """`measure` is asked on a thread of its own every few seconds, and once at the start."""
 
     def __init__(self, measure: Callable[[], Usage], interval_s: float) -> None:

@@ -21,13 +21,13 @@ from sessions.store.data_directory import DataDirectory
 from sessions.store.database import Database
 from sessions.store.records import Conversation, Totals
 from sessions.store.tables.bin import Bin
-from sessions.store.tables.history_hashes import LinksTable
+from sessions.store.tables.history_hashes import HistoryHashTable
 from sessions.store.tables.keys import KeyStore
 from sessions.store.tables.logins import LoginStore
 from sessions.store.tables.losses import LossTable
-from sessions.store.tables.messages import NEXT_TURN, MessageTree
-from sessions.store.tables.segments import SegmentsTable
-from sessions.store.tables.served_time import Clock, Uptime
+from sessions.store.tables.messages import NEXT_TURN, MessageTable
+from sessions.store.tables.segments import SegmentTable
+from sessions.store.tables.served_time import Clock, ServedTime
 from sessions.types import ConversationSettings, Origin
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ class Store:
         except StoreError:
             self._directory.close()
             raise
-        self.messages = MessageTree(self._database)
-        self.segments = SegmentsTable(self._database)
-        self.links = LinksTable(self._database)
+        self.messages = MessageTable(self._database)
+        self.segments = SegmentTable(self._database)
+        self.history_hashes = HistoryHashTable(self._database)
         self.losses = LossTable(self._database)
         self.keys = KeyStore(self._database)
         self.bin = Bin(self._database)
@@ -87,9 +87,9 @@ class Store:
         with self._database.write(TRY_PATIENCE_S) as db:
             db.execute("INSERT OR REPLACE INTO last_try VALUES (1, ?)", [time.time()])
 
-    def uptime(self, clock: Clock) -> Uptime:
+    def uptime(self, clock: Clock) -> ServedTime:
         """How long this directory has been served, by this clock."""
-        return Uptime(self._database, clock)
+        return ServedTime(self._database, clock)
 
     def wal_bytes(self) -> int:
         """What is not in the database file itself yet, at most."""

@@ -10,7 +10,7 @@ from sessions.ledger.ledger import Turn
 from sessions.text import mib, tokens
 
 
-class Room:
+class TurnLimits:
     """The model's context and the device's budget, as limits on one turn."""
 
     def __init__(self, engine: Engine, template: TurnTemplate, config: SessionConfig) -> None:

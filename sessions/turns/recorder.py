@@ -22,7 +22,7 @@ from sessions.ledger import history_hash
 from sessions.store.store import Store
 from sessions.turns.receipt import outcome, receipt
 from sessions.turns.run import Run, RunTable
-from sessions.turns.unstored_answers import AnswerEnd, KeptAnswers
+from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
 from sessions.types import MessageStatus, MessageView, Receipt
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Recorder:
         self._settle = settle
         self._on_receipt = on_receipt
         self._on_gap = on_gap
-        self.kept = KeptAnswers(store.messages)
+        self.kept = UnstoredAnswers(store.messages)
         self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
 

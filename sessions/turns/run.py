@@ -18,7 +18,7 @@ from sessions.awake import patiently
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.ledger.ledger import Turn
 from sessions.memory.device.leases import Lease, Ticket
-from sessions.memory.device.shared_prefixes import Shared
+from sessions.memory.device.shared_prefixes import SharedPrefix
 from sessions.memory.moves.restore import NOT_RESTORED, Restored
 from sessions.store.tables.losses import SavedLoss
 from sessions.types import MessageView, RunPhase, RunSnapshot
@@ -54,7 +54,7 @@ class Run:
         self.ticket: Ticket | None = None
         self.lease: Lease | None = None
         self.restored: Restored = NOT_RESTORED
-        self.shared: Shared | None = None  # what was copied from another conversation
+        self.shared: SharedPrefix | None = None  # what was copied from another conversation
         self.waited_s = 0.0
         self.failure: str | None = None  # a sentence: something of ours failed while the engine was at work
         self.is_kept = False  # its end could not be stored yet, and is kept in memory

@@ -21,11 +21,11 @@ from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, ConversationNotFound, SessionError
 from sessions.ledger import history_hash, resent_history
 from sessions.ledger.ledger import common_prefix, fold, new_answer, user_turn
-from sessions.ledger.resent_history import Exchange, History
+from sessions.ledger.resent_history import Exchange, ResentHistory
 from sessions.store.records import Conversation, Node, NodeIds
 from sessions.store.store import Store
 from sessions.store.tables.history_hashes import Found
-from sessions.turns.limits import Room
+from sessions.turns.limits import TurnLimits
 from sessions.turns.run import Run, RunTable
 from sessions.turns.turn import NewTurn, Turns
 from sessions.types import ConversationSettings, MessageStatus
@@ -46,7 +46,7 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class Placement:
     """Where a request goes. `known` of its links lead to the end of `path`, which is copied when `is_fork`.
     `conversation` None: into a new one."""
 
@@ -56,10 +56,10 @@ class Spot:
     is_fork: bool = False
 
 
-NOWHERE = Spot(None, (), 0)
+NO_PLACEMENT = Placement(None, (), 0)
 
 
-class Completions:
+class StatelessTurns:
     """Any thread."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Completions:
         engine: Engine,
         template: TurnTemplate,
         config: SessionConfig,
-        room: Room,
+        limits: TurnLimits,
         runs: RunTable,
         turns: Turns,
     ) -> None:
@@ -76,7 +76,7 @@ class Completions:
         self._engine = engine
         self._template = template
         self._config = config
-        self._room = room
+        self._limits = limits
         self._runs = runs
         self._turns = turns
         self.matches_prefixes = True  # benchmarks.api turns it off
@@ -86,10 +86,10 @@ class Completions:
         raised. `ConversationBusy`: only for a request with a key."""
         history = resent_history.read(request.messages, request.tools, self._config.max_message_bytes)
         self._turns.store_kept()
-        self._room.refuse_hopeless(history.system_prompt)
+        self._limits.refuse_hopeless(history.system_prompt)
         for exchange in history.exchanges:
             for message in (*exchange.asked, *((exchange.answer,) if exchange.answer else ())):
-                self._room.refuse_hopeless(message.text)
+                self._limits.refuse_hopeless(message.text)
         for attempt in range(ATTEMPTS):
             spot = self._find(owner_id, history, request.key)
             conversation_id = spot.conversation.conversation_id if spot.conversation else uuid.uuid4().hex
@@ -116,33 +116,33 @@ class Completions:
         """The finished answer as its client gets it."""
         return history_hash.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
 
-    def _find(self, owner_id: str, history: History, key: str | None) -> Spot:
+    def _find(self, owner_id: str, history: ResentHistory, key: str | None) -> Placement:
         """What another tokenizer wrote is of no use, however deep: its ids mean something else, and the request brings
         all the texts. So after a change of models and back, one's own part of the history is found again."""
         backwards, tokenizer = history.links[::-1], self._engine.info.tokenizer_fingerprint
         named_id = self._store.with_key(owner_id, key) if key is not None else None
         if named_id is not None:
             named = self._store.conversation(owner_id, named_id)
-            place, found = self._store.links.deepest(owner_id, backwards, named_id, tokenizer)
+            place, found = self._store.history_hashes.deepest(owner_id, backwards, named_id, tokenizer)
             path = self._store.messages.path(found[0].message_id) if found else ()
-            return Spot(named, path, len(backwards) - place if path else 0)
+            return Placement(named, path, len(backwards) - place if path else 0)
         if not self.matches_prefixes:
-            return NOWHERE
-        place, found = self._store.links.deepest(owner_id, backwards, tokenizer=tokenizer)
+            return NO_PLACEMENT
+        place, found = self._store.history_hashes.deepest(owner_id, backwards, tokenizer=tokenizer)
         return self._among(owner_id, found[:MOST_CANDIDATES], len(backwards) - place, key is None)
 
-    def _among(self, owner_id: str, found: Sequence[Found], known: int, may_stay: bool) -> Spot:
+    def _among(self, owner_id: str, found: Sequence[Found], known: int, may_stay: bool) -> Placement:
         """In place in the first conversation that loses next to nothing by it, else on a fork of the newest one."""
-        fork = NOWHERE
+        fork = NO_PLACEMENT
         for one in found:
             path = self._store.messages.path(one.message_id)
             if not path:  # deleted meanwhile
                 continue
             conversation = self._store.conversation(owner_id, one.conversation_id)
             if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
-                return Spot(conversation, path, known)
+                return Placement(conversation, path, known)
             if not fork.path:
-                fork = Spot(None, path, known, is_fork=True)
+                fork = Placement(None, path, known, is_fork=True)
         return fork
 
     def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
@@ -153,7 +153,7 @@ class Completions:
         held = fold(self._store.messages.path(conversation.leaf_id))
         return len(held) - common_prefix(held, fold(path)) <= MOST_DISPLACED_TOKENS
 
-    def _is_as_it_was(self, spot: Spot) -> bool:
+    def _is_as_it_was(self, spot: Placement) -> bool:
         """Asked inside the claim: another request may have gone on there, or deleted it, since it was found."""
         if spot.conversation is None:
             return True
@@ -163,7 +163,9 @@ class Completions:
             return False
         return now.leaf_id == spot.conversation.leaf_id
 
-    def _begin(self, owner_id: str, conversation_id: str, request: ChatRequest, history: History, spot: Spot) -> Run:
+    def _begin(
+        self, owner_id: str, conversation_id: str, request: ChatRequest, history: ResentHistory, spot: Placement
+    ) -> Run:
         imported = self._imported(request, history, spot)
         above = (*spot.path, *imported)
         current: tuple[int, ...] = fold(spot.path)
@@ -178,7 +180,7 @@ class Completions:
                 above, last.input, current, history.system_prompt, self._template, fingerprint, request.tools
             )
         text = None if is_asked_again else last.text
-        self._room.promise_bytes(turn, request.sampling.max_new_tokens, text)
+        self._limits.promise_bytes(turn, request.sampling.max_new_tokens, text)
         conversation = self._conversation(owner_id, conversation_id, request, history, spot)
         try:
             return self._turns.begin(
@@ -202,7 +204,7 @@ class Completions:
             raise
 
     def _conversation(
-        self, owner_id: str, conversation_id: str, request: ChatRequest, history: History, spot: Spot
+        self, owner_id: str, conversation_id: str, request: ChatRequest, history: ResentHistory, spot: Placement
     ) -> Conversation:
         """A new one, or the one that was found; the page shows the system prompt that holds now."""
         if spot.conversation is None:
@@ -214,7 +216,7 @@ class Completions:
             self._store.set_settings(conversation_id, settings)
         return self._store.conversation(owner_id, conversation_id)
 
-    def _imported(self, request: ChatRequest, history: History, spot: Spot) -> tuple[Node, ...]:
+    def _imported(self, request: ChatRequest, history: ResentHistory, spot: Placement) -> tuple[Node, ...]:
         """Nodes for what the client knows and nobody here does, up to the last question. Raises `ContextFull` as soon
         as they are too many."""
         nodes: list[Node] = []
@@ -241,11 +243,11 @@ class Completions:
                 )
             )
             ledger_tokens += len(ids)
-            self._room.check_history(ledger_tokens)
+            self._limits.check_history(ledger_tokens)
         return tuple(nodes)
 
     def _asked_ids(
-        self, request: ChatRequest, history: History, exchange: Exchange, above: Node | None
+        self, request: ChatRequest, history: ResentHistory, exchange: Exchange, above: Node | None
     ) -> tuple[int, ...]:
         if above is None:
             return self._template.first_turn(history.system_prompt, exchange.input, request.tools)

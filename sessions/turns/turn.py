@@ -17,12 +17,12 @@ from sessions.ledger import history_hash
 from sessions.ledger.ledger import Turn, common_prefix
 from sessions.memory.device.leases import Lease, Leases, Ticket
 from sessions.memory.device.pins import Pins
-from sessions.memory.device.shared_prefixes import Beginnings, Shared
-from sessions.memory.memory import Tiers
+from sessions.memory.device.shared_prefixes import SharedPrefix, SharedPrefixes
+from sessions.memory.memory import Memory
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.text import first_title
-from sessions.turns.limits import Room
+from sessions.turns.limits import TurnLimits
 from sessions.turns.recorder import Recorder
 from sessions.turns.run import Run, RunPlan, RunTable, aborted, failed
 from sessions.types import MissReason
@@ -55,23 +55,23 @@ class Turns:
         self,
         store: Store,
         engine: Engine,
-        room: Room,
+        limits: TurnLimits,
         pins: Pins,
         runs: RunTable,
         leases: Leases,
-        tiers: Tiers,
+        memory: Memory,
         recorder: Recorder,
-        beginnings: Beginnings,
+        shared_prefixes: SharedPrefixes,
     ) -> None:
         self._store = store
         self._engine = engine
-        self._room = room
+        self._limits = limits
         self._pins = pins
         self._runs = runs
         self._leases = leases
-        self._tiers = tiers
+        self._memory = memory
         self._recorder = recorder
-        self._beginnings = beginnings
+        self._shared_prefixes = shared_prefixes
 
     @contextlib.contextmanager
     def claim(self, conversation_id: str) -> Iterator[None]:
@@ -87,11 +87,11 @@ class Turns:
     def begin(self, new: NewTurn) -> Run:
         """Commits the turn and gets in line. Inside the conversation's claim. Nothing is stored when it raises."""
         conversation, turn = new.conversation, new.turn
-        promised_bytes = self._room.promise_bytes(turn, new.sampling.max_new_tokens, new.user_text)
+        promised_bytes = self._limits.promise_bytes(turn, new.sampling.max_new_tokens, new.user_text)
         self._leases.refuse_hopeless(conversation.owner_id, conversation.conversation_id, promised_bytes)
         self._pins.admit(conversation.conversation_id, promised_bytes)
         above, link = (*new.path, *new.history), _link(new)
-        info, loss = self._engine.info, self._tiers.loss(conversation.conversation_id)  # before the turn is marked
+        info, loss = self._engine.info, self._memory.loss(conversation.conversation_id)  # before the turn is marked
         numerics = with_format(info.fingerprint)
         message_id = self._store.messages.begin_turn(
             conversation.conversation_id,
@@ -152,9 +152,9 @@ class Turns:
         """Room was granted. On the leases' thread, which does not wait for the disk."""
         run.leased(lease)
         owner_id, conversation_id, ids = run.plan.owner_id, run.conversation_id, run.plan.turn.ledger[:-1]
-        shared_tokens = self._beginnings.held_tokens(owner_id, conversation_id, ids)
+        shared_tokens = self._shared_prefixes.held_tokens(owner_id, conversation_id, ids)
         feed, give_up = partial(self._submit, run, lease), partial(self._recorder.put, run, aborted())
-        self._tiers.before_run(run, shared_tokens, feed, give_up)
+        self._memory.before_run(run, shared_tokens, feed, give_up)
 
     def _submit(self, run: Run, lease: Lease) -> None:
         """The KV holds the best it can. On the leases' thread, or on the restorer's."""
@@ -164,10 +164,10 @@ class Turns:
         )
         known_tokens = run.restored.tokens or common_prefix(lease.held_ids, run.plan.turn.ledger)
         owner_id, conversation_id, ids = run.plan.owner_id, run.conversation_id, run.plan.turn.ledger[:-1]
-        self._beginnings.copy(owner_id, conversation_id, lease.kv, ids, known_tokens)
-        run.shared = self._beginnings.taken(conversation_id, lease.kv)
+        self._shared_prefixes.copy(owner_id, conversation_id, lease.kv, ids, known_tokens)
+        run.shared = self._shared_prefixes.taken(conversation_id, lease.kv)
         if run.shared is None and run.restored.lender_id:
-            run.shared = Shared(run.restored.lender_id, 0, run.restored.tokens)
+            run.shared = SharedPrefix(run.restored.lender_id, 0, run.restored.tokens)
         try:
             run.started(self._engine.submit(request, partial(self._recorder.put, run)))
         except ModelRuntimeError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from model_runtime.interface.events import FinishReason
 from sessions.errors import StoreError
-from sessions.store.tables.messages import MessageTree
+from sessions.store.tables.messages import MessageTable
 from sessions.turns.run import Run
 from sessions.types import MessageStatus, MessageView, Receipt
 
@@ -38,10 +38,10 @@ class AnswerEnd:
     link: str = ""
 
 
-class KeptAnswers:
+class UnstoredAnswers:
     """Any thread."""
 
-    def __init__(self, messages: MessageTree, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, messages: MessageTable, clock: Callable[[], float] = time.monotonic) -> None:
         self._messages = messages
         self._clock = clock
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.errors import SegmentRefused
 from model_runtime.interface.findings import Comparison, Verification
 from model_runtime.interface.protocol import KV, Engine, Segment
 from model_runtime.interface.segments import SegmentIdentity
@@ -45,12 +45,12 @@ class SavedCopy:
         place: str,
         chain: Chain,
         fetch: Callable[[SegmentIdentity], Segment | None],
-        discard: Callable[[SegmentIdentity, SnapshotRefused | str], None],
+        discard: Callable[[SegmentIdentity, SegmentRefused | str], None],
     ) -> None:
         self.place = place
         self.chain = chain
         self.refusal = ""
-        self._why: SnapshotRefused | str = "it disagreed when it was verified"
+        self._why: SegmentRefused | str = "it disagreed when it was verified"
         self.bad: SegmentIdentity | None = None
         self._fetch = fetch
         self._discard = discard
@@ -59,7 +59,7 @@ class SavedCopy:
         for identity in self.chain.identities:
             try:
                 segment = self._fetch(identity)
-            except SnapshotRefused as error:
+            except SegmentRefused as error:
                 self.bad, self.refusal, self._why = identity, str(error), error
                 return
             if segment is None:
@@ -98,7 +98,7 @@ def host_copy(host: Host, disk: Disk, owner_id: str, conversation_id: str, ids: 
         segment = host.get(key)
         return segment.identity.token_ids if segment is not None else ()
 
-    def discard(bad: SegmentIdentity, why: SnapshotRefused | str) -> None:
+    def discard(bad: SegmentIdentity, why: SegmentRefused | str) -> None:
         host.discard([i.key for i in chain.identities if i.start_tokens >= bad.start_tokens])
 
     rows = host.of_conversation(conversation_id)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.protocol import Engine
-from sessions.awake import Awake
+from sessions.awake import AwakeClock
 from sessions.errors import CacheFull, SessionError
 from sessions.ledger.ledger import common_prefix, fold
 from sessions.memory.device.leases import Lease, Leases, Loss, Ticket
-from sessions.memory.log import Notes
-from sessions.memory.saved.saved_kvs import Cold
+from sessions.memory.log import MemoryLog
+from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.store.store import Store
 from sessions.text import mib, tokens
 from sessions.turns.run import RunTable
@@ -68,13 +68,15 @@ class Verifying:
 class Verifier:
     """`verify` and `views` may be called from any thread."""
 
-    def __init__(self, store: Store, engine: Engine, leases: Leases, cold: Cold, runs: RunTable, notes: Notes) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, leases: Leases, saved_kvs: SavedKVs, runs: RunTable, memory_log: MemoryLog
+    ) -> None:
         self._store = store
         self._engine = engine
         self._leases = leases
-        self._cold = cold
+        self._saved_kvs = saved_kvs
         self._runs = runs
-        self._notes = notes
+        self._memory_log = memory_log
         self._queue: queue.SimpleQueue[Verifying | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._known: dict[str, Verifying] = {}  # the newest of each conversation
@@ -124,11 +126,11 @@ class Verifier:
                 result = Check(time.time(), "it could not be verified; the server's log says why")
             finally:
                 with contextlib.suppress(SessionError):
-                    self._notes.verified(asked.owner_id, asked.conversation_id, result)
+                    self._memory_log.verified(asked.owner_id, asked.conversation_id, result)
                 asked.finish(result)
 
     def _until_quiet(self, asked: Verifying) -> Check:
-        tried = Awake()
+        tried = AwakeClock()
         while tried.look() < PATIENCE_S and not self._closed:
             if not self._runs.is_busy(asked.conversation_id):
                 result = self._once(asked)
@@ -145,8 +147,8 @@ class Verifier:
         held = self._leases.borrow(conversation_id)
         result: Check | None = None
         try:
-            with self._cold.using(conversation_id):
-                host, disk, ids = self._cold.host, self._cold.disk, ledger[:-1]
+            with self._saved_kvs.using(conversation_id):
+                host, disk, ids = self._saved_kvs.host, self._saved_kvs.disk, ledger[:-1]
                 copies = [
                     disk_copy(disk, owner_id, conversation_id, ids),
                     host_copy(host, disk, owner_id, conversation_id, ids),

@@ -19,7 +19,7 @@ from app.access.visitors import Visitors, trusted_networks
 from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import House
+from app.wiring import Services
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store
@@ -68,9 +68,9 @@ class Site:
             trusted_networks(trusted_proxy) if trusted_proxy else (),
             self._listeners[-1].getsockname()[1] if has_tunnel else None,
         )
-        house = House(self.manager, owners, Share(), Callers(self.store.keys, owners, visitors, require_key))
+        services = Services(self.manager, owners, Share(), Callers(self.store.keys, owners, visitors, require_key))
         ready = threading.Event()
-        self._server = Server(app_in_a_loop(house, headless), 2, ready.set)
+        self._server = Server(app_in_a_loop(services, headless), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
         self._thread.start()
         assert ready.wait(30)
@@ -86,11 +86,11 @@ class Site:
         assert not self._thread.is_alive()
 
 
-def app_in_a_loop(house: House, headless: bool) -> FastAPI:
+def app_in_a_loop(services: Services, headless: bool) -> FastAPI:
     """Where no event loop runs, Gradio makes some of its own and never closes them."""
 
     async def build() -> FastAPI:
-        return create_app(house, "127.0.0.1", headless)
+        return create_app(services, "127.0.0.1", headless)
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, build()).result()

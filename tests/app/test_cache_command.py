@@ -28,11 +28,11 @@ def served(tmp_path: Path) -> tuple[Path, str]:
     """A conversation that two models have saved, the second one last."""
     data, c = tmp_path / "data", ""
     for name in ("First-1B", "Second-2B"):
-        house = house_with(data, name)
-        c = c or house.conversation()
-        house.say(c, LONG)
-        house.saved(c)
-        house.close()
+        services = house_with(data, name)
+        c = c or services.conversation()
+        services.say(c, LONG)
+        services.saved(c)
+        services.close()
     return data, c
 
 
@@ -60,31 +60,31 @@ def test_clear_other_models(served: tuple[Path, str], capsys: pytest.CaptureFixt
     assert run(capsys, data, "clear", *flags) == [
         "There is no saved memory of other models and settings: nothing to delete."
     ]
-    house = house_with(data, "Second-2B")
-    receipt = house.receipt(house.say(c, "Still warm?"))
+    services = house_with(data, "Second-2B")
+    receipt = services.receipt(services.say(c, "Still warm?"))
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
-    house.close()
+    services.close()
 
 
 def test_clear_all(served: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     data, c = served
     run(capsys, data, "clear", "--all")
     assert not list((data / "kv").rglob("*.kv"))
-    house = house_with(data, "Second-2B")
-    assert len(house.texts(c)) == 4
-    receipt = house.receipt(house.say(c, "And now?"))
+    services = house_with(data, "Second-2B")
+    assert len(services.texts(c)) == 4
+    receipt = services.receipt(services.say(c, "And now?"))
     assert receipt.miss_reason is MissReason.CLEARED
-    house.close()
+    services.close()
 
 
 def test_clear_where_it_is_not_known_what_was_served_last(
     served: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A directory of an earlier version: nothing is guessed."""
-    house = house_with(served[0], "Second-2B")
-    with house.store._database.write() as db:
+    services = house_with(served[0], "Second-2B")
+    with services.store._database.write() as db:
         db.execute("DELETE FROM kv_served")
-    house.close()
+    services.close()
     files = sorted((served[0] / "kv").rglob("*.kv"))
     assert main(["cache", "clear", "--data-dir", str(served[0])]) == 1
     assert "not known which model this directory was served with last" in capsys.readouterr().err
@@ -105,22 +105,22 @@ def test_a_foreign_directory_is_no_cache(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_panel_and_the_metrics_show_other_models(served: tuple[Path, str]) -> None:
-    house = house_with(served[0], "First-1B")
-    view = house.manager.memory(ADA)
+    services = house_with(served[0], "First-1B")
+    view = services.manager.memory(ADA)
     assert 0 < view.disk_other_bytes < view.disk_used_bytes
     (disk,) = [bar for bar in memory_panel.draw(view)["bars"] if bar["tier"] == "disk"]
     assert disk["note"].startswith("other models: ")
-    text = Metrics(house.manager, ProcessMeter(), Connections()).text().decode()
+    text = Metrics(services.manager, ProcessMeter(), Connections()).text().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("keepwarm_kv_bytes"))
     assert float(values['keepwarm_kv_bytes{kind="other_models",tier="disk"}']) == view.disk_other_bytes
     used_bytes = float(values['keepwarm_kv_bytes{kind="used",tier="disk"}'])
     assert used_bytes == view.disk_used_bytes - view.disk_other_bytes
-    house.close()
+    services.close()
 
 
 def test_the_panel_shows_what_is_not_read(served: tuple[Path, str]) -> None:
-    house = house_with(served[0], "First-1B", disk_kv_budget_bytes=0)
-    (disk,) = [bar for bar in memory_panel.draw(house.manager.memory(ADA))["bars"] if bar["tier"] == "disk"]
+    services = house_with(served[0], "First-1B", disk_kv_budget_bytes=0)
+    (disk,) = [bar for bar in memory_panel.draw(services.manager.memory(ADA))["bars"] if bar["tier"] == "disk"]
     assert disk["note"] == "not read now"
     assert disk["used"] != "0"
-    house.close()
+    services.close()

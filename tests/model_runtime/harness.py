@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.events import Event, Finished, TokenDelta
@@ -86,7 +86,7 @@ class WatchedEngine:
     ) -> None:
         self.fed = 0
         self.logits: dict[tuple[int, ...], torch.Tensor] = {}
-        self.engine = Engine(loaded, config or EngineConfig(prefill_chunk_tokens=32), context_limit_tokens)
+        self.engine = LocalEngine(loaded, config or EngineConfig(prefill_chunk_tokens=32), context_limit_tokens)
         self._hook = loaded.model.get_input_embeddings().register_forward_pre_hook(self._count)
         self._run = self.engine._forward.run
         self.engine._forward.run = self._record  # type: ignore[method-assign]

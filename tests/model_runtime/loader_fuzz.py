@@ -26,7 +26,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from transformers import AutoModelForCausalLM, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.forward.native_forward import runs_natively
 from model_runtime.interface.config import EngineConfig, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
@@ -177,7 +177,7 @@ def outcome(model: Path, cache_dir: Path) -> tuple[str, str]:
         limit_tokens = min(512, context_limit_tokens(loaded, None))
         if model.is_file():
             assert runs_natively(loaded.model), "the kernels that believe what they are told have to run"
-        engine = Engine(loaded, EngineConfig(prefill_chunk_tokens=32, prompt_lookup="off"), limit_tokens)
+        engine = LocalEngine(loaded, EngineConfig(prefill_chunk_tokens=32, prompt_lookup="off"), limit_tokens)
         try:
             prompt = PROMPT[: max(1, limit_tokens - 1)]  # a context of two tokens is a context
             answer = Answer(prompt)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.config import EngineConfig
-from model_runtime.interface.errors import ModelLoadError, SnapshotRefused
+from model_runtime.interface.errors import ModelLoadError, SegmentRefused
 from model_runtime.interface.segments import identify
-from model_runtime.kv.saved_rows import ColdRows
+from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import copy_in, copy_out
 from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
@@ -21,7 +21,7 @@ from tests.model_runtime.tiny_models import tiny_llama
 
 GEOMETRY = KVGeometry((LayerShape(2, 64, 64), LayerShape(2, 64, 32)), torch.float32, torch.device("cpu"))
 IDS = tuple(range(150))
-ROWS = ColdRows(GEOMETRY, "int8")
+ROWS = SavedRows(GEOMETRY, "int8")
 
 
 def with_outliers(geometry: KVGeometry = GEOMETRY) -> KVSlab:
@@ -41,7 +41,7 @@ def with_outliers(geometry: KVGeometry = GEOMETRY) -> KVSlab:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_come_back_through_files_within_half_a_step(dtype: torch.dtype, tmp_path: Path) -> None:
     geometry = replace(GEOMETRY, dtype=dtype)
-    rows, slab, back = ColdRows(geometry, "int8"), with_outliers(geometry), KVSlab(geometry)
+    rows, slab, back = SavedRows(geometry, "int8"), with_outliers(geometry), KVSlab(geometry)
     segment = rows.packed(copy_out(slab, geometry, identify(None, IDS, "a int8 cold")))
     size_bytes = rows.save(segment, tmp_path / "x")
     assert segment.data_bytes == rows.bytes_for(len(IDS))
@@ -79,15 +79,15 @@ def test_zeros_stay_zeros() -> None:
 
 
 def test_an_exact_reader_refuses_int8_and_the_other_way_round(tmp_path: Path) -> None:
-    exact, identity = ColdRows(GEOMETRY, "exact"), identify(None, IDS, "a")
+    exact, identity = SavedRows(GEOMETRY, "exact"), identify(None, IDS, "a")
     raw = copy_out(with_outliers(), GEOMETRY, identity)
     ROWS.save(ROWS.packed(raw), tmp_path / "int8")
     exact.save(exact.packed(raw), tmp_path / "exact")
     for rows, name in ((exact, "int8"), (ROWS, "exact")):
-        with pytest.raises(SnapshotRefused):
+        with pytest.raises(SegmentRefused):
             rows.load(identity, tmp_path / name)
     own = GEOMETRY.dtype
-    rounded = ColdRows(replace(GEOMETRY, dtype=torch.float16), "exact")
+    rounded = SavedRows(replace(GEOMETRY, dtype=torch.float16), "exact")
     names = [exact.fingerprint("a", own), ROWS.fingerprint("a", own), rounded.fingerprint("a", own)]
     assert names[0] == "a"
     assert len(set(names)) == 3
@@ -95,16 +95,16 @@ def test_an_exact_reader_refuses_int8_and_the_other_way_round(tmp_path: Path) ->
 
 def test_odd_heads_are_refused_at_the_start() -> None:
     with pytest.raises(ModelLoadError, match="odd sizes"):
-        ColdRows(replace(GEOMETRY, layers=(LayerShape(1, 3, 3),)), "int8")
+        SavedRows(replace(GEOMETRY, layers=(LayerShape(1, 3, 3),)), "int8")
 
 
 def test_the_drift_is_measured_at_the_start_and_answers_go_on_behind_int8(tmp_path: Path) -> None:
     loaded = loaded_tiny(tiny_llama(tmp_path / "llama"))
-    plain = Engine(loaded, EngineConfig(), 512)
-    assert plain.info.cold_drift is None
+    plain = LocalEngine(loaded, EngineConfig(), 512)
+    assert plain.info.int8_drift is None
     watched = WatchedEngine(loaded, EngineConfig(cold_kv_dtype="int8"))
     engine = watched.engine
-    drift = engine.info.cold_drift
+    drift = engine.info.int8_drift
     assert drift is not None
     assert drift.times_smaller > 3
     assert abs(drift.nll - drift.exact_nll) < 0.01

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.errors import SegmentRefused
 from model_runtime.interface.segments import SegmentIdentity, identify
 from model_runtime.kv.segment import at_8_bits, copy_out, read, write
 from tests.model_runtime.test_snapshot import GEOMETRY, IDS, filled
@@ -69,7 +69,7 @@ def test_a_thousand_damages_are_refused(tmp_path: Path, is_int8: bool) -> None:
             continue
         path = tmp_path / identity.key
         path.write_bytes(content)
-        with pytest.raises(SnapshotRefused) as refused:
+        with pytest.raises(SegmentRefused) as refused:
             read(identity, GEOMETRY, path, is_int8=is_int8)
         reasons[str(refused.value)] += 1
         path.write_bytes(files[identity])

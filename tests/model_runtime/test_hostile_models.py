@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from safetensors.torch import load_file, save_file
 
 from model_runtime.architecture.shape_check import check_decoder_shapes
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.forward.native_forward import NativeForward, runs_natively
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.config import EngineConfig, ModelConfig, Quantization
@@ -243,7 +243,7 @@ def test_more_outputs_than_embeddings_are_refused(checkpoint: Path, load: Load) 
     loaded = load(checkpoint, "none")
     loaded.model.model.embed_tokens = torch.nn.Embedding(100, 64)
     with pytest.raises(ModelLoadError, match="it can say 512 tokens, but has embeddings of 100"):
-        Engine(loaded, EngineConfig(), 512)
+        LocalEngine(loaded, EngineConfig(), 512)
 
 
 WRONG = {
@@ -307,4 +307,4 @@ def test_weights_that_are_no_numbers_are_refused_by_the_probe(checkpoint: Path, 
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     loaded = load(checkpoint, "none")
     with pytest.raises(ModelLoadError, match="computes no numbers"):
-        Engine(loaded, EngineConfig(), 512)
+        LocalEngine(loaded, EngineConfig(), 512)

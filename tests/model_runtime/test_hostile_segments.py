@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.errors import SegmentRefused
 from model_runtime.interface.segments import SegmentIdentity
 from model_runtime.kv.segment import read
 from tests.model_runtime.test_corruption import saved_files
@@ -242,7 +242,7 @@ def judge(
 ) -> None:
     try:
         found, why = read(identity, GEOMETRY, path, is_int8=is_int8), ""
-    except SnapshotRefused as error:
+    except SegmentRefused as error:
         found, why = None, str(error)
     if found is None:
         assert why.startswith("the saved memory ")

@@ -153,7 +153,7 @@ def test_a_call_between_steps_does_not_wait_for_idle_work(watched: WatchedEngine
     assert gate.inside.wait(10)
     released = threading.Thread(target=lambda: watched.engine.release(other))
     released.start()
-    until(lambda: watched.engine._shift._calls)
+    until(lambda: watched.engine._inbox._calls)
     gate.open.set()
     released.join(10)
     assert ahead.wait().reason is FinishReason.READ  # it goes on afterwards

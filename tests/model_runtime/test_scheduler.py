@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduler, SchedulerConfig, Slot
+from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduled, Scheduler, SchedulerConfig
 
 CONFIG = SchedulerConfig(chunk_tokens=512, shared_step_s=0.2)
 
@@ -21,7 +21,7 @@ def millisecond_a_token(start: int, end: int) -> float:
     return (end - start) / 1000
 
 
-def plan(*jobs: Job) -> list[Slot[Job]]:
+def plan(*jobs: Job) -> list[Scheduled[Job]]:
     return Scheduler(CONFIG).plan(jobs, millisecond_a_token)
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from model_runtime.interface.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.errors import SegmentNotSaved, SegmentRefused
 from model_runtime.interface.segments import SegmentIdentity, identify
-from model_runtime.kv.segment import Segment, copy_in, copy_out, data_bytes_for, joined, read, write
+from model_runtime.kv.segment import KVSegment, copy_in, copy_out, data_bytes_for, joined, read, write
 from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
 
 GEOMETRY = KVGeometry((LayerShape(2, 8, 8), LayerShape(2, 8, 4)), torch.float32, torch.device("cpu"), step_tokens=16)
@@ -96,14 +96,14 @@ def test_every_flipped_bit_and_every_truncation_is_refused(saved: tuple[SegmentI
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
-        with pytest.raises(SnapshotRefused):
+        with pytest.raises(SegmentRefused):
             read(identity, GEOMETRY, path)
     for length in {0, 7, 8, 100, len(whole) - 1, *(randomness.randrange(len(whole)) for _ in range(100))}:
         path.write_bytes(whole[:length])
-        with pytest.raises(SnapshotRefused):
+        with pytest.raises(SegmentRefused):
             read(identity, GEOMETRY, path)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(SnapshotRefused):
+    with pytest.raises(SegmentRefused):
         read(identity, GEOMETRY, path)
     path.write_bytes(whole)
     assert read(identity, GEOMETRY, path).data_bytes
@@ -120,32 +120,32 @@ def test_every_flipped_bit_and_every_truncation_is_refused(saved: tuple[SegmentI
 def test_a_swapped_file_is_refused_with_the_reason(
     saved: tuple[SegmentIdentity, Path], expected: Callable[[SegmentIdentity], SegmentIdentity], reason: str
 ) -> None:
-    with pytest.raises(SnapshotRefused, match=reason):
+    with pytest.raises(SegmentRefused, match=reason):
         read(expected(saved[0]), GEOMETRY, saved[1])
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SnapshotRefused, match="cannot be read"):
+    with pytest.raises(SegmentRefused, match="cannot be read"):
         read(two_segments()[0], GEOMETRY, tmp_path / "none")
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     segment = copy_out(filled(), GEOMETRY, two_segments()[0])
-    with pytest.raises(SnapshotNotSaved, match="could not be saved"):
+    with pytest.raises(SegmentNotSaved, match="could not be saved"):
         write(segment, GEOMETRY, tmp_path / "no such folder" / "x")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SnapshotNotSaved, match="No space left"):
+    with pytest.raises(SegmentNotSaved, match="No space left"):
         write(segment, GEOMETRY, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_segment_is_a_copy() -> None:
     slab = filled()
-    segment: Segment = copy_out(slab, GEOMETRY, two_segments()[0])
+    segment: KVSegment = copy_out(slab, GEOMETRY, two_segments()[0])
     before = segment.data.clone()
     for tensor in (*slab.keys, *slab.values):
         tensor.zero_()

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from model_runtime.engine.verification import EXACT, HALF, ROUNDED, Tolerance, tolerance_of
-from model_runtime.interface.config import ColdKvDtype, EngineConfig
-from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.config import EngineConfig, SavedKvDtype
+from model_runtime.interface.errors import SegmentRefused
 from model_runtime.interface.events import PrefillProgress, TokenDelta
 from model_runtime.interface.findings import Verification
 from model_runtime.interface.protocol import KV
 from model_runtime.interface.segments import identify
-from model_runtime.kv.segment import Segment
+from model_runtime.kv.segment import KVSegment
 from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
 from tests.conftest import TinyDir
@@ -41,7 +41,7 @@ def talked(watched: WatchedEngine, tokens: int = 100) -> tuple[KVSlab, tuple[int
     return kv, answer.ledger + answer.token_ids
 
 
-def verified(watched: WatchedEngine, ledger: Sequence[int], *copies: KV | Iterator[Segment]) -> Verification:
+def verified(watched: WatchedEngine, ledger: Sequence[int], *copies: KV | Iterator[KVSegment]) -> Verification:
     scratch = watched.engine.new_kv()
     found = watched.engine.verify(scratch, ledger, copies, lambda: False)
     assert found is not None
@@ -50,7 +50,7 @@ def verified(watched: WatchedEngine, ledger: Sequence[int], *copies: KV | Iterat
     return found
 
 
-def segments_of(watched: WatchedEngine, kv: KVSlab, *ends: int) -> list[Segment]:
+def segments_of(watched: WatchedEngine, kv: KVSlab, *ends: int) -> list[KVSegment]:
     parent, start, found = None, 0, []
     for end in ends:
         parent = identify(parent, kv.token_ids[start:end], "tiny")
@@ -147,7 +147,7 @@ def test_what_16_bits_round_off_is_no_damage_and_damage_is_found_among_it(tiny_d
     ],
 )
 def test_the_coarsest_rounding_says_what_may_differ(
-    tiny_dir: TinyDir, kv_dtype: torch.dtype, cold_kv_dtype: ColdKvDtype, expected: Tolerance
+    tiny_dir: TinyDir, kv_dtype: torch.dtype, cold_kv_dtype: SavedKvDtype, expected: Tolerance
 ) -> None:
     model = loaded_tiny(tiny_dir("llama")).model.to(kv_dtype)
     assert tolerance_of(model, kv_dtype, cold_kv_dtype) is expected
@@ -178,11 +178,11 @@ def test_what_lies_beyond_the_ledger_is_nobodys_business(watched: WatchedEngine)
 def test_a_copy_that_cannot_be_fetched_ends_it(watched: WatchedEngine) -> None:
     kv, ledger = talked(watched)
 
-    def refused() -> Iterator[Segment]:
+    def refused() -> Iterator[KVSegment]:
         yield segments_of(watched, kv, 30)[0]
-        raise SnapshotRefused("it is damaged")
+        raise SegmentRefused("it is damaged")
 
-    with pytest.raises(SnapshotRefused, match="damaged"):
+    with pytest.raises(SegmentRefused, match="damaged"):
         verified(watched, ledger, refused())
 
 

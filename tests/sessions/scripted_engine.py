@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from model_runtime.interface.errors import EngineClosed, PromptTooLong, SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.errors import EngineClosed, PromptTooLong, SegmentNotSaved, SegmentRefused
 from model_runtime.interface.events import Listener
 from model_runtime.interface.findings import Verification
 from model_runtime.interface.numerics import line
@@ -194,13 +194,13 @@ class ScriptedEngine(ScriptedThread):
         assert isinstance(segment, ScriptedSegment)
         time.sleep(self.save_delay_s)
         if sentence := self.fail_save(segment.identity):
-            raise SnapshotNotSaved(sentence)
+            raise SegmentNotSaved(sentence)
         return write_segment(segment, path)
 
     def load(self, identity: SegmentIdentity, path: Path) -> ScriptedSegment:
         time.sleep(self.load_delay_s)
         if sentence := self.fail_load(identity):
-            raise SnapshotRefused(sentence)
+            raise SegmentRefused(sentence)
         return read_segment(identity, path, self.segment_bytes(len(identity.token_ids)))
 
     def verify(

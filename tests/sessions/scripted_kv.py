@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_runtime.interface.errors import SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.errors import SegmentNotSaved, SegmentRefused
 from model_runtime.interface.findings import Comparison
 from model_runtime.interface.segments import FORMAT_NAME, SegmentIdentity
 from sessions.ledger.ledger import common_prefix
@@ -131,7 +131,7 @@ def write_segment(segment: ScriptedSegment, path: Path) -> int:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise SnapshotNotSaved(f"This conversation's memory could not be saved: {error.strerror}.") from error
+        raise SegmentNotSaved(f"This conversation's memory could not be saved: {error.strerror}.") from error
     return len(header) + len(payload)
 
 
@@ -140,12 +140,12 @@ def read_segment(identity: SegmentIdentity, path: Path, data_bytes: int) -> Scri
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SnapshotRefused(f"the saved memory cannot be read ({error.strerror})") from error
+        raise SegmentRefused(f"the saved memory cannot be read ({error.strerror})") from error
     line, separator, payload = content.partition(b"}}\n")
     if not separator or len(payload) != data_bytes:
-        raise SnapshotRefused("the saved memory is damaged (it is cut off)")
+        raise SegmentRefused("the saved memory is damaged (it is cut off)")
     if line + separator != _header(identity, zlib.crc32(payload)):
-        raise SnapshotRefused("the saved memory is damaged or belongs to another text")
+        raise SegmentRefused("the saved memory is damaged or belongs to another text")
     count = len(identity.token_ids)
     marks = tuple(int.from_bytes(payload[i * 4 : i * 4 + 4], "little") for i in range(count))
     return ScriptedSegment(identity, marks, data_bytes)

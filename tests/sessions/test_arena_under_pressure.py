@@ -15,7 +15,7 @@ from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy
 from sessions.manager import SessionManager
-from sessions.memory.saved.speed import Choice
+from sessions.memory.saved.speed import RestoreChoice
 from sessions.store.store import Store
 from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MessageStatus
@@ -90,7 +90,7 @@ def talk(model_dir: Path, data_dir: Path, arena_tokens: int | None) -> list[list
 def test_six_conversations_in_an_arena_for_two_answer_as_if_they_had_all_the_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     model_dir = tiny_llama(tmp_path / "llama")
     crowded = talk(model_dir, tmp_path / "arena", 2 * 256 + 64)
     assert crowded == talk(model_dir, tmp_path / "slabs", None)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from model_runtime.interface.errors import SnapshotRefused
+from model_runtime.interface.errors import SegmentRefused
 from model_runtime.interface.protocol import Segment
 from model_runtime.interface.segments import SegmentIdentity, identify
 from sessions.memory.moves import segment_reader
-from sessions.memory.moves.segment_reader import Arrivals
+from sessions.memory.moves.segment_reader import SegmentReader
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def chain(count: int, tokens: int = 10) -> list[SegmentIdentity]:
     return identities
 
 
-def taken(found: Arrivals) -> list[SegmentIdentity]:
+def taken(found: SegmentReader) -> list[SegmentIdentity]:
     segments: list[Segment] = []
     while batch := found.take():
         segments += batch
@@ -42,7 +42,7 @@ def test_in_their_order_whichever_is_read_first() -> None:
         time.sleep(0.02 if identity is identities[0] else 0.001 * (identity.start_tokens % 3))
         return Rows(identity)
 
-    with Arrivals(identities, load, 1) as found:
+    with SegmentReader(identities, load, 1) as found:
         assert taken(found) == identities
         assert found.take() == []
     assert found.reading_s >= 0.02
@@ -55,7 +55,7 @@ def test_what_came_meanwhile_is_given_together() -> None:
         came.release()
         return Rows(identity)
 
-    with Arrivals(identities, load, 1) as found:
+    with SegmentReader(identities, load, 1) as found:
         for _ in identities:
             assert came.acquire(timeout=5)
         time.sleep(0.05)
@@ -74,7 +74,7 @@ def test_no_more_is_in_memory_than_the_bound(monkeypatch: pytest.MonkeyPatch) ->
             most = max(most, begun - done)
         return Rows(identity)
 
-    with Arrivals(identities, load, 1) as found:
+    with SegmentReader(identities, load, 1) as found:
         while batch := found.take():
             time.sleep(0.02)
             with lock:
@@ -86,7 +86,7 @@ def test_no_more_is_in_memory_than_the_bound(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_that_is_larger_than_the_bound_comes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_reader, "AHEAD_BYTES", 5)
     identities = chain(3)
-    with Arrivals(identities, Rows, 1) as found:
+    with SegmentReader(identities, Rows, 1) as found:
         assert taken(found) == identities
 
 
@@ -95,22 +95,22 @@ def test_a_refused_one_is_told_where_it_stands() -> None:
 
     def load(identity: SegmentIdentity) -> Rows:
         if identity is identities[2]:
-            raise SnapshotRefused("damaged")
+            raise SegmentRefused("damaged")
         time.sleep(0.01 if identity is identities[1] else 0)
         return Rows(identity)
 
     given = 0
-    with Arrivals(identities, load, 1) as found:
+    with SegmentReader(identities, load, 1) as found:
         while given < 2:
             given += len(found.take())
-        with pytest.raises(SnapshotRefused, match="damaged"):
+        with pytest.raises(SegmentRefused, match="damaged"):
             found.take()
     assert given == 2
 
 
 def test_readers_end_with_the_restore() -> None:
     before = threading.active_count()
-    with Arrivals(chain(50), Rows, segment_reader.AHEAD_BYTES) as found:
+    with SegmentReader(chain(50), Rows, segment_reader.AHEAD_BYTES) as found:
         found.take()
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from sessions.awake import Awake, join, patiently
+from sessions.awake import AwakeClock, join, patiently
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
 def test_a_pause_counts_as_one_look() -> None:
     clock = Clock()
-    awake = Awake(clock, longest_look_s=0.5)
+    awake = AwakeClock(clock, longest_look_s=0.5)
     clock.now += 0.4
     assert round(awake.look(), 6) == 0.4
     clock.now += 75.0

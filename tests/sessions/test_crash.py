@@ -22,7 +22,7 @@ from sessions.ledger.ledger import fold
 from sessions.maintenance.doctor import Report, inspect, verify_everything
 from sessions.manager import SessionManager
 from sessions.memory.saved.kv_files import path_in
-from sessions.memory.saved.speed import Choice
+from sessions.memory.saved.speed import RestoreChoice
 from sessions.store.store import Store
 from sessions.types import MessageStatus, Tier
 from tests.conftest import TinyDir
@@ -44,23 +44,23 @@ class Zygote:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        assert self._line() == "ready"
+        assert self._queue() == "ready"
 
     def run_and_kill(self, data_dir: Path, round_number: int, after_s: float) -> Said:
         """Kills the server so many seconds after it began to start; what it had said was committed."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{data_dir} {round_number}\n")
         self._process.stdin.flush()
-        lines = [self._line()]
+        lines = [self._queue()]
         while not lines[-1].isdigit():  # the child may be the first to speak
-            lines.append(self._line())
+            lines.append(self._queue())
         time.sleep(after_s)
         os.kill(int(lines.pop()), signal.SIGKILL)
-        while (line := self._line()) != "dead":
+        while (line := self._queue()) != "dead":
             lines.append(line)
         return [(c, text) for c, _, text in (line.split(" ", 2) for line in lines)]
 
-    def _line(self) -> str:
+    def _queue(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, "the zygote died"
@@ -169,7 +169,7 @@ def alone(engine: WatchedEngine, prompt: tuple[int, ...], sampling: SamplingPara
 
 def test_fifteen_kills_of_the_real_engine(tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     dice = random.Random(3)
     loaded = load(tiny_dir("llama"))
     engine = WatchedEngine(loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from sessions.errors import StoreError
-from sessions.memory.usage import KEPT_S, History
+from sessions.memory.usage import KEPT_S, UsageHistory
 from sessions.types import Usage
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, until
@@ -20,14 +20,14 @@ def test_samples_come_by_themselves_and_the_oldest_go() -> None:
             raise StoreError("for a moment")
         return Usage(float(number), number, 0, 0)
 
-    history = History(measure, interval_s=0.005)
+    history = UsageHistory(measure, interval_s=0.005)
     assert history.samples() == ()
     history.start()
     until(lambda: len(history.samples()) > 8)
     history.close(1.0)
     seen = [usage.device_bytes for usage in history.samples()]
     assert seen[:4] == [0, 1, 2, 4]
-    small = History(measure, interval_s=KEPT_S / 2)
+    small = UsageHistory(measure, interval_s=KEPT_S / 2)
     small._samples.extend(Usage(float(n), n, 0, 0) for n in range(5))
     assert [usage.device_bytes for usage in small.samples()] == [3, 4]
 

@@ -82,8 +82,8 @@ def test_a_chain_may_begin_on_disk_and_end_in_host_memory(make_hosted: Callable[
     house.engine.fail_save = lambda identity: "No space left on device."
     house.say(c, "Second")
     house.manager.park(ADA, c, "host")
-    first = min(house.manager._tiers.host.of_conversation(c), key=lambda saved: saved.start_tokens)
-    house.manager._tiers.host.release(c, [first.key])
+    first = min(house.manager._memory.host.of_conversation(c), key=lambda saved: saved.start_tokens)
+    house.manager._memory.host.release(c, [first.key])
     fed_only_the_delta(house, c, Tier.DISK)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 
-from sessions.memory.device.fair_queue import Line
+from sessions.memory.device.fair_queue import FairQueue
 from sessions.memory.device.slots import Ticket
 
 
 class Queue:
     def __init__(self) -> None:
-        self.line = Line()
+        self.line = FairQueue()
         self.places: dict[str, int] = {}
         self.tickets: dict[str, Ticket] = {}
 

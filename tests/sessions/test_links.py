@@ -53,9 +53,9 @@ def test_turns_of_the_page_are_linked_too(house: House) -> None:
     answer = house.say(conversation, "Hello").text
     said = [ChatMessage("user", "Hello"), ChatMessage("assistant", answer)]
     asked = history_hash.after(history_hash.page_root("Be brief."), said)
-    place, found = house.store.links.deepest(ADA, ["unknown", asked])
+    place, found = house.store.history_hashes.deepest(ADA, ["unknown", asked])
     assert (place, [one.message_id for one in found]) == (1, [house.path(conversation)[-1].message_id])
-    assert house.store.links.deepest("bob", [asked]) == (-1, [])
+    assert house.store.history_hashes.deepest("bob", [asked]) == (-1, [])
     assert house.path(conversation)[-1].link == asked
 
 

@@ -27,7 +27,7 @@ def ahead_house(make_house: MakeHouse) -> House:
 
 
 def at_rest(house: House) -> None:
-    until(house.manager._idle.is_at_rest)
+    until(house.manager._idle_worker.is_at_rest)
 
 
 def kv_of(house: House, conversation_id: str) -> ScriptedKV:
@@ -104,14 +104,14 @@ def test_a_draft_that_was_sent_is_not_read_once_more(make_house: MakeHouse, monk
     """Also where the engine ends the reading only after the message was stored: it would go behind its own answer."""
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     c, long, is_sent = house.conversation(), "word " * 400, threading.Event()
-    perform = house.manager._idle._perform
+    perform = house.manager._idle_worker._perform
 
     def ends_late(*arguments: Any) -> Any:
         outcome = perform(*arguments)
         assert is_sent.wait(10)
         return outcome
 
-    monkeypatch.setattr(house.manager._idle, "_perform", ends_late)
+    monkeypatch.setattr(house.manager._idle_worker, "_perform", ends_late)
     house.manager.read_ahead(ADA, c, long)
     until(lambda: house.manager._leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
     run = house.manager.send(ADA, c, long)
@@ -376,7 +376,7 @@ def test_a_whole_reading_is_cropped_by_whatever_is_done_instead(make_house: Make
 
 
 def _at_hand(house: House) -> Kind | None:
-    at_hand = house.manager._idle._at_hand
+    at_hand = house.manager._idle_worker._at_hand
     return at_hand[0].kind if at_hand is not None else None
 
 

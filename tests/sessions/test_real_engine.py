@@ -16,7 +16,7 @@ from model_runtime.kv.slab import KVSlab
 from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.memory.saved.speed import Choice
+from sessions.memory.saved.speed import RestoreChoice
 from sessions.store.store import Store
 from sessions.types import ConversationSettings, Receipt, Tier
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
@@ -81,7 +81,7 @@ def test_each_turn_in_another_life_of_the_server(
     model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     with serving(model_dir, tmp_path / "data") as server:
         c = server.manager.create_conversation(ADA, GREEDY).conversation_id
         answers = [server.say(c, TEXTS[0])[0]]
@@ -101,7 +101,7 @@ def test_each_turn_in_another_life_of_the_server(
 def test_a_damaged_file_is_read_again_to_the_same_text(
     model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     with serving(model_dir, tmp_path / "data") as server:
         c = server.manager.create_conversation(ADA, GREEDY).conversation_id
         assert server.say(c, TEXTS[0])[0] == uncached[0]
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_read_again_to_the_same_text(
 def test_verifying_finds_planted_damage_on_the_device_and_on_disk(
     model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     with serving(model_dir, tmp_path / "data") as server:
         c = server.manager.create_conversation(ADA, GREEDY).conversation_id
         assert server.say(c, TEXTS[0])[0] == uncached[0]
@@ -153,11 +153,11 @@ def test_messages_that_were_read_whole_before_they_were_sent_get_the_same_answer
         for text, expected in zip(TEXTS, uncached, strict=True):
             for draft in (text[:7], text, f"{text} And", text):  # typed, gone on from, and taken back
                 server.manager.read_ahead(ADA, c, draft)
-                until(server.manager._idle.is_at_rest)
+                until(server.manager._idle_worker.is_at_rest)
             before = server.engine.fed
             answer, receipt = server.say(c, text)
             assert answer == expected
             assert (receipt.fed_tokens, receipt.ahead_tokens) == (1, receipt.delta_tokens - 1)
             rejected_tokens = receipt.drafted_tokens - receipt.accepted_tokens
             assert server.engine.fed - before >= 1 + receipt.sampled_tokens - 1 + rejected_tokens
-            until(server.manager._idle.is_at_rest)
+            until(server.manager._idle_worker.is_at_rest)

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
@@ -65,7 +65,7 @@ class RealTierMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.engine = Engine(LOADED[0], EngineConfig(prefill_chunk_tokens=32, kv_step_tokens=32), 512)
+        self.engine = LocalEngine(LOADED[0], EngineConfig(prefill_chunk_tokens=32, kv_step_tokens=32), 512)
         self.store = Store(Path(self.directory))
         template = ChatTemplate(LOADED[0].tokenizer, {0})
         self.budget_bytes = self.engine.kv_bytes(640)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_runtime.interface.errors import EngineClosed, SnapshotRefused
+from model_runtime.interface.errors import EngineClosed, SegmentRefused
 from model_runtime.interface.segments import identify
 from tests.sessions.scripted_engine import ScriptedEngine
 
@@ -43,7 +43,7 @@ def test_every_flipped_bit_and_every_cut_is_refused(engine: ScriptedEngine, tmp_
         torn = bytearray(whole)
         torn[dice.randrange(len(torn))] ^= 1 << dice.randrange(8)
         path.write_bytes(torn if dice.random() < 0.7 else whole[: dice.randrange(len(whole))])
-        with pytest.raises(SnapshotRefused):
+        with pytest.raises(SegmentRefused):
             engine.load(identity, path)
 
 

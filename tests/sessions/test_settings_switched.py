@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import model_runtime.interface.segments
 import model_runtime.kv.segment
 import sessions.memory.moves.restore
-from model_runtime.engine.engine import Engine
+from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.config import EngineConfig, ModelConfig
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
@@ -22,7 +22,7 @@ from model_runtime.loading.loading import load_model, unload
 from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.memory.saved.speed import Choice
+from sessions.memory.saved.speed import RestoreChoice
 from sessions.store.store import Store
 from sessions.types import ConversationSettings, MissReason, Receipt, Tier
 from tests.conftest import TinyDir
@@ -58,7 +58,7 @@ class Server:
             prompt_lookup="off",
         )
         self.said: list[str] = []
-        self.store, self.engine = Store(data_dir), Engine(loaded, config, 512)
+        self.store, self.engine = Store(data_dir), LocalEngine(loaded, config, 512)
         sessions_config = SessionConfig(
             8 * MIB,
             disk_kv_budget_bytes=flags.disk_bytes,
@@ -128,7 +128,7 @@ def loaded(gguf_dir: Path) -> Iterator[Callable[[Flags], LoadedModel]]:
 @pytest.fixture
 def serving(tmp_path: Path, loaded: Callable[[Flags], LoadedModel], monkeypatch: pytest.MonkeyPatch) -> Serve:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
 
     @contextmanager
     def serve(flags: Flags) -> Iterator[Server]:

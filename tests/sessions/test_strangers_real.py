@@ -11,7 +11,7 @@ import pytest
 import sessions.memory.moves.restore
 from sessions.ledger.ledger import fold
 from sessions.manager import SessionManager
-from sessions.memory.saved.speed import Choice
+from sessions.memory.saved.speed import RestoreChoice
 from sessions.store.store import Store
 from sessions.turns.run import Run
 from sessions.types import Tier
@@ -30,7 +30,7 @@ def test_two_hundred_turns_of_sixteen_conversations(
     tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every logit of every sampled token equals that of its conversation read alone, to 1e-4."""
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     dice = random.Random(5)
     loaded = load(tiny_dir("llama"))
     engine = WatchedEngine(loaded)
@@ -39,13 +39,13 @@ def test_two_hundred_turns_of_sixteen_conversations(
     tiers = dict.fromkeys(Tier, 0)
     stopped = 0
 
-    def open_house() -> tuple[Store, SessionManager]:
+    def open_services() -> tuple[Store, SessionManager]:
         store = Store(tmp_path / "data")
         manager = manager_of(store, engine, loaded, device_kv_budget_bytes=budget_bytes)
         manager.start()
         return store, manager
 
-    store, manager = open_house()
+    store, manager = open_services()
     conversations: list[str] = []
     running: list[tuple[int, Run]] = []
 
@@ -76,7 +76,7 @@ def test_two_hundred_turns_of_sixteen_conversations(
             settle()
             manager.close()
             store.close()
-            store, manager = open_house()
+            store, manager = open_services()
     settle()
 
     loaded.model.set_attn_implementation("sdpa")

@@ -72,7 +72,7 @@ class TierMachine(Machine):
 
     def look(self) -> None:
         super().look()
-        host = self.house.manager._tiers.host
+        host = self.house.manager._memory.host
         if host.used_bytes + host.reserved_bytes > HOST_BYTES:
             self.broken.append(f"{host.used_bytes} bytes used and {host.reserved_bytes} reserved in host memory")
 

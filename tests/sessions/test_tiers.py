@@ -185,7 +185,7 @@ def test_owners_share_nothing(make_warm: Callable[..., House]) -> None:
     keys = {owner: {s.key for s in house.store.segments.of_conversation(c)} for owner, c in conversations.items()}
     assert not keys[ADA] & keys["eve"]
     assert len(house.files()) == len(keys[ADA]) + len(keys["eve"])
-    assert conversations["eve"] not in house.manager._tiers.saved(ADA)
+    assert conversations["eve"] not in house.manager._memory.saved(ADA)
 
 
 def test_deleting_a_conversation_deletes_its_files(make_warm: Callable[..., House]) -> None:
@@ -324,7 +324,7 @@ def test_reading_again_where_that_is_expected_to_be_faster(make_warm: Callable[.
     house.say(c, LONG)
     house.manager.park(ADA, c)
     for _ in range(10):
-        house.manager._tiers._cold.disk_speed.observe(2**30, 1, 1e9)
+        house.manager._memory._saved_kvs.disk_speed.observe(2**30, 1, 1e9)
     message = house.say(c, "Now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)

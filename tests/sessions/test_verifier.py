@@ -98,7 +98,7 @@ def test_a_damaged_file_is_refused_and_deleted(saved_house: tuple[House, str]) -
     house, c = saved_house
     house.manager.park(ADA, c)
     last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
-    path = house.manager._tiers._disk.path_of(last.key)
+    path = house.manager._memory._disk.path_of(last.key)
     path.write_bytes(path.read_bytes()[:-1])
     check = verified(house, c)
     assert check.agrees is False
@@ -213,7 +213,7 @@ def test_host_memory_is_verified_too(make_house: MakeHouse) -> None:
     house.manager.park(ADA, c, Tier.HOST)
     check = verified(house, c)
     assert (check.agrees, house.manager.memory(ADA).rows[0].tier) == (True, Tier.HOST)
-    entry = next(iter(house.manager._tiers.host._entries.values()))
+    entry = next(iter(house.manager._memory.host._entries.values()))
     marks = list(entry.segment.marks)  # type: ignore[attr-defined]
     marks[5] ^= 1
     entry.segment = replace(entry.segment, marks=tuple(marks))  # type: ignore[type-var]

@@ -22,7 +22,7 @@ from sessions.awake import Starvation
 from sessions.background.watchdog import Silence
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
-from sessions.memory.saved.speed import Choice
+from sessions.memory.saved.speed import RestoreChoice
 from sessions.store.store import Store
 from sessions.types import ConversationSettings, MessageStatus, MissReason, RunPhase, Tier
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
@@ -67,7 +67,7 @@ class Site:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(sessions.background.watchdog, "_LOOK_EVERY_S", 0.05)
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
-    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: Choice(True, "For the test."))
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     loaded = loaded_tiny(tiny_llama(tmp_path / "llama"))
     watched = WatchedEngine(loaded)
     store = Store(tmp_path / "data")

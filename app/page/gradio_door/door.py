@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.response_headers import page_policy
-from app.page.asked import NotUnderstood
+from app.page.asked import BadRequest
 from app.page.gradio_door.index_html import strict_page
 from app.page.gradio_door.page_events import GradioEvents
 from app.page.gradio_door.page_routes import Route, route_of
@@ -88,7 +88,7 @@ class GradioDoor:
                 written = _written(check, body)
             else:
                 written = await to_thread.run_sync(_written, check, body)
-        except NotUnderstood as error:
+        except BadRequest as error:
             await _refusal(str(error), 400)(scope, receive, send)
             return
         rest: list[Message] = [{"type": "http.request", "body": written, "more_body": False}]
@@ -105,7 +105,7 @@ def _written(check: Callable[[Any], dict[str, Any]], body: bytes) -> bytes:
         # As UTF-8, as its shape was counted: `json` alone would read UTF-16 and 32 too.
         asked = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise NotUnderstood from None
+        raise BadRequest from None
     written = json.dumps(check(asked), ensure_ascii=False)
     # Half a surrogate pair is no character, and cannot be stored or sent.
     return written.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.page.asked import LARGEST_WHOLE, NotUnderstood
+from app.page.asked import LARGEST_WHOLE, BadRequest
 
 SESSION = "page"  # a server function must name one
 _KINDS: Mapping[str, tuple[type, ...]] = {"Textbox": (str,), "Number": (int, float)}
@@ -41,14 +41,14 @@ class GradioEvents:
         }
 
     def event(self, sent: object) -> dict[str, Any]:
-        """A request for a handler, written anew. Raises `NotUnderstood`."""
+        """A request for a handler, written anew. Raises `BadRequest`."""
         fields = _object(sent)
         event = self._events.get(_number(fields.get("fn_index")))
         values = fields.get("data")
         if event is None or not isinstance(values, list) or len(values) != len(event.inputs):
-            raise NotUnderstood
+            raise BadRequest
         if not all(_fits(value, kind) for value, kind in zip(values, event.inputs, strict=True)):
-            raise NotUnderstood
+            raise BadRequest
         return {
             "fn_index": fields["fn_index"],
             "trigger_id": event.target_id,
@@ -57,11 +57,11 @@ class GradioEvents:
         }
 
     def question(self, sent: object) -> dict[str, Any]:
-        """A request for a component's server function, written anew. Raises `NotUnderstood`."""
+        """A request for a component's server function, written anew. Raises `BadRequest`."""
         fields = _object(sent)
         component_id, name = _number(fields.get("component_id")), fields.get("fn_name")
         if not isinstance(name, str) or (component_id, name) not in self._functions:
-            raise NotUnderstood
+            raise BadRequest
         return {
             "component_id": component_id,
             "fn_name": name,
@@ -80,13 +80,13 @@ def _flat(sent: object) -> dict[str, Any]:
 
 def _object(sent: object) -> dict[str, Any]:
     if not isinstance(sent, dict):
-        raise NotUnderstood
+        raise BadRequest
     return sent
 
 
 def _number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise NotUnderstood
+        raise BadRequest
     return value
 
 

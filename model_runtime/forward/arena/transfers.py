@@ -21,7 +21,7 @@ import torch
 from model_runtime.forward.arena.arena import Arena, ArenaKV
 from model_runtime.forward.arena.host_pool import HostPool
 from model_runtime.interface.segments import SegmentIdentity
-from model_runtime.kv.segment import Segment, check_holds, data_bytes_for, layer_views
+from model_runtime.kv.segment import KVSegment, check_holds, data_bytes_for, layer_views
 from model_runtime.kv.slab import KVSlab
 
 
@@ -59,7 +59,7 @@ class ArenaTransfers:
 
     def begin_out(
         self, kv: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None = None
-    ) -> Callable[[], Segment]:
+    ) -> Callable[[], KVSegment]:
         """Starts to copy these rows out; the call that is returned waits for them, on any thread. Raises `ValueError`
         when the KV holds other tokens there, or others than `before` in front of them."""
         check_holds(kv, identity, before)
@@ -75,14 +75,14 @@ class ArenaTransfers:
                 flat.copy_(staged, non_blocking=True)
             done = self._out.mark()
 
-        def wait() -> Segment:
+        def wait() -> KVSegment:
             if done is not None:
                 done.synchronize()
-            return Segment(identity, data)
+            return KVSegment(identity, data)
 
         return wait
 
-    def copy_in(self, kv: KVSlab, segment: Segment) -> None:
+    def copy_in(self, kv: KVSlab, segment: KVSegment) -> None:
         """Starts to append a segment's rows to the KV that ends where they begin. Raises `ValueError`, or
         `torch.OutOfMemoryError` when the arena has no room."""
         assert isinstance(kv, ArenaKV)

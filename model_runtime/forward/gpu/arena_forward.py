@@ -18,9 +18,9 @@ from model_runtime.forward.few_rows.few_rows_forward import few_rows_forward
 from model_runtime.forward.few_rows.kernels import MOST_ROWS
 from model_runtime.forward.few_rows.patched_layers import speed_up
 from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
-from model_runtime.forward.gpu.early_step import Ahead
+from model_runtime.forward.gpu.early_step import EarlyStep
 from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape
-from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.kv.slab import KVSlab
 
@@ -78,7 +78,7 @@ class ArenaForward:
         self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count if is_cuda else 0
         self.recorded_steps: RecordedSteps | None = None
         self.recorded_turns: RecordedSteps | None = None
-        self._ahead: Ahead | None = None
+        self._ahead: EarlyStep | None = None
         self._without_own_products = speed_up(model, self.device)
         self.few_rows = few_rows_forward(model, arena, kernel)
         model.set_attn_implementation(ATTENTION_NAME)
@@ -102,7 +102,7 @@ class ArenaForward:
         return logits
 
     @torch.inference_mode()
-    def run_ahead(self, kvs: Sequence[KVSlab], picks: Picks) -> bool:
+    def run_ahead(self, kvs: Sequence[KVSlab], picked_ids: PickedIds) -> bool:
         """Starts the decode step that feeds each KV the id that was picked for it; the next `run` finds it. The logits
         of the step before are overwritten. False where it cannot be started: recording it first would hold up what was
         picked, and a KV may have no row left."""
@@ -113,7 +113,7 @@ class ArenaForward:
         shape = DecodeShape.of(rows)
         if shape is None or not self.recorded_steps.knows(shape):
             return False
-        self._ahead = Ahead(own, picks, self.recorded_steps.run(shape, rows, picks.ids))
+        self._ahead = EarlyStep(own, picked_ids, self.recorded_steps.run(shape, rows, picked_ids.ids))
         return True
 
     @torch.inference_mode()

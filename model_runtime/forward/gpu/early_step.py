@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from model_runtime.forward.arena.arena import ArenaKV
-from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.picked_ids import PickedIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class _Place:
         return cls(id(kv), kv.losses, kv.span_start, kv.length_tokens)
 
 
-class Ahead:
-    """`picks` are the ids that each of `kvs` is fed, `logits (len(kvs), vocabulary)` what comes of it."""
+class EarlyStep:
+    """`picked_ids` are the ids that each of `kvs` is fed, `logits (len(kvs), vocabulary)` what comes of it."""
 
-    def __init__(self, kvs: Sequence[ArenaKV], picks: Picks, logits: torch.Tensor) -> None:
+    def __init__(self, kvs: Sequence[ArenaKV], picked_ids: PickedIds, logits: torch.Tensor) -> None:
         self._kvs = tuple(kvs)  # kept, so that no other KV gets the same identity
         self._places = [_Place.of(kv) for kv in kvs]
-        self._picks = picks
+        self._picks = picked_ids
         self._logits = logits
 
     def logits_for(self, feeds: Sequence[tuple[ArenaKV, int]]) -> torch.Tensor | None:

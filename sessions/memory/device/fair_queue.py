@@ -11,7 +11,7 @@ from sessions.memory.device.slots import Ticket
 _PLACES_FOR_ONE_KEPT = 5
 
 
-class Line:
+class FairQueue:
     """Not thread-safe: under the leases' lock.
 
     Every ticket belongs to a round, and an owner has one in each: start-time fair queueing with equal weights (Goyal et

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sessions.memory.device.pins import Pins
-from sessions.memory.device.slots import Slot
+from sessions.memory.device.slots import DeviceSlot
 from sessions.memory.eviction import guaranteed_bytes
 
 PRESENT_S = 3600.0  # who was not there for so long has no guaranteed share
@@ -29,7 +29,7 @@ class Shares:
 
 
 def shares_of(
-    slots: Sequence[Slot],
+    slots: Sequence[DeviceSlot],
     waiting_owners: Iterable[str],
     asking: tuple[str, str],
     budget_bytes: int,

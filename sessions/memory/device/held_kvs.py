@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 
 from model_runtime.interface.protocol import KV, Engine
-from sessions.memory.device.fair_queue import Line
+from sessions.memory.device.fair_queue import FairQueue
 from sessions.memory.device.pins import Pins
-from sessions.memory.device.slots import Holding, Lease, Loss, Slot
+from sessions.memory.device.slots import DeviceSlot, Holding, Lease, Loss
 
 
-class Held:
+class HeldKVs:
     """Every method may be called from any thread."""
 
     def __init__(self, engine: Engine, budget_bytes: int, pins: Pins) -> None:
@@ -20,8 +20,8 @@ class Held:
         self.pins = pins
         self._engine = engine
         self._changed = threading.Condition()
-        self._slots: dict[str, Slot] = {}
-        self._line = Line()
+        self._slots: dict[str, DeviceSlot] = {}
+        self._queue = FairQueue()
         self._losses: dict[str, Loss] = {}
         self._closed = False
         self._is_suspended = False
@@ -43,7 +43,7 @@ class Held:
             self._is_suspended = False
             self._changed.notify_all()
 
-    def _lose(self, slot: Slot) -> None:
+    def _lose(self, slot: DeviceSlot) -> None:
         del self._slots[slot.conversation_id]
         self._losses[slot.conversation_id] = Loss.ENGINE
         self._changed.notify_all()
@@ -60,7 +60,7 @@ class Held:
             if not self.pins.may_hold(conversation_id, promised_bytes):
                 return None
             own = self._slots.get(conversation_id)
-            slot = own or Slot(conversation_id, owner_id, self._engine.new_kv())
+            slot = own or DeviceSlot(conversation_id, owner_id, self._engine.new_kv())
             assert slot.owner_id == owner_id, "a KV of another owner"
             self._slots[conversation_id] = slot
             slot.leased = slot.warming = True
@@ -73,7 +73,7 @@ class Held:
         """Whether `reserve` would give a lease now."""
         with self._changed:
             own = self._slots.get(conversation_id)
-            if self._closed or self._is_suspended or self._line or (own is not None and (own.leased or own.leaving)):
+            if self._closed or self._is_suspended or self._queue or (own is not None and (own.leased or own.leaving)):
                 return False
             if is_idle_work and (self._running_count() or (own is not None and own.unsaved_until > time.monotonic())):
                 return False
@@ -86,8 +86,8 @@ class Held:
     def wait_quiet(self, timeout_s: float) -> bool:
         """Waits until no run is at work or in line. False when the time is over before, or after `close`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not (self._line or self._running_count()), timeout_s)
-            return not (self._closed or self._line or self._running_count())
+            self._changed.wait_for(lambda: self._closed or not (self._queue or self._running_count()), timeout_s)
+            return not (self._closed or self._queue or self._running_count())
 
     def idle(self, conversation_id: str) -> tuple[KV, tuple[int, ...]] | None:
         """An idle conversation's KV and the ids it holds; None when there is nothing to save. Idle work on it ends."""
@@ -121,7 +121,7 @@ class Held:
     def must_yield(self, lease: Lease) -> bool:
         """Whether a reserved lease is in somebody's way."""
         with self._changed:
-            return self._closed or bool(self._line) or self._slots[lease.conversation_id].unwanted
+            return self._closed or bool(self._queue) or self._slots[lease.conversation_id].unwanted
 
     def settle(
         self,

@@ -20,9 +20,9 @@ from functools import partial
 from model_runtime.interface.protocol import KV, Engine
 from sessions.errors import CacheFull, ConversationBusy
 from sessions.memory.device.guaranteed_shares import Shares, shares_of
-from sessions.memory.device.held_kvs import Held
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.device.pins import Pins
-from sessions.memory.device.slots import Dropped, Exits, Holding, Lease, Loss, Nowhere, Slot, Ticket
+from sessions.memory.device.slots import DeviceSlot, Dropped, EvictionTarget, Holding, Lease, Loss, NoLowerTier, Ticket
 from sessions.memory.eviction import Candidate, choose_victims
 from sessions.text import mib
 from sessions.types import Tier
@@ -32,7 +32,7 @@ __all__ = ["Dropped", "Holding", "Lease", "Leases", "Loss", "Ticket"]
 log = logging.getLogger(__name__)
 
 
-class Leases(Held):
+class Leases(HeldKVs):
     """The line, and the room that is made for it. Every method may be called from any thread except the engine's."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Leases(Held):
     ) -> None:
         super().__init__(engine, budget_bytes, pins or Pins(engine, budget_bytes, lambda conversation_id: False))
         self._on_dropped = on_dropped
-        self.exits: Exits = Nowhere()
+        self.eviction_target: EvictionTarget = NoLowerTier()
         self._surrendered: list[Dropped] = []  # to be told from a thread that may wait for the database
         self._thread = threading.Thread(target=self._serve, name="keepwarm-leases", daemon=True)
 
@@ -78,7 +78,7 @@ class Leases(Held):
     def enter(self, ticket: Ticket) -> None:
         """Joins the line."""
         with self._changed:
-            self._line.enter(ticket)
+            self._queue.enter(ticket)
             for slot in self._slots.values():
                 slot.make_way()
             self._changed.notify_all()
@@ -86,7 +86,7 @@ class Leases(Held):
     def leave(self, ticket: Ticket) -> bool:
         """Leaves the line. True when the ticket was still waiting, and then it is never granted."""
         with self._changed:
-            has_left = self._line.leave(ticket)
+            has_left = self._queue.leave(ticket)
             self._changed.notify_all()
             return has_left
 
@@ -131,7 +131,7 @@ class Leases(Held):
         if self._is_suspended:
             return None
         running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.warming]
-        ticket = self._line.first(running, self._engine.max_concurrent)
+        ticket = self._queue.first(running, self._engine.max_concurrent)
         if ticket is None:
             return None
         own = self._slots.get(ticket.conversation_id)
@@ -152,41 +152,41 @@ class Leases(Held):
         is_moving = any(s.leased or s.leaving or s.unsaved_until > now for s in self._slots.values())
         if is_moving or ticket.promised_bytes <= shares.most_bytes:
             return None
-        self._line.leave(ticket)  # others came and went since it was let in, and what they hold is theirs
+        self._queue.leave(ticket)  # others came and went since it was let in, and what they hold is theirs
         return partial(ticket.refused, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
 
     def _shares(self, owner_id: str, conversation_id: str) -> Shares:
         asking = (owner_id, conversation_id)
         return shares_of(
-            [*self._slots.values()], self._line.owners, asking, self.budget_bytes, self.pins, time.monotonic()
+            [*self._slots.values()], self._queue.owners, asking, self.budget_bytes, self.pins, time.monotonic()
         )
 
     def _patience_s(self) -> float | None:
         """How long until an unsaved KV may go after all; None when nobody waits for one."""
         now = time.monotonic()
         left = [s.unsaved_until - now for s in self._slots.values() if s.unsaved_until > now and not s.leased]
-        return min(left) if left and self._line else None
+        return min(left) if left and self._queue else None
 
-    def _choose(self, needed_bytes: int, own: Slot | None, owner_id: str, shares: Shares) -> list[Slot]:
+    def _choose(self, needed_bytes: int, own: DeviceSlot | None, owner_id: str, shares: Shares) -> list[DeviceSlot]:
         now = time.monotonic()
         idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s is own or s.unsaved_until > now)]
         idle = [s for s in idle if s.conversation_id not in self.pins]
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
         needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
         candidates = [
-            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self.exits.lost_s(s))
+            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self.eviction_target.lost_s(s))
             for s in idle
         ]
         chosen = choose_victims(candidates, needed_bytes, owner_id, shares.held_bytes, shares.share_bytes)
         return [self._slots[candidate.conversation_id] for candidate in chosen or ()]
 
-    def _grant(self, ticket: Ticket, slot: Slot | None) -> Callable[[], None]:
+    def _grant(self, ticket: Ticket, slot: DeviceSlot | None) -> Callable[[], None]:
         if slot is None:
-            slot = Slot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
+            slot = DeviceSlot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
             self._slots[ticket.conversation_id] = slot
         # A KV belongs to one conversation of one owner for all its life.
         assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
-        self._line.leave(ticket)
+        self._queue.leave(ticket)
         is_new, slot.used = not slot.used, True
         slot.leased, slot.promised_bytes = True, ticket.promised_bytes
         loss = self._losses.pop(ticket.conversation_id, None)
@@ -196,19 +196,19 @@ class Leases(Held):
         lease = Lease(ticket.conversation_id, slot.kv, held, is_new, loss, ids, promised_bytes, slot.ahead_from)
         return partial(ticket.granted, lease)
 
-    def _make_room(self, victims: list[Slot]) -> None:
+    def _make_room(self, victims: list[DeviceSlot]) -> None:
         for slot in victims:
             started = time.perf_counter()
             kept_on = Tier.COLD
             try:
-                kept_on = self.exits.leaving(slot)
+                kept_on = self.eviction_target.leaving(slot)
             except Exception:  # what is not kept is read again; the line must go on
                 log.exception("kv_not_kept conversation=%s", slot.conversation_id)
             dropped = _dropped(slot, kept_on)
             self._free(slot, Loss.FOR_ROOM)
             self._on_dropped(replace(dropped, seconds=time.perf_counter() - started))
 
-    def _free(self, slot: Slot, loss: Loss) -> int:
+    def _free(self, slot: DeviceSlot, loss: Loss) -> int:
         freed_bytes = slot.kv.allocated_bytes
         try:
             self._engine.release(slot.kv)
@@ -226,7 +226,7 @@ class Leases(Held):
         return slot is not None and slot.leaving
 
 
-def _dropped(slot: Slot, kept_on: Tier) -> Dropped:
+def _dropped(slot: DeviceSlot, kept_on: Tier) -> Dropped:
     lost_tokens = 0 if kept_on is Tier.HOST else slot.unsaved_tokens
     return Dropped(slot.conversation_id, slot.owner_id, slot.kv.allocated_bytes, kept_on, lost_tokens=lost_tokens)
 

@@ -17,7 +17,7 @@ LEAST_TOKENS = 64  # less is read in the time that a step takes
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class SharedPrefix:
     """Rows `start_tokens..end_tokens` of a KV were copied from that conversation's."""
 
     conversation_id: str
@@ -25,14 +25,14 @@ class Shared:
     end_tokens: int
 
 
-class Beginnings:
+class SharedPrefixes:
     """Any thread but the engine's. What was copied into a KV ahead of a message is remembered for its receipt."""
 
     def __init__(self, engine: Engine, leases: Leases) -> None:
         self._engine = engine
         self._leases = leases
         self._lock = threading.Lock()
-        self._copied: dict[str, tuple[KV, Shared]] = {}
+        self._copied: dict[str, tuple[KV, SharedPrefix]] = {}
 
     def held_tokens(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> int:
         """How much of the beginning of `ids` another KV of this owner holds."""
@@ -55,7 +55,7 @@ class Beginnings:
         if end:
             log.info("beginning_copied conversation=%s from=%s tokens=%d", conversation_id, other_id, end - start)
             with self._lock:
-                self._copied[conversation_id] = (kv, Shared(other_id, start, end))
+                self._copied[conversation_id] = (kv, SharedPrefix(other_id, start, end))
 
     def _best(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> tuple[int, str, KV] | None:
         """(tokens, conversation, its KV)."""
@@ -69,7 +69,7 @@ class Beginnings:
             default=None,
         )
 
-    def taken(self, conversation_id: str, kv: KV) -> Shared | None:
+    def taken(self, conversation_id: str, kv: KV) -> SharedPrefix | None:
         """What was copied into this KV since its last turn. Told once."""
         with self._lock:
             copied = self._copied.pop(conversation_id, None)

@@ -77,7 +77,7 @@ class Dropped:
 
 
 @dataclass(eq=False, slots=True)
-class Slot:
+class DeviceSlot:
     conversation_id: str
     owner_id: str
     kv: KV
@@ -118,21 +118,21 @@ class Slot:
         self.saved_tokens = common_prefix(ids, self.held_ids)
 
 
-class Exits(Protocol):
+class EvictionTarget(Protocol):
     """Where KVs go when they leave the device, and what that costs."""
 
-    def leaving(self, slot: Slot) -> Tier:
+    def leaving(self, slot: DeviceSlot) -> Tier:
         """Keeps the rows of an idle KV that is about to be freed for room; returns where. On the leases' thread."""
 
-    def lost_s(self, slot: Slot) -> float:
+    def lost_s(self, slot: DeviceSlot) -> float:
         """How much longer its next turn would take without this KV. Under the leases' lock."""
 
 
-class Nowhere:
+class NoLowerTier:
     """Leaving is losing, and every byte is worth the same."""
 
-    def leaving(self, slot: Slot) -> Tier:
+    def leaving(self, slot: DeviceSlot) -> Tier:
         return Tier.COLD
 
-    def lost_s(self, slot: Slot) -> float:
+    def lost_s(self, slot: DeviceSlot) -> float:
         return float(slot.held_bytes)

@@ -9,7 +9,7 @@ from sessions.awake import patiently
 from sessions.errors import StoreError
 from sessions.memory.device.leases import Leases
 from sessions.memory.moves.save import SaveJob, Writer
-from sessions.memory.saved.saved_kvs import Cold
+from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.text import mib
 from sessions.types import Tier
 
@@ -17,12 +17,12 @@ from sessions.types import Tier
 class Parking:
     """Any thread but the engine's."""
 
-    def __init__(self, engine: Engine, leases: Leases, cold: Cold, writer: Writer) -> None:
+    def __init__(self, engine: Engine, leases: Leases, saved_kvs: SavedKVs, writer: Writer) -> None:
         self._engine = engine
         self._leases = leases
-        self._host = cold.host
-        self._disk = cold.disk
-        self._cold = cold
+        self._host = saved_kvs.host
+        self._disk = saved_kvs.disk
+        self._saved_kvs = saved_kvs
         self._writer = writer
 
     def park(self, owner_id: str, conversation_id: str, tier: Tier, timeout_s: float) -> int:
@@ -43,7 +43,7 @@ class Parking:
         if idle is None:
             return 0
         kv, ids = idle
-        if not self._cold.take(owner_id, conversation_id, kv, ids):
+        if not self._saved_kvs.take(owner_id, conversation_id, kv, ids):
             raise StoreError(
                 f"This memory has {mib(self._engine.segment_bytes(len(ids)))}, and of the "
                 f"{mib(self._host.budget_bytes)} host budget {mib(self._host.used_bytes)} are used. "

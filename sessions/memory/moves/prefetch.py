@@ -7,24 +7,24 @@ from collections.abc import Callable
 
 from model_runtime.interface.protocol import Engine
 from sessions.memory.device.leases import Leases
-from sessions.memory.moves.restore import Restored, Restorer, Urgency, Wish
-from sessions.memory.saved.saved_kvs import Cold
+from sessions.memory.moves.restore import Restored, Restorer, RestoreRequest, Urgency
+from sessions.memory.saved.saved_kvs import SavedKVs
 
 
-class Warmer:
+class Prefetcher:
     """Any thread but the engine's. `restore` grants a wish on the restorer's thread and never raises."""
 
     def __init__(
         self,
         engine: Engine,
         leases: Leases,
-        cold: Cold,
+        saved_kvs: SavedKVs,
         restorer: Restorer,
-        restore: Callable[[Wish], Restored],
+        restore: Callable[[RestoreRequest], Restored],
     ) -> None:
         self._engine = engine
         self._leases = leases
-        self._cold = cold
+        self._saved_kvs = saved_kvs
         self._restorer = restorer
         self._restore = restore
         self._warming: set[str] = set()
@@ -32,7 +32,7 @@ class Warmer:
 
     def warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...]) -> bool:
         """Begins to restore a conversation in whose KV nothing is, if there is free room. False when it does not."""
-        if not self._cold.is_on or not ledger or not self._has_saved(owner_id, conversation_id):
+        if not self._saved_kvs.is_on or not ledger or not self._has_saved(owner_id, conversation_id):
             return False
         with self._warming_lock:
             if conversation_id in self._warming:
@@ -45,9 +45,9 @@ class Warmer:
         return True
 
     def _has_saved(self, owner_id: str, conversation_id: str) -> bool:
-        cold = self._cold
-        in_memory = cold.host.of_conversation(conversation_id) or cold.staged.of_conversation(conversation_id)
-        return bool(in_memory) or conversation_id in cold.disk.by_conversation(owner_id)
+        saved_kvs = self._saved_kvs
+        in_memory = saved_kvs.host.of_conversation(conversation_id) or saved_kvs.staged.of_conversation(conversation_id)
+        return bool(in_memory) or conversation_id in saved_kvs.disk.by_conversation(owner_id)
 
     def _warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], promised_bytes: int) -> None:
         with self._warming_lock:
@@ -58,7 +58,7 @@ class Warmer:
         restored = Restored()
         try:
             restored = self._restore(
-                Wish(
+                RestoreRequest(
                     owner_id=owner_id,
                     conversation_id=conversation_id,
                     kv=lease.kv,

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from model_runtime.interface.errors import ModelRuntimeError, SnapshotGone, SnapshotRefused
+from model_runtime.interface.errors import ModelRuntimeError, SegmentGone, SegmentRefused
 from model_runtime.interface.protocol import KV, Engine
 from sessions.awake import join
-from sessions.memory.moves.segment_reader import Arrivals
+from sessions.memory.moves.segment_reader import SegmentReader
 from sessions.memory.saved.chains import Chain
-from sessions.memory.saved.saved_kvs import Cold
+from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.memory.saved.speed import choose
 from sessions.types import Tier
 
@@ -55,7 +55,7 @@ PLACES = {Tier.HOST: "host memory", Tier.DISK: "disk"}
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RestoreRequest:
     """Fill `kv` with as much of `ledger` as is saved. It holds `useful_tokens` of it already, which a restore would
     have to beat, for it begins with an empty KV; and it may not grow beyond `promised_bytes`. `shared_tokens` of the
     beginning can be copied from another KV on the device."""
@@ -73,9 +73,9 @@ class Wish:
 class Restorer:
     """`put` may be called from any thread; `restore` only inside what was put."""
 
-    def __init__(self, engine: Engine, cold: Cold) -> None:
+    def __init__(self, engine: Engine, saved_kvs: SavedKVs) -> None:
         self._engine = engine
-        self._cold = cold
+        self._saved_kvs = saved_kvs
         self._order = itertools.count()
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
         self._closed = False
@@ -93,79 +93,81 @@ class Restorer:
     def put(self, urgency: Urgency, call: Callable[[], None]) -> None:
         self._queue.put((urgency, next(self._order), call))
 
-    def restore(self, wish: Wish) -> Restored:
+    def restore(self, request: RestoreRequest) -> Restored:
         """From what is saved of the conversation, else from another one that begins alike. Raises `SessionError` when
         the database fails; the KV is then as it was, or holds a whole prefix."""
-        restored = self._restore_from(wish.conversation_id, wish)
+        restored = self._restore_from(request.conversation_id, request)
         if restored is not NOT_RESTORED:
             return restored
-        known_tokens = max(wish.useful_tokens, wish.shared_tokens)
-        lender_id = self._cold.disk.twin(wish.owner_id, wish.conversation_id, wish.ledger[:-1], known_tokens)
+        known_tokens = max(request.useful_tokens, request.shared_tokens)
+        lender_id = self._saved_kvs.disk.twin(
+            request.owner_id, request.conversation_id, request.ledger[:-1], known_tokens
+        )
         if not lender_id:
             return restored
-        borrowed = self._restore_from(lender_id, replace(wish, useful_tokens=known_tokens))
+        borrowed = self._restore_from(lender_id, replace(request, useful_tokens=known_tokens))
         return replace(borrowed, lender_id=lender_id) if borrowed is not NOT_RESTORED else borrowed
 
-    def _restore_from(self, source_id: str, wish: Wish) -> Restored:
-        with self._cold.using(source_id):
-            chain = self._affordable(source_id, wish)
-            if chain.useful_tokens <= wish.useful_tokens or wish.must_stop() or self._closed:
+    def _restore_from(self, source_id: str, request: RestoreRequest) -> Restored:
+        with self._saved_kvs.using(source_id):
+            chain = self._affordable(source_id, request)
+            if chain.useful_tokens <= request.useful_tokens or request.must_stop() or self._closed:
                 return NOT_RESTORED
-            restore_s, rest_s, read_s = self._expectations(wish, chain)
-            read_tokens = len(wish.ledger) - wish.useful_tokens
-            tier = self._cold.tier_of(chain)
+            restore_s, rest_s, read_s = self._expectations(request, chain)
+            read_tokens = len(request.ledger) - request.useful_tokens
+            tier = self._saved_kvs.tier_of(chain)
             choice = choose(restore_s, rest_s, read_s, chain.size_bytes, read_tokens, PLACES[tier])
             if not choice.restores:
-                self._cold.declined(tier)
+                self._saved_kvs.declined(tier)
                 return Restored(choice=choice.sentence, is_reread_cheaper=True)
-            return replace(self._bring_back(source_id, wish, chain), choice=choice.sentence)
+            return replace(self._bring_back(source_id, request, chain), choice=choice.sentence)
 
-    def _affordable(self, source_id: str, wish: Wish) -> Chain:
+    def _affordable(self, source_id: str, request: RestoreRequest) -> Chain:
         """The longest chain; where its last segment goes on beyond the ledger and the promise, one without it."""
-        find, ids = self._cold.chain, wish.ledger[:-1]
-        chain = find(wish.owner_id, source_id, ids)
-        if self._engine.kv_bytes(chain.end_tokens) > wish.promised_bytes:
-            chain = find(wish.owner_id, source_id, ids, limit_tokens=len(wish.ledger))
+        find, ids = self._saved_kvs.chain, request.ledger[:-1]
+        chain = find(request.owner_id, source_id, ids)
+        if self._engine.kv_bytes(chain.end_tokens) > request.promised_bytes:
+            chain = find(request.owner_id, source_id, ids, limit_tokens=len(request.ledger))
         return chain
 
-    def _expectations(self, wish: Wish, chain: Chain) -> tuple[float, float, float]:
-        whole = len(wish.ledger)
+    def _expectations(self, request: RestoreRequest, chain: Chain) -> tuple[float, float, float]:
+        whole = len(request.ledger)
         return (
-            self._cold.restore_s(chain),
+            self._saved_kvs.restore_s(chain),
             self._engine.estimate_read_s(chain.useful_tokens, whole),
-            self._engine.estimate_read_s(wish.useful_tokens, whole),
+            self._engine.estimate_read_s(request.useful_tokens, whole),
         )
 
-    def _bring_back(self, source_id: str, wish: Wish, chain: Chain) -> Restored:
+    def _bring_back(self, source_id: str, request: RestoreRequest, chain: Chain) -> Restored:
         """Where it stops early, the KV holds a whole prefix, and what host memory holds stays there."""
         started = time.perf_counter()
-        tier = self._cold.tier_of(chain)
-        if wish.kv.length_tokens:
-            self._engine.release(wish.kv)
+        tier = self._saved_kvs.tier_of(chain)
+        if request.kv.length_tokens:
+            self._engine.release(request.kv)
         count, size_bytes, refusal, is_gone, waited_s = 0, 0, "", False, 0.0
-        room_tokens = max(chain.end_tokens, len(wish.ledger))
-        with Arrivals(chain.identities, self._cold.load, self._engine.info.kv_bytes_per_token) as arrivals:
+        room_tokens = max(chain.end_tokens, len(request.ledger))
+        with SegmentReader(chain.identities, self._saved_kvs.load, self._engine.info.kv_bytes_per_token) as arrivals:
             try:
-                while not (wish.must_stop() or self._closed) and (segments := arrivals.take()):
+                while not (request.must_stop() or self._closed) and (segments := arrivals.take()):
                     asked = time.perf_counter()
-                    work_s = self._engine.restore(wish.kv, segments, room_tokens)
+                    work_s = self._engine.restore(request.kv, segments, room_tokens)
                     waited_s += time.perf_counter() - asked - work_s
                     count += len(segments)
                     size_bytes += sum(segment.data_bytes for segment in segments)
-            except SnapshotRefused as error:
-                refused, refusal, is_gone = chain.identities[count], str(error), isinstance(error, SnapshotGone)
-                log.warning("kv_refused conversation=%s key=%s why=%s", wish.conversation_id, refused.key, refusal)
-                self._cold.disk.discard(refused, error)
+            except SegmentRefused as error:
+                refused, refusal, is_gone = chain.identities[count], str(error), isinstance(error, SegmentGone)
+                log.warning("kv_refused conversation=%s key=%s why=%s", request.conversation_id, refused.key, refusal)
+                self._saved_kvs.disk.discard(refused, error)
             except (ModelRuntimeError, ValueError) as error:
-                log.warning("kv_not_restored conversation=%s error=%s", wish.conversation_id, error)
+                log.warning("kv_not_restored conversation=%s error=%s", request.conversation_id, error)
         seconds = time.perf_counter() - started
-        self._cold.took(chain.identities[:count], tier, max(seconds - waited_s, arrivals.reading_s))
-        is_own = source_id == wish.conversation_id
-        self._cold.brought_back(source_id, chain, whole=is_own and count == len(chain.identities))
-        tokens = min(wish.kv.length_tokens, chain.useful_tokens)
+        self._saved_kvs.took(chain.identities[:count], tier, max(seconds - waited_s, arrivals.reading_s))
+        is_own = source_id == request.conversation_id
+        self._saved_kvs.brought_back(source_id, chain, whole=is_own and count == len(chain.identities))
+        tokens = min(request.kv.length_tokens, chain.useful_tokens)
         log.info(
             "kv_restored conversation=%s tier=%s tokens=%d bytes=%d seconds=%.3f segments=%d of=%d",
-            *(wish.conversation_id, tier.value, tokens, size_bytes, seconds, count, len(chain.identities)),
+            *(request.conversation_id, tier.value, tokens, size_bytes, seconds, count, len(chain.identities)),
         )
         return Restored(tokens, size_bytes, seconds, refusal=refusal, is_gone=is_gone, tier=tier)
 

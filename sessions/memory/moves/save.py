@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model_runtime.interface.errors import EngineClosed, SnapshotNotSaved
+from model_runtime.interface.errors import EngineClosed, SegmentNotSaved
 from model_runtime.interface.protocol import KV, Engine, Segment
 from sessions.awake import join
 from sessions.errors import SessionError
 from sessions.memory.saved.chains import cut
-from sessions.memory.saved.saved_kvs import Cold
+from sessions.memory.saved.saved_kvs import SavedKVs
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ class SaveJob:
 class Writer:
     """`put` may be called from any thread and never blocks. `on_trouble` gets the owner, the conversation and why."""
 
-    def __init__(self, engine: Engine, cold: Cold, on_trouble: Callable[[str, str, str], None]) -> None:
+    def __init__(self, engine: Engine, saved_kvs: SavedKVs, on_trouble: Callable[[str, str, str], None]) -> None:
         self._engine = engine
-        self._cold = cold
-        self._disk = cold.disk
+        self._saved_kvs = saved_kvs
+        self._disk = saved_kvs.disk
         self._on_trouble = on_trouble
         self._queue: queue.SimpleQueue[SaveJob | None] = queue.SimpleQueue()
         self._gives_up = False
@@ -75,7 +75,7 @@ class Writer:
                     self._disk.all_saved(job.conversation_id, job.message_id)
             except EngineClosed:
                 log.info("kv_not_saved conversation=%s why=engine_closed", job.conversation_id)
-            except (SnapshotNotSaved, SessionError) as error:
+            except (SegmentNotSaved, SessionError) as error:
                 trouble = str(error)
                 with contextlib.suppress(SessionError):  # the database is closed, and nobody looks any more
                     self._disk.not_saved(job.conversation_id, trouble)
@@ -97,7 +97,7 @@ class Writer:
 
     def _compact(self) -> bool:
         try:
-            return self._disk.compact(self._cold.limit_tokens)
+            return self._disk.compact(self._saved_kvs.limit_tokens)
         except Exception as error:  # what cannot be compacted stays as it is
             log.warning("kv_not_compacted error=%s", error)
             return False
@@ -111,21 +111,23 @@ class Writer:
         owner_id, conversation_id = job.owner_id, job.conversation_id
         with self._disk.using(conversation_id):
             if job.kv is None:
-                return self._cold.write_through(owner_id, conversation_id)
+                return self._saved_kvs.write_through(owner_id, conversation_id)
             chain = self._disk.chain(owner_id, conversation_id, job.ids)
             parent = chain.whole[-1] if chain.whole else None
-            pieces = cut(job.ids, parent, job.prompt_tokens, self._cold.limit_tokens, self._disk.fingerprint(owner_id))
+            pieces = cut(
+                job.ids, parent, job.prompt_tokens, self._saved_kvs.limit_tokens, self._disk.fingerprint(owner_id)
+            )
             while pieces and self._disk.adopt(owner_id, conversation_id, pieces[0]):
                 del pieces[0]
             self._disk.used_now(chain)
             if pieces:
                 self._disk.room_for(owner_id, pieces)
-            for run in self._cold.staged_together(pieces):
+            for run in self._saved_kvs.staged_together(pieces):
                 try:
                     segments = self._engine.stage_run(job.kv, run, before=job.ids[: run[0].start_tokens])
                 except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
                     log.info("kv_gone_before_saved conversation=%s", conversation_id)
-                    return self._cold.write_through(owner_id, conversation_id) and self._has_all(job)
+                    return self._saved_kvs.write_through(owner_id, conversation_id) and self._has_all(job)
                 is_last = run[-1] is pieces[-1]
                 if not self._write(job, segments, job.staged if is_last else lambda: None):
                     return False
@@ -133,15 +135,15 @@ class Writer:
 
     def _write(self, job: SaveJob, segments: list[Segment], staged: Callable[[], None]) -> bool:
         """Until they are on disk, a restore takes them from memory, so once they are there the KV may go."""
-        self._cold.staged.put(job.owner_id, job.conversation_id, segments)
+        self._saved_kvs.staged.put(job.owner_id, job.conversation_id, segments)
         staged()
         try:
             for segment in segments:
                 if self._gives_up or not self._disk.save(job.owner_id, job.conversation_id, segment):
                     return False
-                self._cold.staged.remove([segment])
+                self._saved_kvs.staged.remove([segment])
         finally:
-            self._cold.staged.remove(segments)
+            self._saved_kvs.staged.remove(segments)
         return True
 
     def _has_all(self, job: SaveJob) -> bool:

@@ -8,22 +8,24 @@ import contextlib
 from model_runtime.interface.protocol import KV
 from sessions.errors import SessionError
 from sessions.memory.device.leases import Leases
-from sessions.memory.log import Notes
-from sessions.memory.saved.saved_kvs import Cold
+from sessions.memory.log import MemoryLog
+from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.turns.run import Run
 
 
 class Saving:
     """`staged` and `done` are those of a `SaveJob` for what `kv` holds after a run: `ids`."""
 
-    def __init__(self, run: Run, kv: KV, ids: tuple[int, ...], leases: Leases, cold: Cold, notes: Notes) -> None:
+    def __init__(
+        self, run: Run, kv: KV, ids: tuple[int, ...], leases: Leases, saved_kvs: SavedKVs, memory_log: MemoryLog
+    ) -> None:
         self._owner_id = run.plan.owner_id
         self._conversation_id = run.conversation_id
         self._kv = kv
         self._ids = ids
         self._leases = leases
-        self._cold = cold
-        self._notes = notes
+        self._saved_kvs = saved_kvs
+        self._memory_log = memory_log
         self._was_staged = False
 
     def staged(self) -> None:
@@ -37,7 +39,7 @@ class Saving:
         if not saved and self._was_staged and self._leases.went_for_room(self._conversation_id):
             lost_tokens = len(self._ids) - self._kept_tokens()
             if lost_tokens:
-                self._notes.lost_on_the_way(self._owner_id, self._conversation_id, lost_tokens)
+                self._memory_log.lost_on_the_way(self._owner_id, self._conversation_id, lost_tokens)
 
     def _are_safe(self, ids: tuple[int, ...]) -> None:
         self._leases.saved(self._conversation_id, self._kv, ids)
@@ -46,11 +48,11 @@ class Saving:
     def _on_disk_tokens(self) -> int:
         """What earlier turns, or the first of this one's files, left there. Nothing when the database is closed."""
         with contextlib.suppress(SessionError):
-            return self._cold.disk.chain(self._owner_id, self._conversation_id, self._ids).useful_tokens
+            return self._saved_kvs.disk.chain(self._owner_id, self._conversation_id, self._ids).useful_tokens
         return 0
 
     def _kept_tokens(self) -> int:
         """The same with what host memory has."""
         with contextlib.suppress(SessionError):
-            return self._cold.chain(self._owner_id, self._conversation_id, self._ids).useful_tokens
+            return self._saved_kvs.chain(self._owner_id, self._conversation_id, self._ids).useful_tokens
         return len(self._ids)  # nobody is told anything any more

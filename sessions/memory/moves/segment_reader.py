@@ -19,7 +19,7 @@ READERS = 3
 AHEAD_BYTES = 128 * MIB  # of rows as the device holds them, in memory at once on their way
 
 
-class Arrivals:
+class SegmentReader:
     """Inside `with`, `take` gives the segments in their order. `load` is called on threads of its own."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Arrivals:
         with self._changed:
             return self._read_s + (time.perf_counter() - self._reading_since if self._reading else 0.0)
 
-    def __enter__(self) -> Arrivals:
+    def __enter__(self) -> SegmentReader:
         for _ in range(min(READERS, len(self._identities))):
             threading.Thread(target=self._read, name="keepwarm-reader", daemon=True).start()
         return self

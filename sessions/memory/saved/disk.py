@@ -18,14 +18,14 @@ from collections.abc import Callable, Container, Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from model_runtime.interface.errors import SnapshotGone, SnapshotNotSaved, SnapshotRefused
+from model_runtime.interface.errors import SegmentGone, SegmentNotSaved, SegmentRefused
 from model_runtime.interface.numerics import difference, with_part
 from model_runtime.interface.protocol import Engine, Segment
 from model_runtime.interface.segments import SegmentIdentity, key_of, with_format
 from sessions.config import SessionConfig
 from sessions.memory.saved.chains import BEGINNING_TOKENS, Chain, longest_chain
 from sessions.memory.saved.compaction import find_run
-from sessions.memory.saved.disk_budget import DiskRoom
+from sessions.memory.saved.disk_budget import DiskBudget
 from sessions.memory.saved.kv_files import KvFiles
 from sessions.store.store import Store
 from sessions.store.tables.losses import Cause, SavedLoss
@@ -52,14 +52,14 @@ class Disk:
         self._files_of = KvFiles(store.kv_dir)
         self._engine = engine
         self.numerics = with_format(engine.info.fingerprint)
-        self._room = DiskRoom(store.segments, store.losses, self._files_of, self.numerics, config, busy)
+        self._limits = DiskBudget(store.segments, store.losses, self._files_of, self.numerics, config, busy)
         self.on_written: Callable[[int, float], None] = lambda size_bytes, seconds: None
         self._files = threading.RLock()
-        self.using = self._room.using
+        self.using = self._limits.using
 
     @property
     def budget_bytes(self) -> int:
-        return self._room.budget_bytes
+        return self._limits.budget_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -73,7 +73,7 @@ class Disk:
 
     def costs(self, lost_s: Callable[[int, int], float]) -> None:
         """`lost_s` expects what losing rows costs: `(start, tokens)`."""
-        self._room.lost_s = lost_s
+        self._limits.lost_s = lost_s
 
     def fingerprint(self, owner_id: str) -> str:
         """What a segment's numbers rest on, and whose it is: no key and no header of one owner's is another's."""
@@ -146,17 +146,17 @@ class Disk:
 
     def room_for(self, owner_id: str, identities: Iterable[SegmentIdentity]) -> None:
         """Deletes what is worth least so that all of these fit, of other owners only what is beyond their shares; or
-        nothing. Raises `SnapshotNotSaved`."""
+        nothing. Raises `SegmentNotSaved`."""
         with self._files:
-            self._room.make(sum(self._file_bytes(identity) for identity in identities), owner_id)
+            self._limits.make(sum(self._file_bytes(identity) for identity in identities), owner_id)
 
     def save(self, owner_id: str, conversation_id: str, segment: Segment) -> bool:
         """Writes the file, then its row. False when the conversation was deleted meanwhile. Raises
-        `SnapshotNotSaved`."""
+        `SegmentNotSaved`."""
         identity = segment.identity
         path = self.path_of(identity.key)
         with self._files:
-            self._room.make(self._file_bytes(identity), owner_id)
+            self._limits.make(self._file_bytes(identity), owner_id)
             self._files_of.make_way(path)
             began = time.monotonic()
             size_bytes = self._engine.save(segment, path)
@@ -170,15 +170,15 @@ class Disk:
         return added
 
     def load(self, identity: SegmentIdentity) -> Segment:
-        """Raises `SnapshotRefused`."""
+        """Raises `SegmentRefused`."""
         path = self.path_of(identity.key)
         if not path.exists():
-            raise SnapshotGone("the saved memory cannot be read: its file is gone")
+            raise SegmentGone("the saved memory cannot be read: its file is gone")
         return self._engine.load(identity, path)
 
-    def discard(self, identity: SegmentIdentity, why: SnapshotRefused | str) -> None:
+    def discard(self, identity: SegmentIdentity, why: SegmentRefused | str) -> None:
         """A refused segment, and all that builds on it."""
-        is_gone = isinstance(why, SnapshotGone)
+        is_gone = isinstance(why, SegmentGone)
         self._discard(identity.key, SavedLoss(Cause.FILES_MISSING) if is_gone else SavedLoss(Cause.REFUSED, str(why)))
 
     def _discard(self, key: str, loss: SavedLoss) -> list[str]:
@@ -194,7 +194,7 @@ class Disk:
         with self._files:
             run = find_run((s for s in self._table.every() if s.fingerprint == self.numerics), limit_tokens)
             size_bytes = sum(segment.size_bytes for segment in run)
-            if not run or self._room.is_used(run) or not self._room.has(size_bytes + HEADER_BYTES):
+            if not run or self._limits.is_used(run) or not self._limits.has(size_bytes + HEADER_BYTES):
                 return False
             fingerprint = self.fingerprint(self._table.owner_of(run[0].key))
             ids = [self._table.token_ids(segment.key) for segment in run]
@@ -203,7 +203,7 @@ class Disk:
                     self.load(SegmentIdentity(s.key, s.parent_key, s.start_tokens, own, fingerprint))
                     for s, own in zip(run, ids, strict=True)
                 ]
-            except SnapshotRefused as error:
+            except SegmentRefused as error:
                 log.warning("kv_not_compacted why=%s", error)
                 return False  # the next restore refuses it, and says so to its owner
             every = tuple(itertools.chain.from_iterable(ids))
@@ -214,8 +214,8 @@ class Disk:
                 return False
             self._files_of.make_way(self.path_of(key))
             written_bytes = self._engine.save(joined, self.path_of(key))
-            with self._room.uses:
-                is_used = self._room.is_used(run)
+            with self._limits.uses:
+                is_used = self._limits.is_used(run)
                 replaced = not is_used and self._table.replace((s.key for s in run), whole, written_bytes)
             self._unlink_all([s.key for s in run] if replaced else [key])
             log.info("kv_compacted files=%d bytes=%d done=%s", len(run), written_bytes, replaced)
@@ -240,7 +240,7 @@ class Disk:
         stays of others, and what has to go before it goes."""
         with self._files:
             self._table.serves(self.numerics, self._engine.info.name)
-            self._room.begin()
+            self._limits.begin()
             if self._files_of.is_elsewhere():
                 say(f"The saved memory is not there: {self._files_of.folder} is a link to nothing. It is left alone.")
                 return
@@ -261,11 +261,11 @@ class Disk:
                 *(len(rows), len(others), len(lost), len(nobodys), deleted, len(orphans) - deleted),
             )
             self._say_what_stays(say)
-            with contextlib.suppress(SnapshotNotSaved):
-                self._room.make(0)
+            with contextlib.suppress(SegmentNotSaved):
+                self._limits.make(0)
 
     def _say_what_stays(self, say: Say) -> None:
-        used_bytes, other_bytes, excess_bytes = self.used_bytes, self.other_bytes, self._room.excess_bytes()
+        used_bytes, other_bytes, excess_bytes = self.used_bytes, self.other_bytes, self._limits.excess_bytes()
         if not self.budget_bytes:
             if used_bytes:
                 say(

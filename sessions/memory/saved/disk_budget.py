@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from model_runtime.interface.errors import SnapshotNotSaved
+from model_runtime.interface.errors import SegmentNotSaved
 from sessions.config import SessionConfig, default_disk_kv_budget_bytes
 from sessions.memory.eviction import KEPT_FOR_S, Tail, choose_tails
 from sessions.memory.saved.kv_files import KvFiles
 from sessions.store.tables.losses import Cause, LossTable, SavedLoss
-from sessions.store.tables.segments import SavedSegment, SegmentsTable
+from sessions.store.tables.segments import SavedSegment, SegmentTable
 from sessions.text import duration, mib
 
 log = logging.getLogger(__name__)
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 NOT_SAVED = "This conversation's memory could not be saved:"
 
 
-class DiskRoom:
+class DiskBudget:
     """`busy` says which conversations have a run, `numerics` what the server computes with. Any thread; `make` is
     called by whoever holds the lock on the files."""
 
     def __init__(
         self,
-        table: SegmentsTable,
+        table: SegmentTable,
         losses: LossTable,
         files: KvFiles,
         numerics: str,
@@ -87,16 +87,16 @@ class DiskRoom:
 
     def make(self, needed_bytes: int, owner_id: str = "") -> None:
         """Deletes what is worth least so that so much fits, of other owners only what is beyond their shares; or
-        nothing. Raises `SnapshotNotSaved`."""
+        nothing. Raises `SegmentNotSaved`."""
         excess_bytes = self._table.used_bytes() + needed_bytes - self.budget_bytes
         if excess_bytes > 0 and self.budget_bytes and not self._delete(excess_bytes, owner_id):
-            raise SnapshotNotSaved(
+            raise SegmentNotSaved(
                 f"{NOT_SAVED} {mib(needed_bytes)} more do not fit the disk budget of {mib(self.budget_bytes)} "
                 "beside the conversations in use and what is guaranteed to other users."
             )
         short_bytes = self._floor_bytes - (self._free_bytes() - needed_bytes) if needed_bytes else 0
         if short_bytes > 0 and not self._delete(short_bytes, "", others_only=True):
-            raise SnapshotNotSaved(f"{NOT_SAVED} the disk has only {mib(self._free_bytes())} free.")
+            raise SegmentNotSaved(f"{NOT_SAVED} the disk has only {mib(self._free_bytes())} free.")
 
     def _delete(self, excess_bytes: int, owner_id: str, others_only: bool = False) -> bool:
         with self.uses:

@@ -10,7 +10,7 @@ from model_runtime.interface.protocol import Segment
 from sessions.store.tables.segments import SavedSegment
 
 
-class Staged:
+class InFlight:
     """Any thread. What is here is the writer's, who bounds it."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from model_runtime.interface.errors import SnapshotNotSaved
+from model_runtime.interface.errors import SegmentNotSaved
 from model_runtime.interface.segments import HEAD_BYTES, begins_like_ours
 
 log = logging.getLogger(__name__)
@@ -60,18 +60,18 @@ class KvFiles:
         return True
 
     def make_way(self, path: Path) -> None:
-        """Before `path` is written: makes its folders. Raises `SnapshotNotSaved` when something that is not ours is in
+        """Before `path` is written: makes its folders. Raises `SegmentNotSaved` when something that is not ours is in
         the way."""
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             for folder in (path.parent.parent, path.parent):
                 if folder.is_symlink():
-                    raise SnapshotNotSaved(_in_the_way(folder))
+                    raise SegmentNotSaved(_in_the_way(folder))
                 folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise SnapshotNotSaved(_not_saved(f"{error.strerror} in {self.folder}.")) from error
+            raise SegmentNotSaved(_not_saved(f"{error.strerror} in {self.folder}.")) from error
         if os.path.lexists(path) and not self.is_ours(path):
-            raise SnapshotNotSaved(_in_the_way(path))
+            raise SegmentNotSaved(_in_the_way(path))
 
     def every(self) -> Iterator[Path]:
         """Whatever has a name and a place of ours, temporary files too. Raises `OSError`."""

@@ -13,7 +13,7 @@ from sessions.config import MIB
 from sessions.memory.saved.chains import Chain, cut, longest_chain
 from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.host import Host
-from sessions.memory.saved.in_flight import Staged
+from sessions.memory.saved.in_flight import InFlight
 from sessions.memory.saved.speed import ASSUMED_HOST_BYTES_PER_S, RestoreSpeed
 from sessions.types import Tier
 
@@ -23,13 +23,13 @@ SEGMENT_BYTES = 32 * MIB  # a file; a restore can be stopped between two
 STAGED_BYTES = 128 * MIB  # staged in memory at once
 
 
-class Cold:
+class SavedKVs:
     """Any thread but the engine's."""
 
     def __init__(self, engine: Engine, host: Host, disk: Disk) -> None:
         self.host = host
         self.disk = disk
-        self.staged = Staged()
+        self.staged = InFlight()
         self.host_speed = RestoreSpeed(ASSUMED_HOST_BYTES_PER_S)
         self.disk_speed = RestoreSpeed()
         self._engine = engine
@@ -66,7 +66,7 @@ class Cold:
         return segment.identity.token_ids if segment is not None else self.disk.token_ids(key)
 
     def load(self, identity: SegmentIdentity) -> Segment:
-        """A segment, from memory or verified from disk. Raises `SnapshotRefused`."""
+        """A segment, from memory or verified from disk. Raises `SegmentRefused`."""
         return self.host.get(identity.key) or self.staged.get(identity.key) or self.disk.load(identity)
 
     def staged_together(self, identities: Iterable[SegmentIdentity]) -> list[list[SegmentIdentity]]:
@@ -151,7 +151,7 @@ class Cold:
 
     def write_through(self, owner_id: str, conversation_id: str) -> bool:
         """Saves to disk what host memory alone holds of a conversation. False when some of it could not be. Raises
-        `SnapshotNotSaved` when there is no room."""
+        `SegmentNotSaved` when there is no room."""
         on_disk = {s.key for s in self.disk.of_conversation(conversation_id)}
         for saved in self.host.of_conversation(conversation_id):
             segment = self.host.get(saved.key)

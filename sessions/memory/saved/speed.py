@@ -58,7 +58,7 @@ class RestoreSpeed:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RestoreChoice:
     """`sentence` says both expectations to a person."""
 
     restores: bool
@@ -67,7 +67,7 @@ class Choice:
 
 def choose(
     restore_s: float, rest_s: float, read_s: float, size_bytes: int, read_tokens: int, place: str = "disk"
-) -> Choice:
+) -> RestoreChoice:
     """`restore_s` for `size_bytes` plus `rest_s` to read what they do not hold, against `read_s` for `read_tokens`."""
     restores = restore_s + rest_s < read_s
     verb = "Restored" if restores else "Read again"
@@ -75,4 +75,4 @@ def choose(
         f"{verb}: restoring {mib(size_bytes)} from {place} was expected to take {restore_s + rest_s:.2f} s, "
         f"reading {tokens(read_tokens)} {read_s:.2f} s."
     )
-    return Choice(restores, sentence)
+    return RestoreChoice(restores, sentence)

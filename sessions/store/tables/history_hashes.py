@@ -24,21 +24,25 @@ class Found:
     conversation_id: str
 
 
-class LinksTable:
+class HistoryHashTable:
     """Raises `StoreError` when the file fails."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def deepest(
-        self, owner_id: str, links: Sequence[str], conversation_id: str | None = None, tokenizer: str | None = None
+        self,
+        owner_id: str,
+        history_hashes: Sequence[str],
+        conversation_id: str | None = None,
+        tokenizer: str | None = None,
     ) -> tuple[int, list[Found]]:
-        """The first of `links` that the owner has a message for (in this conversation, if one is named; written with
-        this tokenizer, if one is named), and all such messages, the conversation that was used last first. (-1, [])
-        when there is none."""
+        """The first of `history_hashes` that the owner has a message for (in this conversation, if named; written
+        with this tokenizer, if one is named), and all such messages, the conversation that was used last first.
+        (-1, []) when there is none."""
         with self._database.read() as db:
-            for start in range(0, len(links), AT_ONCE):
-                asked = links[start : start + AT_ONCE]
+            for start in range(0, len(history_hashes), AT_ONCE):
+                asked = history_hashes[start : start + AT_ONCE]
                 marks = ", ".join("?" * len(asked))
                 where = (
                     f"WHERE l.owner_id = ? AND l.link IN ({marks}) AND m.conversation_id = ifnull(?, c.id)"
@@ -56,7 +60,7 @@ class LinksTable:
 
 
 def insert_link(db: sqlite_utils.Database, message_id: int, conversation_id: str, link: str, parts: str) -> None:
-    """Inside a transaction of `MessageTree`. `parts`: the messages that the node stands for, "" for one of its own."""
+    """Inside a transaction of `MessageTable`. `parts`: the messages that the node stands for, "" for one of its own."""
     if link or parts:
         db.execute(
             "INSERT OR REPLACE INTO message_links SELECT ?, owner_id, ?, ? FROM conversations WHERE id = ?",

@@ -55,7 +55,7 @@ _TURN_TAKEN = f"""
 _RECEIPT_FIELDS = tuple(Receipt.__dataclass_fields__)
 
 
-class MessageTree:
+class MessageTable:
     """Every method is one transaction and raises `StoreError` when the file fails."""
 
     def __init__(self, database: Database) -> None:

@@ -73,7 +73,7 @@ class Saved:
     size_bytes: int
 
 
-class SegmentsTable:
+class SegmentTable:
     """Every method is one transaction and raises `StoreError` when the file fails."""
 
     def __init__(self, database: Database) -> None:

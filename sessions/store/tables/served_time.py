@@ -52,7 +52,7 @@ class _Row:
         return Seen(self.observed_s, self.observed_s - self.jumped_s >= DAY_S)
 
 
-class Uptime:
+class ServedTime:
     """One thread. Raises `StoreError` when the file fails; nothing has passed then."""
 
     def __init__(self, database: Database, clock: Clock) -> None:

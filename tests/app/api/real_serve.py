@@ -17,7 +17,7 @@ from app.server.drain import Drain
 from app.server.listen import bind, url_of
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import House
+from app.wiring import Services
 from model_runtime.forward.transformers_forward import Feed
 from sessions.store.store import Store
 from tests.model_runtime.harness import WatchedEngine
@@ -41,14 +41,14 @@ def main(model_dir: str, data_dir: str, step_s: str, hang_after_s: str) -> None:
     manager = manager_of(store, engine, loaded, hang_after_s=float(hang_after_s))
     manager.start()
     owners = Owners(b"secret", None)
-    house = House(manager, owners, Share(), Callers(store.keys, owners))
+    services = Services(manager, owners, Share(), Callers(store.keys, owners))
     listener = bind("127.0.0.1", 0)
 
     def say(sentence: str) -> None:
         print(sentence, flush=True)
 
     port = listener.getsockname()[1]
-    app = create_app(house, "127.0.0.1", headless=True)
+    app = create_app(services, "127.0.0.1", headless=True)
     server = Server(app, 2, lambda: say(f"ready {url_of('127.0.0.1', port)}"), Drain(manager, 5.0, say))
     server.run(sockets=[listener])
     manager.close()

@@ -12,7 +12,7 @@ from app.server.drain import Drain
 from app.server.listen import bind, url_of
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import House
+from app.wiring import Services
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store
@@ -26,14 +26,14 @@ def main(data_dir: str, token_delay_s: str, limit_s: str, password: str = "") ->
     manager = SessionManager(store, engine, ByteTemplate(), SessionConfig(device_kv_budget_bytes=2**26))
     manager.start()
     owners = Owners(b"secret", password or None)
-    house = House(manager, owners, Share(), Callers(store.keys, owners))
+    services = Services(manager, owners, Share(), Callers(store.keys, owners))
     listener = bind("127.0.0.1", 0)
 
     def say(sentence: str) -> None:
         print(sentence, flush=True)
 
     port = listener.getsockname()[1]
-    app = create_app(house, "127.0.0.1", headless=True)
+    app = create_app(services, "127.0.0.1", headless=True)
     assert "gradio" not in sys.modules, "headless imports no gradio"
     server = Server(app, 2, lambda: say(f"ready {url_of('127.0.0.1', port)}"), Drain(manager, float(limit_s), say))
     server.run(sockets=[listener])

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
-from model_runtime.forward.gpu.early_step import Ahead
+from model_runtime.forward.gpu.early_step import EarlyStep
 from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape
-from model_runtime.forward.picked_ids import Picks
+from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny, until
@@ -28,7 +28,7 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.computed = self.ahead = self.found = 0
-        run, run_ahead, logits_for = RecordedSteps.run, ArenaForward.run_ahead, Ahead.logits_for
+        run, run_ahead, logits_for = RecordedSteps.run, ArenaForward.run_ahead, EarlyStep.logits_for
 
         def counted_run(own: RecordedSteps, shape: StepShape, *arguments: object) -> torch.Tensor:
             self.computed += isinstance(shape, DecodeShape)
@@ -39,14 +39,14 @@ class Steps:
             self.ahead += is_ahead
             return is_ahead
 
-        def counted_logits_for(own: Ahead, *arguments: object) -> torch.Tensor | None:
+        def counted_logits_for(own: EarlyStep, *arguments: object) -> torch.Tensor | None:
             logits = logits_for(own, *arguments)  # type: ignore[arg-type]
             self.found += logits is not None
             return logits
 
         monkeypatch.setattr(RecordedSteps, "run", counted_run)
         monkeypatch.setattr(ArenaForward, "run_ahead", counted_run_ahead)
-        monkeypatch.setattr(Ahead, "logits_for", counted_logits_for)
+        monkeypatch.setattr(EarlyStep, "logits_for", counted_logits_for)
 
     def forget(self) -> None:
         self.computed = self.ahead = self.found = 0
@@ -157,8 +157,8 @@ def test_rows_that_were_forgotten_and_came_back_are_others(watched: WatchedEngin
     kv = forward.arena.new_kv()
     kv.reserve(16)
     kv.appended([5, 6, 7])
-    picks = Picks(torch.tensor([9]))
-    ahead = Ahead([kv], picks, torch.zeros(1, 4))
+    picks = PickedIds(torch.tensor([9]))
+    ahead = EarlyStep([kv], picks, torch.zeros(1, 4))
     assert ahead.logits_for([(kv, 9)]) is not None
     assert ahead.logits_for([(kv, 8)]) is None
     kv.crop(2)
@@ -172,8 +172,8 @@ def test_no_step_is_started_where_a_kv_has_no_row_left(watched: WatchedEngine, s
     kv = forward.arena.new_kv()
     kv.reserve(64)
     kv.appended([5] * 63)
-    assert forward.run_ahead([kv], Picks(torch.tensor([9])))
+    assert forward.run_ahead([kv], PickedIds(torch.tensor([9])))
     kv.appended([9])
     assert kv.span_tokens == kv.length_tokens
-    assert not forward.run_ahead([kv], Picks(torch.tensor([9])))
+    assert not forward.run_ahead([kv], PickedIds(torch.tensor([9])))
     kv.free()
