@@ -1,4 +1,5 @@
-"""Fixtures of the page's tests: one Chromium, and sites and tabs that are closed whatever happens."""
+"""Fixtures of the page's and the API's tests: one Chromium, OpenAI's own client, and sites and tabs that are closed
+whatever happens."""
 
 from __future__ import annotations
 
@@ -7,12 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from openai import OpenAI
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.app.site import Site, Tab
 
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+
+MODEL = "Scripted-1B"
+Serve = Callable[..., Site]
+Connect = Callable[..., OpenAI]
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +62,37 @@ def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
         one.page.context.close()
         assert one.problems == []
         assert [url for url in one.requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """`connect(site, key)`: a client that never retries by itself."""
+    clients: list[OpenAI] = []
+
+    def start(site: Site, key: str = "unused") -> OpenAI:
+        clients.append(OpenAI(base_url=f"{site.url}/v1", api_key=key, max_retries=0, timeout=30))
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def site(serve: Serve) -> Site:
+    return serve(headless=True)
+
+
+@pytest.fixture
+def http(site: Site) -> Iterator[httpx.Client]:
+    """Plain HTTP to the site."""
+    with httpx.Client(base_url=site.url, timeout=30) as client:
+        yield client
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}

@@ -15,7 +15,7 @@ import pytest
 
 from app.page import memory_panel
 from app.process_memory import ProcessMemory
-from tests.app.start_process import StartedProcess, ask, get
+from tests.app.cli.start_process import StartedProcess, ask, get
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(1800)]
 

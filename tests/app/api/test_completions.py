@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.app.api.conftest import MODEL, Connect, Serve, assistant, user
+from tests.app.conftest import MODEL, Connect, Serve, assistant, user
 from tests.app.site import Site
 from tests.sessions.house import until
 

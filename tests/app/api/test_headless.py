@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from tests.app.api.conftest import user
-from tests.app.test_keepwarm_serve import Process
+from tests.app.cli.test_keepwarm_serve import Process
+from tests.app.conftest import user
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(600)]
 

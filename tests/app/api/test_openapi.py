@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
-from tests.app.api.conftest import MODEL, Serve, user
+from tests.app.conftest import MODEL, Serve, user
 from tests.app.site import Site
 
 OPERATIONS = {

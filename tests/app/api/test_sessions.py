@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.app.api.conftest import MODEL, Serve, user
+from tests.app.conftest import MODEL, Serve, user
 from tests.app.site import Site
 from tests.sessions.house import until
 

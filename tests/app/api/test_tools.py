@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.app.api.conftest import MODEL, Connect, Serve, user
+from tests.app.conftest import MODEL, Connect, Serve, user
 from tests.sessions.byte_template import END, TOOL, ByteTemplate
 
 WEATHER: Any = {

@@ -1,0 +1,487 @@
+"""Which of Gradio's routes exist for a browser, and what may be asked of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.page.gradio_door.door import NOT_HERE, GradioDoor
+from app.page.gradio_door.page_events import GradioEvents
+from tests.app.raw_http import ask
+from tests.app.site import Site
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# What the page uses, in Gradio's own words. tests/app/page/test_policy_in_browser.py holds that it uses each.
+PAGE_ROUTES = {
+    ("GET", "/"),
+    ("HEAD", "/"),
+    ("GET", "/assets/{path:path}"),
+    ("GET", "/theme.css"),
+    ("POST", "/gradio_api/run/{api_name}"),
+    ("POST", "/gradio_api/component_server/"),
+}
+OURS = {(method, path) for method in ("GET", "POST") for path in ("/login", "/logout")}
+
+
+class WatchedDoor(GradioDoor):
+    """The door, with a list of what went through it to Gradio."""
+
+    last: WatchedDoor
+
+    def __init__(self, app: ASGIApp, events: GradioEvents) -> None:
+        self.gradio: Any = app
+        self.events = events
+        self.passed: list[Scope] = []
+        type(self).last = self
+
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            self.passed.append(scope)
+            await app(scope, receive, send)
+
+        super().__init__(watched, events)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A running site and its door."""
+
+    site: Site
+    door: WatchedDoor
+
+    @property
+    def url(self) -> str:
+        return self.site.url
+
+
+@contextlib.contextmanager
+def watched_site(data_dir: Path, **options: Any) -> Iterator[Watched]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.page.mount.GradioDoor", WatchedDoor)
+        site = Site(data_dir, **options)
+        try:
+            yield Watched(site, WatchedDoor.last)
+        finally:
+            site.close()
+
+
+@pytest.fixture(scope="module")
+def module_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    with watched_site(tmp_path_factory.mktemp("door") / "data", context_limit_tokens=300) as watched:
+        yield watched
+
+
+@pytest.fixture
+def site(module_site: Watched) -> Watched:
+    """One site without a password for all tests here: none of them leaves anything behind but conversations."""
+    module_site.door.passed.clear()
+    return module_site
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Watched]:
+    """A site behind the password "a kettle"."""
+    with watched_site(tmp_path / "data", password="a kettle") as watched:
+        yield watched
+
+
+def all_routes(routes: Any) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        inner = getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", None)
+        if inner:
+            yield from all_routes(inner)
+        elif hasattr(route, "path"):
+            methods = getattr(route, "methods", None) or METHODS  # a mount or a websocket takes any
+            for method in methods:
+                yield method, route.path
+
+
+def concrete(path: str) -> str:
+    """An address that the route matches."""
+    filled = ""
+    for piece in path.split("{"):
+        name, brace, rest = piece.partition("}")
+        filled += (f"{name.partition(':')[0]}-1" if name != "size" else "32") + rest if brace else piece
+    return filled
+
+
+def test_every_route_of_the_installed_gradio_is_the_pages_or_refused(
+    site: Watched,
+) -> None:
+    gradio = site.door
+    routes = set(all_routes(gradio.gradio.routes))
+    for known in ("/gradio_api/file={path_or_url:path}", "/gradio_api/upload", "/gradio_api/queue/join", "/config"):
+        assert any(path == known for _, path in routes)  # the walk goes all the way down
+    assert len(routes) > 80
+    assert routes >= PAGE_ROUTES - {("GET", "/assets/{path:path}")}
+    with httpx.Client(base_url=site.url, timeout=20) as client:
+        for _, path in sorted(routes):
+            for method in METHODS:
+                if (method, path) in PAGE_ROUTES | OURS:
+                    continue
+                response = client.request(method, concrete(path))
+                assert response.status_code == 404, (method, path)
+                assert response.text == ("" if method == "HEAD" else NOT_HERE)
+    assert gradio.passed == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "//",
+        "/.",
+        "/./",
+        "/%2e",
+        "/%2F",
+        "/index.html",
+        "/?/../config",
+        "//config",
+        "/config/",
+        "/CONFIG",
+        "/theme.css/",
+        "/Theme.css",
+        "/theme%2ecss",
+        "/theme.css%00",
+        "/theme.css%0a",
+        "/theme.css;x",
+        "/gradio_api/theme.css",
+        "/assets/",
+        "/assets",
+        "/assets/../config",
+        "/assets/..%2fconfig",
+        "/assets/%2e%2e/config",
+        "/assets/..%5cconfig.js",
+        "/assets//index.js",
+        "/assets/a/b.js",
+        "/assets/.js",
+        "/assets/index.js.map",
+        "/assets/x.html",
+        "/assets/x.svg",
+        "/ASSETS/x.js",
+        "/static/js/iframeResizer.contentWindow.min.js",
+        "/static/img/logo.svg",
+        "/svelte/svelte.js",
+        "/gradio_api/file=http://leak.invalid/x.png",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api%2ffile=/etc/passwd",
+        "/gradio_api//file=/etc/passwd",
+        "/gradio_api/./file=/etc/passwd",
+        "/gradio_api/run/../file=/etc/passwd",
+        "/assets/../gradio_api/file=/etc/passwd",
+        "/gradio_api/proxy=https://leak.invalid/x",
+        "/gradio_api/file/etc/passwd",
+        "/GRADIO_API/file=/etc/passwd",
+        "/gradio_api/run/predict",
+        "/gradio_api/component_server",
+        "/x/../gradio_api/info",
+        "http://leak.invalid/config",
+        "http://leak.invalid/",
+        "/favicon.ico",
+        "/manifest.json",
+        "/robots.txt",
+        "/openapi.json",
+        "/docs",
+        "/logout",
+        "/keepwarm",
+        "/keepwarm/",
+        "/keepwarm/../config",
+        "/keepwarm/..%2f..%2fconfig",
+        "/health/",
+        "/login/",
+        "/new/route/of/a/later/version",
+    ],
+)
+def test_no_other_way_of_writing_it_leads_to_gradio(site: Watched, target: str) -> None:
+    for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
+        headers = {"Content-Type": "application/json"} if method == "POST" else {}
+        answer = ask(site.url, f"{method} {target}", headers, b"{}" if method == "POST" else b"")
+        if target.startswith("/?"):
+            assert answer.status == (200 if method in ("GET", "HEAD") else 404)
+        elif target == "/logout" and method in ("GET", "POST"):
+            assert answer.status == 303
+        else:
+            assert answer.status in (400, 404, 405), (method, answer)
+    assert [scope["path"] for scope in site.door.passed] == (["/", "/"] if target.startswith("/?") else [])
+
+
+def test_an_upgrade_to_a_websocket_leads_nowhere(site: Watched) -> None:
+    upgrade = {
+        "Connection": "Upgrade, close",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    }
+    for path in ("/gradio_api/queue/join", "/gradio_api/mcp", "/assets/x"):
+        assert ask(site.url, f"GET {path}", upgrade).status in (400, 403, 404)
+    assert site.door.passed == []
+
+
+def test_an_upload_is_refused_whatever_it_holds(site: Watched) -> None:
+    multipart = {"files": ("notes.txt", b"not yours", "text/plain")}
+    with httpx.Client(base_url=site.url, timeout=20) as client:
+        for path in ("/gradio_api/upload", "/gradio_api/upload?upload_id=x", "/gradio_api/process_recording"):
+            assert client.post(path, files=multipart).status_code == 404
+        for path in ("/gradio_api/run/predict", "/gradio_api/component_server/"):  # where Gradio would take files, too
+            assert client.post(path, files=multipart).status_code == 415
+    assert site.door.passed == []
+
+
+# Nothing of a request's own words about hosts is repeated.
+
+HOSTILE_HEADERS = (
+    "X-Forwarded-Host",
+    "X-Forwarded-Server",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Port",
+    "X-Gradio-Server",
+    "X-Original-Host",
+    "X-Original-URL",
+    "X-Rewrite-URL",
+    "X-Host",
+    "Forwarded",
+    "Referer",
+)
+
+
+@pytest.mark.parametrize(
+    "value", ["evil.example", "http://evil.example/x", "[", "evil.example, 127.0.0.1", "host=evil.example"]
+)
+def test_what_a_request_says_of_its_host_is_not_repeated(site: Watched, value: str) -> None:
+    before = httpx.get(f"{site.url}/").text
+    for name in HOSTILE_HEADERS:
+        for path in ("/", "/login", "/theme.css", "/health", "/nowhere", "/v1/models", "/v1/nowhere/"):
+            answer = ask(site.url, f"GET {path}", {name: value})
+            assert answer.status < 500
+            assert "evil" not in answer.text + str(answer.headers)
+        assert ask(site.url, "POST /logout", {name: value}).headers.get("location", "/") in ("/", "/login")
+    assert len(httpx.get(f"{site.url}/").text) == len(before)
+
+
+def test_behind_a_password_not_even_the_host_is_repeated(locked: Watched) -> None:
+    site = locked
+    with httpx.Client(base_url=site.url) as client:
+        client.post("/login", data={"password": "a kettle"})
+        cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    page = ask(site.url, "GET /", {"Host": "evil.example", "Cookie": cookies, "X-Forwarded-Host": "evil.example"})
+    assert page.status == 200
+    assert "gradio_config" in page.text
+    assert "evil" not in page.text + str(page.headers)
+    assert "evil" not in str(ask(site.url, "GET /", {"Host": "evil.example", "Accept": "text/html"}))
+    assert ask(site.url, "GET /", {"Host": "evil.example/x@y"}).status == 400
+
+
+@pytest.mark.parametrize(
+    "host", ["[", "a b", "", "evil.example:port", "[::1", "x" * 300, "127.0.0.1:1@evil.example", "a/b"]
+)
+def test_a_host_that_is_none_is_refused_in_a_sentence(site: Watched, host: str) -> None:
+    answer = ask(site.url, "GET /", {"Host": host})
+    assert answer.status == 400
+    assert "Traceback" not in answer.text
+    assert httpx.get(f"{site.url}/health", headers={"origin": "http://["}).status_code == 403
+
+
+# Events.
+
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}  # Gradio looks for these wherever they are
+JUNK = st.recursive(
+    st.just(FILE)
+    | st.just({"__type__": "update", "value": FILE})
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(["open", "send", "regenerate", "edit", "continue", "switch", "follow", "", "__class__", "draw"])
+ASKS = st.sampled_from(
+    ["pulse", "new", "rename", "delete", "pin", "unpin", "park", "warm", "verify", "drop", "stop", "count", "__init__"]
+)
+FIELDS = ("seq", "action", "ask", "conversation_id", "text", "draft", "title", "search", "tier", "ahead", "memory")
+FIELDS += ("shown", "version", "message_id", "step")
+
+
+def some(names: st.SearchStrategy[Any], key: str, ids: list[str]) -> st.SearchStrategy[Any]:
+    """What a page might send, with any of its fields of any kind, or anything at all."""
+    fields = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JUNK))
+    named = st.fixed_dictionaries({key: names | JUNK, "conversation_id": st.sampled_from(ids) | JUNK})
+    return JUNK | st.tuples(fields, named).map(lambda both: {**both[0], **both[1]})
+
+
+@pytest.mark.parametrize("kind", ["act", "ask", "settings", "save", "envelope"])
+def test_whatever_an_event_carries_is_answered_quietly(
+    site: Watched, kind: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ids = [site.site.manager.create_conversation("local").conversation_id, "no-such-conversation"]
+    page = site.door.events
+    numbers = sorted(page._events)
+    component_id, name = next(iter(page._functions))
+    widths = {number: len(page._events[number].inputs) for number in numbers}
+    save = max(numbers, key=lambda number: widths[number])
+    act, settings_event = sorted(set(numbers) - {save})
+    caplog.set_level(logging.WARNING)
+    client = httpx.Client(base_url=site.url, timeout=30)
+
+    def post(path: str, body: Any) -> httpx.Response:
+        content = json.dumps(body).encode()
+        return client.post(path, content=content, headers={"content-type": "application/json"})
+
+    run, call = "/gradio_api/run/predict", "/gradio_api/component_server/"
+
+    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def fuzz(data: st.DataObject) -> None:
+        if kind == "ask":
+            response = post(
+                call, {"data": data.draw(some(ASKS, "ask", ids)), "component_id": component_id, "fn_name": name}
+            )
+            assert response.status_code == 200
+            assert isinstance(response.json(), dict)
+        elif kind == "save":
+            values = data.draw(st.lists(JUNK, min_size=widths[save], max_size=widths[save]))
+            response = post(run, {"data": [ids[0], *values[1:]], "fn_index": save})
+            assert response.status_code in (200, 400)
+        elif kind == "envelope":
+            body = data.draw(
+                JUNK
+                | st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "data": JUNK | st.just([]),
+                        "fn_index": JUNK | st.sampled_from(numbers),
+                        "component_id": JUNK | st.just(component_id),
+                        "fn_name": JUNK | st.sampled_from([name, "__init__", "get_config", "preprocess"]),
+                        "trigger_id": JUNK,
+                        "session_hash": JUNK,
+                        "event_id": JUNK,
+                        "batched": JUNK,
+                        "simple_format": JUNK,
+                        "event_data": JUNK,
+                    },
+                )
+            )
+            response = post(data.draw(st.sampled_from([run, call])), body)
+            assert response.status_code in (200, 400)
+        else:
+            number = act if kind == "act" else settings_event
+            response = post(run, {"data": [], "fn_index": number, "event_data": data.draw(some(NAMES, "action", ids))})
+            assert response.status_code == 200
+            assert len(response.json()["data"]) > 0
+        assert "Traceback" not in response.text
+        assert "Something went wrong" not in response.text
+
+    with client:
+        fuzz()
+    assert caplog.records == []
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert httpx.get(f"{site.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'{"fn_index": 1e999, "data": []}',
+        b'{"fn_index": ' + b"9" * 5000 + b', "data": []}',
+        b'{"fn_index": true, "data": []}',
+        b"NaN",
+        b'{"fn_index": 0, "data": [], "event_data": {"action": "follow", "version": 1e999}}',
+    ],
+)
+def test_a_body_that_is_no_event_is_answered_quietly(
+    site: Watched, body: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("/gradio_api/run/predict", "/gradio_api/component_server/"):
+        response = httpx.post(
+            f"{site.url}{path}", content=body, headers={"content-type": "application/json"}, timeout=30
+        )
+        assert response.status_code in (200, 400)
+        assert response.status_code == 400 or "error" in response.text
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_an_event_is_read_as_its_values_were_counted(site: Watched) -> None:
+    """As UTF-8. Read as UTF-16 the same bytes may hold values that no one counted."""
+    event = '{"fn_index":0,"data":[null],"event_data":{"action":"x\u2230","z":[' + "[]," * 6_000 + "0]}}"
+    for encoding in ("utf-16-le", "utf-16", "utf-32"):
+        refused = httpx.post(
+            f"{site.url}/gradio_api/run/predict",
+            content=event.encode(encoding),
+            headers={"content-type": "application/json"},
+        )
+        assert refused.status_code == 400
+    assert site.door.passed == []
+
+
+@pytest.mark.parametrize("seq", [99999999999999999999, -(2**64), 1e400, [1], {"a": 1}, True, "x" * 50])
+def test_whatever_number_an_event_has_is_answered(
+    site: Watched, seq: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sent = json.dumps({"data": [], "fn_index": 0, "event_data": {"seq": seq, "action": "list"}})
+    answer = httpx.post(
+        f"{site.url}/gradio_api/run/predict", content=sent, headers={"content-type": "application/json"}, timeout=20
+    )
+    assert answer.status_code in (200, 400)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_unknown_actions_are_answered_with_a_sentence(site: Watched) -> None:
+    sentence = "The page asked for something that this server does not understand. Reload the page."
+    with httpx.Client(base_url=site.url, timeout=20) as client:
+        for sent in (None, 5, [], "x", {}, {"action": None}, {"action": ["open"]}, {"action": "format"}):
+            reply = client.post("/gradio_api/run/predict", json={"data": [], "fn_index": 0, "event_data": sent})
+            assert any(isinstance(one, dict) and one.get("error") == sentence for one in reply.json()["data"])
+
+
+def test_nothing_that_a_page_sends_is_taken_for_a_file(site: Watched, capfd: pytest.CaptureFixture[str]) -> None:
+    """Gradio searches what events carry, and what handlers answer, for files to move or to refuse."""
+    (component_id, name), *_ = site.door.events._functions
+    with httpx.Client(base_url=site.url, timeout=20) as client:
+        for sent in (FILE, {"seq": FILE, "action": "open"}, {"action": FILE}, {"action": "send", "text": [FILE]}):
+            event = {"data": [], "fn_index": 0, "event_data": sent}
+            replies = [client.post("/gradio_api/run/predict", json=event)]
+            question = {"component_id": component_id, "fn_name": name, "data": sent}
+            replies.append(client.post("/gradio_api/component_server/", json=question))
+            for reply in replies:
+                assert reply.status_code == 200
+                assert "passwd" not in reply.text
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_gradio_keeps_nothing_of_a_session_and_its_page_nothing_of_people(locked: Watched) -> None:
+    site = locked
+    with httpx.Client(base_url=site.url, timeout=20) as client:
+        client.post("/login", data={"password": "a kettle"})
+        component_id, name = next(iter(site.door.events._functions))
+        question = {"component_id": component_id, "fn_name": name, "session_hash": "mine"}
+        one = client.post("/gradio_api/component_server/", json={**question, "data": {"ask": "new"}}).json()
+        where = one["conversation_id"]
+        sent = {"action": "send", "conversation_id": where, "text": "a very private kettle"}
+        event = {"data": [], "fn_index": 0, "session_hash": "mine", "event_data": sent}
+        assert "private kettle" in client.post("/gradio_api/run/predict", json=event).text
+        (owner_id,) = {one.owner_id for one in site.site.store.every_conversation()}
+        page = client.get("/").text
+        for word in ("private kettle", where, owner_id):
+            assert word not in page
+        for cookie in client.cookies.values():
+            assert cookie.split(".")[0] not in page
+    assert list(site.door.gradio.state_holder.session_data) == ["page"]
+    kept = site.door.gradio.state_holder.session_data["page"].config_values
+    assert "private kettle" not in str(kept)

@@ -1,0 +1,212 @@
+"""Files that go, or are taken, under a running server: it is noticed, said, and nothing is written where nobody finds
+it. When they are back, all goes on, and what was kept in memory is stored."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sessions.errors import StoreError
+from sessions.store import writable_folder
+from sessions.store.writable_folder import folder_trouble
+from sessions.types import MessageStatus, MissReason, Tier
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.memory.test_memory import LONG
+from tests.sessions.scripted_engine import ScriptedEngine
+
+MIB = 1024 * 1024
+Damage = Callable[[Path], Callable[[], None]]
+
+
+def move_directory(data: Path) -> Callable[[], None]:
+    away = data.with_name("away")
+    data.rename(away)
+    return lambda: away.rename(data) and None
+
+
+def move_database(data: Path) -> Callable[[], None]:
+    away = data / "away.db"
+    (data / "keepwarm.db").rename(away)
+    return lambda: away.rename(data / "keepwarm.db") and None
+
+
+def move_wal(data: Path) -> Callable[[], None]:
+    away = data / "away.wal"
+    (data / "keepwarm.db-wal").rename(away)
+    return lambda: away.rename(data / "keepwarm.db-wal") and None
+
+
+def replace_database(data: Path) -> Callable[[], None]:
+    put_back = move_database(data)
+    shutil.copyfile(data / "away.db", data / "keepwarm.db")
+    return put_back
+
+
+@pytest.mark.parametrize("damage", [move_directory, move_database, move_wal, replace_database])
+def test_files_that_go_are_noticed_and_come_back(make_house: MakeHouse, tmp_path: Path, damage: Damage) -> None:
+    house = make_house(engine=ScriptedEngine(token_delay_s=0.01))
+    c, other = house.conversation(), None
+    house.say(c, "Hello")
+    run = house.manager.send(ADA, c, "And on")
+    began = time.monotonic()
+    put_back = damage(tmp_path / "data")
+    until(lambda: not house.manager.storage.can_store)
+    assert time.monotonic() - began < 4.0
+    assert "while the server was running" in house.manager.storage.reasons[0]
+    answer = finish(run)
+    assert (answer.status, answer.is_stored) == (MessageStatus.COMPLETE, False)
+    with pytest.raises(StoreError, match="while the server was running"):
+        house.manager.send(ADA, c, "More")
+    if damage is move_directory:
+        assert not (tmp_path / "data").exists()
+    seen: list[list[str]] = []
+    reader = threading.Thread(target=lambda: seen.append(house.texts(c)))  # one that has no connection yet
+    reader.start()
+    reader.join(10)
+    assert seen[0][:2] == ["Hello", house.texts(c)[1]]
+
+    put_back()
+    until(lambda: house.manager.storage.can_store)
+    until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)
+    assert house.texts(c)[-1] == answer.text == house.expected_text(c)
+    other = house.conversation()
+    assert house.say(other, "Elsewhere").is_stored
+    house.close()
+    assert make_house().texts(c)[-1] == answer.text
+
+
+def test_a_deleted_directory_is_never_written_to(house: House, tmp_path: Path) -> None:
+    c = house.conversation()
+    house.say(c, "Hello")
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(StoreError, match="deleted or replaced while the server was running"):
+        house.manager.send(ADA, c, "More")
+    until(lambda: not house.manager.storage.can_store)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_deleted_folder_of_saved_memory_costs_a_reading(make_house: MakeHouse, tmp_path: Path) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation()
+    house.say(c, LONG)
+    house.saved(c)
+    house.manager.park(ADA, c)
+    until(lambda: house.manager._storage._kv_seen is not None)
+    shutil.rmtree(tmp_path / "data" / "kv")
+    until(lambda: bool(house.manager.storage.reasons))
+    assert house.manager.storage.can_store
+    assert "No message is lost" in house.manager.storage.reasons[0]
+    assert house.store.segments.every() == []
+    assert house.manager.view(ADA, c).summary.tier is Tier.COLD
+    run = house.say(c, "And now?")
+    assert run.text == house.expected_text(c)
+    assert house.receipt(run).miss_reason is MissReason.FILES_MISSING
+    house.saved(c)
+
+
+def test_another_program_that_locks_the_database_holds_no_stream_up(make_house: MakeHouse, tmp_path: Path) -> None:
+    house = make_house(engine=ScriptedEngine(token_delay_s=0.01))
+    c = house.conversation()
+    house.say(c, "Hello")
+    run = house.manager.send(ADA, c, "And on")
+    with sqlite3.connect(tmp_path / "data" / "keepwarm.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        answer = finish(run)
+        assert time.monotonic() - began < 4.0
+        assert (answer.status, answer.is_stored) == (MessageStatus.COMPLETE, False)
+        assert "locked by another program" in answer.note
+        assert not house.manager.storage.can_store
+        other.execute("ROLLBACK")
+    other.close()
+    until(lambda: house.manager.storage.can_store)
+    until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)
+    assert house.say(c, "More").is_stored
+
+
+def test_an_answer_that_was_stored_late_is_warm_all_the_same(make_house: MakeHouse, tmp_path: Path) -> None:
+    """Nothing is read ahead meanwhile: what it would build on is in memory alone."""
+    house = make_house(engine=ScriptedEngine(token_delay_s=0.01), read_ahead=True, model_titles=True)
+    c = house.conversation()
+    run = house.manager.send(ADA, c, LONG)
+    with sqlite3.connect(tmp_path / "data" / "keepwarm.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert not finish(run).is_stored
+        time.sleep(0.5)  # in which the house would do its idle work
+        other.execute("ROLLBACK")
+    other.close()
+    until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)
+    receipt = house.receipt(house.say(c, "And on"))
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DEVICE, None)
+    assert receipt.fed_tokens <= receipt.delta_tokens
+
+
+def test_what_is_stored_is_soon_in_the_database_file_itself(
+    make_house: MakeHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sessions.background.storage_check.QUIET_S", 0.1)
+    house = make_house()
+    c = house.conversation()
+    house.say(c, "Hello")
+    until(lambda: house.store.wal_bytes() == 0)
+    shutil.copyfile(tmp_path / "data" / "keepwarm.db", tmp_path / "plain.db")
+    with sqlite3.connect(tmp_path / "plain.db") as copy:
+        assert [row[0] for row in copy.execute("SELECT text FROM messages ORDER BY id")] == house.texts(c)
+    copy.close()
+    house.say(c, "More")
+    texts = house.texts(c)
+    house.close()
+    shutil.copyfile(tmp_path / "data" / "keepwarm.db", tmp_path / "closed.db")
+    with sqlite3.connect(tmp_path / "closed.db") as closed:
+        assert [row[0] for row in closed.execute("SELECT text FROM messages ORDER BY id")] == texts
+    closed.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "is read-only now"),
+        (errno.EACCES, "Give this user the right"),
+        (errno.EIO, "has errors"),
+        (errno.ENOENT, "was deleted or moved"),
+        (errno.ESTALE, "cannot be used (Stale file handle)"),
+    ],
+)
+def test_each_way_in_which_a_folder_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def fails(folder: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    assert folder_trouble(tmp_path) == ""
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(writable_folder, "_write_and_forget", fails)
+    assert said in folder_trouble(tmp_path)
+
+
+def test_a_file_system_without_nameless_files_is_probed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, real = [], os.open
+
+    def without_tmpfile(path: Path, flags: int, mode: int = 0o777) -> int:
+        opened.append(path)
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", without_tmpfile)
+    assert folder_trouble(tmp_path) == ""
+    assert len(opened) == 2
+    assert list(tmp_path.iterdir()) == []

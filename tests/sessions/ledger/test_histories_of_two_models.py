@@ -1,0 +1,113 @@
+"""Clients that resend their history to one model, another, and the first again: each finds its own part on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sessions.types import MessageView, MissReason, Tier
+from tests.sessions.byte_template import ByteTemplate
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import House
+from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.turns.test_stateless import Client
+
+BUDGET_BYTES = 2**26
+Make = Callable[[], House]
+# Reading is slow enough that bringing even a short history back from disk is worth it.
+SLOW = {"fed_token_delay_s": 0.001}
+
+
+@pytest.fixture(params=["same tokenizer", "another tokenizer"])
+def makers(request: pytest.FixtureRequest, make_house: MakeHouse) -> tuple[Make, Make]:
+    """Starts the server with model A, and with model B."""
+
+    def a() -> House:
+        return make_house(disk_kv_budget_bytes=BUDGET_BYTES, engine=ScriptedEngine(**SLOW))  # type: ignore[arg-type]
+
+    def b() -> House:
+        if request.param == "same tokenizer":
+            engine, template = ScriptedEngine(name="Other-1B", **SLOW), ByteTemplate()  # type: ignore[arg-type]
+        else:
+            engine = ScriptedEngine(name="Other-1B", tokenizer_fingerprint="shifted", **SLOW)  # type: ignore[arg-type]
+            template = ByteTemplate(shift=1000)
+        return make_house(disk_kv_budget_bytes=BUDGET_BYTES, engine=engine, template=template)
+
+    return a, b
+
+
+def restarted(house: House, client: Client, make: Make) -> House:
+    """The client does not notice."""
+    house.saved(client.conversation_id)
+    house.close()
+    client.house = make()
+    return client.house
+
+
+def is_right(house: House, client: Client, answer: MessageView) -> bool:
+    """As far as its limit of new tokens let it go."""
+    return house.expected_text(client.conversation_id).startswith(answer.text.rstrip("\ufffd"))
+
+
+@pytest.mark.parametrize("key", [None, "chat-1"])
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_then_b_goes_on_then_a_again(makers: tuple[Make, Make], key: str | None, turns: int) -> None:
+    a, b = makers
+    house = a()
+    client = Client(house, key)
+    client.ask("Hello, who are you?")  # 34 tokens: less than what conversations share
+    own_tokens = len(house.ledger(client.conversation_id))
+    house = restarted(house, client, b)
+    for number in range(turns):
+        client.ask(f"Now you, {number}.")
+    house = restarted(house, client, a)
+    answer = client.ask("And the first one again?")
+    receipt = house.receipt(answer)
+    assert is_right(house, client, answer)
+    assert receipt.tier_before is Tier.DISK
+    assert receipt.reused_tokens >= own_tokens - 1
+    assert receipt.miss_reason in (None, MissReason.MODEL_CHANGED)
+    house = restarted(house, client, a)
+    receipt = house.receipt(client.ask("Warm now?"))
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
+    assert receipt.fed_tokens == receipt.delta_tokens
+
+
+def test_b_is_warm_again_too(makers: tuple[Make, Make]) -> None:
+    a, b = makers
+    house = a()
+    client = Client(house)
+    client.ask("Hello")
+    house = restarted(house, client, b)
+    client.ask("Now you.")
+    house = restarted(house, client, a)
+    client.ask("And the first one.")
+    house = restarted(house, client, b)
+    receipt = house.receipt(client.ask("And the second."))
+    assert receipt.tier_before is Tier.DISK
+    assert receipt.reused_tokens > len("Now you.")
+
+
+def test_an_answer_of_another_model_is_not_taken_for_ones_own(makers: tuple[Make, Make]) -> None:
+    """Both were asked the same in the same history: each goes on with what the client says was answered."""
+    a, b = makers
+    house = a()
+    client = Client(house)
+    client.ask("Hello")
+    before = list(client.messages)
+    client.ask("A question to both")
+    of_a = list(client.messages)
+    client.messages = before
+    house = restarted(house, client, b)
+    client.ask("A question to both")
+    of_b = list(client.messages)
+    client.messages = list(of_a)
+    house = restarted(house, client, a)
+    answer = client.ask("And?")
+    assert house.texts(client.conversation_id)[:-1] == [message.text for message in client.messages[:-1]]
+    assert is_right(house, client, answer)
+    client.messages = list(of_b)
+    answer = client.ask("And?")
+    assert house.texts(client.conversation_id)[:-1] == [message.text for message in client.messages[:-1]]
+    assert is_right(house, client, answer)

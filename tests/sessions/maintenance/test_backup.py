@@ -1,0 +1,268 @@
+"""A backup is a data directory as it was at one moment, whole or not there at all, and so is what is restored."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sessions.maintenance.backup
+from sessions.errors import StoreError
+from sessions.maintenance.backup import back_up, restore
+from sessions.types import Tier
+from tests.sessions.background.test_pruner import ask
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House
+from tests.sessions.memory.test_memory import LONG
+
+MIB = 1024 * 1024
+KILLS = 24
+
+
+def whole(path: Path) -> str:
+    """The scripted engine's files have a checksum of their own."""
+    return ""
+
+
+@pytest.fixture
+def talked(make_house: MakeHouse, tmp_path: Path) -> tuple[House, list[str]]:
+    """A running house whose two conversations are saved, the first of them in two files."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    (tmp_path / "data" / "cookie.key").write_bytes(b"k" * 32)
+    first, second = house.conversation(), None
+    house.say(first, LONG)
+    house.saved(first)
+    house.say(first, "More " + LONG)
+    house.saved(first)
+    second = house.conversation()
+    house.say(second, "Another " + LONG)
+    house.saved(second)
+    return house, [first, second]
+
+
+def test_a_running_servers_backup_opens_elsewhere_as_warm_as_it_was(
+    talked: tuple[House, list[str]], make_house: MakeHouse, tmp_path: Path
+) -> None:
+    house, conversations = talked
+    texts = {c: house.texts(c) for c in conversations}
+    made = back_up(tmp_path / "data", tmp_path / "backups" / "monday")
+    assert (made.conversations, made.messages, made.segments) == (2, 6, len(house.store.segments.every()))
+    assert made.linked_files == made.segments
+    assert made.kv_bytes == sum(path.stat().st_size for path in house.files())
+    house.say(conversations[0], "Not in the backup")
+    house.manager.delete(ADA, conversations[1])
+    house.close()
+
+    assert restore(tmp_path / "backups" / "monday", tmp_path / "elsewhere", whole).segments == made.segments
+    assert (tmp_path / "elsewhere" / "cookie.key").read_bytes() == b"k" * 32
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o700
+    back = make_house(data_dir=tmp_path / "elsewhere", disk_kv_budget_bytes=64 * MIB)
+    for c in conversations:
+        assert back.texts(c) == texts[c]
+        receipt = back.receipt(back.say(c, "And now?"))
+        assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
+        assert back.texts(c)[-1] == back.expected_text(c)
+    back.close()
+    # What was done there is not in the backup, which can be restored again.
+    restore(tmp_path / "backups" / "monday", tmp_path / "again", whole)
+    again = make_house(data_dir=tmp_path / "again")
+    assert {c: again.texts(c) for c in conversations} == texts
+
+
+def test_the_database_of_a_backup_is_one_file(talked: tuple[House, list[str]], tmp_path: Path) -> None:
+    back_up(tmp_path / "data", tmp_path / "backup")
+    assert sorted(p.name for p in (tmp_path / "backup").iterdir()) == ["backup.json", "cookie.key", "keepwarm.db", "kv"]
+    assert {p.stat().st_mode & 0o077 for p in (tmp_path / "backup").rglob("*")} == {0}
+    assert [p for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_files_that_are_missing_take_their_rows_with_them(
+    talked: tuple[House, list[str]], make_house: MakeHouse, tmp_path: Path
+) -> None:
+    house, (first, second) = talked
+    root = next(s for s in house.store.segments.of_conversation(first) if s.start_tokens == 0)
+    house.manager._memory._disk.path_of(root.key).unlink()
+    lost = len(house.store.segments.of_conversation(first))
+    made = back_up(tmp_path / "data", tmp_path / "backup")
+    assert (made.dropped_segments, made.segments) == (lost, len(house.store.segments.of_conversation(second)))
+    assert len(list((tmp_path / "backup" / "kv").rglob("*.kv"))) == made.segments
+    house.close()
+    restore(tmp_path / "backup", tmp_path / "elsewhere", whole)
+    back = make_house(data_dir=tmp_path / "elsewhere", disk_kv_budget_bytes=64 * MIB)
+    assert back.receipt(back.say(first, "And now?")).tier_before is Tier.COLD
+    assert back.receipt(back.say(second, "And now?")).tier_before is Tier.DISK
+
+
+def test_files_that_are_damaged_are_not_restored(talked: tuple[House, list[str]], tmp_path: Path) -> None:
+    back_up(tmp_path / "data", tmp_path / "backup")
+    made = restore(tmp_path / "backup", tmp_path / "elsewhere", lambda path: "its checksum is wrong")
+    assert (made.messages, made.segments) == (6, 0)
+    assert list((tmp_path / "elsewhere" / "kv").rglob("*.kv")) == []
+
+
+def test_on_another_disk_files_are_copied(
+    talked: tuple[House, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_disk(*arguments: object, **more: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", another_disk)
+    made = back_up(tmp_path / "data", tmp_path / "backup")
+    assert (made.linked_files, made.segments > 2) == (0, True)
+    house, _ = talked
+    for path in house.files():
+        copy = tmp_path / "backup" / path.relative_to(tmp_path / "data")
+        assert copy.read_bytes() == path.read_bytes()
+        assert copy.stat().st_ino != path.stat().st_ino
+
+
+@pytest.mark.parametrize("where", ["full", "data/inside", ".", "full/thesis.odt", "full/thesis.odt/x"])
+def test_a_place_that_is_not_new_is_refused_untouched(
+    talked: tuple[House, list[str]], tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.odt").write_text("mine")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(StoreError):
+        back_up(tmp_path / "data", tmp_path / where)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "full" / "thesis.odt").read_text() == "mine"
+    assert not (tmp_path / "data" / "inside").exists()
+
+
+def test_a_data_directory_is_never_overwritten(talked: tuple[House, list[str]], tmp_path: Path) -> None:
+    house, (first, _) = talked
+    back_up(tmp_path / "data", tmp_path / "backup")
+    with pytest.raises(StoreError, match="is not empty"):
+        restore(tmp_path / "backup", tmp_path / "data", whole)
+    assert house.say(first, "Still here").text == house.expected_text(first)
+    (tmp_path / "empty").mkdir()
+    restore(tmp_path / "backup", tmp_path / "empty", whole)
+
+
+def flip(backup: Path) -> None:
+    content = bytearray((backup / "keepwarm.db").read_bytes())
+    content[len(content) // 2] ^= 1
+    (backup / "keepwarm.db").write_bytes(content)
+
+
+def cut(backup: Path) -> None:
+    content = (backup / "keepwarm.db").read_bytes()
+    (backup / "keepwarm.db").write_bytes(content[:-4096])
+
+
+def without_manifest(backup: Path) -> None:
+    (backup / "backup.json").unlink()
+
+
+def without_database(backup: Path) -> None:
+    (backup / "keepwarm.db").unlink()
+
+
+def other_manifest(backup: Path) -> None:
+    (backup / "backup.json").write_text("[1, 2]")
+
+
+def newer_format(backup: Path) -> None:
+    manifest = json.loads((backup / "backup.json").read_text())
+    (backup / "backup.json").write_text(json.dumps({**manifest, "format": 2}))
+
+
+@pytest.mark.parametrize("damage", [flip, cut, without_manifest, without_database, other_manifest, newer_format])
+def test_a_damaged_backup_is_refused(
+    talked: tuple[House, list[str]], tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    back_up(tmp_path / "data", tmp_path / "backup")
+    damage(tmp_path / "backup")
+    with pytest.raises(StoreError, match=str(tmp_path / "backup")):
+        restore(tmp_path / "backup", tmp_path / "elsewhere", whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["backup", "data"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(
+    talked: tuple[House, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(sessions.maintenance.backup, "_copy_file", full)
+    with pytest.raises(StoreError, match=r"could not be written \(No space left on device\)"):
+        back_up(tmp_path / "data", tmp_path / "backup")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+
+def test_the_bin_is_in_the_backup(make_house: MakeHouse, tmp_path: Path) -> None:
+    house = make_house()
+    c = ask(house, "Hello")
+    (unused,) = house.store.bin.unused(0.0, 0.0)
+    assert house.store.bin.put(unused, 0.0, time.time())
+    back_up(tmp_path / "data", tmp_path / "backup")
+    house.close()
+    restore(tmp_path / "backup", tmp_path / "elsewhere", whole)
+    back = make_house(data_dir=tmp_path / "elsewhere")
+    assert back.store.bin.restore(c).messages == 2
+
+
+def test_killed_at_any_moment_there_is_a_whole_backup_or_none(make_house: MakeHouse, tmp_path: Path) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    for number in range(6):
+        c = house.conversation()
+        house.say(c, f"{number} {LONG}")
+        house.saved(c)
+    command = [sys.executable, "-c", "from tests.sessions.maintenance.test_backup import forks; forks()", str(tmp_path)]
+    dice, made, times = random.Random(5), 0, []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+        for number in range(-3, KILLS):  # the first three end in peace, and say how long that takes
+            zygote.stdin.write(f"{number}\n")
+            zygote.stdin.flush()
+            pid, began = int(zygote.stdout.readline()), time.monotonic()
+            if number >= 0:
+                time.sleep(dice.uniform(0, min(times)))
+                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                    os.kill(pid, signal.SIGKILL)
+            assert zygote.stdout.readline() == "dead\n"
+            if number < 0:
+                times.append(time.monotonic() - began)
+            elif (tmp_path / str(number)).exists():
+                made += 1
+                restore(tmp_path / str(number), tmp_path / f"{number} restored", whole)
+        zygote.stdin.close()
+    print(f"kills={KILLS} whole={made} takes_s={min(times):.3f}")
+    assert made < KILLS
+    for number in range(KILLS):
+        if not (tmp_path / str(number)).exists():
+            back_up(tmp_path / "data", tmp_path / str(number))
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []  # what was left was cleared away
+    back_up(tmp_path / "data", tmp_path / "last")
+    with sqlite3.connect(tmp_path / "last" / "keepwarm.db") as db:
+        assert db.execute("SELECT count(*) FROM conversations").fetchone() == (6,)
+    db.close()
+
+
+def forks() -> None:
+    """For every number that it reads a process that makes a backup; says the process, and when it is dead."""
+    where = Path(sys.argv[1])
+    for line in iter(sys.stdin.readline, ""):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                back_up(where / "data", where / line.strip())
+            finally:
+                os._exit(0)
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
+        print("dead", flush=True)

@@ -1,0 +1,324 @@
+"""Files that are torn, swapped, missing or another model's, disks that are full, slow or small: never wrong text."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model_runtime.interface.segments import SegmentIdentity
+from sessions.types import MissReason, Receipt, Tier
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.memory.test_memory import LONG
+from tests.sessions.scripted_engine import ScriptedEngine
+
+MIB = 1024 * 1024
+Damage = Callable[[list[Path]], None]
+
+
+def flip_a_bit(files: list[Path]) -> None:
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 2] ^= 4
+    files[0].write_bytes(content)
+
+
+def cut_off(files: list[Path]) -> None:
+    files[0].write_bytes(files[0].read_bytes()[:-7])
+
+
+def swap(files: list[Path]) -> None:
+    first, second = files[0].read_bytes(), files[1].read_bytes()
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+
+
+def remove(files: list[Path]) -> None:
+    files[0].unlink()
+
+
+def make_unreadable(files: list[Path]) -> None:
+    files[0].unlink()
+    files[0].mkdir()
+
+
+@pytest.fixture
+def saved_house(make_house: MakeHouse) -> tuple[House, str]:
+    """Two turns are saved, none is on the device."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation()
+    house.say(c, LONG)
+    house.say(c, "Second " + LONG)
+    house.manager.park(ADA, c)
+    return house, c
+
+
+def say(house: House, c: str, text: str = "And now?") -> Receipt:
+    message = house.say(c, text)
+    assert message.text == house.expected_text(c)
+    return house.receipt(message)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, swap, remove, make_unreadable])
+def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple[House, str], damage: Damage) -> None:
+    house, c = saved_house
+    root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
+    path = house.manager._memory._disk.path_of(root.key)
+    damage([path, *(other for other in house.files() if other != path)])
+    receipt = say(house, c)
+    if damage is remove:
+        assert receipt.miss_reason is MissReason.FILES_MISSING
+        assert receipt.miss_detail.startswith("The files of its saved memory were deleted by somebody else, so ")
+    else:
+        assert receipt.miss_reason is MissReason.SNAPSHOT_REFUSED
+        assert receipt.miss_detail.startswith("Its memory on disk was refused (the saved memory ")
+    assert receipt.reused_tokens == receipt.restored_bytes == 0
+    assert any("Refused the saved KV of" in event.text for event in house.manager.memory(ADA).events)
+    if damage is make_unreadable:
+        return
+    house.saved(c)  # the damaged file was replaced
+    house.manager.park(ADA, c)
+    receipt = say(house, c, "Once more")
+    assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
+
+
+def test_a_damaged_tail_costs_only_the_tail(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
+    cut_off([house.manager._memory._disk.path_of(last.key)])
+    receipt = say(house, c)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.SNAPSHOT_REFUSED)
+    assert receipt.reused_tokens == last.start_tokens
+
+
+def test_files_and_rows_that_do_not_match_are_swept(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+    house, c = saved_house
+    root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
+    path = house.manager._memory._disk.path_of(root.key)
+    path.unlink()
+    house.close()
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    assert house.files() == []
+    assert house.manager.memory(ADA).disk_used_bytes == 0
+    receipt = say(house, c)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.FILES_MISSING)
+
+
+def test_another_models_files_stay(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+    house, c = saved_house
+    files = house.files()
+    house.close()
+    house = make_house(engine=ScriptedEngine(name="Other-1B"), disk_kv_budget_bytes=64 * MIB)
+    assert house.files() == files
+    assert house.manager.view(ADA, c).summary.tier is Tier.COLD
+    assert say(house, c).miss_reason is MissReason.MODEL_CHANGED
+
+
+def test_another_quantization_is_named_as_the_reason(
+    saved_house: tuple[House, str], make_house: MakeHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    house, c = saved_house
+    house.close()
+    with caplog.at_level(logging.INFO):
+        house = make_house(engine=ScriptedEngine(quantization="nf4"), disk_kv_budget_bytes=64 * MIB)
+    assert "kv_of_others why=the quantization was changed from none to nf4" in caplog.text
+    house.close()
+    house = make_house(engine=ScriptedEngine(quantization="nf4"), disk_kv_budget_bytes=64 * MIB)
+    receipt = say(house, c)
+    assert receipt.miss_reason is MissReason.MODEL_CHANGED
+    assert receipt.miss_detail.startswith("The quantization was changed from none to nf4, so ")
+    assert say(house, c).miss_reason is None
+
+
+def test_a_refused_file_is_in_the_log(saved_house: tuple[House, str], caplog: pytest.LogCaptureFixture) -> None:
+    house, c = saved_house
+    flip_a_bit(house.files())
+    with caplog.at_level(logging.WARNING):
+        say(house, c)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("kv_refused")]
+    assert f"conversation={c}" in line
+    assert "why=the saved memory is damaged" in line
+
+
+@pytest.mark.parametrize("evicted_first", [False, True])
+def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse, evicted_first: bool) -> None:
+    """A full disk: the beginning was saved before, the rest is not, and the room is needed; after that is known, or
+    while the rest is being written."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=800 * 1024)
+    c = house.conversation(max_new_tokens=100)
+    house.say(c, "First")
+    house.saved(c)
+    saved_tokens = len(house.ledger(c)) - 1
+    may_fail = threading.Event()
+
+    def full_disk(identity: SegmentIdentity) -> str:
+        may_fail.wait(10)
+        return "This conversation's memory could not be saved: No space left on device."
+
+    def is_said(*parts: str) -> bool:
+        return any(all(part in event.text for part in parts) for event in house.manager.memory(ADA).events)
+
+    house.engine.fail_save = full_disk
+    house.say(c, "Second")
+    unsaved_tokens = len(house.ledger(c)) - 1 - saved_tokens
+    if not evicted_first:
+        may_fail.set()
+        until(lambda: is_said("First", "could not be saved"))
+    house.say(house.conversation(max_new_tokens=100), LONG * 2)
+    until(lambda: house.manager.view(ADA, c).summary.tier is Tier.DISK)
+    may_fail.set()
+    how = "First left the device" if evicted_first else "Evicted First"
+    until(lambda: is_said(how, f"its last {unsaved_tokens} tokens were not saved and are read again next time"))
+    house.engine.fail_save = lambda identity: None
+    receipt = say(house, c)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.DISK_FULL)
+    assert receipt.fed_tokens - receipt.delta_tokens == unsaved_tokens
+
+
+def test_the_disk_keeps_what_is_guaranteed_to_each_user(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=2 * MIB)
+    theirs = house.conversation("eve")
+    house.say(theirs, "Mine stays", "eve")
+    house.saved(theirs, "eve")
+    for number in range(8):
+        c = house.conversation()
+        house.say(c, f"{number} {LONG}")
+        house.saved(c)
+    assert theirs in house.manager._memory.saved("eve")
+
+
+def test_a_file_that_was_planted_under_the_right_name_is_refused(saved_house: tuple[House, str]) -> None:
+    """Another owner's file, whole and true, in the place of one's own."""
+    house, c = saved_house
+    theirs = house.conversation("eve")
+    house.say(theirs, LONG, "eve")
+    house.saved(theirs, "eve")
+    paths = [
+        house.manager._memory._disk.path_of(segment.key)
+        for conversation in (theirs, c)
+        for segment in house.store.segments.of_conversation(conversation)
+        if segment.start_tokens == 0
+    ]
+    shutil.copyfile(*paths)
+    assert say(house, c).miss_reason is MissReason.SNAPSHOT_REFUSED
+
+
+def test_the_disk_budget_holds_at_every_moment(make_house: MakeHouse) -> None:
+    budget_bytes = MIB
+    house = make_house(disk_kv_budget_bytes=budget_bytes)
+    broken: list[int] = []
+
+    def look() -> None:
+        held = sum(path.stat().st_size for path in house.files())
+        if held > budget_bytes:
+            broken.append(held)
+
+    save = house.engine.save
+
+    def watched(segment: object, path: Path) -> int:
+        size = save(segment, path)  # type: ignore[arg-type]
+        look()
+        return size
+
+    house.engine.save = watched  # type: ignore[method-assign, assignment]
+    conversations = [house.conversation() for _ in range(1)]
+    for number in range(8):
+        house.say(conversations[-1], f"{number} {LONG}")
+        house.saved(conversations[-1])
+        conversations.append(house.conversation())
+    memory = house.manager.memory(ADA)
+    assert broken == []
+    assert memory.disk_used_bytes == sum(path.stat().st_size for path in house.files()) <= budget_bytes
+    assert memory.disk_budget_bytes == budget_bytes
+    on_disk = {row.conversation_id for row in memory.rows if row.disk_bytes}
+    assert conversations[7] in on_disk
+    assert conversations[0] not in on_disk  # used longest ago
+
+
+def test_what_can_never_fit_is_not_saved_and_nobody_goes_for_it(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=600 * 1024)
+    small = house.conversation()
+    house.say(small, "Small")
+    house.saved(small)
+    large = house.conversation()
+    house.say(large, LONG * 3)
+    until(lambda: any("do not fit the disk budget of 0.6 MiB" in e.text for e in house.manager.memory(ADA).events))
+    assert set(house.manager._memory.saved(ADA)) == {small}
+
+
+def test_a_lower_budget_is_kept_from_the_start(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+    house, c = saved_house
+    used_bytes = house.manager.memory(ADA).disk_used_bytes
+    house.close()
+    house = make_house(disk_kv_budget_bytes=used_bytes - 1)
+    assert 0 < house.manager.memory(ADA).disk_used_bytes < used_bytes
+    assert say(house, c).tier_before is Tier.DISK  # the beginning stayed
+
+
+def test_a_full_disk_is_a_note_and_never_an_error(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: No space left on device."
+    c = house.conversation()
+    assert say(house, c, LONG).miss_reason is None
+    until(lambda: any("No space left on device" in event.text for event in house.manager.memory(ADA).events))
+    house.engine.fail_save = lambda identity: None
+    assert say(house, c).fed_tokens < 20
+    house.saved(c)  # the next turn saves all of it
+
+
+def test_the_free_disk_is_respected(make_house: MakeHouse) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB, disk_free_floor_bytes=2**60)
+    c = house.conversation()
+    say(house, c, LONG)
+    until(lambda: any("the disk has only" in event.text for event in house.manager.memory(ADA).events))
+    assert house.files() == []
+
+
+def test_a_slow_disk_holds_nobody_up(make_house: MakeHouse) -> None:
+    """Two seconds a file; a KV that is still to be saved is waited for, but not for ever."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=640 * 1024, save_patience_s=0.3, flush_timeout_s=0.2)
+    house.engine.save_delay_s = 2.0
+    started = [house.conversation(max_new_tokens=100)]
+    for number in range(3):
+        receipt = say(house, started[-1], f"{number} {LONG}")
+        assert receipt.waited_s < 1.5
+        started.append(house.conversation(max_new_tokens=100))
+    house.close()
+
+
+def test_a_ledger_rewritten_while_its_old_rows_wait_to_be_saved(make_house: MakeHouse) -> None:
+    """The same message at the same place behind another system prompt of the same length: not the same rows."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    c, other = house.conversation(system_prompt="Prompt 1"), ""
+    house.say(c, "Hello")
+    house.saved(c)
+    other = house.conversation()
+    house.engine.save_delay_s = 0.2
+    house.say(other, LONG)  # the writer is busy
+    house.say(c, LONG)
+    settings = house.manager.view(ADA, c).settings
+    house.manager.update_settings(ADA, c, replace(settings, system_prompt="Prompt 2"))
+    last = finish(house.manager.regenerate(ADA, c))
+    house.saved(c)
+    house.manager.update_settings(ADA, c, settings)
+    house.manager.switch_sibling(ADA, c, last.message_id, -1)
+    house.manager.park(ADA, c)
+    say(house, c)
+
+
+def test_flipped_bits_at_random(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    dice = random.Random(11)
+    for number in range(15):
+        path = dice.choice(house.files())
+        content = bytearray(path.read_bytes())
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        path.write_bytes(content)
+        assert say(house, c, f"Question {number}").miss_reason is MissReason.SNAPSHOT_REFUSED
+        house.manager.park(ADA, c)

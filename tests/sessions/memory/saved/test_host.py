@@ -1,0 +1,215 @@
+"""The host tier: one owning tier at a time, budgets that hold while KVs move, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from model_runtime.interface.segments import identify
+from sessions.errors import StoreError
+from sessions.memory.saved.host import Host
+from sessions.types import MemoryRow, Tier
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.memory.test_memory import LONG
+from tests.sessions.scripted_kv import ScriptedSegment
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+@pytest.fixture
+def make_hosted(make_house: MakeHouse) -> Callable[..., House]:
+    """Room for one conversation on the device and some in host memory; no disk unless asked for."""
+    return lambda **settings: make_house(**{"host_kv_budget_bytes": 4 * MIB, "budget_bytes": 640 * KIB, **settings})
+
+
+def rows(house: House) -> dict[str, MemoryRow]:
+    return {row.conversation_id: row for row in house.manager.memory(ADA).rows}
+
+
+def fed_only_the_delta(house: House, c: str, tier: Tier, text: str = "And then?") -> None:
+    message = house.say(c, text)
+    receipt = house.receipt(message)
+    assert message.text == house.expected_text(c)
+    assert (receipt.tier_before, receipt.miss_reason) == (tier, None)
+    assert receipt.fed_tokens == receipt.delta_tokens < receipt.reused_tokens
+    assert receipt.restored_bytes > 0
+    place = "host memory" if tier is Tier.HOST else "disk"
+    assert f"from {place} was expected to take" in receipt.choice
+
+
+def test_an_evicted_kv_moves_to_host_memory_and_back(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted()
+    a = house.conversation(max_new_tokens=100)
+    house.say(a, LONG)
+    b = house.conversation(max_new_tokens=100)
+    house.say(b, LONG + "b")
+    memory, row = house.manager.memory(ADA), rows(house)[a]
+    assert (row.tier, row.kv_tokens, row.host_tokens) == (Tier.HOST, 0, len(house.ledger(a)) - 1)
+    assert memory.host_used_bytes == row.host_bytes == row.host_tokens * KIB
+    assert (memory.host_reserved_bytes, memory.host_budget_bytes) == (0, 4 * MIB)
+    assert row.next_ttft_s < row.cold_ttft_s
+    assert any(e.text.startswith("Evicted A long message") and "to host memory: 0." in e.text for e in memory.events)
+    fed_only_the_delta(house, a, Tier.HOST)
+    assert rows(house)[a].host_bytes == 0  # the device owns it now
+    assert rows(house)[b].tier is Tier.HOST
+    assert house.engine.peak_bytes <= 640 * KIB
+
+
+def test_what_does_not_fit_host_memory_is_on_disk(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted(host_kv_budget_bytes=500 * KIB, disk_kv_budget_bytes=64 * MIB)
+    started = []
+    for number in range(4):
+        c = house.conversation(max_new_tokens=100)
+        house.say(c, f"{number} {LONG}")
+        house.saved(c)
+        started.append(c)
+        assert house.manager.memory(ADA).host_used_bytes <= 500 * KIB
+    tiers = [rows(house)[c].tier for c in started]
+    assert tiers == [Tier.DISK, Tier.DISK, Tier.HOST, Tier.DEVICE]
+    fed_only_the_delta(house, started[0], Tier.DISK)
+    house.close()
+    house = make_hosted(host_kv_budget_bytes=500 * KIB, disk_kv_budget_bytes=64 * MIB)
+    fed_only_the_delta(house, started[2], Tier.DISK)  # host memory did not survive, the disk did
+
+
+def test_a_chain_may_begin_on_disk_and_end_in_host_memory(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation(max_new_tokens=60)
+    house.say(c, LONG)
+    house.saved(c)
+    house.engine.fail_save = lambda identity: "No space left on device."
+    house.say(c, "Second")
+    house.manager.park(ADA, c, "host")
+    first = min(house.manager._memory.host.of_conversation(c), key=lambda saved: saved.start_tokens)
+    house.manager._memory.host.release(c, [first.key])
+    fed_only_the_delta(house, c, Tier.DISK)
+
+
+def test_parked_by_hand_to_host_then_to_disk(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation(max_new_tokens=60)
+    house.engine.fail_save = lambda identity: "No space left on device."
+    house.say(c, LONG)
+    house.manager.park(ADA, c, "host")
+    assert rows(house)[c].tier is Tier.HOST
+    assert house.engine.allocated_bytes == 0
+    assert any("in host memory: 0." in event.text for event in house.manager.memory(ADA).events)
+    with pytest.raises(StoreError, match="stays in host memory"):
+        house.manager.park(ADA, c, "disk")
+    house.engine.fail_save = lambda identity: None
+    house.manager.park(ADA, c, "disk")
+    assert (rows(house)[c].tier, house.manager.memory(ADA).host_used_bytes) == (Tier.DISK, 0)
+    fed_only_the_delta(house, c, Tier.DISK)
+
+
+def test_a_kv_larger_than_host_memory_is_refused_with_the_numbers(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted(host_kv_budget_bytes=100 * KIB)
+    c = house.conversation(max_new_tokens=40)
+    house.say(c, LONG)
+    with pytest.raises(StoreError, match=r"has 0\.\d MiB, and of the 0\.1 MiB host budget 0\.0 MiB are used"):
+        house.manager.park(ADA, c, "host")
+    assert rows(house)[c].tier is Tier.DEVICE
+    with pytest.raises(StoreError, match="disk budget is 0"):
+        house.manager.park(ADA, c, "disk")
+
+
+def test_saved_from_host_memory_when_the_kv_left_before_it_was_saved(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted(disk_kv_budget_bytes=64 * MIB, save_patience_s=0.0)
+    house.engine.save_delay_s = 0.1
+    a = house.conversation(max_new_tokens=100)
+    house.say(a, LONG)
+    b = house.conversation(max_new_tokens=100)
+    house.say(b, LONG + "b")
+    house.saved(a)
+    house.saved(b)
+
+
+def test_opening_a_conversation_brings_it_back_from_host_memory(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted()
+    c = house.conversation(max_new_tokens=60)
+    house.say(c, LONG)
+    house.manager.park(ADA, c, "host")
+    assert house.manager.prepare(ADA, c)
+    until(lambda: rows(house)[c].tier is Tier.DEVICE and house.manager.memory(ADA).host_used_bytes == 0)
+
+
+def test_another_branch_is_kept_until_its_room_is_needed(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation(max_new_tokens=60)
+    house.say(c, LONG)
+    second = house.say(c, "Second")
+    house.manager.park(ADA, c, "host")
+    finish(house.manager.edit(ADA, c, house.manager.view(ADA, c).messages[2].message_id, "Another"))
+    house.manager.park(ADA, c, "host")
+    house.manager.switch_sibling(ADA, c, house.manager.view(ADA, c).messages[2].message_id, -1)
+    assert house.texts(c)[-1] == second.text
+    message = house.say(c, "Back on the first branch")
+    assert message.text == house.expected_text(c)
+    assert house.receipt(message).miss_reason is None
+
+
+def test_deleting_and_dropping_leave_nothing_in_host_memory(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted()
+    for act in (house.manager.delete, house.manager.drop_kv):
+        c = house.conversation(max_new_tokens=60)
+        house.say(c, LONG)
+        house.manager.park(ADA, c, "host")
+        assert house.manager.memory(ADA).host_used_bytes > 0
+        act(ADA, c)
+        assert house.manager.memory(ADA).host_used_bytes == 0
+
+
+def segment(name: str, size: int) -> ScriptedSegment:
+    return ScriptedSegment(identify(None, tuple(name.encode()), "model"), (), size)
+
+
+def test_a_turn_of_one_user_takes_no_more_host_memory_than_is_beyond_the_others_shares() -> None:
+    host = Host(100)
+    for owner, count in (("eve", 6), (ADA, 2)):
+        for number in range(count):
+            assert host.reserve(owner, owner, 10)
+            host.put(owner, owner, ScriptedSegment(identify(None, (number,), owner), (0,), 10), 10)
+    assert host.reserve(ADA, "another of hers", 40)  # 20 are free; of the 60 of eve's, 35 are beyond her 25
+    assert host.by_conversation()["eve"].size_bytes == 40
+    assert not host.reserve(ADA, "one more", 50)  # 20 of her own, and of eve's until she holds no more than 25
+    assert host.by_conversation()["eve"].size_bytes == 40
+    assert host.reserve(ADA, "one more", 40)
+    assert {c: saved.size_bytes for c, saved in host.by_conversation().items()} == {"eve": 20}
+
+
+def test_reserved_and_used_bytes_are_apart_and_together_within_the_budget() -> None:
+    host = Host(100)
+    assert host.reserve(ADA, "a", 60)
+    assert (host.used_bytes, host.reserved_bytes) == (0, 60)
+    assert not host.reserve(ADA, "b", 50)
+    host.put("ada", "a", segment("a", 60), 60)
+    assert (host.used_bytes, host.reserved_bytes) == (60, 0)
+    assert not host.reserve(ADA, "b", 101)
+    assert host.used_bytes == 60  # nobody goes for what can never fit
+    host.use("a", True)
+    assert not host.reserve(ADA, "b", 50)
+    host.use("a", False)
+    assert host.reserve(ADA, "b", 50)
+    assert (host.used_bytes, host.reserved_bytes) == (0, 50)
+    host.cancel(50)
+    assert host.reserve(ADA, "c", 100)
+
+
+def test_a_copy_that_fails_gives_its_room_back(make_hosted: Callable[..., House]) -> None:
+    house = make_hosted()
+    c = house.conversation(max_new_tokens=60)
+    house.say(c, LONG)
+    stage = house.engine.stage
+
+    def broken(*arguments: object, **named: object) -> object:
+        raise ValueError("the KV does not hold the tokens of this segment")
+
+    house.engine.stage = broken  # type: ignore[method-assign, assignment]
+    with pytest.raises(StoreError):
+        house.manager.park(ADA, c, "host")
+    memory = house.manager.memory(ADA)
+    assert (memory.host_used_bytes, memory.host_reserved_bytes) == (0, 0)
+    house.engine.stage = stage  # type: ignore[method-assign]
+    house.manager.park(ADA, c, "host")

@@ -1,0 +1,97 @@
+"""A conversation changes while its segment is being written: the file is either right or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.memory.test_memory import LONG
+from tests.sessions.scripted_engine import ScriptedKV
+from tests.sessions.scripted_kv import next_mark
+
+MIB = 1024 * 1024
+Act = Callable[[House, str], None]
+
+
+def crop(house: House, c: str) -> None:
+    """Another version of the last message: the KV is cropped where it begins."""
+    message = house.manager.view(ADA, c).messages[-2]
+    finish(house.manager.edit(ADA, c, message.message_id, "Entirely different"))
+
+
+def append(house: House, c: str) -> None:
+    house.say(c, "And one more thing")
+
+
+def evict(house: House, c: str) -> None:
+    """The device refuses memory: the KV goes at once, saved or not."""
+
+    def free() -> None:
+        for kv in house.engine.on_memory_pressure():
+            assert isinstance(kv, ScriptedKV)
+            kv.clear()
+
+    house.engine._between_steps(free)
+
+
+def park_in_host(house: House, c: str) -> None:
+    house.manager.park(ADA, c, "host")
+
+
+def drop(house: House, c: str) -> None:
+    house.manager.drop_kv(ADA, c)
+
+
+def check_files(house: House, c: str) -> None:
+    """Every row's file is whole, and every row in it is the one that its text before it gives."""
+    rows = {s.key: s for s in house.store.segments.of_conversation(c)}
+    disk = house.manager._memory._disk
+    for row in rows.values():
+        before: tuple[int, ...] = ()
+        above = rows.get(row.parent_key)
+        while above is not None:
+            before = (*disk.token_ids(above.key), *before)
+            above = rows.get(above.parent_key)
+        assert len(before) == row.start_tokens
+        mark = 0
+        for token in before:
+            mark = next_mark(mark, token)
+        chain = disk.chain(ADA, c, (*before, *disk.token_ids(row.key)))
+        segment = house.engine.load(chain.identities[-1], disk.path_of(row.key))
+        for token, kept in zip(disk.token_ids(row.key), segment.marks, strict=True):
+            mark = next_mark(mark, token)
+            assert kept == mark
+
+
+@pytest.mark.parametrize("act", [crop, append, evict, park_in_host, drop])
+@pytest.mark.parametrize("when_s", [0.0, 0.05, 0.12])
+def test_changed_while_its_segment_is_written(make_house: MakeHouse, act: Act, when_s: float) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB, host_kv_budget_bytes=8 * MIB, save_patience_s=0.0)
+    c = house.conversation()
+    house.say(c, LONG)
+    house.saved(c)
+    writing = []
+
+    def slowly(identity: object) -> None:
+        writing.append(identity)
+
+    house.engine.fail_save = slowly  # type: ignore[assignment]
+    house.engine.save_delay_s = 0.1
+    house.say(c, "Second " + LONG)
+    if when_s:
+        until(lambda: writing or house.manager._memory._writer._queue.empty())
+    act(house, c)
+    house.engine.save_delay_s = 0.0
+    message = house.say(c, "What is left?")
+    assert message.text == house.expected_text(c)
+    house.saved(c)
+    check_files(house, c)
+    house.close()
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    message = house.say(c, "And after the restart?")
+    assert message.text == house.expected_text(c)
+    receipt = house.receipt(message)
+    assert receipt.fed_tokens == receipt.delta_tokens

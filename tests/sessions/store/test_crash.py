@@ -1,0 +1,204 @@
+"""kill -9 at any moment: every committed message is there, what is trusted is whole, and the conversation goes on to
+the very text that a server without any memory would write."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import sessions.memory.moves.restore
+from model_runtime.interface.protocol import Engine
+from model_runtime.interface.sampling_params import SamplingParams
+from sessions.ledger.ledger import fold
+from sessions.maintenance.doctor import Report, inspect, verify_everything
+from sessions.manager import SessionManager
+from sessions.memory.saved.kv_files import path_in
+from sessions.memory.saved.speed import RestoreChoice
+from sessions.store.store import Store
+from sessions.types import MessageStatus, Tier
+from tests.conftest import TinyDir
+from tests.model_runtime.harness import GREEDY, WatchedEngine
+from tests.sessions.byte_template import END
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, prompt_of
+from tests.sessions.real_house import load, manager_of
+from tests.sessions.scripted_engine import ScriptedEngine, text_of
+from tests.sessions.store.crash_zygote import DISK_BYTES
+
+SCRIPTED_KILLS, REAL_KILLS = 200, 15
+KILLS_PER_DIRECTORY = 10  # then a new one: conversations that grow for ever only make the test slow
+Said = list[tuple[str, str]]
+
+
+class Zygote:
+    """Starts servers and kills them."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert self._queue() == "ready"
+
+    def run_and_kill(self, data_dir: Path, round_number: int, after_s: float) -> Said:
+        """Kills the server so many seconds after it began to start; what it had said was committed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{data_dir} {round_number}\n")
+        self._process.stdin.flush()
+        lines = [self._queue()]
+        while not lines[-1].isdigit():  # the child may be the first to speak
+            lines.append(self._queue())
+        time.sleep(after_s)
+        os.kill(int(lines.pop()), signal.SIGKILL)
+        while (line := self._queue()) != "dead":
+            lines.append(line)
+        return [(c, text) for c, _, text in (line.split(" ", 2) for line in lines)]
+
+    def _queue(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the zygote died"
+        return line.rstrip("\n")
+
+
+@contextmanager
+def zygote(*arguments: str) -> Iterator[Zygote]:
+    command = [sys.executable, "-m", "tests.sessions.store.crash_zygote", *arguments]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield Zygote(process)
+        finally:
+            process.kill()
+
+
+def examine(data_dir: Path, engine: Engine) -> None:
+    """As it was left, before any sweep: a file may be nobody's, but no row promises what is not whole and true."""
+    store = Store(data_dir)
+    report = Report(lambda sentence: None)
+    try:
+        inspect(store, report)
+        verify_everything(store, engine, report)
+    finally:
+        store.close()
+    assert [sentence for sentence in report.wrong if "that nobody owns" not in sentence] == []
+
+
+def check_messages(manager: SessionManager, committed: Said) -> None:
+    """A message may be committed without having been said; never the other way round."""
+    for c in dict.fromkeys(c for c, _ in committed):
+        texts = [m.text for m in manager.view(ADA, c).messages if m.role == "user"]
+        wanted = [text for where, text in committed if where == c]
+        assert [t for t in texts if t in wanted] == wanted
+
+
+def check_answers(house: House, c: str) -> None:
+    path = house.path(c)
+    for number in range(2, len(path) + 1, 2):
+        answer = path[number - 1]
+        expected = text_of(house.engine.answer(prompt_of(path[:number])))
+        if answer.status is MessageStatus.COMPLETE:
+            assert answer.text == expected
+        else:
+            assert answer.status is MessageStatus.INTERRUPTED
+            assert expected.startswith(answer.text)
+            assert (*expected.encode(), END)[: len(answer.ids.token_ids)] == answer.ids.token_ids
+
+
+def check_disk(house: House) -> None:
+    """What the sweep left: every row has its whole file, every file its row, and both fit the budget."""
+    rows = {path_in(house.store.kv_dir, row.key): row.size_bytes for row in house.store.segments.every()}
+    assert {path: path.stat().st_size for path in house.files()} == rows
+    assert sum(rows.values()) <= DISK_BYTES
+
+
+def test_two_hundred_random_kills(make_house: MakeHouse, tmp_path: Path) -> None:
+    dice, longest_s = random.Random(7), 0.2
+    interrupted = from_disk = early = 0
+    committed: Said = []
+    engine = ScriptedEngine()
+    with zygote("scripted") as kills:
+        for number in range(SCRIPTED_KILLS):
+            data_dir = tmp_path / str(number // KILLS_PER_DIRECTORY)
+            if number % KILLS_PER_DIRECTORY == 0:
+                committed = []
+            said = kills.run_and_kill(data_dir, number, dice.uniform(0.0, longest_s))
+            early += not said
+            if early > 0.35 * (number + 1):  # a busy machine needs longer to say anything
+                longest_s = min(2.0, longest_s * 1.1)
+            committed += said
+            if not (data_dir / "keepwarm.db").exists():
+                continue  # it was killed before there was anything
+            examine(data_dir, engine)
+            house = make_house(data_dir=data_dir, disk_kv_budget_bytes=DISK_BYTES)
+            check_disk(house)
+            check_messages(house.manager, committed)
+            for c in dict.fromkeys(c for c, _ in committed):
+                check_answers(house, c)
+                if house.path(c)[-1].status is MessageStatus.INTERRUPTED:
+                    interrupted += 1
+                    assert house.manager.view(ADA, c).messages[-1].can_continue
+                    act = dice.choice([house.manager.continue_answer, house.manager.regenerate])
+                    answer = finish(act(ADA, c))
+                    assert answer.text == house.expected_text(c)
+                    from_disk += house.receipt(answer).tier_before is Tier.DISK
+            house.close()
+    engine.close()
+    print(f"kills={SCRIPTED_KILLS} before the first message={early} interrupted={interrupted} from disk={from_disk}")
+    assert interrupted > SCRIPTED_KILLS // 2
+    assert 0 < early < SCRIPTED_KILLS // 2
+    assert from_disk > 10
+
+
+def alone(engine: WatchedEngine, prompt: tuple[int, ...], sampling: SamplingParams) -> tuple[int, ...]:
+    """What the model answers on a KV that nobody used before."""
+    kv = engine.engine.new_kv()
+    answer = engine.submit(kv, prompt, sampling)
+    answer.wait()
+    engine.engine.release(kv)
+    return answer.token_ids
+
+
+def test_fifteen_kills_of_the_real_engine(tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
+    monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
+    dice = random.Random(3)
+    loaded = load(tiny_dir("llama"))
+    engine = WatchedEngine(loaded)
+    from_disk = spoken = 0
+    committed: Said = []
+    with zygote("real", str(tiny_dir("llama"))) as kills:
+        for number in range(REAL_KILLS):
+            data_dir = tmp_path / str(number // 5)
+            if number % 5 == 0:
+                committed = []
+            committed += (said := kills.run_and_kill(data_dir, number, dice.uniform(0.1, 1.2)))
+            spoken += len(said)
+            if not (data_dir / "keepwarm.db").exists():
+                continue
+            examine(data_dir, engine.engine)
+            store = Store(data_dir)
+            manager = manager_of(store, engine, loaded)
+            manager.start()
+            check_messages(manager, committed)
+            for c in dict.fromkeys(c for c, _ in committed):
+                answer = finish(manager.send(ADA, c, "And then?"), 60)
+                path = store.messages.path(store.conversation(ADA, c).leaf_id)
+                prompt = fold(path)[: -len(path[-1].answer_ids)]
+                assert alone(engine, prompt, GREEDY) == path[-1].answer_ids
+                assert answer.receipt is not None
+                from_disk += answer.receipt.tier_before is Tier.DISK
+            manager.close()
+            store.close()
+    engine.close()
+    print(f"kills={REAL_KILLS} messages={spoken} continued from disk={from_disk}")
+    assert spoken > REAL_KILLS
+    assert from_disk > REAL_KILLS // 3

@@ -1,0 +1,225 @@
+"""Verifying on demand: what is true stays, what is not goes, budgets hold, and nobody waits for it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from sessions.types import CheckView, MissReason, Tier
+from tests.sessions.conftest import MakeHouse
+from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.memory.test_memory import LONG
+from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV
+
+MIB = 1024 * 1024
+
+
+def verified(house: House, c: str) -> CheckView:
+    assert house.manager.verify(ADA, c).wait(10) is not None
+    return shown(house, c)
+
+
+def shown(house: House, c: str) -> CheckView:
+    check = next(row for row in house.manager.memory(ADA).rows if row.conversation_id == c).check
+    assert check is not None
+    return check
+
+
+def kv_of(house: House, c: str) -> ScriptedKV:
+    kv = house.manager._leases._slots[c].kv
+    assert isinstance(kv, ScriptedKV)
+    return kv
+
+
+@pytest.fixture
+def saved_house(make_house: MakeHouse) -> tuple[House, str]:
+    """Two turns, on the device and on disk."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation()
+    house.say(c, LONG)
+    house.say(c, "Second " + LONG)
+    house.saved(c)
+    return house, c
+
+
+def test_what_is_true_stays_where_it_is(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    before = house.manager.memory(ADA).rows[0]
+    check = verified(house, c)
+    assert (check.is_running, check.agrees) == (False, True)
+    assert check.sentence.startswith(
+        f"its memory is true ({len(house.ledger(c)) - 1:,} tokens read again, largest logit"
+    )
+    row = house.manager.memory(ADA).rows[0]
+    assert (row.tier, row.kv_tokens, row.disk_bytes) == (Tier.DEVICE, before.kv_tokens, before.disk_bytes)
+    assert house.manager.memory(ADA).events[0].text.startswith("Verified A long message that is")
+    assert house.engine.allocated_bytes == row.used_bytes  # the throw-away KV is gone
+    receipt = house.receipt(house.say(c, "And?"))
+    assert receipt.fed_tokens == receipt.delta_tokens
+
+
+def test_a_kv_that_disagrees_is_dropped_and_its_saved_copy_serves(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    kv_of(house, c).marks[30] ^= 1
+    check = verified(house, c)
+    assert check.agrees is False
+    assert "its memory on the device disagreed from token 31 on and was dropped" in check.sentence
+    row = house.manager.memory(ADA).rows[0]
+    assert (row.tier, row.used_bytes) == (Tier.DISK, 0)
+    message = house.say(c, "And?")
+    assert message.text == house.expected_text(c)
+    assert house.receipt(message).tier_before is Tier.DISK
+
+
+def test_a_dropped_kv_without_a_copy_is_read_again_with_the_reason(house: House) -> None:
+    c = house.conversation()
+    house.say(c, LONG)
+    kv_of(house, c).marks[30] ^= 1
+    assert verified(house, c).agrees is False
+    message = house.say(c, "And?")
+    assert message.text == house.expected_text(c)
+    receipt = house.receipt(message)
+    assert (receipt.miss_reason, receipt.reused_tokens) == (MissReason.EVICTED, 0)
+    assert receipt.miss_detail.startswith("Its memory disagreed when it was verified, so ")
+
+
+def test_a_saved_copy_alone_is_verified_from_disk(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    house.manager.park(ADA, c)
+    assert verified(house, c).agrees is True
+    assert house.manager.memory(ADA).device_used_bytes == 0
+    receipt = house.receipt(house.say(c, "And?"))
+    assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
+
+
+def test_a_damaged_file_is_refused_and_deleted(saved_house: tuple[House, str]) -> None:
+    house, c = saved_house
+    house.manager.park(ADA, c)
+    last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
+    path = house.manager._memory._disk.path_of(last.key)
+    path.write_bytes(path.read_bytes()[:-1])
+    check = verified(house, c)
+    assert check.agrees is False
+    assert check.sentence.startswith("its copy on disk was refused and deleted: the saved memory is damaged")
+    assert not path.exists()
+    assert verified(house, c).agrees is True  # what stood before it is good
+    receipt = house.receipt(house.say(c, "And?"))
+    assert (receipt.tier_before, receipt.reused_tokens) == (Tier.DISK, last.start_tokens)
+
+
+def test_a_saved_copy_that_was_wrong_before_it_was_written_goes(make_house: MakeHouse) -> None:
+    """Whole, with a true checksum, and still not what the ledger gives."""
+    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation()
+    house.engine.save_delay_s = 0.2
+    run = house.manager.send(ADA, c, LONG)
+    while run.snapshot().sampled_tokens < 1:
+        time.sleep(0.001)
+    kv_of(house, c).marks[30] ^= 1
+    finish(run)
+    house.saved(c)
+    check = verified(house, c)
+    assert check.sentence.startswith(
+        "its memory on the device disagreed from token 31 on and was dropped; "
+        "its copy on disk disagreed from token 1 on and was deleted ("
+    )
+    row = house.manager.memory(ADA).rows[0]
+    assert (row.tier, row.disk_bytes, row.used_bytes) == (Tier.COLD, 0, 0)
+    assert house.files() == []
+
+
+def test_nothing_is_said_of_nothing(house: House) -> None:
+    c = house.conversation()
+    house.say(c, LONG)
+    house.manager.drop_kv(ADA, c)
+    check = verified(house, c)
+    assert (check.agrees, check.sentence) == (None, "nothing is kept of it, on the device or on disk")
+
+
+def test_it_fits_the_budget_or_says_so(make_house: MakeHouse) -> None:
+    house = make_house(budget_bytes=500 * 1024)
+    c = house.conversation(max_new_tokens=100)
+    house.say(c, LONG)
+    check = verified(house, c)
+    assert check.agrees is None
+    assert "the device budget is 0.5 MiB. Park it first" in check.sentence
+    assert house.engine.peak_bytes <= 500 * 1024
+    assert house.manager.memory(ADA).rows[0].tier is Tier.DEVICE
+
+
+def test_idle_kvs_make_room_for_it(make_house: MakeHouse) -> None:
+    house = make_house(budget_bytes=900 * 1024, disk_kv_budget_bytes=64 * MIB)
+    other, c = house.conversation(max_new_tokens=100), ""
+    house.say(other, LONG)
+    c = house.conversation(max_new_tokens=100)
+    house.say(c, LONG)
+    house.saved(other)
+    house.saved(c)
+    assert verified(house, c).agrees is True
+    assert house.engine.peak_bytes <= 900 * 1024
+    assert {row.conversation_id: row.tier for row in house.manager.memory(ADA).rows} == {
+        c: Tier.DEVICE,
+        other: Tier.DISK,
+    }
+
+
+def test_it_gives_way_to_a_message_and_begins_again(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.002))
+    c = house.conversation()
+    house.say(c, LONG)
+    asked = house.manager.verify(ADA, c)
+    assert house.manager.verify(ADA, c) is asked  # one at a time
+    until(lambda: "reading" in shown(house, c).sentence)
+    assert f"of {len(house.ledger(c)) - 1:,} tokens again" in shown(house, c).sentence
+    message = house.say(c, "And now?")
+    receipt = house.receipt(message)
+    assert message.text == house.expected_text(c)
+    assert receipt.waited_s < 0.4  # a piece of 64 tokens takes 0.13
+    assert receipt.fed_tokens == receipt.delta_tokens
+    result = asked.wait(10)
+    assert result is not None
+    assert (result.agrees, result.tokens) == (True, len(house.ledger(c)) - 1)
+
+
+def test_ends_with_the_server(make_house: MakeHouse) -> None:
+    house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.002))
+    c = house.conversation()
+    house.say(c, LONG)
+    asked = house.manager.verify(ADA, c)
+    until(lambda: "reading" in shown(house, c).sentence)
+    began = time.monotonic()
+    house.close()
+    assert time.monotonic() - began < 1.5
+    result = asked.wait(1)
+    assert result is not None
+    assert result.agrees is None
+
+
+def test_a_deleted_conversation_leaves_no_check(house: House) -> None:
+    c = house.conversation()
+    house.say(c, LONG)
+    verified(house, c)
+    house.manager.delete(ADA, c)
+    assert house.manager._verifier.views() == {}
+
+
+def test_host_memory_is_verified_too(make_house: MakeHouse) -> None:
+    house = make_house(host_kv_budget_bytes=64 * MIB, disk_kv_budget_bytes=64 * MIB)
+    c = house.conversation()
+    house.say(c, LONG)
+    house.saved(c)
+    house.manager.park(ADA, c, Tier.HOST)
+    check = verified(house, c)
+    assert (check.agrees, house.manager.memory(ADA).rows[0].tier) == (True, Tier.HOST)
+    entry = next(iter(house.manager._memory.host._entries.values()))
+    marks = list(entry.segment.marks)  # type: ignore[attr-defined]
+    marks[5] ^= 1
+    entry.segment = replace(entry.segment, marks=tuple(marks))  # type: ignore[type-var]
+    check = verified(house, c)
+    assert check.agrees is False
+    assert check.sentence.startswith("its copy in host memory disagreed from token 1 on and was deleted (")
+    row = house.manager.memory(ADA).rows[0]
+    assert (row.tier, row.host_bytes) == (Tier.DISK, 0)
+    assert house.receipt(house.say(c, "And?")).tier_before is Tier.DISK
