@@ -13,29 +13,19 @@ from dataclasses import replace
 from model_runtime.interface.protocol import Engine, ModelInfo
 from model_runtime.interface.turn_template import TurnTemplate
 from sessions.awake import AwakeClock
-from sessions.background.drafts import Drafts
-from sessions.background.idle_worker import IdleWorker
+from sessions.background.background import Background
 from sessions.background.pruner import Pruner
-from sessions.background.read_ahead import ReadAhead
-from sessions.background.storage_check import StorageCheck, StorageState
-from sessions.background.watchdog import Watchdog
+from sessions.background.storage_check import StorageState
 from sessions.config import SessionConfig
 from sessions.counters import Counters
 from sessions.errors import MessageRefused
 from sessions.ledger.ledger import continued_answer, fold, new_answer, user_turn
-from sessions.memory.device.leases import Leases
-from sessions.memory.device.pins import Pins
-from sessions.memory.device.shared_prefixes import SharedPrefixes
-from sessions.memory.events import EventLog
-from sessions.memory.log import MemoryLog
 from sessions.memory.memory import Memory
 from sessions.memory_actions import MemoryActions
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
-from sessions.turns.limits import TurnLimits
-from sessions.turns.recorder import Recorder
 from sessions.turns.run import Run, RunTable, aborted
 from sessions.turns.stateless import StatelessTurns
 from sessions.turns.turn import NewTurn, Turns
@@ -62,54 +52,16 @@ class SessionManager:
         self._engine = engine
         self._template = template
         self._config = config
-        self._limits = TurnLimits(engine, template, config)
-        self._events = EventLog(config.event_log_length)
         self._runs = RunTable(config.finished_run_keep_s)
-        self.counters = Counters()
-        self._memory_log = MemoryLog(store, self._events, self.counters)
-        self._pins = Pins(engine, config.device_kv_budget_bytes, self._runs.is_busy)
-        self._leases = Leases(engine, config.device_kv_budget_bytes, self._memory_log.dropped_for_room, self._pins)
-        engine.on_memory_pressure = self._leases.surrender
-        self._memory = Memory(store, engine, self._leases, self._runs, self._memory_log, config)
-        shared_prefixes = SharedPrefixes(engine, self._leases)
-        ahead = ReadAhead(
-            store, engine, template, self._leases, self._memory.prefetcher, self._runs, self._limits, shared_prefixes
-        )
-        self._idle_worker = IdleWorker(self._leases, ahead.perform, config.draft_quiet_s)
-        self._drafts = Drafts(store, template, self._limits, self._idle_worker, config)
-        self._recorder = Recorder(
-            store,
-            engine,
-            template,
-            self._runs,
-            config.checkpoint_interval_s,
-            self._after_run,
-            self._memory_log.receipt,
-            self.counters.token_after,
-        )
-        self._turns = Turns(
-            store,
-            engine,
-            self._limits,
-            self._pins,
-            self._runs,
-            self._leases,
-            self._memory,
-            self._recorder,
-            shared_prefixes,
-        )
-        self._watchdog = Watchdog(engine, self._leases, config.hang_after_s, self._memory_log.engine_rebuilt)
-        self._verifier = Verifier(store, engine, self._leases, self._memory.saved_kvs, self._runs, self._memory_log)
-        self._views = Views(
-            store, engine, self._leases, self._pins, self._memory, self._verifier, self._runs, self._events, config
-        )
-        self.completions = StatelessTurns(store, engine, template, config, self._limits, self._runs, self._turns)
-        self._memory_actions = MemoryActions(
-            store, self._runs, self._leases, self._pins, self._memory, self._memory_log
-        )
-        uptime = store.uptime(clock)
-        self._pruner = Pruner(store.bin, uptime, self._runs, self._let_go, config.keep_unnamed_s, clock)
-        self._storage = StorageCheck(store, self._recorder.kept, self._memory.disk_budget_bytes > 0)
+        self._memory = Memory(store, engine, config, self._runs)
+        self._turns = Turns(store, engine, template, config, self._runs, self._memory)
+        self.completions = StatelessTurns(store, engine, template, config, self._runs, self._turns)
+        self._verifier = Verifier(store, engine, self._memory, self._runs)
+        self._views = Views(store, engine, self._memory, self._verifier, self._runs, config)
+        self._memory_actions = MemoryActions(store, self._runs, self._memory)
+        self._background = Background(store, engine, template, config, self._memory, self._turns)
+        served_time = store.uptime(clock)
+        self._pruner = Pruner(store.bin, served_time, self._runs, self._let_go, config.keep_unnamed_s, clock)
 
     # Life
 
@@ -118,34 +70,29 @@ class SessionManager:
         what becomes of the memory that was saved before."""
         self._store.messages.interrupt_running()
         self._memory.start(say)
-        self._recorder.start()
-        self._leases.start()
+        self._turns.recorder.start()
         self._verifier.start()
-        self._idle_worker.start()
+        self._background.start()
         self._memory_actions.load_pins()
-        self._watchdog.start()
         self._pruner.start()
-        self._storage.start()
 
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
         configured times; the engine and the store stay open. May be called twice."""
         waited = AwakeClock()
         self.drain()
-        self._watchdog.close(timeout_s=1.0)
+        self._background.stop_work()
         self._pruner.close(timeout_s=1.0)
-        self._idle_worker.close(timeout_s=1.0)
         while self._runs.all_active() and waited.look() < self._config.close_timeout_s:
             self.interrupt_all()
             time.sleep(0.01)
         for run in self._runs.all_active():  # the engine does not answer
             run.lease = None  # its KV is still the engine's
-            self._recorder.put(run, aborted())
-        self._recorder.close(timeout_s=1.0)
+            self._turns.recorder.put(run, aborted())
+        self._turns.recorder.close(timeout_s=1.0)
         self._verifier.close(timeout_s=1.0)
         self._memory.close()
-        self._leases.close(timeout_s=1.0)
-        self._storage.close(timeout_s=1.0)
+        self._background.close()
 
     def drain(self) -> None:
         """No turn begins any more (`ShuttingDown`); those that run go on."""
@@ -164,14 +111,19 @@ class SessionManager:
         self._turns.interrupt(self._runs.all_active())
 
     @property
+    def counters(self) -> Counters:
+        """What happened since the server started."""
+        return self._memory.counters
+
+    @property
     def is_well(self) -> bool:
         """Whether the engine answers. A hanging or dead one is noticed and rebuilt; until then nothing is answered."""
-        return self._watchdog.is_well
+        return self._background.watchdog.is_well
 
     @property
     def storage(self) -> StorageState:
         """Whether what is said can be stored now, and if not, why."""
-        return self._storage.state
+        return self._background.storage_check.state
 
     @property
     def info(self) -> ModelInfo:
@@ -187,19 +139,19 @@ class SessionManager:
         """
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        self._limits.refuse_hopeless(text)
+        self._turns.limits.refuse_hopeless(text)
         with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             run = self._begin_user_turn(conversation, path, path, text)
-            self._drafts.forget(conversation_id)
+            self._background.drafts.forget(conversation_id)
             return run
 
     def edit(self, owner_id: str, conversation_id: str, message_id: int, text: str) -> Run:
         """Another version of any user message, beside it, with a new answer below."""
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        self._limits.refuse_hopeless(text)
+        self._turns.limits.refuse_hopeless(text)
         with self._turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
@@ -349,12 +301,12 @@ class SessionManager:
 
     def count_tokens(self, owner_id: str, conversation_id: str, draft: str) -> tuple[int, int]:
         """Tokens of a draft, and how many tokens a message may have here at most. Raises `MessageRefused` when huge."""
-        return self._drafts.count_tokens(owner_id, conversation_id, draft)
+        return self._background.drafts.count_tokens(owner_id, conversation_id, draft)
 
     def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:
         """Has the model read a draft while nobody waits, so that sending it costs its last words, or one token once it
         has been quiet for a moment. Nothing is stored."""
-        self._drafts.read_ahead(owner_id, conversation_id, draft)
+        self._background.drafts.read_ahead(owner_id, conversation_id, draft)
 
     # The steps of a turn
 
@@ -373,33 +325,28 @@ class SessionManager:
 
     def _remove(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim."""
-        self._drafts.forget(conversation_id)
-        self._leases.forget(conversation_id)
+        self._background.drafts.forget(conversation_id)
+        self._memory.leases.forget(conversation_id)
         self._store.delete(conversation_id)
-        self._recorder.kept.forget(conversation_id)
-        self._leases.forget(conversation_id)  # idle work may have begun between the two
+        self._turns.recorder.kept.forget(conversation_id)
+        self._memory.leases.forget(conversation_id)  # idle work may have begun between the two
         self._memory.forget(conversation_id)
-        self._events.forget(owner_id, conversation_id)
+        self._memory.events.forget(owner_id, conversation_id)
         self._verifier.forget(conversation_id)
 
     def _let_go(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim: it is in the bin, and takes no memory there."""
-        self._drafts.forget(conversation_id)
-        self._leases.forget(conversation_id)
-        self._memory.drop(conversation_id)
-        self._events.forget(owner_id, conversation_id)
+        self._background.drafts.forget(conversation_id)
+        self._memory.leases.forget(conversation_id)
+        self._memory.drop_saved(conversation_id)
+        self._memory.events.forget(owner_id, conversation_id)
         self._verifier.forget(conversation_id)
-
-    def _after_run(self, run: Run) -> None:
-        """The KV is given back, and saved; then what can be done for the next turn."""
-        self._memory.after_run(run)
-        self._drafts.after_answer(run)
 
     def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
         system_prompt = clean(settings.system_prompt).strip()
         refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
         if system_prompt:
-            self._limits.refuse_hopeless(system_prompt)
-            self._limits.check_system_prompt(system_prompt)
+            self._turns.limits.refuse_hopeless(system_prompt)
+            self._turns.limits.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from sessions.errors import ConversationBusy
 from sessions.ledger.ledger import fold
-from sessions.memory.device.leases import Leases
-from sessions.memory.device.pins import Pins
-from sessions.memory.log import MemoryLog
 from sessions.memory.memory import Memory
 from sessions.store.store import Store
 from sessions.turns.run import RunTable
@@ -18,24 +15,19 @@ PARK_TIMEOUT_S = 30.0
 class MemoryActions:
     """Every method takes the owner first and raises `ConversationNotFound` for a stranger's id. Any thread."""
 
-    def __init__(
-        self, store: Store, runs: RunTable, leases: Leases, pins: Pins, memory: Memory, memory_log: MemoryLog
-    ) -> None:
+    def __init__(self, store: Store, runs: RunTable, memory: Memory) -> None:
         self._store = store
         self._runs = runs
-        self._leases = leases
-        self._pins = pins
         self._memory = memory
-        self._memory_log = memory_log
 
     def drop(self, owner_id: str, conversation_id: str) -> None:
         """Frees the KV and deletes what is saved of it. Raises `ConversationBusy` during an answer, or when pinned."""
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             self._refuse_pinned(conversation_id)
-            freed_bytes = self._leases.drop(conversation_id) + self._memory.drop(conversation_id)
+            freed_bytes = self._memory.leases.drop(conversation_id) + self._memory.drop_saved(conversation_id)
         if freed_bytes:
-            self._memory_log.dropped(owner_id, conversation_id, freed_bytes)
+            self._memory.log.dropped(owner_id, conversation_id, freed_bytes)
 
     def park(self, owner_id: str, conversation_id: str, tier: Tier) -> None:
         """Moves the KV off the device. Raises `ConversationBusy` during an answer or when pinned, `StoreError` when it
@@ -43,9 +35,9 @@ class MemoryActions:
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             self._refuse_pinned(conversation_id)
-            freed_bytes = self._memory.parking.park(owner_id, conversation_id, tier, PARK_TIMEOUT_S)
+            freed_bytes = self._memory.park(owner_id, conversation_id, tier, PARK_TIMEOUT_S)
         if freed_bytes:
-            self._memory_log.parked(owner_id, conversation_id, freed_bytes, tier)
+            self._memory.log.parked(owner_id, conversation_id, freed_bytes, tier)
 
     def pin(self, owner_id: str, conversation_id: str) -> None:
         """Keeps the KV on the device until `unpin`, across restarts. Raises `CacheFull` with the numbers, or
@@ -53,14 +45,14 @@ class MemoryActions:
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
-            holding = self._leases.holdings().get(conversation_id)
-            self._pins.pin(conversation_id, conversation.ledger_tokens, holding.used_bytes if holding else 0)
+            holding = self._memory.leases.holdings().get(conversation_id)
+            self._memory.pins.pin(conversation_id, conversation.ledger_tokens, holding.used_bytes if holding else 0)
             try:
                 self._store.set_pinned(conversation_id, True)
             except BaseException:
-                self._pins.unpin(conversation_id)
+                self._memory.pins.unpin(conversation_id)
                 raise
-        self._memory_log.pinned(owner_id, conversation_id, True)
+        self._memory.log.pinned(owner_id, conversation_id, True)
         self.warm(owner_id, conversation_id)
 
     def unpin(self, owner_id: str, conversation_id: str) -> None:
@@ -68,18 +60,18 @@ class MemoryActions:
         conversation = self._store.conversation(owner_id, conversation_id)
         if conversation.is_pinned:
             self._store.set_pinned(conversation_id, False)
-            self._pins.unpin(conversation_id)
-            self._leases.look_again()
-            self._memory_log.pinned(owner_id, conversation_id, False)
+            self._memory.pins.unpin(conversation_id)
+            self._memory.leases.look_again()
+            self._memory.log.pinned(owner_id, conversation_id, False)
 
     def load_pins(self) -> None:
         """At the start. Pinned conversations are brought back to the device as far as there is room."""
         pinned = self._store.pinned_conversations()
-        left_out = self._pins.load(pinned)
+        left_out = self._memory.pins.load(pinned)
         for conversation in left_out:
             self._store.set_pinned(conversation.conversation_id, False)
-            self._memory_log.unpinned_for_room(
-                conversation.owner_id, conversation.conversation_id, self._pins.limit_bytes
+            self._memory.log.unpinned_for_room(
+                conversation.owner_id, conversation.conversation_id, self._memory.pins.limit_bytes
             )
         for conversation in pinned:
             if conversation not in left_out:
@@ -95,5 +87,5 @@ class MemoryActions:
         )
 
     def _refuse_pinned(self, conversation_id: str) -> None:
-        if conversation_id in self._pins:
+        if conversation_id in self._memory.pins:
             raise ConversationBusy("This conversation is pinned to the device. Unpin it first.")

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
-from sessions.memory.device.leases import Holding, Leases
-from sessions.memory.device.pins import Pins
-from sessions.memory.events import EventLog
 from sessions.memory.memory import Memory
+from sessions.memory.records import Holding
 from sessions.store.records import Conversation
 from sessions.store.store import Store
 from sessions.store.tables.messages import INTERRUPTED_NOTE
@@ -40,26 +38,20 @@ class Views:
         self,
         store: Store,
         engine: Engine,
-        leases: Leases,
-        pins: Pins,
         memory: Memory,
         verifier: Verifier,
         runs: RunTable,
-        events: EventLog,
         config: SessionConfig,
     ) -> None:
         self._store = store
         self._engine = engine
-        self._leases = leases
-        self._pins = pins
         self._memory = memory
         self._verifier = verifier
         self._runs = runs
-        self._events = events
         self._config = config
 
     def summaries(self, owner_id: str, search: str) -> list[ConversationSummary]:
-        holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
+        holdings, running = self._memory.holdings(), self._runs.active_by_conversation()
         saved, in_host = self._memory.saved(owner_id), self._memory.host.by_conversation()
         return [
             _summary(
@@ -80,7 +72,7 @@ class Views:
                 *(replace(m, can_continue=False) for m in messages[:-1]),
                 self._last(conversation, messages[-1]),
             )
-        holding = self._leases.holdings().get(conversation_id, _NOTHING)
+        holding = self._memory.holdings().get(conversation_id, _NOTHING)
         saved = self._memory.saved(owner_id).get(conversation_id, _NOT_SAVED)
         in_host = self._memory.host.by_conversation().get(conversation_id, _NOT_SAVED)
         run = self._runs.active(conversation_id)
@@ -93,7 +85,7 @@ class Views:
         )
 
     def memory(self, owner_id: str) -> MemoryView:
-        holdings, running = self._leases.holdings(), self._runs.active_by_conversation()
+        holdings, running = self._memory.holdings(), self._runs.active_by_conversation()
         totals, saved = self._store.totals(owner_id), self._memory.saved(owner_id)
         host, in_host, checks = self._memory.host, self._memory.host.by_conversation(), self._verifier.views()
         return MemoryView(
@@ -113,17 +105,17 @@ class Views:
             device_budget_bytes=self._config.device_kv_budget_bytes,
             saved_s_total=totals.saved_s,
             reused_tokens_total=totals.reused_tokens,
-            events=self._events.of(owner_id),
+            events=self._memory.events.of(owner_id),
             disk_used_bytes=self._memory.disk_used_bytes,
             disk_budget_bytes=self._memory.disk_budget_bytes,
             disk_other_bytes=self._memory.disk_other_bytes,
             host_used_bytes=host.used_bytes,
             host_reserved_bytes=host.reserved_bytes,
             host_budget_bytes=host.budget_bytes,
-            pinned_bytes=self._pins.total_bytes,
-            pin_limit_bytes=self._pins.limit_bytes,
+            pinned_bytes=self._memory.pins.total_bytes,
+            pin_limit_bytes=self._memory.pins.limit_bytes,
             int8_drift=self._engine.info.int8_drift,
-            history=self._memory.history.samples(),
+            history=self._memory.usage.samples(),
         )
 
     def _row(

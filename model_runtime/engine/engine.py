@@ -70,8 +70,8 @@ class LocalEngine:
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         memory = runtime.host_pool.take if runtime.host_pool else None
         self._rows = SavedRows(self._geometry, config.cold_kv_dtype, memory)
-        self.on_memory_pressure: Callable[[], abc.Sequence[KV]] = tuple
-        self._free_and_retry = FreeAndRetry(lambda: self.on_memory_pressure())
+        self._idle_kvs: Callable[[], abc.Sequence[KV]] = tuple
+        self._free_and_retry = FreeAndRetry(lambda: self._idle_kvs())
         self._scheduler = Scheduler(SchedulerConfig(config.prefill_chunk_tokens, config.idle_chunk_tokens))
         self._speed = ReadSpeed(config.prefill_chunk_tokens)
         self._lookup = Lookup(config.prompt_lookup)
@@ -126,6 +126,10 @@ class LocalEngine:
         if slab not in self._kvs:
             raise EngineClosed(GIVEN_UP)
         return slab
+
+    def give_memory_back_with(self, idle_kvs: Callable[[], abc.Sequence[KV]]) -> None:
+        """See `Engine`."""
+        self._idle_kvs = idle_kvs
 
     def pulse(self) -> Pulse:
         """How the engine's thread is doing."""

@@ -116,9 +116,9 @@ class Engine(Protocol):
     def max_concurrent(self) -> int:
         """Generations that may be submitted at the same time; admission beyond it is the caller's queue."""
 
-    on_memory_pressure: Callable[[], Sequence[KV]]
-    """Set by the owner of the KVs. Called on the engine thread when the device refused memory: KVs that nobody uses,
-    for the engine to free at once."""
+    def give_memory_back_with(self, idle_kvs: Callable[[], Sequence[KV]]) -> None:
+        """For the owner of the KVs, before the first request. `idle_kvs` is called on the engine thread when the device
+        refused memory and returns KVs that no request uses, for the engine to free at once."""
 
     def pulse(self) -> Pulse:
         """How its thread is doing. Any thread, at any time."""

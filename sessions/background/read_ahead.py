@@ -19,9 +19,8 @@ from sessions.background.idle_worker import IdleJob, Kind, Outcome, Preemption
 from sessions.background.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
 from sessions.errors import ConversationNotFound
 from sessions.ledger.ledger import Turn, common_prefix, fold, user_turn
-from sessions.memory.device.leases import Lease, Leases
-from sessions.memory.device.shared_prefixes import SharedPrefixes
-from sessions.memory.moves.prefetch import Prefetcher
+from sessions.memory.memory import Memory
+from sessions.memory.records import Lease
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.turns.limits import TurnLimits
@@ -48,20 +47,18 @@ class ReadAhead:
         store: Store,
         engine: Engine,
         template: TurnTemplate,
-        leases: Leases,
-        prefetcher: Prefetcher,
+        memory: Memory,
         runs: RunTable,
         limits: TurnLimits,
-        shared_prefixes: SharedPrefixes,
     ) -> None:
         self._store = store
         self._engine = engine
         self._template = template
-        self._leases = leases
-        self._prefetcher = prefetcher
+        self._leases = memory.leases
+        self._prefetcher = memory.prefetcher
+        self._shared_prefixes = memory.shared_prefixes
         self._runs = runs
         self._limits = limits
-        self._shared_prefixes = shared_prefixes
 
     def perform(self, errand: IdleJob, way: Preemption) -> Outcome:
         if self._runs.active(errand.conversation_id) is not None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from sessions.counters import Counters
-from sessions.memory.device.leases import Dropped
 from sessions.memory.events import EventLog
-from sessions.memory.moves.restore import PLACES, Restored
+from sessions.memory.records import PLACES, Check, Dropped, Restored
 from sessions.store.store import Store
 from sessions.text import UNTITLED, mib, tokens
-from sessions.turns.run import Run
 from sessions.types import Receipt, Tier
-from sessions.verify.compare import Check
 
 
 class MemoryLog:
@@ -88,12 +85,11 @@ class MemoryLog:
             sentence = f"Restored {what} from {PLACES[restored.tier]}: {size}, {restored.seconds:.2f} s"
             self._events.add(owner_id, conversation_id, sentence)
 
-    def receipt(self, run: Run, receipt: Receipt) -> None:
+    def receipt(self, owner_id: str, conversation_id: str, receipt: Receipt) -> None:
         self._counters.turn(receipt)
         if receipt.miss_reason is not None:
             again = tokens(receipt.fed_tokens - receipt.delta_tokens)
-            sentence = f"Read {again} of {self._title(run.conversation_id)} again"
-            self._events.add(run.plan.owner_id, run.conversation_id, sentence)
+            self._events.add(owner_id, conversation_id, f"Read {again} of {self._title(conversation_id)} again")
 
     def _title(self, conversation_id: str) -> str:
         return self._store.title(conversation_id) or UNTITLED

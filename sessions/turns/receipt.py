@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from model_runtime.interface.events import Finished, FinishReason
-from sessions.memory.device.leases import Lease, Loss
+from sessions.memory.records import Lease, Loss
 from sessions.store.tables.losses import PENDING, Cause, SavedLoss
 from sessions.store.tables.messages import INTERRUPTED_NOTE
 from sessions.text import tokens
@@ -81,7 +81,7 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         accepted_tokens=event.accepted_tokens,
         ahead_tokens=ahead_tokens,
         shared_tokens=_shared_tokens(run, event),
-        shared_from=run.shared.conversation_id if _shared_tokens(run, event) and run.shared else "",
+        shared_from=run.restored.shared.conversation_id if _shared_tokens(run, event) and run.restored.shared else "",
     )
 
 
@@ -92,14 +92,14 @@ def _ahead_tokens(run: Run, lease: Lease, event: Finished) -> int:
 
 
 def _shared_tokens(run: Run, event: Finished) -> int:
-    if run.shared is None:
+    if run.restored.shared is None:
         return 0
-    return max(0, min(event.reused_tokens, run.shared.end_tokens) - run.shared.start_tokens)
+    return max(0, min(event.reused_tokens, run.restored.shared.end_tokens) - run.restored.shared.start_tokens)
 
 
 def _kept_tokens(run: Run, lease: Lease) -> int:
     """What the KV had from before, without what was read ahead or came from another conversation."""
-    starts = (lease.ahead_from, run.shared.start_tokens if run.shared else None)
+    starts = (lease.ahead_from, run.restored.shared.start_tokens if run.restored.shared else None)
     return min(lease.held_tokens, *(start for start in starts if start is not None), lease.held_tokens)
 
 

@@ -11,7 +11,6 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
 
 from model_runtime.interface.events import Event, Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.interface.protocol import Engine
@@ -19,11 +18,13 @@ from model_runtime.interface.turn_template import TurnTemplate
 from sessions.awake import join
 from sessions.errors import SessionError, StoreError
 from sessions.ledger import history_hash
+from sessions.memory.memory import Memory
+from sessions.memory.records import Lease
 from sessions.store.store import Store
 from sessions.turns.receipt import outcome, receipt
 from sessions.turns.run import Run, RunTable
 from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
-from sessions.types import MessageStatus, MessageView, Receipt
+from sessions.types import MessageStatus, MessageView
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ CHECKPOINT_PATIENCE_S = 0.2  # for another program that has the database locked;
 
 
 class Recorder:
-    """`settle` gives a run's KV back; `on_receipt` is told of every stored receipt,
-    `on_gap` of the seconds between two tokens of an answer. What cannot be stored at the end of an answer is in `kept`.
+    """Writes down what the engine says about every run. What cannot be stored at the end of an answer is in `kept`.
 
     `put` may be called from any thread and never blocks.
     """
@@ -43,19 +43,15 @@ class Recorder:
         engine: Engine,
         template: TurnTemplate,
         runs: RunTable,
+        memory: Memory,
         checkpoint_interval_s: float,
-        settle: Callable[[Run], None],
-        on_receipt: Callable[[Run, Receipt], None],
-        on_gap: Callable[[float], None],
     ) -> None:
         self._store = store
         self._engine = engine
         self._template = template
         self._runs = runs
+        self._memory = memory
         self._checkpoint_interval_s = checkpoint_interval_s
-        self._settle = settle
-        self._on_receipt = on_receipt
-        self._on_gap = on_gap
         self.kept = UnstoredAnswers(store.messages)
         self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
@@ -105,7 +101,7 @@ class Recorder:
     def _note_gap(self, run: Run) -> None:
         now = time.monotonic()
         if run.last_token_at is not None:
-            self._on_gap(now - run.last_token_at)
+            self._memory.counters.token_after(now - run.last_token_at)
         run.last_token_at = now
 
     def _checkpoint_all(self) -> None:
@@ -134,7 +130,7 @@ class Recorder:
             message = _unsaved(run, text, f"This answer could not be stored. {error}")
         self._let_go(run, message)
         if stored is not None:
-            self._on_receipt(run, stored)
+            self._memory.log.receipt(run.plan.owner_id, run.conversation_id, stored)
 
     def _link(self, run: Run, text: str) -> str:
         """By which a client that sends this answer back is known again."""
@@ -162,11 +158,16 @@ class Recorder:
         """The order matters: who sees DONE may send at once, and finds the KV and the conversation free."""
         if run.lease is not None:
             try:
-                self._settle(run)
+                self._give_back(run, run.lease)
             except Exception:
                 log.exception("lease_not_settled message=%d", run.message_id)
         self._runs.retire(run)
         run.finish(message)
+
+    def _give_back(self, run: Run, lease: Lease) -> None:
+        turn = run.plan.turn
+        prompt_tokens = len(turn.ledger) - turn.answer_prefix_tokens
+        self._memory.save(lease, run.plan.owner_id, (*turn.ledger, *run.sampled), prompt_tokens, run.message_id)
 
 
 def _unsaved(run: Run, text: str, note: str) -> MessageView:

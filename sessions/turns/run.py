@@ -17,9 +17,8 @@ from model_runtime.interface.sampling_params import SamplingParams
 from sessions.awake import patiently
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.ledger.ledger import Turn
-from sessions.memory.device.leases import Lease, Ticket
-from sessions.memory.device.shared_prefixes import SharedPrefix
-from sessions.memory.moves.restore import NOT_RESTORED, Restored
+from sessions.memory.device.slots import Ticket
+from sessions.memory.records import NOT_RESTORED, Lease, Restored
 from sessions.store.tables.losses import SavedLoss
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
@@ -45,16 +44,15 @@ class RunPlan:
 class Run:
     """Buffers what the engine says about one answer.
 
-    `snapshot`, `wait` and `ask_to_stop` are for any thread. The leases call `moved`, then `started`; the recorder calls
-    everything after that.
+    `snapshot`, `wait` and `ask_to_stop` are for any thread. The turn's thread calls `leased` and `started`; the
+    recorder calls everything after that. `promised_bytes` is what its KV may grow to.
     """
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, plan: RunPlan, promised_bytes: int) -> None:
         self.plan = plan
-        self.ticket: Ticket | None = None
+        self.ticket = Ticket(plan.conversation_id, plan.owner_id, promised_bytes, self._moved)
         self.lease: Lease | None = None
         self.restored: Restored = NOT_RESTORED
-        self.shared: SharedPrefix | None = None  # what was copied from another conversation
         self.waited_s = 0.0
         self.failure: str | None = None  # a sentence: something of ours failed while the engine was at work
         self.is_kept = False  # its end could not be stored yet, and is kept in memory
@@ -108,13 +106,11 @@ class Run:
         return end
 
     def ask_to_stop(self) -> None:
-        """Returns at once; the engine obeys within one step. A run that is still in line is the caller's to remove."""
+        """Returns at once; the engine obeys within one step. A run that still waits for its lease is the caller's to
+        withdraw."""
         self.stop_asked = True
         if self._generation is not None:
             self._generation.abort()
-
-    def moved(self, place: int) -> None:
-        self._change(queue_position=place)
 
     def leased(self, lease: Lease) -> None:
         self.lease = lease
@@ -149,6 +145,9 @@ class Run:
     def is_done(self) -> bool:
         return self.done_at is not None
 
+    def _moved(self, place: int) -> None:
+        self._change(queue_position=place)
+
     def _change(self, **changes: Any) -> None:
         with self._changed:
             self._snapshot = replace(self._snapshot, version=self._snapshot.version + 1, **changes)
@@ -167,6 +166,12 @@ class RunTable:
         self._closed = False
         self._active: dict[str, Run] = {}
         self._finished: dict[int, Run] = {}
+        self._end_listeners: list[Callable[[Run], None]] = []
+
+    def on_end(self, call: Callable[[Run], None]) -> None:
+        """Calls `call` with every run that ends, once its answer is stored and its KV given back, before the
+        conversation is free again. It must not block."""
+        self._end_listeners.append(call)
 
     @contextlib.contextmanager
     def claim(self, conversation_id: str, timeout_s: float = 0.0) -> Iterator[None]:
@@ -193,6 +198,8 @@ class RunTable:
 
     def retire(self, run: Run) -> None:
         """The conversation is free for the next turn."""
+        for call in self._end_listeners:
+            call(run)
         now = time.monotonic()
         with self._changed:
             if self._active.get(run.conversation_id) is run:

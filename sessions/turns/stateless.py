@@ -25,7 +25,6 @@ from sessions.ledger.resent_history import Exchange, ResentHistory
 from sessions.store.records import Conversation, Node, NodeIds
 from sessions.store.store import Store
 from sessions.store.tables.history_hashes import Found
-from sessions.turns.limits import TurnLimits
 from sessions.turns.run import Run, RunTable
 from sessions.turns.turn import NewTurn, Turns
 from sessions.types import ConversationSettings, MessageStatus
@@ -68,7 +67,6 @@ class StatelessTurns:
         engine: Engine,
         template: TurnTemplate,
         config: SessionConfig,
-        limits: TurnLimits,
         runs: RunTable,
         turns: Turns,
     ) -> None:
@@ -76,7 +74,7 @@ class StatelessTurns:
         self._engine = engine
         self._template = template
         self._config = config
-        self._limits = limits
+        self._limits = turns.limits
         self._runs = runs
         self._turns = turns
         self.matches_prefixes = True  # benchmarks.api turns it off

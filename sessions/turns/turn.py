@@ -1,8 +1,10 @@
-"""The steps of a turn: the commit, a place in line for the KV, the engine. The same for the page and for the API."""
+"""The steps of a turn, in order: limits, commit, lease, restore, submit, record. The same for the page and the API."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +15,11 @@ from model_runtime.interface.numerics import difference, is_upgrade
 from model_runtime.interface.protocol import Engine, GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import with_format
+from model_runtime.interface.turn_template import TurnTemplate
+from sessions.config import SessionConfig
+from sessions.errors import SessionError
 from sessions.ledger import history_hash
-from sessions.ledger.ledger import Turn, common_prefix
-from sessions.memory.device.leases import Lease, Leases, Ticket
-from sessions.memory.device.pins import Pins
-from sessions.memory.device.shared_prefixes import SharedPrefix, SharedPrefixes
+from sessions.ledger.ledger import Turn
 from sessions.memory.memory import Memory
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
@@ -26,6 +28,8 @@ from sessions.turns.limits import TurnLimits
 from sessions.turns.recorder import Recorder
 from sessions.turns.run import Run, RunPlan, RunTable, aborted, failed
 from sessions.types import MissReason
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,55 +53,64 @@ class NewTurn:
 
 
 class Turns:
-    """Begins and stops runs. Any thread."""
+    """Begins and stops runs. Any thread.
+
+    A turn is `begin`, on the caller's thread, and `_answer`, on a thread of its own until the engine has the request;
+    from there the recorder writes down what the engine says."""
 
     def __init__(
         self,
         store: Store,
         engine: Engine,
-        limits: TurnLimits,
-        pins: Pins,
+        template: TurnTemplate,
+        config: SessionConfig,
         runs: RunTable,
-        leases: Leases,
         memory: Memory,
-        recorder: Recorder,
-        shared_prefixes: SharedPrefixes,
     ) -> None:
         self._store = store
         self._engine = engine
-        self._limits = limits
-        self._pins = pins
-        self._runs = runs
-        self._leases = leases
+        self.runs = runs
         self._memory = memory
-        self._recorder = recorder
-        self._shared_prefixes = shared_prefixes
+        self.limits = TurnLimits(engine, template, config)
+        self.recorder = Recorder(store, engine, template, runs, memory, config.checkpoint_interval_s)
 
     @contextlib.contextmanager
     def claim(self, conversation_id: str) -> Iterator[None]:
         """Like `RunTable.claim`, for a turn: what could not be stored is stored first, or `StoreError` is raised."""
-        with self._runs.claim(conversation_id):
+        with self.runs.claim(conversation_id):
             self.store_kept()
             yield
 
     def store_kept(self) -> None:
         """Nothing goes on from an answer that is not in the database. Raises `StoreError`."""
-        self._recorder.kept.store_all()
+        self.recorder.kept.store_all()
 
     def begin(self, new: NewTurn) -> Run:
-        """Commits the turn and gets in line. Inside the conversation's claim. Nothing is stored when it raises."""
+        """Commits the turn, joins the queue for the conversation's KV, and starts the rest. Inside the conversation's
+        claim. Nothing is stored when it raises."""
         conversation, turn = new.conversation, new.turn
-        promised_bytes = self._limits.promise_bytes(turn, new.sampling.max_new_tokens, new.user_text)
-        self._leases.refuse_hopeless(conversation.owner_id, conversation.conversation_id, promised_bytes)
-        self._pins.admit(conversation.conversation_id, promised_bytes)
-        above, link = (*new.path, *new.history), _link(new)
+        promised_bytes = self.limits.promise_bytes(turn, new.sampling.max_new_tokens, new.user_text)
+        self._memory.admit(conversation.owner_id, conversation.conversation_id, promised_bytes)
+        run = Run(self._commit(new), promised_bytes)
+        self.runs.add(run)
+        self._memory.enter(run.ticket)
+        try:
+            threading.Thread(target=self._answer, args=(run,), name="keepwarm-turn", daemon=True).start()
+        except RuntimeError:  # the machine gives this process no more threads
+            self._memory.leave(run.ticket)
+            self.recorder.put(run, failed("The server is out of threads. Try again in a moment."))
+        return run
+
+    def _commit(self, new: NewTurn) -> RunPlan:
+        """The user's message and the running answer, in the database."""
+        conversation, above, link = new.conversation, (*new.path, *new.history), _link(new)
         info, loss = self._engine.info, self._memory.loss(conversation.conversation_id)  # before the turn is marked
         numerics = with_format(info.fingerprint)
         message_id = self._store.messages.begin_turn(
             conversation.conversation_id,
             new.path[-1].message_id if new.path else None,
-            (new.user_text, turn.user) if new.user_text is not None and turn.user is not None else None,
-            (new.prefix_text, turn.answer),
+            (new.user_text, new.turn.user) if new.user_text is not None and new.turn.user is not None else None,
+            (new.prefix_text, new.turn.answer),
             info.tokenizer_fingerprint,
             info.name,
             numerics,
@@ -107,39 +120,48 @@ class Turns:
             new.user_parts,
             new.is_by_person,
         )
-        run = Run(
-            RunPlan(
-                conversation_id=conversation.conversation_id,
-                owner_id=conversation.owner_id,
-                message_id=message_id,
-                turn=turn,
-                sampling=new.sampling,
-                text=new.prefix_text,
-                change=_change(conversation, above, info.name, numerics),
-                is_upgrade=is_upgrade(conversation.numerics, numerics),
-                loss=loss,
-                link=link,
-                reads_calls=new.reads_calls,
-                is_fork=new.is_fork,
+        return RunPlan(
+            conversation_id=conversation.conversation_id,
+            owner_id=conversation.owner_id,
+            message_id=message_id,
+            turn=new.turn,
+            sampling=new.sampling,
+            text=new.prefix_text,
+            change=_change(conversation, above, info.name, numerics),
+            is_upgrade=is_upgrade(conversation.numerics, numerics),
+            loss=loss,
+            link=link,
+            reads_calls=new.reads_calls,
+            is_fork=new.is_fork,
+        )
+
+    def _answer(self, run: Run) -> None:
+        """Lease, restore, submit: on the run's own thread. Never raises: the run ends with a sentence."""
+        plan = run.plan
+        try:
+            lease = run.ticket.wait()
+            if lease is None:  # stopped while it waited
+                self.recorder.put(run, aborted())
+                return
+            run.leased(lease)
+            run.restored = self._memory.restore(lease, plan.owner_id, plan.turn, lambda: run.stop_asked)
+            if run.stop_asked:
+                self.recorder.put(run, aborted())
+                return
+            request = GenerationRequest(
+                plan.turn.ledger, lease.kv, plan.sampling, plan.turn.answer_prefix_tokens, fairness_key=plan.owner_id
             )
-        )
-        run.ticket = Ticket(
-            conversation.conversation_id,
-            conversation.owner_id,
-            promised_bytes,
-            partial(self._enter, run),
-            run.moved,
-            lambda sentence: self._recorder.put(run, failed(sentence)),
-        )
-        self._runs.add(run)
-        self._leases.enter(run.ticket)
-        return run
+            run.started(self._engine.submit(request, partial(self.recorder.put, run)))
+        except (ModelRuntimeError, SessionError) as error:
+            self.recorder.put(run, failed(str(error)))
+        except Exception:
+            log.exception("turn_not_started message=%d", run.message_id)
+            self.recorder.put(run, failed("The model could not start on this answer. Regenerate it to try again."))
 
     def stop(self, run: Run) -> None:
-        """It ends within one step, or leaves the line."""
+        """It ends within one step, or leaves the queue."""
         run.ask_to_stop()
-        if run.ticket is not None and self._leases.leave(run.ticket):
-            self._recorder.put(run, aborted())
+        self._memory.leave(run.ticket)
 
     def interrupt(self, runs: Iterable[Run]) -> None:
         """Like `stop`, because the server ends."""
@@ -147,34 +169,6 @@ class Turns:
             if not run.interrupted:
                 run.interrupted = True
                 self.stop(run)
-
-    def _enter(self, run: Run, lease: Lease) -> None:
-        """Room was granted. On the leases' thread, which does not wait for the disk."""
-        run.leased(lease)
-        owner_id, conversation_id, ids = run.plan.owner_id, run.conversation_id, run.plan.turn.ledger[:-1]
-        shared_tokens = self._shared_prefixes.held_tokens(owner_id, conversation_id, ids)
-        feed, give_up = partial(self._submit, run, lease), partial(self._recorder.put, run, aborted())
-        self._memory.before_run(run, shared_tokens, feed, give_up)
-
-    def _submit(self, run: Run, lease: Lease) -> None:
-        """The KV holds the best it can. On the leases' thread, or on the restorer's."""
-        plan = run.plan
-        request = GenerationRequest(
-            plan.turn.ledger, lease.kv, plan.sampling, plan.turn.answer_prefix_tokens, fairness_key=plan.owner_id
-        )
-        known_tokens = run.restored.tokens or common_prefix(lease.held_ids, run.plan.turn.ledger)
-        owner_id, conversation_id, ids = run.plan.owner_id, run.conversation_id, run.plan.turn.ledger[:-1]
-        self._shared_prefixes.copy(owner_id, conversation_id, lease.kv, ids, known_tokens)
-        run.shared = self._shared_prefixes.taken(conversation_id, lease.kv)
-        if run.shared is None and run.restored.lender_id:
-            run.shared = SharedPrefix(run.restored.lender_id, 0, run.restored.tokens)
-        try:
-            run.started(self._engine.submit(request, partial(self._recorder.put, run)))
-        except ModelRuntimeError as error:
-            self._recorder.put(run, failed(str(error)))
-        except Exception:
-            self._recorder.put(run, failed("The model could not start on this answer. Regenerate it to try again."))
-            raise
 
 
 def _link(new: NewTurn) -> str:

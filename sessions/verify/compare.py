@@ -8,32 +8,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from model_runtime.interface.errors import SegmentRefused
 from model_runtime.interface.findings import Comparison, Verification
 from model_runtime.interface.protocol import KV, Engine, Segment
 from model_runtime.interface.segments import SegmentIdentity
+from sessions.memory.records import Check
 from sessions.memory.saved.chains import Chain, longest_chain
 from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.host import Host
 from sessions.text import tokens
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """`sentence` is for a person. `agrees` is None where nothing was found out. `tokens` were read again;
-    `logit_difference` is the largest, `nll_gap` in nats a token. `device_is_bad`: the KV must not be used any more."""
-
-    at: float
-    sentence: str
-    agrees: bool | None = None
-    tokens: int = 0
-    logit_difference: float = 0.0
-    nll_gap: float = 0.0
-    device_is_bad: bool = False
 
 
 class SavedCopy:

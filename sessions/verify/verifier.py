@@ -16,14 +16,14 @@ from model_runtime.interface.protocol import Engine
 from sessions.awake import AwakeClock
 from sessions.errors import CacheFull, SessionError
 from sessions.ledger.ledger import common_prefix, fold
-from sessions.memory.device.leases import Lease, Leases, Loss, Ticket
-from sessions.memory.log import MemoryLog
-from sessions.memory.saved.saved_kvs import SavedKVs
+from sessions.memory.device.slots import Ticket
+from sessions.memory.memory import Memory
+from sessions.memory.records import Check, Lease, Loss
 from sessions.store.store import Store
 from sessions.text import mib, tokens
 from sessions.turns.run import RunTable
 from sessions.types import CheckView
-from sessions.verify.compare import Check, check, disk_copy, host_copy
+from sessions.verify.compare import check, disk_copy, host_copy
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +68,13 @@ class Verifying:
 class Verifier:
     """`verify` and `views` may be called from any thread."""
 
-    def __init__(
-        self, store: Store, engine: Engine, leases: Leases, saved_kvs: SavedKVs, runs: RunTable, memory_log: MemoryLog
-    ) -> None:
+    def __init__(self, store: Store, engine: Engine, memory: Memory, runs: RunTable) -> None:
         self._store = store
         self._engine = engine
-        self._leases = leases
-        self._saved_kvs = saved_kvs
+        self._leases = memory.leases
+        self._saved_kvs = memory.saved_kvs
+        self._memory_log = memory.log
         self._runs = runs
-        self._memory_log = memory_log
         self._queue: queue.SimpleQueue[Verifying | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._known: dict[str, Verifying] = {}  # the newest of each conversation
@@ -210,13 +208,11 @@ class Verifier:
                 self._leases.forget(name)
 
     def _in_line(self, name: str, owner_id: str, promised_bytes: int) -> Lease | None:
-        granted: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()
-        ticket = Ticket(
-            name, owner_id, promised_bytes, granted.put, lambda place: None, lambda sentence: granted.put(None)
-        )
+        ticket = Ticket(name, owner_id, promised_bytes)
         self._leases.enter(ticket)
-        with contextlib.suppress(queue.Empty):
-            return granted.get(timeout=ROOM_TIMEOUT_S)
-        if self._leases.leave(ticket) or self._closed:
-            return None
-        return granted.get(timeout=PATIENCE_S)  # it was being granted at this very moment
+        with contextlib.suppress(CacheFull):
+            lease = ticket.wait(ROOM_TIMEOUT_S)
+            if lease is not None or self._leases.leave(ticket) or self._closed:
+                return lease
+            return ticket.wait(PATIENCE_S)  # it was being granted at this very moment
+        return None

@@ -64,7 +64,7 @@ class ScriptedEngine(ScriptedThread):
         super().__init__(answer, token_delay_s, fed_token_delay_s, context_limit_tokens, max_concurrent)
         self.fail_save: Callable[[SegmentIdentity], str | None] = lambda identity: None
         self.fail_load: Callable[[SegmentIdentity], str | None] = lambda identity: None
-        self.on_memory_pressure: Callable[[], Sequence[KV]] = tuple
+        self.idle_kvs: Callable[[], Sequence[KV]] = tuple
         self.shown_pulse = Pulse(True, 0.0, 0.0)
         self.save_delay_s = 0.0
         self.load_delay_s = 0.0
@@ -89,6 +89,9 @@ class ScriptedEngine(ScriptedThread):
     @property
     def max_concurrent(self) -> int:
         return self._max_concurrent
+
+    def give_memory_back_with(self, idle_kvs: Callable[[], Sequence[KV]]) -> None:
+        self.idle_kvs = idle_kvs
 
     def pulse(self) -> Pulse:
         return self.shown_pulse

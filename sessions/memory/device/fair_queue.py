@@ -27,6 +27,11 @@ class FairQueue:
         return bool(self._tickets)
 
     @property
+    def tickets(self) -> list[Ticket]:
+        """All that wait, the next one first."""
+        return [ticket for _, ticket in self._tickets]
+
+    @property
     def owners(self) -> list[str]:
         """Whoever waits, once a ticket."""
         return [ticket.owner_id for _, ticket in self._tickets]

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from model_runtime.interface.protocol import KV, Engine
 from sessions.memory.device.fair_queue import FairQueue
 from sessions.memory.device.pins import Pins
-from sessions.memory.device.slots import DeviceSlot, Holding, Lease, Loss
+from sessions.memory.device.slots import DeviceSlot
+from sessions.memory.records import Holding, Lease, Loss
 
 
 class HeldKVs:

@@ -22,12 +22,11 @@ from sessions.errors import CacheFull, ConversationBusy
 from sessions.memory.device.guaranteed_shares import Shares, shares_of
 from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.device.pins import Pins
-from sessions.memory.device.slots import DeviceSlot, Dropped, EvictionTarget, Holding, Lease, Loss, NoLowerTier, Ticket
+from sessions.memory.device.slots import DeviceSlot, EvictionTarget, NoLowerTier, Ticket
 from sessions.memory.eviction import Candidate, choose_victims
+from sessions.memory.records import Dropped, Lease, Loss
 from sessions.text import mib
 from sessions.types import Tier
-
-__all__ = ["Dropped", "Holding", "Lease", "Leases", "Loss", "Ticket"]
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +35,16 @@ class Leases(HeldKVs):
     """The line, and the room that is made for it. Every method may be called from any thread except the engine's."""
 
     def __init__(
-        self, engine: Engine, budget_bytes: int, on_dropped: Callable[[Dropped], None], pins: Pins | None = None
+        self,
+        engine: Engine,
+        budget_bytes: int,
+        on_dropped: Callable[[Dropped], None],
+        pins: Pins | None = None,
+        eviction_target: EvictionTarget | None = None,
     ) -> None:
         super().__init__(engine, budget_bytes, pins or Pins(engine, budget_bytes, lambda conversation_id: False))
         self._on_dropped = on_dropped
-        self.eviction_target: EvictionTarget = NoLowerTier()
+        self._eviction_target = eviction_target or NoLowerTier()
         self._surrendered: list[Dropped] = []  # to be told from a thread that may wait for the database
         self._thread = threading.Thread(target=self._serve, name="keepwarm-leases", daemon=True)
 
@@ -48,9 +52,12 @@ class Leases(HeldKVs):
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Grants nothing more. KVs stay with the engine, which frees them when it is closed."""
+        """Grants nothing more; tickets that wait are withdrawn. KVs stay with the engine, which frees them when it is
+        closed."""
         with self._changed:
             self._closed = True
+            for ticket in self._queue.tickets:
+                ticket.withdraw()
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -84,9 +91,11 @@ class Leases(HeldKVs):
             self._changed.notify_all()
 
     def leave(self, ticket: Ticket) -> bool:
-        """Leaves the line. True when the ticket was still waiting, and then it is never granted."""
+        """Leaves the line. True when the ticket was still waiting; then it is withdrawn and never granted."""
         with self._changed:
             has_left = self._queue.leave(ticket)
+            if has_left:
+                ticket.withdraw()
             self._changed.notify_all()
             return has_left
 
@@ -153,7 +162,7 @@ class Leases(HeldKVs):
         if is_moving or ticket.promised_bytes <= shares.most_bytes:
             return None
         self._queue.leave(ticket)  # others came and went since it was let in, and what they hold is theirs
-        return partial(ticket.refused, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
+        return partial(ticket.refuse, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
 
     def _shares(self, owner_id: str, conversation_id: str) -> Shares:
         asking = (owner_id, conversation_id)
@@ -174,7 +183,7 @@ class Leases(HeldKVs):
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
         needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
         candidates = [
-            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self.eviction_target.lost_s(s))
+            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self._eviction_target.lost_s(s))
             for s in idle
         ]
         chosen = choose_victims(candidates, needed_bytes, owner_id, shares.held_bytes, shares.share_bytes)
@@ -194,14 +203,14 @@ class Leases(HeldKVs):
         ids = slot.held_ids[:held]
         promised_bytes = ticket.promised_bytes
         lease = Lease(ticket.conversation_id, slot.kv, held, is_new, loss, ids, promised_bytes, slot.ahead_from)
-        return partial(ticket.granted, lease)
+        return partial(ticket.grant, lease)
 
     def _make_room(self, victims: list[DeviceSlot]) -> None:
         for slot in victims:
             started = time.perf_counter()
             kept_on = Tier.COLD
             try:
-                kept_on = self.eviction_target.leaving(slot)
+                kept_on = self._eviction_target.leaving(slot)
             except Exception:  # what is not kept is read again; the line must go on
                 log.exception("kv_not_kept conversation=%s", slot.conversation_id)
             dropped = _dropped(slot, kept_on)

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
 
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.protocol import KV, Engine
 from sessions.ledger.ledger import common_prefix
 from sessions.memory.device.leases import Leases
+from sessions.memory.records import SharedPrefix
 
 log = logging.getLogger(__name__)
 
 LEAST_TOKENS = 64  # less is read in the time that a step takes
-
-
-@dataclass(frozen=True, slots=True)
-class SharedPrefix:
-    """Rows `start_tokens..end_tokens` of a KV were copied from that conversation's."""
-
-    conversation_id: str
-    start_tokens: int
-    end_tokens: int
 
 
 class SharedPrefixes:

@@ -1,79 +1,59 @@
-"""One conversation's KV on the device, and the right to use it: the records that `leases` works on."""
+"""A conversation's KV on the device and the queue ticket for it: what `leases` works on."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Protocol
 
 from model_runtime.interface.protocol import KV
+from sessions.errors import CacheFull
 from sessions.ledger.ledger import common_prefix
+from sessions.memory.records import Lease
 from sessions.types import Tier
 
 
-class Loss(Enum):
-    """Why a KV that could have been used is gone."""
-
-    FOR_ROOM = auto()
-    BY_HAND = auto()
-    DISAGREED = auto()  # with a re-read
-    ENGINE = auto()  # the engine hung or died, and was built anew
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right of one run to use its conversation's KV. `held_tokens` is what the KV had at the grant, `held_ids`
-    which ids, as far as the last holder knew (the engine knows better: it compares). `is_new`: it was made for this
-    lease; then `loss` says how an earlier one went, None when this process never had one. Rows from `ahead_from` on
-    were read ahead of a message: they may go beyond `held_ids`."""
-
-    conversation_id: str
-    kv: KV
-    held_tokens: int
-    is_new: bool
-    loss: Loss | None
-    held_ids: tuple[int, ...] = ()
-    promised_bytes: int = 0
-    ahead_from: int | None = None
-
-
-@dataclass(eq=False, slots=True)
 class Ticket:
-    """A place in the line. `granted` is called once on the leases' thread, `moved` with the new place (1 is next)
-    under the leases' lock: it must not call back. `refused` comes instead of `granted`, with a sentence, when others'
-    guaranteed shares and pins came in the way after the turn was let in."""
+    """A place in the queue for a lease, and the lease itself once it is granted.
 
-    conversation_id: str
-    owner_id: str
-    promised_bytes: int
-    granted: Callable[[Lease], None]
-    moved: Callable[[int], None]
-    refused: Callable[[str], None] = lambda sentence: None
+    `moved` is called with every new place (1 is next) under the leases' lock: it must not call back. `wait` may be
+    called from any thread; the rest is for the leases."""
 
+    def __init__(
+        self,
+        conversation_id: str,
+        owner_id: str,
+        promised_bytes: int,
+        moved: Callable[[int], None] = lambda place: None,
+    ) -> None:
+        self.conversation_id = conversation_id
+        self.owner_id = owner_id
+        self.promised_bytes = promised_bytes
+        self.moved = moved
+        self._lease: Lease | None = None
+        self._refusal = ""
+        self._answered = threading.Event()
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What one conversation's KV costs now."""
+    def wait(self, timeout_s: float | None = None) -> Lease | None:
+        """The lease; None when the ticket was withdrawn before, or when the time is over. Raises `CacheFull` when
+        guaranteed shares and pins of others came in the way after the turn was admitted."""
+        self._answered.wait(timeout_s)
+        if self._refusal:
+            raise CacheFull(self._refusal)
+        return self._lease
 
-    tokens: int
-    used_bytes: int
-    reserved_bytes: int
-    last_used_at: float
+    def grant(self, lease: Lease) -> None:
+        self._lease = lease
+        self._answered.set()
 
+    def refuse(self, sentence: str) -> None:
+        self._refusal = sentence
+        self._answered.set()
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A KV that was freed to make room. `kept_on`: where its rows are now; COLD when they would be read again. Of so
-    many tokens no tier has any."""
-
-    conversation_id: str
-    owner_id: str
-    freed_bytes: int
-    kept_on: Tier = Tier.COLD
-    seconds: float = 0.0
-    lost_tokens: int = 0
+    def withdraw(self) -> None:
+        self._answered.set()
 
 
 @dataclass(eq=False, slots=True)

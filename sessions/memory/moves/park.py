@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-
 from model_runtime.interface.protocol import KV, Engine
-from sessions.awake import patiently
 from sessions.errors import StoreError
 from sessions.memory.device.leases import Leases
 from sessions.memory.moves.save import SaveJob, Writer
@@ -59,14 +56,9 @@ class Parking:
         if idle is None and not self._host.of_conversation(conversation_id):
             return 0
         kv, ids = idle or (None, ())
-        ended, results = threading.Event(), []
-
-        def done(saved: bool) -> None:
-            results.append(saved)
-            ended.set()
-
-        self._writer.put(SaveJob(owner_id, conversation_id, kv, ids, len(ids), done))
-        if not patiently(ended.wait, timeout_s) or not results[0]:
+        job = SaveJob(owner_id, conversation_id, kv, ids, prompt_tokens=len(ids))
+        self._writer.put(job)
+        if not job.wait(timeout_s):
             place = "on the device" if kv is not None else "in host memory"
             raise StoreError(f"This memory could not be saved, so it stays {place}. The events say why.")
         return self._leases.drop(conversation_id) + self._host.release(conversation_id)

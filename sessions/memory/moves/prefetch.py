@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from model_runtime.interface.protocol import Engine
 from sessions.memory.device.leases import Leases
-from sessions.memory.moves.restore import Restored, Restorer, RestoreRequest, Urgency
+from sessions.memory.moves.restore import Restorer, Urgency
+from sessions.memory.records import NOT_RESTORED, RestoreRequest
 from sessions.memory.saved.saved_kvs import SavedKVs
 
 
 class Prefetcher:
-    """Any thread but the engine's. `restore` grants a wish on the restorer's thread and never raises."""
+    """Any thread but the engine's."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        leases: Leases,
-        saved_kvs: SavedKVs,
-        restorer: Restorer,
-        restore: Callable[[RestoreRequest], Restored],
-    ) -> None:
+    def __init__(self, engine: Engine, leases: Leases, saved_kvs: SavedKVs, restorer: Restorer) -> None:
         self._engine = engine
         self._leases = leases
         self._saved_kvs = saved_kvs
         self._restorer = restorer
-        self._restore = restore
         self._warming: set[str] = set()
         self._warming_lock = threading.Lock()
 
@@ -55,9 +47,9 @@ class Prefetcher:
         lease = self._leases.reserve(conversation_id, owner_id, promised_bytes)
         if lease is None:
             return
-        restored = Restored()
+        restored = NOT_RESTORED
         try:
-            restored = self._restore(
+            restored = self._restorer.restore(
                 RestoreRequest(
                     owner_id=owner_id,
                     conversation_id=conversation_id,

@@ -13,19 +13,24 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 
 from model_runtime.interface.errors import ModelRuntimeError, SegmentGone, SegmentRefused
-from model_runtime.interface.protocol import KV, Engine
+from model_runtime.interface.protocol import Engine
 from sessions.awake import join
+from sessions.memory.device.leases import Leases
+from sessions.memory.log import MemoryLog
 from sessions.memory.moves.segment_reader import SegmentReader
+from sessions.memory.records import NOT_RESTORED, PLACES, Restored, RestoreRequest
 from sessions.memory.saved.chains import Chain
 from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.memory.saved.speed import choose
 from sessions.types import Tier
 
 log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 1.0  # whether the restorer's thread still runs
 
 
 class Urgency(IntEnum):
@@ -35,47 +40,14 @@ class Urgency(IntEnum):
     AHEAD = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What came back for a turn. `refusal`: why a file was not trusted. `choice`: a sentence with both expectations."""
-
-    tokens: int = 0
-    size_bytes: int = 0
-    seconds: float = 0.0
-    choice: str = ""
-    refusal: str = ""
-    is_gone: bool = False  # it was refused because its file was not there any more
-    is_reread_cheaper: bool = False
-    tier: Tier = Tier.COLD  # where it came from; DISK when some of it did
-    lender_id: str = ""  # the other conversation whose beginning this is; "" for one's own
-
-
-NOT_RESTORED = Restored()
-PLACES = {Tier.HOST: "host memory", Tier.DISK: "disk"}
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreRequest:
-    """Fill `kv` with as much of `ledger` as is saved. It holds `useful_tokens` of it already, which a restore would
-    have to beat, for it begins with an empty KV; and it may not grow beyond `promised_bytes`. `shared_tokens` of the
-    beginning can be copied from another KV on the device."""
-
-    owner_id: str
-    conversation_id: str
-    kv: KV
-    ledger: tuple[int, ...]
-    useful_tokens: int
-    promised_bytes: int
-    must_stop: Callable[[], bool]
-    shared_tokens: int = 0
-
-
 class Restorer:
-    """`put` may be called from any thread; `restore` only inside what was put."""
+    """`put` and `restore_for_turn` may be called from any thread; `restore` only inside what was put."""
 
-    def __init__(self, engine: Engine, saved_kvs: SavedKVs) -> None:
+    def __init__(self, engine: Engine, saved_kvs: SavedKVs, leases: Leases, memory_log: MemoryLog) -> None:
         self._engine = engine
         self._saved_kvs = saved_kvs
+        self._leases = leases
+        self._memory_log = memory_log
         self._order = itertools.count()
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
         self._closed = False
@@ -93,7 +65,35 @@ class Restorer:
     def put(self, urgency: Urgency, call: Callable[[], None]) -> None:
         self._queue.put((urgency, next(self._order), call))
 
+    def restore_for_turn(self, request: RestoreRequest) -> Restored:
+        """Waits until the restorer's thread has done it, before anything that is restored ahead. Never raises."""
+        results: list[Restored] = []
+        ended = threading.Event()
+
+        def call() -> None:
+            results.append(self.restore(request))
+            ended.set()
+
+        self.put(Urgency.TURN, call)
+        while not ended.wait(LOOK_AGAIN_S):
+            if not self._thread.is_alive():  # the server is ending
+                return NOT_RESTORED
+        return results[0]
+
     def restore(self, request: RestoreRequest) -> Restored:
+        """Fills the request's KV from what is saved. Never raises: whatever goes wrong, the turn reads what is
+        missing."""
+        restored = NOT_RESTORED
+        try:
+            restored = self._restore(request)
+            if restored.tier is Tier.DISK and not restored.lender_id:
+                self._leases.saved(request.conversation_id, request.kv, request.ledger[: restored.tokens])
+            self._memory_log.restored(request.owner_id, request.conversation_id, restored)
+        except Exception:
+            log.exception("kv_not_restored conversation=%s", request.conversation_id)
+        return restored
+
+    def _restore(self, request: RestoreRequest) -> Restored:
         """From what is saved of the conversation, else from another one that begins alike. Raises `SessionError` when
         the database fails; the KV is then as it was, or holds a whole prefix."""
         restored = self._restore_from(request.conversation_id, request)

@@ -11,13 +11,14 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model_runtime.interface.errors import EngineClosed, SegmentNotSaved
 from model_runtime.interface.protocol import KV, Engine, Segment
-from sessions.awake import join
+from sessions.awake import join, patiently
 from sessions.errors import SessionError
+from sessions.memory.device.leases import Leases
+from sessions.memory.log import MemoryLog
 from sessions.memory.saved.chains import cut
 from sessions.memory.saved.saved_kvs import SavedKVs
 
@@ -26,30 +27,37 @@ log = logging.getLogger(__name__)
 IDLE_S = 10.0  # nothing was saved for so long: time to compact
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class SaveJob:
-    """`ids` is what the KV holds; no KV: what host memory alone holds of the conversation. `done` is called on the
-    writer's thread, with False when not all of it is saved; `staged` before it, when the KV is not needed any more
-    because all of it is in memory, on its way to the disk."""
+    """A conversation's KV to be saved. `ids` is what the KV holds; no KV: what host memory alone holds of it."""
 
     owner_id: str
     conversation_id: str
     kv: KV | None
     ids: tuple[int, ...]
     prompt_tokens: int
-    done: Callable[[bool], None]
-    staged: Callable[[], None] = lambda: None
     message_id: int | None = None  # the answer it was saved after, None: no turn can have begun since
+    is_staged: bool = False  # all of it is in memory, on its way to the disk: the KV is not needed any more
+    is_saved: bool = False
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether all of it is saved, once the writer has done what it can; False when the time is over."""
+        return patiently(self._ended.wait, timeout_s) and self.is_saved
+
+    def end(self) -> None:
+        self._ended.set()
 
 
 class Writer:
-    """`put` may be called from any thread and never blocks. `on_trouble` gets the owner, the conversation and why."""
+    """`put` may be called from any thread and never blocks."""
 
-    def __init__(self, engine: Engine, saved_kvs: SavedKVs, on_trouble: Callable[[str, str, str], None]) -> None:
+    def __init__(self, engine: Engine, saved_kvs: SavedKVs, leases: Leases, memory_log: MemoryLog) -> None:
         self._engine = engine
         self._saved_kvs = saved_kvs
         self._disk = saved_kvs.disk
-        self._on_trouble = on_trouble
+        self._leases = leases
+        self._memory_log = memory_log
         self._queue: queue.SimpleQueue[SaveJob | None] = queue.SimpleQueue()
         self._gives_up = False
         self._thread = threading.Thread(target=self._loop, name="keepwarm-writer", daemon=True)
@@ -68,10 +76,10 @@ class Writer:
 
     def _loop(self) -> None:
         while (job := self._next()) is not None:
-            saved, trouble = False, ""
+            trouble = ""
             try:
-                saved = not self._gives_up and self._save(job)
-                if saved:
+                job.is_saved = not self._gives_up and self._save(job)
+                if job.is_saved:
                     self._disk.all_saved(job.conversation_id, job.message_id)
             except EngineClosed:
                 log.info("kv_not_saved conversation=%s why=engine_closed", job.conversation_id)
@@ -81,8 +89,10 @@ class Writer:
                     self._disk.not_saved(job.conversation_id, trouble)
             except Exception:
                 log.exception("kv_not_saved conversation=%s", job.conversation_id)
+            try:
+                self._tell_leases(job)
             finally:
-                job.done(saved)
+                job.end()
             if trouble:
                 self._tell(job, trouble)
 
@@ -105,7 +115,7 @@ class Writer:
     def _tell(self, job: SaveJob, trouble: str) -> None:
         log.warning("kv_not_saved conversation=%s error=%s", job.conversation_id, trouble)
         with contextlib.suppress(SessionError):  # the same
-            self._on_trouble(job.owner_id, job.conversation_id, trouble)
+            self._memory_log.not_saved(job.owner_id, job.conversation_id, trouble)
 
     def _save(self, job: SaveJob) -> bool:
         owner_id, conversation_id = job.owner_id, job.conversation_id
@@ -128,15 +138,16 @@ class Writer:
                 except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
                     log.info("kv_gone_before_saved conversation=%s", conversation_id)
                     return self._saved_kvs.write_through(owner_id, conversation_id) and self._has_all(job)
-                is_last = run[-1] is pieces[-1]
-                if not self._write(job, segments, job.staged if is_last else lambda: None):
+                if not self._write(job, segments, is_last=run[-1] is pieces[-1]):
                     return False
         return True
 
-    def _write(self, job: SaveJob, segments: list[Segment], staged: Callable[[], None]) -> bool:
+    def _write(self, job: SaveJob, segments: list[Segment], is_last: bool) -> bool:
         """Until they are on disk, a restore takes them from memory, so once they are there the KV may go."""
         self._saved_kvs.staged.put(job.owner_id, job.conversation_id, segments)
-        staged()
+        if is_last:
+            job.is_staged = True
+            self._are_safe(job, job.ids)
         try:
             for segment in segments:
                 if self._gives_up or not self._disk.save(job.owner_id, job.conversation_id, segment):
@@ -148,3 +159,29 @@ class Writer:
 
     def _has_all(self, job: SaveJob) -> bool:
         return self._disk.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens == len(job.ids)
+
+    def _tell_leases(self, job: SaveJob) -> None:
+        """It is on disk, or never will be. A KV that was evicted in between was taken to be saved then."""
+        self._are_safe(job, job.ids if job.is_saved else job.ids[: self._on_disk_tokens(job)])
+        if not job.is_saved and job.is_staged and self._leases.went_for_room(job.conversation_id):
+            lost_tokens = len(job.ids) - self._kept_tokens(job)
+            if lost_tokens:
+                self._memory_log.lost_on_the_way(job.owner_id, job.conversation_id, lost_tokens)
+
+    def _are_safe(self, job: SaveJob, ids: tuple[int, ...]) -> None:
+        """The device may forget these rows."""
+        if job.kv is not None:
+            self._leases.saved(job.conversation_id, job.kv, ids)
+            self._leases.staged(job.conversation_id, job.kv)
+
+    def _on_disk_tokens(self, job: SaveJob) -> int:
+        """What earlier turns, or the first of this one's files, left there. Nothing when the database is closed."""
+        with contextlib.suppress(SessionError):
+            return self._disk.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens
+        return 0
+
+    def _kept_tokens(self, job: SaveJob) -> int:
+        """The same with what host memory has."""
+        with contextlib.suppress(SessionError):
+            return self._saved_kvs.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens
+        return len(job.ids)  # nobody is told anything any more

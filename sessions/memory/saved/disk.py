@@ -46,14 +46,21 @@ class Disk:
     nor read: it counts against the budget, and goes first.
     """
 
-    def __init__(self, store: Store, engine: Engine, config: SessionConfig, busy: Callable[[], Container[str]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        config: SessionConfig,
+        busy: Callable[[], Container[str]],
+        on_written: Callable[[int, float], None] = lambda size_bytes, seconds: None,
+    ) -> None:
         self._table = store.segments
         self._losses = store.losses
         self._files_of = KvFiles(store.kv_dir)
         self._engine = engine
         self.numerics = with_format(engine.info.fingerprint)
         self._limits = DiskBudget(store.segments, store.losses, self._files_of, self.numerics, config, busy)
-        self.on_written: Callable[[int, float], None] = lambda size_bytes, seconds: None
+        self._on_written = on_written
         self._files = threading.RLock()
         self.using = self._limits.using
 
@@ -160,7 +167,7 @@ class Disk:
             self._files_of.make_way(path)
             began = time.monotonic()
             size_bytes = self._engine.save(segment, path)
-            self.on_written(size_bytes, time.monotonic() - began)
+            self._on_written(size_bytes, time.monotonic() - began)
             added = False
             try:
                 added = self._table.add(owner_id, conversation_id, self.numerics, identity, size_bytes)

@@ -50,7 +50,7 @@ def test_idle_kvs_go_and_the_turn_goes_on(watched: WatchedEngine) -> None:
         asked.append(1)
         return [idle]
 
-    engine.on_memory_pressure = give
+    engine.give_memory_back_with(give)
     refuse(watched, lambda feeds: bool(idle.allocated_bytes))
     engine.release(kv)
     answer = watched.submit(kv, LEDGER)

@@ -335,7 +335,7 @@ def test_what_was_used_last_comes_first_whatever_the_clock_says(
 def test_no_title_is_looked_for_until_it_is_gone_on_with(make_house: MakeHouse) -> None:
     house = make_house(model_titles=True)
     c = ask(house, "Hello")
-    until(house.manager._idle_worker.is_at_rest)
+    until(house.manager._background.idle_worker.is_at_rest)
     assert house.store.conversation(ADA, c).has_first_title
     ask(house, *house.texts(c), "Tell me about rivers")
     until(lambda: not house.store.conversation(ADA, c).has_first_title)

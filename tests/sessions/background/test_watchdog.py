@@ -115,7 +115,7 @@ def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> Non
 def test_whoever_waits_in_line_is_answered_afterwards(site: Site) -> None:
     first, second = site.conversation("One."), site.conversation("Two.")
     promised_bytes = site.watched.engine.kv_bytes(100)
-    site.manager._leases.budget_bytes = promised_bytes  # room for one of them
+    site.manager._memory.leases.budget_bytes = promised_bytes  # room for one of them
     reached, gate = site.hang_once()
     stuck = site.manager.send(ADA, first, "Go on.")
     assert reached.wait(10)
@@ -149,7 +149,7 @@ def test_an_engine_that_cannot_be_rebuilt_is_told(make_house: MakeHouse, monkeyp
     assert house.manager.is_well
     house.engine.shown_pulse = Pulse(False, 0.0, 0.0)
     assert not house.manager.is_well
-    until(lambda: house.manager._leases._is_suspended)
+    until(lambda: house.manager._memory.leases._is_suspended)
     house.engine.shown_pulse = Pulse(True, 0.0, 0.0)
     assert not house.manager.is_well  # its KVs are gone, and nobody has put another in its place
 

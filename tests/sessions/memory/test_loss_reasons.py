@@ -71,7 +71,7 @@ def test_deleted_for_the_disk_budget(make_warm: MakeWarm) -> None:
     c = begun(house)
     for number in range(3):
         begun(house, f"{number} {LONG}")
-    assert house.manager._memory._disk.of_conversation(c) == []
+    assert house.manager._memory.saved_kvs.disk.of_conversation(c) == []
     house = restarted(house, make_warm, **budget)
     missed(house, c, MissReason.DISK_BUDGET, "to stay within the disk budget of 1.0 MiB (--disk-kv-budget)")
 

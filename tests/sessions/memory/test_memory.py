@@ -324,7 +324,7 @@ def test_reading_again_where_that_is_expected_to_be_faster(make_warm: Callable[.
     house.say(c, LONG)
     house.manager.park(ADA, c)
     for _ in range(10):
-        house.manager._memory._saved_kvs.disk_speed.observe(2**30, 1, 1e9)
+        house.manager._memory.saved_kvs.disk_speed.observe(2**30, 1, 1e9)
     message = house.say(c, "Now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)

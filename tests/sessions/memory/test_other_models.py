@@ -56,7 +56,7 @@ def begun(house: House, text: str, owner: str = ADA) -> str:
 
 def rows_of(house: House) -> tuple[list[SavedSegment], list[SavedSegment]]:
     """(the current model's, others')."""
-    numerics, rows = house.manager._memory._disk.numerics, house.store.segments.every()
+    numerics, rows = house.manager._memory.saved_kvs.disk.numerics, house.store.segments.every()
     return [r for r in rows if r.fingerprint == numerics], [r for r in rows if r.fingerprint != numerics]
 
 
@@ -126,7 +126,7 @@ def test_compaction_leaves_other_models_alone_and_is_not_stopped_by_them(make_wa
         house.say(d, f"More {number}")
         house.saved(d)
     before = len(rows_of(house)[0])
-    while house.manager._memory._disk.compact(10_000):
+    while house.manager._memory.saved_kvs.disk.compact(10_000):
         pass
     assert len(rows_of(house)[0]) < before
     assert {row.key for row in rows_of(house)[1]} == of_others
@@ -245,7 +245,7 @@ class Switching(RuleBasedStateMachine):
 
     @invariant()
     def rows_and_files_are_the_same(self) -> None:
-        disk = self.house.manager._memory._disk
+        disk = self.house.manager._memory.saved_kvs.disk
         with disk._files:
             assert {disk.path_of(row.key) for row in self.house.store.segments.every()} == set(self.house.files())
 

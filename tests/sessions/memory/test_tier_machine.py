@@ -18,7 +18,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 
 from model_runtime.interface.segments import SegmentIdentity
 from sessions.errors import CacheFull, ConversationBusy, StoreError
-from sessions.memory.device.slots import Dropped
+from sessions.memory.records import Dropped
 from sessions.turns.run import Run
 from tests.sessions.house import House
 from tests.sessions.memory.test_budget_machine import BUDGET_BYTES, PICK, Machine
@@ -56,7 +56,7 @@ class TierMachine(Machine):
         engine.on_step = self.look
         engine.fail_save = lambda identity: self.fault("save", identity)
         engine.fail_load = lambda identity: self.fault("load", identity)
-        leases = self.house.manager._leases
+        leases = self.house.manager._memory.leases
         noted = leases._on_dropped
 
         def dropped(what: Dropped) -> None:
@@ -113,7 +113,7 @@ class TierMachine(Machine):
         owner, c = self.picked(pick)
         with contextlib.suppress(ConversationBusy, CacheFull):
             self.house.manager.pin(owner, c)
-            if not self.house.manager._leases._is_leaving(c):  # else it was on its way out already
+            if not self.house.manager._memory.leases._is_leaving(c):  # else it was on its way out already
                 self.pinned.add(c)
 
     @rule()
@@ -143,7 +143,7 @@ class TierMachine(Machine):
         engine = self.house.engine
 
         def free() -> None:
-            for kv in engine.on_memory_pressure():
+            for kv in engine.idle_kvs():
                 assert isinstance(kv, ScriptedKV)
                 assert not kv.busy, "offered a KV that is in use"
                 kv.clear()
@@ -167,7 +167,7 @@ class TierMachine(Machine):
 
     @invariant()
     def pins_stay_within_what_may_be_pinned(self) -> None:
-        pins = self.house.manager._pins
+        pins = self.house.manager._memory.pins
         assert pins.total_bytes <= pins.limit_bytes
 
     @invariant()

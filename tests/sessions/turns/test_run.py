@@ -22,7 +22,7 @@ class Generation:
 
 def make_run(message_id: int = 1) -> Run:
     turn = Turn((1, 2), NodeIds(0, (1, 2)), NodeIds(2, ()), 2)
-    return Run(RunPlan("c", ADA, message_id, turn, SamplingParams(), "", change=""))
+    return Run(RunPlan("c", ADA, message_id, turn, SamplingParams(), "", change=""), promised_bytes=0)
 
 
 def test_a_stop_between_the_grant_and_the_submit_is_not_lost() -> None:
@@ -46,7 +46,7 @@ def test_who_sees_done_may_send_at_once(house: House, monkeypatch: pytest.Monkey
     tell = Run.finish
 
     def looking(run: Run, message: MessageView) -> None:
-        holding = house.manager._leases.holdings()[run.conversation_id]
+        holding = house.manager._memory.leases.holdings()[run.conversation_id]
         seen.append((house.manager.active_run(ADA, run.conversation_id) is None, holding.reserved_bytes))
         tell(run, message)
 

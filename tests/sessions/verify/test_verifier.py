@@ -28,7 +28,7 @@ def shown(house: House, c: str) -> CheckView:
 
 
 def kv_of(house: House, c: str) -> ScriptedKV:
-    kv = house.manager._leases._slots[c].kv
+    kv = house.manager._memory.leases._slots[c].kv
     assert isinstance(kv, ScriptedKV)
     return kv
 
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_refused_and_deleted(saved_house: tuple[House, str]) -
     house, c = saved_house
     house.manager.park(ADA, c)
     last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
-    path = house.manager._memory._disk.path_of(last.key)
+    path = house.manager._memory.saved_kvs.disk.path_of(last.key)
     path.write_bytes(path.read_bytes()[:-1])
     check = verified(house, c)
     assert check.agrees is False

@@ -21,7 +21,7 @@ class Queue:
             def moved(place: int, name: str = name) -> None:
                 self.places[name] = place
 
-            self.tickets[name] = Ticket(name, name[0], 1, lambda lease: None, moved)
+            self.tickets[name] = Ticket(name, name[0], 1, moved)
             self.line.enter(self.tickets[name])
 
     def serve(self) -> str:

@@ -8,12 +8,29 @@ from collections.abc import Iterator
 import pytest
 
 from sessions.errors import CacheFull, ConversationBusy
-from sessions.memory.device.leases import Dropped, Lease, Leases, Loss, Ticket
+from sessions.memory.device.leases import Leases
+from sessions.memory.device.slots import Ticket
+from sessions.memory.records import Dropped, Lease, Loss
 from sessions.types import Tier
 from tests.sessions.house import until
 from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV
 
 KIB = 1024
+
+
+class DeskTicket(Ticket):
+    """A ticket whose answer is written down in the order of the grants."""
+
+    desk: Desk
+
+    def grant(self, lease: Lease) -> None:
+        self.desk.held[self.conversation_id] = lease
+        self.desk.granted.append(self.conversation_id)
+        super().grant(lease)
+
+    def refuse(self, sentence: str) -> None:
+        self.desk.refused.append(sentence)
+        super().refuse(sentence)
 
 
 class Desk:
@@ -30,12 +47,9 @@ class Desk:
         self.leases.start()
 
     def ask(self, name: str, tokens: int, owner: str = "ada") -> Ticket:
-        def granted(lease: Lease) -> None:
-            self.held[name] = lease
-            self.granted.append(name)
-
         places = self.places.setdefault(name, []).append
-        ticket = Ticket(name, owner, tokens * KIB, granted, places, self.refused.append)
+        ticket = DeskTicket(name, owner, tokens * KIB, places)
+        ticket.desk = self
         self.leases.enter(ticket)
         return ticket
 
@@ -211,16 +225,33 @@ def test_another_owners_ticket_never_gets_the_kv(make_desk: type[Desk]) -> None:
     desk.take("a", 16)
     desk.give_back("a")
     with pytest.raises(AssertionError):
-        desk.leases._grant(Ticket("a", "eve", 16, lambda lease: None, lambda place: None), desk.leases._slots["a"])
+        desk.leases._grant(Ticket("a", "eve", 16), desk.leases._slots["a"])
+
+
+def test_a_ticket_is_waited_for(make_desk: type[Desk]) -> None:
+    desk = make_desk(128)
+    assert desk.ask("a", 64).wait(10) is desk.held["a"]
+    waiting, withdrawn = desk.ask("b", 128), desk.ask("c", 16)
+    assert waiting.wait(0.01) is None
+    assert desk.leases.leave(withdrawn)
+    assert withdrawn.wait(10) is None
+    desk.give_back("a")
+    lease = waiting.wait(10)
+    assert lease is not None
+    assert lease.conversation_id == "b"
+    last = desk.ask("d", 128)
+    desk.leases.close(5)
+    assert last.wait(10) is None  # nothing is granted any more
 
 
 def test_an_error_in_a_grant_does_not_end_the_line(make_desk: type[Desk]) -> None:
     desk = make_desk(64)
 
-    def broken(lease: Lease) -> None:
-        raise RuntimeError("broken")
+    class BrokenTicket(Ticket):
+        def grant(self, lease: Lease) -> None:
+            raise RuntimeError("broken")
 
-    desk.leases.enter(Ticket("a", "ada", 16, broken, lambda place: None))
+    desk.leases.enter(BrokenTicket("a", "ada", 16))
     desk.take("b", 16)
 
 
@@ -268,13 +299,15 @@ def test_a_turn_that_others_shares_leave_no_room_for_is_refused_with_the_numbers
         CacheFull, match=r"may need 0\.1 MiB of memory; of the 0\.1 MiB budget, 0\.1 MiB are not pinned"
     ):
         desk.leases.refuse_hopeless("ada", "a", 112 * KIB)
-    desk.ask("a", 112)  # let in before eve came: it waits for her turn to end, and is then refused, not stuck
+    refused = desk.ask("a", 112)  # let in before eve came: it waits for her turn to end, and is then refused, not stuck
     desk.ask("b", 16)
     assert desk.granted == ["eve's"]
     assert desk.refused == []
     desk.give_back("eve's")
     until(lambda: "b" in desk.held)
     assert len(desk.refused) == 1
+    with pytest.raises(CacheFull, match="guaranteed to other users"):
+        refused.wait(10)
 
 
 def test_an_engine_without_memory_gets_the_idle_kvs(make_desk: type[Desk]) -> None:

@@ -74,11 +74,11 @@ def test_a_draft_is_copied_too_and_counted_apart(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True)
     first = house.conversation()
     house.say(first, f"{MANUAL}What is primed?")
-    until(house.manager._idle_worker.is_at_rest)
+    until(house.manager._background.idle_worker.is_at_rest)
     second = house.conversation()
     house.engine.idle_counts.clear()
     house.manager.read_ahead(ADA, second, f"{MANUAL}And when is that")
-    until(house.manager._idle_worker.is_at_rest)
+    until(house.manager._background.idle_worker.is_at_rest)
     assert [fed for _, _, fed, _ in house.engine.idle_counts] == [len("And when is")]
     message = house.say(second, f"{MANUAL}And when is that")
     receipt = house.receipt(message)

@@ -69,7 +69,7 @@ def say(house: House, c: str, text: str = "And now?") -> Receipt:
 def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple[House, str], damage: Damage) -> None:
     house, c = saved_house
     root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
-    path = house.manager._memory._disk.path_of(root.key)
+    path = house.manager._memory.saved_kvs.disk.path_of(root.key)
     damage([path, *(other for other in house.files() if other != path)])
     receipt = say(house, c)
     if damage is remove:
@@ -91,7 +91,7 @@ def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple
 def test_a_damaged_tail_costs_only_the_tail(saved_house: tuple[House, str]) -> None:
     house, c = saved_house
     last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
-    cut_off([house.manager._memory._disk.path_of(last.key)])
+    cut_off([house.manager._memory.saved_kvs.disk.path_of(last.key)])
     receipt = say(house, c)
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.SNAPSHOT_REFUSED)
     assert receipt.reused_tokens == last.start_tokens
@@ -100,7 +100,7 @@ def test_a_damaged_tail_costs_only_the_tail(saved_house: tuple[House, str]) -> N
 def test_files_and_rows_that_do_not_match_are_swept(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
     house, c = saved_house
     root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
-    path = house.manager._memory._disk.path_of(root.key)
+    path = house.manager._memory.saved_kvs.disk.path_of(root.key)
     path.unlink()
     house.close()
     house = make_house(disk_kv_budget_bytes=64 * MIB)
@@ -200,7 +200,7 @@ def test_a_file_that_was_planted_under_the_right_name_is_refused(saved_house: tu
     house.say(theirs, LONG, "eve")
     house.saved(theirs, "eve")
     paths = [
-        house.manager._memory._disk.path_of(segment.key)
+        house.manager._memory.saved_kvs.disk.path_of(segment.key)
         for conversation in (theirs, c)
         for segment in house.store.segments.of_conversation(conversation)
         if segment.start_tokens == 0

@@ -145,7 +145,7 @@ def test_everything_that_deletes_leaves_it_alone(
         another = house.conversation()
         house.say(another, f"{number} {LONG}")
         house.saved(another)
-    house.manager._memory._disk.compact(10_000)
+    house.manager._memory.saved_kvs.disk.compact(10_000)
     house.manager.drop_kv(ADA, another)
     house.manager.delete(ADA, c)
     house.close()
@@ -173,7 +173,7 @@ def test_what_is_in_the_way_of_a_save_stays_and_is_said(make_house: MakeHouse, t
     def planted(segment, path: Path) -> int:  # type: ignore[no-untyped-def]
         raise AssertionError(f"written to {path}")
 
-    disk = house.manager._memory._disk
+    disk = house.manager._memory.saved_kvs.disk
     chain = disk._files_of.make_way
 
     def plant(path: Path) -> None:

@@ -30,7 +30,7 @@ def evict(house: House, c: str) -> None:
     """The device refuses memory: the KV goes at once, saved or not."""
 
     def free() -> None:
-        for kv in house.engine.on_memory_pressure():
+        for kv in house.engine.idle_kvs():
             assert isinstance(kv, ScriptedKV)
             kv.clear()
 
@@ -48,7 +48,7 @@ def drop(house: House, c: str) -> None:
 def check_files(house: House, c: str) -> None:
     """Every row's file is whole, and every row in it is the one that its text before it gives."""
     rows = {s.key: s for s in house.store.segments.of_conversation(c)}
-    disk = house.manager._memory._disk
+    disk = house.manager._memory.saved_kvs.disk
     for row in rows.values():
         before: tuple[int, ...] = ()
         above = rows.get(row.parent_key)
