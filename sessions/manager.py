@@ -1,8 +1,7 @@
-"""The one place that knows the whole story of a turn. Everything a page can ask for goes through `SessionManager`.
+"""The front door: everything that the page and the API can ask for goes through `SessionManager`.
 
-Every public method that names a conversation takes the owner first and raises `ConversationNotFound` for a stranger's
-id, before it looks at anything else. All methods may be called from any thread except the engine's.
-"""
+Every public method that names a conversation takes the owner first and raises `ConversationNotFound` for another
+owner's id, before it looks at anything else. All methods may be called from any thread except the engine's."""
 
 from __future__ import annotations
 
@@ -103,7 +102,7 @@ class SessionManager:
         return self._runs.is_closed
 
     def open_answers(self) -> tuple[int, int]:
-        """(being written, in line for it)."""
+        """(being written, waiting in the queue)."""
         return self._runs.counts()
 
     def interrupt_all(self) -> None:
@@ -134,8 +133,7 @@ class SessionManager:
     def send(self, owner_id: str, conversation_id: str, text: str) -> Run:
         """Commits the user's message and starts its answer. Nothing is stored when a `SessionError` is raised.
 
-        A turn's way: its ids (`ledger`), whether they fit (`limits`), the commit (`store`), a place in line for the
-        KV (`leases`), the engine (`_submit`), and from its events the run's text and the committed answer (`recorder`).
+        The ids come from `ledger.user_turn`; `Turns.begin` shows the rest in order.
         """
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
@@ -199,7 +197,7 @@ class SessionManager:
             self._turns.stop(run)
 
     def stop_run(self, run: Run) -> None:
-        """Stops this very run, for whoever began it."""
+        """Stops this run, for the request that began it."""
         self._turns.stop(run)
 
     def active_run(self, owner_id: str, conversation_id: str) -> Run | None:
@@ -304,8 +302,8 @@ class SessionManager:
         return self._background.drafts.count_tokens(owner_id, conversation_id, draft)
 
     def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:
-        """Has the model read a draft while nobody waits, so that sending it costs its last words, or one token once it
-        has been quiet for a moment. Nothing is stored."""
+        """Has the model read a draft while no request waits, so that sending it costs its last words, or one token once
+        it has been quiet for a moment. Nothing is stored."""
         self._background.drafts.read_ahead(owner_id, conversation_id, draft)
 
     # The steps of a turn

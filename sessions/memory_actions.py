@@ -1,4 +1,4 @@
-"""What a person does to a conversation's memory by hand: drop, park, pin, warm."""
+"""What a person can do to a conversation's memory: drop, park, pin, unpin, warm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARK_TIMEOUT_S = 30.0
 
 
 class MemoryActions:
-    """Every method takes the owner first and raises `ConversationNotFound` for a stranger's id. Any thread."""
+    """Every method takes the owner first and raises `ConversationNotFound` for another owner's id. Any thread."""
 
     def __init__(self, store: Store, runs: RunTable, memory: Memory) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""What the page draws: the database, the runs and the leases seen at one moment. Changes nothing."""
+"""What the page and the API show: the database, the runs and the memory, seen at one moment. Changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NOT_SAVED = Saved(tokens=0, size_bytes=0)
 
 
 class Views:
-    """Every method takes the owner first and shows nobody else's rows. Safe from any thread."""
+    """Every method takes the owner first and shows only that owner's rows. Safe from any thread."""
 
     def __init__(
         self,

@@ -46,9 +46,7 @@ class MemoryLog:
         self._events.add(owner_id, conversation_id, sentence)
 
     def engine_rebuilt(self, owner_id: str, conversation_id: str) -> None:
-        sentence = (
-            f"The model had stopped answering and was started anew: {self._title(conversation_id)} left the device"
-        )
+        sentence = f"The model had stopped answering and was restarted: {self._title(conversation_id)} left the device"
         self._events.add(owner_id, conversation_id, sentence)
 
     def pinned(self, owner_id: str, conversation_id: str, is_pinned: bool) -> None:

@@ -38,7 +38,7 @@ class TurnLimits:
         return promised_bytes
 
     def check_history(self, tokens_so_far: int) -> None:
-        """Raises `ContextFull` when nothing could be answered behind so many tokens."""
+        """Raises `ContextFull` when `tokens_so_far` leave no room for an answer."""
         if self._excess_tokens(tokens_so_far) > 0:
             raise ContextFull(
                 f"These messages have more than {tokens(tokens_so_far)}; the model reads at most "
@@ -46,8 +46,8 @@ class TurnLimits:
             )
 
     def refuse_hopeless(self, text: str) -> None:
-        """Raises `ContextFull` for a text that cannot fit however it is tokenised, which takes seconds for such
-        texts."""
+        """Raises `ContextFull` for a text that cannot fit however it is tokenised, before seconds are spent on
+        tokenising it."""
         least = self._template.least_tokens(text)
         if least > self.context_limit_tokens:
             raise ContextFull(
@@ -56,7 +56,7 @@ class TurnLimits:
             )
 
     def holds(self, final_tokens: int) -> bool:
-        """Whether a KV of so many tokens fits the context, with room for an answer, and the budget."""
+        """Whether a KV of `final_tokens` fits the context, with room for an answer, and the budget."""
         fits_context = final_tokens + self._config.min_answer_tokens <= self.context_limit_tokens
         return fits_context and self._engine.kv_bytes(final_tokens) <= self._config.device_kv_budget_bytes
 

@@ -70,7 +70,7 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         waited_s=run.waited_s,
         prefill_s=event.prefill_s,
         decode_s=event.decode_s,
-        # A turn that was stopped before its first token saved nobody anything.
+        # A turn that was stopped before its first token saved no one any time.
         saved_s=max(0.0, saved_s) if event.sampled_tokens else 0.0,
         miss_reason=reason,
         miss_detail=detail,
@@ -135,7 +135,7 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         case MissReason.EVICTED:
             return reason, f"Its memory {_how_lost(lease)}, {again}"
         case MissReason.FILES_MISSING:
-            return reason, f"The files of its saved memory were deleted by somebody else, {again}"
+            return reason, f"The files of its saved memory were deleted by another program, {again}"
         case MissReason.RESTARTED:
             return reason, f"The server was restarted, {again}"
         case MissReason.EARLIER_FAILURE:
@@ -176,7 +176,7 @@ def _how_lost(lease: Lease) -> str:
         case Loss.DISAGREED:
             return "disagreed when it was verified"
         case Loss.ENGINE:
-            return "was lost when the model stopped answering and was started anew"
+            return "was lost when the model stopped answering and was restarted"
         case Loss.BY_HAND:
             return "was dropped by hand"
         case Loss.FOR_ROOM:

@@ -83,7 +83,7 @@ class Recorder:
             self._handle(*item)
 
     def _handle(self, run: Run, event: Event) -> None:
-        if run.is_done:  # it was given up while the engine was still at it
+        if run.is_done:  # it was given up while the engine was still working on it
             return
         try:
             match event:
@@ -140,7 +140,7 @@ class Recorder:
         return history_hash.after(run.plan.link, [answer])
 
     def _fail(self, run: Run, event: Event) -> None:
-        """Something of ours raised. The KV is the engine's until its last event, so a run that goes on is stopped."""
+        """Our own code raised. The KV is the engine's until its last event, so a run that is still going is stopped."""
         if run.is_done:
             return
         run.failure = "Something went wrong while this answer was recorded. Regenerate it to try again."
@@ -155,7 +155,8 @@ class Recorder:
         self._let_go(run, _unsaved(run, text, run.failure))
 
     def _let_go(self, run: Run, message: MessageView) -> None:
-        """The order matters: who sees DONE may send at once, and finds the KV and the conversation free."""
+        """The order matters: a client that sees DONE may send at once and must find the KV and the conversation
+        free."""
         if run.lease is not None:
             try:
                 self._give_back(run, run.lease)

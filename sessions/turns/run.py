@@ -54,9 +54,9 @@ class Run:
         self.lease: Lease | None = None
         self.restored: Restored = NOT_RESTORED
         self.waited_s = 0.0
-        self.failure: str | None = None  # a sentence: something of ours failed while the engine was at work
+        self.failure: str | None = None  # a sentence: our own code failed while the engine worked
         self.is_kept = False  # its end could not be stored yet, and is kept in memory
-        self.interrupted = False  # the server ends; nobody asked to stop
+        self.interrupted = False  # the server is ending; no one asked for a stop
         self.stop_asked = False
         self.sampled: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
@@ -119,7 +119,7 @@ class Run:
 
     def started(self, generation: Generation) -> None:
         self._generation = generation
-        if self.stop_asked:  # asked between the grant and here
+        if self.stop_asked:  # it was asked for after the lease was granted
             generation.abort()
 
     def read(self, event: PrefillProgress) -> None:
@@ -175,7 +175,7 @@ class RunTable:
 
     @contextlib.contextmanager
     def claim(self, conversation_id: str, timeout_s: float = 0.0) -> Iterator[None]:
-        """Nobody else changes the conversation inside the block. Raises `ConversationBusy` while a run is active or
+        """Exclusive use of the conversation inside the block. Raises `ConversationBusy` while a run is active or
         another claim is held, after waiting up to `timeout_s` for it to end."""
         with self._changed:
             if self._closed:
@@ -227,7 +227,7 @@ class RunTable:
             return conversation_id in self._claimed
 
     def is_busy(self, conversation_id: str) -> bool:
-        """Whether somebody changes it, or answers in it."""
+        """Whether a change of the conversation or an answer in it is under way."""
         with self._changed:
             return not self._is_free(conversation_id)
 
@@ -244,7 +244,7 @@ class RunTable:
             return list(self._active.values())
 
     def counts(self) -> tuple[int, int]:
-        """(being written, in line for it)."""
+        """(being written, waiting in the queue)."""
         runs = self.all_active()
         waiting = sum(run.snapshot().phase is RunPhase.WAITING for run in runs)
         return len(runs) - waiting, waiting

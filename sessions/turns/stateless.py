@@ -29,7 +29,7 @@ from sessions.turns.run import Run, RunTable
 from sessions.turns.turn import NewTurn, Turns
 from sessions.types import ConversationSettings, MessageStatus
 
-MOST_DISPLACED_TOKENS = 256  # so much of a conversation's end may be cropped for a request that goes on before it
+MOST_DISPLACED_TOKENS = 256  # of a conversation's end that may be cropped for a request that continues further up
 MOST_CANDIDATES = 8
 ATTEMPTS = 4
 
@@ -89,15 +89,15 @@ class StatelessTurns:
             for message in (*exchange.asked, *((exchange.answer,) if exchange.answer else ())):
                 self._limits.refuse_hopeless(message.text)
         for attempt in range(ATTEMPTS):
-            spot = self._find(owner_id, history, request.key)
-            conversation_id = spot.conversation.conversation_id if spot.conversation else uuid.uuid4().hex
+            placement = self._find(owner_id, history, request.key)
+            conversation_id = placement.conversation.conversation_id if placement.conversation else uuid.uuid4().hex
             try:
                 with self._runs.claim(conversation_id):
-                    if not self._is_as_it_was(spot):
+                    if not self._is_as_it_was(placement):
                         continue
-                    return self._begin(owner_id, conversation_id, request, history, spot)
+                    return self._begin(owner_id, conversation_id, request, history, placement)
             except ConversationBusy:
-                # Another request was quicker. With a key the client is told; else the next look finds another spot.
+                # Another request was quicker. With a key the client is told; else the next attempt finds another place.
                 if request.key is not None or attempt == ATTEMPTS - 1:
                     raise
         raise ConversationBusy("This conversation is being changed by other requests. Try again in a moment.")
@@ -151,25 +151,25 @@ class StatelessTurns:
         held = fold(self._store.messages.path(conversation.leaf_id))
         return len(held) - common_prefix(held, fold(path)) <= MOST_DISPLACED_TOKENS
 
-    def _is_as_it_was(self, spot: Placement) -> bool:
-        """Asked inside the claim: another request may have gone on there, or deleted it, since it was found."""
-        if spot.conversation is None:
+    def _is_as_it_was(self, placement: Placement) -> bool:
+        """Asked inside the claim: another request may have continued or deleted it since it was found."""
+        if placement.conversation is None:
             return True
         try:
-            now = self._store.conversation(spot.conversation.owner_id, spot.conversation.conversation_id)
+            now = self._store.conversation(placement.conversation.owner_id, placement.conversation.conversation_id)
         except ConversationNotFound:
             return False
-        return now.leaf_id == spot.conversation.leaf_id
+        return now.leaf_id == placement.conversation.leaf_id
 
     def _begin(
-        self, owner_id: str, conversation_id: str, request: ChatRequest, history: ResentHistory, spot: Placement
+        self, owner_id: str, conversation_id: str, request: ChatRequest, history: ResentHistory, placement: Placement
     ) -> Run:
-        imported = self._imported(request, history, spot)
-        above = (*spot.path, *imported)
-        current: tuple[int, ...] = fold(spot.path)
-        if spot.conversation is not None:
-            current = fold(self._store.messages.path(spot.conversation.leaf_id))
-        last, is_asked_again = history.exchanges[-1], spot.known == len(history.links)
+        imported = self._imported(request, history, placement)
+        above = (*placement.path, *imported)
+        current: tuple[int, ...] = fold(placement.path)
+        if placement.conversation is not None:
+            current = fold(self._store.messages.path(placement.conversation.leaf_id))
+        last, is_asked_again = history.exchanges[-1], placement.known == len(history.links)
         fingerprint = self._engine.info.tokenizer_fingerprint
         if is_asked_again:
             turn = new_answer(above, current, history.system_prompt, self._template, fingerprint)
@@ -179,49 +179,49 @@ class StatelessTurns:
             )
         text = None if is_asked_again else last.text
         self._limits.promise_bytes(turn, request.sampling.max_new_tokens, text)
-        conversation = self._conversation(owner_id, conversation_id, request, history, spot)
+        conversation = self._conversation(owner_id, conversation_id, request, history, placement)
         try:
             return self._turns.begin(
                 NewTurn(
                     conversation=conversation,
-                    path=() if spot.is_fork else spot.path,
+                    path=() if placement.is_fork else placement.path,
                     turn=turn,
                     sampling=request.sampling,
                     user_text=text,
-                    history=above if spot.is_fork else imported,
+                    history=above if placement.is_fork else imported,
                     user_parts=last.parts,
                     link=history.links[-1],
                     reads_calls=bool(request.tools),
-                    is_fork=spot.is_fork,
+                    is_fork=placement.is_fork,
                     is_by_person=False,
                 )
             )
         except SessionError:  # a pin leaves no room, or the file failed
-            if spot.conversation is None:
+            if placement.conversation is None:
                 self._store.delete(conversation_id)
             raise
 
     def _conversation(
-        self, owner_id: str, conversation_id: str, request: ChatRequest, history: ResentHistory, spot: Placement
+        self, owner_id: str, conversation_id: str, request: ChatRequest, history: ResentHistory, placement: Placement
     ) -> Conversation:
         """A new one, or the one that was found; the page shows the system prompt that holds now."""
-        if spot.conversation is None:
+        if placement.conversation is None:
             settings = ConversationSettings(request.sampling, history.system_prompt)
             if not self._store.add_conversation(owner_id, conversation_id, settings, request.key):
                 raise ConversationBusy("Another request has just begun the conversation of this key. Try again.")
-        elif spot.conversation.settings.system_prompt != history.system_prompt:
-            settings = ConversationSettings(spot.conversation.settings.sampling, history.system_prompt)
+        elif placement.conversation.settings.system_prompt != history.system_prompt:
+            settings = ConversationSettings(placement.conversation.settings.sampling, history.system_prompt)
             self._store.set_settings(conversation_id, settings)
         return self._store.conversation(owner_id, conversation_id)
 
-    def _imported(self, request: ChatRequest, history: ResentHistory, spot: Placement) -> tuple[Node, ...]:
-        """Nodes for what the client knows and nobody here does, up to the last question. Raises `ContextFull` as soon
-        as they are too many."""
+    def _imported(self, request: ChatRequest, history: ResentHistory, placement: Placement) -> tuple[Node, ...]:
+        """Nodes for what the client knows and the database does not, up to the last question. Raises `ContextFull` as
+        soon as they are too many."""
         nodes: list[Node] = []
-        ledger_tokens = len(fold(spot.path))
-        for place in range(spot.known, len(history.links) - 1):
+        ledger_tokens = len(fold(placement.path))
+        for place in range(placement.known, len(history.links) - 1):
             exchange, above = history.exchanges[place // 2], nodes[-1] if nodes else None
-            above = above or (spot.path[-1] if spot.path else None)
+            above = above or (placement.path[-1] if placement.path else None)
             is_answer = bool(place % 2)
             ids = self._answer_ids(exchange) if is_answer else self._asked_ids(request, history, exchange, above)
             root_prompt = history.system_prompt if above is None else None

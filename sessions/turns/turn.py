@@ -172,7 +172,7 @@ class Turns:
 
 
 def _link(new: NewTurn) -> str:
-    """What stands for the history that is answered; "" where it is not known, or where the ledger was written anew
+    """What stands for the history that is answered; "" where it is not known, or where the ledger was rewritten
     under another system prompt."""
     if new.link is not None:
         return new.link

@@ -1,5 +1,5 @@
-"""Ends of answers that could not be stored, because the disk is full for one: kept in memory and stored when they can
-be, with their ids and their receipts as they were.
+"""Ends of answers that could not be stored, for example because the disk is full: kept in memory and stored as soon as
+possible, with their ids and receipts unchanged.
 
 No turn begins while one is kept (`store_all` is asked first), so there are never more of them than there were answers
 at work, and no turn builds on a ledger that is not in the database.

@@ -1,4 +1,4 @@
-"""The line for a place on the device. Owners take turns, so nobody waits behind all that somebody else asks for."""
+"""The queue for leases. Owners take turns, so that no owner waits behind everything that another one asks for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sessions.memory.device.slots import Ticket
 
-# Of so many places for running answers one is kept for owners who have none yet, where there are that many.
+# One place in this many is kept for owners who have no running answer yet.
 _PLACES_FOR_ONE_KEPT = 5
 
 
@@ -15,13 +15,13 @@ class FairQueue:
     """Not thread-safe: under the leases' lock.
 
     Every ticket belongs to a round, and an owner has one in each: start-time fair queueing with equal weights (Goyal et
-    al. 1996). Whoever comes joins the round that is being served or, having had a turn in it, the next one that is
-    theirs; nobody gets in front of the head of the line, so the head cannot starve.
+    al. 1996). A new ticket joins the round that is being served or, if its owner had a turn in it, the owner's next
+    one; nothing is ever placed before the head of the queue, so the head cannot starve.
     """
 
     def __init__(self) -> None:
         self._tickets: list[tuple[int, Ticket]] = []  # by round, then by arrival
-        self._last_round: dict[str, int] = {}  # by owner, while anybody waits
+        self._last_round: dict[str, int] = {}  # by owner, while any ticket waits
 
     def __bool__(self) -> bool:
         return bool(self._tickets)
@@ -33,11 +33,11 @@ class FairQueue:
 
     @property
     def owners(self) -> list[str]:
-        """Whoever waits, once a ticket."""
+        """The owners of all waiting tickets, with repetitions."""
         return [ticket.owner_id for _, ticket in self._tickets]
 
     def enter(self, ticket: Ticket) -> None:
-        """Gives it its place, and tells everybody theirs."""
+        """Gives the ticket its place and tells every ticket its own."""
         served = self._tickets[0][0] if self._tickets else 0
         own = max(served, self._last_round.get(ticket.owner_id, -1) + 1)
         self._last_round[ticket.owner_id] = own
@@ -45,7 +45,7 @@ class FairQueue:
         self._tell_places()
 
     def leave(self, ticket: Ticket) -> bool:
-        """Takes it out, served or not. False when it was not in line."""
+        """Takes it out, served or not. False when it was not in the queue."""
         before = len(self._tickets)
         self._tickets = [entry for entry in self._tickets if entry[1] is not ticket]
         if not self._tickets:

@@ -1,10 +1,9 @@
 """Each user's guaranteed share of the device: what the turns of others cannot evict.
 
 Half of the budget is guaranteed, in equal parts to the users who were there within the last hour; the other half goes
-to whoever has the most use for it. While a user holds more than the share, others may evict from it. Pins take at most
-the other half, so a turn that needs no more than its own user's share always gets its room in the end:
-`sum over the other users of max(share, pinned) <= budget / 2 + budget / 2 - share`.
-"""
+to the owner who has the most use for it. While a user holds more than the share, others may evict from it. Pins take at
+most the other half, so a turn that needs no more than its own user's share always gets its room in the end: `sum over
+the other users of max(share, pinned) <= budget / 2 + budget / 2 - share`."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from sessions.memory.device.pins import Pins
 from sessions.memory.device.slots import DeviceSlot
 from sessions.memory.eviction import guaranteed_bytes
 
-PRESENT_S = 3600.0  # who was not there for so long has no guaranteed share
+PRESENT_S = 3600.0  # after this long without a turn an owner has no guaranteed share
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Shares:
 
     held_bytes: dict[str, int]
     share_bytes: int
-    most_bytes: int  # what a turn of the asking user can get when everybody else's turns have ended
+    most_bytes: int  # what a turn of the asking owner can get when all other turns have ended
 
 
 def shares_of(

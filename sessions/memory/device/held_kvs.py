@@ -1,4 +1,4 @@
-"""The KVs on the device: what each conversation holds, and leases that no run waits for. The line is in `leases`."""
+"""The KVs on the device: what each conversation holds, and leases that no run waits for. The queue is in `leases`."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class HeldKVs:
     def reserve(
         self, conversation_id: str, owner_id: str, promised_bytes: int, make_way: Callable[[], None] | None = None
     ) -> Lease | None:
-        """A lease that no run waits for, where nobody waits and there is free room: for a restore into an empty KV, or
-        with `make_way` for idle work behind what the KV holds, while no run is at work. `make_way` is called under the
-        lock when somebody comes; `settle` must then follow at once."""
+        """A lease that no run waits for, given only while the queue is empty and there is free room: for a restore into
+        an empty KV, or with `make_way` for idle work behind what the KV holds, while no run is at work. `make_way` is
+        called under the lock when a ticket arrives; `settle` must then follow at once."""
         with self._changed:
             if not self.has_room(conversation_id, promised_bytes, make_way is not None):
                 return None
@@ -85,7 +85,7 @@ class HeldKVs:
             return held_bytes + max(0, promised_bytes - own_bytes) <= self.budget_bytes
 
     def wait_quiet(self, timeout_s: float) -> bool:
-        """Waits until no run is at work or in line. False when the time is over before, or after `close`."""
+        """Waits until no run is working or queued. False when the time is over first, or after `close`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not (self._queue or self._running_count()), timeout_s)
             return not (self._closed or self._queue or self._running_count())
@@ -100,7 +100,7 @@ class HeldKVs:
             return slot.kv, slot.held_ids[: slot.kv.length_tokens]
 
     def borrow(self, conversation_id: str) -> Lease | None:
-        """A lease for looking at an idle KV, which gives way like a reserved one. None when there is nothing in it."""
+        """A lease for reading an idle KV, which yields like a reserved one. None when the KV is empty."""
         with self._changed:
             if self.idle(conversation_id) is None:
                 return None
@@ -120,7 +120,7 @@ class HeldKVs:
             ]
 
     def must_yield(self, lease: Lease) -> bool:
-        """Whether a reserved lease is in somebody's way."""
+        """Whether a reserved lease blocks a ticket or another use of its KV."""
         with self._changed:
             return self._closed or bool(self._queue) or self._slots[lease.conversation_id].unwanted
 
@@ -133,7 +133,7 @@ class HeldKVs:
         ahead_from: int | None = None,
     ) -> None:
         """Gives the KV back. It stays on the device until the room is needed, `unsaved_for_s` at least unless it is
-        `staged` or dropped by hand before. `loss`: why what was in it is gone. `ahead_from`: as in `Lease`."""
+        `staged` or dropped on request before. `loss`: why what was in it is gone. `ahead_from`: as in `Lease`."""
         with self._changed:
             slot = self._slots[lease.conversation_id]
             assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
@@ -154,7 +154,7 @@ class HeldKVs:
             self._changed.notify_all()
 
     def look_again(self) -> None:
-        """Something outside changed what may go, a pin for one."""
+        """A change elsewhere, such as a removed pin, affects what may be evicted."""
         with self._changed:
             self._changed.notify_all()
 
@@ -179,7 +179,7 @@ class HeldKVs:
             return conversation_id not in self._slots and self._losses.get(conversation_id) is Loss.FOR_ROOM
 
     def holdings(self) -> dict[str, Holding]:
-        """Everybody's, by conversation."""
+        """Of all owners, by conversation."""
         with self._changed:
             return {
                 slot.conversation_id: Holding(

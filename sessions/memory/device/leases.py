@@ -1,12 +1,11 @@
-"""Who holds a KV on the device, and who may use one: room is promised before a run starts, and owners who wait for it
-take turns.
+"""Who holds a KV on the device, and who may use one: room is promised before a run starts, and waiting owners take
+turns.
 
 At every moment the bytes that are held and the bytes that are promised together stay within the budget:
 `sum(max(allocated, promised if leased else 0)) <= budget`. A dropped KV counts until the engine has freed it.
 
-Nobody blocks while holding the lock: the engine's `release` waits for the engine thread, so it is called outside, with
-the KV marked as leaving. One thread grants; a run that waits holds nothing.
-"""
+No thread blocks while holding the lock: the engine's `release` waits for the engine thread, so it is called outside,
+with the KV marked as leaving. One thread grants; a run that waits holds nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Leases(HeldKVs):
-    """The line, and the room that is made for it. Every method may be called from any thread except the engine's."""
+    """The queue, and evictions for its head. Every method may be called from any thread except the engine's."""
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class Leases(HeldKVs):
 
     def surrender(self) -> list[KV]:
         """The device refused memory: every idle KV that is not pinned, to be freed by the engine at once. On the engine
-        thread, for which nobody waits with the lock."""
+        thread, which may take the lock because its holders never wait for the engine."""
         with self._changed:
             idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s.conversation_id in self.pins)]
             for slot in idle:
@@ -83,7 +82,7 @@ class Leases(HeldKVs):
             return [slot.kv for slot in given]
 
     def enter(self, ticket: Ticket) -> None:
-        """Joins the line."""
+        """Joins the queue."""
         with self._changed:
             self._queue.enter(ticket)
             for slot in self._slots.values():
@@ -91,7 +90,7 @@ class Leases(HeldKVs):
             self._changed.notify_all()
 
     def leave(self, ticket: Ticket) -> bool:
-        """Leaves the line. True when the ticket was still waiting; then it is withdrawn and never granted."""
+        """Leaves the queue. True when the ticket was still waiting; then it is withdrawn and never granted."""
         with self._changed:
             has_left = self._queue.leave(ticket)
             if has_left:
@@ -132,8 +131,8 @@ class Leases(HeldKVs):
                 log.exception("lease_step_failed")
 
     def _next_step(self) -> Callable[[], None] | None:
-        """What can be done for the first in line who may run, None for nothing. Nobody overtakes them, so they cannot
-        starve: idle KVs are dropped for them, leased ones come back, and what they were promised fits the budget alone.
+        """What can be done for the first ticket that may run, None for nothing. No ticket overtakes it, so it cannot
+        starve: idle KVs are dropped for it, leased ones come back, and what it was promised fits the budget alone.
         """
         if self._surrendered:
             return partial(self._on_dropped, self._surrendered.pop(0))
@@ -161,7 +160,7 @@ class Leases(HeldKVs):
         is_moving = any(s.leased or s.leaving or s.unsaved_until > now for s in self._slots.values())
         if is_moving or ticket.promised_bytes <= shares.most_bytes:
             return None
-        self._queue.leave(ticket)  # others came and went since it was let in, and what they hold is theirs
+        self._queue.leave(ticket)  # since it was admitted, other owners have acquired shares that it cannot evict
         return partial(ticket.refuse, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
 
     def _shares(self, owner_id: str, conversation_id: str) -> Shares:
@@ -171,7 +170,7 @@ class Leases(HeldKVs):
         )
 
     def _patience_s(self) -> float | None:
-        """How long until an unsaved KV may go after all; None when nobody waits for one."""
+        """How long until an unsaved KV may go after all; None when no ticket waits for one."""
         now = time.monotonic()
         left = [s.unsaved_until - now for s in self._slots.values() if s.unsaved_until > now and not s.leased]
         return min(left) if left and self._queue else None
@@ -211,7 +210,7 @@ class Leases(HeldKVs):
             kept_on = Tier.COLD
             try:
                 kept_on = self._eviction_target.leaving(slot)
-            except Exception:  # what is not kept is read again; the line must go on
+            except Exception:  # what is not kept is read again; the queue must go on
                 log.exception("kv_not_kept conversation=%s", slot.conversation_id)
             dropped = _dropped(slot, kept_on)
             self._free(slot, Loss.FOR_ROOM)
@@ -221,7 +220,7 @@ class Leases(HeldKVs):
         freed_bytes = slot.kv.allocated_bytes
         try:
             self._engine.release(slot.kv)
-        except Exception:  # a dead engine holds no memory; the line must go on
+        except Exception:  # a dead engine holds no memory; the queue must go on
             log.exception("kv_release_failed conversation=%s", slot.conversation_id)
         with self._changed:
             del self._slots[slot.conversation_id]

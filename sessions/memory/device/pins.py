@@ -1,9 +1,8 @@
 """Which conversations stay on the device whatever others need, and how much may be pinned.
 
 Pins take half of the budget at most, all owners' together. The other half is what unpinned turns and the owners'
-guaranteed shares live on, so a pin can slow nobody else down to a standstill. Whether a pin or a turn fits is decided
-before any work is done, and both decisions are made under one lock: neither can invalidate the other.
-"""
+guaranteed shares live on, so a pin can never bring another owner to a standstill. Whether a pin or a turn fits is
+decided before any work is done, and both decisions are made under one lock: neither can invalidate the other."""
 
 from __future__ import annotations
 
@@ -78,12 +77,12 @@ class Pins:
             self._claims.pop(conversation_id, None)
 
     def admit(self, conversation_id: str, promised_bytes: int) -> None:
-        """A turn that may grow its KV to so much. Raises `CacheFull` with the numbers when it could never be granted
-        beside what is pinned."""
+        """Admits a turn whose KV may grow to `promised_bytes`. Raises `CacheFull` with the numbers when it could never
+        be granted beside what is pinned."""
         with self._lock:
             others_bytes = sum(bytes_ for c, bytes_ in self._claims.items() if c != conversation_id)
             is_pinned = conversation_id in self._claims
-            # What it holds already, of a longer branch for one, stays with it.
+            # What it already holds, for example of a longer branch, stays with it.
             promised_bytes = max(promised_bytes, self._claims.get(conversation_id, 0))
             if is_pinned and others_bytes + promised_bytes > self.limit_bytes:
                 raise CacheFull(
@@ -102,7 +101,7 @@ class Pins:
                 self._claims[conversation_id] = promised_bytes
 
     def may_hold(self, conversation_id: str, promised_bytes: int) -> bool:
-        """Whether a restore to so many bytes keeps the pins within what may be pinned; then they are its claim."""
+        """Whether a restore to `promised_bytes` keeps the pins within what may be pinned; then they are its claim."""
         with self._lock:
             if conversation_id not in self._claims:
                 return True
@@ -113,7 +112,7 @@ class Pins:
             return True
 
     def settled(self, conversation_id: str, held_bytes: int, was_turn: bool) -> None:
-        """Its KV was given back and holds so much."""
+        """Its KV was given back and holds `held_bytes`."""
         with self._lock:
             if was_turn:
                 self._turns.pop(conversation_id, None)

@@ -1,4 +1,4 @@
-"""Shared beginnings: what another conversation of the same owner holds on the device is copied, not read again."""
+"""Shared prefixes: rows that another conversation of the same owner holds on the device are copied, not read again."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class SharedPrefixes:
 
     def copy(self, owner_id: str, conversation_id: str, kv: KV, ids: tuple[int, ...], known_tokens: int) -> None:
         """Brings the longest beginning of `ids` that another KV of this owner holds into a leased KV, if that has
-        `LEAST_TOKENS` less of it; `known_tokens` it has for sure. Waits for the engine's step. Never raises: what could
-        not be copied is read."""
+        `LEAST_TOKENS` less of it; at least `known_tokens` are in it already. Waits for the engine's step. Never raises:
+        what could not be copied is read."""
         best = self._best(owner_id, conversation_id, ids)
         if best is None or best[0] - known_tokens < LEAST_TOKENS:
             return

@@ -16,7 +16,7 @@ from sessions.types import Tier
 
 
 class Ticket:
-    """A place in the queue for a lease, and the lease itself once it is granted.
+    """A place in the queue for a lease, and the lease once it is granted.
 
     `moved` is called with every new place (1 is next) under the leases' lock: it must not call back. `wait` may be
     called from any thread; the rest is for the leases."""
@@ -66,16 +66,16 @@ class DeviceSlot:
     promised_bytes: int = 0
     leased: bool = False
     leaving: bool = False
-    given_up: bool = False  # its engine is gone; whoever still has a lease gives nothing back
+    given_up: bool = False  # its engine is gone; a lease that is still out gives nothing back
     used: bool = False  # by a run, now or before
     warming: bool = False  # leased for something that no run waits for: a restore, or idle work
-    unwanted: bool = False  # somebody waits for that to end
+    unwanted: bool = False  # a ticket or another use waits for that to end
     make_way: Callable[[], None] = lambda: None  # asks that to end
     ahead_from: int | None = None
     held_ids: tuple[int, ...] = ()
     unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
     saved_ids: tuple[int, ...] = ()  # whose rows are on disk, or staged for it
-    saved_tokens: int = 0  # so many of `held_ids` are among them
+    saved_tokens: int = 0  # how many of `held_ids` are among them
 
     @property
     def held_bytes(self) -> int:
@@ -83,7 +83,7 @@ class DeviceSlot:
 
     @property
     def unsaved_tokens(self) -> int:
-        """What no lower tier has, nor will have in a moment. Rows that were read ahead are nobody's loss."""
+        """What no lower tier has, nor will have in a moment. Losing rows that were read ahead costs nothing."""
         tokens = self.kv.length_tokens if self.ahead_from is None else min(self.ahead_from, self.kv.length_tokens)
         return max(0, tokens - self.saved_tokens)
 
@@ -109,7 +109,7 @@ class EvictionTarget(Protocol):
 
 
 class NoLowerTier:
-    """Leaving is losing, and every byte is worth the same."""
+    """An evicted KV is lost, and every byte is worth the same."""
 
     def leaving(self, slot: DeviceSlot) -> Tier:
         return Tier.COLD

@@ -1,4 +1,4 @@
-"""Moving an idle conversation's KV off the device because somebody asks for it."""
+"""Moves an idle conversation's KV off the device on request."""
 
 from __future__ import annotations
 

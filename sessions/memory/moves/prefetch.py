@@ -1,4 +1,4 @@
-"""Bringing a conversation's saved KV back before its turn, into room that nobody needs."""
+"""Brings a conversation's saved KV back before its turn, into memory that is free."""
 
 from __future__ import annotations
 

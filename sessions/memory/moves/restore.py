@@ -1,9 +1,8 @@
-"""Bringing saved KVs back: whether that is worth it, and doing it, on a thread of its own.
+"""Brings saved KVs back: decides whether that is worth it, and does it, on a thread of its own.
 
 Neither the engine's thread nor the leases' lock waits for the disk: files are read ahead of their copy to the device,
-and all that have come meanwhile are copied between the same two steps. A restore ends early, between two segments, when
-its run is stopped; what the KV holds then is a whole prefix of the ledger.
-"""
+and all that have arrived by then are copied between the same two steps. A restore ends early, between two segments,
+when its run is stopped; what the KV holds then is a whole prefix of the ledger."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from sessions.memory.saved.saved_kvs import SavedKVs
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 10.0  # nothing was saved for so long: time to compact
+IDLE_S = 10.0  # after this long without a save small files are compacted
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +69,8 @@ class Writer:
         self._queue.put(job)
 
     def close(self, timeout_s: float) -> None:
-        """Saves what is in the queue, as far as the time goes, then ends. What is left is read again one day."""
+        """Saves what is in the queue, as far as the time goes, then ends. What is not saved is read again when it is
+        needed."""
         self._queue.put(None)
         join(self._thread, timeout_s)
         self._gives_up = True
@@ -85,7 +86,7 @@ class Writer:
                 log.info("kv_not_saved conversation=%s why=engine_closed", job.conversation_id)
             except (SegmentNotSaved, SessionError) as error:
                 trouble = str(error)
-                with contextlib.suppress(SessionError):  # the database is closed, and nobody looks any more
+                with contextlib.suppress(SessionError):  # the database is closed: the server is ending
                     self._disk.not_saved(job.conversation_id, trouble)
             except Exception:
                 log.exception("kv_not_saved conversation=%s", job.conversation_id)
@@ -135,7 +136,7 @@ class Writer:
             for run in self._saved_kvs.staged_together(pieces):
                 try:
                     segments = self._engine.stage_run(job.kv, run, before=job.ids[: run[0].start_tokens])
-                except ValueError:  # dropped or cropped meanwhile; a later turn saves what it then holds
+                except ValueError:  # dropped or cropped since then; a later turn saves what it then holds
                     log.info("kv_gone_before_saved conversation=%s", conversation_id)
                     return self._saved_kvs.write_through(owner_id, conversation_id) and self._has_all(job)
                 if not self._write(job, segments, is_last=run[-1] is pieces[-1]):
@@ -184,4 +185,4 @@ class Writer:
         """The same with what host memory has."""
         with contextlib.suppress(SessionError):
             return self._saved_kvs.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens
-        return len(job.ids)  # nobody is told anything any more
+        return len(job.ids)  # the server is ending: nothing is logged

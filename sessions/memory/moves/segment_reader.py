@@ -77,7 +77,7 @@ class SegmentReader:
             arrived: Segment | Exception
             try:
                 arrived = self._load(self._identities[number])
-            except Exception as error:  # whoever takes it is told
+            except Exception as error:  # raised by the `take` that reaches it
                 arrived = error
             with self._changed:
                 self._count(-1)

@@ -101,7 +101,7 @@ def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> Non
     assert (failed.status, failed.note) == (MessageStatus.FAILED, GIVEN_UP)
     until(lambda: site.manager.is_well)
     assert {row.tier for row in site.manager.memory(ADA).rows} == {Tier.DISK}
-    assert any("started anew" in event.text for event in site.manager.memory(ADA).events)
+    assert any("was restarted" in event.text for event in site.manager.memory(ADA).events)
 
     gate.set()  # the thread that was given up wakes up
     again = finish(site.manager.regenerate(ADA, c))

@@ -157,7 +157,7 @@ def test_somebody_deleted_the_files(make_warm: MakeWarm) -> None:
     house.close()
     shutil.rmtree(house.store.kv_dir)
     house = make_warm()
-    missed(house, c, MissReason.FILES_MISSING, "were deleted by somebody else")
+    missed(house, c, MissReason.FILES_MISSING, "were deleted by another program")
 
 
 def test_somebody_deletes_the_files_while_the_server_runs(make_warm: MakeWarm) -> None:
@@ -166,7 +166,7 @@ def test_somebody_deletes_the_files_while_the_server_runs(make_warm: MakeWarm) -
     house.manager.park(ADA, c)
     for path in house.files():
         path.unlink()
-    missed(house, c, MissReason.FILES_MISSING, "were deleted by somebody else")
+    missed(house, c, MissReason.FILES_MISSING, "were deleted by another program")
 
 
 def test_the_server_was_killed_before_it_was_saved(make_warm: MakeWarm) -> None:

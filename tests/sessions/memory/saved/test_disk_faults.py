@@ -74,7 +74,7 @@ def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple
     receipt = say(house, c)
     if damage is remove:
         assert receipt.miss_reason is MissReason.FILES_MISSING
-        assert receipt.miss_detail.startswith("The files of its saved memory were deleted by somebody else, so ")
+        assert receipt.miss_detail.startswith("The files of its saved memory were deleted by another program, so ")
     else:
         assert receipt.miss_reason is MissReason.SNAPSHOT_REFUSED
         assert receipt.miss_detail.startswith("Its memory on disk was refused (the saved memory ")
