@@ -33,7 +33,7 @@ class Tier(StrEnum):
     DEVICE = "device"
     HOST = "host"
     DISK = "disk"
-    COLD = "cold"
+    NONE = "cold"
 
 
 class MissReason(StrEnum):

@@ -52,13 +52,13 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A KV that was freed to make room. `kept_on`: where its rows are now; COLD when they would be read again.
+    """A KV that was freed to make room. `kept_on`: where its rows are now; NONE when they would be read again.
     `lost_tokens`: how many of its tokens no tier has."""
 
     conversation_id: str
     owner_id: str
     freed_bytes: int
-    kept_on: Tier = Tier.COLD
+    kept_on: Tier = Tier.NONE
     seconds: float = 0.0
     lost_tokens: int = 0
 
@@ -100,7 +100,7 @@ class Restored:
     refusal: str = ""
     is_gone: bool = False  # it was refused because its file was not there any more
     is_reread_cheaper: bool = False
-    tier: Tier = Tier.COLD  # where it came from; DISK when some of it did
+    tier: Tier = Tier.NONE  # where it came from; DISK when some of it did
     lender_id: str = ""  # the other conversation whose beginning this is; "" for one's own
     shared: SharedPrefix | None = None  # what was copied from another conversation
 

@@ -112,7 +112,7 @@ class NoLowerTier:
     """An evicted KV is lost, and every byte is worth the same."""
 
     def leaving(self, slot: DeviceSlot) -> Tier:
-        return Tier.COLD
+        return Tier.NONE
 
     def lost_s(self, slot: DeviceSlot) -> float:
         return float(slot.held_bytes)
