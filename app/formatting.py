@@ -7,7 +7,7 @@ import time
 from sessions.types import Tier
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
-TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.COLD: "◌"}
+TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.NONE: "◌"}
 
 
 def tokens(count: int) -> str:

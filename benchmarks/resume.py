@@ -31,7 +31,7 @@ def measure(served: Served, conversation_id: str, repeats: int, tier: Tier) -> t
     """Times to the first token of turns whose KV was moved to `tier` before each; and what restoring took of them."""
     first_s, restore_s = [], []
     for number in range(repeats):
-        if tier is Tier.COLD:
+        if tier is Tier.NONE:
             served.manager.drop_kv(OWNER, conversation_id)
         elif tier is not Tier.DEVICE:
             served.settle(conversation_id)
@@ -39,7 +39,7 @@ def measure(served: Served, conversation_id: str, repeats: int, tier: Tier) -> t
         if tier is Tier.DISK:
             forget_page_cache(served.data_dir)
         seconds, receipt = served.turn(conversation_id, served.text(TURN_TOKENS, number))
-        if receipt.tier_before is not tier or (tier is not Tier.COLD and not fed_only_the_delta(receipt)):
+        if receipt.tier_before is not tier or (tier is not Tier.NONE and not fed_only_the_delta(receipt)):
             print(f"# expected {tier}: {receipt}")
         first_s.append(seconds)
         restore_s.append(receipt.restore_s)
@@ -106,7 +106,7 @@ def main() -> None:
             restore_s["restart"].append(restoring)
         with serve(loaded, data_dir, 4 * GIB) as served:
             c = served.manager.list_conversations(OWNER)[0].conversation_id
-            first_s["cold"], restore_s["cold"] = measure(served, c, 2, Tier.COLD)
+            first_s["cold"], restore_s["cold"] = measure(served, c, 2, Tier.NONE)
             device = device_name(served.engine.info.device)
     cold = median(first_s["cold"])
     table(

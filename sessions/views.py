@@ -185,7 +185,7 @@ def _tier(holding: Holding, in_host: Saved, saved: Saved) -> Tier:
         return Tier.DEVICE
     if in_host.tokens and in_host.tokens >= saved.tokens:
         return Tier.HOST
-    return Tier.DISK if saved.tokens else Tier.COLD
+    return Tier.DISK if saved.tokens else Tier.NONE
 
 
 def _summary(

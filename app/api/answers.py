@@ -138,7 +138,7 @@ def receipt(run: Run, message: MessageView) -> dict[str, Any]:
     }
 
 
-_NOTHING = Receipt(0, 0, 0, 0, Tier.COLD, None, 0.0, 0.0, 0.0, 0.0)
+_NOTHING = Receipt(0, 0, 0, 0, Tier.NONE, None, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(slots=True)

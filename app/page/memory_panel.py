@@ -150,7 +150,7 @@ def _check(row: MemoryRow) -> dict[str, Any] | None:
 
 def _actions(view: MemoryView, row: MemoryRow) -> list[Action]:
     """What can be done to it, in reading order. One that cannot be done now says why."""
-    kept = row.tier is not Tier.COLD
+    kept = row.tier is not Tier.NONE
     busy = BUSY if row.is_running else ""
     held = PINNED if row.is_pinned else busy
     actions = [

@@ -55,7 +55,7 @@ def _reused(receipt: Receipt) -> str:
     kept_tokens = _kept_tokens(receipt)
     if kept_tokens == 0:
         return "nothing: no cache held this conversation" if receipt.miss_reason else "nothing: this is the first turn"
-    tier = "" if receipt.tier_before is Tier.COLD else f", from {_tier(receipt.tier_before)}"
+    tier = "" if receipt.tier_before is Tier.NONE else f", from {_tier(receipt.tier_before)}"
     return f"{formatting.tokens(kept_tokens)} tokens{tier}"
 
 

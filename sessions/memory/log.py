@@ -24,7 +24,7 @@ class MemoryLog:
     def dropped_for_room(self, dropped: Dropped) -> None:
         self._counters.moved(Tier.DEVICE, dropped.kept_on, dropped.freed_bytes, dropped.seconds)
         title = self._title(dropped.conversation_id)
-        if dropped.kept_on is Tier.COLD:
+        if dropped.kept_on is Tier.NONE:
             sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
         else:
             place = PLACES[dropped.kept_on]
@@ -38,7 +38,7 @@ class MemoryLog:
         self._counters.written(size_bytes, seconds)
 
     def dropped(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
-        self._counters.moved(Tier.DEVICE, Tier.COLD, freed_bytes)
+        self._counters.moved(Tier.DEVICE, Tier.NONE, freed_bytes)
         sentence = f"Dropped the KV of {self._title(conversation_id)}: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
 

@@ -183,7 +183,7 @@ class Memory:
             if self._saved_kvs.take(slot.owner_id, slot.conversation_id, slot.kv, ids):
                 return Tier.HOST
             log.info("kv_does_not_fit_host conversation=%s", slot.conversation_id)
-        return Tier.DISK if slot.saved_tokens else Tier.COLD
+        return Tier.DISK if slot.saved_tokens else Tier.NONE
 
     def lost_s(self, slot: DeviceSlot) -> float:
         """How much longer the next turn would take without this KV: restoring it, or reading it again."""

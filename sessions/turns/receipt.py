@@ -106,7 +106,7 @@ def _kept_tokens(run: Run, lease: Lease) -> int:
 def _tier(run: Run, lease: Lease) -> Tier:
     if run.restored.tokens and not run.restored.lender_id:
         return run.restored.tier
-    return Tier.DEVICE if _kept_tokens(run, lease) else Tier.COLD
+    return Tier.DEVICE if _kept_tokens(run, lease) else Tier.NONE
 
 
 def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, str]:

@@ -71,7 +71,7 @@ class Leases(HeldKVs):
                 del self._slots[slot.conversation_id]
                 self._losses[slot.conversation_id] = Loss.FOR_ROOM
             given = [slot for slot in idle if slot.kv.allocated_bytes]
-            self._surrendered += [_dropped(s, Tier.DISK if s.saved_tokens else Tier.COLD) for s in given]
+            self._surrendered += [_dropped(s, Tier.DISK if s.saved_tokens else Tier.NONE) for s in given]
             self._changed.notify_all()
             return [slot.kv for slot in given]
 
@@ -199,7 +199,7 @@ class Leases(HeldKVs):
     def _make_room(self, victims: list[DeviceSlot]) -> None:
         for slot in victims:
             started = time.perf_counter()
-            kept_on = Tier.COLD
+            kept_on = Tier.NONE
             try:
                 kept_on = self.eviction_target.leaving(slot)
             except Exception:  # what is not kept is read again; the line must go on

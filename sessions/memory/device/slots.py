@@ -65,13 +65,13 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A KV that was freed to make room. `kept_on`: where its rows are now; COLD when they would be read again. Of so
+    """A KV that was freed to make room. `kept_on`: where its rows are now; NONE when they would be read again. Of so
     many tokens no tier has any."""
 
     conversation_id: str
     owner_id: str
     freed_bytes: int
-    kept_on: Tier = Tier.COLD
+    kept_on: Tier = Tier.NONE
     seconds: float = 0.0
     lost_tokens: int = 0
 
@@ -132,7 +132,7 @@ class NoLowerTier:
     """Leaving is losing, and every byte is worth the same."""
 
     def leaving(self, slot: DeviceSlot) -> Tier:
-        return Tier.COLD
+        return Tier.NONE
 
     def lost_s(self, slot: DeviceSlot) -> float:
         return float(slot.held_bytes)

@@ -46,7 +46,7 @@ class Restored:
     refusal: str = ""
     is_gone: bool = False  # it was refused because its file was not there any more
     is_reread_cheaper: bool = False
-    tier: Tier = Tier.COLD  # where it came from; DISK when some of it did
+    tier: Tier = Tier.NONE  # where it came from; DISK when some of it did
     lender_id: str = ""  # the other conversation whose beginning this is; "" for one's own
 
 

@@ -88,7 +88,7 @@ def test_a_row_says_where_its_bytes_are_and_what_the_next_turn_costs() -> None:
         ({"is_running": True}, ["Pin (no)", "To disk (no)", "Verify", "Drop (no)"]),
         ({"tier": Tier.DISK}, ["Pin", "Warm now", "Verify", "Drop"]),
         ({"tier": Tier.HOST}, ["Pin", "To disk", "Warm now", "Verify", "Drop"]),
-        ({"tier": Tier.COLD}, ["Pin"]),
+        ({"tier": Tier.NONE}, ["Pin"]),
         ({"check": CheckView(True, None, "reading", NOW)}, ["Pin", "To disk", "Verify (no)", "Drop"]),
     ],
 )

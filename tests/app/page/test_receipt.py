@@ -35,7 +35,7 @@ def test_a_miss_says_why() -> None:
         WARM,
         fed_tokens=5020,
         reused_tokens=0,
-        tier_before=Tier.COLD,
+        tier_before=Tier.NONE,
         waited_s=2.0,
         miss_reason=MissReason.MODEL_CHANGED,
         miss_detail="The model was changed, so this conversation was read again.",

@@ -17,7 +17,7 @@ from sessions.types import ConversationSummary, Tier, Usage
 
 DAY_S = 86_400.0
 NOW = time.mktime((2026, 11, 29, 12, 0, 0, 0, 0, -1))
-ROW = ConversationSummary("a", "A", NOW, Tier.COLD, False, 0)
+ROW = ConversationSummary("a", "A", NOW, Tier.NONE, False, 0)
 
 
 def headings(*days: float) -> list[tuple[str, int]]:

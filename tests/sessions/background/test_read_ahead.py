@@ -50,7 +50,7 @@ def test_typing_leaves_the_last_word_to_be_read(ahead_house: House) -> None:
     # " light." with the end of the message and the generation prompt
     assert receipt.fed_tokens == 7 + 2
     assert receipt.ahead_tokens == receipt.reused_tokens == receipt.delta_tokens - 9
-    assert (receipt.miss_reason, receipt.saved_s, receipt.tier_before) == (None, 0.0, Tier.COLD)
+    assert (receipt.miss_reason, receipt.saved_s, receipt.tier_before) == (None, 0.0, Tier.NONE)
     assert house.texts(c)[-1] == house.expected_text(c)
     assert read_tokens == receipt.ahead_tokens  # nothing was read twice
 

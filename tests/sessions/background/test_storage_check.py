@@ -106,7 +106,7 @@ def test_a_deleted_folder_of_saved_memory_costs_a_reading(make_house: MakeHouse,
     assert house.manager.storage.can_store
     assert "No message is lost" in house.manager.storage.reasons[0]
     assert house.store.segments.every() == []
-    assert house.manager.view(ADA, c).summary.tier is Tier.COLD
+    assert house.manager.view(ADA, c).summary.tier is Tier.NONE
     run = house.say(c, "And now?")
     assert run.text == house.expected_text(c)
     assert house.receipt(run).miss_reason is MissReason.FILES_MISSING

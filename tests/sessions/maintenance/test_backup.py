@@ -100,7 +100,7 @@ def test_files_that_are_missing_take_their_rows_with_them(
     house.close()
     restore(tmp_path / "backup", tmp_path / "elsewhere", whole)
     back = make_house(data_dir=tmp_path / "elsewhere", disk_kv_budget_bytes=64 * MIB)
-    assert back.receipt(back.say(first, "And now?")).tier_before is Tier.COLD
+    assert back.receipt(back.say(first, "And now?")).tier_before is Tier.NONE
     assert back.receipt(back.say(second, "And now?")).tier_before is Tier.DISK
 
 

@@ -173,7 +173,7 @@ def test_dropping_by_hand_deletes_the_saved_copy_too(make_warm: Callable[..., Ho
     house.manager.drop_kv(ADA, c)
     assert house.files() == []
     receipt = house.say(c, "And now?").receipt
-    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.EVICTED)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, MissReason.EVICTED)
 
 
 def test_owners_share_nothing(make_warm: Callable[..., House]) -> None:
@@ -328,6 +328,6 @@ def test_reading_again_where_that_is_expected_to_be_faster(make_warm: Callable[.
     message = house.say(c, "Now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)
-    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.REREAD_CHEAPER)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, MissReason.REREAD_CHEAPER)
     assert receipt.choice.startswith("Read again: restoring ")
     assert receipt.restored_bytes == 0

@@ -95,7 +95,7 @@ def test_another_format_is_never_matched_and_comes_back(
     monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 2)
     house = make_warm()
     assert house.manager.memory(ADA).disk_other_bytes > 0
-    assert house.manager.view(ADA, c).summary.tier is Tier.COLD
+    assert house.manager.view(ADA, c).summary.tier is Tier.NONE
     house.close()
     monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 1)
     house = make_warm()

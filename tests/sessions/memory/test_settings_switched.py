@@ -171,10 +171,10 @@ def test_switched_and_back(serving: Serve, tmp_path: Path, switch: str) -> None:
         memory = server.manager.memory(ADA)
         assert memory.disk_other_bytes == memory.disk_used_bytes > 0
         assert any("are of other models or settings. They stay" in sentence for sentence in server.said)
-        assert {row.tier for row in memory.rows} == {Tier.COLD}
+        assert {row.tier for row in memory.rows} == {Tier.NONE}
         _, receipt = server.say(gone_on, "Go on with the others.")
         expected = MissReason.UPGRADED if switch == "another version" else MissReason.MODEL_CHANGED
-        assert (receipt.tier_before, receipt.miss_reason, receipt.reused_tokens) == (Tier.COLD, expected, 0)
+        assert (receipt.tier_before, receipt.miss_reason, receipt.reused_tokens) == (Tier.NONE, expected, 0)
         assert why in receipt.miss_detail
         _, receipt = server.say(gone_on, "And again.")
         assert receipt.miss_reason is None
@@ -208,9 +208,9 @@ def test_a_disk_budget_of_0_once(serving: Serve, tmp_path: Path) -> None:
         memory = server.manager.memory(ADA)
         assert memory.disk_used_bytes > 0
         assert memory.disk_budget_bytes == 0
-        assert memory.rows[0].tier is Tier.COLD
+        assert memory.rows[0].tier is Tier.NONE
         _, receipt = server.say(c, TEXTS[1])
-        assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.DISK_OFF)
+        assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, MissReason.DISK_OFF)
         assert "is not read while the server runs with --disk-kv-budget 0" in receipt.miss_detail
     assert {path: path.read_bytes() for path in (tmp_path / "data" / "kv").rglob("*.kv")} == files
     with serving(A) as server:

@@ -30,7 +30,7 @@ def test_dropped_by_hand(house: House) -> None:
     house.say(c, "x" * 1200)
     house.manager.drop_kv(ADA, c)
     assert house.engine.allocated_bytes == 0
-    assert house.manager.view(ADA, c).summary.tier is Tier.COLD
+    assert house.manager.view(ADA, c).summary.tier is Tier.NONE
     assert "Dropped the KV of" in house.manager.memory(ADA).events[0].text
     answer = house.say(c, "Still there?")
     assert "dropped by hand" in missed(answer, MissReason.EVICTED).miss_detail

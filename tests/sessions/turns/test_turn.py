@@ -34,7 +34,7 @@ def test_ten_turns_feed_only_their_delta(house: House) -> None:
         assert fed == answer.receipt.fed_tokens == answer.receipt.delta_tokens == prompt - max(0, before - 1)
         assert (reused, len(ledger)) == (answer.receipt.reused_tokens, fed + reused)
         assert answer.receipt.miss_reason is None
-        assert answer.receipt.tier_before is (Tier.DEVICE if number else Tier.COLD)
+        assert answer.receipt.tier_before is (Tier.DEVICE if number else Tier.NONE)
         assert answer.receipt.saved_s == pytest.approx(reused * 0.001)
 
 

@@ -126,7 +126,7 @@ def test_a_saved_copy_that_was_wrong_before_it_was_written_goes(make_house: Make
         "its copy on disk disagreed from token 1 on and was deleted ("
     )
     row = house.manager.memory(ADA).rows[0]
-    assert (row.tier, row.disk_bytes, row.used_bytes) == (Tier.COLD, 0, 0)
+    assert (row.tier, row.disk_bytes, row.used_bytes) == (Tier.NONE, 0, 0)
     assert house.files() == []
 
 

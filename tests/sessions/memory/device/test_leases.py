@@ -287,5 +287,5 @@ def test_an_engine_without_memory_gets_the_idle_kvs(make_desk: type[Desk]) -> No
     kvs = desk.leases.surrender()
     assert [kv.length_tokens for kv in kvs] == [32]
     assert set(desk.leases.holdings()) == {"b", "c"}
-    until(lambda: [(d.conversation_id, d.kept_on, d.lost_tokens) for d in desk.dropped] == [("a", Tier.COLD, 32)])
+    until(lambda: [(d.conversation_id, d.kept_on, d.lost_tokens) for d in desk.dropped] == [("a", Tier.NONE, 32)])
     assert desk.take("a", 16).loss is Loss.FOR_ROOM

@@ -23,7 +23,7 @@ def test_a_pasted_manual_is_copied_from_the_other_conversation(house: House) -> 
     receipt = house.receipt(message)
     assert receipt.shared_tokens == receipt.reused_tokens == len(MANUAL) + 1
     assert receipt.fed_tokens == len("And when?") + 2
-    assert (receipt.shared_from, receipt.miss_reason, receipt.tier_before) == (first, None, Tier.COLD)
+    assert (receipt.shared_from, receipt.miss_reason, receipt.tier_before) == (first, None, Tier.NONE)
     assert receipt.shared_title == house.manager.view(ADA, first).summary.title
     assert receipt.saved_s > 0
     assert message.text == house.expected_text(second)
@@ -84,7 +84,7 @@ def test_a_draft_is_copied_too_and_counted_apart(make_house: MakeHouse) -> None:
     receipt = house.receipt(message)
     assert (receipt.shared_tokens, receipt.shared_from) == (len(MANUAL) + 1, first)
     assert (receipt.ahead_tokens, receipt.fed_tokens) == (len("And when is"), len(" that") + 2)
-    assert receipt.tier_before is Tier.COLD
+    assert receipt.tier_before is Tier.NONE
     assert message.text == house.expected_text(second)
 
 
@@ -141,7 +141,7 @@ def test_a_beginning_comes_from_the_files_of_another_conversation(make_house: Ma
     receipt = house.receipt(message)
     assert (receipt.shared_tokens, receipt.shared_from) == (len(MANUAL) + 1, first)
     assert receipt.fed_tokens == len("And when?") + 2
-    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, None)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, None)
     assert receipt.restored_bytes > 0
     assert message.text == house.expected_text(second)
     until(lambda: any("Restored the beginning of" in event.text for event in house.manager.memory(ADA).events))

@@ -107,7 +107,7 @@ def test_files_and_rows_that_do_not_match_are_swept(saved_house: tuple[House, st
     assert house.files() == []
     assert house.manager.memory(ADA).disk_used_bytes == 0
     receipt = say(house, c)
-    assert (receipt.tier_before, receipt.miss_reason) == (Tier.COLD, MissReason.FILES_MISSING)
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, MissReason.FILES_MISSING)
 
 
 def test_another_models_files_stay(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
@@ -116,7 +116,7 @@ def test_another_models_files_stay(saved_house: tuple[House, str], make_house: M
     house.close()
     house = make_house(engine=ScriptedEngine(name="Other-1B"), disk_kv_budget_bytes=64 * MIB)
     assert house.files() == files
-    assert house.manager.view(ADA, c).summary.tier is Tier.COLD
+    assert house.manager.view(ADA, c).summary.tier is Tier.NONE
     assert say(house, c).miss_reason is MissReason.MODEL_CHANGED
 
 
