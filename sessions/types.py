@@ -28,7 +28,7 @@ class Origin(StrEnum):
 
 
 class Tier(StrEnum):
-    """Where a conversation's KV is. `COLD`: nowhere, it would be read again from the ledger."""
+    """Where a conversation's KV is. `NONE`: nowhere, it would be read again from the ledger."""
 
     DEVICE = "device"
     HOST = "host"

@@ -16,6 +16,7 @@ from enum import Enum, IntEnum, auto
 from model_runtime.interface.protocol import Generation
 from sessions.errors import SessionError
 from sessions.memory.device.leases import Leases
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +90,10 @@ class IdleWorker:
         self._at_hand: tuple[IdleJob, Preemption] | None = None
         self._is_in_vain = False  # the work at hand: it is not taken up again
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-idle", daemon=True)
+        self._worker = Worker("idle", self._loop)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         """Ends the work at hand and takes no more."""
@@ -101,8 +102,7 @@ class IdleWorker:
             if self._at_hand is not None:
                 self._at_hand[1].make()
             self._changed.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        self._worker.close(timeout_s)
 
     def put(self, errand: IdleJob) -> None:
         """Never blocks. A newer draft ends the reading of one that it does not go on from."""

@@ -15,6 +15,7 @@ from sessions.errors import ConversationBusy, StoreError
 from sessions.store.tables.bin import Bin, Unused
 from sessions.store.tables.served_time import Clock, ServedTime
 from sessions.turns.run import RunTable
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,14 @@ class Pruner:
         self._keep_s = keep_s
         self._clock = clock
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-pruner", daemon=True)
+        self._worker = Worker("pruner", self._loop)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        self._worker.close(timeout_s)
 
     def prune(self) -> tuple[int, int]:
         """How many went to the bin, and how many from there for good. Raises `StoreError`."""

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sessions.awake import join
 from sessions.errors import SessionError, StoreError
 from sessions.memory.saved.kv_files import path_in
 from sessions.store.store import Store
 from sessions.store.tables.losses import Cause, SavedLoss
 from sessions.store.writable_folder import PROBE_BYTES, folder_trouble
 from sessions.turns.unstored_answers import UnstoredAnswers
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class StorageCheck:
         self._kv_deleted_at: float | None = None
         self._wal = (0, clock())  # its bytes, and since when
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-storage", daemon=True)
+        self._worker = Worker("storage", self._loop)
 
     @property
     def state(self) -> StorageState:
@@ -64,12 +64,12 @@ class StorageCheck:
         return found
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         """What is still kept is tried once more."""
         self._ended.set()
-        join(self._thread, timeout_s)
+        self._worker.close(timeout_s)
         try:
             self._kept.store_all(at_once=True)
         except StoreError as error:

@@ -17,8 +17,9 @@ from collections.abc import Callable
 
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.protocol import Engine, Pulse
-from sessions.awake import Starvation, join
+from sessions.awake import Starvation
 from sessions.memory.device.leases import Leases
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Watchdog:
         self._is_well = True
         self._silence = Silence(clock)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-watchdog", daemon=True)
+        self._worker = Worker("watchdog", self._loop)
 
     @property
     def is_well(self) -> bool:
@@ -88,12 +89,12 @@ class Watchdog:
         return self._is_well and not self._is_stuck(pulse, self._silence.of(pulse))
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         """Before the engine is closed: that would look like a death."""
         self._closed.set()
-        join(self._thread, timeout_s)
+        self._worker.close(timeout_s)
 
     def _is_stuck(self, pulse: Pulse, silent_s: float) -> bool:
         return not pulse.is_alive or silent_s > self._hang_after_s + _PATIENCE * pulse.expected_s

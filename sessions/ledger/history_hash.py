@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any
 
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from model_runtime.interface.turn_template import TurnTemplate
+from sessions.store.message_json import fields
 
 CALL_ID_CHARS = 9  # letters and digits: some models' templates take no other ids
 
@@ -27,7 +27,7 @@ def root(tools: Sequence[str], system: Iterable[ChatMessage]) -> str:
 def after(link: str, messages: Iterable[ChatMessage]) -> str:
     """The link behind these messages."""
     for message in messages:
-        link = blake2b(f"{link}{_one(message)}".encode(), digest_size=20).hexdigest()
+        link = blake2b(f"{link}{json.dumps(fields(message))}".encode(), digest_size=20).hexdigest()
     return link
 
 
@@ -43,27 +43,6 @@ def answer_message(text: str, reads_calls: bool, message_id: int, template: Turn
     content, calls = template.calls_in(text)
     named = tuple(ToolCall(_call_id(message_id, n), c.name, c.arguments) for n, c in enumerate(calls))
     return ChatMessage("assistant", content, named)
-
-
-def dump(messages: Sequence[ChatMessage]) -> str:
-    """For the database; `load` is the inverse."""
-    return json.dumps([_fields(message) for message in messages], ensure_ascii=False)
-
-
-def load(text: str) -> tuple[ChatMessage, ...]:
-    return tuple(
-        ChatMessage(role, said, tuple(ToolCall(*call) for call in calls), call_id, name)
-        for role, said, calls, call_id, name in json.loads(text)
-    )
-
-
-def _one(message: ChatMessage) -> str:
-    return json.dumps(_fields(message))
-
-
-def _fields(message: ChatMessage) -> list[Any]:
-    calls = [[call.call_id, call.name, call.arguments] for call in message.tool_calls]
-    return [message.role, message.text, calls, message.tool_call_id, message.name]
 
 
 def _call_id(message_id: int, number: int) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from sessions.errors import MessageRefused
 from sessions.ledger import history_hash
+from sessions.store import message_json
 from sessions.text import clean_exactly, refuse_if_huge
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -43,7 +44,7 @@ class Exchange:
 
     @property
     def parts(self) -> str:
-        return "" if self.is_plain else history_hash.dump(self.asked)
+        return "" if self.is_plain else message_json.dump(self.asked)
 
 
 @dataclass(frozen=True, slots=True)

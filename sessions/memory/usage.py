@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from sessions.errors import StoreError
 from sessions.types import Usage
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,14 @@ class UsageHistory:
         self._lock = threading.Lock()
         self._samples: deque[Usage] = deque(maxlen=int(KEPT_S / interval_s))
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-history", daemon=True)
+        self._worker = Worker("history", self._loop)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        self._worker.close(timeout_s)
 
     def samples(self) -> tuple[Usage, ...]:
         """The oldest first."""

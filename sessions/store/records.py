@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from model_runtime.interface.chat import ChatMessage, UserInput
 from model_runtime.interface.events import FinishReason
-from sessions.ledger import history_hash
+from sessions.store import message_json
 from sessions.types import ConversationSettings, MessageStatus, Origin
 
 
@@ -65,12 +65,12 @@ class Node:
 
     @property
     def messages(self) -> tuple[ChatMessage, ...]:
-        return history_hash.load(self.parts) if self.parts else (ChatMessage(self.role, self.text),)
+        return message_json.load(self.parts) if self.parts else (ChatMessage(self.role, self.text),)
 
     @property
     def input(self) -> UserInput:
         """What a template needs of a node that is no answer."""
-        return history_hash.load(self.parts) if self.parts else self.text
+        return message_json.load(self.parts) if self.parts else self.text
 
     @property
     def ended_with_stop_token(self) -> bool:
@@ -86,6 +86,27 @@ class Node:
     def answer_ids(self) -> tuple[int, ...]:
         """An answer's own ids, without a preamble."""
         return self.ids.token_ids[self.ids.preamble_tokens :]
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessages:
+    """What a turn stores before the model runs: `history` below `parent_id`, one node below the other, then the user's
+    message, then the answer that is about to run. `user` and `answer` are a text and its ids; `user` is None when the
+    turn only adds an answer. `user_parts` are the messages that the user's node stands for, "" for a single message of
+    its own. `numerics` is the engine's fingerprint. `first_title` becomes the title of a conversation that has none."""
+
+    conversation_id: str
+    parent_id: int | None
+    user: tuple[str, NodeIds] | None
+    answer: tuple[str, NodeIds]
+    tokenizer_fingerprint: str
+    model_name: str
+    numerics: str
+    first_title: str
+    history: Sequence[Node] = ()
+    user_link: str = ""
+    user_parts: str = ""
+    is_by_person: bool = True
 
 
 @dataclass(frozen=True, slots=True)

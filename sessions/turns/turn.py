@@ -21,7 +21,7 @@ from sessions.errors import SessionError
 from sessions.ledger import history_hash
 from sessions.ledger.ledger import Turn
 from sessions.memory.memory import Memory
-from sessions.store.records import Conversation, Node
+from sessions.store.records import Conversation, NewMessages, Node
 from sessions.store.store import Store
 from sessions.text import first_title
 from sessions.turns.limits import TurnLimits
@@ -107,18 +107,22 @@ class Turns:
         info, loss = self._engine.info, self._memory.loss(conversation.conversation_id)  # before the turn is marked
         numerics = with_format(info.fingerprint)
         message_id = self._store.messages.begin_turn(
-            conversation.conversation_id,
-            new.path[-1].message_id if new.path else None,
-            (new.user_text, new.turn.user) if new.user_text is not None and new.turn.user is not None else None,
-            (new.prefix_text, new.turn.answer),
-            info.tokenizer_fingerprint,
-            info.name,
-            numerics,
-            first_title(above[0].text if above else new.user_text or ""),
-            new.history,
-            link,
-            new.user_parts,
-            new.is_by_person,
+            NewMessages(
+                conversation_id=conversation.conversation_id,
+                parent_id=new.path[-1].message_id if new.path else None,
+                user=(new.user_text, new.turn.user)
+                if new.user_text is not None and new.turn.user is not None
+                else None,
+                answer=(new.prefix_text, new.turn.answer),
+                tokenizer_fingerprint=info.tokenizer_fingerprint,
+                model_name=info.name,
+                numerics=numerics,
+                first_title=first_title(above[0].text if above else new.user_text or ""),
+                history=new.history,
+                user_link=link,
+                user_parts=new.user_parts,
+                is_by_person=new.is_by_person,
+            )
         )
         return RunPlan(
             conversation_id=conversation.conversation_id,

@@ -24,6 +24,7 @@ from sessions.text import mib, tokens
 from sessions.turns.run import RunTable
 from sessions.types import CheckView
 from sessions.verify.compare import check, disk_copy, host_copy
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +80,16 @@ class Verifier:
         self._lock = threading.Lock()
         self._known: dict[str, Verifying] = {}  # the newest of each conversation
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-verifier", daemon=True)
+        self._worker = Worker("verifier", self._loop)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         """Ends the one at work within a piece; what still waits was not verified."""
         self._closed = True
         self._queue.put(None)
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        self._worker.close(timeout_s)
 
     def verify(self, owner_id: str, conversation_id: str) -> Verifying:
         """Begins, or returns the one that is under way. Raises `ConversationNotFound`."""

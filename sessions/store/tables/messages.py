@@ -16,7 +16,7 @@ import sqlite_utils
 from model_runtime.interface.events import FinishReason
 from sessions.errors import ConversationNotFound
 from sessions.store.database import BUSY_TIMEOUT_S, Database
-from sessions.store.records import Node, NodeIds, pack, unpack
+from sessions.store.records import NewMessages, Node, NodeIds, pack, unpack
 from sessions.store.tables.history_hashes import insert_link
 from sessions.store.tables.losses import Cause, turn_begins, turn_ends
 from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
@@ -92,43 +92,28 @@ class MessageTable:
             raise ConversationNotFound(f"This is not a message of the {role}.")
         return row["parent_id"]  # type: ignore[no-any-return]
 
-    def begin_turn(
-        self,
-        conversation_id: str,
-        parent_id: int | None,
-        user: tuple[str, NodeIds] | None,
-        answer: tuple[str, NodeIds],
-        tokenizer_fingerprint: str,
-        model_name: str,
-        numerics: str,
-        first_title: str,
-        history: Sequence[Node] = (),
-        user_link: str = "",
-        user_parts: str = "",
-        is_by_person: bool = True,
-    ) -> int:
-        """Commits `history`, one below the other, under `parent_id`; below it the user's message (when there is one),
-        and below that the running answer, which becomes the conversation's leaf. `numerics` is the engine's
-        fingerprint; `first_title` is taken where there is no title. Returns the answer's id."""
-        now = time.time()
+    def begin_turn(self, new: NewMessages) -> int:
+        """Stores the messages of a turn. The answer is running, and becomes the conversation's leaf. Returns the
+        answer's id."""
+        now, conversation_id, parent_id = time.time(), new.conversation_id, new.parent_id
         common = {
             "conversation_id": conversation_id,
             "created_at": now,
             "last_used_at": now,
-            "tokenizer_fingerprint": tokenizer_fingerprint,
-            "model_name": model_name,
+            "tokenizer_fingerprint": new.tokenizer_fingerprint,
+            "model_name": new.model_name,
         }
         with self._database.write() as db:
             common["last_used_at"] = _later(db, conversation_id)
-            for node in history:
+            for node in new.history:
                 parent_id = _insert_known(db, common, parent_id, node)
-            if user is not None:
-                parent_id = _insert(db, common, parent_id, "user", MessageStatus.COMPLETE, *user)
-                insert_link(db, parent_id, conversation_id, user_link, user_parts)
-            answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *answer)
+            if new.user is not None:
+                parent_id = _insert(db, common, parent_id, "user", MessageStatus.COMPLETE, *new.user)
+                insert_link(db, parent_id, conversation_id, new.user_link, new.user_parts)
+            answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
             db.execute(
                 _TURN_TAKEN,
-                [answer_id, now, numerics, is_by_person, first_title, conversation_id],
+                [answer_id, now, new.numerics, new.is_by_person, new.first_title, conversation_id],
             )
             turn_begins(db, conversation_id, answer_id, self.unsaved_cause)
         return answer_id

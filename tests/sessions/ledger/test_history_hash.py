@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from sessions.ledger import history_hash
+from sessions.store import message_json
 from tests.sessions.house import ADA, House
 from tests.sessions.scripted_engine import ByteTemplate
 
@@ -26,7 +27,7 @@ message = st.builds(
 def test_equal_links_mean_equal_histories(left: list[ChatMessage], right: list[ChatMessage]) -> None:
     start = history_hash.root((), [])
     assert (history_hash.after(start, left) == history_hash.after(start, right)) == (left == right)
-    assert history_hash.load(history_hash.dump(left)) == tuple(left)
+    assert message_json.load(message_json.dump(left)) == tuple(left)
 
 
 @pytest.mark.parametrize("changed", ["hello", "Hello ", " Hello", "Hello\n", "Ηello"])

@@ -17,7 +17,7 @@ from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import ConversationNotFound, StoreError
 from sessions.store.migrations import MIGRATIONS
-from sessions.store.records import NodeIds, pack, unpack
+from sessions.store.records import NewMessages, NodeIds, pack, unpack
 from sessions.store.store import Store
 from sessions.types import ConversationSettings, MessageStatus, Receipt, Tier
 
@@ -34,14 +34,16 @@ def store(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def add_turn(store: Store, conversation_id: str, parent_id: int | None = None, text: str = "Hello") -> int:
     return store.messages.begin_turn(
-        conversation_id,
-        parent_id,
-        (text, NodeIds(0, (1, 2))),
-        ("", NodeIds(2, ())),
-        tokenizer_fingerprint="bytes",
-        model_name="Model",
-        numerics="weights: a",
-        first_title="Title",
+        NewMessages(
+            conversation_id,
+            parent_id,
+            user=(text, NodeIds(0, (1, 2))),
+            answer=("", NodeIds(2, ())),
+            tokenizer_fingerprint="bytes",
+            model_name="Model",
+            numerics="weights: a",
+            first_title="Title",
+        )
     )
 
 
