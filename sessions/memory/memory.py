@@ -62,7 +62,6 @@ class Memory:
     def __init__(self, store: Store, engine: Engine, config: SessionConfig, activity: Activity) -> None:
         self._engine = engine
         self._config = config
-        store.messages.unsaved_cause = Cause.UNSAVED if config.disk_kv_budget_bytes else Cause.DISK_OFF
         self.counters = Counters()
         self.events = EventLog(config.event_log_length)
         self.log = MemoryLog(store, self.events, self.counters)
@@ -122,6 +121,11 @@ class Memory:
     def leave(self, ticket: Ticket) -> None:
         """A ticket that still waits is withdrawn."""
         self.leases.leave(ticket)
+
+    @property
+    def unsaved_cause(self) -> Cause:
+        """Why a turn's rows are not on disk when it ends; what saves them corrects it."""
+        return Cause.UNSAVED if self._disk.budget_bytes else Cause.DISK_OFF
 
     def loss(self, conversation_id: str) -> SavedLoss | None:
         """What is known of a conversation whose next turn does not find all that it saved."""

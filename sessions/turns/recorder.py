@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import threading
 import time
 
 from model_runtime.interface.events import Event, Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.interface.protocol import Engine
 from model_runtime.interface.turn_template import TurnTemplate
-from sessions.awake import join
 from sessions.errors import SessionError, StoreError
 from sessions.ledger import history_hash
 from sessions.memory.memory import Memory
@@ -25,6 +23,7 @@ from sessions.turns.receipt import outcome, receipt
 from sessions.turns.run import Run, RunTable
 from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
 from sessions.types import MessageStatus, MessageView
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +53,10 @@ class Recorder:
         self._checkpoint_interval_s = checkpoint_interval_s
         self.kept = UnstoredAnswers(store.messages)
         self._queue: queue.SimpleQueue[tuple[Run, Event] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-recorder", daemon=True)
+        self._worker = Worker("recorder", self._loop)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def put(self, run: Run, event: Event) -> None:
         self._queue.put((run, event))
@@ -65,7 +64,7 @@ class Recorder:
     def close(self, timeout_s: float) -> None:
         """Handles what is in the queue, then ends."""
         self._queue.put(None)
-        join(self._thread, timeout_s)
+        self._worker.close(timeout_s)
 
     def _loop(self) -> None:
         next_checkpoint = time.monotonic() + self._checkpoint_interval_s
@@ -122,7 +121,16 @@ class Recorder:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
         stored = receipt(run, event, self._engine.estimate_read_s)
         text, run.finish_reason = run.complete_text(event), event.reason
-        end = AnswerEnd(text, tuple(run.node_ids), status, event.reason, note, stored, self._link(run, text))
+        end = AnswerEnd(
+            text,
+            tuple(run.node_ids),
+            status,
+            event.reason,
+            note,
+            stored,
+            self._link(run, text),
+            self._memory.unsaved_cause,
+        )
         try:
             message = self.kept.store(run, end)
         except SessionError as error:

@@ -106,13 +106,14 @@ class Turns:
         conversation, above, link = new.conversation, (*new.path, *new.history), _link(new)
         info, loss = self._engine.info, self._memory.loss(conversation.conversation_id)  # before the turn is marked
         numerics = with_format(info.fingerprint)
+        user = None
+        if new.user_text is not None and new.turn.user is not None:
+            user = (new.user_text, new.turn.user)
         message_id = self._store.messages.begin_turn(
             NewMessages(
                 conversation_id=conversation.conversation_id,
                 parent_id=new.path[-1].message_id if new.path else None,
-                user=(new.user_text, new.turn.user)
-                if new.user_text is not None and new.turn.user is not None
-                else None,
+                user=user,
                 answer=(new.prefix_text, new.turn.answer),
                 tokenizer_fingerprint=info.tokenizer_fingerprint,
                 model_name=info.name,
@@ -122,7 +123,8 @@ class Turns:
                 user_link=link,
                 user_parts=new.user_parts,
                 is_by_person=new.is_by_person,
-            )
+            ),
+            self._memory.unsaved_cause,
         )
         return RunPlan(
             conversation_id=conversation.conversation_id,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from model_runtime.interface.events import FinishReason
 from sessions.errors import StoreError
+from sessions.store.tables.losses import Cause
 from sessions.store.tables.messages import MessageTable
 from sessions.turns.run import Run
 from sessions.types import MessageStatus, MessageView, Receipt
@@ -27,7 +28,8 @@ PATIENCE_S = 1.0  # for another program that has the database locked
 
 @dataclass(frozen=True, slots=True)
 class AnswerEnd:
-    """All that is stored when an answer ends. `token_ids` are all of its node's."""
+    """All that is stored when an answer ends. `token_ids` are all of its node's; `unsaved_cause` says why its rows are
+    not on disk yet."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -36,6 +38,7 @@ class AnswerEnd:
     note: str
     receipt: Receipt | None
     link: str = ""
+    unsaved_cause: Cause = Cause.UNSAVED
 
 
 class UnstoredAnswers:
@@ -113,6 +116,7 @@ class UnstoredAnswers:
             end.note,
             end.receipt,
             end.link,
+            end.unsaved_cause,
             patience_s=PATIENCE_S,
         )
 

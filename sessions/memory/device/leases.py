@@ -10,7 +10,6 @@ with the KV marked as leaving. One thread grants; a run that waits holds nothing
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from sessions.memory.eviction import Candidate, choose_victims
 from sessions.memory.records import Dropped, Lease, Loss
 from sessions.text import mib
 from sessions.types import Tier
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ class Leases(HeldKVs):
         self._on_dropped = on_dropped
         self._eviction_target = eviction_target or NoLowerTier()
         self._surrendered: list[Dropped] = []  # to be told from a thread that may wait for the database
-        self._thread = threading.Thread(target=self._serve, name="keepwarm-leases", daemon=True)
+        self._worker = Worker("leases", self._serve)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         """Grants nothing more; tickets that wait are withdrawn. KVs stay with the engine, which frees them when it is
@@ -58,8 +58,7 @@ class Leases(HeldKVs):
             for ticket in self._queue.tickets:
                 ticket.withdraw()
             self._changed.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        self._worker.close(timeout_s)
 
     def refuse_hopeless(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
         """Raises `CacheFull` with the numbers when others' guaranteed shares and pins leave too little for a turn."""

@@ -17,7 +17,6 @@ from enum import IntEnum
 
 from model_runtime.interface.errors import ModelRuntimeError, SegmentGone, SegmentRefused
 from model_runtime.interface.protocol import Engine
-from sessions.awake import join
 from sessions.memory.device.leases import Leases
 from sessions.memory.log import MemoryLog
 from sessions.memory.moves.segment_reader import SegmentReader
@@ -26,6 +25,7 @@ from sessions.memory.saved.chains import Chain
 from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.memory.saved.speed import choose
 from sessions.types import Tier
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +50,16 @@ class Restorer:
         self._order = itertools.count()
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-restorer", daemon=True)
+        self._worker = Worker("restorer", self._loop)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def close(self, timeout_s: float) -> None:
         """Ends the restore at work between two segments. What was put still runs, and restores nothing."""
         self._closed = True
         self._queue.put((max(Urgency) + 1, next(self._order), None))
-        join(self._thread, timeout_s)
+        self._worker.close(timeout_s)
 
     def put(self, urgency: Urgency, call: Callable[[], None]) -> None:
         self._queue.put((urgency, next(self._order), call))
@@ -75,7 +75,7 @@ class Restorer:
 
         self.put(Urgency.TURN, call)
         while not ended.wait(LOOK_AGAIN_S):
-            if not self._thread.is_alive():  # the server is ending
+            if not self._worker.is_alive:  # the server is ending
                 return NOT_RESTORED
         return results[0]
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 
 from model_runtime.interface.errors import EngineClosed, SegmentNotSaved
 from model_runtime.interface.protocol import KV, Engine, Segment
-from sessions.awake import join, patiently
+from sessions.awake import patiently
 from sessions.errors import SessionError
 from sessions.memory.device.leases import Leases
 from sessions.memory.log import MemoryLog
 from sessions.memory.saved.chains import cut
 from sessions.memory.saved.saved_kvs import SavedKVs
+from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +61,10 @@ class Writer:
         self._memory_log = memory_log
         self._queue: queue.SimpleQueue[SaveJob | None] = queue.SimpleQueue()
         self._gives_up = False
-        self._thread = threading.Thread(target=self._loop, name="keepwarm-writer", daemon=True)
+        self._worker = Worker("writer", self._loop)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def put(self, job: SaveJob) -> None:
         self._queue.put(job)
@@ -72,7 +73,7 @@ class Writer:
         """Saves what is in the queue, as far as the time goes, then ends. What is not saved is read again when it is
         needed."""
         self._queue.put(None)
-        join(self._thread, timeout_s)
+        self._worker.close(timeout_s)
         self._gives_up = True
 
     def _loop(self) -> None:

@@ -60,7 +60,6 @@ class MessageTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.unsaved_cause = Cause.UNSAVED  # why a turn's memory is not on disk when it ends
 
     def path(self, leaf_id: int | None) -> tuple[Node, ...]:
         """The nodes from the root to `leaf_id`, ids included; () for None."""
@@ -92,7 +91,7 @@ class MessageTable:
             raise ConversationNotFound(f"This is not a message of the {role}.")
         return row["parent_id"]  # type: ignore[no-any-return]
 
-    def begin_turn(self, new: NewMessages) -> int:
+    def begin_turn(self, new: NewMessages, unsaved_cause: Cause = Cause.UNSAVED) -> int:
         """Stores the messages of a turn. The answer is running, and becomes the conversation's leaf. Returns the
         answer's id."""
         now, conversation_id, parent_id = time.time(), new.conversation_id, new.parent_id
@@ -115,7 +114,7 @@ class MessageTable:
                 _TURN_TAKEN,
                 [answer_id, now, new.numerics, new.is_by_person, new.first_title, conversation_id],
             )
-            turn_begins(db, conversation_id, answer_id, self.unsaved_cause)
+            turn_begins(db, conversation_id, answer_id, unsaved_cause)
         return answer_id
 
     def checkpoint(
@@ -138,6 +137,7 @@ class MessageTable:
         note: str,
         receipt: Receipt | None,
         link: str = "",
+        unsaved_cause: Cause = Cause.UNSAVED,
         patience_s: float = BUSY_TIMEOUT_S,
     ) -> None:
         """The answer, its ids, its link, its receipt and the owner's totals, in one transaction. Nothing happens to an
@@ -150,7 +150,7 @@ class MessageTable:
             )
             if not cursor.rowcount:
                 return
-            turn_ends(db, message_id, self.unsaved_cause)
+            turn_ends(db, message_id, unsaved_cause)
             if link:
                 sql = "SELECT conversation_id FROM messages WHERE id = ?"
                 if found := db.execute(sql, [message_id]).fetchone():
