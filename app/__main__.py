@@ -20,9 +20,9 @@ from app.access.guard import is_loopback
 from app.access.password import VARIABLE, given_password
 from app.access.visitors import Visitors, trusted_networks
 from app.cli import backup, bin, cache, doctor, keys, terminal
-from app.cli.surroundings import import_page
 from app.server.drain import Drain
 from app.server.listen import bind, url_of
+from app.temporary_files import import_page
 from model_runtime.interface.config import EMBEDDED, KvDtype, ModelConfig, SavedKvDtype
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.native import heap

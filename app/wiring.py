@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app import formatting, sizes
+from app import sizes, units
 from app.access.auth import Owners
 from app.access.callers import Callers
 from app.access.cookie_key import load_secret
 from app.access.guard import cookies_of
 from app.access.public_link import Share
 from app.access.visitors import Visitors
-from app.cli.surroundings import own_temporary_files
 from app.process_memory import HeapTrimmer, ProcessMeter
+from app.temporary_files import own_temporary_files
 from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
 from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
@@ -187,12 +187,12 @@ def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
     free_bytes = sizes.free_memory_bytes() if on_gpu is None else on_gpu
     if budget is None:
         chosen = int(free_bytes * sizes.DEFAULT_BUDGET_SHARE) if on_gpu is None else default_arena_bytes(on_gpu)
-        share = f"{chosen / max(1, free_bytes):.0%} of the {formatting.size(free_bytes)} free"
+        share = f"{chosen / max(1, free_bytes):.0%} of the {units.size(free_bytes)} free"
         why = f"{share} on {device}; choose with --device-kv-budget"
     else:
         chosen = sizes.parse_budget(budget, free_bytes)
-        why = f"as asked for, with {formatting.size(free_bytes)} free on {device}"
-    say(f"KV budget {formatting.size(chosen)} ({why}).")
+        why = f"as asked for, with {units.size(free_bytes)} free on {device}"
+    say(f"KV budget {units.size(chosen)} ({why}).")
     return chosen
 
 
@@ -205,13 +205,13 @@ def _host_budget_bytes(budget: str | None, device: str, device_budget_bytes: int
         why = "the device is this machine's memory" if on_cpu else "half of the memory that is free"
     else:
         chosen = 0 if budget.strip() == "0" else sizes.parse_budget(budget, free_bytes)
-        why = f"as asked for, with {formatting.size(free_bytes)} free"
+        why = f"as asked for, with {units.size(free_bytes)} free"
     if chosen > free_bytes:
         raise ValueError(
-            f"A host KV budget of {formatting.size(chosen)} does not fit: {formatting.size(free_bytes)} of memory are "
+            f"A host KV budget of {units.size(chosen)} does not fit: {units.size(free_bytes)} of memory are "
             "free beside the model and the device's KV budget. Choose less with --host-kv-budget."
         )
-    what = f"Host budget {formatting.size(chosen)}" if chosen else "No host tier"
+    what = f"Host budget {units.size(chosen)}" if chosen else "No host tier"
     say(f"{what} ({why}; choose with --host-kv-budget).")
     return chosen
 
@@ -224,7 +224,7 @@ def _disk_budget_bytes(budget: str | None, data_dir: Path, saved_bytes: int, say
     else:
         chosen = 0 if budget.strip() == "0" else sizes.parse_budget(budget, free_bytes)
     if chosen:
-        say(f"Disk budget {formatting.size(chosen)} of {formatting.size(free_bytes)} free (0 saves none).")
+        say(f"Disk budget {units.size(chosen)} of {units.size(free_bytes)} free (0 saves none).")
     else:
         say("No KV is saved to disk: after a restart every conversation is read again.")
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from app import formatting
+from app import units
 from app.page import usage_plot
 from app.process_memory import ProcessMemory
 from sessions.types import MemoryRow, MemoryView, Tier
@@ -28,9 +28,9 @@ def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
         "bars": bars,
         "plot": usage_plot.draw(view.history, [Tier(bar["tier"]) for bar in bars], moment),
         "rows": [_row(view, row, moment) for row in view.rows if row.ledger_tokens or row.kv_tokens],
-        "saved": formatting.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
-        "reused": formatting.tokens(view.reused_tokens_total),
-        "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
+        "saved": units.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
+        "reused": units.tokens(view.reused_tokens_total),
+        "events": [{"clock": units.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
     }
 
 
@@ -43,8 +43,8 @@ def draw_process(memory: ProcessMemory) -> dict[str, str]:
         ("other", memory.other_bytes),
     )
     return {
-        "resident": formatting.size(memory.resident_bytes),
-        "parts": " · ".join(f"{name} {formatting.size(size)}" for name, size in parts if size),
+        "resident": units.size(memory.resident_bytes),
+        "parts": " · ".join(f"{name} {units.size(size)}" for name, size in parts if size),
         "hint": PROCESS_HINT,
     }
 
@@ -55,7 +55,7 @@ def _bars(view: MemoryView) -> list[dict[str, Any]]:
         _bar(Tier.DEVICE, view.device_used_bytes, view.device_reserved_bytes, view.device_budget_bytes),
     ]
     if view.pinned_bytes:
-        bars[0]["note"] = f"{formatting.size(view.pinned_bytes)} of {formatting.size(view.pin_limit_bytes)} pinned"
+        bars[0]["note"] = f"{units.size(view.pinned_bytes)} of {units.size(view.pin_limit_bytes)} pinned"
     if view.host_budget_bytes:
         bars.append(_bar(Tier.HOST, view.host_used_bytes, view.host_reserved_bytes, view.host_budget_bytes))
     if view.disk_budget_bytes or view.disk_used_bytes:
@@ -76,7 +76,7 @@ def _disk_note(view: MemoryView) -> tuple[str, str]:
     if not view.disk_other_bytes:
         return "", ""
     hint = "Saved by other models or settings, for when the server is started with them again. Goes first for room."
-    return f"other models: {formatting.size(view.disk_other_bytes)}", hint
+    return f"other models: {units.size(view.disk_other_bytes)}", hint
 
 
 def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
         parts[0]["share"] = 1.0
     return {
         "tier": tier.value,
-        "budget": formatting.size(budget),
-        "used": formatting.size(used),
-        "reserved": formatting.size(reserved) if reserved else "",
+        "budget": units.size(budget),
+        "used": units.size(used),
+        "reserved": units.size(reserved) if reserved else "",
         "parts": parts,
         "note": "",
         "hint": "",
@@ -97,7 +97,7 @@ def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
 
 
 def _part(name: str, count_bytes: int, budget: int) -> dict[str, Any]:
-    return {"name": name, "size": formatting.size(count_bytes), "share": round(count_bytes / budget, 4)}
+    return {"name": name, "size": units.size(count_bytes), "share": round(count_bytes / budget, 4)}
 
 
 def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
@@ -107,12 +107,12 @@ def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
         "title": row.title or "New conversation",
         "tier": row.tier.value,
         "pinned": row.is_pinned,
-        "tokens": formatting.tokens(row.kv_tokens if row.tier is Tier.DEVICE else row.ledger_tokens),
+        "tokens": units.tokens(row.kv_tokens if row.tier is Tier.DEVICE else row.ledger_tokens),
         "size": places[0]["size"] if places else "",
         "places": places,
-        "next": formatting.seconds(row.next_ttft_s),
-        "cold": formatting.seconds(row.cold_ttft_s),
-        "used_at": formatting.moment(row.last_used_at, now),
+        "next": units.seconds(row.next_ttft_s),
+        "cold": units.seconds(row.cold_ttft_s),
+        "used_at": units.moment(row.last_used_at, now),
         "check": _check(row),
         "actions": _actions(view, row),
         "is_running": row.is_running,
@@ -129,9 +129,9 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
     return [
         {
             "tier": tier.value,
-            "tokens": formatting.tokens(count),
-            "size": formatting.size(used),
-            "reserved": formatting.size(reserved) if reserved else "",
+            "tokens": units.tokens(count),
+            "size": units.size(used),
+            "reserved": units.size(reserved) if reserved else "",
         }
         for tier, count, used, reserved in held
         if used or reserved
@@ -144,7 +144,7 @@ def _check(row: MemoryRow) -> dict[str, Any] | None:
     if check is None or (not check.is_running and check.at + 1 < row.last_used_at):
         return None
     state = "running" if check.is_running else {True: "true", False: "bad", None: "unknown"}[check.agrees]
-    clock = "" if check.is_running else formatting.clock(check.at)
+    clock = "" if check.is_running else units.clock(check.at)
     return {"state": state, "text": check.sentence[:1].upper() + check.sentence[1:], "clock": clock}
 
 

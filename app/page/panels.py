@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from app import error_sentences, formatting
+from app import error_sentences, units
 from app.access.public_link import Share
 from app.page import memory_panel, sidebar
 from app.page.asked import Asked as Request
@@ -119,7 +119,7 @@ class Panels:
         fits = draft_tokens <= free_tokens
         if flag(request, "ahead") and fits:
             self._manager.read_ahead(owner_id, conversation_id(request), draft)
-        label = f"{formatting.tokens(draft_tokens)} {'token' if draft_tokens == 1 else 'tokens'}"
+        label = f"{units.tokens(draft_tokens)} {'token' if draft_tokens == 1 else 'tokens'}"
         if not fits:
-            label += f", {formatting.tokens(max(0, free_tokens))} fit"
+            label += f", {units.tokens(max(0, free_tokens))} fit"
         return {"draft_tokens": draft_tokens, "fits": fits, "label": label}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from app import formatting
+from app import units
 from sessions.types import Tier, Usage
 
 MOST_POINTS = 72
@@ -33,9 +33,9 @@ def draw(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> dict[st
             for at, usage in zip(times, shown, strict=True)
         ]
         lines.append({"tier": tier.value, "points": points})
-    ago = formatting.seconds(max(now, times[-1]) - begin)
+    ago = units.seconds(max(now, times[-1]) - begin)
     words = _words(shown, tiers, ago)
-    return {"lines": lines, "largest": formatting.size(largest), "since": f"{ago} ago", "words": words}
+    return {"lines": lines, "largest": units.size(largest), "since": f"{ago} ago", "words": words}
 
 
 def _thinned(history: Sequence[Usage]) -> list[Usage]:
@@ -50,7 +50,7 @@ def _words(shown: Sequence[Usage], tiers: Sequence[Tier], ago: str) -> str:
     for tier in tiers:
         values = [_BYTES[tier](usage) for usage in shown]
         clauses.append(
-            f"{tier.value} between {formatting.size(min(values))} and {formatting.size(max(values))}, "
-            f"now {formatting.size(values[-1])}"
+            f"{tier.value} between {units.size(min(values))} and {units.size(max(values))}, "
+            f"now {units.size(values[-1])}"
         )
     return f"Bytes held over the last {ago}: {'; '.join(clauses)}."
