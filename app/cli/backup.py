@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from app import units
+from app.cli.terminal import Say
 from sessions.maintenance.backup import Contents, back_up, restore
-
-Say = Callable[[str], None]
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], data_dir: Path) -> None:

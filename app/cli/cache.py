@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from app import units
+from app.cli.terminal import Say
 from model_runtime.interface.numerics import settings
 from sessions.maintenance import cache
 from sessions.store.tables.segments import Served
@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
         )
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+def run(arguments: argparse.Namespace, say: Say) -> int:
     """Raises `SessionError` with a sentence."""
     if arguments.action == "list":
         _list(arguments.data_dir, say)
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     return 0
 
 
-def _list(data_dir: Path, say: Callable[[str], None]) -> None:
+def _list(data_dir: Path, say: Say) -> None:
     every = cache.list_saved(data_dir)
     total_bytes, segments = sum(one.size_bytes for one in every), sum(one.segments for one in every)
     say(f"Saved memory in {data_dir}: {units.size(total_bytes)} in {_files(segments)}.")

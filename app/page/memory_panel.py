@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from app import units
-from app.page import usage_plot
 from app.process_memory import ProcessMemory
-from sessions.types import MemoryRow, MemoryView, Tier
+from sessions.types import MemoryRow, MemoryView, Tier, Usage
 
 SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
@@ -17,6 +18,12 @@ PROCESS_HINT = (
     "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: what answers "
     "work with, open connections, files on their way to the disk."
 )
+MOST_POINTS = 72
+_BYTES: dict[Tier, Callable[[Usage], int]] = {
+    Tier.DEVICE: lambda usage: usage.device_bytes,
+    Tier.HOST: lambda usage: usage.host_bytes,
+    Tier.DISK: lambda usage: usage.disk_bytes,
+}
 Action = dict[str, Any]
 
 
@@ -26,7 +33,7 @@ def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
     bars = _bars(view)
     return {
         "bars": bars,
-        "plot": usage_plot.draw(view.history, [Tier(bar["tier"]) for bar in bars], moment),
+        "plot": draw_plot(view.history, [Tier(bar["tier"]) for bar in bars], moment),
         "rows": [_row(view, row, moment) for row in view.rows if row.ledger_tokens or row.kv_tokens],
         "saved": units.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
         "reused": units.tokens(view.reused_tokens_total),
@@ -175,3 +182,42 @@ def _actions(view: MemoryView, row: MemoryRow) -> list[Action]:
 
 def _action(name: str, label: str, hint: str, refused: str) -> Action:
     return {"name": name, "label": label, "hint": refused or hint, "disabled": bool(refused)}
+
+
+def draw_plot(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> dict[str, Any] | None:
+    """A line for each of `tiers`: points `[x, y]` from the oldest on, `x` a fraction of the time and `y` of the largest
+    value. None before there is anything to see."""
+    shown = _thinned(history)
+    largest = max((_BYTES[tier](usage) for usage in shown for tier in tiers), default=0)
+    if len(history) < 2 or largest <= 0:
+        return None
+    times = list(accumulate((usage.at for usage in shown), max))  # a clock that was set back draws nothing backwards
+    begin, span = times[0], max(times[-1] - times[0], 1e-6)
+    lines = []
+    for tier in tiers:
+        points = [
+            [round((at - begin) / span, 3), round(_BYTES[tier](usage) / largest, 3)]
+            for at, usage in zip(times, shown, strict=True)
+        ]
+        lines.append({"tier": tier.value, "points": points})
+    ago = units.seconds(max(now, times[-1]) - begin)
+    words = _words(shown, tiers, ago)
+    return {"lines": lines, "largest": units.size(largest), "since": f"{ago} ago", "words": words}
+
+
+def _thinned(history: Sequence[Usage]) -> list[Usage]:
+    """At most about `MOST_POINTS`, the newest among them."""
+    step = max(1, -(-len(history) // MOST_POINTS))
+    return list(history[::-step])[::-1]
+
+
+def _words(shown: Sequence[Usage], tiers: Sequence[Tier], ago: str) -> str:
+    """The plot for somebody who does not see it."""
+    clauses = []
+    for tier in tiers:
+        values = [_BYTES[tier](usage) for usage in shown]
+        clauses.append(
+            f"{tier.value} between {units.size(min(values))} and {units.size(max(values))}, "
+            f"now {units.size(values[-1])}"
+        )
+    return f"Bytes held over the last {ago}: {'; '.join(clauses)}."
