@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from app import error_sentences
 from model_runtime.interface.errors import DeviceOutOfMemory, EngineClosed, ModelRuntimeError, TemplateRefused
 from sessions.errors import (
     CacheFull,
@@ -23,6 +24,8 @@ from sessions.errors import (
     ShuttingDown,
     StoreError,
 )
+
+log = logging.getLogger(__name__)
 
 RETRY_BUSY_S = 1
 RETRY_DOWN_S = 5
@@ -61,6 +64,15 @@ class Problem(Exception):
         return JSONResponse(self.body(), self.status, {**self.headers(), **more_headers})
 
 
+def sentence(error: Exception, doing: str) -> str:
+    """The sentence a person sees. An error nobody expected is logged with its traceback."""
+    if isinstance(error, SessionError | ModelRuntimeError | ValueError):
+        return str(error)
+    problem_id = uuid.uuid4().hex[:8]
+    log.error("unexpected doing=%s id=%s", doing, problem_id, exc_info=error)
+    return f"Something went wrong on the server (id {problem_id}); its log has the details. Please try again."
+
+
 def problem_of(error: Exception, doing: str) -> Problem:
     """The one place where errors become statuses. One that nobody expected is logged, and told without its details."""
     match error:
@@ -70,7 +82,7 @@ def problem_of(error: Exception, doing: str) -> Problem:
             return _invalid(error.errors())
         case HTTPException():
             return _of_http(error)
-    return _of_house(error, error_sentences.sentence(error, doing))
+    return _of_house(error, sentence(error, doing))
 
 
 def _of_house(error: Exception, sentence: str) -> Problem:

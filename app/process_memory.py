@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -86,3 +87,14 @@ class HeapTrimmer:
                 log.info("heap_trimmed before_bytes=%d after_bytes=%d", held_bytes, least_bytes)
             else:
                 least_bytes = min(least_bytes, held_bytes)
+
+
+def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes a new process could take without swapping: the machine's, or its container's where that is less."""
+    free_bytes = int(psutil.virtual_memory().available)
+    try:
+        limit_bytes = int((cgroup / "memory.max").read_text())
+        used_bytes = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return free_bytes
+    return max(0, min(free_bytes, limit_bytes - used_bytes))

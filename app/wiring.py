@@ -1,76 +1,39 @@
-"""Builds the long-lived objects, in order, and ends them in reverse. The only place that knows all packages."""
+"""Builds the long-lived objects in order and closes them in reverse. The only module that knows all packages."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from app import formatting, sizes
 from app.access.auth import Owners
 from app.access.callers import Callers
 from app.access.cookie_key import load_secret
-from app.access.guard import cookies_of
 from app.access.public_link import Share
 from app.access.visitors import Visitors
-from app.cli.surroundings import own_temporary_files
+from app.budgets import Budgets, Say, device_budget_bytes, disk_budget_bytes, host_budget_bytes
 from app.process_memory import HeapTrimmer, ProcessMeter
-from sessions.config import KEEP_UNNAMED_S, SessionConfig, default_disk_kv_budget_bytes
-from sessions.errors import ConversationNotFound
+from app.services import Services
+from app.temporary_files import own_temporary_files
+from sessions.config import KEEP_UNNAMED_S, SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store
 
 if TYPE_CHECKING:
-    from model_runtime.interface.config import KvDtype, ModelConfig, PromptLookup, SavedKvDtype
+    from model_runtime.interface.config import ModelConfig, PromptLookup
     from model_runtime.interface.protocol import Engine
     from model_runtime.interface.turn_template import TurnTemplate
 
 COOKIE_KEY_NAME = "cookie.key"
 STAGED_BYTES = 256 * 1024**2  # page-locked host memory for rows on their way to a file
-MOST_PINNED_BYTES = 16 * 1024**3  # page-locking more would take many seconds of every start
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the pages need of the rest."""
-
-    manager: SessionManager
-    owners: Owners
-    share: Share
-    callers: Callers
-    process: ProcessMeter = field(default_factory=ProcessMeter)
-
-    def owner_of(self, request: Any) -> str | None:
-        """The owner a Gradio or Starlette request comes from, None before the login. Reads the signed cookie alone."""
-        return self.owners.owner_of(cookies_of(getattr(request, "request", request).headers))
-
-    def required_owner_of(self, request: Any) -> str:
-        """Like `owner_of`; a stranger finds nothing."""
-        owner_id = self.owner_of(request)
-        if owner_id is None:
-            raise ConversationNotFound("Please log in again.")
-        return owner_id
-
-
-@dataclass(frozen=True, slots=True)
-class Budgets:
-    """Sizes as they were typed; None: chosen from the machine. `kv_dtype` is how the device keeps KVs, `cold_kv_dtype`
-    how host and disk do."""
-
-    device: str | None
-    disk: str | None
-    host: str | None = None
-    kv_dtype: KvDtype = "auto"
-    cold_kv_dtype: SavedKvDtype = "exact"
+MOST_PINNED_BYTES = 16 * 1024**3  # page-locking more would add many seconds to every start
 
 
 @dataclass(frozen=True, slots=True)
 class IdleFeatures:
-    """What the model may do while nobody waits."""
+    """What the model may do while no request is waiting."""
 
     read_ahead: bool = True
     titles: bool = True
@@ -78,7 +41,7 @@ class IdleFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is answered beside those who know the password."""
+    """Who is served besides browsers that know the password."""
 
     visitors: Visitors = field(default_factory=Visitors)
     require_key: bool = False
@@ -86,7 +49,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """What KVs may take of the device's memory and, once they have left it, of the host's."""
+    """What KVs may take of the device's memory and, after eviction, of host memory."""
 
     device_bytes: int
     host_bytes: int
@@ -106,9 +69,9 @@ def open_services(
     import_page: Callable[[], None] = lambda: None,
 ) -> Iterator[Services]:
     """Everything a server needs, until the block ends. `import_page` is called before the model is loaded, which is
-    what takes long. Raises `StoreError`, `ModelLoadError` or `ValueError`, and what `import_page` raises."""
+    the slow part. Raises `StoreError`, `ModelLoadError` or `ValueError`, and what `import_page` raises."""
     with contextlib.ExitStack() as stack:
-        # The data directory first: a second process is told so before it spends minutes on a model.
+        # The data directory first: a second process is refused before it spends minutes on loading a model.
         store = Store(data_dir)
         stack.callback(store.close)
         owners = Owners(load_secret(data_dir / COOKIE_KEY_NAME, say), password, store.logins)
@@ -120,7 +83,7 @@ def open_services(
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
             host_kv_budget_bytes=memory.host_bytes,
-            disk_kv_budget_bytes=_disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
+            disk_kv_budget_bytes=disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
             read_ahead=idle_work.read_ahead,
             model_titles=idle_work.titles,
             keep_unnamed_s=keep_unnamed_s,
@@ -130,14 +93,14 @@ def open_services(
         stack.callback(manager.close)
         share = Share()
         stack.callback(share.close)
-        tidier = HeapTrimmer(process)
-        stack.callback(tidier.close)
+        trimmer = HeapTrimmer(process)
+        stack.callback(trimmer.close)
         callers = Callers(store.keys, owners, access.visitors, access.require_key)
         yield Services(manager, owners, share, callers, process)
 
 
 def _import_model_code() -> None:
-    """Torch and what runs models: seconds, which is why the flags are checked before."""
+    """Imports torch and the code that runs models. It takes seconds, so the flags are checked first."""
     import model_runtime.engine.engine
     import model_runtime.loading.loading
     import model_runtime.text.chat_template  # noqa: F401
@@ -146,8 +109,8 @@ def _import_model_code() -> None:
 def _load(
     config: ModelConfig, prompt_lookup: PromptLookup, budgets: Budgets, say: Say, stack: contextlib.ExitStack
 ) -> tuple[Engine, TurnTemplate, _Memory]:
-    """The engine, its template and what its KVs may take. Torch is imported here, not before the flags are
-    checked: it costs seconds."""
+    """The engine, its template and what its KVs may take. Torch is imported here and not at the top of the module,
+    because that takes seconds and the flags are checked first."""
     from model_runtime.engine.engine import LocalEngine
     from model_runtime.engine.passing_thread import in_passing_thread
     from model_runtime.interface.config import EngineConfig
@@ -158,13 +121,13 @@ def _load(
     stack.callback(unload, loaded)
     template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
     device = str(loaded.model.device)
-    budget_bytes = _budget_bytes(budgets.device, device, say)
-    memory = _Memory(budget_bytes, _host_budget_bytes(budgets.host, device, budget_bytes, say))
+    budget_bytes = device_budget_bytes(budgets.device, device, say)
+    memory = _Memory(budget_bytes, host_budget_bytes(budgets.host, device, budget_bytes, say))
     engine_config = EngineConfig(
         prompt_lookup=prompt_lookup, kv_dtype=budgets.kv_dtype, cold_kv_dtype=budgets.cold_kv_dtype
     )
     if device.startswith("cuda"):
-        # A GPU's KVs lie in one arena, which is taken as a whole; a CPU's take memory as they grow.
+        # A GPU's KVs lie in one arena, which is allocated as a whole; a CPU's KVs take memory as they grow.
         pinned_bytes = min(memory.host_bytes, MOST_PINNED_BYTES) + STAGED_BYTES
         engine_config = replace(engine_config, kv_arena_bytes=budget_bytes, pinned_host_bytes=pinned_bytes)
     limit_tokens = context_limit_tokens(loaded, config.context_limit_tokens)
@@ -177,54 +140,3 @@ def _load(
         if note:
             say(note)
     return engine, template, memory
-
-
-def _budget_bytes(budget: str | None, device: str, say: Say) -> int:
-    """Measured after the model was loaded: its weights are not free any more."""
-    from model_runtime.forward.device_memory import default_arena_bytes, free_device_bytes
-
-    on_gpu = free_device_bytes(device)
-    free_bytes = sizes.free_memory_bytes() if on_gpu is None else on_gpu
-    if budget is None:
-        chosen = int(free_bytes * sizes.DEFAULT_BUDGET_SHARE) if on_gpu is None else default_arena_bytes(on_gpu)
-        share = f"{chosen / max(1, free_bytes):.0%} of the {formatting.size(free_bytes)} free"
-        why = f"{share} on {device}; choose with --device-kv-budget"
-    else:
-        chosen = sizes.parse_budget(budget, free_bytes)
-        why = f"as asked for, with {formatting.size(free_bytes)} free on {device}"
-    say(f"KV budget {formatting.size(chosen)} ({why}).")
-    return chosen
-
-
-def _host_budget_bytes(budget: str | None, device: str, device_budget_bytes: int, say: Say) -> int:
-    """On a CPU the device is the host's memory: what the KV budget may take is not free for a second copy."""
-    on_cpu = device == "cpu"
-    free_bytes = max(0, sizes.free_memory_bytes() - (device_budget_bytes if on_cpu else 0))
-    if budget is None:
-        chosen = 0 if on_cpu else int(free_bytes * sizes.DEFAULT_BUDGET_SHARE)
-        why = "the device is this machine's memory" if on_cpu else "half of the memory that is free"
-    else:
-        chosen = 0 if budget.strip() == "0" else sizes.parse_budget(budget, free_bytes)
-        why = f"as asked for, with {formatting.size(free_bytes)} free"
-    if chosen > free_bytes:
-        raise ValueError(
-            f"A host KV budget of {formatting.size(chosen)} does not fit: {formatting.size(free_bytes)} of memory are "
-            "free beside the model and the device's KV budget. Choose less with --host-kv-budget."
-        )
-    what = f"Host budget {formatting.size(chosen)}" if chosen else "No host tier"
-    say(f"{what} ({why}; choose with --host-kv-budget).")
-    return chosen
-
-
-def _disk_budget_bytes(budget: str | None, data_dir: Path, saved_bytes: int, say: Say) -> int:
-    """What is saved already counts as free: else every start would choose less than the one before."""
-    free_bytes = shutil.disk_usage(data_dir).free + saved_bytes
-    if budget is None:
-        chosen = default_disk_kv_budget_bytes(free_bytes)
-    else:
-        chosen = 0 if budget.strip() == "0" else sizes.parse_budget(budget, free_bytes)
-    if chosen:
-        say(f"Disk budget {formatting.size(chosen)} of {formatting.size(free_bytes)} free (0 saves none).")
-    else:
-        say("No KV is saved to disk: after a restart every conversation is read again.")
-    return chosen

@@ -25,10 +25,12 @@ from typing import Any
 import httpx
 
 from app.access.auth import LOCAL_OWNER
+from app.budgets import Budgets
 from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import Budgets, IdleFeatures, Services, open_services
+from app.services import Services
+from app.wiring import IdleFeatures, open_services
 from benchmarks.driver import _PROSE
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.interface.config import ModelConfig

@@ -20,7 +20,6 @@ from enum import Enum
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
-from app.access.cookie_key import load_secret as load_secret
 from app.access.throttle import Permit, Throttle
 from app.access.visitors import Visitor
 from sessions.store.tables.logins import LOGIN_LASTS_S, LoginStore, StoredLogin, hash_of

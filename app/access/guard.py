@@ -12,14 +12,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.auth import Owners
-from app.access.visitors import NO_PROXIES, Visitors
-from app.access.visitors import is_loopback as is_loopback
+from app.access.visitors import NO_PROXIES, Visitors, is_loopback
 from app.http.response_headers import LOCKED_POLICY, LOGIN_POLICY, headers_with
+from app.paths import ASSETS_PATH, HEALTH_PATH, LOGIN_PATH, LOGOUT_PATH, METRICS_PATH, is_api
+from app.problems import Problem
 
-ASSETS_PATH = "/keepwarm"
-LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
-HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
-API_PATH = "/v1"  # lets its callers in by their keys, never by a cookie: see app/access/callers.py
 LARGEST_BODY_BYTES = 32 * 1024 * 1024
 TOO_LARGE = "This request is larger than 32 MiB."
 FROM_ANOTHER_SITE = "Requests from other sites are refused."
@@ -76,7 +73,7 @@ class Guard:
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
-        refuse = problem_response if is_api(scope["path"]) else PlainTextResponse
+        refuse = _problem if is_api(scope["path"]) else PlainTextResponse
         is_nameless = "host" not in headers and scope.get("http_version") == "1.0"  # as probes of old ask for health
         if not (_HOST.fullmatch(host) or (is_nameless and _is_for_programs(scope["path"]))):
             return refuse("This request names no host that could be meant.", 400)
@@ -153,15 +150,9 @@ def _is_for_programs(path: str) -> bool:
     return path in (HEALTH_PATH, METRICS_PATH) or is_api(path)
 
 
-def is_api(path: str) -> bool:
-    """Whether the API answers there, in its own shape."""
-    return path == API_PATH or path.startswith(f"{API_PATH}/")
-
-
-def problem_response(sentence: str, status: int) -> JSONResponse:
+def _problem(sentence: str, status: int) -> Response:
     """A refusal in the API's shape."""
-    kind = "permission_error" if status == 403 else "invalid_request_error"
-    return JSONResponse({"error": {"message": sentence, "type": kind, "param": None, "code": None}}, status)
+    return Problem(status, sentence).response()
 
 
 def _body_bytes(headers: Headers) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, Form, Request
 from fastapi.concurrency import run_in_threadpool
@@ -23,27 +23,26 @@ from app.access.auth import (
     SOMEBODY_NEW,
     Identity,
     Login,
+    Owners,
     Refusal,
 )
-from app.access.guard import LOGIN_PATH, LOGOUT_PATH, cookies_of
+from app.access.guard import cookies_of
+from app.access.visitors import Visitors
+from app.paths import LOGIN_PATH, LOGOUT_PATH
 from sessions.errors import StoreError
-
-if TYPE_CHECKING:
-    from app.wiring import Services
 
 Leaving = Literal["keep", "forget", "everywhere"]
 
 
-def add_login(app: FastAPI, services: Services) -> None:
-    """Both addresses."""
-    owners, visitors = services.owners, services.callers.visitors
+def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str) -> None:
+    """Adds both routes. The pages show `model_name`."""
     pages = {name: Template((files("app.page") / "assets" / f"{name}.html").read_text(encoding="utf-8"))
              for name in ("login", "logout", "forgotten")}  # fmt: skip
 
     def draw_login(request: Request, sentence: str, status: int = 200) -> HTMLResponse:
         identities = owners.identities(cookies_of(request.headers), visitors.of(request.scope).is_https)
         text = pages["login"].substitute(
-            model=html.escape(services.manager.info.name),
+            model=html.escape(model_name),
             sentence=html.escape(sentence),
             choices=_choices(identities),
             foot=_foot(identities),
@@ -52,7 +51,7 @@ def add_login(app: FastAPI, services: Services) -> None:
 
     @app.get(LOGIN_PATH, response_model=None)
     def show_login(request: Request) -> Response:
-        if services.owner_of(request) is not None:
+        if owners.owner_of(cookies_of(request.headers)) is not None:
             return RedirectResponse("/", 303)
         old = owners.upgrade(cookies_of(request.headers), visitors.of(request.scope).is_https)
         if old is not None:
@@ -92,7 +91,7 @@ def add_login(app: FastAPI, services: Services) -> None:
     def show_logout(request: Request) -> Response:
         if not owners.needs_login:
             return RedirectResponse("/", 303)
-        return _page(pages["logout"].substitute(model=html.escape(services.manager.info.name)))
+        return _page(pages["logout"].substitute(model=html.escape(model_name)))
 
     @app.post(LOGOUT_PATH, response_model=None)
     def log_out(request: Request, what: Annotated[Leaving, Form()] = "keep") -> Response:

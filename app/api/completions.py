@@ -25,7 +25,7 @@ from sessions.turns.run import Run
 from sessions.types import MessageView
 
 if TYPE_CHECKING:
-    from app.wiring import Services
+    from app.services import Services
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from app.http.json_shape import Shape, ShapeRefused, load_json
 from app.problems import Problem
 
 if TYPE_CHECKING:
-    from app.wiring import Services
+    from app.services import Services
 
 MOST_BODY_BYTES = 8 * MIB  # two million tokens of English, or one of Chinese in escapes
 MOST_SHAPE = Shape(values=200_000, depth=100)  # 20,000 messages with a part each, beside their tools

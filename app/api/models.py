@@ -12,7 +12,7 @@ from app.api.responses import REFUSALS, Model, ModelList
 from app.problems import Problem
 
 if TYPE_CHECKING:
-    from app.wiring import Services
+    from app.services import Services
 
 
 def models_router(services: Services) -> APIRouter:

@@ -23,7 +23,7 @@ from model_runtime.interface.errors import ModelRuntimeError
 from sessions.errors import SessionError
 
 if TYPE_CHECKING:
-    from app.wiring import Services
+    from app.services import Services
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from sessions.errors import ConversationNotFound
 from sessions.types import MemoryRow
 
 if TYPE_CHECKING:
-    from app.wiring import Services
+    from app.services import Services
 
 VERIFY_WAIT_S = 20.0
 ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Session, "description": "Begun; look again later."}}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from app import formatting
+from app import units
+from app.cli.terminal import Say
 from sessions.maintenance.backup import Contents, back_up, restore
-
-Say = Callable[[str], None]
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], data_dir: Path) -> None:
@@ -57,8 +55,8 @@ def run_restore(arguments: argparse.Namespace, say: Say) -> int:
 def _what(made: Contents) -> str:
     said = (
         f"{_count(made.conversations, 'conversation')}, {_count(made.messages, 'message')} "
-        f"({formatting.size(made.database_bytes)}), {_count(made.segments, 'file')} of saved memory "
-        f"({formatting.size(made.kv_bytes)})"
+        f"({units.size(made.database_bytes)}), {_count(made.segments, 'file')} of saved memory "
+        f"({units.size(made.kv_bytes)})"
     )
     if made.dropped_segments:
         missing = _count(made.dropped_segments, "file")

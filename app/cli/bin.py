@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from app.cli.terminal import Say
 from sessions.store.tables.bin import KEEP_S, Bin, Binned, open_bin
 from sessions.store.tables.served_time import DAY_S
 
@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
         )
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+def run(arguments: argparse.Namespace, say: Say) -> int:
     """Raises `SessionError` with a sentence."""
     found, database = open_bin(arguments.data_dir)
     try:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     return 0
 
 
-def _list(found: Bin, say: Callable[[str], None]) -> None:
+def _list(found: Bin, say: Say) -> None:
     every = found.every()
     for one in every:
         say(_line(one))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from app import formatting
+from app import units
+from app.cli.terminal import Say
 from model_runtime.interface.numerics import settings
 from sessions.maintenance import cache
 from sessions.store.tables.segments import Served
@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
         )
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+def run(arguments: argparse.Namespace, say: Say) -> int:
     """Raises `SessionError` with a sentence."""
     if arguments.action == "list":
         _list(arguments.data_dir, say)
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     def before(segments: int, size_bytes: int) -> None:
         what = "of all models" if arguments.all else "of other models and settings"
         if segments:
-            say(f"Deleting {_files(segments)} of saved memory {what}, {formatting.size(size_bytes)}.")
+            say(f"Deleting {_files(segments)} of saved memory {what}, {units.size(size_bytes)}.")
         else:
             say(f"There is no saved memory {what}: nothing to delete.")
 
@@ -52,22 +52,22 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     return 0
 
 
-def _list(data_dir: Path, say: Callable[[str], None]) -> None:
+def _list(data_dir: Path, say: Say) -> None:
     every = cache.list_saved(data_dir)
     total_bytes, segments = sum(one.size_bytes for one in every), sum(one.segments for one in every)
-    say(f"Saved memory in {data_dir}: {formatting.size(total_bytes)} in {_files(segments)}.")
+    say(f"Saved memory in {data_dir}: {units.size(total_bytes)} in {_files(segments)}.")
     for one in every:
         say(_line(one))
     other_bytes = sum(one.size_bytes for one in every if not one.is_last)
     if other_bytes:
-        say(f"Other models and settings: {formatting.size(other_bytes)}. They go first when room is needed.")
+        say(f"Other models and settings: {units.size(other_bytes)}. They go first when room is needed.")
 
 
 def _line(one: Served) -> str:
     model = one.model or "a model of an earlier version of Keepwarm"
     last = ", served last" if one.is_last else ""
     how = f" ({known})" if (known := settings(one.numerics)) else ""
-    return f"  {model}{how}: {formatting.size(one.size_bytes)} in {_files(one.segments)}{last}"
+    return f"  {model}{how}: {units.size(one.size_bytes)} in {_files(one.segments)}{last}"
 
 
 def _files(count: int) -> str:

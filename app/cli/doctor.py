@@ -1,13 +1,14 @@
-"""`keepwarm doctor`: its flags, and what it prints."""
+"""`keepwarm doctor`: examines a data directory and prints what it finds."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.cli.model_flags import add_model_flags, model_config
+from app.cli.terminal import Say
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.numerics import cold_precision, kv_precision
 from sessions.errors import SessionError, StoreError
@@ -20,17 +21,21 @@ if TYPE_CHECKING:
 SOMETHING_WRONG, NOT_EXAMINED = 1, 2
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Beside those that choose the data directory and the model."""
-    parser.add_argument(
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], data_dir: Path) -> None:
+    """Adds the `doctor` command."""
+    command = commands.add_parser("doctor", help="examine a data directory that no server is using")
+    add_model_flags(command, data_dir)
+    command.add_argument(
         "--no-verify",
         action="store_true",
-        help="only hold the files against the database: takes seconds, and loads no model",
+        help="only compare the files with the database: takes seconds, and loads no model",
     )
 
 
-def run(data_dir: Path, model: ModelConfig, verifies: bool, say: Callable[[str], None]) -> int:
-    """The exit code: 0 when all is well, 1 when something is wrong, 2 when it could not be examined."""
+def run(arguments: argparse.Namespace, say: Say) -> int:
+    """The exit code: 0 when all is well, 1 when something is wrong, 2 when the directory could not be examined. Raises
+    `ValueError` with a sentence for flags that make no sense."""
+    model, verifies, data_dir = model_config(arguments), not arguments.no_verify, arguments.data_dir
     try:
         if not data_dir.is_dir():
             raise StoreError(f"There is no data directory {data_dir}. Name another one with --data-dir.")
@@ -51,6 +56,7 @@ def run(data_dir: Path, model: ModelConfig, verifies: bool, say: Callable[[str],
 
 
 def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
+    """Loads the model and compares every saved KV with a fresh read."""
     from model_runtime.engine.engine import LocalEngine
     from model_runtime.engine.passing_thread import in_passing_thread
     from model_runtime.interface.config import EngineConfig

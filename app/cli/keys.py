@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from app.cli.terminal import Say
 from sessions.store.tables.keys import ApiKey, open_keys
 
 NOBODY = "no program is answered until there is another. Add one: keepwarm key add NAME."
@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
         )
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+def run(arguments: argparse.Namespace, say: Say) -> int:
     """Raises `SessionError` or `ValueError` with a sentence."""
     keys, database = open_keys(arguments.data_dir)
     try:

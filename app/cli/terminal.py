@@ -6,7 +6,10 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
+
+Say = Callable[[str], None]
 
 
 def prepare() -> None:

@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access.guard import LOGIN_PATH, is_api
 from app.http.fair_share import FairShare
 from app.http.json_shape import Shape, ShapeRefused, check_shape
+from app.paths import LOGIN_PATH, is_api
 from app.problems import RETRY_BUSY_S, Problem
 
 BODYLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

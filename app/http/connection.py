@@ -20,7 +20,6 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from app.access.guard import HEALTH_PATH
 from app.http.bodies import SLOWEST_BYTES_PER_S, SMALL_BODY_BYTES
 from app.http.connection_limits import (
     HEADER_PATIENCE_S,
@@ -35,6 +34,7 @@ from app.http.connection_limits import (
 from app.http.feeder import Feeder
 from app.http.http_parser import StrictParser
 from app.http.response_headers import LOCKED_POLICY, headers_with
+from app.paths import HEALTH_PATH
 from app.problems import RETRY_BUSY_S, Problem
 
 TCP_CLOSE = 7  # of Linux, in the first byte of `tcp_info`

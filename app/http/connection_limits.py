@@ -11,10 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from app.http.connection import Connection
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +88,29 @@ class ConnectionCounts:
     ended: Mapping[str, int]
 
 
+class Registered(Protocol):
+    """What the register asks of a connection. `is_spare` is set by the register before the first byte."""
+
+    is_spare: bool
+
+    def idle_s(self, now_s: float) -> float | None:
+        """How long it has kept a place without using it; None while it may not be closed for another."""
+
+    def overdue(self, now_s: float) -> str | None:
+        """Why it must be cut, None if it need not."""
+
+    def cut(self) -> None:
+        """Ends it at once."""
+
+
 class Connections:
     """The register of all open connections. On the event loop alone, except `counts`."""
 
     def __init__(self, limits: Limits = Limits()) -> None:
         self.limits = limits
-        self._open: dict[Connection, str] = {}
+        self._open: dict[Registered, str] = {}
         self._of_address: Counter[str] = Counter()
-        self._spare: set[Connection] = set()
+        self._spare: set[Registered] = set()
         self._ended: Counter[str] = Counter()
         self._untold = 0
         self._told_at = -LOG_EVERY_S
@@ -106,7 +118,7 @@ class Connections:
     def counts(self) -> ConnectionCounts:
         return ConnectionCounts(len(self._open) + len(self._spare), self.limits.most, dict(self._ended))
 
-    def admit(self, connection: Connection, host: str, now_s: float) -> bool:
+    def admit(self, connection: Registered, host: str, now_s: float) -> bool:
         """Whether it may stay. When there is no room, one that only waits is put out for it; when none does, it stays
         as one of the few that are spare, on which a probe alone is answered."""
         address = address_of(host)
@@ -131,7 +143,7 @@ class Connections:
         """Whether newcomers are better left to wait for a moment, where their requests wait with them."""
         return len(self._spare) >= SPARE_CONNECTIONS and self._longest_waiting(self._spare, now_s) is None
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Registered) -> None:
         """It has ended. May be called twice."""
         self._spare.discard(connection)
         address = self._open.pop(connection, None)
@@ -164,11 +176,11 @@ class Connections:
         own = (connection for connection, its in self._open.items() if address is None or its == address)
         return self._end(self._longest_waiting(own, now_s))
 
-    def _longest_waiting(self, connections: Iterable[Connection], now_s: float) -> Connection | None:
+    def _longest_waiting(self, connections: Iterable[Registered], now_s: float) -> Registered | None:
         waiting = [(waited_s, c) for c in connections if (waited_s := c.idle_s(now_s)) is not None]
         return max(waiting, key=lambda pair: pair[0])[1] if waiting else None
 
-    def _end(self, connection: Connection | None) -> bool:
+    def _end(self, connection: Registered | None) -> bool:
         if connection is None:
             return False
         self.note("put_out")

@@ -4,29 +4,33 @@ A chunk of one byte costs as much as a chunk of a thousand: 256 KiB of such chun
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from app.http.connection import Connection
+from typing import Protocol
 
 AT_ONCE_S = 0.005
+
+
+class Fed(Protocol):
+    """A connection with bytes for its parser."""
+
+    def feed(self) -> bool:
+        """Parses one piece. Returns whether there is more, and room for it."""
 
 
 class Feeder:
     """One for a server, on its event loop alone."""
 
     def __init__(self) -> None:
-        self._hungry: dict[Connection, None] = {}
+        self._hungry: dict[Fed, None] = {}
         self._is_scheduled = False
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Fed) -> None:
         """It has bytes that its parser has room for."""
         self._hungry[connection] = None
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._serve)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Fed) -> None:
         self._hungry.pop(connection, None)
 
     def _serve(self) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from app import error_sentences
 from app.page import memory_panel, thread
 from app.page.asked import Asked as Request
 from app.page.asked import BadRequest, conversation_id, flag, text, whole, word
 from app.page.markdown.growing import Answers
+from app.problems import sentence
 from sessions.errors import ConversationNotFound
 from sessions.types import RunPhase
 
@@ -54,7 +54,7 @@ class Chat:
         except ConversationNotFound as error:
             return reply | {"error": str(error), "gone": True}
         except Exception as error:
-            return reply | {"error": error_sentences.sentence(error, name)}
+            return reply | {"error": sentence(error, name)}
 
     def draw(self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES) -> dict[str, Any]:
         """The conversation now, its running answer included."""

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from app.error_sentences import sentence
 from app.http.connection_limits import own_limits
 from app.page import asked, settings
 from app.page.chat import Chat
 from app.page.panels import Panels
 from app.page.welcome import welcome
+from app.problems import sentence
 
 if TYPE_CHECKING:
-    from app.wiring import Services
+    from app.services import Services
 
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO_FONT = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")

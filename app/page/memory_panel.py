@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
-from app import formatting
-from app.page import usage_plot
+from app import units
 from app.process_memory import ProcessMemory
-from sessions.types import MemoryRow, MemoryView, Tier
+from sessions.types import MemoryRow, MemoryView, Tier, Usage
 
 SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
@@ -17,6 +18,12 @@ PROCESS_HINT = (
     "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: what answers "
     "work with, open connections, files on their way to the disk."
 )
+MOST_POINTS = 72
+_BYTES: dict[Tier, Callable[[Usage], int]] = {
+    Tier.DEVICE: lambda usage: usage.device_bytes,
+    Tier.HOST: lambda usage: usage.host_bytes,
+    Tier.DISK: lambda usage: usage.disk_bytes,
+}
 Action = dict[str, Any]
 
 
@@ -26,11 +33,11 @@ def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
     bars = _bars(view)
     return {
         "bars": bars,
-        "plot": usage_plot.draw(view.history, [Tier(bar["tier"]) for bar in bars], moment),
+        "plot": draw_plot(view.history, [Tier(bar["tier"]) for bar in bars], moment),
         "rows": [_row(view, row, moment) for row in view.rows if row.ledger_tokens or row.kv_tokens],
-        "saved": formatting.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
-        "reused": formatting.tokens(view.reused_tokens_total),
-        "events": [{"clock": formatting.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
+        "saved": units.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
+        "reused": units.tokens(view.reused_tokens_total),
+        "events": [{"clock": units.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
     }
 
 
@@ -43,8 +50,8 @@ def draw_process(memory: ProcessMemory) -> dict[str, str]:
         ("other", memory.other_bytes),
     )
     return {
-        "resident": formatting.size(memory.resident_bytes),
-        "parts": " · ".join(f"{name} {formatting.size(size)}" for name, size in parts if size),
+        "resident": units.size(memory.resident_bytes),
+        "parts": " · ".join(f"{name} {units.size(size)}" for name, size in parts if size),
         "hint": PROCESS_HINT,
     }
 
@@ -55,7 +62,7 @@ def _bars(view: MemoryView) -> list[dict[str, Any]]:
         _bar(Tier.DEVICE, view.device_used_bytes, view.device_reserved_bytes, view.device_budget_bytes),
     ]
     if view.pinned_bytes:
-        bars[0]["note"] = f"{formatting.size(view.pinned_bytes)} of {formatting.size(view.pin_limit_bytes)} pinned"
+        bars[0]["note"] = f"{units.size(view.pinned_bytes)} of {units.size(view.pin_limit_bytes)} pinned"
     if view.host_budget_bytes:
         bars.append(_bar(Tier.HOST, view.host_used_bytes, view.host_reserved_bytes, view.host_budget_bytes))
     if view.disk_budget_bytes or view.disk_used_bytes:
@@ -76,7 +83,7 @@ def _disk_note(view: MemoryView) -> tuple[str, str]:
     if not view.disk_other_bytes:
         return "", ""
     hint = "Saved by other models or settings, for when the server is started with them again. Goes first for room."
-    return f"other models: {formatting.size(view.disk_other_bytes)}", hint
+    return f"other models: {units.size(view.disk_other_bytes)}", hint
 
 
 def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
@@ -87,9 +94,9 @@ def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
         parts[0]["share"] = 1.0
     return {
         "tier": tier.value,
-        "budget": formatting.size(budget),
-        "used": formatting.size(used),
-        "reserved": formatting.size(reserved) if reserved else "",
+        "budget": units.size(budget),
+        "used": units.size(used),
+        "reserved": units.size(reserved) if reserved else "",
         "parts": parts,
         "note": "",
         "hint": "",
@@ -97,7 +104,7 @@ def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
 
 
 def _part(name: str, count_bytes: int, budget: int) -> dict[str, Any]:
-    return {"name": name, "size": formatting.size(count_bytes), "share": round(count_bytes / budget, 4)}
+    return {"name": name, "size": units.size(count_bytes), "share": round(count_bytes / budget, 4)}
 
 
 def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
@@ -107,12 +114,12 @@ def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
         "title": row.title or "New conversation",
         "tier": row.tier.value,
         "pinned": row.is_pinned,
-        "tokens": formatting.tokens(row.kv_tokens if row.tier is Tier.DEVICE else row.ledger_tokens),
+        "tokens": units.tokens(row.kv_tokens if row.tier is Tier.DEVICE else row.ledger_tokens),
         "size": places[0]["size"] if places else "",
         "places": places,
-        "next": formatting.seconds(row.next_ttft_s),
-        "cold": formatting.seconds(row.cold_ttft_s),
-        "used_at": formatting.moment(row.last_used_at, now),
+        "next": units.seconds(row.next_ttft_s),
+        "cold": units.seconds(row.cold_ttft_s),
+        "used_at": units.moment(row.last_used_at, now),
         "check": _check(row),
         "actions": _actions(view, row),
         "is_running": row.is_running,
@@ -129,9 +136,9 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
     return [
         {
             "tier": tier.value,
-            "tokens": formatting.tokens(count),
-            "size": formatting.size(used),
-            "reserved": formatting.size(reserved) if reserved else "",
+            "tokens": units.tokens(count),
+            "size": units.size(used),
+            "reserved": units.size(reserved) if reserved else "",
         }
         for tier, count, used, reserved in held
         if used or reserved
@@ -144,7 +151,7 @@ def _check(row: MemoryRow) -> dict[str, Any] | None:
     if check is None or (not check.is_running and check.at + 1 < row.last_used_at):
         return None
     state = "running" if check.is_running else {True: "true", False: "bad", None: "unknown"}[check.agrees]
-    clock = "" if check.is_running else formatting.clock(check.at)
+    clock = "" if check.is_running else units.clock(check.at)
     return {"state": state, "text": check.sentence[:1].upper() + check.sentence[1:], "clock": clock}
 
 
@@ -175,3 +182,42 @@ def _actions(view: MemoryView, row: MemoryRow) -> list[Action]:
 
 def _action(name: str, label: str, hint: str, refused: str) -> Action:
     return {"name": name, "label": label, "hint": refused or hint, "disabled": bool(refused)}
+
+
+def draw_plot(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> dict[str, Any] | None:
+    """A line for each of `tiers`: points `[x, y]` from the oldest on, `x` a fraction of the time and `y` of the largest
+    value. None before there is anything to see."""
+    shown = _thinned(history)
+    largest = max((_BYTES[tier](usage) for usage in shown for tier in tiers), default=0)
+    if len(history) < 2 or largest <= 0:
+        return None
+    times = list(accumulate((usage.at for usage in shown), max))  # a clock that was set back draws nothing backwards
+    begin, span = times[0], max(times[-1] - times[0], 1e-6)
+    lines = []
+    for tier in tiers:
+        points = [
+            [round((at - begin) / span, 3), round(_BYTES[tier](usage) / largest, 3)]
+            for at, usage in zip(times, shown, strict=True)
+        ]
+        lines.append({"tier": tier.value, "points": points})
+    ago = units.seconds(max(now, times[-1]) - begin)
+    words = _words(shown, tiers, ago)
+    return {"lines": lines, "largest": units.size(largest), "since": f"{ago} ago", "words": words}
+
+
+def _thinned(history: Sequence[Usage]) -> list[Usage]:
+    """At most about `MOST_POINTS`, the newest among them."""
+    step = max(1, -(-len(history) // MOST_POINTS))
+    return list(history[::-step])[::-1]
+
+
+def _words(shown: Sequence[Usage], tiers: Sequence[Tier], ago: str) -> str:
+    """The plot for somebody who does not see it."""
+    clauses = []
+    for tier in tiers:
+        values = [_BYTES[tier](usage) for usage in shown]
+        clauses.append(
+            f"{tier.value} between {units.size(min(values))} and {units.size(max(values))}, "
+            f"now {units.size(values[-1])}"
+        )
+    return f"Bytes held over the last {ago}: {'; '.join(clauses)}."

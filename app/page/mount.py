@@ -12,19 +12,19 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app.access.guard import ASSETS_PATH
 from app.access.login import add_login
 from app.page.gradio_door.door import GradioDoor
 from app.page.gradio_door.page_events import GradioEvents
 from app.page.layout import HEAD, THEME, build_page
-from app.wiring import Services
+from app.paths import ASSETS_PATH
+from app.services import Services
 
 LARGEST_UPLOAD = "1b"  # the door lets no upload through; should one get past it, it is refused there
 
 
 def add_page(app: FastAPI, services: Services) -> None:
     """Everything that a browser sees. Comes last: Gradio's door answers every path that is left."""
-    add_login(app, services)
+    add_login(app, services.owners, services.callers.visitors, services.manager.info.name)
     app.mount(ASSETS_PATH, FreshFiles(directory=assets_directory()))
     page = build_page(services)
     gr.mount_gradio_app(

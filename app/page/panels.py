@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from app import error_sentences, formatting
+from app import units
 from app.access.public_link import Share
 from app.page import memory_panel, sidebar
 from app.page.asked import Asked as Request
 from app.page.asked import BadRequest, conversation_id, flag, line, text, word
+from app.problems import sentence
 from app.process_memory import ProcessMeter
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Panels:
                 raise BadRequest
             return self._answers[name](owner_id, request)
         except Exception as error:
-            return {"error": error_sentences.sentence(error, name), "trouble": self._trouble()}
+            return {"error": sentence(error, name), "trouble": self._trouble()}
 
     def _pulse(self, owner_id: str, request: Request) -> Reply:
         """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
@@ -119,7 +120,7 @@ class Panels:
         fits = draft_tokens <= free_tokens
         if flag(request, "ahead") and fits:
             self._manager.read_ahead(owner_id, conversation_id(request), draft)
-        label = f"{formatting.tokens(draft_tokens)} {'token' if draft_tokens == 1 else 'tokens'}"
+        label = f"{units.tokens(draft_tokens)} {'token' if draft_tokens == 1 else 'tokens'}"
         if not fits:
-            label += f", {formatting.tokens(max(0, free_tokens))} fit"
+            label += f", {units.tokens(max(0, free_tokens))} fit"
         return {"draft_tokens": draft_tokens, "fits": fits, "label": label}

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from app import formatting
+from app import units
 from sessions.types import Receipt, Tier
 
 
 def line(receipt: Receipt) -> str:
     """ "1,812 reused / 38 read ahead / 8 new · first token 0.05 s · 31 tok/s"."""
     if receipt.miss_reason is not None and receipt.reused_tokens == 0:
-        parts = [f"{formatting.tokens(receipt.fed_tokens)} read again"]
+        parts = [f"{units.tokens(receipt.fed_tokens)} read again"]
     else:
-        ahead = f"{formatting.tokens(receipt.ahead_tokens)} read ahead / " if receipt.ahead_tokens else ""
-        shared = f"{formatting.tokens(receipt.shared_tokens)} copied / " if receipt.shared_tokens else ""
-        kept = formatting.tokens(_kept_tokens(receipt))
-        parts = [f"{kept} reused / {shared}{ahead}{formatting.tokens(receipt.fed_tokens)} new"]
+        ahead = f"{units.tokens(receipt.ahead_tokens)} read ahead / " if receipt.ahead_tokens else ""
+        shared = f"{units.tokens(receipt.shared_tokens)} copied / " if receipt.shared_tokens else ""
+        kept = units.tokens(_kept_tokens(receipt))
+        parts = [f"{kept} reused / {shared}{ahead}{units.tokens(receipt.fed_tokens)} new"]
     if receipt.ttft_s is not None:
-        parts.append(f"first token {formatting.seconds(receipt.ttft_s)}")
+        parts.append(f"first token {units.seconds(receipt.ttft_s)}")
     if receipt.tokens_per_s is not None:
         parts.append(f"{receipt.tokens_per_s:.0f} tok/s")
     return " · ".join(parts)
@@ -29,20 +29,20 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
         ("Read now", _read(receipt)),
     ]
     if receipt.shared_tokens:
-        rows.insert(1, ("Copied", f"{formatting.tokens(receipt.shared_tokens)} tokens, from {_other(receipt)}"))
+        rows.insert(1, ("Copied", f"{units.tokens(receipt.shared_tokens)} tokens, from {_other(receipt)}"))
     if receipt.ahead_tokens:
-        rows.insert(1, ("Read ahead", f"{formatting.tokens(receipt.ahead_tokens)} tokens, before the message was sent"))
+        rows.insert(1, ("Read ahead", f"{units.tokens(receipt.ahead_tokens)} tokens, before the message was sent"))
     if receipt.waited_s >= 0.05:
-        rows.append(("Waited in line", formatting.seconds(receipt.waited_s)))
+        rows.append(("Waited in line", units.seconds(receipt.waited_s)))
     if receipt.ttft_s is not None:
-        rows.append(("First token", f"after {formatting.seconds(receipt.ttft_s)}"))
+        rows.append(("First token", f"after {units.seconds(receipt.ttft_s)}"))
     rows.append(("Written", _written(receipt)))
     if receipt.drafted_tokens:
         rows.append(("Guessed from the conversation", _guessed(receipt)))
     if receipt.saved_s >= 0.005:
-        rows.append(("Saved", f"about {formatting.seconds(receipt.saved_s)} against reading everything again"))
+        rows.append(("Saved", f"about {units.seconds(receipt.saved_s)} against reading everything again"))
     if receipt.restored_bytes:
-        restored = f"{formatting.size(receipt.restored_bytes)} in {formatting.seconds(receipt.restore_s)}"
+        restored = f"{units.size(receipt.restored_bytes)} in {units.seconds(receipt.restore_s)}"
         rows.append(("Brought back from disk", restored))
     if receipt.choice:
         rows.append(("Why so", receipt.choice))
@@ -56,7 +56,7 @@ def _reused(receipt: Receipt) -> str:
     if kept_tokens == 0:
         return "nothing: no cache held this conversation" if receipt.miss_reason else "nothing: this is the first turn"
     tier = "" if receipt.tier_before is Tier.NONE else f", from {_tier(receipt.tier_before)}"
-    return f"{formatting.tokens(kept_tokens)} tokens{tier}"
+    return f"{units.tokens(kept_tokens)} tokens{tier}"
 
 
 def _kept_tokens(receipt: Receipt) -> int:
@@ -70,21 +70,19 @@ def _other(receipt: Receipt) -> str:
 
 
 def _read(receipt: Receipt) -> str:
-    text = f"{formatting.tokens(receipt.fed_tokens)} tokens in {formatting.seconds(receipt.prefill_s)}"
+    text = f"{units.tokens(receipt.fed_tokens)} tokens in {units.seconds(receipt.prefill_s)}"
     if receipt.fed_tokens != receipt.delta_tokens:
-        text += f" (this turn added {formatting.tokens(receipt.delta_tokens)})"
+        text += f" (this turn added {units.tokens(receipt.delta_tokens)})"
     return text
 
 
 def _written(receipt: Receipt) -> str:
-    return f"{formatting.tokens(receipt.sampled_tokens)} tokens in {formatting.seconds(receipt.decode_s)}"
+    return f"{units.tokens(receipt.sampled_tokens)} tokens in {units.seconds(receipt.decode_s)}"
 
 
 def _guessed(receipt: Receipt) -> str:
-    return (
-        f"{formatting.tokens(receipt.accepted_tokens)} of {formatting.tokens(receipt.drafted_tokens)} tokens were right"
-    )
+    return f"{units.tokens(receipt.accepted_tokens)} of {units.tokens(receipt.drafted_tokens)} tokens were right"
 
 
 def _tier(tier: Tier) -> str:
-    return f"{formatting.TIER_MARK[tier]} {tier.value}"
+    return f"{units.TIER_MARK[tier]} {tier.value}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from app import formatting
+from app import units
 from sessions.types import ConversationSummary, Origin
 
 
@@ -16,7 +16,7 @@ def draw(summaries: Sequence[ConversationSummary], now: float | None = None) -> 
     moment = time.time() if now is None else now
     groups: list[dict[str, Any]] = []
     for summary, used_at in zip(summaries, _in_order([s.updated_at for s in summaries]), strict=True):
-        heading = formatting.day(min(used_at, moment), moment)
+        heading = units.day(min(used_at, moment), moment)
         if not groups or groups[-1]["heading"] != heading:
             groups.append({"heading": heading, "rows": []})
         groups[-1]["rows"].append(_row(summary))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from app import formatting
+from app import units
 from app.page import receipt as receipts
 from app.page.markdown.growing import Answers, DrawnBlock
 from sessions.types import ConversationView, MessageStatus, MessageView, RunPhase, RunSnapshot
@@ -51,10 +51,10 @@ def run_state(run: RunSnapshot) -> dict[str, Any]:
     """Where a run is, in words and as a fraction for the progress line (None: no line)."""
     label, fraction = "", None
     if run.phase is RunPhase.WAITING:
-        label = "Next in line" if run.queue_position <= 1 else f"{formatting.ordinal(run.queue_position)} in line"
+        label = "Next in line" if run.queue_position <= 1 else f"{units.ordinal(run.queue_position)} in line"
     elif run.phase is RunPhase.READING:
         fed, total = run.fed_tokens, max(run.total_tokens, 1)
-        label = f"reading {formatting.tokens(fed)} of {formatting.tokens(run.total_tokens)} tokens"
+        label = f"reading {units.tokens(fed)} of {units.tokens(run.total_tokens)} tokens"
         fraction = min(1.0, fed / total)
     return {
         "version": run.version,
@@ -109,5 +109,5 @@ def _context(view: ConversationView) -> dict[str, Any]:
         "used_tokens": used,
         "limit_tokens": limit,
         "fraction": min(1.0, used / limit) if limit else 0.0,
-        "label": f"{formatting.tokens_short(used)} / {formatting.tokens_short(limit)}",
+        "label": f"{units.tokens_short(used)} / {units.tokens_short(limit)}",
     }

@@ -9,13 +9,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.access.guard import HEALTH_PATH, METRICS_PATH
 from app.metrics import Metrics
+from app.paths import HEALTH_PATH, METRICS_PATH
 from app.problems import Problem
 from sessions.errors import SessionError
 
 if TYPE_CHECKING:
-    from app.wiring import Services
+    from app.services import Services
     from sessions.types import MemoryView
 
 

@@ -9,16 +9,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from app.access.guard import API_PATH, Guard, is_api
+from app.access.guard import Guard
 from app.access.visitors import VisitorGate
 from app.api.service import create_api
 from app.http.bodies import Bodies, BodyGate
 from app.http.connection_limits import Connections
 from app.http.response_headers import LOCKED_POLICY, headers_with
 from app.metrics import Metrics
+from app.paths import API_PATH, is_api
 from app.problems import problem_of
 from app.server.health import add_health
-from app.wiring import Services
+from app.services import Services
 
 
 def create_app(services: Services, bind_host: str, headless: bool = False) -> FastAPI:

@@ -17,7 +17,7 @@ from app.server.drain import Drain
 from app.server.listen import bind, url_of
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import Services
+from app.services import Services
 from model_runtime.forward.transformers_forward import Feed
 from sessions.store.store import Store
 from tests.model_runtime.harness import WatchedEngine

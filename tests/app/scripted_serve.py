@@ -12,7 +12,7 @@ from app.server.drain import Drain
 from app.server.listen import bind, url_of
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import Services
+from app.services import Services
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store

@@ -12,14 +12,15 @@ from typing import Any
 from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, expect
 
-from app.access.auth import Owners, load_secret
+from app.access.auth import Owners
 from app.access.callers import Callers
+from app.access.cookie_key import load_secret
 from app.access.public_link import Share
 from app.access.visitors import Visitors, trusted_networks
 from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
-from app.wiring import Services
+from app.services import Services
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store

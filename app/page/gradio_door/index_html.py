@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
-from app.access.guard import ASSETS_PATH
+from app.paths import ASSETS_PATH
 
 # What Gradio adds for pages that are shown in other sites' frames; ours never is.
 FRAME_RESIZER = "iframeResizer.contentWindow"

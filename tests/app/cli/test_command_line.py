@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.__main__ import _listeners, _parser, main
+from app.__main__ import main
+from app.cli.serve import listeners
 from app.server.listen import url_of
 from sessions.store.store import Store
 
@@ -63,7 +64,7 @@ def test_a_user_without_a_home(
     assert main(["serve"]) == 2
     assert main(["serve", "--data-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "keepwarm: This user has no home directory: say where conversations are kept with --data-dir.",
+        "keepwarm: This user has no home directory: say where to store conversations with --data-dir.",
         "keepwarm: This user has no home directory: name a cache directory with XDG_CACHE_HOME.",
     ]
 
@@ -99,8 +100,7 @@ def test_a_data_directory_that_is_none_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_a_share_link_has_a_door_of_its_own() -> None:
-    arguments = _parser().parse_args(["serve", "--port", "0", "--share"])
-    opened = _listeners(arguments)
+    opened = listeners("127.0.0.1", 0, share=True)
     names = [one.getsockname() for one in opened]
     for one in opened:
         one.close()

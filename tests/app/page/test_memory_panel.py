@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.page import memory_panel, usage_plot
+from app.page import memory_panel
 from sessions.types import CheckView, MemoryRow, MemoryView, Tier, Usage
 
 MIB = 1024 * 1024
@@ -111,10 +111,10 @@ def test_a_check_is_shown_until_the_next_turn() -> None:
 
 def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
     history = [Usage(NOW - 5 * n, n * MIB, 0, 2 * n * MIB) for n in reversed(range(200))]
-    drawn = usage_plot.draw(history, [Tier.DEVICE, Tier.DISK], NOW)
+    drawn = memory_panel.draw_plot(history, [Tier.DEVICE, Tier.DISK], NOW)
     assert drawn is not None
     device, disk = drawn["lines"]
-    assert len(device["points"]) <= usage_plot.MOST_POINTS
+    assert len(device["points"]) <= memory_panel.MOST_POINTS
     assert (disk["points"][0][0], disk["points"][-1]) == (0.0, [1.0, 0.0])
     assert all(0 <= x <= 1 and 0 <= y <= 1 for line in drawn["lines"] for x, y in line["points"])
     assert max(y for _, y in disk["points"]) == 1.0
@@ -124,4 +124,4 @@ def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
 
 @pytest.mark.parametrize("history", [[], [Usage(NOW, 1, 1, 1)], [Usage(NOW - n, 0, 0, 0) for n in (2, 1)]])
 def test_there_is_no_plot_of_nothing(history: list[Usage]) -> None:
-    assert usage_plot.draw(history, [Tier.DEVICE], NOW) is None
+    assert memory_panel.draw_plot(history, [Tier.DEVICE], NOW) is None

@@ -160,10 +160,10 @@ def test_with_a_host_tier_and_a_disk_budget_of_0_the_disk_is_not_read(make_warm:
 
 def test_a_start_whose_default_budget_counts_what_is_saved(tmp_path: Path, make_warm: Callable[..., House]) -> None:
     """A fifth of what is free: without what is saved already each start would choose less, and delete."""
-    from app.wiring import _disk_budget_bytes
+    from app.budgets import disk_budget_bytes
 
-    alone = _disk_budget_bytes("10%", tmp_path, 0, lambda sentence: None)
-    beside = _disk_budget_bytes("10%", tmp_path, 100 * 1024 * MIB, lambda sentence: None)
+    alone = disk_budget_bytes("10%", tmp_path, 0, lambda sentence: None)
+    beside = disk_budget_bytes("10%", tmp_path, 100 * 1024 * MIB, lambda sentence: None)
     assert abs(beside - alone - 10 * 1024 * MIB) < 1024 * MIB  # others write to this disk meanwhile
 
 

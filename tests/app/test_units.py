@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from app import formatting
+from app import units
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from app import formatting
     ],
 )
 def test_seconds(count_s: float, text: str) -> None:
-    assert formatting.seconds(count_s) == text
+    assert units.seconds(count_s) == text
 
 
 @pytest.mark.parametrize(
@@ -43,25 +43,48 @@ def test_seconds(count_s: float, text: str) -> None:
     ],
 )
 def test_sizes(count_bytes: int, text: str) -> None:
-    assert formatting.size(count_bytes) == text
+    assert units.size(count_bytes) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(950, "950"), (1858, "1.9k"), (8192, "8.2k"), (131072, "131k")])
 def test_short_tokens(count: int, text: str) -> None:
-    assert formatting.tokens_short(count) == text
+    assert units.tokens_short(count) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (21, "21st")]
 )
 def test_ordinals(number: int, text: str) -> None:
-    assert formatting.ordinal(number) == text
+    assert units.ordinal(number) == text
 
 
 def test_days() -> None:
     now = time.mktime((2027, 3, 10, 0, 30, 0, 0, 0, -1))
-    assert formatting.day(now - 60, now) == "Today"
-    assert formatting.day(now - 3600, now) == "Yesterday"
-    assert formatting.day(now - 5 * 86_400, now) == "Last 7 days"
-    assert formatting.day(now - 30 * 86_400, now) == "February"
-    assert formatting.day(now - 300 * 86_400, now) == "May 2026"
+    assert units.day(now - 60, now) == "Today"
+    assert units.day(now - 3600, now) == "Yesterday"
+    assert units.day(now - 5 * 86_400, now) == "Last 7 days"
+    assert units.day(now - 30 * 86_400, now) == "February"
+    assert units.day(now - 300 * 86_400, now) == "May 2026"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_bytes"),
+    [
+        ("1048576", 1024**2),
+        ("4GiB", 4 * 1024**3),
+        ("4 gib", 4 * 1024**3),
+        ("1.5G", 3 * 1024**3 // 2),
+        ("2GB", 2 * 10**9),
+        ("512MiB", 512 * 1024**2),
+        ("80%", 800),
+        ("100 %", 1000),
+    ],
+)
+def test_reads_bytes_units_and_shares(text: str, expected_bytes: int) -> None:
+    assert units.parse_budget(text, whole_bytes=1000) == expected_bytes
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "0", "0%", "101%", "4 parsecs", "1e9", "4GiB extra", "NaN", "0.2"])
+def test_refuses_what_is_no_size_with_a_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\.$"):
+        units.parse_budget(text, whole_bytes=1000)

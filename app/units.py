@@ -1,13 +1,31 @@
-"""Numbers as a person reads them: bytes as MiB or GiB, times as 0.21 s, tokens with thousands separators."""
+"""Numbers as people read and write them: bytes as MiB or "4GiB", times as 0.21 s, tokens with separators."""
 
 from __future__ import annotations
 
+import re
 import time
 
 from sessions.types import Tier
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.NONE: "◌"}
+UNIT_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "tb": 1000**4,
+    "k": 1024,
+    "m": 1024**2,
+    "g": 1024**3,
+    "t": 1024**4,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+    "tib": 1024**4,
+}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*|%)\s*", re.IGNORECASE)
 
 
 def tokens(count: int) -> str:
@@ -88,6 +106,24 @@ def moment(at: float, now: float) -> str:
     if day(at, now) == "Today":
         return f"at {clock(at)}"
     return time.strftime("%-d %b", time.localtime(at))
+
+
+def parse_budget(text: str, whole_bytes: int) -> int:
+    """Bytes of `text`, a percentage being one of `whole_bytes`. Raises `ValueError` with a sentence."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"A size looks like 2000000000, 4GiB or 80%, not {text!r}.")
+    number, unit = float(match[1]), match[2].lower()
+    if unit == "%":
+        if not 0 < number <= 100:
+            raise ValueError(f"A share of the memory must lie above 0% and at most at 100%, not {text.strip()}.")
+        return int(whole_bytes * number / 100)
+    if unit not in UNIT_BYTES:
+        raise ValueError(f"Unknown unit in {text!r}: use MiB, GiB, MB, GB, or % of the free memory.")
+    budget_bytes = int(number * UNIT_BYTES[unit])
+    if budget_bytes <= 0:
+        raise ValueError(f"The KV budget must be larger than nothing, not {text.strip()}.")
+    return budget_bytes
 
 
 def _midnight(moment: time.struct_time) -> float:

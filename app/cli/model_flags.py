@@ -1,0 +1,53 @@
+"""The flags that `serve` and `doctor` share: which data directory, and which model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from model_runtime.interface.config import EMBEDDED, ModelConfig
+
+
+def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
+    """Adds `--model`, `--quantization`, `--data-dir` and `--context-limit`."""
+    command.add_argument(
+        "--model",
+        default=EMBEDDED,
+        help="'embedded', a directory, a .gguf file or a hub id like org/name (default: embedded)",
+    )
+    command.add_argument(
+        "--quantization",
+        default="auto",
+        choices=("none", "int8", "nf4", "shipped", "auto"),
+        help="'shipped' keeps the bits of a .gguf file, 'nf4' is 4 bits and 'int8' 8 bits through bitsandbytes, 'none' "
+        "keeps 16 or 32 bits, 'auto' is 'shipped' for .gguf files and 'nf4' for everything else (default: auto)",
+    )
+    command.add_argument(
+        "--data-dir",
+        type=Path,
+        default=data_dir,
+        metavar="DIR",
+        help=f"where conversations are stored (default: {data_dir})".replace("%", "%%"),
+    )
+    command.add_argument(
+        "--context-limit",
+        type=int,
+        metavar="TOKENS",
+        help="longest conversation, in tokens (default: the model's own limit)",
+    )
+
+
+def model_config(arguments: argparse.Namespace) -> ModelConfig:
+    """The model that the flags name. Raises `ValueError` with a sentence."""
+    try:
+        arguments.model.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"The model's name {arguments.model} is not UTF-8 in this locale, so its files could not be opened. "
+            "Set LC_ALL=C.UTF-8, or rename it."
+        ) from None
+    return ModelConfig(
+        model=arguments.model,
+        quantization=arguments.quantization,
+        context_limit_tokens=arguments.context_limit,
+    )

@@ -1,0 +1,13 @@
+"""The URL paths that the server answers, for the layers that check, limit and serve them."""
+
+from __future__ import annotations
+
+ASSETS_PATH = "/keepwarm"
+LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
+HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
+API_PATH = "/v1"  # admits its callers by API key, never by cookie: see app/access/callers.py
+
+
+def is_api(path: str) -> bool:
+    """Whether the API answers at this path, and errors there must have its JSON shape."""
+    return path == API_PATH or path.startswith(f"{API_PATH}/")
