@@ -33,7 +33,11 @@ export function mount(element, facts) {
   const context = el("span", { class: "kw-context", "data-testid": "context" });
   const contextFill = el("span", { class: "kw-context-fill" });
   const contextLabel = el("span", { class: "kw-figures" });
-  context.append(el("span", { text: "context" }), el("span", { class: "kw-context-bar", "aria-hidden": "true" }, contextFill), contextLabel);
+  context.append(
+    el("span", { text: "context" }),
+    el("span", { class: "kw-context-bar", "aria-hidden": "true" }, contextFill),
+    contextLabel,
+  );
   element.append(
     problemBox,
     el(

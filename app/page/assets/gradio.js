@@ -11,7 +11,9 @@
     const name = MOUNT.exec(body)?.[1];
     if (!name) throw new EvalError(`Not one of this page's functions: ${body.slice(0, 80)}`);
     return (element, trigger, props, server, upload, watch) =>
-      import(`/keepwarm/${name}.js`).then((panel) => panel.mount(element, props.value, { trigger, props, server, watch }));
+      import(`/keepwarm/${name}.js`).then((panel) =>
+        panel.mount(element, props.value, { trigger, props, server, watch }),
+      );
   }
 
   window.Function = new Proxy(Function, {
