@@ -102,16 +102,18 @@ INLINE void multiply_tiles(const Matrix *m, int kind, int tile, int tiles, int r
             for (int i = 0; i < 2; i++) multiply_tiles(m, kind, tile + i, 1, n, x, stride, y, y_stride, adds, 0); \
         break;
 
-#define DEFINE_MULTIPLY(name, constant)                                                                             \
-    static void name(const Matrix *m, int tile, int rows, const float *x, int stride, float *y, int y_stride,       \
-                     int adds, int ahead) {                                                                         \
-        enum { kind = constant };                                                                                   \
-        switch (rows) {                                                                                             \
-            ROWS_CASE(1)                                                                                            \
-            ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8) ROWS_CASE(9) \
-                ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12)                                                           \
-        }                                                                                                           \
+/* Two lines of cases, where the formatter would run them all together. */
+/* clang-format off */
+#define DEFINE_MULTIPLY(name, constant)                                                                              \
+    static void name(const Matrix *m, int tile, int rows, const float *x, int stride, float *y, int y_stride,        \
+                     int adds, int ahead) {                                                                          \
+        enum { kind = constant };                                                                                    \
+        switch (rows) {                                                                                              \
+            ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6)                            \
+            ROWS_CASE(7) ROWS_CASE(8) ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12)                         \
+        }                                                                                                            \
     }
+/* clang-format on */
 
 DEFINE_MULTIPLY(multiply_q4, Q4)
 DEFINE_MULTIPLY(multiply_q8, Q8)

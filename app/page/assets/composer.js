@@ -1,6 +1,6 @@
 // Where one writes. The text leaves the composer only when the server has it.
 import { ask } from "./bridge.js";
-import { emit, mounted, on, state } from "./bus.js";
+import { mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
 
