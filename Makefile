@@ -46,7 +46,7 @@ format: $(VENV)/.test $(VENV)/.biome  ## Format the code and fix what the linter
 	$(BIOME) check --write .
 	$(BIN)/clang-format -i $(C_SOURCES)
 
-docs: $(VENV)/.test  ## Build the documentation's site into build/site
+docs: $(VENV)/.test $(VENV)/mermaid.min.js  ## Build the documentation's site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## Remove the virtual environment, build/ and the tools' caches; conversations and models stay
@@ -69,4 +69,8 @@ $(VENV)/.test: $(VENV)/.chat
 
 $(VENV)/.biome: $(BIN)/python tools/biome/package-lock.json
 	@sh tools/ensure_biome.sh "$(abspath $(VENV))"
+	@touch $@
+
+$(VENV)/mermaid.min.js: $(BIN)/python tools/ensure_mermaid.sh
+	@sh tools/ensure_mermaid.sh "$(abspath $(VENV))"
 	@touch $@

@@ -3,12 +3,15 @@
 Pages are written to be read on the repository's own page as well, so their links are relative to where a file really
 lies. A link to another page of the site is rewritten to its place there. One to a source file or a folder that exists
 becomes plain text, since the site has no sources. Anything else is left as it is, and `mkdocs build --strict` fails.
+
+Where `make docs` has installed the script that draws diagrams, the site brings it along.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ TOP_LEVEL = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
+MERMAID = Path(sys.prefix, "mermaid.min.js")
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]\n]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -30,6 +34,9 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     for name, page in TOP_LEVEL.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
+    if MERMAID.exists():
+        files.append(File.generated(config, f"assets/{MERMAID.name}", abs_src_path=str(MERMAID)))
+        config.extra_javascript.append(f"assets/{MERMAID.name}")
     return files
 
 
