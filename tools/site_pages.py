@@ -4,11 +4,14 @@ Pages are written to be read on the repository's own page as well, so their link
 lies. A link to another page of the site is rewritten to its place there. One to a source file or a folder that exists
 becomes plain text, since the site has no sources. Anything else is left as it is, and `mkdocs build --strict` fails.
 
+Every decision note has to be in the list of them.
+
 Where `make docs` has installed the script that draws diagrams, the site brings it along.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -31,9 +34,17 @@ LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]\n]*)\]\((?P<target>[^)\s#]+)(?P
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
+log = logging.getLogger("mkdocs.hooks.site_pages")  # below mkdocs: a warning fails a strict build
+
+
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     for name, page in TOP_LEVEL.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
+    notes = ROOT / "docs" / "decisions"
+    listed = (notes / "README.md").read_text()
+    for note in sorted(notes.glob("0*.md")):
+        if f"({note.name})" not in listed:
+            log.warning("decisions/README.md does not list %s", note.name)
     if MERMAID.exists():
         files.append(File.generated(config, f"assets/{MERMAID.name}", abs_src_path=str(MERMAID)))
         config.extra_javascript.append(f"assets/{MERMAID.name}")
