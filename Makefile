@@ -7,7 +7,16 @@ HOST ?= 127.0.0.1
 PORT ?= 7860
 ARGS ?=
 
-.PHONY: chat test test-long lint format check clean
+BIOME := PATH="$(abspath $(BIN)):$$PATH" $(VENV)/biome/node_modules/.bin/biome
+C_SOURCES := $(wildcard model_runtime/native/*.[ch] model_runtime/forward/few_rows/cuda/*.cu*)
+# Folders whose tests need neither a browser nor a server process; those that load models have markers.
+FAST := tests/app/api tests/app/page/markdown tests/model_runtime/interface tests/model_runtime/text tests/sessions
+
+.DEFAULT_GOAL := help
+.PHONY: help chat test test-fast test-long lint format docs clean browser
+
+help:  ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf file for another model; ARGS=... for more flags)
 	$(BIN)/keepwarm serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -15,24 +24,34 @@ chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf f
 test: $(VENV)/.test browser  ## Run all tests, Chromium included
 	$(BIN)/python -m pytest $(ARGS)
 
-test-long: $(VENV)/.test browser  ## The tests that take minutes each: long fuzzing, kills, crowds
+test-fast: $(VENV)/.test  ## Run what one wants after each change: no browser, no server, no embedded model
+	$(BIN)/python -m pytest -m "not long and not browser and not embedded and not gpu" $(FAST) $(ARGS)
+
+test-long: $(VENV)/.test browser  ## Run the tests that take minutes each: long fuzzing, kills, crowds
 	$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
 
-lint: $(VENV)/.test  ## Formatter, linter, type checker, import rules, installed packages
+lint: $(VENV)/.test $(VENV)/.biome  ## Check format, rules, types, imports, links and installed packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIOME) ci --error-on-warnings .
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(PIP) check
 
-format: $(VENV)/.test  ## Format the code and mend what the linter can mend
+format: $(VENV)/.test $(VENV)/.biome  ## Format the code and fix what the linters can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIOME) check --write .
+	$(BIN)/clang-format -i $(C_SOURCES)
 
-clean:  ## Remove the virtual environment and the tools' caches; conversations and models stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+docs: $(VENV)/.test $(VENV)/mermaid.min.js  ## Build the documentation's site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: browser
+clean:  ## Remove the virtual environment, build/ and the tools' caches; conversations and models stay
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+
 browser:
 	@sh tools/ensure_chromium.sh
 
@@ -46,4 +65,12 @@ $(VENV)/.chat: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.chat
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.biome: $(BIN)/python tools/biome/package-lock.json
+	@sh tools/ensure_biome.sh "$(abspath $(VENV))"
+	@touch $@
+
+$(VENV)/mermaid.min.js: $(BIN)/python tools/ensure_mermaid.sh
+	@sh tools/ensure_mermaid.sh "$(abspath $(VENV))"
 	@touch $@

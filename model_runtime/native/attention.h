@@ -39,8 +39,7 @@ INLINE void multiply_block(int rows, int k, const float *a, int a_stride, Number
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            total[r][v] = adds ? load(c + (size_t)r * c_stride + v * LANES) : (floats){0};
+        for (int v = 0; v < wide; v++) total[r][v] = adds ? load(c + (size_t)r * c_stride + v * LANES) : (floats){0};
     for (int i = 0; i < k; i++) {
         floats row[WIDE];
 #pragma GCC unroll 4
@@ -48,7 +47,8 @@ INLINE void multiply_block(int rows, int k, const float *a, int a_stride, Number
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < wide; v++) total[r][v] = multiply_add(row[v], all(a[(size_t)r * a_stride + i]), total[r][v]);
+            for (int v = 0; v < wide; v++)
+                total[r][v] = multiply_add(row[v], all(a[(size_t)r * a_stride + i]), total[r][v]);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -56,7 +56,8 @@ INLINE void multiply_block(int rows, int k, const float *a, int a_stride, Number
         for (int v = 0; v < wide; v++) store(c + (size_t)r * c_stride + v * LANES, total[r][v]);
 }
 
-#define BLOCK_CASE(n) case n: multiply_block(n, k, a, a_stride, b, b_stride, c, c_stride, wide, adds); break;
+#define BLOCK_CASE(n) \
+    case n: multiply_block(n, k, a, a_stride, b, b_stride, c, c_stride, wide, adds); break;
 
 #define DEFINE_MULTIPLY_BLOCK(name, vectors, halves_)                                                                \
     static void name(int rows, int k, const float *a, int a_stride, Numbers b, int b_stride, float *c, int c_stride, \
@@ -83,8 +84,8 @@ static void multiply_small(int rows, int k, int width, const float *a, int a_str
                                                                c + (size_t)r * c_stride + n, c_stride, adds);
         for (; n < width; n += LANES)
             (b.is_half ? multiply_one_halves : multiply_one)(count, k, a + (size_t)r * a_stride, a_stride,
-                                                             from_number(b, n), b_stride,
-                                                             c + (size_t)r * c_stride + n, c_stride, adds);
+                                                             from_number(b, n), b_stride, c + (size_t)r * c_stride + n,
+                                                             c_stride, adds);
     }
 }
 
@@ -153,7 +154,8 @@ static Numbers widened(Numbers from, size_t count, float *room) {
 }
 
 INLINE void transpose_rows(Numbers keys, int dim, float *columns) {
-    for (int d = 0; d < dim; d += BLOCK) transpose_block(from_number(keys, d), dim, columns + (size_t)d * CHUNK_KEYS, CHUNK_KEYS);
+    for (int d = 0; d < dim; d += BLOCK)
+        transpose_block(from_number(keys, d), dim, columns + (size_t)d * CHUNK_KEYS, CHUNK_KEYS);
 }
 
 /* Keys [count][dim] -> columns [dim][CHUNK_KEYS]; columns behind `count` (rounded up to a block) are left as they are.

@@ -13,7 +13,7 @@
 #define GROUP 32
 #define PAIR (2 * LANES) /* outputs computed together; rows are padded to this */
 #define FETCHING_ROWS 4
-#define MAX_ROWS 12      /* activations that share one pass over a tile: two sums each, in AVX-512's thirty-two registers */
+#define MAX_ROWS 12 /* activations that share one pass over a tile: two sums each, in AVX-512's thirty-two registers */
 
 enum { Q4 = 0, Q8 = 1, HALF = 2, SINGLE = 3 };
 
@@ -42,8 +42,8 @@ INLINE floats byte_of(words w, int j) { return __builtin_convertvector((ints)(w 
 /* `rows` activations x [rows][stride] times `tiles` tiles from `tile` on; y [rows][y_stride] is set, or added to. `kind`,
  * `tiles` and `rows` are constants wherever this is inlined. Few rows wait for memory: meanwhile it brings the codes and
  * scales of the tiles `ahead` of these, which this thread probably takes next (nothing is read behind the last one). */
-INLINE void multiply_tiles(const Matrix *m, int kind, int tile, int tiles, int rows, const float *x, int stride, float *y,
-                           int y_stride, int adds, int ahead) {
+INLINE void multiply_tiles(const Matrix *m, int kind, int tile, int tiles, int rows, const float *x, int stride,
+                           float *y, int y_stride, int adds, int ahead) {
     const int columns = m->columns, groups = columns / GROUP;
     const int per_word = kind == Q4 ? 8 : kind == Q8 ? 4 : 1, fetches = rows <= FETCHING_ROWS && kind <= Q8;
     floats total[2][MAX_ROWS] = {{{0}}};
@@ -76,7 +76,8 @@ INLINE void multiply_tiles(const Matrix *m, int kind, int tile, int tiles, int r
                                           : kind == HALF ? load_halves((const uint16_t *)m->codes + place)
                                                          : load((const float *)m->codes + place);
 #pragma GCC unroll 12
-                    for (int r = 0; r < rows; r++) part[i][r] = multiply_add(weight, all(at[(size_t)r * stride + j]), part[i][r]);
+                    for (int r = 0; r < rows; r++)
+                        part[i][r] = multiply_add(weight, all(at[(size_t)r * stride + j]), part[i][r]);
                 }
         }
         for (int i = 0; i < tiles; i++)
@@ -93,14 +94,16 @@ INLINE void multiply_tiles(const Matrix *m, int kind, int tile, int tiles, int r
         }
 }
 
-#define ROWS_CASE(n)                                                                                                 \
-    case n:                                                                                                          \
-        if (n <= 4)                                                                                                  \
-            multiply_tiles(m, kind, tile, 2, n, x, stride, y, y_stride, adds, ahead);                                \
-        else                                                                                                         \
-            for (int i = 0; i < 2; i++) multiply_tiles(m, kind, tile + i, 1, n, x, stride, y, y_stride, adds, 0);    \
+#define ROWS_CASE(n)                                                                                              \
+    case n:                                                                                                       \
+        if (n <= 4)                                                                                               \
+            multiply_tiles(m, kind, tile, 2, n, x, stride, y, y_stride, adds, ahead);                             \
+        else                                                                                                      \
+            for (int i = 0; i < 2; i++) multiply_tiles(m, kind, tile + i, 1, n, x, stride, y, y_stride, adds, 0); \
         break;
 
+/* Two lines of cases, where the formatter would run them all together. */
+/* clang-format off */
 #define DEFINE_MULTIPLY(name, constant)                                                                              \
     static void name(const Matrix *m, int tile, int rows, const float *x, int stride, float *y, int y_stride,        \
                      int adds, int ahead) {                                                                          \
@@ -110,6 +113,7 @@ INLINE void multiply_tiles(const Matrix *m, int kind, int tile, int tiles, int r
             ROWS_CASE(7) ROWS_CASE(8) ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12)                         \
         }                                                                                                            \
     }
+/* clang-format on */
 
 DEFINE_MULTIPLY(multiply_q4, Q4)
 DEFINE_MULTIPLY(multiply_q8, Q8)

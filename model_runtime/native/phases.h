@@ -34,12 +34,12 @@ static inline void wait_for(Phase *phase, int items) {
 }
 
 /* Runs `work(item)` for items 0..count of a phase; returns when all of them are done. */
-#define RUN_PHASE(phase, count, item, work)                                                                          \
-    do {                                                                                                             \
-        Phase *shared_ = (phase);                                                                                    \
-        const int count_ = (count);                                                                                  \
-        for (int item; (item = take(shared_, count_)) >= 0; finished(shared_)) work;                                 \
-        wait_for(shared_, count_);                                                                                   \
+#define RUN_PHASE(phase, count, item, work)                                          \
+    do {                                                                             \
+        Phase *shared_ = (phase);                                                    \
+        const int count_ = (count);                                                  \
+        for (int item; (item = take(shared_, count_)) >= 0; finished(shared_)) work; \
+        wait_for(shared_, count_);                                                   \
     } while (0)
 
 #endif

@@ -185,8 +185,8 @@ static void attend(const Attention *a, int layer, int number, const float *query
     const size_t place = b->partial + (size_t)number * b->count;
     const Split split = {rows_of(a, s, s->keys[layer], b->kv_head, from),
                          rows_of(a, s, s->values[layer], b->kv_head, from),
-                         rows_of(a, next->span, next->span->keys[layer], next->kv_head, later * SPLIT_KEYS),
-                         from, seen < SPLIT_KEYS ? seen : SPLIT_KEYS};
+                         rows_of(a, next->span, next->span->keys[layer], next->kv_head, later * SPLIT_KEYS), from,
+                         seen < SPLIT_KEYS ? seen : SPLIT_KEYS};
     attend_split(queries, visible, b->count, &split, m->dim, a->states + place, a->weighted + place * m->dim);
 }
 
@@ -288,7 +288,8 @@ static int fits(const Matrix *w, int rows, int columns) {
 
 /* Whether everything is as wide as the rest takes it to be. Whoever calls has checked that before; a mistake there must
  * not write outside a buffer here. */
-static int is_sound(const Model *m, const Span *spans, int span_count, int rows, const int32_t *wanted, int wanted_count) {
+static int is_sound(const Model *m, const Span *spans, int span_count, int rows, const int32_t *wanted,
+                    int wanted_count) {
     const int width = m->heads * m->dim, kv_width = m->kv_heads * m->dim;
     int seen = 0;
     if (m->heads <= 0 || m->kv_heads <= 0 || m->heads % m->kv_heads || m->hidden <= 0 || m->intermediate <= 0) return 0;
@@ -311,9 +312,9 @@ static int is_sound(const Model *m, const Span *spans, int span_count, int rows,
  * their hidden states between two calls. `cosine`, `sine` [rows][dim]. Appends to every span's slab. `wanted` lists the
  * rows whose logits are wanted once the last layer is done, into logits [wanted_count][vocabulary rounded up to PAIR].
  * Returns 0, 1 when there is no memory, or 2 when the sizes do not fit together; nothing was touched then. */
-int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *spans, int span_count, int rows, float *x,
-                  const float *cosine, const float *sine, const int32_t *wanted, int wanted_count, float *logits,
-                  int threads) {
+int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *spans, int span_count, int rows,
+                  float *x, const float *cosine, const float *sine, const int32_t *wanted, int wanted_count,
+                  float *logits, int threads) {
     if (first_layer < 0 || last_layer > m->layer_count || first_layer > last_layer) return 2;
     if (!is_sound(m, spans, span_count, rows, wanted, wanted_count)) return 2;
     Attention a = {.model = m, .spans = spans, .cosine = cosine, .sine = sine, .rows = rows};

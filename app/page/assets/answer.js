@@ -23,7 +23,9 @@ const PLAIN = {
 const TOKENS = new Set(["comment", "string", "number", "keyword", "function", "class-name"]);
 const ALIGNS = new Set(["left", "center", "right"]);
 const MATH = new Set(
-  "mrow mstyle mi mn mo mtext mspace mfrac msup msub msubsup munder mover munderover msqrt mroot mtable mtr mtd".split(" "),
+  "mrow mstyle mi mn mo mtext mspace mfrac msup msub msubsup munder mover munderover msqrt mroot mtable mtr mtd".split(
+    " ",
+  ),
 );
 const FLAGS = /^(true|false)$/;
 const SMALL = /^[0-3]?(\.\d+)?em$/;
@@ -93,7 +95,12 @@ const BUILDERS = {
   heading: ({ level }) => el([1, 2, 3, 4, 5, 6].includes(level) ? `h${level}` : "p"),
   numbers: ({ start }) => el("ol", { start: Number.isInteger(start) ? start : null }),
   task: ({ done }) => {
-    const props = { class: "kw-task", role: "checkbox", "aria-checked": String(done === true), "aria-disabled": "true" };
+    const props = {
+      class: "kw-task",
+      role: "checkbox",
+      "aria-checked": String(done === true),
+      "aria-disabled": "true",
+    };
     return el("span", { ...props, "aria-label": done === true ? "done" : "to do", text: done === true ? "☑" : "☐" });
   },
   table: () => around(el("div", { class: "kw-table" }), el("table")),

@@ -1,6 +1,6 @@
 // Where one writes. The text leaves the composer only when the server has it.
 import { ask } from "./bridge.js";
-import { emit, mounted, on, state } from "./bus.js";
+import { mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
 
@@ -33,7 +33,11 @@ export function mount(element, facts) {
   const context = el("span", { class: "kw-context", "data-testid": "context" });
   const contextFill = el("span", { class: "kw-context-fill" });
   const contextLabel = el("span", { class: "kw-figures" });
-  context.append(el("span", { text: "context" }), el("span", { class: "kw-context-bar", "aria-hidden": "true" }, contextFill), contextLabel);
+  context.append(
+    el("span", { text: "context" }),
+    el("span", { class: "kw-context-bar", "aria-hidden": "true" }, contextFill),
+    contextLabel,
+  );
   element.append(
     problemBox,
     el(

@@ -105,7 +105,13 @@ async function follow() {
       const still = () => id === state.conversationId && state.run !== null;
       const memory = began - memoryAt > MEMORY_MS;
       if (memory) memoryAt = began;
-      const details = { conversation_id: id, version: state.run.version, shown: state.shown, memory, known: [...held.keys()].join(",") };
+      const details = {
+        conversation_id: id,
+        version: state.run.version,
+        shown: state.shown,
+        memory,
+        known: [...held.keys()].join(","),
+      };
       const reply = await act("follow", details, still);
       if (reply?.memory) emit("memory", reply.memory);
       if (reply?.lost) await pause(1000);

@@ -21,7 +21,11 @@ export function mount(element, facts) {
   const nothing = el("p", { class: "kw-empty", text: "Nothing found.", hidden: true });
   const add = textButton("", conversation.openNew, { class: "kw-new", title: "Ctrl+Shift+O", "data-testid": "new" });
   add.append(icon("plus"), el("span", { text: "New conversation" }));
-  const foot = el("div", { class: "kw-side-foot" }, iconButton("theme", "Dark or light", page.toggleTheme, { id: "kw-theme" }));
+  const foot = el(
+    "div",
+    { class: "kw-side-foot" },
+    iconButton("theme", "Dark or light", page.toggleTheme, { id: "kw-theme" }),
+  );
   if (facts.needs_login) foot.append(leave());
   element.append(
     el(
@@ -90,7 +94,9 @@ function showing(item) {
   const button = el(
     "button",
     { type: "button", class: "kw-open", title: item.title, on: { click: () => choose(item.id) } },
-    item.is_running ? el("span", { class: "kw-dots", "aria-label": "answering" }, el("i"), el("i"), el("i")) : tierMark(item.tier, true),
+    item.is_running
+      ? el("span", { class: "kw-dots", "aria-label": "answering" }, el("i"), el("i"), el("i"))
+      : tierMark(item.tier, true),
     el("span", { class: "kw-row-title", text: item.title }),
   );
   const tools = el(
@@ -168,7 +174,17 @@ function leave() {
   return el(
     "form",
     { method: "get", action: "/logout" },
-    el("button", { type: "submit", class: "kw-button kw-bare", "aria-label": "Log out", title: "Log out", "data-testid": "log-out" }, icon("door")),
+    el(
+      "button",
+      {
+        type: "submit",
+        class: "kw-button kw-bare",
+        "aria-label": "Log out",
+        title: "Log out",
+        "data-testid": "log-out",
+      },
+      icon("door"),
+    ),
   );
 }
 

@@ -10,8 +10,10 @@
     if (EMPTY_TEMPLATE.includes(body)) return () => "";
     const name = MOUNT.exec(body)?.[1];
     if (!name) throw new EvalError(`Not one of this page's functions: ${body.slice(0, 80)}`);
-    return (element, trigger, props, server, upload, watch) =>
-      import(`/keepwarm/${name}.js`).then((panel) => panel.mount(element, props.value, { trigger, props, server, watch }));
+    return (element, trigger, props, server, _upload, watch) =>
+      import(`/keepwarm/${name}.js`).then((panel) =>
+        panel.mount(element, props.value, { trigger, props, server, watch }),
+      );
   }
 
   window.Function = new Proxy(Function, {

@@ -33,7 +33,11 @@ export function mount(element) {
   let memory = null;
   const draw = () => {
     if (!memory) return;
-    reconcile(totals, memory.bars.map((one) => ({ key: one.tier, ...one })), bar);
+    reconcile(
+      totals,
+      memory.bars.map((one) => ({ key: one.tier, ...one })),
+      bar,
+    );
     reconcile(trend, memory.plot ? [{ key: "plot", ...memory.plot }] : [], plot);
     reconcile(saved, [{ key: "saved", saved: memory.saved, reused: memory.reused }], savings);
     const all = memory.rows.map(known);

@@ -15,8 +15,7 @@ export function known(row) {
 }
 
 export function card(row, old, redraw) {
-  const node =
-    old ?? el("div", { class: "kw-card", role: "listitem", "data-testid": "memory-row", "data-id": row.id });
+  const node = old ?? el("div", { class: "kw-card", role: "listitem", "data-testid": "memory-row", "data-id": row.id });
   if (row.here) node.setAttribute("aria-current", "true");
   else node.removeAttribute("aria-current");
   const { id, title, tier, open } = row;

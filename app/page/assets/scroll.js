@@ -9,7 +9,14 @@ export function followEnd(scroller, contents) {
   let pinned = true;
   const button = el(
     "button",
-    { type: "button", id: "kw-to-end", class: "kw-button", "aria-label": "To the end", title: "To the end", hidden: true },
+    {
+      type: "button",
+      id: "kw-to-end",
+      class: "kw-button",
+      "aria-label": "To the end",
+      title: "To the end",
+      hidden: true,
+    },
     icon("down"),
   );
   scroller.after(button);

@@ -112,7 +112,8 @@ function receipt(message) {
   if (!message.receipt) return [null, null];
   const key = String(message.id);
   const details = el("dl", { class: "kw-receipt-details", id: `kw-receipt-${key}` });
-  for (const [name, value] of message.receipt.details) details.append(el("dt", { text: name }), el("dd", { text: value }));
+  for (const [name, value] of message.receipt.details)
+    details.append(el("dt", { text: name }), el("dd", { text: value }));
   const button = el("button", {
     type: "button",
     class: `kw-receipt${message.receipt.missed ? " kw-receipt-missed" : ""}`,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,21 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 
 class StartedProcess:
-    """What it prints goes into a file, or where `wrapped` sends it: a shell script that ends with `"$@"`."""
+    """What it prints goes into a file, or where `wrapped` sends it: a shell script that ends with `"$@"`. It runs in
+    `directory`, by default this one, and `program` is what is started: by default the package of the source tree."""
 
-    def __init__(self, folder: Path, flags: list[str], environment: dict[str, str], wrapped: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        flags: list[str],
+        environment: dict[str, str],
+        wrapped: str = "",
+        program: Sequence[str] = (sys.executable, "-m", "app"),
+        directory: Path | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self._printed = folder / f"printed-{len(list(folder.glob('printed-*')))}.txt"
-        command = [sys.executable, "-m", "app", "serve", "--port", "0", "--data-dir", str(folder / "data"), *flags]
+        command = [*program, "serve", "--port", "0", "--data-dir", str(folder / "data"), *flags]
         if wrapped:
             command = ["/bin/sh", "-c", wrapped, "sh", *command]
         with self._printed.open("ab") as printed:
@@ -39,6 +49,7 @@ class StartedProcess:
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                cwd=directory,
                 start_new_session=True,
             )
 

@@ -170,7 +170,8 @@ __device__ __forceinline__ void attend(const Attention& p) {
         for (int i = 0; i < LOADS; i++)
 #pragma unroll
             for (int pair = 0; pair < 4; pair++)
-                score += wide(query[i][pair]) * wide(own[i][pair]) + wide(query[i][pair] >> 16) * wide(own[i][pair] >> 16);
+                score +=
+                    wide(query[i][pair]) * wide(own[i][pair]) + wide(query[i][pair] >> 16) * wide(own[i][pair] >> 16);
         score += __shfl_xor_sync(0xffffffff, score, 1);
         score += __shfl_xor_sync(0xffffffff, score, 2);
         largest = score * scale;
@@ -189,7 +190,8 @@ __device__ __forceinline__ void attend(const Attention& p) {
                 *reinterpret_cast<uint4*>(p.keys + place + i * 32 + t * 8) =
                     make_uint4(own[i][0], own[i][1], own[i][2], own[i][3]);
         if (lane < DIM / 8)
-            *reinterpret_cast<uint4*>(p.values + place + lane * 8) = *reinterpret_cast<const uint4*>(own_value + lane * 8);
+            *reinterpret_cast<uint4*>(p.values + place + lane * 8) =
+                *reinterpret_cast<const uint4*>(own_value + lane * 8);
     }
 
     for (; base < end; base += STRIDE) {

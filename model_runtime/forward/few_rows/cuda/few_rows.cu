@@ -41,8 +41,8 @@ __device__ __forceinline__ float squares(u32 pair) {
 }
 
 __device__ __forceinline__ u32 scaled(u32 pair, u32 factors, float scale) {
-    return narrow(wide(pair) * scale * wide(factors)) |
-           (u32)narrow(wide(pair >> 16) * scale * wide(factors >> 16)) << 16;
+    return narrow(wide(pair) * scale * wide(factors)) | (u32)narrow(wide(pair >> 16) * scale * wide(factors >> 16))
+                                                            << 16;
 }
 
 // y = x / rms(x) * weight of one row, by a whole block; `width` is a multiple of 8.
@@ -127,7 +127,9 @@ template <int BYTE>
 __device__ __forceinline__ u32 numbers_of(u32 table, u32 codes, u32 lane_bytes) {
     u32 pair;
     // Written so that the table's place becomes a part of the instruction.
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(pair) : "r"(table + __byte_perm(codes, lane_bytes, 0x5504 | BYTE << 4)));
+    asm volatile("ld.shared.u32 %0, [%1];"
+                 : "=r"(pair)
+                 : "r"(table + __byte_perm(codes, lane_bytes, 0x5504 | BYTE << 4)));
     return pair;
 }
 
@@ -190,11 +192,13 @@ __device__ __forceinline__ void multiply(const Product& p) {
         const u32 own = __ldg(p.pairs + base + lane % AT_ONCE);
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++)
-            *reinterpret_cast<u32*>(table_bytes + (base + i) * ENTRY_BYTES + lane_bytes) = __shfl_sync(0xffffffff, own, i);
+            *reinterpret_cast<u32*>(table_bytes + (base + i) * ENTRY_BYTES + lane_bytes) =
+                __shfl_sync(0xffffffff, own, i);
     }
 #if NESTED
     for (int i = threadIdx.x; i < 256; i += WARPS * 32) scale_table[i] = __ldg(p.scale_table + i);
-    if (threadIdx.x < MOST_PARTS && p.parts[threadIdx.x].offset) offsets[threadIdx.x] = __ldg(p.parts[threadIdx.x].offset);
+    if (threadIdx.x < MOST_PARTS && p.parts[threadIdx.x].offset)
+        offsets[threadIdx.x] = __ldg(p.parts[threadIdx.x].offset);
 #endif
     __syncthreads();
     wait_for_earlier();
@@ -204,7 +208,8 @@ __device__ __forceinline__ void multiply(const Product& p) {
     if constexpr (NORMED) {
         u16* normed = reinterpret_cast<u16*>(table_bytes + TABLE_BYTES);
         for (int token = 0; token < p.tokens; token++)
-            normalise_row<WARPS>(p.x + (long)token * p.columns, p.norm, normed + token * p.columns, p.columns, p.epsilon);
+            normalise_row<WARPS>(p.x + (long)token * p.columns, p.norm, normed + token * p.columns, p.columns,
+                                 p.epsilon);
         __syncthreads();
         x_all = normed;
     }
@@ -212,7 +217,8 @@ __device__ __forceinline__ void multiply(const Product& p) {
     const u16* x_rows[TILES];
 #pragma unroll
     for (int tokens = 0; tokens < TILES; tokens++)
-        x_rows[tokens] = x_all + (long)min(tokens * TILE_TOKENS + group, p.tokens - 1) * p.columns + (t & 1) * 32 + (t >> 1) * 16;
+        x_rows[tokens] =
+            x_all + (long)min(tokens * TILE_TOKENS + group, p.tokens - 1) * p.columns + (t & 1) * 32 + (t >> 1) * 16;
 
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const int next_tile = tile + gridDim.x;
@@ -289,9 +295,9 @@ __device__ __forceinline__ void multiply(const Product& p) {
     }
 }
 
-#define PRODUCT(NAME, WARPS, TILES, DEPTH, GATED, NORMED, BLOCKS)                         \
+#define PRODUCT(NAME, WARPS, TILES, DEPTH, GATED, NORMED, BLOCKS)                            \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) NAME(const Product p) { \
-        multiply<WARPS, TILES, DEPTH, GATED, NORMED>(p);                                  \
+        multiply<WARPS, TILES, DEPTH, GATED, NORMED>(p);                                     \
     }
 PRODUCT(multiply_8, 8, 1, 2, false, false, 2)
 PRODUCT(multiply_16, 8, 2, 1, false, false, 2)
