@@ -83,7 +83,7 @@ class _Readings(Collector):
         yield CounterMetricFamily("keepwarm_write_bytes", "Bytes written.", writes.size_bytes)
 
     def _memory(self) -> Iterator[Metric]:
-        view = self._manager.memory(NOBODY)
+        view = self._manager.memory_view(NOBODY)
         held = GaugeMetricFamily("keepwarm_kv_bytes", "Bytes of KV held, by tier.", labels=["tier", "kind"])
         budget = GaugeMetricFamily("keepwarm_kv_budget_bytes", "What each tier may hold.", labels=["tier"])
         held.add_metric(["device", "used"], view.device_used_bytes)

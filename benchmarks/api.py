@@ -129,7 +129,7 @@ def answer(client: httpx.Client, model: str, messages: list[dict[str, Any]], loa
 
 
 def drop_everything(manager: SessionManager) -> None:
-    for row in manager.memory(LOCAL_OWNER).rows:
+    for row in manager.memory_view(LOCAL_OWNER).rows:
         while manager.active_run(LOCAL_OWNER, row.conversation_id) is not None:  # its last piece has come, that is all
             time.sleep(0.001)
         manager.drop_kv(LOCAL_OWNER, row.conversation_id)

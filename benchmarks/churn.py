@@ -71,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         room = int(ON_DEVICE * statistics.mean(wanted) * 1.15)
         with serve(loaded, Path(folder), device_tokens=room, disk_bytes=16 * GIB, limit=LONGEST + 4096) as served:
-            device_bytes = served.manager.memory(OWNER).device_budget_bytes
+            device_bytes = served.manager.memory_view(OWNER).device_budget_bytes
             conversations = [served.conversation(NEW_TOKENS)]
             for number, tokens in enumerate(wanted):
                 served.turn(conversations[-1], served.text(tokens - TURN_TOKENS, number))
@@ -85,8 +85,11 @@ def main() -> None:
                 if number % BASELINE_EVERY == 0:
                     nothing.append(nothing_kept_s(served, c))
                     paired.append(kept[-1][0])
-            used_bytes, device = served.manager.memory(OWNER).disk_used_bytes, device_name(served.engine.info.device)
-            assert served.manager.memory(OWNER).device_used_bytes <= device_bytes
+            used_bytes, device = (
+                served.manager.memory_view(OWNER).disk_used_bytes,
+                device_name(served.engine.info.device),
+            )
+            assert served.manager.memory_view(OWNER).device_used_bytes <= device_bytes
     receipts = [receipt for _, receipt in kept]
     cheaper = [r for r in receipts if r.miss_reason is MissReason.REREAD_CHEAPER]
     others = [r for r in receipts if r.miss_reason is not MissReason.REREAD_CHEAPER]

@@ -92,7 +92,7 @@ def main() -> None:
             for name, tier in (("device", Tier.DEVICE), ("host", Tier.HOST), ("disk", Tier.DISK)):
                 first_s[name], restore_s[name] = measure(served, c, arguments.repeats, tier)
             served.settle(c)
-            memory, bytes_per_token = served.manager.memory(OWNER), loaded_bytes_per_token(served)
+            memory, bytes_per_token = served.manager.memory_view(OWNER), loaded_bytes_per_token(served)
             row = memory.rows[0]
             device_over = memory.device_used_bytes / (row.kv_tokens * bytes_per_token)
             disk_over = memory.disk_used_bytes / (row.disk_tokens * bytes_per_token)

@@ -55,11 +55,11 @@ class Served:
 
     def settle(self, conversation_id: str) -> None:
         """Waits until the KV is saved."""
-        row = next(r for r in self.manager.memory(OWNER).rows if r.conversation_id == conversation_id)
+        row = next(r for r in self.manager.memory_view(OWNER).rows if r.conversation_id == conversation_id)
         deadline = time.monotonic() + 60
         while row.disk_tokens < row.ledger_tokens - 1 and time.monotonic() < deadline:
             time.sleep(0.01)
-            row = next(r for r in self.manager.memory(OWNER).rows if r.conversation_id == conversation_id)
+            row = next(r for r in self.manager.memory_view(OWNER).rows if r.conversation_id == conversation_id)
 
 
 @contextlib.contextmanager

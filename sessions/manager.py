@@ -42,7 +42,10 @@ DELETE_TIMEOUT_S = 10.0
 
 
 class SessionManager:
-    """Conversations, their runs and their memory. `start` before use, `close` at the end."""
+    """Conversations, their runs and their memory. `start` before use, `close` at the end.
+
+    The attributes are its parts, which know no owners: they are for whatever looks after the whole server, such as
+    metrics, benchmarks and tests. A request is answered through the methods."""
 
     def __init__(
         self, store: Store, engine: Engine, template: TurnTemplate, config: SessionConfig, clock: Clock = SYSTEM_CLOCK
@@ -51,16 +54,16 @@ class SessionManager:
         self._engine = engine
         self._template = template
         self._config = config
-        self._runs = RunTable(config.finished_run_keep_s)
-        self._memory = Memory(store, engine, config, self._runs)
-        self._turns = Turns(store, engine, template, config, self._runs, self._memory)
-        self.completions = StatelessTurns(store, engine, template, config, self._runs, self._turns)
-        self._verifier = Verifier(store, engine, self._memory, self._runs)
-        self._views = Views(store, engine, self._memory, self._verifier, self._runs, config)
-        self._memory_actions = MemoryActions(store, self._runs, self._memory)
-        self._background = Background(store, engine, template, config, self._memory, self._turns)
+        self.runs = RunTable(config.finished_run_keep_s)
+        self.memory = Memory(store, engine, config, self.runs)
+        self.turns = Turns(store, engine, template, config, self.runs, self.memory)
+        self.completions = StatelessTurns(store, engine, template, config, self.runs, self.turns)
+        self.verifier = Verifier(store, engine, self.memory, self.runs)
+        self._views = Views(store, engine, self.memory, self.verifier, self.runs, config)
+        self._actions = MemoryActions(store, self.runs, self.memory)
+        self.background = Background(store, engine, template, config, self.memory, self.turns)
         served_time = store.uptime(clock)
-        self._pruner = Pruner(store.bin, served_time, self._runs, self._let_go, config.keep_unnamed_s, clock)
+        self.pruner = Pruner(store.bin, served_time, self.runs, self._let_go, config.keep_unnamed_s, clock)
 
     # Life
 
@@ -68,61 +71,61 @@ class SessionManager:
         """Marks answers that an earlier process left running as interrupted, then takes turns. `say` tells a person
         what becomes of the memory that was saved before."""
         self._store.messages.interrupt_running()
-        self._memory.start(say)
-        self._turns.recorder.start()
-        self._verifier.start()
-        self._background.start()
-        self._memory_actions.load_pins()
-        self._pruner.start()
+        self.memory.start(say)
+        self.turns.recorder.start()
+        self.verifier.start()
+        self.background.start()
+        self._actions.load_pins()
+        self.pruner.start()
 
     def close(self) -> None:
         """Stops every run, keeping its text as interrupted, saves their KVs, and ends the threads. Bounded by the
         configured times; the engine and the store stay open. May be called twice."""
         waited = AwakeClock()
         self.drain()
-        self._background.stop_work()
-        self._pruner.close(timeout_s=1.0)
-        while self._runs.all_active() and waited.look() < self._config.close_timeout_s:
+        self.background.stop_work()
+        self.pruner.close(timeout_s=1.0)
+        while self.runs.all_active() and waited.look() < self._config.close_timeout_s:
             self.interrupt_all()
             time.sleep(0.01)
-        for run in self._runs.all_active():  # the engine does not answer
+        for run in self.runs.all_active():  # the engine does not answer
             run.lease = None  # its KV is still the engine's
-            self._turns.recorder.put(run, aborted())
-        self._turns.recorder.close(timeout_s=1.0)
-        self._verifier.close(timeout_s=1.0)
-        self._memory.close()
-        self._background.close()
+            self.turns.recorder.put(run, aborted())
+        self.turns.recorder.close(timeout_s=1.0)
+        self.verifier.close(timeout_s=1.0)
+        self.memory.close()
+        self.background.close()
 
     def drain(self) -> None:
         """No turn begins any more (`ShuttingDown`); those that run go on."""
-        self._runs.close()
+        self.runs.close()
 
     @property
     def is_draining(self) -> bool:
-        return self._runs.is_closed
+        return self.runs.is_closed
 
     def open_answers(self) -> tuple[int, int]:
         """(being written, waiting in the queue)."""
-        return self._runs.counts()
+        return self.runs.counts()
 
     def interrupt_all(self) -> None:
         """Stops every run; their texts are kept and marked as interrupted."""
-        self._turns.interrupt(self._runs.all_active())
+        self.turns.interrupt(self.runs.all_active())
 
     @property
     def counters(self) -> Counters:
         """What happened since the server started."""
-        return self._memory.counters
+        return self.memory.counters
 
     @property
     def is_well(self) -> bool:
         """Whether the engine answers. A hanging or dead one is noticed and rebuilt; until then nothing is answered."""
-        return self._background.watchdog.is_well
+        return self.background.watchdog.is_well
 
     @property
     def storage(self) -> StorageState:
         """Whether what is said can be stored now, and if not, why."""
-        return self._background.storage_check.state
+        return self.background.storage_check.state
 
     @property
     def info(self) -> ModelInfo:
@@ -137,20 +140,20 @@ class SessionManager:
         """
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        self._turns.limits.refuse_hopeless(text)
-        with self._turns.claim(conversation_id):
+        self.turns.limits.refuse_hopeless(text)
+        with self.turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             run = self._begin_user_turn(conversation, path, path, text)
-            self._background.drafts.forget(conversation_id)
+            self.background.drafts.forget(conversation_id)
             return run
 
     def edit(self, owner_id: str, conversation_id: str, message_id: int, text: str) -> Run:
         """Another version of any user message, beside it, with a new answer below."""
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
-        self._turns.limits.refuse_hopeless(text)
-        with self._turns.claim(conversation_id):
+        self.turns.limits.refuse_hopeless(text)
+        with self.turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
             path = self._store.messages.path(parent_id)
@@ -160,7 +163,7 @@ class SessionManager:
     def regenerate(self, owner_id: str, conversation_id: str) -> Run:
         """Another answer to the last message, beside the old one."""
         self._store.conversation(owner_id, conversation_id)
-        with self._turns.claim(conversation_id):
+        with self.turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path:
@@ -172,12 +175,12 @@ class SessionManager:
                 self._template,
                 self.info.tokenizer_fingerprint,
             )
-            return self._turns.begin(NewTurn(conversation, path[:-1], turn, conversation.settings.sampling))
+            return self.turns.begin(NewTurn(conversation, path[:-1], turn, conversation.settings.sampling))
 
     def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
         """Goes on from a stopped, interrupted or length-limited answer: a new sibling that begins with it."""
         self._store.conversation(owner_id, conversation_id)
-        with self._turns.claim(conversation_id):
+        with self.turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path or not path[-1].can_continue:
@@ -186,29 +189,29 @@ class SessionManager:
             prefix = turn.ledger[len(turn.ledger) - turn.answer_prefix_tokens :]
             # Half a character at the end is not shown: the engine gives it out whole with its next token.
             prefix_text = self._template.plain(prefix).rstrip("�")
-            return self._turns.begin(
+            return self.turns.begin(
                 NewTurn(conversation, path[:-1], turn, conversation.settings.sampling, prefix_text=prefix_text)
             )
 
     def stop(self, owner_id: str, conversation_id: str) -> None:
         """The answer ends within one step and keeps its text. Nothing happens when there is none."""
         self._store.conversation(owner_id, conversation_id)
-        if run := self._runs.active(conversation_id):
-            self._turns.stop(run)
+        if run := self.runs.active(conversation_id):
+            self.turns.stop(run)
 
     def stop_run(self, run: Run) -> None:
         """Stops this run, for the request that began it."""
-        self._turns.stop(run)
+        self.turns.stop(run)
 
     def active_run(self, owner_id: str, conversation_id: str) -> Run | None:
         """The run of this conversation that is not done yet."""
         self._store.conversation(owner_id, conversation_id)
-        return self._runs.active(conversation_id)
+        return self.runs.active(conversation_id)
 
     def find_run(self, owner_id: str, conversation_id: str, message_id: int) -> Run | None:
         """The run that writes this answer, or wrote it within the last minute or so."""
         self._store.conversation(owner_id, conversation_id)
-        return self._runs.find(conversation_id, message_id)
+        return self.runs.find(conversation_id, message_id)
 
     # Conversations
 
@@ -244,42 +247,42 @@ class SessionManager:
     def delete(self, owner_id: str, conversation_id: str) -> None:
         """Stops its run, frees its KV, then removes every message."""
         self.stop(owner_id, conversation_id)
-        with self._runs.claim(conversation_id, DELETE_TIMEOUT_S):
+        with self.runs.claim(conversation_id, DELETE_TIMEOUT_S):
             self._remove(owner_id, conversation_id)
 
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
         """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
         self._store.conversation(owner_id, conversation_id)
-        with self._turns.claim(conversation_id):
+        with self.turns.claim(conversation_id):
             self._store.messages.switch(conversation_id, message_id, step)
 
     # Memory
 
-    def memory(self, owner_id: str) -> MemoryView:
+    def memory_view(self, owner_id: str) -> MemoryView:
         return self._views.memory(owner_id)
 
     def drop_kv(self, owner_id: str, conversation_id: str) -> None:
         """Frees the KV and deletes what is saved of it. Raises `ConversationBusy`."""
-        self._memory_actions.drop(owner_id, conversation_id)
+        self._actions.drop(owner_id, conversation_id)
 
     def park(self, owner_id: str, conversation_id: str, tier: Tier | str = Tier.DISK) -> None:
         """Moves the KV to the "host" or the "disk" tier. Raises `ConversationBusy`, or `StoreError` when it stays."""
-        self._memory_actions.park(owner_id, conversation_id, Tier(tier))
+        self._actions.park(owner_id, conversation_id, Tier(tier))
 
     def pin(self, owner_id: str, conversation_id: str) -> None:
         """Keeps the KV on the device, across restarts. Raises `CacheFull` with the numbers, or `ConversationBusy`."""
-        self._memory_actions.pin(owner_id, conversation_id)
+        self._actions.pin(owner_id, conversation_id)
 
     def unpin(self, owner_id: str, conversation_id: str) -> None:
-        self._memory_actions.unpin(owner_id, conversation_id)
+        self._actions.unpin(owner_id, conversation_id)
 
     def warm(self, owner_id: str, conversation_id: str) -> bool:
         """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done."""
-        return self._memory_actions.warm(owner_id, conversation_id)
+        return self._actions.warm(owner_id, conversation_id)
 
     def verify(self, owner_id: str, conversation_id: str) -> Verifying:
         """Begins to hold the KV, on the device and saved, against a re-read; what disagrees is dropped."""
-        return self._verifier.verify(owner_id, conversation_id)
+        return self.verifier.verify(owner_id, conversation_id)
 
     def prepare(self, owner_id: str, conversation_id: str) -> bool:
         """For a page that opens a conversation, or sees its first keystroke: `warm`, because a message will follow."""
@@ -299,12 +302,12 @@ class SessionManager:
 
     def count_tokens(self, owner_id: str, conversation_id: str, draft: str) -> tuple[int, int]:
         """Tokens of a draft, and how many tokens a message may have here at most. Raises `MessageRefused` when huge."""
-        return self._background.drafts.count_tokens(owner_id, conversation_id, draft)
+        return self.background.drafts.count_tokens(owner_id, conversation_id, draft)
 
     def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:
         """Has the model read a draft while no request waits, so that sending it costs its last words, or one token once
         it has been quiet for a moment. Nothing is stored."""
-        self._background.drafts.read_ahead(owner_id, conversation_id, draft)
+        self.background.drafts.read_ahead(owner_id, conversation_id, draft)
 
     # The steps of a turn
 
@@ -319,32 +322,32 @@ class SessionManager:
             self._template,
             self.info.tokenizer_fingerprint,
         )
-        return self._turns.begin(NewTurn(conversation, path, turn, conversation.settings.sampling, user_text=text))
+        return self.turns.begin(NewTurn(conversation, path, turn, conversation.settings.sampling, user_text=text))
 
     def _remove(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim."""
-        self._background.drafts.forget(conversation_id)
-        self._memory.leases.forget(conversation_id)
+        self.background.drafts.forget(conversation_id)
+        self.memory.leases.forget(conversation_id)
         self._store.delete(conversation_id)
-        self._turns.recorder.kept.forget(conversation_id)
-        self._memory.leases.forget(conversation_id)  # idle work may have begun between the two
-        self._memory.forget(conversation_id)
-        self._memory.events.forget(owner_id, conversation_id)
-        self._verifier.forget(conversation_id)
+        self.turns.recorder.kept.forget(conversation_id)
+        self.memory.leases.forget(conversation_id)  # idle work may have begun between the two
+        self.memory.forget(conversation_id)
+        self.memory.events.forget(owner_id, conversation_id)
+        self.verifier.forget(conversation_id)
 
     def _let_go(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim: it is in the bin, and takes no memory there."""
-        self._background.drafts.forget(conversation_id)
-        self._memory.leases.forget(conversation_id)
-        self._memory.drop_saved(conversation_id)
-        self._memory.events.forget(owner_id, conversation_id)
-        self._verifier.forget(conversation_id)
+        self.background.drafts.forget(conversation_id)
+        self.memory.leases.forget(conversation_id)
+        self.memory.drop_saved(conversation_id)
+        self.memory.events.forget(owner_id, conversation_id)
+        self.verifier.forget(conversation_id)
 
     def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
         system_prompt = clean(settings.system_prompt).strip()
         refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
         if system_prompt:
-            self._turns.limits.refuse_hopeless(system_prompt)
-            self._turns.limits.check_system_prompt(system_prompt)
+            self.turns.limits.refuse_hopeless(system_prompt)
+            self.turns.limits.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)

@@ -26,7 +26,7 @@ def sessions_router(services: Services) -> APIRouter:
 
     def found(owner_id: str, session_id: str) -> dict[str, Any]:
         manager.view(owner_id, session_id)  # a stranger's id, or none at all, is refused here
-        row = next((r for r in manager.memory(owner_id).rows if r.conversation_id == session_id), None)
+        row = next((r for r in manager.memory_view(owner_id).rows if r.conversation_id == session_id), None)
         if row is None:
             raise ConversationNotFound("This conversation was deleted.")
         return session(row)
@@ -37,7 +37,7 @@ def sessions_router(services: Services) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
     ) -> dict[str, Any]:
-        rows = manager.memory(services.callers.owner_of(request)).rows
+        rows = manager.memory_view(services.callers.owner_of(request)).rows
         start = next((n + 1 for n, row in enumerate(rows) if row.conversation_id == after), 0) if after else 0
         page = rows[start : start + limit]
         return {"object": "list", "data": [session(row) for row in page], "has_more": start + limit < len(rows)}
@@ -65,7 +65,7 @@ def sessions_router(services: Services) -> APIRouter:
     @router.post("/sessions/{session_id}/park", summary="Move its memory off the device", response_model=Session)
     def park(session_id: str, request: Request, tier: Literal["host", "disk"] = "disk") -> dict[str, Any]:
         owner_id = services.callers.owner_of(request)
-        memory = manager.memory(owner_id)
+        memory = manager.memory_view(owner_id)
         if not (memory.host_budget_bytes if tier == "host" else memory.disk_budget_bytes):
             raise Problem(400, f"The {tier} tier is off: start the server with --{tier}-kv-budget.", "tier_off", "tier")
         manager.park(owner_id, session_id, tier)

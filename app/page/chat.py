@@ -70,7 +70,7 @@ class Chat:
         snapshot = run.wait(version, FOLLOW_WAIT_S) if run is not None else None
         reply: dict[str, Any] = {}
         if flag(request, "memory"):  # the panel beside a run is pushed with it; the page asks about once a second
-            reply["memory"] = memory_panel.draw(self._manager.memory(owner_id))
+            reply["memory"] = memory_panel.draw(self._manager.memory_view(owner_id))
         if snapshot is None or snapshot.phase is RunPhase.DONE:
             return reply | self.draw(owner_id, where, _shown(request))
         reply |= {"conversation_id": where, "run": thread.run_state(snapshot)}

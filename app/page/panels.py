@@ -56,7 +56,7 @@ class Panels:
         """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
         search = line(request, "search")
         found = self._manager.list_conversations(owner_id, search)
-        view = self._manager.memory(owner_id)
+        view = self._manager.memory_view(owner_id)
         return {
             "conversations": sidebar.draw(found if search else sidebar.without_one_offs(found)),
             "memory": memory_panel.draw(view),

@@ -70,7 +70,7 @@ def add_health(app: FastAPI, services: Services, metrics: Metrics) -> None:
 def _memory(services: Services) -> MemoryView | None:
     """None while the database cannot even be read: health is told all the same."""
     try:
-        return services.manager.memory("")
+        return services.manager.memory_view("")
     except SessionError:
         return None
 

@@ -84,7 +84,7 @@ class House:
     def saved(self, conversation_id: str, owner: str = ADA) -> None:
         """Waits until all that its KV can hold of the current path is on disk."""
         ids = self.ledger(conversation_id, owner)[:-1]
-        disk = self.manager._memory.saved_kvs.disk
+        disk = self.manager.memory.saved_kvs.disk
         until(lambda: disk.chain(owner, conversation_id, ids).useful_tokens == len(ids))
 
     def files(self) -> list[Path]:

@@ -193,7 +193,7 @@ def test_sixteen_threads(make_house: MakeHouse) -> None:
                         manager.view(owner, c)
                         manager.list_conversations(owner, "says")
                     else:
-                        manager.memory(owner)
+                        manager.memory_view(owner)
                 except ConversationBusy:
                     time.sleep(0.003)
         except BaseException as error:
@@ -204,7 +204,7 @@ def test_sixteen_threads(make_house: MakeHouse) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    until(lambda: not house.manager._runs.all_active())
+    until(lambda: not house.manager.runs.all_active())
     assert errors == []
     assert over == []
     for owner in owners:

@@ -100,6 +100,6 @@ def test_lists_and_memory_show_only_ones_own(house: House) -> None:
     house.manager.drop_kv(ADA, c)
     house.say(c, "Another")
     assert house.manager.list_conversations(EVE) == house.manager.list_conversations(EVE, "secret") == []
-    memory = house.manager.memory(EVE)
+    memory = house.manager.memory_view(EVE)
     assert (memory.rows, memory.events, memory.saved_s_total, memory.reused_tokens_total) == ((), (), 0.0, 0)
     assert memory.device_used_bytes == house.engine.allocated_bytes > 0

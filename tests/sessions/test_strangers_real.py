@@ -54,7 +54,7 @@ def test_two_hundred_turns_of_sixteen_conversations(
             receipt = finish(run, 60).receipt
             if receipt is not None:
                 tiers[receipt.tier_before] += 1
-            assert manager.memory(owners[number]).device_used_bytes <= budget_bytes
+            assert manager.memory_view(owners[number]).device_used_bytes <= budget_bytes
         running.clear()
 
     later = [number % CONVERSATIONS for number in range(TURNS - CONVERSATIONS)]

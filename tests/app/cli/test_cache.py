@@ -106,7 +106,7 @@ def test_a_foreign_directory_is_no_cache(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_the_panel_and_the_metrics_show_other_models(served: tuple[Path, str]) -> None:
     services = house_with(served[0], "First-1B")
-    view = services.manager.memory(ADA)
+    view = services.manager.memory_view(ADA)
     assert 0 < view.disk_other_bytes < view.disk_used_bytes
     (disk,) = [bar for bar in memory_panel.draw(view)["bars"] if bar["tier"] == "disk"]
     assert disk["note"].startswith("other models: ")
@@ -120,7 +120,7 @@ def test_the_panel_and_the_metrics_show_other_models(served: tuple[Path, str]) -
 
 def test_the_panel_shows_what_is_not_read(served: tuple[Path, str]) -> None:
     services = house_with(served[0], "First-1B", disk_kv_budget_bytes=0)
-    (disk,) = [bar for bar in memory_panel.draw(services.manager.memory(ADA))["bars"] if bar["tier"] == "disk"]
+    (disk,) = [bar for bar in memory_panel.draw(services.manager.memory_view(ADA))["bars"] if bar["tier"] == "disk"]
     assert disk["note"] == "not read now"
     assert disk["used"] != "0"
     services.close()

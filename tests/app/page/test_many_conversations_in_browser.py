@@ -165,7 +165,7 @@ def test_the_memory_panel_counts_and_drops(serve: Serve, tab: OpenTab) -> None:
     one.say("alpha " * 50)
     row = one.by("memory-row")
     expect(row).to_contain_text("● device".replace(" ", ""))
-    used = site.manager.memory("local").device_used_bytes
+    used = site.manager.memory_view("local").device_used_bytes
     assert used == site.engine.allocated_bytes > 0
     expect(row).to_contain_text(f"{used / 1024 / 1024:.1f} MiB")
     expect(row).to_contain_text("without the cache")

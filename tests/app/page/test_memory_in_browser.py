@@ -56,7 +56,7 @@ def test_every_button_does_what_it_says(serve: Serve, tab: OpenTab) -> None:
     ):
         expect(one.by("log")).to_contain_text(words)
     expect(one.by("plot").get_by_role("img")).to_have_attribute("aria-label", re.compile("Bytes held over the last"))
-    assert site.manager.memory("local").disk_used_bytes == 0
+    assert site.manager.memory_view("local").disk_used_bytes == 0
 
 
 def test_damage_is_seen_without_opening_anything(serve: Serve, tab: OpenTab) -> None:
@@ -69,7 +69,7 @@ def test_damage_is_seen_without_opening_anything(serve: Serve, tab: OpenTab) -> 
     one.say("beta")
     alpha = card(one, "alpha")
     expect(alpha.get_by_test_id("verify")).to_have_count(0)
-    kv = site.manager._memory.leases._slots[where].kv
+    kv = site.manager.memory.leases._slots[where].kv
     assert isinstance(kv, ScriptedKV)
     kv.marks[40] ^= 1
     alpha.get_by_test_id("more").click()
@@ -110,7 +110,7 @@ def test_what_is_refused_is_said(serve: Serve, tab: OpenTab) -> None:
     one = tab(site.url).open()
     one.say("alpha " * 400)  # two thirds of what may be pinned
     card(one, "alpha").get_by_test_id("pin").click()
-    site.manager._memory.pins.limit_bytes = 3 * MIB
+    site.manager.memory.pins.limit_bytes = 3 * MIB
     one.new()
     one.say("beta " * 400)
     card(one, "beta").get_by_test_id("pin").click()

@@ -51,7 +51,7 @@ class Hands:
         for _ in range(days):
             self.wall += DAY_S
             self.steady += DAY_S
-            house.manager._pruner._uptime.look()
+            house.manager.pruner._uptime.look()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def timed_house(make_house: MakeHouse, hands: Hands) -> House:
 
 
 def prune(house: House) -> tuple[int, int]:
-    return house.manager._pruner.prune()
+    return house.manager.pruner.prune()
 
 
 def test_a_single_request_is_a_one_off_until_it_is_gone_on_with(house: House) -> None:
@@ -94,7 +94,7 @@ def test_what_a_program_left_goes_to_the_bin_and_its_memory_is_freed(make_house:
     assert prune(house) == (2, 0)
     assert listed(house) == {}
     assert house.files() == []
-    assert house.manager.memory(ADA).device_used_bytes == 0
+    assert house.manager.memory_view(ADA).device_used_bytes == 0
     hands.pass_days(house, 29)
     assert prune(house) == (0, 0)
     hands.pass_days(house, 2)
@@ -126,7 +126,7 @@ def test_what_is_answering_is_left_for_the_next_time(timed_house: House, hands: 
     c = ask(house, "Hello")
     prune(house)
     hands.pass_days(house, 31)
-    with house.manager._runs.claim(c):
+    with house.manager.runs.claim(c):
         assert prune(house) == (0, 0)
     assert set(listed(house)) == {c}
     assert prune(house) == (1, 0)
@@ -137,10 +137,10 @@ def test_what_was_gone_on_with_since_it_was_found_stays(timed_house: House, hand
     c = ask(house, "Hello")
     prune(house)
     hands.pass_days(house, 31)
-    seen = house.manager._pruner._uptime.look()
+    seen = house.manager.pruner._uptime.look()
     (found,) = house.store.bin.unused(seen.observed_s, 30 * DAY_S)
     house.say(c, "Wait")
-    assert not house.manager._pruner._put_aside(found, seen.observed_s)
+    assert not house.manager.pruner._put_aside(found, seen.observed_s)
     assert set(listed(house)) == {c}
 
 
@@ -176,7 +176,7 @@ def test_the_bin_is_out_of_reach_until_it_gives_back(timed_house: House, hands: 
         with pytest.raises(ConversationNotFound):
             reach()
     assert house.manager.list_conversations(ADA, "Hello") == []
-    assert house.manager.memory(ADA).rows == ()
+    assert house.manager.memory_view(ADA).rows == ()
     resent = ask(house, "Hello there", answer, "And then?")
     assert resent != c
     (binned,) = house.store.bin.every()
@@ -289,7 +289,7 @@ def test_jumping_about_never_makes_time_pass(make_house: MakeHouse, hands: Hands
             house.close()
             house = make_house(clock=hands.clock)
             hands.wall += 30 * DAY_S
-    assert house.manager._pruner._uptime.look().observed_s < DAY_S
+    assert house.manager.pruner._uptime.look().observed_s < DAY_S
     assert set(listed(house)) == {c}
 
 
@@ -335,7 +335,7 @@ def test_what_was_used_last_comes_first_whatever_the_clock_says(
 def test_no_title_is_looked_for_until_it_is_gone_on_with(make_house: MakeHouse) -> None:
     house = make_house(model_titles=True)
     c = ask(house, "Hello")
-    until(house.manager._background.idle_worker.is_at_rest)
+    until(house.manager.background.idle_worker.is_at_rest)
     assert house.store.conversation(ADA, c).has_first_title
     ask(house, *house.texts(c), "Tell me about rivers")
     until(lambda: not house.store.conversation(ADA, c).has_first_title)

@@ -27,11 +27,11 @@ def ahead_house(make_house: MakeHouse) -> House:
 
 
 def at_rest(house: House) -> None:
-    until(house.manager._background.idle_worker.is_at_rest)
+    until(house.manager.background.idle_worker.is_at_rest)
 
 
 def kv_of(house: House, conversation_id: str) -> ScriptedKV:
-    kv = house.manager._memory.leases._slots[conversation_id].kv
+    kv = house.manager.memory.leases._slots[conversation_id].kv
     assert isinstance(kv, ScriptedKV)
     return kv
 
@@ -67,7 +67,7 @@ def test_a_second_message_is_read_behind_the_first_answer(ahead_house: House) ->
     assert receipt.ahead_tokens == receipt.delta_tokens - receipt.fed_tokens
     assert house.texts(c)[-1] == house.expected_text(c)
     assert receipt.saved_s > 0
-    assert house.manager.memory(ADA).reused_tokens_total == receipt.reused_tokens - receipt.ahead_tokens
+    assert house.manager.memory_view(ADA).reused_tokens_total == receipt.reused_tokens - receipt.ahead_tokens
 
 
 def test_a_changed_draft_is_cropped(ahead_house: House) -> None:
@@ -89,7 +89,7 @@ def test_a_send_in_the_same_conversation_ends_the_reading_and_keeps_what_was_rea
     c = house.conversation()
     long = "word " * 400
     house.manager.read_ahead(ADA, c, long)
-    until(lambda: house.manager._memory.leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
+    until(lambda: house.manager.memory.leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
     began = time.monotonic()
     run = house.manager.send(ADA, c, long)
     until(lambda: run.lease is not None)
@@ -104,16 +104,16 @@ def test_a_draft_that_was_sent_is_not_read_once_more(make_house: MakeHouse, monk
     """Also where the engine ends the reading only after the message was stored: it would go behind its own answer."""
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     c, long, is_sent = house.conversation(), "word " * 400, threading.Event()
-    perform = house.manager._background.idle_worker._perform
+    perform = house.manager.background.idle_worker._perform
 
     def ends_late(*arguments: Any) -> Any:
         outcome = perform(*arguments)
         assert is_sent.wait(10)
         return outcome
 
-    monkeypatch.setattr(house.manager._background.idle_worker, "_perform", ends_late)
+    monkeypatch.setattr(house.manager.background.idle_worker, "_perform", ends_late)
     house.manager.read_ahead(ADA, c, long)
-    until(lambda: house.manager._memory.leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
+    until(lambda: house.manager.memory.leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
     run = house.manager.send(ADA, c, long)
     is_sent.set()
     finish(run)
@@ -126,7 +126,7 @@ def test_another_conversations_answer_is_not_held_up(make_house: MakeHouse) -> N
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     reader, other = house.conversation(), house.conversation("eve")
     house.manager.read_ahead(ADA, reader, "word " * 400)
-    until(lambda: house.manager._memory.leases.holdings().get(reader) and kv_of(house, reader).length_tokens >= 64)
+    until(lambda: house.manager.memory.leases.holdings().get(reader) and kv_of(house, reader).length_tokens >= 64)
     receipt = house.receipt(house.say(other, "Hi", owner="eve"))
     assert receipt.ttft_s is not None
     assert receipt.ttft_s < 0.2
@@ -146,7 +146,7 @@ def test_nothing_is_read_beside_an_answer(make_house: MakeHouse) -> None:
     run = house.manager.send("eve", other, "Hi")
     house.manager.read_ahead(ADA, c, TEXT)
     time.sleep(0.1)
-    assert c not in house.manager._memory.leases.holdings()
+    assert c not in house.manager.memory.leases.holdings()
     gate.set()
     finish(run)
     at_rest(house)
@@ -226,23 +226,23 @@ def test_the_budget_holds_and_nobody_is_evicted_for_a_draft(make_house: MakeHous
     second = house.conversation(max_new_tokens=32)
     house.manager.read_ahead(ADA, second, "word " * 50)
     time.sleep(0.2)
-    assert first in house.manager._memory.leases.holdings()
-    assert second not in house.manager._memory.leases.holdings()
+    assert first in house.manager.memory.leases.holdings()
+    assert second not in house.manager.memory.leases.holdings()
     house.manager.read_ahead(ADA, second, "a few words")
-    until(lambda: second in house.manager._memory.leases.holdings())
+    until(lambda: second in house.manager.memory.leases.holdings())
 
 
 def test_deleting_while_a_draft_is_read_leaves_nothing_behind(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     c = house.conversation()
     house.manager.read_ahead(ADA, c, "word " * 400)
-    until(lambda: c in house.manager._memory.leases.holdings())
+    until(lambda: c in house.manager.memory.leases.holdings())
     began = time.monotonic()
     house.manager.delete(ADA, c)
     assert time.monotonic() - began < 1.0
     house.manager.read_ahead(ADA, house.conversation(), "")
     at_rest(house)
-    assert c not in house.manager._memory.leases.holdings()
+    assert c not in house.manager.memory.leases.holdings()
 
 
 def test_a_huge_draft_is_refused_and_one_that_does_not_fit_is_left_alone(make_house: MakeHouse) -> None:
@@ -251,7 +251,7 @@ def test_a_huge_draft_is_refused_and_one_that_does_not_fit_is_left_alone(make_ho
     with pytest.raises(MessageRefused):
         house.manager.read_ahead(ADA, c, "x" * 200_000)
     read(house, c, "word " * 3000)
-    assert house.manager._memory.leases.holdings() == {}
+    assert house.manager.memory.leases.holdings() == {}
 
 
 def test_switched_off_nothing_is_read(make_house: MakeHouse) -> None:
@@ -266,7 +266,7 @@ def test_closing_does_not_wait_for_a_reading(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.002))
     c = house.conversation()
     house.manager.read_ahead(ADA, c, "word " * 1000)
-    until(lambda: c in house.manager._memory.leases.holdings())
+    until(lambda: c in house.manager.memory.leases.holdings())
     began = time.monotonic()
     house.close()
     assert time.monotonic() - began < 2
@@ -288,7 +288,7 @@ def test_a_quiet_draft_is_read_whole_and_sending_it_feeds_one_token(make_house: 
         assert receipt.ahead_tokens == receipt.delta_tokens - 1
         assert house.texts(c)[-1] == house.expected_text(c)
         at_rest(house)
-    assert house.manager.memory(ADA).reused_tokens_total == receipt.reused_tokens - receipt.ahead_tokens
+    assert house.manager.memory_view(ADA).reused_tokens_total == receipt.reused_tokens - receipt.ahead_tokens
 
 
 def test_typing_on_after_a_whole_reading_crops_it_to_what_is_stable(make_house: MakeHouse) -> None:
@@ -376,7 +376,7 @@ def test_a_whole_reading_is_cropped_by_whatever_is_done_instead(make_house: Make
 
 
 def _at_hand(house: House) -> Kind | None:
-    at_hand = house.manager._background.idle_worker._at_hand
+    at_hand = house.manager.background.idle_worker._at_hand
     return at_hand[0].kind if at_hand is not None else None
 
 

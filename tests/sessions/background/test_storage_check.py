@@ -100,7 +100,7 @@ def test_a_deleted_folder_of_saved_memory_costs_a_reading(make_house: MakeHouse,
     house.say(c, LONG)
     house.saved(c)
     house.manager.park(ADA, c)
-    until(lambda: house.manager._background.storage_check._kv_seen is not None)
+    until(lambda: house.manager.background.storage_check._kv_seen is not None)
     shutil.rmtree(tmp_path / "data" / "kv")
     until(lambda: bool(house.manager.storage.reasons))
     assert house.manager.storage.can_store

@@ -29,7 +29,7 @@ def title(house: House, conversation_id: str) -> str:
 
 
 def at_rest(house: House) -> None:
-    until(house.manager._background.idle_worker.is_at_rest)
+    until(house.manager.background.idle_worker.is_at_rest)
 
 
 def test_the_model_names_the_conversation_after_its_first_answer(make_house: MakeHouse) -> None:

@@ -83,8 +83,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def saved(site: Site, c: str) -> None:
-    rows = {row.conversation_id: row for row in site.manager.memory(ADA).rows}
-    until(lambda: {r.conversation_id: r for r in site.manager.memory(ADA).rows}[c].disk_tokens >= rows[c].kv_tokens)
+    rows = {row.conversation_id: row for row in site.manager.memory_view(ADA).rows}
+    until(
+        lambda: {r.conversation_id: r for r in site.manager.memory_view(ADA).rows}[c].disk_tokens >= rows[c].kv_tokens
+    )
 
 
 def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> None:
@@ -100,8 +102,8 @@ def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> Non
     failed = finish(run)
     assert (failed.status, failed.note) == (MessageStatus.FAILED, GIVEN_UP)
     until(lambda: site.manager.is_well)
-    assert {row.tier for row in site.manager.memory(ADA).rows} == {Tier.DISK}
-    assert any("was restarted" in event.text for event in site.manager.memory(ADA).events)
+    assert {row.tier for row in site.manager.memory_view(ADA).rows} == {Tier.DISK}
+    assert any("was restarted" in event.text for event in site.manager.memory_view(ADA).events)
 
     gate.set()  # the thread that was given up wakes up
     again = finish(site.manager.regenerate(ADA, c))
@@ -115,7 +117,7 @@ def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> Non
 def test_whoever_waits_in_line_is_answered_afterwards(site: Site) -> None:
     first, second = site.conversation("One."), site.conversation("Two.")
     promised_bytes = site.watched.engine.kv_bytes(100)
-    site.manager._memory.leases.budget_bytes = promised_bytes  # room for one of them
+    site.manager.memory.leases.budget_bytes = promised_bytes  # room for one of them
     reached, gate = site.hang_once()
     stuck = site.manager.send(ADA, first, "Go on.")
     assert reached.wait(10)
@@ -149,7 +151,7 @@ def test_an_engine_that_cannot_be_rebuilt_is_told(make_house: MakeHouse, monkeyp
     assert house.manager.is_well
     house.engine.shown_pulse = Pulse(False, 0.0, 0.0)
     assert not house.manager.is_well
-    until(lambda: house.manager._memory.leases._is_suspended)
+    until(lambda: house.manager.memory.leases._is_suspended)
     house.engine.shown_pulse = Pulse(True, 0.0, 0.0)
     assert not house.manager.is_well  # its KVs are gone, and nobody has put another in its place
 

@@ -92,7 +92,7 @@ def test_files_that_are_missing_take_their_rows_with_them(
 ) -> None:
     house, (first, second) = talked
     root = next(s for s in house.store.segments.of_conversation(first) if s.start_tokens == 0)
-    house.manager._memory.saved_kvs.disk.path_of(root.key).unlink()
+    house.manager.memory.saved_kvs.disk.path_of(root.key).unlink()
     lost = len(house.store.segments.of_conversation(first))
     made = back_up(tmp_path / "data", tmp_path / "backup")
     assert (made.dropped_segments, made.segments) == (lost, len(house.store.segments.of_conversation(second)))

@@ -51,7 +51,7 @@ class Machine(RuleBasedStateMachine):
 
     def look(self) -> None:
         """On the engine thread, after every step."""
-        holdings = self.house.manager._memory.leases.holdings().values()
+        holdings = self.house.manager.memory.leases.holdings().values()
         held = sum(h.used_bytes + h.reserved_bytes for h in holdings)
         if held > BUDGET_BYTES:
             self.broken.append(f"{held} bytes held and promised")
@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         """A draft is read, or begins to be: the next rule may well come between."""
         self.house.manager.read_ahead(*self.picked(pick), text)
         if waits and not any(not run.is_done for run in self.runs):
-            until(self.house.manager._background.idle_worker.is_at_rest)
+            until(self.house.manager.background.idle_worker.is_at_rest)
 
     @precondition(lambda self: self.conversations)
     @rule(pick=PICK)
@@ -143,7 +143,7 @@ class Machine(RuleBasedStateMachine):
             path = self.house.path(c, owner)
             for number in range(2, len(path) + 1, 2):
                 self.check_answer(path[:number])
-            kv_tokens = {r.conversation_id: r.kv_tokens for r in self.house.manager.memory(owner).rows}[c]
+            kv_tokens = {r.conversation_id: r.kv_tokens for r in self.house.manager.memory_view(owner).rows}[c]
             assert kv_tokens <= 8192
 
     def check_answer(self, path: tuple[Node, ...]) -> None:
@@ -175,8 +175,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_panel_shows_what_is_allocated(self) -> None:
-        if not any(not run.is_done for run in self.runs) and self.house.manager._background.idle_worker.is_at_rest():
-            memory = self.house.manager.memory("ada")
+        if not any(not run.is_done for run in self.runs) and self.house.manager.background.idle_worker.is_at_rest():
+            memory = self.house.manager.memory_view("ada")
             assert memory.device_used_bytes == self.house.engine.allocated_bytes
             assert memory.device_reserved_bytes == 0
 

@@ -45,7 +45,7 @@ def missed(house: House, c: str, reason: MissReason, sentence: str) -> Receipt:
     assert receipt.fed_tokens > receipt.delta_tokens
     again = receipt.fed_tokens - receipt.delta_tokens
     assert receipt.miss_detail.endswith(f"so {again:,} token{'' if again == 1 else 's'} were read again.")
-    if house.manager._memory.disk_budget_bytes:
+    if house.manager.memory.disk_budget_bytes:
         house.saved(c)
         until(lambda: house.store.losses.of(c) is None)  # what was lost is there again
     return receipt
@@ -71,7 +71,7 @@ def test_deleted_for_the_disk_budget(make_warm: MakeWarm) -> None:
     c = begun(house)
     for number in range(3):
         begun(house, f"{number} {LONG}")
-    assert house.manager._memory.saved_kvs.disk.of_conversation(c) == []
+    assert house.manager.memory.saved_kvs.disk.of_conversation(c) == []
     house = restarted(house, make_warm, **budget)
     missed(house, c, MissReason.DISK_BUDGET, "to stay within the disk budget of 1.0 MiB (--disk-kv-budget)")
 
@@ -289,7 +289,7 @@ def test_a_clock_that_jumped_takes_nobodys_share(make_warm: MakeWarm, monkeypatc
     house = restarted(house, make_warm, **budget)
     for number in range(8):
         begun(house, f"{number} {LONG}")
-    assert theirs in house.manager._memory.saved("eve")
+    assert theirs in house.manager.memory.saved("eve")
 
 
 def test_nothing_is_known(make_warm: MakeWarm) -> None:

@@ -71,14 +71,14 @@ def test_an_evicted_conversation_comes_back_from_disk(make_warm: Callable[..., H
     b = house.conversation(max_new_tokens=100)
     house.say(b, LONG + "b")  # there is room for one
     house.saved(a)
-    rows = {row.conversation_id: row for row in house.manager.memory(ADA).rows}
+    rows = {row.conversation_id: row for row in house.manager.memory_view(ADA).rows}
     assert rows[a].tier is Tier.DISK
     assert rows[a].kv_tokens == 0
     assert rows[a].disk_tokens == len(house.ledger(a)) - 1
     assert rows[a].next_ttft_s < rows[a].cold_ttft_s
     fed_only_the_delta(house, a)
     fed_only_the_delta(house, b)
-    events = [event.text for event in house.manager.memory(ADA).events]
+    events = [event.text for event in house.manager.memory_view(ADA).events]
     assert any(text.startswith("Restored A long message") for text in events)
     assert house.engine.peak_bytes <= 640 * 1024
 
@@ -90,7 +90,7 @@ def test_what_was_evicted_while_it_is_being_written_comes_back_from_memory(make_
     house.say(a, LONG)
     b = house.conversation(max_new_tokens=100)
     house.say(b, LONG + "b")  # there is room for one
-    row = next(r for r in house.manager.memory(ADA).rows if r.conversation_id == a)
+    row = next(r for r in house.manager.memory_view(ADA).rows if r.conversation_id == a)
     assert row.kv_tokens == 0
     assert row.disk_tokens < len(house.ledger(a)) - 1, "the writer was too quick for this test"
     fed_only_the_delta(house, a)
@@ -102,11 +102,11 @@ def test_branches_share_what_they_have_in_common(make_warm: Callable[..., House]
     house.say(c, LONG)
     house.say(c, LONG + "Second")
     house.saved(c)
-    alone_bytes = house.manager.memory(ADA).disk_used_bytes
+    alone_bytes = house.manager.memory_view(ADA).disk_used_bytes
     second = house.manager.view(ADA, c).messages[2]
     finish(house.manager.edit(ADA, c, second.message_id, LONG + "Another"))
     house.saved(c)
-    assert house.manager.memory(ADA).disk_used_bytes < alone_bytes * 1.6
+    assert house.manager.memory_view(ADA).disk_used_bytes < alone_bytes * 1.6
     house.close()
     house = make_warm()
     fed_only_the_delta(house, c)
@@ -185,7 +185,7 @@ def test_owners_share_nothing(make_warm: Callable[..., House]) -> None:
     keys = {owner: {s.key for s in house.store.segments.of_conversation(c)} for owner, c in conversations.items()}
     assert not keys[ADA] & keys["eve"]
     assert len(house.files()) == len(keys[ADA]) + len(keys["eve"])
-    assert conversations["eve"] not in house.manager._memory.saved(ADA)
+    assert conversations["eve"] not in house.manager.memory.saved(ADA)
 
 
 def test_deleting_a_conversation_deletes_its_files(make_warm: Callable[..., House]) -> None:
@@ -198,7 +198,7 @@ def test_deleting_a_conversation_deletes_its_files(make_warm: Callable[..., Hous
     assert house.store.kv_dir.stat().st_mode & 0o777 == 0o700
     house.manager.delete(ADA, c)
     assert house.files() == []
-    assert house.manager.memory(ADA).disk_used_bytes == 0
+    assert house.manager.memory_view(ADA).disk_used_bytes == 0
 
 
 def test_deleted_while_it_is_being_saved(make_warm: Callable[..., House]) -> None:
@@ -216,7 +216,7 @@ def test_park_saves_then_frees(make_warm: Callable[..., House]) -> None:
     c = house.conversation()
     house.say(c, LONG)
     house.manager.park(ADA, c)
-    memory = house.manager.memory(ADA)
+    memory = house.manager.memory_view(ADA)
     assert (memory.rows[0].tier, memory.device_used_bytes, house.engine.allocated_bytes) == (Tier.DISK, 0, 0)
     assert memory.events[0].text.startswith("Parked the KV of ")
     house.manager.park(ADA, c)  # nothing left to park
@@ -230,7 +230,7 @@ def test_what_cannot_be_saved_is_not_parked(make_warm: Callable[..., House]) -> 
     house.say(c, LONG)
     with pytest.raises(StoreError, match="stays on the device"):
         house.manager.park(ADA, c)
-    assert house.manager.memory(ADA).rows[0].tier is Tier.DEVICE
+    assert house.manager.memory_view(ADA).rows[0].tier is Tier.DEVICE
 
 
 def test_without_a_disk_budget_nothing_is_saved(make_house: MakeHouse) -> None:
@@ -250,8 +250,8 @@ def test_opening_a_conversation_restores_it(make_warm: Callable[..., House]) -> 
     house.say(c, LONG)
     house.manager.park(ADA, c)
     assert house.manager.prepare(ADA, c)
-    until(lambda: house.manager.memory(ADA).rows[0].tier is Tier.DEVICE)
-    until(lambda: house.manager.memory(ADA).device_reserved_bytes == 0)
+    until(lambda: house.manager.memory_view(ADA).rows[0].tier is Tier.DEVICE)
+    until(lambda: house.manager.memory_view(ADA).device_reserved_bytes == 0)
     assert not house.manager.prepare(ADA, c)  # it is there
     receipt = house.receipt(house.say(c, "Well?"))
     assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DEVICE, receipt.delta_tokens)
@@ -265,7 +265,7 @@ def test_opening_a_conversation_drops_nobody(make_warm: Callable[..., House]) ->
     b = house.conversation(max_new_tokens=100)
     house.say(b, LONG + "b")
     assert not house.manager.prepare(ADA, a)
-    assert {r.conversation_id: r.tier for r in house.manager.memory(ADA).rows} == {a: Tier.DISK, b: Tier.DEVICE}
+    assert {r.conversation_id: r.tier for r in house.manager.memory_view(ADA).rows} == {a: Tier.DISK, b: Tier.DEVICE}
 
 
 def test_a_message_sent_while_its_conversation_is_prepared(make_warm: Callable[..., House]) -> None:
@@ -324,7 +324,7 @@ def test_reading_again_where_that_is_expected_to_be_faster(make_warm: Callable[.
     house.say(c, LONG)
     house.manager.park(ADA, c)
     for _ in range(10):
-        house.manager._memory.saved_kvs.disk_speed.observe(2**30, 1, 1e9)
+        house.manager.memory.saved_kvs.disk_speed.observe(2**30, 1, 1e9)
     message = house.say(c, "Now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)

@@ -56,7 +56,7 @@ def begun(house: House, text: str, owner: str = ADA) -> str:
 
 def rows_of(house: House) -> tuple[list[SavedSegment], list[SavedSegment]]:
     """(the current model's, others')."""
-    numerics, rows = house.manager._memory.saved_kvs.disk.numerics, house.store.segments.every()
+    numerics, rows = house.manager.memory.saved_kvs.disk.numerics, house.store.segments.every()
     return [r for r in rows if r.fingerprint == numerics], [r for r in rows if r.fingerprint != numerics]
 
 
@@ -73,7 +73,7 @@ def test_they_go_first_when_room_is_needed_and_nothing_of_the_current_model(
     house.manager.pin("eve", others[1])
     house.close()
     house = make_warm(**budget)
-    memory = house.manager.memory(ADA)
+    memory = house.manager.memory_view(ADA)
     assert memory.disk_other_bytes == sum(row.size_bytes for row in rows_of(house)[1]) > 0
     with caplog.at_level(logging.WARNING):
         while rows_of(house)[1]:
@@ -82,8 +82,8 @@ def test_they_go_first_when_room_is_needed_and_nothing_of_the_current_model(
             if rows_of(house)[1]:
                 assert before <= {row.key for row in rows_of(house)[0]}
     assert "kv_room_needed" in caplog.text
-    assert house.manager.memory(ADA).disk_other_bytes == 0
-    assert house.manager.memory(ADA).disk_used_bytes <= 2 * MIB
+    assert house.manager.memory_view(ADA).disk_other_bytes == 0
+    assert house.manager.memory_view(ADA).disk_used_bytes <= 2 * MIB
 
 
 def test_another_format_is_never_matched_and_comes_back(
@@ -94,7 +94,7 @@ def test_another_format_is_never_matched_and_comes_back(
     house.close()
     monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 2)
     house = make_warm()
-    assert house.manager.memory(ADA).disk_other_bytes > 0
+    assert house.manager.memory_view(ADA).disk_other_bytes > 0
     assert house.manager.view(ADA, c).summary.tier is Tier.NONE
     house.close()
     monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 1)
@@ -126,7 +126,7 @@ def test_compaction_leaves_other_models_alone_and_is_not_stopped_by_them(make_wa
         house.say(d, f"More {number}")
         house.saved(d)
     before = len(rows_of(house)[0])
-    while house.manager._memory.saved_kvs.disk.compact(10_000):
+    while house.manager.memory.saved_kvs.disk.compact(10_000):
         pass
     assert len(rows_of(house)[0]) < before
     assert {row.key for row in rows_of(house)[1]} == of_others
@@ -245,7 +245,7 @@ class Switching(RuleBasedStateMachine):
 
     @invariant()
     def rows_and_files_are_the_same(self) -> None:
-        disk = self.house.manager._memory.saved_kvs.disk
+        disk = self.house.manager.memory.saved_kvs.disk
         with disk._files:
             assert {disk.path_of(row.key) for row in self.house.store.segments.every()} == set(self.house.files())
 

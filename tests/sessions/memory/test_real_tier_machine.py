@@ -163,7 +163,7 @@ class RealTierMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_budgets_hold(self) -> None:
-        memory = self.manager.memory(ADA)
+        memory = self.manager.memory_view(ADA)
         assert memory.device_used_bytes + memory.device_reserved_bytes <= self.budget_bytes
         assert memory.host_used_bytes + memory.host_reserved_bytes <= memory.host_budget_bytes
 

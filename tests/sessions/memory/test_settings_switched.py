@@ -168,7 +168,7 @@ def test_switched_and_back(serving: Serve, tmp_path: Path, switch: str) -> None:
         server.say(left, TEXTS[1])
     of_a = sorted((tmp_path / "data" / "kv").rglob("*.kv"))
     with serving(b) as server:
-        memory = server.manager.memory(ADA)
+        memory = server.manager.memory_view(ADA)
         assert memory.disk_other_bytes == memory.disk_used_bytes > 0
         assert any("are of other models or settings. They stay" in sentence for sentence in server.said)
         assert {row.tier for row in memory.rows} == {Tier.NONE}
@@ -205,7 +205,7 @@ def test_a_disk_budget_of_0_once(serving: Serve, tmp_path: Path) -> None:
     assert files
     with serving(replace(A, disk_bytes=0)) as server:
         assert any("neither read nor deleted" in sentence for sentence in server.said)
-        memory = server.manager.memory(ADA)
+        memory = server.manager.memory_view(ADA)
         assert memory.disk_used_bytes > 0
         assert memory.disk_budget_bytes == 0
         assert memory.rows[0].tier is Tier.NONE

@@ -56,7 +56,7 @@ class TierMachine(Machine):
         engine.on_step = self.look
         engine.fail_save = lambda identity: self.fault("save", identity)
         engine.fail_load = lambda identity: self.fault("load", identity)
-        leases = self.house.manager._memory.leases
+        leases = self.house.manager.memory.leases
         noted = leases._on_dropped
 
         def dropped(what: Dropped) -> None:
@@ -72,7 +72,7 @@ class TierMachine(Machine):
 
     def look(self) -> None:
         super().look()
-        host = self.house.manager._memory.host
+        host = self.house.manager.memory.host
         if host.used_bytes + host.reserved_bytes > HOST_BYTES:
             self.broken.append(f"{host.used_bytes} bytes used and {host.reserved_bytes} reserved in host memory")
 
@@ -113,7 +113,7 @@ class TierMachine(Machine):
         owner, c = self.picked(pick)
         with contextlib.suppress(ConversationBusy, CacheFull):
             self.house.manager.pin(owner, c)
-            if not self.house.manager._memory.leases._is_leaving(c):  # else it was on its way out already
+            if not self.house.manager.memory.leases._is_leaving(c):  # else it was on its way out already
                 self.pinned.add(c)
 
     @rule()
@@ -167,7 +167,7 @@ class TierMachine(Machine):
 
     @invariant()
     def pins_stay_within_what_may_be_pinned(self) -> None:
-        pins = self.house.manager._memory.pins
+        pins = self.house.manager.memory.pins
         assert pins.total_bytes <= pins.limit_bytes
 
     @invariant()

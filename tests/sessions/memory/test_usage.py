@@ -37,7 +37,7 @@ def test_the_memory_view_carries_them(make_house: MakeHouse) -> None:
     c = house.conversation()
     house.say(c, "Hello")
     house.saved(c)
-    memory = house.manager.memory(ADA)
-    until(lambda: house.manager.memory(ADA).history[-1].disk_bytes == memory.disk_used_bytes > 0)
-    assert house.manager.memory(ADA).history[-1].device_bytes == memory.device_used_bytes
-    assert house.manager.memory(ADA).history[0].device_bytes == 0
+    memory = house.manager.memory_view(ADA)
+    until(lambda: house.manager.memory_view(ADA).history[-1].disk_bytes == memory.disk_used_bytes > 0)
+    assert house.manager.memory_view(ADA).history[-1].device_bytes == memory.device_used_bytes
+    assert house.manager.memory_view(ADA).history[0].device_bytes == 0

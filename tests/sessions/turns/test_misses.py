@@ -31,7 +31,7 @@ def test_dropped_by_hand(house: House) -> None:
     house.manager.drop_kv(ADA, c)
     assert house.engine.allocated_bytes == 0
     assert house.manager.view(ADA, c).summary.tier is Tier.NONE
-    assert "Dropped the KV of" in house.manager.memory(ADA).events[0].text
+    assert "Dropped the KV of" in house.manager.memory_view(ADA).events[0].text
     answer = house.say(c, "Still there?")
     assert "dropped by hand" in missed(answer, MissReason.EVICTED).miss_detail
     assert answer.text == house.expected_text(c)
@@ -44,7 +44,7 @@ def test_dropped_to_make_room(make_house: MakeHouse) -> None:
     house.say(c, "x" * 200)
     other = house.conversation(max_new_tokens=100)
     house.say(other, "y" * 200)
-    (event, *_) = house.manager.memory(ADA).events
+    (event, *_) = house.manager.memory_view(ADA).events
     assert event.conversation_id == c
     assert event.text.startswith("Dropped the KV of xxxx")
     assert "to make room: 0.3 MiB" in event.text

@@ -42,7 +42,7 @@ def test_the_stop_token_is_the_last_id_and_not_in_the_kv(house: House) -> None:
     c = house.conversation()
     house.say(c, "Hello")
     assert house.ledger(c)[-1] == END
-    (row,) = house.manager.memory(ADA).rows
+    (row,) = house.manager.memory_view(ADA).rows
     assert row.kv_tokens == row.ledger_tokens - 1 == len(house.ledger(c)) - 1
 
 
@@ -273,7 +273,7 @@ def test_delete_stops_the_run_and_frees_everything(make_house: MakeHouse) -> Non
     assert run.snapshot().phase is RunPhase.DONE
     assert house.engine.allocated_bytes == 0
     assert house.manager.list_conversations(ADA) == []
-    assert house.manager.memory(ADA).events == ()
+    assert house.manager.memory_view(ADA).events == ()
 
 
 def test_one_users_many_messages_do_not_hold_up_anothers(make_house: MakeHouse) -> None:

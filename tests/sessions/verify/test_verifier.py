@@ -22,13 +22,13 @@ def verified(house: House, c: str) -> CheckView:
 
 
 def shown(house: House, c: str) -> CheckView:
-    check = next(row for row in house.manager.memory(ADA).rows if row.conversation_id == c).check
+    check = next(row for row in house.manager.memory_view(ADA).rows if row.conversation_id == c).check
     assert check is not None
     return check
 
 
 def kv_of(house: House, c: str) -> ScriptedKV:
-    kv = house.manager._memory.leases._slots[c].kv
+    kv = house.manager.memory.leases._slots[c].kv
     assert isinstance(kv, ScriptedKV)
     return kv
 
@@ -46,15 +46,15 @@ def saved_house(make_house: MakeHouse) -> tuple[House, str]:
 
 def test_what_is_true_stays_where_it_is(saved_house: tuple[House, str]) -> None:
     house, c = saved_house
-    before = house.manager.memory(ADA).rows[0]
+    before = house.manager.memory_view(ADA).rows[0]
     check = verified(house, c)
     assert (check.is_running, check.agrees) == (False, True)
     assert check.sentence.startswith(
         f"its memory is true ({len(house.ledger(c)) - 1:,} tokens read again, largest logit"
     )
-    row = house.manager.memory(ADA).rows[0]
+    row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.kv_tokens, row.disk_bytes) == (Tier.DEVICE, before.kv_tokens, before.disk_bytes)
-    assert house.manager.memory(ADA).events[0].text.startswith("Verified A long message that is")
+    assert house.manager.memory_view(ADA).events[0].text.startswith("Verified A long message that is")
     assert house.engine.allocated_bytes == row.used_bytes  # the throw-away KV is gone
     receipt = house.receipt(house.say(c, "And?"))
     assert receipt.fed_tokens == receipt.delta_tokens
@@ -66,7 +66,7 @@ def test_a_kv_that_disagrees_is_dropped_and_its_saved_copy_serves(saved_house: t
     check = verified(house, c)
     assert check.agrees is False
     assert "its memory on the device disagreed from token 31 on and was dropped" in check.sentence
-    row = house.manager.memory(ADA).rows[0]
+    row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.used_bytes) == (Tier.DISK, 0)
     message = house.say(c, "And?")
     assert message.text == house.expected_text(c)
@@ -89,7 +89,7 @@ def test_a_saved_copy_alone_is_verified_from_disk(saved_house: tuple[House, str]
     house, c = saved_house
     house.manager.park(ADA, c)
     assert verified(house, c).agrees is True
-    assert house.manager.memory(ADA).device_used_bytes == 0
+    assert house.manager.memory_view(ADA).device_used_bytes == 0
     receipt = house.receipt(house.say(c, "And?"))
     assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
 
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_refused_and_deleted(saved_house: tuple[House, str]) -
     house, c = saved_house
     house.manager.park(ADA, c)
     last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
-    path = house.manager._memory.saved_kvs.disk.path_of(last.key)
+    path = house.manager.memory.saved_kvs.disk.path_of(last.key)
     path.write_bytes(path.read_bytes()[:-1])
     check = verified(house, c)
     assert check.agrees is False
@@ -125,7 +125,7 @@ def test_a_saved_copy_that_was_wrong_before_it_was_written_goes(make_house: Make
         "its memory on the device disagreed from token 31 on and was dropped; "
         "its copy on disk disagreed from token 1 on and was deleted ("
     )
-    row = house.manager.memory(ADA).rows[0]
+    row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.disk_bytes, row.used_bytes) == (Tier.NONE, 0, 0)
     assert house.files() == []
 
@@ -146,7 +146,7 @@ def test_it_fits_the_budget_or_says_so(make_house: MakeHouse) -> None:
     assert check.agrees is None
     assert "the device budget is 0.5 MiB. Park it first" in check.sentence
     assert house.engine.peak_bytes <= 500 * 1024
-    assert house.manager.memory(ADA).rows[0].tier is Tier.DEVICE
+    assert house.manager.memory_view(ADA).rows[0].tier is Tier.DEVICE
 
 
 def test_idle_kvs_make_room_for_it(make_house: MakeHouse) -> None:
@@ -159,7 +159,7 @@ def test_idle_kvs_make_room_for_it(make_house: MakeHouse) -> None:
     house.saved(c)
     assert verified(house, c).agrees is True
     assert house.engine.peak_bytes <= 900 * 1024
-    assert {row.conversation_id: row.tier for row in house.manager.memory(ADA).rows} == {
+    assert {row.conversation_id: row.tier for row in house.manager.memory_view(ADA).rows} == {
         c: Tier.DEVICE,
         other: Tier.DISK,
     }
@@ -202,7 +202,7 @@ def test_a_deleted_conversation_leaves_no_check(house: House) -> None:
     house.say(c, LONG)
     verified(house, c)
     house.manager.delete(ADA, c)
-    assert house.manager._verifier.views() == {}
+    assert house.manager.verifier.views() == {}
 
 
 def test_host_memory_is_verified_too(make_house: MakeHouse) -> None:
@@ -212,14 +212,14 @@ def test_host_memory_is_verified_too(make_house: MakeHouse) -> None:
     house.saved(c)
     house.manager.park(ADA, c, Tier.HOST)
     check = verified(house, c)
-    assert (check.agrees, house.manager.memory(ADA).rows[0].tier) == (True, Tier.HOST)
-    entry = next(iter(house.manager._memory.host._entries.values()))
+    assert (check.agrees, house.manager.memory_view(ADA).rows[0].tier) == (True, Tier.HOST)
+    entry = next(iter(house.manager.memory.host._entries.values()))
     marks = list(entry.segment.marks)  # type: ignore[attr-defined]
     marks[5] ^= 1
     entry.segment = replace(entry.segment, marks=tuple(marks))  # type: ignore[type-var]
     check = verified(house, c)
     assert check.agrees is False
     assert check.sentence.startswith("its copy in host memory disagreed from token 1 on and was deleted (")
-    row = house.manager.memory(ADA).rows[0]
+    row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.host_bytes) == (Tier.DISK, 0)
     assert house.receipt(house.say(c, "And?")).tier_before is Tier.DISK

@@ -14,7 +14,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 
 def rows(house: House) -> dict[str, MemoryRow]:
-    return {row.conversation_id: row for row in house.manager.memory(ADA).rows}
+    return {row.conversation_id: row for row in house.manager.memory_view(ADA).rows}
 
 
 def test_a_pinned_kv_is_not_evicted(make_house: MakeHouse) -> None:
@@ -47,7 +47,7 @@ def test_more_than_half_of_the_budget_is_not_pinned(make_house: MakeHouse) -> No
     with pytest.raises(CacheFull, match=r"needs 0\.\d MiB on the device, and 0\.\d MiB are pinned already; 0\.5 MiB"):
         house.manager.pin(ADA, second)
     assert not rows(house)[second].is_pinned
-    view = house.manager.memory(ADA)
+    view = house.manager.memory_view(ADA)
     assert 0 < view.pinned_bytes <= view.pin_limit_bytes == 500 * KIB
 
 
@@ -103,7 +103,7 @@ def test_pins_survive_a_restart_and_come_back_to_the_device(make_house: MakeHous
     house.close()
     house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=200 * KIB)  # it does not fit any more
     assert not rows(house)[c].is_pinned
-    assert any("may be pinned under this start's budget" in e.text for e in house.manager.memory(ADA).events)
+    assert any("may be pinned under this start's budget" in e.text for e in house.manager.memory_view(ADA).events)
 
 
 def test_what_is_pinned_is_neither_parked_nor_dropped(make_house: MakeHouse) -> None:
@@ -120,7 +120,7 @@ def test_what_is_pinned_is_neither_parked_nor_dropped(make_house: MakeHouse) -> 
     house.manager.pin(ADA, c)  # brings it back
     until(lambda: rows(house)[c].tier is Tier.DEVICE)
     house.manager.delete(ADA, c)
-    assert house.manager.memory(ADA).pinned_bytes == 0
+    assert house.manager.memory_view(ADA).pinned_bytes == 0
 
 
 def test_strangers_pin_nothing(make_house: MakeHouse) -> None:

@@ -74,11 +74,11 @@ def test_a_draft_is_copied_too_and_counted_apart(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True)
     first = house.conversation()
     house.say(first, f"{MANUAL}What is primed?")
-    until(house.manager._background.idle_worker.is_at_rest)
+    until(house.manager.background.idle_worker.is_at_rest)
     second = house.conversation()
     house.engine.idle_counts.clear()
     house.manager.read_ahead(ADA, second, f"{MANUAL}And when is that")
-    until(house.manager._background.idle_worker.is_at_rest)
+    until(house.manager.background.idle_worker.is_at_rest)
     assert [fed for _, _, fed, _ in house.engine.idle_counts] == [len("And when is")]
     message = house.say(second, f"{MANUAL}And when is that")
     receipt = house.receipt(message)
@@ -110,11 +110,11 @@ def test_on_disk_the_beginning_is_counted_once(make_house: MakeHouse) -> None:
     first, second = house.conversation(), ""
     house.say(first, f"{MANUAL * 2}What is primed?")
     house.saved(first)
-    alone_bytes = house.manager.memory(ADA).disk_used_bytes
+    alone_bytes = house.manager.memory_view(ADA).disk_used_bytes
     second = house.conversation()
     house.say(second, f"{MANUAL * 2}And when?")
     house.saved(second)
-    assert house.manager.memory(ADA).disk_used_bytes < alone_bytes * 1.6
+    assert house.manager.memory_view(ADA).disk_used_bytes < alone_bytes * 1.6
     house.manager.delete(ADA, first)  # what the second refers to stays
     house.manager.park(ADA, second)
     receipt = house.receipt(house.say(second, "Why?"))
@@ -144,7 +144,7 @@ def test_a_beginning_comes_from_the_files_of_another_conversation(make_house: Ma
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, None)
     assert receipt.restored_bytes > 0
     assert message.text == house.expected_text(second)
-    until(lambda: any("Restored the beginning of" in event.text for event in house.manager.memory(ADA).events))
+    until(lambda: any("Restored the beginning of" in event.text for event in house.manager.memory_view(ADA).events))
     house.saved(second)
     assert house.receipt(house.say(second, "Why?")).shared_tokens == 0
     assert house.receipt(house.say(first, "And that?")).tier_before is Tier.DISK  # what was lent is still its own
@@ -179,7 +179,7 @@ def test_a_lenders_damaged_file_is_refused_and_the_beginning_read(make_house: Ma
     title = house.manager.view(ADA, first).summary.title
     until(
         lambda: any(
-            event.text.startswith(f"Refused the saved KV of {title}") for event in house.manager.memory(ADA).events
+            event.text.startswith(f"Refused the saved KV of {title}") for event in house.manager.memory_view(ADA).events
         )
     )
 

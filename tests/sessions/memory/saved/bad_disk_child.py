@@ -41,9 +41,9 @@ def main(model_dir: str, data_dir: str, trouble: str) -> None:
     said["statuses"] = [answer.status.value for answer in answers]
     said["misses"] = [answer.receipt.miss_reason for answer in answers if answer.receipt is not None]
     manager.close()  # everything in line for the disk was tried
-    said["events"] = [event.text for event in manager.memory(ADA).events]
+    said["events"] = [event.text for event in manager.memory_view(ADA).events]
     said["left_over"] = [path.name for path in kv.rglob("*.tmp")]
-    said["disk_bytes"] = manager.memory(ADA).disk_used_bytes
+    said["disk_bytes"] = manager.memory_view(ADA).disk_used_bytes
     store.close()
     if trouble == "read-only":
         mount("-t", "tmpfs", "none", kv)  # out of the way

@@ -64,10 +64,10 @@ def test_a_compacted_conversation_is_fed_only_its_delta(
     monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 0.05)
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     until(lambda: len(house.files()) == 1)
-    disk = house.manager._memory.saved_kvs.disk
+    disk = house.manager.memory.saved_kvs.disk
     until(lambda: len(house.store.segments.every()) == 1)
     assert disk.chain(ADA, c, ids).useful_tokens == len(ids)
-    assert house.manager.memory(ADA).disk_used_bytes == house.files()[0].stat().st_size
+    assert house.manager.memory_view(ADA).disk_used_bytes == house.files()[0].stat().st_size
     message = house.say(c, "And now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)
@@ -83,7 +83,7 @@ def test_a_crash_while_compacting_costs_nothing(
     small_files: tuple[House, str], make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     house, c = small_files
-    disk = house.manager._memory.saved_kvs.disk
+    disk = house.manager.memory.saved_kvs.disk
 
     def crash(*arguments: object) -> bool:
         raise KeyboardInterrupt
@@ -105,7 +105,7 @@ def test_a_crash_while_compacting_costs_nothing(
 
 def test_nothing_in_use_is_compacted(small_files: tuple[House, str]) -> None:
     house, c = small_files
-    disk = house.manager._memory.saved_kvs.disk
+    disk = house.manager.memory.saved_kvs.disk
     with disk.using(c):
         assert not disk.compact(1000)
     assert len(house.files()) == 6

@@ -69,7 +69,7 @@ def say(house: House, c: str, text: str = "And now?") -> Receipt:
 def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple[House, str], damage: Damage) -> None:
     house, c = saved_house
     root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
-    path = house.manager._memory.saved_kvs.disk.path_of(root.key)
+    path = house.manager.memory.saved_kvs.disk.path_of(root.key)
     damage([path, *(other for other in house.files() if other != path)])
     receipt = say(house, c)
     if damage is remove:
@@ -79,7 +79,7 @@ def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple
         assert receipt.miss_reason is MissReason.SNAPSHOT_REFUSED
         assert receipt.miss_detail.startswith("Its memory on disk was refused (the saved memory ")
     assert receipt.reused_tokens == receipt.restored_bytes == 0
-    assert any("Refused the saved KV of" in event.text for event in house.manager.memory(ADA).events)
+    assert any("Refused the saved KV of" in event.text for event in house.manager.memory_view(ADA).events)
     if damage is make_unreadable:
         return
     house.saved(c)  # the damaged file was replaced
@@ -91,7 +91,7 @@ def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple
 def test_a_damaged_tail_costs_only_the_tail(saved_house: tuple[House, str]) -> None:
     house, c = saved_house
     last = max(house.store.segments.of_conversation(c), key=lambda segment: segment.start_tokens)
-    cut_off([house.manager._memory.saved_kvs.disk.path_of(last.key)])
+    cut_off([house.manager.memory.saved_kvs.disk.path_of(last.key)])
     receipt = say(house, c)
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, MissReason.SNAPSHOT_REFUSED)
     assert receipt.reused_tokens == last.start_tokens
@@ -100,12 +100,12 @@ def test_a_damaged_tail_costs_only_the_tail(saved_house: tuple[House, str]) -> N
 def test_files_and_rows_that_do_not_match_are_swept(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
     house, c = saved_house
     root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
-    path = house.manager._memory.saved_kvs.disk.path_of(root.key)
+    path = house.manager.memory.saved_kvs.disk.path_of(root.key)
     path.unlink()
     house.close()
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     assert house.files() == []
-    assert house.manager.memory(ADA).disk_used_bytes == 0
+    assert house.manager.memory_view(ADA).disk_used_bytes == 0
     receipt = say(house, c)
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, MissReason.FILES_MISSING)
 
@@ -162,7 +162,7 @@ def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse, evicted_f
         return "This conversation's memory could not be saved: No space left on device."
 
     def is_said(*parts: str) -> bool:
-        return any(all(part in event.text for part in parts) for event in house.manager.memory(ADA).events)
+        return any(all(part in event.text for part in parts) for event in house.manager.memory_view(ADA).events)
 
     house.engine.fail_save = full_disk
     house.say(c, "Second")
@@ -190,7 +190,7 @@ def test_the_disk_keeps_what_is_guaranteed_to_each_user(make_house: MakeHouse) -
         c = house.conversation()
         house.say(c, f"{number} {LONG}")
         house.saved(c)
-    assert theirs in house.manager._memory.saved("eve")
+    assert theirs in house.manager.memory.saved("eve")
 
 
 def test_a_file_that_was_planted_under_the_right_name_is_refused(saved_house: tuple[House, str]) -> None:
@@ -200,7 +200,7 @@ def test_a_file_that_was_planted_under_the_right_name_is_refused(saved_house: tu
     house.say(theirs, LONG, "eve")
     house.saved(theirs, "eve")
     paths = [
-        house.manager._memory.saved_kvs.disk.path_of(segment.key)
+        house.manager.memory.saved_kvs.disk.path_of(segment.key)
         for conversation in (theirs, c)
         for segment in house.store.segments.of_conversation(conversation)
         if segment.start_tokens == 0
@@ -232,7 +232,7 @@ def test_the_disk_budget_holds_at_every_moment(make_house: MakeHouse) -> None:
         house.say(conversations[-1], f"{number} {LONG}")
         house.saved(conversations[-1])
         conversations.append(house.conversation())
-    memory = house.manager.memory(ADA)
+    memory = house.manager.memory_view(ADA)
     assert broken == []
     assert memory.disk_used_bytes == sum(path.stat().st_size for path in house.files()) <= budget_bytes
     assert memory.disk_budget_bytes == budget_bytes
@@ -248,16 +248,16 @@ def test_what_can_never_fit_is_not_saved_and_nobody_goes_for_it(make_house: Make
     house.saved(small)
     large = house.conversation()
     house.say(large, LONG * 3)
-    until(lambda: any("do not fit the disk budget of 0.6 MiB" in e.text for e in house.manager.memory(ADA).events))
-    assert set(house.manager._memory.saved(ADA)) == {small}
+    until(lambda: any("do not fit the disk budget of 0.6 MiB" in e.text for e in house.manager.memory_view(ADA).events))
+    assert set(house.manager.memory.saved(ADA)) == {small}
 
 
 def test_a_lower_budget_is_kept_from_the_start(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
     house, c = saved_house
-    used_bytes = house.manager.memory(ADA).disk_used_bytes
+    used_bytes = house.manager.memory_view(ADA).disk_used_bytes
     house.close()
     house = make_house(disk_kv_budget_bytes=used_bytes - 1)
-    assert 0 < house.manager.memory(ADA).disk_used_bytes < used_bytes
+    assert 0 < house.manager.memory_view(ADA).disk_used_bytes < used_bytes
     assert say(house, c).tier_before is Tier.DISK  # the beginning stayed
 
 
@@ -266,7 +266,7 @@ def test_a_full_disk_is_a_note_and_never_an_error(make_house: MakeHouse) -> None
     house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: No space left on device."
     c = house.conversation()
     assert say(house, c, LONG).miss_reason is None
-    until(lambda: any("No space left on device" in event.text for event in house.manager.memory(ADA).events))
+    until(lambda: any("No space left on device" in event.text for event in house.manager.memory_view(ADA).events))
     house.engine.fail_save = lambda identity: None
     assert say(house, c).fed_tokens < 20
     house.saved(c)  # the next turn saves all of it
@@ -276,7 +276,7 @@ def test_the_free_disk_is_respected(make_house: MakeHouse) -> None:
     house = make_house(disk_kv_budget_bytes=64 * MIB, disk_free_floor_bytes=2**60)
     c = house.conversation()
     say(house, c, LONG)
-    until(lambda: any("the disk has only" in event.text for event in house.manager.memory(ADA).events))
+    until(lambda: any("the disk has only" in event.text for event in house.manager.memory_view(ADA).events))
     assert house.files() == []
 
 

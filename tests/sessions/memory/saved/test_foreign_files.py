@@ -145,7 +145,7 @@ def test_everything_that_deletes_leaves_it_alone(
         another = house.conversation()
         house.say(another, f"{number} {LONG}")
         house.saved(another)
-    house.manager._memory.saved_kvs.disk.compact(10_000)
+    house.manager.memory.saved_kvs.disk.compact(10_000)
     house.manager.drop_kv(ADA, another)
     house.manager.delete(ADA, c)
     house.close()
@@ -173,7 +173,7 @@ def test_what_is_in_the_way_of_a_save_stays_and_is_said(make_house: MakeHouse, t
     def planted(segment, path: Path) -> int:  # type: ignore[no-untyped-def]
         raise AssertionError(f"written to {path}")
 
-    disk = house.manager._memory.saved_kvs.disk
+    disk = house.manager.memory.saved_kvs.disk
     chain = disk._files_of.make_way
 
     def plant(path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_is_in_the_way_of_a_save_stays_and_is_said(make_house: MakeHouse, t
 
     disk._files_of.make_way = plant  # type: ignore[method-assign]
     until(lambda: run.is_done)
-    until(lambda: any("is in the way. Move it elsewhere." in e.text for e in house.manager.memory(ADA).events))
+    until(lambda: any("is in the way. Move it elsewhere." in e.text for e in house.manager.memory_view(ADA).events))
     assert (outside / "thesis.odt").read_bytes() == THESIS
     assert [path.name for path in outside.iterdir()] == ["thesis.odt"]
     house.engine.save = kept  # type: ignore[method-assign]

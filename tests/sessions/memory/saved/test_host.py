@@ -25,7 +25,7 @@ def make_hosted(make_house: MakeHouse) -> Callable[..., House]:
 
 
 def rows(house: House) -> dict[str, MemoryRow]:
-    return {row.conversation_id: row for row in house.manager.memory(ADA).rows}
+    return {row.conversation_id: row for row in house.manager.memory_view(ADA).rows}
 
 
 def fed_only_the_delta(house: House, c: str, tier: Tier, text: str = "And then?") -> None:
@@ -45,7 +45,7 @@ def test_an_evicted_kv_moves_to_host_memory_and_back(make_hosted: Callable[..., 
     house.say(a, LONG)
     b = house.conversation(max_new_tokens=100)
     house.say(b, LONG + "b")
-    memory, row = house.manager.memory(ADA), rows(house)[a]
+    memory, row = house.manager.memory_view(ADA), rows(house)[a]
     assert (row.tier, row.kv_tokens, row.host_tokens) == (Tier.HOST, 0, len(house.ledger(a)) - 1)
     assert memory.host_used_bytes == row.host_bytes == row.host_tokens * KIB
     assert (memory.host_reserved_bytes, memory.host_budget_bytes) == (0, 4 * MIB)
@@ -65,7 +65,7 @@ def test_what_does_not_fit_host_memory_is_on_disk(make_hosted: Callable[..., Hou
         house.say(c, f"{number} {LONG}")
         house.saved(c)
         started.append(c)
-        assert house.manager.memory(ADA).host_used_bytes <= 500 * KIB
+        assert house.manager.memory_view(ADA).host_used_bytes <= 500 * KIB
     tiers = [rows(house)[c].tier for c in started]
     assert tiers == [Tier.DISK, Tier.DISK, Tier.HOST, Tier.DEVICE]
     fed_only_the_delta(house, started[0], Tier.DISK)
@@ -82,8 +82,8 @@ def test_a_chain_may_begin_on_disk_and_end_in_host_memory(make_hosted: Callable[
     house.engine.fail_save = lambda identity: "No space left on device."
     house.say(c, "Second")
     house.manager.park(ADA, c, "host")
-    first = min(house.manager._memory.host.of_conversation(c), key=lambda saved: saved.start_tokens)
-    house.manager._memory.host.release(c, [first.key])
+    first = min(house.manager.memory.host.of_conversation(c), key=lambda saved: saved.start_tokens)
+    house.manager.memory.host.release(c, [first.key])
     fed_only_the_delta(house, c, Tier.DISK)
 
 
@@ -95,12 +95,12 @@ def test_parked_by_hand_to_host_then_to_disk(make_hosted: Callable[..., House]) 
     house.manager.park(ADA, c, "host")
     assert rows(house)[c].tier is Tier.HOST
     assert house.engine.allocated_bytes == 0
-    assert any("in host memory: 0." in event.text for event in house.manager.memory(ADA).events)
+    assert any("in host memory: 0." in event.text for event in house.manager.memory_view(ADA).events)
     with pytest.raises(StoreError, match="stays in host memory"):
         house.manager.park(ADA, c, "disk")
     house.engine.fail_save = lambda identity: None
     house.manager.park(ADA, c, "disk")
-    assert (rows(house)[c].tier, house.manager.memory(ADA).host_used_bytes) == (Tier.DISK, 0)
+    assert (rows(house)[c].tier, house.manager.memory_view(ADA).host_used_bytes) == (Tier.DISK, 0)
     fed_only_the_delta(house, c, Tier.DISK)
 
 
@@ -132,7 +132,7 @@ def test_opening_a_conversation_brings_it_back_from_host_memory(make_hosted: Cal
     house.say(c, LONG)
     house.manager.park(ADA, c, "host")
     assert house.manager.prepare(ADA, c)
-    until(lambda: rows(house)[c].tier is Tier.DEVICE and house.manager.memory(ADA).host_used_bytes == 0)
+    until(lambda: rows(house)[c].tier is Tier.DEVICE and house.manager.memory_view(ADA).host_used_bytes == 0)
 
 
 def test_another_branch_is_kept_until_its_room_is_needed(make_hosted: Callable[..., House]) -> None:
@@ -156,9 +156,9 @@ def test_deleting_and_dropping_leave_nothing_in_host_memory(make_hosted: Callabl
         c = house.conversation(max_new_tokens=60)
         house.say(c, LONG)
         house.manager.park(ADA, c, "host")
-        assert house.manager.memory(ADA).host_used_bytes > 0
+        assert house.manager.memory_view(ADA).host_used_bytes > 0
         act(ADA, c)
-        assert house.manager.memory(ADA).host_used_bytes == 0
+        assert house.manager.memory_view(ADA).host_used_bytes == 0
 
 
 def segment(name: str, size: int) -> ScriptedSegment:
@@ -209,7 +209,7 @@ def test_a_copy_that_fails_gives_its_room_back(make_hosted: Callable[..., House]
     house.engine.stage = broken  # type: ignore[method-assign, assignment]
     with pytest.raises(StoreError):
         house.manager.park(ADA, c, "host")
-    memory = house.manager.memory(ADA)
+    memory = house.manager.memory_view(ADA)
     assert (memory.host_used_bytes, memory.host_reserved_bytes) == (0, 0)
     house.engine.stage = stage  # type: ignore[method-assign]
     house.manager.park(ADA, c, "host")

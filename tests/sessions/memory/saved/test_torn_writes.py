@@ -48,7 +48,7 @@ def drop(house: House, c: str) -> None:
 def check_files(house: House, c: str) -> None:
     """Every row's file is whole, and every row in it is the one that its text before it gives."""
     rows = {s.key: s for s in house.store.segments.of_conversation(c)}
-    disk = house.manager._memory.saved_kvs.disk
+    disk = house.manager.memory.saved_kvs.disk
     for row in rows.values():
         before: tuple[int, ...] = ()
         above = rows.get(row.parent_key)
@@ -82,7 +82,7 @@ def test_changed_while_its_segment_is_written(make_house: MakeHouse, act: Act, w
     house.engine.save_delay_s = 0.1
     house.say(c, "Second " + LONG)
     if when_s:
-        until(lambda: writing or house.manager._memory._writer._queue.empty())
+        until(lambda: writing or house.manager.memory._writer._queue.empty())
     act(house, c)
     house.engine.save_delay_s = 0.0
     message = house.say(c, "What is left?")
