@@ -7,7 +7,7 @@ from dataclasses import replace
 from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
 from sessions.memory.memory import Memory
-from sessions.memory.records import Holding
+from sessions.memory.memory_records import Holding
 from sessions.store.records import Conversation
 from sessions.store.store import Store
 from sessions.store.tables.messages import INTERRUPTED_NOTE

@@ -20,7 +20,7 @@ from sessions.background.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_ti
 from sessions.errors import ConversationNotFound
 from sessions.ledger.ledger import Turn, common_prefix, fold, user_turn
 from sessions.memory.memory import Memory
-from sessions.memory.records import Lease
+from sessions.memory.memory_records import Lease
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.turns.limits import TurnLimits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sessions.counters import Counters
 from sessions.memory.events import EventLog
-from sessions.memory.records import PLACES, Check, Dropped, Restored
+from sessions.memory.memory_records import PLACES, Check, Dropped, Restored
 from sessions.store.store import Store
 from sessions.text import UNTITLED, mib, tokens
 from sessions.types import Receipt, Tier

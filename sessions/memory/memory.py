@@ -24,12 +24,12 @@ from sessions.memory.device.shared_prefixes import SharedPrefixes
 from sessions.memory.device.slots import Ticket
 from sessions.memory.events import EventLog
 from sessions.memory.log import MemoryLog
+from sessions.memory.memory_records import NOT_RESTORED, Holding, Lease, Restored, RestoreRequest, SharedPrefix
 from sessions.memory.moves.evict import LowerTiers
 from sessions.memory.moves.park import Parking
 from sessions.memory.moves.prefetch import Prefetcher
 from sessions.memory.moves.restore import Restorer
 from sessions.memory.moves.save import SaveJob, Writer
-from sessions.memory.records import NOT_RESTORED, Holding, Lease, Restored, RestoreRequest, SharedPrefix
 from sessions.memory.saved.chains import BEGINNING_TOKENS
 from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.host import Host

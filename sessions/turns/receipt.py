@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from model_runtime.interface.events import Finished, FinishReason
-from sessions.memory.records import Lease, Loss
+from sessions.memory.memory_records import Lease, Loss
 from sessions.store.tables.losses import PENDING, Cause, SavedLoss
 from sessions.store.tables.messages import INTERRUPTED_NOTE
 from sessions.text import tokens

@@ -17,7 +17,7 @@ from model_runtime.interface.turn_template import TurnTemplate
 from sessions.errors import SessionError, StoreError
 from sessions.ledger import history_hash
 from sessions.memory.memory import Memory
-from sessions.memory.records import Lease
+from sessions.memory.memory_records import Lease
 from sessions.store.store import Store
 from sessions.turns.receipt import outcome, receipt
 from sessions.turns.run import Run, RunTable

@@ -18,7 +18,7 @@ from sessions.awake import patiently
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.ledger.ledger import Turn
 from sessions.memory.device.slots import Ticket
-from sessions.memory.records import NOT_RESTORED, Lease, Restored
+from sessions.memory.memory_records import NOT_RESTORED, Lease, Restored
 from sessions.store.tables.losses import SavedLoss
 from sessions.types import MessageView, RunPhase, RunSnapshot
 

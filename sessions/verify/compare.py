@@ -13,7 +13,7 @@ from model_runtime.interface.errors import SegmentRefused
 from model_runtime.interface.findings import Comparison, Verification
 from model_runtime.interface.protocol import KV, Engine, Segment
 from model_runtime.interface.segments import SegmentIdentity
-from sessions.memory.records import Check
+from sessions.memory.memory_records import Check
 from sessions.memory.saved.chains import Chain, longest_chain
 from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.host import Host

@@ -18,7 +18,7 @@ from sessions.errors import CacheFull, SessionError
 from sessions.ledger.ledger import common_prefix, fold
 from sessions.memory.device.slots import Ticket
 from sessions.memory.memory import Memory
-from sessions.memory.records import Check, Lease, Loss
+from sessions.memory.memory_records import Check, Lease, Loss
 from sessions.store.store import Store
 from sessions.text import mib, tokens
 from sessions.turns.run import RunTable

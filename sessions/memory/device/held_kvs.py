@@ -10,7 +10,7 @@ from model_runtime.interface.protocol import KV, Engine
 from sessions.memory.device.fair_queue import FairQueue
 from sessions.memory.device.pins import Pins
 from sessions.memory.device.slots import DeviceSlot
-from sessions.memory.records import Holding, Lease, Loss
+from sessions.memory.memory_records import Holding, Lease, Loss
 
 
 class HeldKVs:

@@ -22,7 +22,7 @@ from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.device.pins import Pins
 from sessions.memory.device.slots import DeviceSlot, EvictionTarget, NoLowerTier, Ticket
 from sessions.memory.eviction import Candidate, choose_victims
-from sessions.memory.records import Dropped, Lease, Loss
+from sessions.memory.memory_records import Dropped, Lease, Loss
 from sessions.text import mib
 from sessions.types import Tier
 from sessions.worker import Worker

@@ -9,7 +9,7 @@ from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.protocol import KV, Engine
 from sessions.ledger.ledger import common_prefix
 from sessions.memory.device.leases import Leases
-from sessions.memory.records import SharedPrefix
+from sessions.memory.memory_records import SharedPrefix
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from model_runtime.interface.protocol import KV
 from sessions.errors import CacheFull
 from sessions.ledger.ledger import common_prefix
-from sessions.memory.records import Lease
+from sessions.memory.memory_records import Lease
 from sessions.types import Tier
 
 

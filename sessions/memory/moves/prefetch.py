@@ -6,8 +6,8 @@ import threading
 
 from model_runtime.interface.protocol import Engine
 from sessions.memory.device.leases import Leases
+from sessions.memory.memory_records import NOT_RESTORED, RestoreRequest
 from sessions.memory.moves.restore import Restorer, Urgency
-from sessions.memory.records import NOT_RESTORED, RestoreRequest
 from sessions.memory.saved.saved_kvs import SavedKVs
 
 

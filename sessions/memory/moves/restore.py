@@ -19,8 +19,8 @@ from model_runtime.interface.errors import ModelRuntimeError, SegmentGone, Segme
 from model_runtime.interface.protocol import Engine
 from sessions.memory.device.leases import Leases
 from sessions.memory.log import MemoryLog
+from sessions.memory.memory_records import NOT_RESTORED, PLACES, Restored, RestoreRequest
 from sessions.memory.moves.segment_reader import SegmentReader
-from sessions.memory.records import NOT_RESTORED, PLACES, Restored, RestoreRequest
 from sessions.memory.saved.chains import Chain
 from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.memory.saved.speed import choose

@@ -18,7 +18,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 
 from model_runtime.interface.segments import SegmentIdentity
 from sessions.errors import CacheFull, ConversationBusy, StoreError
-from sessions.memory.records import Dropped
+from sessions.memory.memory_records import Dropped
 from sessions.turns.run import Run
 from tests.sessions.house import House
 from tests.sessions.memory.test_budget_machine import BUDGET_BYTES, PICK, Machine

@@ -10,7 +10,7 @@ import pytest
 from sessions.errors import CacheFull, ConversationBusy
 from sessions.memory.device.leases import Leases
 from sessions.memory.device.slots import Ticket
-from sessions.memory.records import Dropped, Lease, Loss
+from sessions.memory.memory_records import Dropped, Lease, Loss
 from sessions.types import Tier
 from tests.sessions.house import until
 from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV
