@@ -120,7 +120,7 @@ def test_continues_a_stopped_answer(serve: Serve, tab: OpenTab) -> None:
 
 
 def test_a_reload_in_the_middle_of_an_answer_loses_nothing(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.003).url).open()
+    one = tab(serve(token_delay_s=0.02).url).open()
     one.write("a long one")
     expect(one.message(1)).to_contain_text("word5 ")
     one.reload()
