@@ -41,7 +41,7 @@ def lengths(count: int, dice: random.Random) -> list[int]:
 
 def nothing_kept_s(served: Served, conversation_id: str) -> float:
     """The first token of the turn that was just answered, when its whole ledger is read."""
-    store = served.manager._store
+    store = served.store
     path = store.messages.path(store.conversation(OWNER, conversation_id).leaf_id)
     ledger = fold(path)[: -len(path[-1].answer_ids)]
     kv = served.engine.new_kv()

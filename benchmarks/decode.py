@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from transformers import DynamicCache
 
-from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
+from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.engine.engine import LocalEngine
 from model_runtime.loading.loaded import LoadedModel
@@ -102,17 +102,17 @@ def main() -> None:
     box_gflops: list[float] = []
     for length in HISTORIES:
         history = prose_ids(loaded, max(length, FIRST_TOKENS))
-        loop = on_engine_thread(engine, partial(DynamicCacheLoop, plain, history))
+        loop = engine.call(partial(DynamicCacheLoop, plain, history))
         kv = engine.new_kv()
         answer(engine, kv, history, 2)
         ours, theirs = [], []
         for _ in range(options.repeats):
             found = answer(engine, kv, history, options.tokens).finished
             ours.append((found.sampled_tokens - 1) / found.decode_s)
-            theirs.append(on_engine_thread(engine, partial(loop.tokens_per_s, options.tokens)))
+            theirs.append(engine.call(partial(loop.tokens_per_s, options.tokens)))
         engine.release(kv)
-        box_gbytes.append(on_engine_thread(engine, gbytes_s))
-        box_gflops.append(on_engine_thread(engine, gflops))
+        box_gbytes.append(engine.call(gbytes_s))
+        box_gflops.append(engine.call(gflops))
         rows.append((f"{length:,}", median(ours), median(theirs), median(ours) / median(theirs)))
         figures[f"tok_s_{length}"] = median(ours)
         figures[f"vs_dynamiccache_at_{length}"] = median(ours) / median(theirs)

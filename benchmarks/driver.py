@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from model_runtime.engine.engine import LocalEngine
 from model_runtime.engine.passing_thread import in_passing_thread
@@ -15,8 +14,6 @@ from model_runtime.interface.protocol import KV, GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
-
-T = TypeVar("T")
 
 # Prose of our own, so that the model reads text and not noise; repeated as often as a history needs.
 _PROSE = (
@@ -67,12 +64,6 @@ def answer(
     if finished.error:
         raise SystemExit(finished.error)
     return Answer(finished, tuple(e.token_id for e in events if isinstance(e, TokenDelta)))
-
-
-def on_engine_thread(engine: LocalEngine, call: Callable[[], T]) -> T:
-    """Runs something else where the engine computes. In a thread of its own it would be slow, and slow the engine down:
-    see `model_runtime.engine.passing_thread`."""
-    return engine._inbox.call(call)
 
 
 def prose_ids(loaded: LoadedModel, tokens: int) -> list[int]:

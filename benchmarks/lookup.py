@@ -61,7 +61,7 @@ def rate(found: Answer) -> float:
 
 def switch(engine: LocalEngine, lookup: str) -> None:
     """Between two answers. One engine for both, because the threads of a second one would slow down either."""
-    engine._lookup.mode = lookup  # type: ignore[assignment]
+    engine.lookup.mode = lookup  # type: ignore[assignment]
 
 
 def main() -> None:

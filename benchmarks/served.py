@@ -27,6 +27,7 @@ class Served:
     """A server without its pages."""
 
     manager: SessionManager
+    store: Store
     engine: Engine
     loaded: LoadedModel
     data_dir: Path
@@ -81,7 +82,7 @@ def serve(
     manager = SessionManager(store, engine, template, config)
     manager.start()
     try:
-        yield Served(manager, engine, loaded, data_dir)
+        yield Served(manager, store, engine, loaded, data_dir)
     finally:
         manager.close()
         engine.close()

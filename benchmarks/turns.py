@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
+from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import unload
@@ -80,7 +80,7 @@ def main() -> None:
                 cold = engine.new_kv()
                 reread[place].append(answer(engine, cold, ledger, 1).finished.ttft_s or 0.0)
                 engine.release(cold)
-                generate[place].append(on_engine_thread(engine, partial(generate_ttft_s, plain, ledger)))
+                generate[place].append(engine.call(partial(generate_ttft_s, plain, ledger)))
     engine.close()
 
     rows = []

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine, ModelInfo
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.awake import AwakeClock
 from sessions.background.drafts import Drafts
 from sessions.background.idle_worker import IdleWorker

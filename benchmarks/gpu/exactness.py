@@ -22,8 +22,9 @@ from model_runtime.forward.runtime import DeviceRuntime, open_arena, open_slabs,
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.segments import identify
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.segment import read, write
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
 
 REFERENCE_LIMIT = 1e-4  # of the logits, as DESIGN's third rule has it for reference mode
@@ -211,7 +212,7 @@ def _through_tiers(
 @torch.inference_mode()
 def _own_attention(model: PreTrainedModel, ledger: Sequence[int]) -> torch.Tensor:
     """float32 logits `(tokens, vocabulary)` of one uncached read through transformers' own attention."""
-    packed = str(model.config._attn_implementation)
+    packed = str(model.config._attn_implementation)  # noqa: SLF001 - transformers has no public name for it
     model.set_attn_implementation("sdpa")
     try:
         device = next(model.parameters()).device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model_runtime.forward.attention import causal_mask
-from model_runtime.kv.slab import KVGeometry
+from model_runtime.kv.geometry import KVGeometry
 
 # The values of torch's SDPBackend, in which `_fused_sdp_choice` answers.
 _NAMES = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN"}

@@ -26,7 +26,8 @@ from model_runtime.architecture.decoder_layout import (
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.forward.attention import StepAborted
 from model_runtime.forward.transformers_forward import Feed, PackedForward
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.slab import KVSlab
 from model_runtime.native.library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
@@ -85,7 +86,7 @@ class NativeForward:
         self._kernels = self._head.kernels
         self.kernel_name = f"Keepwarm's own (CPU, {torch.backends.cpu.get_cpu_capability()})"
         self._structs = (LayerStruct * len(self._layers))(*(layer.struct() for layer in self._layers))
-        self._struct = ModelStruct(
+        self.struct = ModelStruct(
             self._structs,
             self._final_norm.data_ptr(),
             self._head.struct,
@@ -136,7 +137,7 @@ class NativeForward:
         logits: torch.Tensor,
     ) -> None:
         failed = self._kernels.keepwarm_step(
-            *(ctypes.byref(self._struct), first, last, spans.structs, spans.count, x.shape[0]),
+            *(ctypes.byref(self.struct), first, last, spans.structs, spans.count, x.shape[0]),
             *(x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), (ctypes.c_int32 * len(wanted))(*wanted), len(wanted)),
             *(logits.data_ptr(), torch.get_num_threads()),
         )

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.geometry import KVGeometry, LayerShape
+from model_runtime.kv.slab import KVSlab
 
 _RECORD_NAME = "keepwarm_record"
 _FAR_TOKENS = 6

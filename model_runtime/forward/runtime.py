@@ -24,8 +24,9 @@ from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.interface.config import EngineConfig, KvDtype
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.segments import SegmentIdentity
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.segment import KVSegment, copy_in, copy_out
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.slab import KVSlab
 from model_runtime.weights.quantization import dtype_name
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""How an answer is sampled. Imports no torch, so that the other packages may import it."""
+"""Sampling parameters of one answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class SamplingParams:
     """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0`, `top_p == 1`, `min_p == 0` are off.
 
-    `presence_penalty` is taken once, `frequency_penalty` as often as it was sampled, from the logit of every token that
-    this answer already has. `top_logprobs` asks for the log-probability of every sampled token, and of so many of the
-    likeliest beside it; None asks for nothing.
+    For every token that this answer already contains, `presence_penalty` is subtracted once from its logit and
+    `frequency_penalty` once per occurrence. `top_logprobs` requests the log-probability of every sampled token and of
+    that many most likely tokens; None requests none.
 
-    Raises `ValueError` with a sentence for a person when a value is out of range.
+    Raises `ValueError` with a message for the user when a value is out of range.
     """
 
     temperature: float = 0.7

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from model_runtime.interface.chat import ChatMessage, ToolCall
-from model_runtime.interface.turn_template import TurnTemplate
+from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate
 
 CALL_ID_CHARS = 9  # letters and digits: some models' templates take no other ids
 

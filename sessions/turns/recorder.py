@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.events import Event, Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.interface.protocol import Engine
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.awake import join
 from sessions.errors import SessionError, StoreError
 from sessions.ledger import history_hash

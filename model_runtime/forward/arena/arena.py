@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from model_runtime.forward.arena.spans import SpanAllocator
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.slab import KVSlab
 
 STEP_TOKENS = 64  # spans are multiples of it
 
@@ -77,7 +78,7 @@ class Arena:
         if start is None or kv.length_tokens:
             self.before_rows_change()
         if start is None:
-            self._compact(kv)
+            self.compact(kv)
             start = kv.span_start
             assert self._spans.extend(start + kv.span_tokens, more)
         elif kv.span_tokens:
@@ -108,7 +109,7 @@ class Arena:
             kv.place(0, 0)  # its views would keep every layer alive
         self._kvs.clear()
 
-    def _compact(self, last: ArenaKV) -> None:
+    def compact(self, last: ArenaKV) -> None:
         """Slides all spans to the front, `last` behind all others, so that the free rows are one hole behind it."""
         order = sorted((kv for kv in self._kvs if kv is not last), key=lambda kv: kv.span_start)
         starts, start = [], 0

@@ -18,11 +18,6 @@ class SpanAllocator:
         """Rows that nobody has."""
         return sum(self._rows)
 
-    @property
-    def longest_hole(self) -> int:
-        """The longest run that `take` can give."""
-        return max(self._rows, default=0)
-
     def take(self, rows: int) -> int | None:
         """The start of a run of so many rows, or None where no hole is long enough."""
         fits = [(length, place) for place, length in enumerate(self._rows) if length >= rows]

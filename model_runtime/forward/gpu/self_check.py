@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.probe import logits_gap
 from model_runtime.forward.transformers_forward import Feed, PackedForward
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.slab import KVSlab
 
 _LONG_TOKENS = 600  # long enough for a short turn behind it to be attended to in pieces
 _TURN_TOKENS = 20

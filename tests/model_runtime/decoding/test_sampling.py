@@ -20,7 +20,7 @@ def shares(ledger: tuple[int, ...] = (), **settings: float) -> list[float]:
     sampler = Sampler(params, ledger, CPU)
     counts = torch.zeros(5)
     for _ in range(4000):
-        counts[sampler._draw(LOGITS / params.temperature)] += 1
+        counts[sampler.pick(LOGITS.clone())] += 1
     return [float(c) / 4000 for c in counts]
 
 
