@@ -1,4 +1,4 @@
-"""What a forward must show on this very device before answers rest on it."""
+"""Checks that a forward computes correct results on this device before it is used."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TURN_TOKENS = 20
 
 
 class SelfCheck:
-    """Two conversations, read together and continued by two decode steps, and a short turn behind a longer history:
-    their logits as each conversation gets them alone from slabs and torch's own attention. `most_tokens` bounds the
-    longer one."""
+    """Two conversations, read together and continued by two decode steps, and a short turn after a longer history. The
+    expected logits are those that each conversation gets alone from slabs and torch's own attention. `most_tokens`
+    bounds the longer history."""
 
     def __init__(self, model: PreTrainedModel, geometry: KVGeometry, most_tokens: int) -> None:
         vocabulary = int(model.config.get_text_config().vocab_size)
@@ -31,15 +31,15 @@ class SelfCheck:
         self._is_exact = weights_are_exact and geometry.dtype == torch.float32
 
     def passes(self, forward: ArenaForward) -> bool:
-        """Whether this forward gives them."""
+        """Whether this forward computes all expected logits."""
         return self.decodes_right(forward) and self.reads_turns_right(forward)
 
     def decodes_right(self, forward: ArenaForward) -> bool:
-        """The two conversations alone."""
+        """Checks only the two conversations."""
         return self._agree(self._decoded(forward), self._pair_logits)
 
     def reads_turns_right(self, forward: ArenaForward) -> bool:
-        """The short turn alone, as it comes first and when there was time to record it."""
+        """Checks only the short turn, launched and, once recorded, replayed."""
         return all(self._agree(found, self._long_logits) for found in self._turned(forward))
 
     def _agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -307,5 +307,5 @@ def test_weights_that_are_no_numbers_are_refused_by_the_probe(checkpoint: Path, 
     weights["model.layers.1.mlp.up_proj.weight"][3, 3] = np.nan
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     loaded = load(checkpoint, "none")
-    with pytest.raises(ModelLoadError, match="computes no numbers"):
+    with pytest.raises(ModelLoadError, match="computes no valid numbers"):
         LocalEngine(loaded, EngineConfig(), 512)
