@@ -23,7 +23,7 @@ from model_runtime.engine.out_of_memory import FreeAndRetry, translated
 from model_runtime.engine.passing_thread import in_passing_thread
 from model_runtime.engine.read_speed import ReadSpeed, measure_reading
 from model_runtime.engine.scheduler import Scheduler, SchedulerConfig
-from model_runtime.engine.steps import Steps
+from model_runtime.engine.steps import Steps, TokenLimits
 from model_runtime.engine.verification import Reread, compare_all, tolerance_of
 from model_runtime.engine.work import Reading, Work
 from model_runtime.forward.probe import probe_packing
@@ -57,9 +57,8 @@ class LocalEngine:
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
         self._config = config
-        self._stop_token_ids = loaded.stop_token_ids
         check_config(loaded.model.config, loaded.name)
-        self._vocabulary_tokens = check_vocabulary(loaded.model)
+        self._limits = TokenLimits(loaded.stop_token_ids, context_limit_tokens, check_vocabulary(loaded.model))
         geometry = probe_packing(loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens)
         self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
         runtime = self._use(self._open())
@@ -94,9 +93,7 @@ class LocalEngine:
             self._scheduler,
             self._speed,
             self.lookup,
-            self._stop_token_ids,
-            self._info.context_limit_tokens,
-            self._vocabulary_tokens,
+            self._limits,
         )
         self._inbox = inbox
         self._thread = threading.Thread(

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import time
 from collections import abc
-from collections.abc import Callable, Container
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,15 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S", bound=Work)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """Which ids a ledger may contain, how many, and which of them end an answer."""
+
+    stop_token_ids: frozenset[int]
+    context_tokens: int
+    vocabulary_tokens: int
+
+
 class Steps:
     """The steps of one engine thread on one runtime. An abandoned thread that wakes up again continues with its own
     `Steps` and never touches a newer runtime."""
@@ -43,9 +53,7 @@ class Steps:
         scheduler: Scheduler,
         speed: ReadSpeed,
         lookup: Lookup,
-        stop_token_ids: Container[int],
-        context_limit_tokens: int,
-        vocabulary_tokens: int,
+        limits: TokenLimits,
     ) -> None:
         self._inbox = inbox
         self._runtime = runtime
@@ -53,20 +61,18 @@ class Steps:
         self._scheduler = scheduler
         self._speed = speed
         self._lookup = lookup
-        self._stop_token_ids = stop_token_ids
-        self._context_limit_tokens = context_limit_tokens
-        self._vocabulary_tokens = vocabulary_tokens
+        self._limits = limits
         self._is_ahead = self._has_guesses = False
 
     def begin(self, work: Work) -> None:
         """Adds work to the next step, idle work only while no generation is running. Fails work that cannot be run."""
-        if len(work.ledger) > self._context_limit_tokens:
+        if len(work.ledger) > self._limits.context_tokens:
             work.finish(
                 FinishReason.FAILED,
                 f"This conversation has {len(work.ledger):,} tokens and the model reads at most "
-                f"{self._context_limit_tokens:,}. Start a new conversation.",
+                f"{self._limits.context_tokens:,}. Start a new conversation.",
             )
-        elif not all(0 <= token_id < self._vocabulary_tokens for token_id in work.ledger):
+        elif not all(0 <= token_id < self._limits.vocabulary_tokens for token_id in work.ledger):
             # An id beyond the table kills a CUDA context; on a CPU a negative id would be read as another token's.
             work.finish(FinishReason.FAILED, "This conversation has tokens that the model does not know.")
         elif not work.is_idle:
@@ -117,7 +123,7 @@ class Steps:
 
     def _give_room(self, work: Work) -> None:
         try:
-            self._free_and_retry.once_more(lambda: work.begin(self._context_limit_tokens))
+            self._free_and_retry.once_more(lambda: work.begin(self._limits.context_tokens))
         except torch.OutOfMemoryError as error:
             self._fail(work, error)
 
@@ -130,7 +136,7 @@ class Steps:
         """The same slots, with prompt lookup's drafts for the decode steps among them. A step that was started early
         has no drafts; if there are drafts now, the next step is not started early, so that it can use them."""
         decoding = [s.sequence for s in slots if isinstance(s.sequence, RunningGeneration) and s.sequence.is_decoding]
-        self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._context_limit_tokens)
+        self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._limits.context_tokens)
         self._has_guesses = any(sequence.has_draft for sequence in decoding)
         if self._is_ahead:
             for sequence in decoding:
@@ -175,7 +181,7 @@ class Steps:
             (s.sequence, own) for s, own in zip(slots, rows, strict=True) if isinstance(s.sequence, RunningGeneration)
         ]
         self._is_ahead = False
-        sample_together(sampling, self._stop_token_ids, self._context_limit_tokens, self._fail, self._run_ahead)
+        sample_together(sampling, self._limits.stop_token_ids, self._limits.context_tokens, self._fail, self._run_ahead)
         if is_reading:  # timed only now, because a GPU has finished computing once a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)

@@ -167,7 +167,7 @@ static const Block *block_of(const Attention *a, int *number) {
     return b;
 }
 
-/* Attends the `number`-th split of all. Meanwhile memory brings the keys of the split that this thread may take next. */
+/* Attends the `number`-th split of all, and prefetches the keys of the split that this thread may take next. */
 static void attend(const Attention *a, int layer, int number, const float *query) {
     const Model *m = a->model;
     const int groups = m->heads / m->kv_heads, width = m->heads * m->dim, next_number = number + omp_get_num_threads();

@@ -11,7 +11,7 @@ from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.slab import KVSlab
 
-_LONG_TOKENS = 600  # long enough for a short turn behind it to be attended to in pieces
+_LONG_TOKENS = 600  # long enough that the attention of a short turn after it is cut into pieces
 _TURN_TOKENS = 20
 
 
