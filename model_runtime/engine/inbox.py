@@ -18,7 +18,7 @@ from model_runtime.interface.protocol import Pulse
 
 T = TypeVar("T")
 CLOSED = "The model was unloaded; start the server again."
-GIVEN_UP = "The model had stopped answering and was started anew. Try again."
+GIVEN_UP = "The model had stopped responding and was restarted. Try again."
 
 
 class Inbox:
