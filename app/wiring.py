@@ -22,9 +22,9 @@ from sessions.manager import SessionManager
 from sessions.store.store import Store
 
 if TYPE_CHECKING:
+    from model_runtime.interface.chat import TurnTemplate
     from model_runtime.interface.config import ModelConfig, PromptLookup
     from model_runtime.interface.protocol import Engine
-    from model_runtime.interface.turn_template import TurnTemplate
 
 COOKIE_KEY_NAME = "cookie.key"
 STAGED_BYTES = 256 * 1024**2  # page-locked host memory for rows on their way to a file

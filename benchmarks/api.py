@@ -1,9 +1,9 @@
-"""Do stateless clients become warm without changing a line?
+"""Do stateless clients benefit from warm KVs without any change on their side?
 
 A client that resends its whole history has a ten-turn conversation over loopback: with prefix matching on; with it
-off, so that every request makes a conversation of its own, which still copies its beginning from the one before; and
-off with nothing kept; medians of alternating repeats. Then eight such clients talk at once. Measured by the client:
-from sending the request to the first piece of text, and between pieces.
+off, so that every request creates a conversation of its own, which still copies its beginning from the previous one;
+and off with nothing kept. Medians of alternating repeats. Then eight of these clients talk at once. The client measures
+the time from sending the request to the first piece of text, and between pieces.
 
     python -m benchmarks.api [--model embedded] [--turns 10] [--repeats 3] [--clients 8]
 """
@@ -36,13 +36,13 @@ from benchmarks.report import device_name, finish, median, table
 from model_runtime.interface.config import ModelConfig
 from sessions.manager import SessionManager
 
-ANSWER_TOKENS = 128  # a chat's usual shape: short questions, longer answers; 2,000 tokens at turn ten
+ANSWER_TOKENS = 128  # the usual shape of a chat: short questions, longer answers; 2,000 tokens at turn ten
 QUESTION_WORDS = 60
 
 
 @dataclass(slots=True)
 class Load:
-    """What one client saw."""
+    """What one client measured."""
 
     ttft_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
@@ -52,14 +52,14 @@ class Load:
 
 
 class Loads(list[Load]):
-    """The same load several times."""
+    """Repeats of the same load."""
 
     def another(self) -> Load:
         self.append(Load())
         return self[-1]
 
     def ttft_s(self) -> list[float]:
-        """By turn, the median of the repeats."""
+        """The median of the repeats, by turn."""
         return [median(list(turn)) for turn in zip(*(load.ttft_s for load in self), strict=False)]
 
     @property
@@ -68,9 +68,9 @@ class Loads(list[Load]):
 
 
 @contextmanager
-def served(house: Services) -> Iterator[str]:
+def served(services: Services) -> Iterator[str]:
     listener, ready = bind("127.0.0.1", 0), threading.Event()
-    server = Server(create_app(house, "127.0.0.1", headless=True), 2, ready.set)
+    server = Server(create_app(services, "127.0.0.1", headless=True), 2, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     ready.wait()
@@ -130,7 +130,7 @@ def answer(client: httpx.Client, model: str, messages: list[dict[str, Any]], loa
 
 def drop_everything(manager: SessionManager) -> None:
     for row in manager.memory_view(LOCAL_OWNER).rows:
-        while manager.active_run(LOCAL_OWNER, row.conversation_id) is not None:  # its last piece has come, that is all
+        while manager.active_run(LOCAL_OWNER, row.conversation_id) is not None:  # the run ends after its last piece
             time.sleep(0.001)
         manager.drop_kv(LOCAL_OWNER, row.conversation_id)
 
@@ -150,21 +150,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = ModelConfig(model=options.model)
         budgets = Budgets("4GiB", "0")
-        idle = IdleFeatures(read_ahead=False, titles=False)  # what a client pays for, nothing that came for free
+        idle = IdleFeatures(read_ahead=False, titles=False)  # so that no idle work hides a client's cost
         with (
-            open_services(Path(folder), config, "auto", budgets, None, lambda line: print(f"# {line}"), idle) as house,
-            served(house) as url,
+            open_services(Path(folder), config, "auto", budgets, None, lambda line: print(f"# {line}"), idle) as opened,
+            served(opened) as url,
         ):
-            model = house.manager.info.name
+            model = opened.manager.info.name
             talk(url, model, "Warm-up", 1, Load())
             on, off, nothing = (Loads() for _ in range(3))
             for number in range(options.repeats):
                 talk(url, model, f"Ada {number}", options.turns, on.another())
-                house.manager.completions.matches_prefixes = False
+                opened.manager.completions.matches_prefixes = False
                 talk(url, model, f"Bob {number}", options.turns, off.another())
-                drop = partial(drop_everything, house.manager)
+                drop = partial(drop_everything, opened.manager)
                 talk(url, model, f"Eve {number}", options.turns, nothing.another(), drop)
-                house.manager.completions.matches_prefixes = True
+                opened.manager.completions.matches_prefixes = True
             loads = [Load() for _ in range(options.clients)]
             threads = [
                 threading.Thread(target=talk, args=(url, model, f"Client {n}", 4, load)) for n, load in enumerate(loads)
@@ -173,7 +173,7 @@ def main() -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
-            device, name = house.manager.info.device, f"{model}, {house.manager.info.quantization}"
+            device, name = opened.manager.info.device, f"{model}, {opened.manager.info.quantization}"
 
     on_s, off_s, nothing_s = on.ttft_s(), off.ttft_s(), nothing.ttft_s()
     rows = zip(

@@ -1,8 +1,8 @@
-"""What do many conversations at once cost each other?
+"""How much do concurrent conversations slow each other down?
 
-Total tokens a second of 1, 2, 4 and 8 conversations that write at the same time, with no history and with 1,000 tokens
-each. Then one stream while somebody else's 4,000-token paste is read: the 95th percentile of the gaps between its
-tokens, and how much longer the paste takes than alone. The cases take turns, because a shared machine drifts.
+Total tokens per second of 1, 2, 4 and 8 conversations that generate at the same time, without history and with 1,000
+tokens each. Then one stream while another user's 4,000-token paste is read: the 95th percentile of the gaps between its
+tokens, and how much longer the paste takes than alone. The cases alternate, because a shared machine drifts.
 
     python -m benchmarks.batch [--model embedded] [--tokens 32] [--repeats 3]
 """
@@ -25,14 +25,14 @@ from model_runtime.loading.loading import unload
 
 CONVERSATIONS = (1, 2, 4, 8)
 HISTORIES = (0, 1000)
-FIRST_TOKENS = 8  # "no history" still needs something to go on from
+FIRST_TOKENS = 8  # "no history" still needs a few tokens to start from
 PASTE_TOKENS = 4000
-STREAM_TOKENS = 200  # history of the stream that goes on meanwhile
+STREAM_TOKENS = 200  # history of the stream that runs meanwhile
 
 
 @dataclass
 class Stream:
-    """An answer that runs beside others, and when its tokens came."""
+    """An answer that runs beside others, and the times of its tokens."""
 
     token_at: list[float] = field(default_factory=list)
     started_at: float = field(default_factory=time.perf_counter)
@@ -62,7 +62,7 @@ def begin(engine: LocalEngine, kv: KV, ledger: list[int], new_tokens: int, key: 
 
 
 def total_tokens_per_s(engine: LocalEngine, warm: list[tuple[KV, list[int]]], new_tokens: int) -> float:
-    """All answers together, while all of them are being written."""
+    """The rate of all answers together, while all of them are running."""
     streams = [begin(engine, kv, ledger, new_tokens) for kv, ledger in warm]
     for stream in streams:
         stream.done.wait()
@@ -75,13 +75,13 @@ def p95_ms(gaps_s: list[float]) -> float:
 
 
 def paste(engine: LocalEngine, ledger: list[int], stream: tuple[KV, list[int]] | None) -> tuple[float, list[float]]:
-    """Time to the first token of the paste, and the gaps of a stream that went on meanwhile."""
+    """Time to the first token of the paste, and the gaps of a stream that ran meanwhile."""
     running = None
     if stream is not None:
-        running = begin(engine, *stream, 4000, key="somebody")
+        running = begin(engine, *stream, 4000, key="streaming user")
         running.first.wait()
     kv = engine.new_kv()
-    pasted = begin(engine, kv, ledger, 1, key="somebody else")
+    pasted = begin(engine, kv, ledger, 1, key="pasting user")
     pasted.done.wait()
     gaps: list[float] = []
     if running is not None:

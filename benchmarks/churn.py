@@ -1,8 +1,9 @@
-"""Do many conversations stay warm where the device holds four of them?
+"""Do many conversations stay warm when the device holds only four of them?
 
-64 conversations of 500 to 4,000 tokens; then turns whose conversation is drawn by Zipf's law (exponent 1). The device
-holds four of average length, the disk all. Time from sending to the first token, through the whole session manager.
-Every fourth turn is also measured with nothing kept: the same ledger, read from its beginning by the same engine.
+64 conversations of 500 to 4,000 tokens, then turns whose conversation is drawn by Zipf's law (exponent 1). The device
+holds four of average length, the disk holds all. Measures the time from sending to the first token, through the whole
+session manager. Every fourth turn is also measured with nothing kept: the same engine reads the same ledger from its
+beginning.
 
     python -m benchmarks.churn [--model embedded] [--conversations 64] [--turns 80]
 """
@@ -33,15 +34,15 @@ GIB = 1024**3
 
 
 def lengths(count: int, dice: random.Random) -> list[int]:
-    """From the shortest to the longest, the short ones more often."""
+    """Lengths from the shortest to the longest, short ones more often, in random order."""
     drawn = [int(SHORTEST * (LONGEST / SHORTEST) ** ((n / max(1, count - 1)) ** 4)) for n in range(count)]
     dice.shuffle(drawn)
     return drawn
 
 
 def nothing_kept_s(served: Served, conversation_id: str) -> float:
-    """The first token of the turn that was just answered, when its whole ledger is read."""
-    store = served.manager._store
+    """Time to the first token of the turn that was just answered, if its whole ledger is read."""
+    store = served.store
     path = store.messages.path(store.conversation(OWNER, conversation_id).leaf_id)
     ledger = fold(path)[: -len(path[-1].answer_ids)]
     kv = served.engine.new_kv()

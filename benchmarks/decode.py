@@ -1,9 +1,9 @@
 """How fast does an answer stream, and does history slow it down?
 
-Tokens a second at 0, 2,000 and 6,000 tokens of history: ours, and a plain loop over transformers' `DynamicCache` with
-the same weights de-quantised to float32. Both take turns, because a shared machine drifts. Beside them how fast 2,000
-tokens are read, and what the machine itself gave in the same run: a float32 matrix times a vector (bytes) and times a
-matrix (operations).
+Tokens per second at 0, 2,000 and 6,000 tokens of history: ours, and a plain loop over transformers' `DynamicCache` with
+the same weights de-quantised to float32. Both alternate, because a shared machine drifts. Also measured: how fast 2,000
+tokens are read, and the speed of the machine in the same run, as a float32 matrix times a vector (bytes per second) and
+times a matrix (operations per second).
 
     python -m benchmarks.decode [--model embedded] [--tokens 48] [--repeats 5]
 """
@@ -18,20 +18,20 @@ from functools import partial
 import torch
 from transformers import DynamicCache
 
-from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
+from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.engine.engine import LocalEngine
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import unload
 
 HISTORIES = (0, 2000, 6000)
-FIRST_TOKENS = 8  # "no history" still needs something to go on from
+FIRST_TOKENS = 8  # "no history" still needs a few tokens to start from
 CHUNK_TOKENS = 512
 READ_TOKENS = 2000
 
 
 class DynamicCacheLoop:
-    """What one writes first with transformers: feed the last token, take the best next one."""
+    """The simplest loop with transformers: feed the last token, take the best next one."""
 
     def __init__(self, loaded: LoadedModel, history: list[int]) -> None:
         self._model = loaded.model
@@ -59,7 +59,7 @@ class DynamicCacheLoop:
 
 
 def prefill_tok_s(engine: LocalEngine, loaded: LoadedModel) -> float:
-    """Tokens a second of reading a prompt of `READ_TOKENS` to its first answer token."""
+    """Tokens per second of reading a prompt of `READ_TOKENS` up to its first answer token."""
     kv = engine.new_kv()
     found = answer(engine, kv, prose_ids(loaded, READ_TOKENS), 1).finished
     engine.release(kv)
@@ -67,13 +67,13 @@ def prefill_tok_s(engine: LocalEngine, loaded: LoadedModel) -> float:
 
 
 def gbytes_s() -> float:
-    """Bytes a second of a matrix-vector product too large for any cache."""
+    """Gigabytes per second of a matrix-vector product that is too large for any cache."""
     matrix, vector = torch.ones(16_384, 4096), torch.ones(4096)
     return matrix.nbytes / _fastest_s(lambda: matrix @ vector) / 1e9
 
 
 def gflops() -> float:
-    """Operations a second of a matrix product."""
+    """Billions of operations per second of a matrix product."""
     matrix = torch.ones(1536, 1536)
     return 2 * 1536**3 / _fastest_s(lambda: matrix @ matrix) / 1e9
 
@@ -102,17 +102,17 @@ def main() -> None:
     box_gflops: list[float] = []
     for length in HISTORIES:
         history = prose_ids(loaded, max(length, FIRST_TOKENS))
-        loop = on_engine_thread(engine, partial(DynamicCacheLoop, plain, history))
+        loop = engine.call(partial(DynamicCacheLoop, plain, history))
         kv = engine.new_kv()
         answer(engine, kv, history, 2)
         ours, theirs = [], []
         for _ in range(options.repeats):
             found = answer(engine, kv, history, options.tokens).finished
             ours.append((found.sampled_tokens - 1) / found.decode_s)
-            theirs.append(on_engine_thread(engine, partial(loop.tokens_per_s, options.tokens)))
+            theirs.append(engine.call(partial(loop.tokens_per_s, options.tokens)))
         engine.release(kv)
-        box_gbytes.append(on_engine_thread(engine, gbytes_s))
-        box_gflops.append(on_engine_thread(engine, gflops))
+        box_gbytes.append(engine.call(gbytes_s))
+        box_gflops.append(engine.call(gflops))
         rows.append((f"{length:,}", median(ours), median(theirs), median(ours) / median(theirs)))
         figures[f"tok_s_{length}"] = median(ours)
         figures[f"vs_dynamiccache_at_{length}"] = median(ours) / median(theirs)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from model_runtime.engine.engine import LocalEngine
 from model_runtime.engine.passing_thread import in_passing_thread
@@ -16,9 +15,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
 
-T = TypeVar("T")
-
-# Prose of our own, so that the model reads text and not noise; repeated as often as a history needs.
+# Prose, so that the model reads text and not noise; repeated as often as a history needs.
 _PROSE = (
     "A cache is a promise about time: what was worked out once need not be worked out again. A person who talks with a "
     "model over many turns reads the whole conversation only once, and so should the model. The keys and values of "
@@ -36,21 +33,21 @@ class Answer:
 
 
 def load(model: str = "embedded", quantization: str = "auto") -> LoadedModel:
-    """A model that never ends an answer by itself, so that every answer has the length that is asked for."""
+    """Loads a model without stop tokens, so that every answer has the requested length."""
     config = ModelConfig(model=model, quantization=quantization)  # type: ignore[arg-type]
     loaded = in_passing_thread(lambda: load_model(config, say=lambda line: print(f"# {line}")))
     return replace(loaded, stop_token_ids=frozenset())
 
 
 def start(loaded: LoadedModel, context_limit_tokens: int) -> LocalEngine:
-    """An engine that guesses nothing: our histories repeat themselves, which would flatter every figure."""
+    """An engine without prompt lookup: our histories repeat themselves, which would flatter every figure."""
     return in_passing_thread(lambda: LocalEngine(loaded, EngineConfig(prompt_lookup="off"), context_limit_tokens))
 
 
 def answer(
     engine: LocalEngine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams | None = None
 ) -> Answer:
-    """Runs one answer of `new_tokens` tokens to its end, greedy unless told otherwise."""
+    """Runs one answer of `new_tokens` tokens to its end, greedy by default."""
     done = threading.Event()
     events: list[Event] = []
 
@@ -67,12 +64,6 @@ def answer(
     if finished.error:
         raise SystemExit(finished.error)
     return Answer(finished, tuple(e.token_id for e in events if isinstance(e, TokenDelta)))
-
-
-def on_engine_thread(engine: LocalEngine, call: Callable[[], T]) -> T:
-    """Runs something else where the engine computes. In a thread of its own it would be slow, and slow the engine down:
-    see `model_runtime.engine.passing_thread`."""
-    return engine._inbox.call(call)
 
 
 def prose_ids(loaded: LoadedModel, tokens: int) -> list[int]:

@@ -1,8 +1,8 @@
-"""Does guessing from the conversation's own text write faster, and does ordinary chat lose by it?
+"""Does prompt lookup speed answers up, and does it slow ordinary chat down?
 
-Tokens a second with prompt lookup on "auto" and off, on turns that ask for a summary or a correction of a text and on
-ordinary chat, greedy and with the model's default sampling. Both take turns, because a shared machine drifts; every
-pair of runs gives a ratio, and medians over prompts and repeats are printed.
+Tokens per second with prompt lookup on "auto" and off, on turns that ask for a summary or a correction of a text and on
+ordinary chat, greedy and with the model's default sampling. Both alternate, because a shared machine drifts; every pair
+of runs gives a ratio, and medians over prompts and repeats are printed.
 
     python -m benchmarks.lookup [--model embedded] [--tokens 96] [--repeats 2]
 """
@@ -55,13 +55,13 @@ PROMPTS = {
 
 
 def rate(found: Answer) -> float:
-    """Tokens a second behind the first one."""
+    """Tokens per second after the first one."""
     return (found.finished.sampled_tokens - 1) / found.finished.decode_s
 
 
 def switch(engine: LocalEngine, lookup: str) -> None:
-    """Between two answers. One engine for both, because the threads of a second one would slow down either."""
-    engine._lookup.mode = lookup  # type: ignore[assignment]
+    """Changes the mode between two answers. One engine runs both, as the threads of a second one would slow it down."""
+    engine.lookup.mode = lookup  # type: ignore[assignment]
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def main() -> None:
             for prompt in prompts:
                 ledger = template.first_turn("", prompt)
                 kv = engine.new_kv()
-                answer(engine, kv, ledger, 1)  # the prompt is read
+                answer(engine, kv, ledger, 1)  # reads the prompt
                 for repeat in range(options.repeats):
                     pair: dict[str, float] = {}
                     for lookup in ("auto", "off") if repeat % 2 else ("off", "auto"):

@@ -1,11 +1,10 @@
-"""What does reading ahead save, to the first token?
+"""How much time to the first token does reading ahead save?
 
-The real session manager over the real engine, as the page drives it: each key's draft 30 ms later, two of them at least
-100 ms apart; five characters a second; then Enter, which is a key like the others and comes 200 ms after the last
-character. Typed: a 40-token message behind a first turn. At once: the same with Enter in the instant of the last
-character, as if the end had been pasted. Pasted: 2,000 tokens at once, and a question typed below them. Each alternates
-with the same kind of message sent without having been read ahead. `busy_cores` is what all threads of this process
-compute while the message is typed.
+The real session manager over the real engine, driven like the page does: a draft 30 ms after each key, at least 100 ms
+apart; five characters per second; then Enter, 200 ms after the last character like any other key. Typed: a 40-token
+message after a first turn. At once: the same with Enter at the moment of the last character, as if the end had been
+pasted. Pasted: 2,000 tokens at once, and a question typed below them. Each alternates with the same kind of message
+sent without reading ahead. `busy_cores` is the CPU use of all threads of this process while the message is typed.
 
     python -m benchmarks.readahead [--model embedded] [--repeats 3]
 """
@@ -41,28 +40,28 @@ SETTINGS = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=8))
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """`ttft_s` as a subscriber sees it, from the call of `send` on."""
+    """A sent message. `ttft_s` is the time from the call of `send` until a subscriber sees the first token."""
 
     ttft_s: float
     receipt: Receipt
 
 
 class Person:
-    """Types into a conversation, and waits for answers."""
+    """A simulated user, who types into a conversation and waits for answers."""
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
         self.conversation_id = ""
 
     def open(self, first: str = "") -> None:
-        """A new conversation, with a first turn behind it."""
+        """Opens a new conversation, with a first turn if `first` is given."""
         self.conversation_id = self._manager.create_conversation(OWNER, SETTINGS).conversation_id
         if first:
             self.send(first)
-            time.sleep(1.0)  # a person reads the answer; meanwhile the glue is read, and a title looked for
+            time.sleep(1.0)  # the user reads the answer; meanwhile the engine reads the glue and generates a title
 
     def type(self, text: str, before: str = "", enter_after_s: float = KEY_S) -> float:
-        """Five characters a second behind what is there already, until Enter is due. Returns the busy cores."""
+        """Types five characters per second after `before`, until Enter is due. Returns the busy cores."""
         begun, computed_s = time.perf_counter(), time.process_time()
         enter_s = len(text) * KEY_S + enter_after_s
         seen, sent_s, due_s = 0, -math.inf, math.inf
@@ -93,7 +92,7 @@ class Person:
 
 
 def prose(loaded: LoadedModel, tokens: int, number: int) -> str:
-    """So many tokens of English, other ones for every number."""
+    """About `tokens` tokens of English, different for every `number`."""
     return str(loaded.tokenizer.decode(prose_ids(loaded, tokens + 7 * number)[7 * number :])).strip()
 
 
@@ -124,7 +123,7 @@ def main() -> None:
         for number in range(min(2, options.repeats)):
             for kind in kinds[3:]:
                 person.open()
-                # Its own beginning, so that nothing can be taken from another conversation.
+                # A unique beginning, so that nothing can be reused from another conversation.
                 paste = f"Text {2 * number + (kind == 'pasted')}. {prose(loaded, PASTE_TOKENS, number)}"
                 if kind == "pasted":
                     person.paste(paste)

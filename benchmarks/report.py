@@ -1,4 +1,4 @@
-"""What every benchmark prints: a table for people, then one JSON line for machines."""
+"""Prints a benchmark's results: a table for people, then one JSON line for machines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def finish(benchmark: str, figures: dict[str, float], device: str, model: str) -
 
 
 def commit() -> str:
-    """The commit measured, "-dirty" when the tree differs from it, "unknown" outside a checkout."""
+    """The measured commit, with "-dirty" if the tree differs from it; "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

@@ -1,8 +1,8 @@
-"""What does it take to go on with a long conversation, from wherever its KV is?
+"""How long does it take to continue a long conversation, depending on where its KV is?
 
 One conversation of 6,000 tokens gets short turns from every tier: its KV on the device, parked in host memory, parked
-on disk with the page cache dropped, in a new process with the page cache dropped, and nowhere. Time from sending to the
-first token, through the whole session manager.
+on disk with the page cache dropped, in a new process with the page cache dropped, and without any KV. Measures the time
+from sending to the first token, through the whole session manager.
 
     python -m benchmarks.resume [--model embedded] [--tokens 6000] [--repeats 3]
 """
@@ -28,7 +28,7 @@ NEW_TOKENS = 8
 
 
 def measure(served: Served, conversation_id: str, repeats: int, tier: Tier) -> tuple[list[float], list[float]]:
-    """Times to the first token of turns whose KV was moved to `tier` before each; and what restoring took of them."""
+    """Times to the first token of turns whose KV was moved to `tier` before each, and how long restoring took."""
     first_s, restore_s = [], []
     for number in range(repeats):
         if tier is Tier.NONE:
@@ -47,7 +47,7 @@ def measure(served: Served, conversation_id: str, repeats: int, tier: Tier) -> t
 
 
 def restarted(arguments: argparse.Namespace) -> tuple[float, float]:
-    """In a process of its own: the first turn after the start."""
+    """The first turn after a start. Runs in a process of its own."""
     loaded = load(arguments.model)
     with serve(loaded, Path(arguments.restarted), 4 * GIB, disk_bytes=8 * GIB) as served:
         conversation_id = served.manager.list_conversations(OWNER)[0].conversation_id
@@ -64,8 +64,8 @@ def measure_as_it_is(served: Served, conversation_id: str) -> tuple[float, float
 
 
 def fed_only_the_delta(receipt: Receipt) -> bool:
-    """Or a token less: once the glue of the next turn was read ahead, the pending token's row is parked with the
-    others."""
+    """Whether only the turn's own tokens were fed. One token less is right, too: if the glue of the next turn was read
+    ahead, the pending token's row is parked with the others."""
     return receipt.miss_reason is None and receipt.delta_tokens - receipt.fed_tokens in (0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Drives the whole session manager from a benchmark: real SQLite, files and engine; turns in, receipts out."""
+"""Drives the whole session manager from a benchmark, with real SQLite, files and engine."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ OWNER = "benchmark"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server without its pages."""
+    """A session manager and everything below it, without the web server."""
 
     manager: SessionManager
+    store: Store
     engine: Engine
     loaded: LoadedModel
     data_dir: Path
 
     def conversation(self, new_tokens: int) -> str:
-        """A new one that gives greedy answers of that length."""
+        """Creates a conversation with greedy answers of `new_tokens` tokens."""
         settings = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=new_tokens))
         return self.manager.create_conversation(OWNER, settings).conversation_id
 
     def text(self, tokens: int, number: int = 0) -> str:
-        """Prose of about so many tokens that begins differently for every number."""
+        """About `tokens` tokens of prose with a different beginning for every `number`."""
         return f"Number {number}. " + str(self.loaded.tokenizer.decode(prose_ids(self.loaded, max(1, tokens - 4))))
 
     def turn(self, conversation_id: str, text: str) -> tuple[float, Receipt]:
-        """Seconds from sending to the first token, and the receipt; returns when the answer is committed."""
+        """Runs a turn until its answer is committed. Returns the seconds from sending to the first token, and the
+        receipt."""
         begin = time.perf_counter()
         run = self.manager.send(OWNER, conversation_id, text)
         snapshot, first_s = run.snapshot(), 0.0
@@ -72,7 +74,7 @@ def serve(
     limit: int = 8192,
     device_tokens: int = 0,
 ) -> Iterator[Served]:
-    """One life of a server. What the device holds is given in bytes or in tokens."""
+    """Opens and closes a session manager. The device budget is given in bytes or in tokens."""
     engine = start(loaded, limit)
     device_bytes += device_tokens * engine.info.kv_bytes_per_token
     store = Store(data_dir)
@@ -81,7 +83,7 @@ def serve(
     manager = SessionManager(store, engine, template, config)
     manager.start()
     try:
-        yield Served(manager, engine, loaded, data_dir)
+        yield Served(manager, store, engine, loaded, data_dir)
     finally:
         manager.close()
         engine.close()
@@ -89,7 +91,7 @@ def serve(
 
 
 def forget_page_cache(data_dir: Path) -> bool:
-    """Asks the kernel to drop the saved files from its cache; False where it does not take that."""
+    """Asks the kernel to drop the saved files from its cache; False if the system does not support that."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in data_dir.rglob("*.kv"):

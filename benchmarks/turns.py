@@ -1,8 +1,8 @@
 """Does the tenth turn start as fast as the first?
 
-One conversation grows to 6,000 tokens. At 500, 2,000 and 6,000 tokens a 32-token turn is measured to its first new
-token: with its warm KV, with the same model reading everything again, and with transformers' `generate` on the same
-de-quantised float32 weights with a fresh cache, as a program without sessions does it.
+One conversation grows to 6,000 tokens. At 500, 2,000 and 6,000 tokens, the time to the first new token of a 32-token
+turn is measured: with its warm KV, with the same model reading everything again, and with transformers' `generate` on
+the same weights de-quantised to float32 with a fresh cache, like a program without sessions.
 
     python -m benchmarks.turns [--model embedded] [--repeats 7]
 """
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.driver import answer, load, on_engine_thread, prose_ids, start
+from benchmarks.driver import answer, load, prose_ids, start
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import unload
@@ -26,8 +26,8 @@ TURN_TOKENS = 32
 
 
 def flops(model: PreTrainedModel, start: int, end: int) -> float:
-    """Arithmetic of feeding positions `start..end`: two operations a weight and token (the vocabulary's matrix for
-    the last token only), four a query head, head dimension, token and key it sees."""
+    """The operations needed to feed positions `start..end`: two per weight and token (the output head for the last
+    token only), four per query head, head dimension, token and visible key."""
     config = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention_widths = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
@@ -71,16 +71,16 @@ def main() -> None:
     for place, length in enumerate(HISTORIES):
         answer(engine, kv, history[:length] + turn[:1], 1)
         for number in range(options.repeats):
-            # A first id of its own makes every repeat feed the whole turn: the KV is cropped to the history.
+            # A unique first id makes every repeat feed the whole turn, because the KV is cropped to the history.
             ledger = [*history[:length], 1000 + number, *turn[1:]]
             found = answer(engine, kv, ledger, 1).finished
             assert (found.fed_tokens, found.reused_tokens) == (TURN_TOKENS, length)
             warm[place].append(found.ttft_s or 0.0)
-            if number < (1 if length > 2000 else 2) + 1:  # the slow ones fewer times, in between
+            if number < (1 if length > 2000 else 2) + 1:  # fewer repeats of the slow ones, interleaved
                 cold = engine.new_kv()
                 reread[place].append(answer(engine, cold, ledger, 1).finished.ttft_s or 0.0)
                 engine.release(cold)
-                generate[place].append(on_engine_thread(engine, partial(generate_ttft_s, plain, ledger)))
+                generate[place].append(engine.call(partial(generate_ttft_s, plain, ledger)))
     engine.close()
 
     rows = []

@@ -1,1 +1,1 @@
-"""Computes: loads a model, keeps KV slabs, runs packed forwards. Knows nothing of people or conversations."""
+"""Loads a model, stores KVs and runs packed forwards. Knows nothing of users or conversations."""

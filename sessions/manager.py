@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine, ModelInfo
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.awake import AwakeClock
 from sessions.background.background import Background
 from sessions.background.pruner import Pruner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model_runtime.interface.drift import Int8Drift
+from model_runtime.interface.findings import Int8Drift
 from model_runtime.interface.sampling_params import SamplingParams
 
 

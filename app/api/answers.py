@@ -10,8 +10,7 @@ from typing import Any
 
 from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage
-from model_runtime.interface.events import FinishReason
-from model_runtime.interface.logprobs import TokenLogprob, TokenLogprobs
+from model_runtime.interface.events import FinishReason, TokenLogprob, TokenLogprobs
 from sessions.turns.run import Run
 from sessions.types import MessageStatus, MessageView, Receipt, Tier
 

@@ -85,7 +85,7 @@ def _tools(body: ChatCompletionRequest, takes_tools: bool) -> tuple[str, ...]:
     if body.tool_choice not in (None, "auto"):
         raise _unsupported("tool_choice", "A call cannot be forced: tool_choice must be 'auto' or 'none'.")
     if not takes_tools:
-        raise _unsupported("tools", "This model's chat template has no place for tools. Send the request without them.")
+        raise _unsupported("tools", "This model's chat template does not support tools. Send the request without them.")
     return tuple(_tool(tool) for tool in body.tools)
 
 

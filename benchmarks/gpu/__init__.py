@@ -1,1 +1,1 @@
-"""The GPU path, checked and measured with one command that needs only torch, transformers and bitsandbytes."""
+"""Checks and measures the GPU path with one command that needs only torch, transformers and bitsandbytes."""

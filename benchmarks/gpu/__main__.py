@@ -1,8 +1,7 @@
-"""Is the GPU path right, and how fast is it?
+"""Is the GPU path correct, and how fast is it?
 
-Checks first, then measures; ends inside `--seconds`, whatever happens, with one JSON line. Random weights of real
-shapes are made on the device; `--model` takes a real checkpoint in their place. On a CPU all of it runs with tiny
-shapes.
+Checks first, then measures; always ends within `--seconds` with one JSON line. Random weights of real shapes are made
+on the device; `--model` uses a real checkpoint instead. On a CPU everything runs with tiny shapes.
 
     python -m benchmarks.gpu [--sections kernels,exactness,...] [--model DIRECTORY] [--device cuda] [--seconds 520]
 """
@@ -34,10 +33,10 @@ _SPARE_S = 10.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"sections to run, from: {', '.join(SECTIONS)}")
     parser.add_argument("--model", help="a checkpoint for decode, ttft, sessions and exactness")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=520.0)
+    parser.add_argument("--seconds", type=float, default=520.0, help="time limit of the whole run")
     options = parser.parse_args()
     wanted = options.sections.split(",")
     if unknown := set(wanted) - set(SECTIONS):
@@ -56,7 +55,7 @@ def _run(bench: Bench, wanted: list[str], model: str | None) -> None:
     main_model: list[LoadedModel] = []
 
     def with_model(section: Callable[[Bench, LoadedModel], None]) -> Callable[[], None]:
-        """The 8B in NF4, or what was given; built once, for the sections that share it."""
+        """The 8B model in NF4, or the given checkpoint; built once for the sections that share it."""
 
         def run() -> None:
             if not main_model:
@@ -80,7 +79,7 @@ def _run(bench: Bench, wanted: list[str], model: str | None) -> None:
         if name not in wanted:
             continue
         if bench.left_s < _SPARE_S:
-            bench.note(f"section_{name}", "left out: no time")
+            bench.note(f"section_{name}", "skipped: no time left")
             continue
         if name == "memory":
             main_model.clear()

@@ -1,4 +1,4 @@
-"""What every section shares: the device, the clock, the figures and the checks."""
+"""Shared by all sections: the device, the clock, the figures and the checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 1024**3
 
 @dataclass
 class Bench:
-    """`seconds` bounds the whole run; `is_tiny` shrinks every shape so that a CPU goes through it all in a minute."""
+    """One run. `seconds` bounds it; `is_tiny` shrinks every shape so that a CPU needs about a minute."""
 
     device: torch.device
     seconds: float
@@ -26,7 +26,7 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of production mode: what the engine computes in here."""
+        """The dtype in which the engine computes on this device."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     @property
@@ -34,7 +34,7 @@ class Bench:
         return self.seconds - (time.perf_counter() - self._begin)
 
     def figure(self, name: str, value: float) -> float:
-        """Keeps and prints a figure at once: what was measured is not lost when something later fails."""
+        """Records and prints a figure at once, so that it is not lost when something later fails."""
         self.figures[name] = value
         print(f"  {name} = {value:.4g}", flush=True)
         return value
@@ -52,7 +52,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def timed_s(self, call: Callable[[], object]) -> float:
-        """Seconds of `call`, the device's work included."""
+        """How many seconds `call` takes, the device's work included."""
         self.sync()
         begin = time.perf_counter()
         call()
@@ -60,7 +60,7 @@ class Bench:
         return time.perf_counter() - begin
 
     def clean(self) -> None:
-        """Frees what nobody refers to, and forgets the peak."""
+        """Frees unreferenced memory and resets the peak."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

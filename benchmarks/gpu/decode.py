@@ -1,4 +1,4 @@
-"""Decode tokens a second by batch and history, against transformers' `generate` and against the memory's bandwidth."""
+"""Decode speed by batch and history, compared with transformers' `generate` and with the memory bandwidth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WATCHED_STEPS = 17
 
 
 def copy_bytes_per_s(bench: Bench) -> float:
-    """What the device's memory moves in a plain copy, read and written bytes together."""
+    """The memory bandwidth of a plain copy, bytes read and written together."""
     source = torch.empty((64 if bench.is_tiny else 2048) * 1024**2, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -56,7 +56,7 @@ def decode(bench: Bench, loaded: LoadedModel) -> None:
 
 
 def decode_briefly(bench: Bench, loaded: LoadedModel) -> None:
-    """Another shape: batch 1 and 8, without a history and with 4k tokens."""
+    """Decode speed of another shape: batch 1 and 8, without history and with 4k tokens."""
     batches, histories = ((1, 2), (0, 64)) if bench.is_tiny else ((1, 8), (0, 4096))
     ours = _ours(bench, loaded, batches, histories, f"{loaded.name}_")
     if (1, 0) in ours:
@@ -65,7 +65,7 @@ def decode_briefly(bench: Bench, loaded: LoadedModel) -> None:
 
 
 def recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:
-    """The switch `EngineConfig.record_steps`: the same steps launched one by one and replayed."""
+    """Compares `EngineConfig.record_steps` off and on: the same steps launched one by one and replayed."""
     for record in (False, True):
         _alone_tok_s(bench, loaded, "recorded" if record else "launched", record=record)
 
@@ -94,12 +94,12 @@ def _ours(
         segment = engine.stage(first, identify(None, longest[:history], "bench")) if history else None
         for batch in batches:
             if bench.left_s < 60:
-                bench.note(f"{prefix}decode_b{batch}_h{history}", "left out: no time")
+                bench.note(f"{prefix}decode_b{batch}_h{history}", "skipped: no time left")
                 continue
             try:
                 found[batch, history] = _many_at_once(engine, longest[: history + 1], segment, batch)
             except RuntimeError as error:  # the largest may not fit into this device
-                bench.note(f"{prefix}decode_b{batch}_h{history}", f"left out: {error}")
+                bench.note(f"{prefix}decode_b{batch}_h{history}", f"skipped: {error}")
                 continue
             bench.figure(f"{prefix}decode_tok_s_b{batch}_h{history}", found[batch, history])
     if not prefix:
@@ -110,7 +110,7 @@ def _ours(
 
 
 def _affordable(bench: Bench, loaded: LoadedModel, tokens: int) -> int:
-    """As many tokens as fit beside what a step works with; `first` needs its own besides."""
+    """How many arena tokens fit beside the memory that a step needs; `first` needs tokens of its own, too."""
     geometry_bytes = 2 * loaded.model.config.get_text_config().num_hidden_layers * loaded.kv_dtype.itemsize
     config = loaded.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or 1
@@ -122,13 +122,13 @@ def _affordable(bench: Bench, loaded: LoadedModel, tokens: int) -> int:
 def _many_at_once(
     engine: LocalEngine, ledger: list[int], segment: Segment | None, batch: int, sampling: SamplingParams = GREEDY
 ) -> float:
-    """Tokens a second of `batch` answers behind copies of one history, while all of them stream."""
+    """Tokens per second of `batch` answers after copies of one history, while all of them stream."""
     kvs: list[KV] = [engine.new_kv() for _ in range(batch)]
     try:
         for kv in kvs if segment is not None else ():
             assert segment is not None
             engine.restore(kv, [segment])
-        for tokens in (STEPS // 4 + 2 * batch, STEPS + 2 * batch):  # the first time records the steps
+        for tokens in (STEPS // 4 + 2 * batch, STEPS + 2 * batch):  # the first round records the steps
             answers = [ask(engine, kv, ledger, tokens, sampling) for kv in kvs]
             speed = _tok_s([answer.wait() for answer in answers])
         return speed
@@ -138,7 +138,7 @@ def _many_at_once(
 
 
 def _tok_s(answers: list[Answer]) -> float:
-    """Tokens a second from the moment the last answer streams until the first one ends."""
+    """Tokens per second from the first token of the last answer until the first answer ends."""
     begin, end = max(answer.times[0] for answer in answers), min(answer.times[-1] for answer in answers)
     tokens = sum(sum(begin < at <= end for at in answer.times) for answer in answers)
     return tokens / (end - begin)
@@ -154,7 +154,7 @@ def _how_it_runs(bench: Bench, engine: LocalEngine, kv: KV, ledger: list[int]) -
     for name, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
         ask(engine, kv, ledger, 6, sampling).wait()
         waits = host_waits(bench, partial(_ask_and_wait, engine, kv, ledger, sampling))
-        # torch counts what waits for the whole device. The ids of a step are waited for besides, by their own event.
+        # torch counts waits for the whole device. The wait for a step's ids uses an event and is not counted.
         bench.figure(f"host_waits_{name}", waits)
         bench.check(f"{name}: no host wait a step but for its ids", waits <= 5, f"({waits} in {WATCHED_STEPS} steps)")
     kernels = kernels_of(bench, lambda: ask(engine, kv, ledger, 8).wait())
@@ -168,7 +168,7 @@ def _how_it_runs(bench: Bench, engine: LocalEngine, kv: KV, ledger: list[int]) -
 
 @torch.inference_mode()
 def _generate_tok_s(bench: Bench, loaded: LoadedModel, batch: int, history: int) -> float:
-    """transformers' `generate` with the same weights: the time of more tokens less the time of fewer."""
+    """Speed of transformers' `generate` with the same weights: the time of a long answer minus that of a short one."""
     ids = torch.tensor([some_ids(loaded, history + 1)] * batch, device=bench.device)
     settings = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
@@ -186,7 +186,7 @@ def other_shapes(bench: Bench) -> None:
     """SmolLM2-135M in bf16 and Qwen3-4B in NF4."""
     for shape, precision in (("smollm2_135m", "none"), ("qwen3_4b", "nf4")):
         if bench.left_s < 45:
-            bench.note(shape, "left out: no time")
+            bench.note(shape, "skipped: no time left")
             continue
         decode_briefly(bench, build(bench, shape, precision))
         bench.clean()

@@ -1,4 +1,4 @@
-"""Cached equals uncached on this device: float32 as the reference, then what production runs."""
+"""Checks that cached equals uncached on this device: in float32 as the reference, then in production precision."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from model_runtime.forward.runtime import DeviceRuntime, open_arena, open_slabs,
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.segments import identify
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.segment import read, write
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
 
-REFERENCE_LIMIT = 1e-4  # of the logits, as DESIGN's third rule has it for reference mode
+REFERENCE_LIMIT = 1e-4  # largest difference of logits in float32 with one kernel for prefill and decode
 NLL_LIMIT = 0.005
-# Random weights give flat logits: what bfloat16 rounds off is told in their standard deviations, as a root mean square
-# (the largest of a hundred thousand is five times that, of a larger vocabulary more).
+# Random weights give flat logits, so bfloat16's rounding error is measured in their standard deviations, as a root mean
+# square (the largest of a hundred thousand is five times that, of a larger vocabulary more).
 PRODUCTION_LIMIT = 0.05
 STEPS = 100
 TURN_TOKENS = 30
 
 
 def kernels(bench: Bench) -> None:
-    """Every flash kernel this build offers against the reference, for the four models' heads."""
+    """Compares every flash kernel of this build with the reference, for the heads of several models."""
     if bench.device.type != "cuda":
         bench.check("reference_kernel", agrees(REFERENCE, bench.device, torch.float32, 6, 2, 16))
         bench.note("flash_kernels", ", ".join(kernel.name for kernel in flash_kernels()) + " (not run: no GPU)")
@@ -51,7 +52,7 @@ def kernels(bench: Bench) -> None:
 
 
 def exactness(bench: Bench, given: LoadedModel | None = None) -> None:
-    """Packed against alone, cached against one read, and KVs that went through pinned memory and a file."""
+    """Compares packed with alone, cached with one read, and KVs before and after pinned memory and a file."""
     if given is not None:
         _production(bench, given, "given")
         return
@@ -66,7 +67,7 @@ def exactness(bench: Bench, given: LoadedModel | None = None) -> None:
     bench.clean()
     for shape, precision in (
         *(("smollm2_135m", precision) for precision in ("none", "nf4", "int8")),
-        # These have the widths that our own forward of few rows wants.
+        # These have the widths that our own forward of few rows supports.
         *(("llama32_1b", "nf4"), ("llama32_1b", "fp4"), ("qwen3_06b", "nf4")),
     ):
         _production(bench, build(bench, shape, precision), f"{shape} {precision}")
@@ -102,7 +103,7 @@ class _Reader:
     loaded: LoadedModel
 
     def read(self, parts: Sequence[Sequence[int]], kvs: Sequence[KVSlab] | None = None) -> list[torch.Tensor]:
-        """Logits `(ids, vocabulary)` of each part, all in one packed forward; new KVs where none are given."""
+        """Logits `(ids, vocabulary)` of each part, all in one packed forward; in new KVs if none are given."""
         used = kvs or [self.runtime.place.new_kv() for _ in parts]
         logits = self.runtime.forward.run([Feed(kv, ids, len(ids)) for kv, ids in zip(used, parts, strict=True)])
         ends = list(accumulate(len(ids) for ids in parts))
@@ -113,7 +114,7 @@ class _Reader:
         return pieces
 
     def step(self, kvs: Sequence[KVSlab], ids: Sequence[int]) -> list[torch.Tensor]:
-        """One token each; a decode step, recorded where the runtime records them."""
+        """A decode step with one token per KV, replayed if the runtime records steps."""
         return self.read([[one] for one in ids], kvs)
 
 
@@ -140,7 +141,7 @@ def _checked(
     compare("alone equals the model's own attention", alone, whole)
     compare("packed equals alone", reader.read(ledgers), alone)
 
-    # The beginnings packed, then a turn in the middle, a short one, and token by token, all conversations together.
+    # All conversations together: the beginnings, a long turn, a short turn, then token by token.
     kvs = [runtime.place.new_kv() for _ in ledgers]
     reader.read([ledger[:20] for ledger in ledgers], kvs)
     reader.read([ledger[20 : -STEPS - 15] for ledger in ledgers], kvs)
@@ -169,8 +170,8 @@ def _checked(
 
 
 def _short_turn(reader: _Reader, record_waiting: Callable[[Callable[[], bool]], None]) -> list[torch.Tensor]:
-    """Logits of a turn behind a history that is long enough to be cut into pieces: the last ones as it comes first, and
-    after there was time to record it; all of them, as where guesses are checked; and in one read."""
+    """Logits of a turn after a history that is long enough to be cut into pieces: the last row launched, the last row
+    replayed after recording, all rows as when drafts are checked, and all rows from one read."""
     ledger = some_ids(reader.loaded, 900, 4)
     kv, turn = reader.runtime.place.new_kv(), ledger[-TURN_TOKENS:]
     reader.read([ledger[:-TURN_TOKENS]], [kv])
@@ -186,7 +187,7 @@ def _short_turn(reader: _Reader, record_waiting: Callable[[Callable[[], bool]], 
 def _through_tiers(
     bench: Bench, name: str, reader: _Reader, kv: KVSlab, geometry: KVGeometry, ledger: Sequence[int]
 ) -> None:
-    """The same rows and the same next logits, bit for bit, after pinned host memory and after a file."""
+    """Checks that rows and next logits are bitwise equal after pinned host memory and after a file."""
     transfers = reader.runtime.transfers
     identity = identify(None, kv.token_ids, reader.loaded.fingerprint)
     segment = transfers.begin_out(kv, identity)()
@@ -211,7 +212,7 @@ def _through_tiers(
 @torch.inference_mode()
 def _own_attention(model: PreTrainedModel, ledger: Sequence[int]) -> torch.Tensor:
     """float32 logits `(tokens, vocabulary)` of one uncached read through transformers' own attention."""
-    packed = str(model.config._attn_implementation)
+    packed = str(model.config._attn_implementation)  # noqa: SLF001 - transformers has no public name for it
     model.set_attn_implementation("sdpa")
     try:
         device = next(model.parameters()).device

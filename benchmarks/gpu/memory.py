@@ -1,4 +1,4 @@
-"""What the 15.5B multi-query shape costs: weights, the peak of a 60-token run, and a system prompt ten times over."""
+"""Memory of the 15.5B multi-query shape: weights, the peak of a 60-token run, and a very long system prompt."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NAMES = {"none": "bf16"}
 
 
 def memory(bench: Bench) -> None:
-    """Weights and peak in each precision. The bf16 model is kept for the long prompt, which follows."""
+    """Weights and peak in each precision. The long prompt then uses the bf16 model."""
     for precision in PRECISIONS:
         if bench.left_s < 30:
-            bench.note(f"octocoder_{_NAMES.get(precision, precision)}", "left out: no time")
+            bench.note(f"octocoder_{_NAMES.get(precision, precision)}", "skipped: no time left")
             continue
         loaded = build(bench, "octocoder", precision)
         name = f"octocoder_{_NAMES.get(precision, precision)}"
@@ -46,7 +46,7 @@ def _peak_of_a_run(bench: Bench, name: str, loaded: LoadedModel, published_gib: 
 
 
 def _long_prompt(bench: Bench, loaded: LoadedModel) -> None:
-    """About 6,000 tokens in front of a 60-token answer: ours with flash, and transformers with the math kernel."""
+    """About 6,000 tokens before a 60-token answer: ours with flash, and transformers with the math kernel."""
     prompt = some_ids(loaded, 300 if bench.is_tiny else 6000)
     _prompt_with_flash(bench, loaded, prompt)
     bench.clean()

@@ -1,4 +1,4 @@
-"""Which kernels really ran, and how often the host waited for the device: asked of the profiler and of torch."""
+"""Asks the profiler which kernels really ran, and torch how often the host waited for the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.gpu.bench import Bench
 
 
 def kernels_of(bench: Bench, call: Callable[[], object]) -> list[tuple[str, float]]:
-    """The kernels that ran meanwhile on any thread, with their milliseconds, longest first. On a CPU: operators."""
+    """The kernels that ran during `call` on any thread, with their milliseconds, longest first. On a CPU: operators."""
     is_cuda = bench.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with profile(activities=activities) as profiler:
@@ -28,7 +28,7 @@ def kernels_of(bench: Bench, call: Callable[[], object]) -> list[tuple[str, floa
 
 
 def attention_kernels(kernels: list[tuple[str, float]]) -> list[str]:
-    """Those whose name says attention."""
+    """The names of those that are attention kernels."""
     words = ("flash", "fmha", "attention", "attn", "attend_")
     return [name for name, _ in kernels if any(word in name.lower() for word in words)]
 

@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, made on the device, and their quantised forms."""
+"""Models of real shapes with random weights, made on the device and optionally quantised."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ SHAPES: dict[str, Callable[[bool], Any]] = {
 
 
 def build(bench: Bench, shape: str, precision: str, dtype: torch.dtype | None = None) -> LoadedModel:
-    """Random weights in `dtype` (the bench's where None), their matrices then quantised. No accelerate, no files."""
+    """A model with random weights in `dtype` (the bench's if None), its matrices then quantised. Needs neither
+    accelerate nor files."""
     config = SHAPES[shape](bench.is_tiny)
     dtype = dtype or bench.dtype
     torch.manual_seed(6)
@@ -138,7 +139,7 @@ def build(bench: Bench, shape: str, precision: str, dtype: torch.dtype | None = 
 
 
 def describe(model: PreTrainedModel, name: str, precision: str, dtype: torch.dtype) -> LoadedModel:
-    """A model as the engine takes it. It never stops by itself; its tokenizer knows every id."""
+    """The model as the engine needs it, without stop tokens and with a tokenizer that knows every id."""
     return LoadedModel(
         model=model,
         tokenizer=_tokenizer(int(model.config.get_text_config().vocab_size)),
@@ -154,7 +155,7 @@ def describe(model: PreTrainedModel, name: str, precision: str, dtype: torch.dty
 
 
 def load_checkpoint(bench: Bench, path: str) -> LoadedModel:
-    """A real checkpoint as Keepwarm loads it by default; this alone needs accelerate."""
+    """A real checkpoint as Keepwarm loads it by default. Only this function needs accelerate."""
     from dataclasses import replace
 
     from model_runtime.interface.config import ModelConfig
@@ -165,11 +166,11 @@ def load_checkpoint(bench: Bench, path: str) -> LoadedModel:
 
 
 def quantise(model: PreTrainedModel, precision: str, dtype: torch.dtype) -> None:
-    """Replaces every matrix but the head, as transformers does: "int8" with outlier threshold 6, "fp4" as the library's
-    defaults have it (no double quantization), "nf4" with double quantization."""
-    # When it is first imported on a CPU it advises, as an error, a package with kernels from the hub.
+    """Quantises every matrix but the head, as transformers does: "int8" with outlier threshold 6, "fp4" with the
+    library's defaults (no double quantization), "nf4" with double quantization."""
+    # On its first import on a CPU it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR + 1)
-    # int8 computes in float16 and would say so at every product.
+    # int8 computes in float16 and would log that at every product.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     import bitsandbytes as bnb
 
@@ -194,7 +195,7 @@ def quantise(model: PreTrainedModel, precision: str, dtype: torch.dtype) -> None
 
 
 def weights_bytes(model: PreTrainedModel) -> int:
-    """Bytes of every parameter and buffer and of the 4-bit layers' scales, shared ones once."""
+    """Bytes of all parameters, buffers and scales of 4-bit layers, shared ones counted once."""
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -206,7 +207,7 @@ def weights_bytes(model: PreTrainedModel) -> int:
 
 
 def read_bytes_a_token(model: PreTrainedModel) -> int:
-    """Bytes of weights that one decode step reads: all, but of an embedding table that is not the head only one row."""
+    """Bytes of weights that one decode step reads: all but the embedding table, unless that is also the head."""
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     return weights_bytes(model) - (0 if head is table or head.data_ptr() == table.data_ptr() else table.nbytes)
 

@@ -1,4 +1,4 @@
-"""The real engine with token ids in and timed token ids out, many answers at once."""
+"""Drives the real engine with token ids and records timed token ids, many answers at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLED = SamplingParams(temperature=0.7, top_k=50, top_p=0.9, repetition_penalt
 
 @dataclass
 class Answer:
-    """A running generation: when it was asked for, its ids and when each came."""
+    """A running generation: when it was submitted, its ids and the time of each."""
 
     asked_at: float = field(default_factory=time.perf_counter)
     token_ids: list[int] = field(default_factory=list)
@@ -63,7 +63,7 @@ def open_engine(
     pinned_bytes: int = 0,
     record: bool = True,
 ) -> LocalEngine:
-    """An engine over an arena for `arena_tokens` tokens; without guesses, which random weights would make worthless."""
+    """An engine over an arena for `arena_tokens` tokens, without prompt lookup, which random weights make useless."""
     own = loaded.model.config.get_text_config()
     heads = getattr(own, "num_key_value_heads", None) or 1
     if getattr(own, "multi_query", False):
@@ -85,7 +85,7 @@ def open_engine(
 def ask(
     engine: LocalEngine, kv: KV, ledger: Sequence[int], new_tokens: int, sampling: SamplingParams = GREEDY
 ) -> Answer:
-    """Submits an answer of so many tokens."""
+    """Submits an answer of `new_tokens` tokens."""
     answer = Answer()
     sampling = replace(sampling, max_new_tokens=new_tokens)
     engine.submit(GenerationRequest(tuple(ledger), kv, sampling), answer.heard)
@@ -93,6 +93,6 @@ def ask(
 
 
 def some_ids(loaded: LoadedModel, tokens: int, seed: int = 1) -> list[int]:
-    """Ids that repeat nowhere near each other."""
+    """Ids without repetitions close to each other."""
     vocabulary = int(loaded.model.config.get_text_config().vocab_size)
     return [(seed * 7919 + 104729 * place + place * place) % vocabulary for place in range(tokens)]

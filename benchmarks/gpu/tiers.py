@@ -1,4 +1,4 @@
-"""A turn behind a long history from every tier, and 64 conversations with room for 16."""
+"""A turn after a long history from every tier, and 64 conversations with room for 16."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sessions.memory.moves.segment_reader import SegmentReader
 TURN_TOKENS = 32
 REPEATS = 5
 FILE_BYTES = 32 * 1024**2
-REST_S = 0.5  # until the engine has recorded what it was asked for
+REST_S = 0.5  # time for the engine to record the shape of the turn
 
 
 def first_token(bench: Bench, loaded: LoadedModel) -> None:
@@ -61,7 +61,7 @@ def first_token(bench: Bench, loaded: LoadedModel) -> None:
 
 
 def turns_recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:
-    """The switch `EngineConfig.record_steps` for the same warm turn."""
+    """Compares `EngineConfig.record_steps` off and on for the same warm turn."""
     history = 256 if bench.is_tiny else 16384
     ids = some_ids(loaded, history)
     for record in (False, True):
@@ -75,14 +75,14 @@ def turns_recorded_or_not(bench: Bench, loaded: LoadedModel) -> None:
 
 
 def _warm_s(engine: LocalEngine, kv: KV, ids: Sequence[int]) -> float:
-    """Of a turn behind these ids, once the engine has seen one of its size and had a pause after it."""
+    """Seconds to the first token of a turn after these ids, once the engine could record a turn of that size."""
     _turn_s(engine, kv, ids, 99)
     time.sleep(REST_S)
     return statistics.median(_turn_s(engine, kv, ids, 100 + seed) for seed in range(REPEATS))
 
 
 def _turn_s(engine: LocalEngine, kv: KV, history: Sequence[int], seed: int, release: bool = False) -> float:
-    """Seconds to the first token of a turn whose first id differs from every other's, so that all of it is fed."""
+    """Seconds to the first token of a turn whose first id is unique, so that the whole turn is fed."""
     answer = ask(engine, kv, [*history, 2 + seed, *range(3, TURN_TOKENS + 2)], 1).wait()
     if release:
         engine.release(kv)
@@ -92,7 +92,7 @@ def _turn_s(engine: LocalEngine, kv: KV, history: Sequence[int], seed: int, rele
 
 
 def _restored_turn_s(engine: LocalEngine, restore: Callable[[KV], object], history: Sequence[int], seed: int) -> float:
-    """The same from a KV that is not on the device, fetching its rows included."""
+    """The same for a KV that is not on the device, including the restore."""
     kv = engine.new_kv()
     begin = time.perf_counter()
     restore(kv)
@@ -104,7 +104,7 @@ def _restored_turn_s(engine: LocalEngine, restore: Callable[[KV], object], histo
 
 
 class Files:
-    """A history on disk as the server has it: in files of up to 32 MiB, read and checked by several threads while
+    """A history on disk as the server saves it: in files of up to 32 MiB, read and verified by several threads while
     earlier ones are copied to the device."""
 
     def __init__(self, engine: LocalEngine, loaded: LoadedModel, ids: Sequence[int], folder: Path) -> None:
@@ -123,7 +123,7 @@ class Files:
         engine.release(kv)
 
     def restore(self, kv: KV) -> None:
-        """With the files' pages dropped from the page cache first."""
+        """Drops the files from the page cache, then restores them."""
         for identity in self._identities:
             with self._path(identity).open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -132,7 +132,7 @@ class Files:
                 self._engine.restore(kv, segments, self._tokens)
 
     def restore_and_release(self) -> None:
-        """Into a KV that nobody asks for anything."""
+        """Restores into a KV that is released unused."""
         kv = self._engine.new_kv()
         self.restore(kv)
         self._engine.release(kv)
@@ -145,7 +145,7 @@ class Files:
 
 
 def _restore_against_copy(bench: Bench, engine: LocalEngine, segment: Segment) -> None:
-    """How near the restore comes to one plain copy of as many bytes from page-locked memory."""
+    """Compares the restore with one plain copy of the same number of bytes from page-locked memory."""
 
     def restore() -> None:
         kvs.append(engine.new_kv())
@@ -167,8 +167,8 @@ def _restore_against_copy(bench: Bench, engine: LocalEngine, segment: Segment) -
 
 
 class Crowd:
-    """Conversations of which only some fit on the device; the least recently used one makes room and goes to host
-    memory, where each turn's new rows were written through to."""
+    """Conversations of which only some fit on the device. The least recently used one is evicted; its rows are already
+    in host memory, because each turn's new rows are written through."""
 
     def __init__(self, engine: LocalEngine, loaded: LoadedModel, room_tokens: int) -> None:
         self._engine = engine
@@ -179,7 +179,7 @@ class Crowd:
         self.ledgers: dict[int, list[int]] = {}
 
     def turn(self, who: int, new_ids: Sequence[int], new_tokens: int) -> tuple[int, int]:
-        """One turn; returns the tokens that were fed and those the turn added."""
+        """Runs one turn; returns how many tokens were fed and how many the turn added."""
         ledger = [*self.ledgers.get(who, []), *new_ids]
         kv = self._promote(who, len(ledger) + new_tokens)
         delta = len(ledger) - kv.length_tokens
@@ -205,7 +205,7 @@ class Crowd:
 
 
 def sessions(bench: Bench, loaded: LoadedModel) -> None:
-    """64 conversations of 4k tokens with room for 16: turns a second, and whether only the new was fed."""
+    """64 conversations of 4k tokens with room for 16: turns per second, and whether only new tokens were fed."""
     people, length, room, turns = (8, 100, 2, 24) if bench.is_tiny else (64, 4096, 16, 160)
     new_tokens = 4 if bench.is_tiny else 16
     room_tokens = room * (length + 512) // 64 * 64  # as the arena rounds
@@ -217,11 +217,11 @@ def sessions(bench: Bench, loaded: LoadedModel) -> None:
         crowd.turn(who, some_ids(loaded, length, who), 1)
         if bench.left_s < 60:
             people = who + 1
-            bench.note("sessions", f"only {people} conversations: no time")
+            bench.note("sessions", f"only {people} conversations: no time left")
             break
     bench.figure("sessions_filled_s", time.perf_counter() - begun)
     randomness = random.Random(5)
-    shares = [1 / (1 + who) for who in range(people)]  # a few are talked to often, most of them seldom
+    shares = [1 / (1 + who) for who in range(people)]  # a few conversations are used often, most of them rarely
     only_delta = done = 0
     begun = time.perf_counter()
     for number in range(turns):
@@ -232,5 +232,5 @@ def sessions(bench: Bench, loaded: LoadedModel) -> None:
             break
     bench.figure("sessions_turns_per_s", done / (time.perf_counter() - begun))
     bench.figure("fed_only_delta_share", only_delta / done)
-    bench.check("only the new was fed", only_delta == done, f"({only_delta} of {done} turns)")
+    bench.check("only new tokens were fed", only_delta == done, f"({only_delta} of {done} turns)")
     engine.close()

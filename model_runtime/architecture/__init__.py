@@ -1,1 +1,1 @@
-"""What a checkpoint's layers are, and whether they fit together."""
+"""The structure of a checkpoint's layers, and checks that they fit together."""

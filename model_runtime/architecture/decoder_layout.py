@@ -1,5 +1,5 @@
-"""The decoder that most models share (Llama, Qwen2, Qwen3), as our own forwards compute it: which models have it, and
-where their layers keep their matrices."""
+"""The decoder layout that our own forwards compute (Llama, Qwen2, Qwen3): which models have it, and where their layers
+keep their matrices."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def has_common_layout(model: PreTrainedModel) -> bool:
 
 
 def projections_of(layer: nn.Module) -> dict[str, Any]:
-    """A layer's matrices by what they make."""
+    """A layer's matrices, by what they compute."""
     return {name: layer.get_submodule(path) for name, path in PROJECTIONS.items()}
 
 
 def head_norms_of(layer: Any) -> tuple[Any, Any]:
-    """What normalises each head of its queries and of its keys (Qwen3), if anything does."""
+    """The norms of a layer's query heads and key heads (Qwen3), None if there are none."""
     return getattr(layer.self_attn, "q_norm", None), getattr(layer.self_attn, "k_norm", None)
 
 

@@ -1,6 +1,6 @@
-"""Whether a model is of one piece: its config possible in itself, and every matrix, norm, bias and table as wide as the
-config says. Torch checks what it multiplies; our own CPU and CUDA kernels believe the numbers they are given, and write
-where these point. So nothing reaches them that did not pass here.
+"""Checks that a model is consistent: its config is possible, and every matrix, norm, bias and table has the size that
+the config says. torch checks what it multiplies, but our own CPU and CUDA kernels trust the sizes they are given and
+write where these point, so they run only models that passed these checks.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from model_runtime.architecture.decoder_layout import head_dim_of, head_norms_of, projections_of
 from model_runtime.interface.errors import ModelLoadError
 
-MOST_CONTEXT_TOKENS = 1 << 24  # float32, in which rotary positions are computed, counts no further one by one
+MOST_CONTEXT_TOKENS = 1 << 24  # rotary positions are float32, which represents every integer only up to here
 _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 _MORE_COUNTS = ("intermediate_size", "max_position_embeddings", "sliding_window", "num_experts", "num_local_experts")
 _FACTORS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
 
 
 def check_config(config: PretrainedConfig, name: str) -> None:
-    """Raises `ModelLoadError` for numbers that no model can have. What an architecture does not state is not asked
-    for."""
+    """Raises `ModelLoadError` for numbers that no model can have. Numbers that an architecture does not state are not
+    checked."""
     text = config.get_text_config()
     for key in (*_COUNTS, *_MORE_COUNTS):
         value = getattr(text, key, None)
@@ -33,20 +33,20 @@ def check_config(config: PretrainedConfig, name: str) -> None:
     context = getattr(text, "max_position_embeddings", None)
     if isinstance(context, int) and context > MOST_CONTEXT_TOKENS:
         raise ModelLoadError(
-            f"{name} cannot be used: it says it holds {context:,} tokens of context; at most {MOST_CONTEXT_TOKENS:,} "
-            "can be counted."
+            f"{name} cannot be used: it says its context is {context:,} tokens long; at most {MOST_CONTEXT_TOKENS:,} "
+            "are possible."
         )
     heads, kv_heads = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        raise ModelLoadError(f"{name} cannot be used: {heads} heads cannot share {kv_heads} heads of keys.")
+        raise ModelLoadError(f"{name} cannot be used: {heads} heads cannot share {kv_heads} key heads.")
     for key, value in _factors_of(text):
         if not isinstance(value, bool) and isinstance(value, (int, float)) and not (math.isfinite(value) and value > 0):
             raise _impossible(name, key, value)
 
 
 def check_decoder_shapes(model: PreTrainedModel) -> None:
-    """For a model of the common layout (`decoder_layout`): raises `ModelLoadError` at the first tensor that is not as
-    the config says."""
+    """Raises `ModelLoadError` at the first tensor whose size is not what the config says. For models with the common
+    layout (`decoder_layout`)."""
     config = model.config.get_text_config()
     wrong = next((sentence for sentence in _wrong_shapes(model, config) if sentence), None)
     if wrong:
@@ -54,8 +54,8 @@ def check_decoder_shapes(model: PreTrainedModel) -> None:
 
 
 def check_bitsandbytes(model: PreTrainedModel) -> None:
-    """What a 4-bit or 8-bit checkpoint says of its packed matrices, against the bytes that are there: bitsandbytes'
-    kernels and ours read as far as they are told. Raises `ModelLoadError`."""
+    """Compares what a 4-bit or 8-bit checkpoint says of its packed matrices with the actual bytes, because
+    bitsandbytes' kernels and ours read as far as they are told. Raises `ModelLoadError`."""
     for name, module in model.named_modules():
         kind = type(module).__name__
         wrong = _wrong_4_bits(module) if kind == "Linear4bit" else kind == "Linear8bitLt" and _wrong_8_bits(module)
@@ -64,14 +64,15 @@ def check_bitsandbytes(model: PreTrainedModel) -> None:
 
 
 def check_vocabulary(model: PreTrainedModel) -> int:
-    """How many token ids the model can be fed. Raises `ModelLoadError` when it might say an id that it cannot be fed:
-    an id behind the table ends a CUDA process for good."""
+    """How many token ids the model can be fed. Raises `ModelLoadError` if it can generate an id that it cannot be fed:
+    an id beyond the embedding table makes a CUDA context unusable."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     rows = int(getattr(embedding, "num_embeddings", 0)) or int(embedding.weight.shape[0])
     outputs = getattr(head, "out_features", None)
     if isinstance(outputs, int) and outputs > rows:
         raise ModelLoadError(
-            f"{type(model).__name__} cannot be used: it can say {outputs:,} tokens, but has embeddings of {rows:,}."
+            f"{type(model).__name__} cannot be used: it can generate {outputs:,} tokens, but has embeddings for "
+            f"{rows:,}."
         )
     return rows
 
@@ -107,7 +108,7 @@ def _wrong_shapes(model: Any, config: Any) -> Iterator[str | None]:
     if len(layers) != config.num_hidden_layers:
         yield f"it has {len(layers)} layers instead of {config.num_hidden_layers}"
     if heads <= 0 or kv_heads <= 0 or heads % kv_heads or dim <= 0 or dim % 2:
-        yield f"{heads} heads of {dim} numbers cannot share {kv_heads} heads of keys"
+        yield f"{heads} heads of {dim} numbers cannot share {kv_heads} key heads"
     expected = {
         "query": (heads * dim, hidden),
         "key": (kv_heads * dim, hidden),

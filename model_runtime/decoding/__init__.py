@@ -1,1 +1,1 @@
-"""Choosing the next token, and guessing the ones after it."""
+"""Chooses the next token, and drafts the ones after it."""

@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from model_runtime.interface.logprobs import TokenLogprob, TokenLogprobs
+from model_runtime.interface.events import TokenLogprob, TokenLogprobs
 from model_runtime.interface.sampling_params import SamplingParams
 
 
 @torch.inference_mode()
 def are_numbers(logits: torch.Tensor) -> torch.Tensor:
-    """bool `(rows,)` on the device: whether a row of float32 `logits (rows, vocabulary)` has neither NaN nor infinity
-    in it. Extremes carry a NaN along; nothing waits. (`torch.aminmax` along a dimension takes 305 us for 49,152 logits,
-    these two 20.)"""
+    """bool `(rows,)` on the device: whether each row of float32 `logits (rows, vocabulary)` has no NaN or infinity. The
+    minimum and maximum propagate NaN; nothing waits for the device. (`torch.aminmax` along a dimension takes 305 us for
+    49,152 logits, these two take 20.)"""
     return torch.isfinite(logits.amax(dim=-1)) & torch.isfinite(logits.amin(dim=-1))
 
 
 class Sampler:
-    """One generation's sampler: its own random stream, its own memory of seen tokens. Engine thread only.
+    """One generation's sampler, with its own random stream and its own record of seen tokens. Engine thread only.
 
     The order is that of the literature's reference implementations: repetition penalty (Keskar et al. 2019,
     arXiv:1909.05858, over everything in the ledger), presence and frequency penalty (over this answer), temperature,
@@ -37,18 +37,19 @@ class Sampler:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether it takes the best of the logits as they are."""
+        """Whether it takes the argmax of the unchanged logits."""
         return self._params.temperature == 0 and self._seen is None and self._said is None
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token from float32 `logits (vocabulary,)`, which may be changed. Waits for the device."""
+        """Samples a token from float32 `logits (vocabulary,)`, which may be overwritten. Waits for the device."""
         token = int(self.pick(logits))
         self.took(token)
         return token
 
     @torch.inference_mode()  # the engine's logits are inference tensors, which nothing else may write to
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
-        """The same as an int64 tensor without dimensions on the device; nothing waits. `took` must follow."""
+        """Like `choose`, but returns an int64 tensor without dimensions on the device and waits for nothing. The caller
+        must then call `took`."""
         params = self._params
         if self._seen is not None:
             ids, penalty = self._seen.ids, params.repetition_penalty
@@ -59,7 +60,7 @@ class Sampler:
         return logits.argmax() if params.temperature == 0 else self._draw(logits / params.temperature)
 
     def took(self, token: int) -> None:
-        """That token was picked, and is part of the answer."""
+        """Records that `token` was picked and is part of the answer."""
         for met in (self._seen, self._said):
             if met is not None:
                 met.add(token)
@@ -69,25 +70,25 @@ class Sampler:
         vocabulary = logits.shape[0]
         if params.top_k or params.top_p < 1.0:
             kept = min(params.top_k or vocabulary, vocabulary)
-            logits, ids = torch.topk(logits, kept)  # in falling order
+            logits, ids = torch.topk(logits, kept)  # in descending order
         else:
             ids = None
         probabilities = torch.softmax(logits, dim=-1)
         if params.top_p < 1.0:
-            # Everything before the token that crosses top_p stays, that token included.
+            # Keep all tokens up to and including the one that crosses top_p.
             before = probabilities.cumsum(0) - probabilities
             probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
         if params.min_p > 0.0:
             probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
-        # What `torch.multinomial` does for one draw, without its checks, which wait for a GPU (pytorch issue 108968).
+        # What `torch.multinomial` does for one draw, without its checks, which wait for the GPU (pytorch issue 108968).
         races = torch.empty_like(probabilities).exponential_(generator=self._generator)
         place = (probabilities / races).argmax(0, keepdim=True)
         return (place if ids is None else ids[place])[0]
 
 
 class _Met:
-    """Tokens that were met, and how often. Both lie on the device and are written to by place, so that nothing waits
-    for it and nothing is sorted."""
+    """Tokens that have occurred, and how often. Both tensors are on the device and are updated in place, so that
+    nothing waits for it and nothing is sorted."""
 
     def __init__(self, token_ids: Sequence[int], device: torch.device) -> None:
         counts = Counter(token_ids)
@@ -111,13 +112,13 @@ class _Met:
             more = max(256, place)
             self._ids = torch.cat([self._ids, self._ids.new_zeros(more)])
             self._times = torch.cat([self._times, self._times.new_zeros(more)])
-        self._ids[place].fill_(token_id)  # an assignment would copy it from the host, and wait
+        self._ids[place].fill_(token_id)  # an assignment would copy from the host and wait
         self._times[place] += 1
 
 
 @torch.inference_mode()
 def logprobs_of(logprobs: torch.Tensor, token_id: int, top: int, text_of: Callable[[int], str]) -> TokenLogprobs:
-    """What is told of a sampled token; `logprobs (vocabulary,)` are of the logits as the model gave them."""
+    """The log-probabilities to report for a sampled token. `logprobs (vocabulary,)` come from the unchanged logits."""
 
     def told(one_id: int) -> TokenLogprob:
         return TokenLogprob(text_of(one_id), float(logprobs[one_id]))

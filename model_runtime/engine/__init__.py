@@ -1,1 +1,1 @@
-"""The thread that owns every KV, and what it does in a step."""
+"""The engine: the thread that owns every KV, and its steps."""

@@ -1,4 +1,4 @@
-"""The engine: one thread that owns every KV and runs packed forwards, step by step."""
+"""The engine: one thread that owns every KV and runs packed forwards step by step."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ import torch
 
 from model_runtime.architecture.shape_check import check_config, check_vocabulary
 from model_runtime.decoding.lookup import Lookup
-from model_runtime.engine.failures import translated
 from model_runtime.engine.generation import RunningGeneration
-from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox, Work
+from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox
 from model_runtime.engine.int8_drift import measure_drift
-from model_runtime.engine.out_of_memory import FreeAndRetry
+from model_runtime.engine.out_of_memory import FreeAndRetry, translated
 from model_runtime.engine.passing_thread import in_passing_thread
 from model_runtime.engine.read_speed import ReadSpeed, measure_reading
-from model_runtime.engine.reading import Reading
 from model_runtime.engine.scheduler import Scheduler, SchedulerConfig
-from model_runtime.engine.steps import Steps
+from model_runtime.engine.steps import Steps, TokenLimits
 from model_runtime.engine.verification import Reread, compare_all, tolerance_of
+from model_runtime.engine.work import Reading, Work
 from model_runtime.forward.probe import probe_packing
 from model_runtime.forward.runtime import DeviceRuntime, open_runtime
 from model_runtime.interface import protocol
@@ -38,8 +37,7 @@ from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, P
 from model_runtime.interface.segments import SegmentIdentity
 from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import KVSegment
-from model_runtime.kv.shared_prefix import copy_beginning
-from model_runtime.kv.slab import KVSlab, own_slab
+from model_runtime.kv.slab import KVSlab, copy_beginning, own_slab
 from model_runtime.loading.loaded import LoadedModel, model_info
 
 logger = logging.getLogger(__name__)
@@ -52,16 +50,15 @@ _END_TIMEOUT_S = 30.0
 class LocalEngine:
     """Implements `model_runtime.interface.protocol.Engine` for a loaded model.
 
-    Its thread takes what was asked and makes a step, over and over: plan, run one packed forward, sample, emit events.
-    An exception in a forward costs the request that caused it, nobody else's. Idle work runs while there is no request,
-    and ends when one comes. Raises `ModelLoadError` when the model cannot be packed.
+    Its thread repeats: take new work from the inbox, plan a step, run one packed forward, sample, emit events. An
+    exception in a forward fails only the request that caused it. Idle work runs while no generation is running, and
+    ends when one arrives. Raises `ModelLoadError` when the model cannot share a forward between conversations.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
         self._config = config
-        self._stop_token_ids = loaded.stop_token_ids
         check_config(loaded.model.config, loaded.name)
-        self._vocabulary_tokens = check_vocabulary(loaded.model)
+        self._limits = TokenLimits(loaded.stop_token_ids, context_limit_tokens, check_vocabulary(loaded.model))
         geometry = probe_packing(loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens)
         self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
         runtime = self._use(self._open())
@@ -74,12 +71,12 @@ class LocalEngine:
         self._free_and_retry = FreeAndRetry(lambda: self._idle_kvs())
         self._scheduler = Scheduler(SchedulerConfig(config.prefill_chunk_tokens, config.idle_chunk_tokens))
         self._speed = ReadSpeed(config.prefill_chunk_tokens)
-        self._lookup = Lookup(config.prompt_lookup)
+        self.lookup = Lookup(config.prompt_lookup)
         drift = measure_drift(self._forward, self._place, self._rows, self._tokenizer, context_limit_tokens)
-        self._info = model_info(loaded, runtime.kernel, self._rows, context_limit_tokens, drift, self._lookup.notes)
+        self._info = model_info(loaded, runtime.kernel, self._rows, context_limit_tokens, drift, self.lookup.notes)
         measure_reading(self._forward, self._place, context_limit_tokens, self._speed)
-        self._lookup.measure(self._forward, self._place, context_limit_tokens)
-        self._begin_shift()
+        self.lookup.measure(self._forward, self._place, context_limit_tokens)
+        self._start_thread()
 
     def _use(self, runtime: DeviceRuntime) -> DeviceRuntime:
         self._runtime = runtime
@@ -87,28 +84,32 @@ class LocalEngine:
         self._kvs: weakref.WeakSet[KVSlab] = weakref.WeakSet()
         return runtime
 
-    def _begin_shift(self) -> None:
-        shift = Inbox()
+    def _start_thread(self) -> None:
+        inbox = Inbox()
         self._steps = Steps(
-            shift,
+            inbox,
             self._runtime,
             self._free_and_retry,
             self._scheduler,
             self._speed,
-            self._lookup,
-            self._stop_token_ids,
-            self._info.context_limit_tokens,
-            self._vocabulary_tokens,
+            self.lookup,
+            self._limits,
         )
-        self._inbox = shift
+        self._inbox = inbox
         self._thread = threading.Thread(
-            target=self._loop, args=(shift, self._steps), name="keepwarm-engine", daemon=True
+            target=self._loop, args=(inbox, self._steps), name="keepwarm-engine", daemon=True
         )
         self._thread.start()
 
     @property
     def info(self) -> ModelInfo:
         return self._info
+
+    @property
+    def runtime(self) -> DeviceRuntime:
+        """What computes for this engine, until the next rebuild. For its own thread only; tests and benchmarks inspect
+        it and replace parts of it."""
+        return self._runtime
 
     @property
     def max_concurrent(self) -> int:
@@ -121,7 +122,7 @@ class LocalEngine:
         return kv
 
     def _own(self, kv: KV) -> KVSlab:
-        """Raises `EngineClosed` for a KV from before a rebuild: the thread that was given up may still write to it."""
+        """Raises `EngineClosed` for a KV from before a rebuild: the abandoned thread may still write to it."""
         slab = own_slab(kv)
         if slab not in self._kvs:
             raise EngineClosed(GIVEN_UP)
@@ -132,32 +133,32 @@ class LocalEngine:
         self._idle_kvs = idle_kvs
 
     def pulse(self) -> Pulse:
-        """How the engine's thread is doing."""
+        """The state of the engine thread."""
         return self._inbox.pulse()
 
     def rebuild(self) -> None:
-        """Gives the thread and all KVs up and goes on with new ones. The weights stay: nobody writes to them."""
+        """Abandons the thread and all KVs and continues with new ones. The weights stay, because they are read-only."""
         if self._inbox.is_closing:
             raise EngineClosed(CLOSED)
         self._inbox.give_up(GIVEN_UP)
-        self._runtime.give_up()  # a GPU has no room for a second arena beside it
+        self._runtime.give_up()  # a GPU has no memory for a second arena
         self._use(in_passing_thread(partial(self._open, self._runtime.host_pool)))
-        self._begin_shift()
+        self._start_thread()
 
     def kv_bytes(self, tokens: int) -> int:
-        """The most bytes a KV of up to `tokens` tokens holds at any moment."""
+        """An upper bound on the bytes that a KV of up to `tokens` tokens holds at any moment."""
         return self._place.bytes_for(tokens)
 
     def estimate_read_s(self, start_tokens: int, end_tokens: int) -> float:
-        """Expected seconds to feed positions `start..end`, from what this machine did so far."""
+        """Expected seconds to feed positions `start..end`, from the speeds measured so far."""
         return self._speed.estimate_s(start_tokens, end_tokens)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> RunningGeneration:
-        """Queues a generation; every failure comes as a `Finished` event on the engine thread."""
+        """Queues a generation. Every failure is reported as a `Finished` event."""
         return self._queued(RunningGeneration(request, own_slab(request.kv), listener, self._tokenizer))
 
     def read(self, request: ReadRequest, listener: Listener) -> Reading:
-        """Queues idle reading; every failure comes as a `Finished` event on the engine thread."""
+        """Queues idle reading. Every failure is reported as a `Finished` event."""
         return self._queued(Reading(request, own_slab(request.kv), listener))
 
     def _queued(self, work: S) -> S:
@@ -165,8 +166,13 @@ class LocalEngine:
             work.finish(FinishReason.FAILED, CLOSED if self._inbox.is_closing else GIVEN_UP)
         return work
 
+    def call(self, call: Callable[[], T]) -> T:
+        """Runs `call` on the engine thread between two steps and waits for it. In a thread of its own, torch code would
+        slow the engine down (`passing_thread`). Raises what it raises, or `EngineClosed`."""
+        return self._inbox.call(call)
+
     def release(self, kv: KV) -> None:
-        """Frees the slab on the engine thread; waits for the running step."""
+        """Frees the slab on the engine thread, after the running step."""
         slab = own_slab(kv)
         try:
             self._inbox.call(self._own(kv).free)
@@ -176,14 +182,14 @@ class LocalEngine:
             slab.free()
 
     def stage(self, kv: KV, identity: SegmentIdentity, before: abc.Sequence[int] | None = None) -> protocol.Segment:
-        """A copy of these rows, made by the engine thread between two steps."""
+        """Copies these rows on the engine thread, between two steps."""
         return self.stage_run(kv, [identity], before)[0]
 
     def stage_run(
         self, kv: KV, identities: abc.Sequence[SegmentIdentity], before: abc.Sequence[int] | None = None
     ) -> list[protocol.Segment]:
-        """Copies of rows that follow one another, all made between the same two steps. Raises `ValueError` also for
-        rows that are not numbers."""
+        """Copies consecutive runs of rows between the same two steps. Also raises `ValueError` for rows with NaN or
+        infinity."""
         slab = self._own(kv)
 
         def begin() -> list[Callable[[], KVSegment]]:
@@ -195,7 +201,8 @@ class LocalEngine:
         return [self._rows.packed(wait()) for wait in self._inbox.call(begin)]
 
     def restore(self, kv: KV, segments: abc.Sequence[protocol.Segment], room_tokens: int = 0) -> float:
-        """Appends segments to the slab between two steps; room first, so that it is not copied as it grows."""
+        """Appends segments to the slab between two steps. Reserves the room first, so that rows are not copied again as
+        the slab grows."""
         slab = self._own(kv)
         exact = [self._rows.unpacked(segment) for segment in segments]
 
@@ -212,11 +219,11 @@ class LocalEngine:
             raise translated(error) from error
 
     def join(self, identity: SegmentIdentity, segments: abc.Sequence[protocol.Segment]) -> protocol.Segment | None:
-        """Segments that follow one another as one."""
+        """Joins consecutive segments into one."""
         return self._rows.join(identity, segments)
 
     def copy_beginning(self, source: KV, target: KV, ids: abc.Sequence[int], least_tokens: int) -> tuple[int, int]:
-        """Rows copied on the device, between two steps."""
+        """Copies rows between two KVs on the device, between two steps."""
         copy = partial(copy_beginning, self._own(source), self._own(target), ids, least_tokens)
         try:
             return self._inbox.call(copy)
@@ -224,11 +231,11 @@ class LocalEngine:
             raise translated(error) from error
 
     def save(self, segment: protocol.Segment, path: Path) -> int:
-        """Writes the file so that it is whole or absent; returns its bytes."""
+        """Writes the file atomically and returns its size in bytes."""
         return self._rows.save(segment, path)
 
     def load(self, identity: SegmentIdentity, path: Path) -> protocol.Segment:
-        """The segment in the file, verified."""
+        """Reads and verifies the segment in the file."""
         return self._rows.load(identity, path)
 
     def verify(
@@ -238,7 +245,7 @@ class LocalEngine:
         copies: abc.Sequence[KV | abc.Iterable[protocol.Segment]],
         must_stop: Callable[[], bool],
     ) -> Verification | None:
-        """Compares kept rows with those of a re-read, in pieces between steps."""
+        """Compares stored rows with those of a re-read, in pieces between steps."""
         reread = Reread(self._forward, self._own(scratch), ledger, self._tolerance, lambda: bool(self._inbox.arrived))
         exact = [c if isinstance(c, KVSlab) else map(self._rows.unpacked, c) for c in copies]  # type: ignore[arg-type]
         return compare_all(
@@ -246,7 +253,7 @@ class LocalEngine:
         )
 
     def segment_bytes(self, tokens: int) -> int:
-        """Bytes of the rows of so many tokens."""
+        """How many bytes the saved rows of `tokens` tokens take."""
         return self._rows.bytes_for(tokens)
 
     def close(self) -> None:
@@ -256,24 +263,25 @@ class LocalEngine:
             self._runtime.close()
 
     def _join(self) -> bool:
-        """Whether the thread has ended; one that hangs is left behind."""
+        """Waits for the thread to end. False if it hangs; it is then left behind."""
         if self._thread is not threading.current_thread():
             self._thread.join(_END_TIMEOUT_S)
         return not self._thread.is_alive()
 
     @staticmethod
-    def _loop(shift: Inbox, steps: Steps) -> None:
+    def _loop(inbox: Inbox, steps: Steps) -> None:
         died = True
         try:
-            while (asked := shift.take()) is not None:
-                for call in asked[1]:
+            while (taken := inbox.take()) is not None:
+                arrived, calls = taken
+                for call in calls:
                     call()
-                for work in sorted(asked[0], key=lambda work: work.is_idle):
+                for work in sorted(arrived, key=lambda work: work.is_idle):
                     steps.begin(work)
                 steps.step()
-                steps.rest()
+                steps.record_while_idle()
             died = False
         except BaseException:
             logger.exception("engine thread died")
         finally:
-            shift.end(FinishReason.FAILED if died else FinishReason.ABORTED, GIVEN_UP if died else None)
+            inbox.end(FinishReason.FAILED if died else FinishReason.ABORTED, GIVEN_UP if died else None)

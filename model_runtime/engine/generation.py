@@ -1,9 +1,7 @@
-"""One generation inside the engine: what it still has to read, what it has sampled, when."""
+"""One generation inside the engine, from its first id to its last token."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import abc
 from collections.abc import Callable, Container
@@ -14,37 +12,33 @@ from tokenizers import Tokenizer
 
 from model_runtime.decoding.lookup import Drafter, StepWorth
 from model_runtime.decoding.sampling import Sampler, are_numbers, logprobs_of
+from model_runtime.engine.work import Work
 from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.interface.errors import NotNumbers
-from model_runtime.interface.events import Event, Finished, FinishReason, Listener, PrefillProgress, TokenDelta
-from model_runtime.interface.logprobs import TokenLogprobs
+from model_runtime.interface.events import (
+    Finished,
+    FinishReason,
+    Listener,
+    TokenDelta,
+    TokenLogprobs,
+)
 from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.kv.slab import KVSlab
 from model_runtime.text.text_stream import TextStream
 
-logger = logging.getLogger(__name__)
 
-
-class RunningGeneration:
-    """Engine thread only, except `abort`, which any thread may call."""
+class RunningGeneration(Work):
+    """One answer while it is generated: what is still to be read, what was sampled, and when."""
 
     def __init__(self, request: GenerationRequest, slab: KVSlab, listener: Listener, tokenizer: Tokenizer) -> None:
+        super().__init__(request.ledger, slab, listener)
         self.request = request
-        self.slab = slab
-        self._listener = listener
-        self._abort = threading.Event()
-        self._submitted_at = time.perf_counter()
         self._first_token_at: float | None = None
-        self._unfed: list[int] = []
-        self._fed_tokens = 0
-        self._reused_tokens = 0
         self._sampled: list[int] = []
         self._drafter: Drafter | None = None
         self._draft: list[int] = []
         self._drafted_tokens = 0
         self._accepted_tokens = 0
-        self._is_finished = False
-        self._emitting = threading.RLock()  # the watchdog may end it while its thread is at it
         self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
         self._sampler = Sampler(sampling, ledger, slab.device)
@@ -52,29 +46,13 @@ class RunningGeneration:
         self._text = TextStream(tokenizer, sampling.stop_strings, prefix)
 
     def begin(self, context_limit_tokens: int) -> None:
-        """Crops the slab to what the ledger shares with it; the rest is to be fed. Raises `torch.OutOfMemoryError` when
-        the answer cannot have its room."""
-        ledger = self.request.ledger
-        self._reused_tokens = self.slab.common_prefix_tokens(ledger[:-1])
-        self.slab.crop(self._reused_tokens)
-        self._unfed = list(ledger[self._reused_tokens :])
-        self.slab.reserve(min(len(ledger) + self.request.sampling.max_new_tokens, context_limit_tokens))
-
-    def abort(self) -> None:
-        """Asks to stop; seen within one decode step or one layer of a prefill chunk."""
-        self._abort.set()
+        """Reserves room for the longest answer. The last id is always fed, because its logits are needed."""
+        room_tokens = min(len(self.ledger) + self.request.sampling.max_new_tokens, context_limit_tokens)
+        self._crop_and_reserve(self.ledger[:-1], room_tokens)
 
     @property
     def is_idle(self) -> bool:
         return self.request.is_idle
-
-    @property
-    def is_aborted(self) -> bool:
-        return self._abort.is_set()
-
-    @property
-    def is_finished(self) -> bool:
-        return self._is_finished
 
     @property
     def is_decoding(self) -> bool:
@@ -84,17 +62,9 @@ class RunningGeneration:
     def fairness_key(self) -> str:
         return self.request.fairness_key
 
-    @property
-    def unfed_tokens(self) -> int:
-        return len(self._unfed)
-
-    @property
-    def kv_tokens(self) -> int:
-        return self.slab.length_tokens
-
     def draft(self, context_limit_tokens: int, worth: StepWorth | None) -> None:
-        """While decoding: guesses what follows the pending token, so that the next forward checks it. No draft reaches
-        beyond the answer's own limit or the context's, so the KV never outgrows what was promised."""
+        """While decoding: drafts what follows the pending token, for the next forward to check. A draft never exceeds
+        the answer's limit or the context's, so the KV never outgrows its reservation."""
         if self._drafter is None:
             self._drafter = Drafter([*self.request.ledger, *self._sampled])
         of_answer = self.request.sampling.max_new_tokens - len(self._sampled) - 1
@@ -106,36 +76,29 @@ class RunningGeneration:
         return bool(self._draft)
 
     def drop_draft(self) -> None:
-        """The next step does not check it."""
+        """Discards the draft: the next step does not check it."""
         self._draft = []
 
     @property
     def ends_with_next(self) -> bool:
-        """Whether the next token is its last, whatever it is."""
+        """Whether the next token is the last one, whatever it is."""
         return len(self._sampled) + 1 >= self.request.sampling.max_new_tokens
 
     def next_ids(self, tokens: int) -> list[int]:
-        """The next `tokens` ids to feed, and the draft behind them."""
+        """The next `tokens` ids to feed, followed by the draft."""
         return [*self._unfed[:tokens], *self._draft]
 
     def logit_rows(self, tokens: int) -> int:
-        """How many rows of logits a step that feeds so many has to give: one for each token that may be sampled."""
+        """How many rows of logits a step that feeds `tokens` ids must return: one per token that may be sampled."""
         return 1 + len(self._draft) if tokens == len(self._unfed) else 0
 
-    def fed(self, tokens: int) -> None:
-        """A forward has appended that many to the slab."""
-        del self._unfed[:tokens]
-        if not self.is_decoding:
-            self._fed_tokens += tokens
-            self._emit(PrefillProgress(self._fed_tokens, self._fed_tokens + len(self._unfed)))
-
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
-        """Ids for the first of the rows that `sample` is then given, chosen on the device: int64 `(ids,)`, maybe none.
-        Nothing waits for the device."""
+        """Chooses ids on the device for the first of the rows that `sample` receives next: int64 `(ids,)`, possibly
+        empty. Does not wait for the device."""
         if self._sampler.is_greedy:
             return logits.argmax(dim=-1)
         if self.request.sampling.top_logprobs is not None:
-            return logits.new_empty(0, dtype=torch.int64)  # they are told of the logits before these are changed
+            return logits.new_empty(0, dtype=torch.int64)  # log-probabilities need the logits before these are changed
         return self._sampler.pick(logits[0])[None]
 
     def sample(
@@ -146,12 +109,12 @@ class RunningGeneration:
         stop_token_ids: Container[int],
         context_limit_tokens: int,
     ) -> None:
-        """Takes a token for float32 `logits (1 + drafted, vocabulary)`, and another for as long as the draft said so
-        too; forgets what was fed in vain, and finishes where an answer ends. `picked` are the ids that `pick` chose.
-        Raises `NotNumbers` at a row that is not one of numbers, and forgets the KV rows that it came from.
+        """Samples a token from float32 `logits (1 + drafted, vocabulary)`, and a further one for as long as the draft
+        matches; crops the KV rows of the rest of the draft, and finishes when the answer ends. `picked` are the ids
+        that `pick` chose. Raises `NotNumbers` at a row with NaN or infinity, and crops the KV rows it came from.
 
-        Every token is the sampler's own draw from the model's logits behind exactly the tokens before it. So the answer
-        is the one that would have come without a draft, with a seed to the letter.
+        Every token is the sampler's own draw from the model's logits after exactly the tokens before it. So the answer
+        equals the one without a draft; with a seed it is identical.
         """
         draft, self._draft = self._draft, []
         kv_tokens = self.slab.length_tokens - len(draft)
@@ -192,12 +155,12 @@ class RunningGeneration:
         return token_id, logprobs_of(logprobs, token_id, wanted, self._token_text)
 
     def _take(self, token_id: int, told: TokenLogprobs | None, stop_token_ids: Container[int]) -> FinishReason | None:
-        """Counts and shows one token; says why the answer ends with it, if it does."""
+        """Counts and emits one token. Returns why the answer ends with it, or None."""
         self._sampled.append(token_id)
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
         if token_id in stop_token_ids:
-            # It is not part of the text, so its probability is not told.
+            # It is not part of the text, so its probability is not reported.
             self._emit(TokenDelta(token_id, ""))
             return FinishReason.STOP
         self._emit(TokenDelta(token_id, self._text.push(token_id), told))
@@ -206,41 +169,25 @@ class RunningGeneration:
         is_last = len(self._sampled) >= self.request.sampling.max_new_tokens
         return FinishReason.LENGTH if is_last else None
 
-    def finish(self, reason: FinishReason, error: str | None = None) -> None:
-        """Emits `Finished`; only the first call counts."""
-        with self._emitting:
-            if self._is_finished:
-                return
-            self._is_finished = True
+    def _summary(self, reason: FinishReason, error: str | None) -> Finished:
         now = time.perf_counter()
         first = self._first_token_at
-        self._emit(
-            Finished(
-                reason=reason,
-                fed_tokens=self._fed_tokens,
-                reused_tokens=self._reused_tokens,
-                sampled_tokens=len(self._sampled),
-                ttft_s=None if first is None else first - self._submitted_at,
-                prefill_s=(first or now) - self._submitted_at,
-                decode_s=0.0 if first is None else now - first,
-                text_tail=self._text.tail(),
-                drafted_tokens=self._drafted_tokens,
-                accepted_tokens=self._accepted_tokens,
-                error=error,
-            )
+        return Finished(
+            reason=reason,
+            fed_tokens=self._fed_tokens,
+            reused_tokens=self._reused_tokens,
+            sampled_tokens=len(self._sampled),
+            ttft_s=None if first is None else first - self._submitted_at,
+            prefill_s=(first or now) - self._submitted_at,
+            decode_s=0.0 if first is None else now - first,
+            text_tail=self._text.tail(),
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
+            error=error,
         )
 
     def _token_text(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
-
-    def _emit(self, event: Event) -> None:
-        with self._emitting:
-            if self._is_finished and not isinstance(event, Finished):
-                return  # it was given up while a forward hung; nobody is told what comes of that
-            try:
-                self._listener(event)
-            except Exception:  # a listener's mistake must not end everybody's answers
-                logger.exception("listener failed event=%s", type(event).__name__)
 
 
 def sample_together(
@@ -250,9 +197,9 @@ def sample_together(
     on_error: Callable[[RunningGeneration, Exception], None],
     on_picked: Callable[[abc.Sequence[RunningGeneration], PickedIds], None] = lambda sequences, picked_ids: None,
 ) -> None:
-    """Everybody's next tokens from their rows of a step's logits; who has none is left out. The host waits for the
-    device once, for all that can be chosen before anything is known. `on_picked` is told before that, if everybody has
-    one row and the device has chosen for all: nobody looks at the logits any more then."""
+    """Samples the next tokens of all generations from their rows of a step's logits; generations without rows are
+    skipped. The host waits for the device once, for all ids that the device could choose. `on_picked` is called before
+    that wait if every generation has one row and the device chose all ids: the logits are then no longer needed."""
     picked_ids: list[tuple[RunningGeneration, torch.Tensor, torch.Tensor]] = []
     numbers: list[torch.Tensor] = []
     for sequence, logits in rows:

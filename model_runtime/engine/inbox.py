@@ -1,5 +1,5 @@
-"""What one engine thread is asked for and what it is at. A thread that hangs is given up together with its shift, and a
-new thread begins a new one; whatever the old one does later, it does to its own shift."""
+"""The work and calls that wait for one engine thread, and what the thread is busy with. A thread that hangs is
+abandoned together with its inbox and a new thread gets a new inbox, so that the old one never touches new work."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 from model_runtime.engine.generation import RunningGeneration
-from model_runtime.engine.reading import Reading
+from model_runtime.engine.work import Work
 from model_runtime.interface.errors import EngineClosed
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.protocol import Pulse
 
 T = TypeVar("T")
-Work = RunningGeneration | Reading
 CLOSED = "The model was unloaded; start the server again."
-GIVEN_UP = "The model had stopped answering and was started anew. Try again."
+GIVEN_UP = "The model had stopped responding and was restarted. Try again."
 
 
 class Inbox:
-    """`ask`, `call`, `close`, `give_up` and `pulse` are for any thread, the rest for the shift's own."""
+    """`ask`, `call`, `close`, `give_up` and `pulse` may be called from any thread, the rest from the engine thread."""
 
     def __init__(self) -> None:
         self.running: list[RunningGeneration] = []
         self.idle: list[Work] = []
         self.arrived: list[Work] = []
-        self.is_over = False  # it was given up
+        self.is_over = False  # the thread was abandoned
         self.is_closing = False
         self._wake = threading.Condition()
         self._calls: list[Callable[[], None]] = []
@@ -39,7 +38,7 @@ class Inbox:
         self._is_alive = True
 
     def ask(self, work: Work) -> bool:
-        """Queues work; False when none is taken any more."""
+        """Queues work. False when no more work is accepted."""
         with self._wake:
             if self.is_closing or not self._is_alive:
                 return False
@@ -48,11 +47,11 @@ class Inbox:
             return True
 
     def call(self, call: Callable[[], T]) -> T:
-        """Runs `call` between two steps and waits for it. Raises what it raises, and `EngineClosed`."""
+        """Runs `call` between two steps and waits for it. Raises what it raises, or `EngineClosed`."""
         done: Future[T] = Future()
 
         def run() -> None:
-            with contextlib.suppress(InvalidStateError):  # it was given up meanwhile
+            with contextlib.suppress(InvalidStateError):  # the thread was abandoned meanwhile
                 try:
                     done.set_result(call())
                 except Exception as error:
@@ -71,7 +70,7 @@ class Inbox:
                 self._awaited.discard(done)
 
     def take(self) -> tuple[list[Work], list[Callable[[], None]]] | None:
-        """Waits for something to do; None when the shift ends."""
+        """Waits for work or calls and takes them. None when the thread must end."""
         with self._wake:
             self._busy_since = None
             while not (self.is_closing or self.is_over or self.arrived or self._calls or self.running or self.idle):
@@ -84,16 +83,16 @@ class Inbox:
             return arrived, calls
 
     def begins(self, expected_s: float) -> None:
-        """The next thing that may hang, and how long it is expected to take."""
+        """Records that something starts that may hang, and how long it is expected to take."""
         self._busy_since, self._expected_s = time.monotonic(), expected_s
 
     def is_wanted(self) -> bool:
-        """Whether somebody came while idle work was at its forward."""
+        """Whether a request or a call arrived while idle work runs its forward."""
         is_asked = any(not work.is_idle for work in self.arrived)
         return self.is_closing or self.is_over or bool(self._calls) or is_asked
 
     def pulse(self) -> Pulse:
-        """How the thread is doing."""
+        """The state of the thread."""
         since = self._busy_since
         return Pulse(self._is_alive, 0.0 if since is None else time.monotonic() - since, self._expected_s)
 
@@ -106,7 +105,7 @@ class Inbox:
             work.abort()
 
     def end(self, reason: FinishReason, sentence: str | None = None) -> None:
-        """Ends everything that was asked for. On the shift's own thread when it ends, else from `give_up`."""
+        """Finishes all work and calls. Called by the engine thread when it ends, or by `give_up`."""
         with self._wake:
             self._is_alive, self._busy_since = False, None
             left: Iterable[Work] = [*self.running, *self.idle, *self.arrived]
@@ -114,7 +113,7 @@ class Inbox:
             awaited = list(self._awaited)
         for work in left:
             work.finish(reason, sentence)
-        if sentence is None:  # a shift that ends in peace does what was asked of it
+        if sentence is None:  # a thread that ends normally still runs the waiting calls
             for call in calls:
                 call()
         for future in awaited:
@@ -122,7 +121,8 @@ class Inbox:
                 future.set_exception(EngineClosed(sentence or CLOSED))
 
     def give_up(self, sentence: str) -> None:
-        """Ends everything from outside, whatever the thread is at. Nothing it still brings reaches anybody."""
+        """Finishes everything from another thread, whatever the engine thread is doing; its later results are
+        dropped."""
         self.is_over = True
         self.end(FinishReason.FAILED, sentence)
         with self._wake:

@@ -1,4 +1,4 @@
-"""What 8 bits below the device cost this model: measured at the start, before anybody relies on it."""
+"""Measures at start-up what saving KVs at 8 bits costs this model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from model_runtime.forward.runtime import Forward, KVPlace
 from model_runtime.forward.transformers_forward import Feed
-from model_runtime.interface.drift import Int8Drift
+from model_runtime.interface.findings import Int8Drift
 from model_runtime.interface.segments import identify
 from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import copy_in, copy_out
@@ -40,8 +40,8 @@ notice when he is right."""
 def measure_drift(
     forward: Forward, place: KVPlace, rows: SavedRows, tokenizer: Tokenizer, limit_tokens: int
 ) -> Int8Drift | None:
-    """Reads a history, sends its rows through 8 bits, and lets both KVs predict what follows, teacher-forced; None
-    where rows stay exact. Before any other thread uses the forward."""
+    """Reads a history, rounds its rows to 8 bits, and lets both KVs predict what follows, teacher-forced. None if rows
+    are saved exactly. Call before another thread uses the forward."""
     if not rows.is_int8:
         return None
     geometry = rows.geometry

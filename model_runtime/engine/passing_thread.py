@@ -1,7 +1,7 @@
-"""Torch's work beside the engine's thread, so that the engine is not slowed down by it for ever.
+"""Runs torch in a short-lived thread, because a second long-lived one would slow the engine thread down.
 
-Every thread that runs a parallel piece of torch on the CPU gets an OpenMP pool of its own and keeps it until it ends.
-GNU's OpenMP stops spinning between two parallel pieces as soon as all pools together have more threads than there are
+Every thread that runs parallel torch code on the CPU gets an OpenMP pool of its own and keeps it until the thread ends.
+GNU's OpenMP stops spinning between two parallel regions once all pools together have more threads than there are
 processors, and puts its threads to sleep each time instead: measured on two cores, a decode step of the embedded model
 took 37 ms instead of 16 once another thread (the one that had loaded the model) had multiplied two matrices.
 """
@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 
 def in_passing_thread(call: Callable[[], T]) -> T:
-    """Runs `call` in a thread that ends with it, and its pool with the thread. Returns and raises what it does."""
+    """Runs `call` in a new thread that ends afterwards, together with its OpenMP pool. Returns and raises what `call`
+    does."""
     done: Future[T] = Future()
 
     def run() -> None:

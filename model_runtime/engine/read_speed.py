@@ -1,11 +1,11 @@
-"""How long reading tokens takes on this machine, learnt from what was read.
+"""Estimates how long reading tokens takes on this machine, from recent reads.
 
-A chunk of `n` tokens behind `p` others costs `fixed + linear * n + quadratic * n * (p + n / 2)` seconds: Python and
-weights once, matrices per token, attention per token and key. The three are fitted by least squares over the recent
-chunks, none below zero.
+A chunk of `n` tokens after `p` others costs `fixed + linear * n + quadratic * n * (p + n / 2)` seconds: Python and
+weights once, matrices per token, attention per token and key. The three coefficients are fitted by least squares over
+recent chunks, none below zero.
 
-Recent ones of every size: somebody who types has the engine read a few rows several times a second, and from those
-alone nobody could tell what a long text costs.
+Recent chunks of every size are kept: while a user types, the engine reads a few rows several times a second, and those
+alone would not tell what a long text costs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from model_runtime.forward.runtime import Forward, KVPlace
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.kv.slab import hold_zeros
 
-_REMEMBERED_CHUNKS = 16  # of each size, to a factor of two
+_REMEMBERED_CHUNKS = 16  # per size class; a class spans a factor of two
 
 
 class ReadSpeed:
-    """Thread-safe. `chunk_tokens` is how reading is cut."""
+    """The fitted speed of reading. Thread-safe. Longer reads are cut into chunks of `chunk_tokens`."""
 
     def __init__(self, chunk_tokens: int) -> None:
         self._chunk_tokens = chunk_tokens
@@ -33,14 +33,14 @@ class ReadSpeed:
         self._fit: tuple[float, float, float] | None = None
 
     def observe(self, start: int, end: int, seconds: float) -> None:
-        """Positions `start..end` were read in one forward."""
+        """Records that one forward read positions `start..end` in `seconds`."""
         with self._lock:
             alike = self._chunks.setdefault((end - start).bit_length(), deque(maxlen=_REMEMBERED_CHUNKS))
             alike.append((float(end - start), _key_reads(start, end), seconds))
             self._fit = None
 
     def estimate_s(self, start: int, end: int) -> float:
-        """Expected seconds of reading positions `start..end` in chunks. 0 before anything was observed."""
+        """Expected seconds to read positions `start..end` in chunks. 0 before the first observation."""
         fixed, linear, quadratic = self._coefficients()
         tokens = max(0, end - start)
         chunks = -(-tokens // self._chunk_tokens)
@@ -54,7 +54,7 @@ class ReadSpeed:
 
 
 def measure_reading(forward: Forward, place: KVPlace, limit_tokens: int, speed: ReadSpeed) -> None:
-    """A few short reads, so that the first estimate rests on this machine. The first one only warms up."""
+    """Times a few short reads, so that the first estimate is measured on this machine. The first read only warms up."""
     limit_tokens = min(limit_tokens, place.capacity_tokens or limit_tokens)
     depth = min(2048, limit_tokens // 2)
     slab = place.new_kv()
@@ -77,14 +77,14 @@ def _fit(chunks: list[tuple[float, float, float]]) -> tuple[float, float, float]
         return 0.0, 0.0, 0.0
     rows = np.array([(1.0, n, reads) for n, reads, _ in chunks])
     seconds = np.array([s for _, _, s in chunks])
-    # Relative errors count: otherwise one long chunk would drown all short ones.
+    # Relative errors count: otherwise one long chunk would outweigh all short ones.
     weights = 1.0 / np.maximum(seconds, 1e-6)
     columns = [0, 1, 2]
     while True:
         found, *_ = np.linalg.lstsq(rows[:, columns] * weights[:, None], seconds * weights, rcond=None)
         if (found >= 0).all() or len(columns) == 1:
             break
-        columns.pop(int(np.argmin(found)))  # non-negative least squares by leaving the worst out
+        columns.pop(int(np.argmin(found)))  # non-negative least squares by dropping the worst term
     fit = [0.0, 0.0, 0.0]
     for column, value in zip(columns, found, strict=True):
         fit[column] = max(0.0, float(value))

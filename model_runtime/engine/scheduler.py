@@ -1,4 +1,4 @@
-"""What runs next. Policy only: no tensors, no clocks of its own."""
+"""Decides what runs next. Policy only: no tensors, no clocks of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Schedulable(Protocol):
 
     @property
     def fairness_key(self) -> str:
-        """Those of one key wait for each other; keys take turns."""
+        """Prompts with the same key wait for each other; keys take turns."""
 
 
 S = TypeVar("S", bound=Schedulable)
@@ -35,7 +35,7 @@ S = TypeVar("S", bound=Schedulable)
 
 @dataclass(frozen=True, slots=True)
 class Scheduled(Generic[S]):
-    """`tokens` of `sequence` belong to the next forward."""
+    """The next `tokens` ids of `sequence` belong to the next forward."""
 
     sequence: S
     tokens: int
@@ -43,8 +43,8 @@ class Scheduled(Generic[S]):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """`chunk_tokens` bounds a forward, `idle_chunk_tokens` one of idle work. While others are decoding, a prefill chunk
-    is kept to about `shared_step_s`, so that their streams go on visibly."""
+    """`chunk_tokens` bounds the prefill tokens of a forward, `idle_chunk_tokens` those of idle work. While others are
+    decoding, a prefill chunk is limited to about `shared_step_s` seconds, so that their streams do not stall."""
 
     chunk_tokens: int
     idle_chunk_tokens: int = 128
@@ -52,7 +52,7 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Plans steps. It remembers whose prompt was read last, so that those who wait for reading take turns."""
+    """Plans steps. It remembers whose prompt was read last, so that waiting prompts take turns."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
@@ -60,12 +60,12 @@ class Scheduler:
         self._last_chunk: dict[str, int] = {}  # by fairness key
 
     def plan(self, sequences: Sequence[S], estimate_s: Callable[[int, int], float]) -> list[Scheduled[S]]:
-        """Every decoding sequence with its one token, then a chunk of one prefill, then whole prompts that still fit
-        beside it. `sequences` are in order of arrival; `estimate_s(start, end)` expects the seconds of reading those
+        """Plans every decoding sequence with its one token, then a chunk of one prefill, then whole prompts that still
+        fit. `sequences` are in order of arrival; `estimate_s(start, end)` returns the expected seconds of reading those
         positions.
 
-        Fairness keys take turns, chunk by chunk, so nobody's short message waits for more than one chunk of another's
-        long one. Of one key the prompt that came first is read to its end: two that alternate would both finish late.
+        Fairness keys take turns chunk by chunk, so a short message waits for at most one chunk of another user's long
+        one. Within a key the first prompt is read to its end: two that alternate would both finish late.
         """
         slots = [Scheduled(s, 1) for s in sequences if s.is_decoding]
         left_s = self.config.shared_step_s if slots else math.inf
@@ -87,11 +87,11 @@ class Scheduler:
         return slots
 
     def plan_idle(self, idle: Sequence[S]) -> list[Scheduled[S]]:
-        """The next chunk of the oldest idle work, where nothing else is to be done."""
+        """The next chunk of the oldest idle work, for when nothing else is running."""
         return [Scheduled(s, min(s.unfed_tokens, self.config.idle_chunk_tokens)) for s in idle[:1]]
 
     def _in_turn(self, prefills: list[S]) -> list[S]:
-        """The first of each key, the key that was served longest ago before the others; behind them the rest."""
+        """The first prompt of each key, least recently served key first; then the rest."""
         if not prefills:
             self._last_chunk.clear()
         oldest_first = sorted(prefills, key=lambda s: self._last_chunk.get(s.fairness_key, 0))  # stable: by arrival
@@ -100,7 +100,8 @@ class Scheduler:
 
     @staticmethod
     def _within(limit_s: float, start: int, tokens: int, estimate_s: Callable[[int, int], float]) -> int:
-        """The largest chunk that is expected to fit, in whole steps; one step at least, or nobody would read on."""
+        """The largest chunk that is expected to fit, in multiples of `MIN_CHUNK_TOKENS`; at least one of them, so that
+        reading always makes progress."""
         if tokens <= MIN_CHUNK_TOKENS or estimate_s(start, start + tokens) <= limit_s:
             return tokens
         sizes = range(MIN_CHUNK_TOKENS, tokens, MIN_CHUNK_TOKENS)

@@ -1,4 +1,4 @@
-"""An engine's steps: plan, run one packed forward, sample, emit events."""
+"""The engine's steps: plan, run one packed forward, sample, emit events."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import contextlib
 import logging
 import time
 from collections import abc
-from collections.abc import Callable, Container
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from model_runtime.decoding.lookup import Lookup
-from model_runtime.engine.failures import translated
 from model_runtime.engine.generation import RunningGeneration, sample_together
-from model_runtime.engine.inbox import Inbox, Work
-from model_runtime.engine.out_of_memory import FreeAndRetry
+from model_runtime.engine.inbox import Inbox
+from model_runtime.engine.out_of_memory import FreeAndRetry, translated
 from model_runtime.engine.read_speed import ReadSpeed
 from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduled, Scheduler
 from model_runtime.engine.verification import Piece
+from model_runtime.engine.work import Work
 from model_runtime.forward.attention import StepAborted
 from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.runtime import DeviceRuntime
@@ -31,43 +32,48 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S", bound=Work)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """Which ids a ledger may contain, how many, and which of them end an answer."""
+
+    stop_token_ids: frozenset[int]
+    context_tokens: int
+    vocabulary_tokens: int
+
+
 class Steps:
-    """The steps of one shift on one runtime. For the shift's own thread: one that was given up goes on with its own
-    steps, if it ever does, and never touches a runtime that came later."""
+    """The steps of one engine thread on one runtime. An abandoned thread that wakes up again continues with its own
+    `Steps` and never touches a newer runtime."""
 
     def __init__(
         self,
-        shift: Inbox,
+        inbox: Inbox,
         runtime: DeviceRuntime,
         free_and_retry: FreeAndRetry,
         scheduler: Scheduler,
         speed: ReadSpeed,
         lookup: Lookup,
-        stop_token_ids: Container[int],
-        context_limit_tokens: int,
-        vocabulary_tokens: int,
+        limits: TokenLimits,
     ) -> None:
-        self._inbox = shift
+        self._inbox = inbox
         self._runtime = runtime
         self._free_and_retry = free_and_retry
         self._scheduler = scheduler
         self._speed = speed
         self._lookup = lookup
-        self._stop_token_ids = stop_token_ids
-        self._context_limit_tokens = context_limit_tokens
-        self._vocabulary_tokens = vocabulary_tokens
+        self._limits = limits
         self._is_ahead = self._has_guesses = False
 
     def begin(self, work: Work) -> None:
-        """Work belongs to the next step, idle work while there is nothing else. What cannot be done is finished."""
-        if len(work.request.ledger) > self._context_limit_tokens:
+        """Adds work to the next step, idle work only while no generation is running. Fails work that cannot be run."""
+        if len(work.ledger) > self._limits.context_tokens:
             work.finish(
                 FinishReason.FAILED,
-                f"This conversation has {len(work.request.ledger):,} tokens and the model reads at most "
-                f"{self._context_limit_tokens:,}. Start a new conversation.",
+                f"This conversation has {len(work.ledger):,} tokens and the model reads at most "
+                f"{self._limits.context_tokens:,}. Start a new conversation.",
             )
-        elif not all(0 <= token_id < self._vocabulary_tokens for token_id in work.request.ledger):
-            # A GPU never forgives an id behind the table; on a CPU a negative one would be another token's.
+        elif not all(0 <= token_id < self._limits.vocabulary_tokens for token_id in work.ledger):
+            # An id beyond the table kills a CUDA context; on a CPU a negative id would be read as another token's.
             work.finish(FinishReason.FAILED, "This conversation has tokens that the model does not know.")
         elif not work.is_idle:
             assert isinstance(work, RunningGeneration), "only reading is always idle"
@@ -81,32 +87,32 @@ class Steps:
             self._inbox.idle.append(work)
 
     def step(self) -> None:
-        """Brings everybody who is due one forward further; idle work where nobody else is."""
-        shift = self._inbox
-        for work in (*shift.running, *shift.idle):
+        """Runs one forward for the generations that are due, or for idle work if there are none."""
+        inbox = self._inbox
+        for work in (*inbox.running, *inbox.idle):
             if work.is_aborted:
                 work.finish(FinishReason.ABORTED)
         self._forget_finished()
-        if shift.running:
-            self._run(self._drafted(self._scheduler.plan(shift.running, self._speed.estimate_s)))
-        elif shift.idle:
-            self._run(self._drafted(self._scheduler.plan_idle(shift.idle)), shift.is_wanted)
+        if inbox.running:
+            self._run(self._drafted(self._scheduler.plan(inbox.running, self._speed.estimate_s)))
+        elif inbox.idle:
+            self._run(self._drafted(self._scheduler.plan_idle(inbox.idle)), inbox.is_wanted)
         self._forget_finished()
 
-    def rest(self) -> None:
-        """What makes later steps faster, while there is nothing to do."""
-        shift = self._inbox
+    def record_while_idle(self) -> None:
+        """Records graphs that make later steps faster, while there is no work."""
+        inbox = self._inbox
 
         def is_wanted() -> bool:
-            return bool(shift.arrived) or shift.is_wanted()
+            return bool(inbox.arrived) or inbox.is_wanted()
 
-        if self._runtime.record_waiting is not None and not (shift.running or shift.idle or is_wanted()):
-            shift.begins(0.0)
-            with contextlib.suppress(StepAborted):  # it was given up meanwhile
+        if self._runtime.record_waiting is not None and not (inbox.running or inbox.idle or is_wanted()):
+            inbox.begins(0.0)
+            with contextlib.suppress(StepAborted):  # the thread was abandoned meanwhile
                 self._runtime.record_waiting(is_wanted)
 
     def in_passing(self, piece: Piece) -> bool:
-        """Does a piece of work that no answer waits for, where it holds up none. False: it has to be tried again."""
+        """Runs a piece of background work unless a prompt is being read. False: the caller must try again."""
         if any(not s.is_decoding for s in self._inbox.running):
             return False
         try:
@@ -117,7 +123,7 @@ class Steps:
 
     def _give_room(self, work: Work) -> None:
         try:
-            self._free_and_retry.once_more(lambda: work.begin(self._context_limit_tokens))
+            self._free_and_retry.once_more(lambda: work.begin(self._limits.context_tokens))
         except torch.OutOfMemoryError as error:
             self._fail(work, error)
 
@@ -127,10 +133,10 @@ class Steps:
         self._forget_finished()
 
     def _drafted(self, slots: list[Scheduled[S]]) -> list[Scheduled[S]]:
-        """The same slots; the decode steps among them have what prompt lookup guesses. A step that runs already has
-        no guesses; the one behind it is not started ahead then, so that it can have them."""
+        """The same slots, with prompt lookup's drafts for the decode steps among them. A step that was started early
+        has no drafts; if there are drafts now, the next step is not started early, so that it can use them."""
         decoding = [s.sequence for s in slots if isinstance(s.sequence, RunningGeneration) and s.sequence.is_decoding]
-        self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._context_limit_tokens)
+        self._lookup.add_drafts(decoding, sum(slot.tokens for slot in slots), self._limits.context_tokens)
         self._has_guesses = any(sequence.has_draft for sequence in decoding)
         if self._is_ahead:
             for sequence in decoding:
@@ -150,16 +156,16 @@ class Steps:
         try:
             logits = self._free_and_retry.once_more(lambda: self._runtime.forward.run(feeds, is_vain))
         except StepAborted:
-            return  # the aborted ones finish at the next step; the others' rows are computed again
+            return  # aborted work finishes at the next step; the rows of the rest are computed again
         except Exception as error:
             self._run_each_alone(slots, is_wanted, error)
             return
-        if self._inbox.is_over:  # it hung, and was given up: what it brings is nobody's
+        if self._inbox.is_over:  # the forward hung and the thread was abandoned: drop the result
             return
         self._sample(slots, torch.split(logits, [feed.logit_rows for feed in feeds]), started)
 
     def _run_each_alone(self, slots: list[Scheduled[S]], is_wanted: Callable[[], bool], error: Exception) -> None:
-        """After a forward failed, so that only the culprit does."""
+        """Repeats a failed forward one sequence at a time, so that only the one that caused it fails."""
         if self._inbox.is_over:
             return
         if len(slots) == 1:
@@ -175,14 +181,14 @@ class Steps:
             (s.sequence, own) for s, own in zip(slots, rows, strict=True) if isinstance(s.sequence, RunningGeneration)
         ]
         self._is_ahead = False
-        sample_together(sampling, self._stop_token_ids, self._context_limit_tokens, self._fail, self._run_ahead)
-        if is_reading:  # timed only now: a GPU has computed when a token is known
+        sample_together(sampling, self._limits.stop_token_ids, self._limits.context_tokens, self._fail, self._run_ahead)
+        if is_reading:  # timed only now, because a GPU has finished computing once a token is known
             end = slots[0].sequence.kv_tokens
             self._speed.observe(end - slots[0].tokens, end, time.perf_counter() - started)
 
     def _run_ahead(self, sequences: abc.Sequence[RunningGeneration], picked_ids: PickedIds) -> None:
-        """Between two steps of nothing but decoding: starts the second before the host looks at what was picked, if
-        somebody goes on."""
+        """Between two decode steps: starts the second one before the host looks at the picked ids, unless all answers
+        end."""
         run_ahead = self._runtime.run_ahead
         if run_ahead is None or self._has_guesses or set(self._inbox.running) - set(sequences):
             return
@@ -190,7 +196,7 @@ class Steps:
             self._is_ahead = run_ahead([sequence.slab for sequence in sequences], picked_ids)
 
     def _fail(self, work: Work, error: Exception) -> None:
-        """Ends one request; what its slab held before the failed forward stays valid."""
+        """Fails one request. What its slab held before the failed forward stays valid."""
         if isinstance(error, NotNumbers):
             logger.error("logits are not numbers kv_tokens=%d", work.kv_tokens)
         else:
@@ -198,9 +204,9 @@ class Steps:
         work.finish(FinishReason.FAILED, str(translated(error)))
 
     def _forget_finished(self) -> None:
-        shift = self._inbox
-        for work in (*shift.running, *shift.idle):
+        inbox = self._inbox
+        for work in (*inbox.running, *inbox.idle):
             if work.is_finished:
                 work.slab.trim()
-        shift.running = [s for s in shift.running if not s.is_finished]
-        shift.idle = [w for w in shift.idle if not w.is_finished]
+        inbox.running = [s for s in inbox.running if not s.is_finished]
+        inbox.idle = [w for w in inbox.idle if not w.is_finished]

@@ -1,11 +1,11 @@
-"""Whether kept rows are what reading the ledger again gives: compared row by row, and by the logits they lead to.
+"""Verifies stored rows against a re-read of the ledger: row by row, and by the logits they lead to.
 
-Rows are compared as `|kept - read| / rms(read)` per layer: 0 through our own CPU kernels, 1e-5 through torch's in
-float32, up to 0.18 where torch's packed 4-bit decode stands beside de-quantised prefill (measured over 1,000 tokens of
-the embedded model), up to 0.8 where activations are bfloat16 (decision 0012), and above 2 for another token's rows and
-for most flipped high bits; and by the root mean square over a row, which is 1 where the row is missing. Logits are
-compared at positions spread over the whole conversation: one token is fed behind the read rows, and the same token
-behind the kept ones, through the same kernel, so that nothing but the rows can differ.
+Rows are compared as `|stored - read| / rms(read)` per layer: 0 with our own CPU kernels, 1e-5 with torch's in float32,
+up to 0.18 when torch's packed 4-bit decode is mixed with de-quantised prefill (measured over 1,000 tokens of the
+embedded model), up to 0.8 with bfloat16 activations (decision 0012), and above 2 for another token's rows and for most
+flipped high bits; and by the root mean square over a row, which is 1 if the row is missing. Logits are compared at
+positions spread over the whole conversation: one token is fed after the read rows, and the same token after the stored
+ones, through the same kernel, so that only the rows can differ.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from model_runtime.engine.failures import translated
+from model_runtime.engine.out_of_memory import translated
 from model_runtime.forward.native_forward import runs_natively
 from model_runtime.forward.runtime import Forward
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface import protocol
 from model_runtime.interface.config import SavedKvDtype
 from model_runtime.interface.findings import Comparison, Verification
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.segment import KVSegment, own_segment, rows_of
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.slab import KVSlab
 
 PROBES = 16  # positions whose logits are compared
 CHUNK_TOKENS = 256  # read or compared at once
 REST_S = 0.02  # before a piece that gave way is tried again
-Piece = Callable[[int], None]  # takes how many tokens it may read
+Piece = Callable[[int], None]  # its argument is how many tokens it may read
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """`element`: the largest difference of a row, `row`: the root mean square of its differences, both in units of
-    their layer's root mean square. `logit` in logits, `nll` in nats, on average over the probes."""
+    """The largest differences that count as equal. `element`: the largest difference in a row; `row`: the root mean
+    square of a row's differences; both in units of the layer's root mean square. `logit` in logits; `nll` in nats,
+    averaged over the probes."""
 
     element: float
     row: float
@@ -52,9 +54,9 @@ _ROUNDED_DTYPES = {torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch
 
 
 def tolerance_of(model: PreTrainedModel, kv_dtype: torch.dtype, cold_kv_dtype: SavedKvDtype) -> Tolerance:
-    """What may differ though nothing is damaged. `kv_dtype` is that of the model's own layers. `EXACT` for our own
-    kernels, for which one read equals many, and for float32 throughout; `HALF` where every activation is rounded to 16
-    bits; `ROUNDED` where weights are, or rows that were kept in 8 bits."""
+    """How much undamaged rows may differ. `kv_dtype` is that of the model's own layers. `EXACT` for our own kernels,
+    whose results do not depend on how a read is cut, and for float32 throughout; `HALF` when every activation is
+    rounded to 16 bits; `ROUNDED` when weights are rounded, or rows were saved at 8 bits."""
     if kv_dtype in (torch.float16, torch.bfloat16):
         return HALF
     if cold_kv_dtype == "int8":
@@ -66,9 +68,9 @@ def tolerance_of(model: PreTrainedModel, kv_dtype: torch.dtype, cold_kv_dtype: S
 
 
 class Reread:
-    """One verification. `scratch` is an empty slab that nobody else uses; it ends up holding kept rows. Its methods
-    belong on the engine thread and take at most one forward each; `StepAborted` from it (`abort_if`) leaves everything
-    as it was, to be called again."""
+    """One verification. `scratch` is an empty slab that only it uses; it ends up holding the stored rows. Its methods
+    run on the engine thread and take at most one forward each. After `StepAborted` (see `abort_if`) nothing has
+    changed and the method may be called again."""
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class Reread:
         return not self._probes
 
     def read(self, limit_tokens: int) -> None:
-        """Reads on, up to the next probe, which is a forward of its own."""
+        """Continues reading, up to the next probe, which is a forward of its own."""
         start = self._scratch.length_tokens
         if not start:
             self._scratch.reserve(len(self.ledger))
@@ -111,13 +113,13 @@ class Reread:
             self._read_logits[probe] = self._feed(probe)
 
     def begin_copy(self) -> None:
-        """What is compared from now on belongs to another copy."""
+        """Starts a new copy: later comparisons belong to it."""
         self._copies.append(Comparison(0, 0.0, None))
 
     @torch.inference_mode()
     def compare(self, kept: Iterable[torch.Tensor], start: int, tokens: int, adopts: bool) -> None:
-        """Holds `kept`, every layer's keys and values `(kv_heads, tokens or more, dim)` from position `start` on,
-        against the rows that were read; `adopts` puts them in their place."""
+        """Compares `kept`, every layer's keys and values `(kv_heads, tokens or more, dim)` from position `start` on,
+        with the rows that were read. `adopts` then overwrites the read rows with them."""
         before = self._copies[-1]
         largest, first_bad = before.largest_difference, before.first_bad_token
         ours = (t[:, start : start + tokens] for t in _layers(self._scratch))
@@ -126,7 +128,7 @@ class Reread:
             rms = read.float().square().mean().sqrt().clamp_min(1e-12)
             difference = (rows.float() - read.float()).abs() / rms
             largest_of_row, of_row = difference.amax(dim=(0, 2)), difference.square().mean(dim=(0, 2)).sqrt()
-            # So that NaN is bad.
+            # Negated, so that NaN counts as bad.
             bad = ~((largest_of_row <= self._tolerance.element) & (of_row <= self._tolerance.row))
             if bool(bad.any()):
                 position = start + int(bad.int().argmax())
@@ -137,7 +139,8 @@ class Reread:
         self._copies[-1] = Comparison(before.tokens + tokens, largest, first_bad)
 
     def probe(self, limit_tokens: int) -> None:
-        """One position behind the adopted rows; from the last to the first, for each overwrites its own row."""
+        """Compares the logits at one position after the adopted rows; from the last position to the first, because each
+        probe overwrites its own row."""
         position = self._probes[-1]
         self._scratch.crop(position)
         read, kept = self._read_logits[position], self._feed(position)
@@ -149,7 +152,7 @@ class Reread:
             self._nlls.append((_nll(read, target), _nll(kept, target)))
 
     def verdict(self) -> Verification:
-        """Once everything was compared."""
+        """The result, once everything was compared."""
         gap = sum(kept - read for read, kept in self._nlls) / max(1, len(self._nlls))
         logits_agree = self._logit_difference <= self._tolerance.logit and abs(gap) <= self._tolerance.nll
         return Verification(len(self.ledger) - 1, self._logit_difference, gap, tuple(self._copies), logits_agree)
@@ -165,8 +168,8 @@ def compare_all(
     in_passing: Callable[[Piece], bool],
     must_stop: Callable[[], bool],
 ) -> Verification | None:
-    """A whole verification, not on the engine thread. `in_passing` does a piece there, False where it gave way. None
-    when `must_stop` said so."""
+    """Runs a whole verification. Not on the engine thread: `in_passing` runs one piece there and returns False if it
+    gave way. None when `must_stop` returned true."""
     try:
         for piece in _pieces(reread, geometry, copies):
             while not must_stop() and not in_passing(piece):
@@ -181,8 +184,8 @@ def compare_all(
 def _pieces(
     reread: Reread, geometry: KVGeometry, copies: Sequence[protocol.KV | Iterable[protocol.Segment]]
 ) -> Iterator[Piece]:
-    """The work of a verification, piece by piece, each to be done on the engine thread before the next is asked for.
-    What a copy takes to be fetched (a file) is done here. The last copy's rows are adopted and probed."""
+    """The work of a verification in pieces, each to be run on the engine thread before the next one is requested.
+    Fetching a copy (from a file) happens here. The last copy's rows are adopted and probed."""
     while not reread.is_read:
         yield reread.read
     for copy in copies:
@@ -216,7 +219,7 @@ def _compare_segment(reread: Reread, segment: KVSegment, geometry: KVGeometry, a
 
 
 def _layers(slab: KVSlab) -> Iterator[torch.Tensor]:
-    """Keys and values in the order of a segment's rows."""
+    """Keys and values in the order of a segment's tensors."""
     for keys, values in zip(slab.keys, slab.values, strict=True):
         yield keys
         yield values

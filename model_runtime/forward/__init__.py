@@ -1,1 +1,1 @@
-"""Token ids to logits; `runtime` chooses the CPU or the GPU path."""
+"""From token ids to logits; `runtime` chooses the CPU or the GPU path."""

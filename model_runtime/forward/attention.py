@@ -1,8 +1,8 @@
 """The attention of a packed forward: many conversations in one `[1, T]` row, each against its own KV slab.
 
 Registered with transformers' `AttentionInterface` under `ATTENTION_NAME`. No mask function of that name exists, so
-transformers builds no mask; what a token may see is decided here. The batch reaches this function as a keyword
-argument of the model's forward, never through a global.
+transformers builds no mask; masking happens here. The batch reaches this function as a keyword argument of the model's
+forward, never through a global.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ ATTENTION_NAME = "keepwarm_packed"
 
 
 class StepAborted(Exception):
-    """Raised between two layers when nobody wants this forward any more. No slab was changed: rows behind a slab's
-    length are garbage by definition."""
+    """Raised between two layers when this forward is no longer wanted. No slab was changed: rows beyond a slab's length
+    are garbage by definition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows `start..start + tokens` of the packed row belong to `slab`, behind the `past_tokens` it holds."""
+    """Positions `start..start + tokens` of the packed row belong to `slab`, after the `past_tokens` it holds."""
 
     slab: KVSlab
     start: int
@@ -37,8 +37,8 @@ class Span:
 
 
 class AttentionBatch(Protocol):
-    """One packed forward as its attention sees it. `abort_if` is asked once a layer. `layers_seen` counts the calls,
-    one a layer expected. The slabs and the arena each have one."""
+    """One packed forward as its attention sees it. `abort_if` is called once per layer. `layers_seen` lists the layers
+    that called, each expected once. Slabs and the arena each have an implementation."""
 
     abort_if: Callable[[], bool]
     layers_seen: list[int]
@@ -52,13 +52,13 @@ class AttentionBatch(Protocol):
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """Keeps the new keys and values `(1, kv_heads, T, dim)` and attends `query (1, heads, T, dim)` to each
-        conversation's own: `(1, T, heads, value_dim)`."""
+        """Stores the new keys and values `(1, kv_heads, T, dim)` and attends `query (1, heads, T, dim)` to those of its
+        own conversation: `(1, T, heads, value_dim)`."""
 
 
 @dataclass(slots=True)
 class PackedBatch:
-    """Spans over slabs, each attended to by SDPA."""
+    """An `AttentionBatch` over slabs: SDPA for each span."""
 
     spans: Sequence[Span]
     abort_if: Callable[[], bool] = lambda: False
@@ -74,7 +74,7 @@ class PackedBatch:
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """As `AttentionBatch` says. A slab's length is advanced by the caller, after the last layer."""
+        """See `AttentionBatch`. The caller advances each slab's length after the last layer."""
         output = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
         for span in self.spans:
             rows = slice(span.start, span.start + span.tokens)
@@ -121,8 +121,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """`query (1, heads, T, key_dim)`, `key` and `value` `(1, kv_heads, T, dim)` -> `(1, T, heads, value_dim)`.
 
-    Writes the keys and values of every conversation behind its own, then attends. Raises `StepAborted`, or
-    `ValueError` for what it cannot compute.
+    Appends the keys and values of every conversation to its own rows, then attends. Raises `StepAborted`, or
+    `ValueError` for attention that it cannot compute.
     """
     if packed is None:
         raise ValueError("packed attention was called without a batch")
@@ -148,7 +148,7 @@ def _attend(
     """`query (heads, t, dim)` against `keys`/`values` `(kv_heads, n, dim)` -> `(heads, t, value_dim)`.
 
     KV heads become the batch and the query heads of a group its heads, over a stride-0 view of the keys: grouped-query
-    attention without repeating K and V, and with as many parallel pieces as there are query heads.
+    attention without repeating K and V, with one parallel task per query head.
     """
     heads, tokens, dim = query.shape
     kv_heads = keys.shape[0]

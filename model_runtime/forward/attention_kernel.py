@@ -1,19 +1,19 @@
-"""Which attention kernel really runs, asked of torch rather than believed."""
+"""Asks torch which attention kernel really runs."""
 
 from __future__ import annotations
 
 import torch
 
 from model_runtime.forward.attention import causal_mask
-from model_runtime.kv.slab import KVGeometry
+from model_runtime.kv.geometry import KVGeometry
 
-# The values of torch's SDPBackend, in which `_fused_sdp_choice` answers.
+# The values of torch's SDPBackend, which `_fused_sdp_choice` returns.
 _NAMES = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN"}
 
 
 def kernel_name(geometry: KVGeometry, heads: int) -> str:
-    """Such as "SDPA flash (CPU)": what SDPA chooses for this model's decode step and for a chunk behind a history,
-    the two shapes that `packed_attention` passes. Both are named when they differ."""
+    """The kernel that SDPA chooses for this model, such as "SDPA flash (CPU)": for a decode step and for a chunk after
+    a history, the two cases of `packed_attention`. Names both if they differ."""
     shape = geometry.layers[0]
     groups = heads // shape.kv_heads
     chosen = []

@@ -1,4 +1,4 @@
-"""How much memory an accelerator has left."""
+"""How much memory a CUDA device has left."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _CUDA_SPARE_BYTES = 2 * 1024**3  # activations of a chunk, de-quantised blocks, 
 
 
 def give_back_unused() -> None:
-    """Frees what Python no longer refers to and what torch keeps for later allocations."""
+    """Frees memory that Python no longer references and that torch keeps for later allocations."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def free_device_bytes(device: str) -> int | None:
-    """Bytes a process can still take on a CUDA device; None for the CPU, whose memory is the machine's. What torch
-    keeps without using it is given back first."""
+    """How many bytes can still be allocated on a CUDA device; None for the CPU, which uses the machine's memory. Frees
+    torch's unused cache first."""
     if not device.startswith("cuda"):
         return None
     give_back_unused()
@@ -28,5 +28,5 @@ def free_device_bytes(device: str) -> int | None:
 
 
 def default_arena_bytes(free_bytes: int) -> int:
-    """The KV budget on a GPU whose model is loaded: most of what is free, less what a step works with."""
+    """The KV budget on a GPU with the model loaded: most of the free memory, minus what a step needs."""
     return max(int(free_bytes * 0.5), min(int(free_bytes * CUDA_SHARE), free_bytes - _CUDA_SPARE_BYTES))

@@ -1,10 +1,10 @@
 """Packed forwards of a Llama-, Qwen2- or Qwen3-like model through our own CPU kernels.
 
 A step of few rows (decoding, a short turn, a draft) is one call that runs outside Python and the GIL; many rows
-(reading) take a call every few layers, so that nobody waits long for an abort. Both append to the slabs that
+(reading) take one call every few layers, so that an abort takes effect soon. Both append to the slabs that
 `PackedForward` uses, in float32 or float16, and compute in float32 what the model's own forward computes on the
-de-quantised weights. A row's numbers have the same bits however the rows around it are cut into steps: what is cached
-equals what is read again, float16 included, since nothing is attended to but what the slabs hold.
+de-quantised weights. A row's numbers have the same bits however the rows around it are cut into steps: cached rows
+equal re-read rows, also in float16, since attention uses only what the slabs hold.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from model_runtime.architecture.decoder_layout import (
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.forward.attention import StepAborted
 from model_runtime.forward.transformers_forward import Feed, PackedForward
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.slab import KVSlab
 from model_runtime.native.library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
-EXACT_GAP = 1e-3  # standard deviations of the logits that sums in another order may cost
-HALF_GAP = 0.03  # that rows rounded to float16 may cost; 0.002 for the embedded model
+EXACT_GAP = 1e-3  # tolerance for another order of summation, in standard deviations of the logits
+HALF_GAP = 0.03  # tolerance for rows rounded to float16; the embedded model needs 0.002
 _LARGEST_HEAD_DIM = 256
 _TABLE_TOKENS = 2048
 _WRONG_SIZES = 2
-_LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores behind no history
+_LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores without a history
 
 
 def runs_natively(model: PreTrainedModel) -> bool:
-    """Whether the kernels compute this very model: its layout, its activation, its attention, its matrices. Raises
-    `ModelLoadError` for one whose parts do not fit together."""
+    """Whether the kernels support this model: its layout, activation, attention and matrices. Raises `ModelLoadError`
+    if its parts do not fit together."""
     if not has_common_layout(model):
         return False
     config = model.config.get_text_config()
@@ -57,9 +58,9 @@ def runs_natively(model: PreTrainedModel) -> bool:
 
 
 def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, own: KVGeometry) -> float:
-    """How far the logits of two conversations, read together and continued on rows of `own` dtype, lie from what each
-    gets alone from the model's own layers, in standard deviations: a compiler or a processor that we never saw must
-    show it first, and a model that its keys fit into float16."""
+    """The largest difference between the logits of two conversations, read together and continued on rows of `own`
+    dtype, and those that each gets alone from the model's own layers, in standard deviations. Detects compilers and
+    processors that miscalculate, and models whose keys do not fit into float16."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     near, far = [(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]
     slabs = [KVSlab(own), KVSlab(own)]
@@ -71,7 +72,7 @@ def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, 
 
 
 class NativeForward:
-    """Has the interface of `PackedForward`. Use from one thread only."""
+    """A forward with the interface of `PackedForward`. Use from one thread only."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config()
@@ -85,7 +86,7 @@ class NativeForward:
         self._kernels = self._head.kernels
         self.kernel_name = f"Keepwarm's own (CPU, {torch.backends.cpu.get_cpu_capability()})"
         self._structs = (LayerStruct * len(self._layers))(*(layer.struct() for layer in self._layers))
-        self._struct = ModelStruct(
+        self.struct = ModelStruct(
             self._structs,
             self._final_norm.data_ptr(),
             self._head.struct,
@@ -98,7 +99,7 @@ class NativeForward:
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
-        """As `PackedForward.run`."""
+        """See `PackedForward.run`."""
         ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -136,7 +137,7 @@ class NativeForward:
         logits: torch.Tensor,
     ) -> None:
         failed = self._kernels.keepwarm_step(
-            *(ctypes.byref(self._struct), first, last, spans.structs, spans.count, x.shape[0]),
+            *(ctypes.byref(self.struct), first, last, spans.structs, spans.count, x.shape[0]),
             *(x.data_ptr(), cosine.data_ptr(), sine.data_ptr(), (ctypes.c_int32 * len(wanted))(*wanted), len(wanted)),
             *(logits.data_ptr(), torch.get_num_threads()),
         )
@@ -146,7 +147,7 @@ class NativeForward:
             raise torch.OutOfMemoryError("out of memory")
 
     def _check(self, slab: KVSlab) -> None:
-        """The kernels write where a slab's pointers point."""
+        """Raises `RuntimeError` for a slab of another shape, because the kernels trust its pointers."""
         layers, kv_heads, dim = self._slab_shape
         keys, values = slab.keys[-1], slab.values[-1]
         is_right = len(slab.keys) == len(slab.values) == layers and keys.dtype in (torch.float32, torch.float16)
@@ -155,7 +156,7 @@ class NativeForward:
 
 
 class _Layer:
-    """One layer's weights, held alive for the structs that point at them."""
+    """One layer's weights, kept alive for the structs that point to them."""
 
     def __init__(self, layer: Any) -> None:
         for name, module in projections_of(layer).items():
@@ -179,7 +180,7 @@ class _Layer:
 
 
 class _Spans:
-    """Which rows belong to which slab, as the kernels take it."""
+    """Which rows belong to which slab, as structs for the kernels."""
 
     def __init__(self, count: int) -> None:
         self.count = 0
@@ -191,7 +192,7 @@ class _Spans:
             (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
             for tensors in (slab.keys, slab.values)
         ]
-        self._pointers += pointers  # ctypes keeps no reference to what a struct's pointer points at
+        self._pointers += pointers  # kept alive here, because a ctypes struct does not keep what it points to
         self.structs[self.count] = SpanStruct(
             *pointers, slab.capacity_tokens, start, tokens, past_tokens, slab.keys[0].dtype == torch.float16
         )
@@ -199,7 +200,7 @@ class _Spans:
 
 
 class _Positions:
-    """The rotary tables of the positions seen so far, computed by the model's own module."""
+    """Rotary tables for the positions seen so far, computed by the model's own module."""
 
     def __init__(self, rotary: torch.nn.Module, hidden: int) -> None:
         self._rotary, self._hidden = rotary, hidden

@@ -1,4 +1,4 @@
-"""Token ids that were chosen on the device, on their way to the host."""
+"""Token ids that were chosen on the device and are being copied to the host."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 class PickedIds:
-    """`ids` is int64 `(n,)` on the device, each a valid one even where `are_numbers (rows,)` says that a row of logits
-    is not to be trusted. The copy begins at once and is behind nothing that is given to the device later, so that the
-    next step may be started before anybody waits for it. Engine thread."""
+    """`ids` is int64 `(n,)` on the device; all are valid ids, even for rows whose logits `are_numbers (rows,)` marks as
+    invalid. The copy starts at once and does not wait for later work of the device, so that the next step can be
+    started before the host waits for the ids. Engine thread."""
 
     def __init__(self, ids: torch.Tensor, are_numbers: torch.Tensor | None = None) -> None:
         self.ids = ids
@@ -29,7 +29,7 @@ class PickedIds:
 
     @property
     def are_numbers(self) -> list[bool]:
-        """Whether each row of logits is one of numbers."""
+        """Whether each row of logits is free of NaN and infinity."""
         return [bool(flag) for flag in self._numbers[len(self.ids) :]]
 
     @cached_property

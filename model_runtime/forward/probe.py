@@ -1,9 +1,8 @@
-"""What a model must show at load before conversations may share its forward.
+"""Checks at load that conversations may share a model's forward.
 
 A model that accepts `set_attn_implementation` may still never call the attention function (Falcon, BLOOM, MPT), or
 choose its rotary frequencies from the largest position of the whole batch (long RoPE): packed, it would mix
-conversations. So nothing is believed: two packed sequences are compared with each alone through the model's own
-attention.
+conversations. So two packed sequences are compared with each alone through the model's own attention.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.geometry import KVGeometry, LayerShape
+from model_runtime.kv.slab import KVSlab
 
 _RECORD_NAME = "keepwarm_record"
 _FAR_TOKENS = 6
@@ -30,7 +30,7 @@ def _record_shapes(
     shapes: list[tuple[int, LayerShape]],
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Notes the KV shape of a layer and attends to nothing."""
+    """Records the KV shape of a layer and returns zeros."""
     shape = LayerShape(kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3])
     shapes.append((int(module.layer_idx), shape))  # type: ignore[arg-type]
     return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
@@ -43,16 +43,16 @@ AttentionInterface.register(_RECORD_NAME, _record_shapes)
 def probe_packing(
     model: PreTrainedModel, kv_dtype: torch.dtype, context_limit_tokens: int, step_tokens: int
 ) -> KVGeometry:
-    """The geometry of the model's KV, once it has earned the packed forward; it is left with the packed attention set.
+    """The geometry of the model's KV, after the model has passed the check. It is left with the packed attention set.
 
     Raises `ModelLoadError` with the reason when the model cannot be packed.
     """
     if context_limit_tokens <= _FAR_TOKENS:
-        raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few to say anything.")
+        raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few for an answer.")
     _refuse_batch_dependent_rope(model)
     stock = str(model.config._attn_implementation)
     if stock == ATTENTION_NAME:
-        stock = "sdpa"  # an earlier engine has left its own behind
+        stock = "sdpa"  # an earlier engine has left ours set
     device = next(model.parameters()).device
     geometry = KVGeometry(_layer_shapes(model, device), kv_dtype, device, step_tokens)
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -67,7 +67,7 @@ def probe_packing(
         raise ModelLoadError(f"{_name(model)} cannot be run: {error}.") from error
     if not torch.isfinite(expected).all():
         raise ModelLoadError(
-            f"{_name(model)} computes no numbers (NaN or infinite) for a first test: its file is damaged, or its "
+            f"{_name(model)} computes no valid numbers (NaN or infinity) in a first test: its file is damaged, or its "
             "weights do not fit this precision."
         )
     model.set_attn_implementation(ATTENTION_NAME)
@@ -85,9 +85,9 @@ def probe_packing(
 
 
 def logits_gap(found: torch.Tensor, expected: torch.Tensor, is_exact: bool) -> tuple[float, float]:
-    """How far two sets of logits lie apart in standard deviations, and how far they may: the largest difference in
-    float32, else the root mean square. Of a large vocabulary the largest of what bfloat16 rounds off proves nothing
-    (measured: 0.33 of 128,256 logits behind 32 layers of random weights); another computation is off by about 1."""
+    """The difference between two sets of logits in standard deviations, and its limit: the largest difference for exact
+    models, else the root mean square. In a large vocabulary the largest rounding error of bfloat16 proves nothing
+    (measured: 0.33 among 128,256 logits after 32 layers of random weights); a wrong computation is off by about 1."""
     difference = (found - expected) / expected.std()
     return (float(difference.abs().max()), 1e-3) if is_exact else (float(difference.square().mean().sqrt()), 0.15)
 
@@ -126,7 +126,7 @@ def _layer_shapes(model: PreTrainedModel, device: torch.device) -> tuple[LayerSh
 
 
 def _near_tokens(model: PreTrainedModel, context_limit_tokens: int) -> int:
-    """Long enough to leave a small sliding window; a large one would cost a long read at every start."""
+    """Long enough to exceed a small sliding window; exceeding a large one would cost a long read at every start."""
     window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
     wanted = window + 5 if 0 < window <= 128 else 5
     return min(wanted, context_limit_tokens - 1)
@@ -144,7 +144,7 @@ def _alone(model: PreTrainedModel, ids: Sequence[int], start: int) -> torch.Tens
 def _packed(
     model: PreTrainedModel, geometry: KVGeometry, near: Sequence[int], far: Sequence[int], far_start: int
 ) -> torch.Tensor:
-    """Last logits of both: all but the last token of each in one forward, then the last ones together."""
+    """The last logits of both sequences: all but the last tokens in one forward, then the last tokens together."""
     slabs = (KVSlab(geometry), KVSlab(geometry))
     for slab, ids in zip(slabs, (near, far), strict=True):
         slab.ensure_room(len(ids))
@@ -171,6 +171,6 @@ def _packed(
 
 
 def _is_exact(model: PreTrainedModel) -> bool:
-    """Whether all weights are float32, so that only the order of additions may differ."""
+    """Whether all weights are float32, so that only the order of additions can differ."""
     tensors = [*model.parameters(), *model.buffers()]
     return all(t.dtype == torch.float32 for t in tensors if t.dtype not in (torch.int64, torch.int32, torch.bool))

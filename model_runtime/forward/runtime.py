@@ -1,4 +1,5 @@
-"""Where an engine's KVs lie and what runs its forwards: slabs and SDPA, or one arena and the variable-length kernel."""
+"""Chooses where an engine's KVs are stored and what runs its forwards: slabs with SDPA or our own CPU kernels, or one
+arena with the variable-length kernel."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.interface.config import EngineConfig, KvDtype
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.segments import SegmentIdentity
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.segment import KVSegment, copy_in, copy_out
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.slab import KVSlab
 from model_runtime.weights.quantization import dtype_name
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KVPlace:
-    """`bytes_for(tokens)` bounds what a KV of so many tokens holds at any moment. `capacity_tokens` is what all KVs
-    together can hold, None where memory is taken as it is needed."""
+    """Allocates KVs. `bytes_for(tokens)` bounds the bytes that a KV of `tokens` tokens holds at any moment.
+    `capacity_tokens` is what all KVs together can hold; None if memory is allocated as needed."""
 
     new_kv: Callable[[], KVSlab]
     bytes_for: Callable[[int], int]
@@ -48,7 +50,7 @@ class KVPlace:
 
 
 class Transfers(Protocol):
-    """Rows between the device and host memory; see `ArenaTransfers`. Engine thread."""
+    """Copies rows between the device and host memory; see `ArenaTransfers`. Engine thread."""
 
     def begin_out(
         self, kv: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None = None
@@ -58,7 +60,7 @@ class Transfers(Protocol):
 
 
 class SlabTransfers:
-    """Copies that are done when they return."""
+    """Copies that are complete when they return."""
 
     def __init__(self, geometry: KVGeometry) -> None:
         self._geometry = geometry
@@ -75,10 +77,10 @@ class SlabTransfers:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRuntime:
-    """`geometry` is how rows lie. `kernel` is what a person is told. `run_ahead` starts a decode step before the host
-    knows its tokens (`ArenaForward.run_ahead`). `record_waiting` is for when nobody waits
-    (`ArenaForward.record_waiting`). `arena` is None with slabs. `host_pool` has memory that copies fast to this
-    device."""
+    """Everything that depends on the device. `geometry` is the shape of rows. `kernel` is the name shown to the user.
+    `run_ahead` starts a decode step before the host knows its tokens (`ArenaForward.run_ahead`). `record_waiting`
+    records graphs while the engine is idle (`ArenaForward.record_waiting`). `arena` is None with slabs. `host_pool`
+    provides memory for fast copies to this device."""
 
     geometry: KVGeometry
     place: KVPlace
@@ -91,13 +93,13 @@ class DeviceRuntime:
     host_pool: HostPool | None = None
 
     def close(self) -> None:
-        """Gives memory back that was taken as a whole. After the last step, on any thread."""
+        """Frees the arena and the host pool. After the last step, on any thread."""
         self.give_up()
         if self.host_pool is not None:
             self.host_pool.close()
 
     def give_up(self) -> None:
-        """The same without the host's memory. A step that hangs may still be under way: it ends at its next layer."""
+        """Frees the arena but keeps the host pool. A hanging step may still be running; it stops at its next layer."""
         if isinstance(self.forward, ArenaForward):
             self.forward.close()
         if self.arena is not None:
@@ -112,21 +114,21 @@ def open_runtime(
     context_limit_tokens: int,
     host_pool: HostPool | None = None,
 ) -> DeviceRuntime:
-    """Slabs, or with `config.kv_arena_bytes` an arena, where the device has a kernel for it; `host_pool` is one that
-    is there already. Raises `ModelLoadError` when there is no memory for the arena, and for a precision of rows that
-    cannot be had."""
+    """Opens slabs, or an arena if `config.kv_arena_bytes` is set and the device has a kernel for it. `host_pool` is an
+    existing one to reuse. Raises `ModelLoadError` when there is no memory for the arena, and for a precision of rows
+    that is not supported."""
     if config.kv_arena_bytes is None:
         return open_slabs(model, geometry, config.kv_dtype)
     _refuse_other_dtype(geometry, config.kv_dtype)
     kernel = varlen_for(model, geometry)
     if kernel.waits and geometry.device.type == "cuda":
-        logger.warning("no flash kernel for dtype=%s: one slab a conversation", geometry.dtype)
+        logger.warning("no flash kernel for dtype=%s: one slab per conversation", geometry.dtype)
         return open_slabs(model, geometry, config.kv_dtype)
     try:
         runtime = open_arena(model, geometry, kernel, config, context_limit_tokens, host_pool)
         if runtime is not None:
             return runtime
-        logger.warning("the arena's forward disagrees with torch's attention on this device: one slab a conversation")
+        logger.warning("the arena's forward disagrees with torch's attention on this device: one slab per conversation")
         give_back_unused()
         return open_slabs(model, geometry, config.kv_dtype)
     except (torch.OutOfMemoryError, ValueError) as error:
@@ -137,14 +139,15 @@ def open_runtime(
 
 
 def open_slabs(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype = "auto") -> DeviceRuntime:
-    """A slab a conversation; our own CPU kernels where they compute this model, else torch's choice of SDPA kernel.
-    `geometry` is that of the model's own layers. Raises `ModelLoadError` for a precision of rows that cannot be had."""
+    """One slab per conversation, with our own CPU kernels if they support this model, else torch's choice of SDPA
+    kernel. `geometry` is that of the model's own layers. Raises `ModelLoadError` for a precision of rows that is not
+    supported."""
     if runs_natively(model):
         native = NativeForward(model)
         if gap_to(native, model, geometry, geometry) <= EXACT_GAP:
             own = _own_geometry(native, model, geometry, kv_dtype)
             return _slab_runtime(own, native, f"{native.kernel_name}, {dtype_name(own.dtype)} KV")
-        logger.warning("our own kernels disagree with torch's on this processor: torch's run")
+        logger.warning("our own kernels disagree with torch's on this processor: using torch's")
     _refuse_other_dtype(geometry, kv_dtype)
     return _slab_runtime(geometry, PackedForward(model), kernel_name(geometry, _heads(model)))
 
@@ -155,7 +158,7 @@ def _slab_runtime(geometry: KVGeometry, forward: Forward, kernel: str) -> Device
 
 
 def _own_geometry(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, asked: KvDtype) -> KVGeometry:
-    """float16 rows unless float32 was asked for, or this model's keys and values do not fit into it."""
+    """float16 rows, or float32 if that was asked for or this model's keys and values do not fit into float16."""
     half = replace(geometry, dtype=torch.float16)
     if asked == "float32":
         return geometry
@@ -167,7 +170,7 @@ def _own_geometry(native: NativeForward, model: PreTrainedModel, geometry: KVGeo
             f"This model's keys and values cannot be kept in float16: its logits differ by {gap:.2g} standard "
             f"deviations ({HALF_GAP:g} allowed). Start with --kv-dtype float32."
         )
-    logger.warning("float16 rows change this model's logits by %.2g standard deviations: float32 is kept", gap)
+    logger.warning("float16 rows change this model's logits by %.2g standard deviations: using float32", gap)
     return geometry
 
 
@@ -181,8 +184,8 @@ def _refuse_other_dtype(geometry: KVGeometry, asked: KvDtype) -> None:
 
 
 def varlen_for(model: PreTrainedModel, geometry: KVGeometry) -> VarlenKernel:
-    """The flash kernel where this device has one that agrees with the reference for this model, else the reference.
-    Flash wants keys and values of one width."""
+    """The flash kernel if this device has one that agrees with the reference for this model, else the reference. Flash
+    requires keys and values of the same width."""
     shape = geometry.layers[0]
     is_uniform = all((s.key_dim, s.value_dim) == (shape.key_dim, shape.key_dim) for s in geometry.layers)
     dtype = geometry.dtype if is_uniform else torch.float32
@@ -197,15 +200,15 @@ def open_arena(
     context_limit_tokens: int,
     host_pool: HostPool | None = None,
 ) -> DeviceRuntime | None:
-    """An arena of `config.kv_arena_bytes` for all conversations; its reserve comes on top. None when its forward does
-    not compute what slabs do; what only goes wrong when it is recorded is not. Raises `ValueError` when nothing
-    fits into the arena, and what torch raises when there is no memory for it."""
+    """An arena of `config.kv_arena_bytes` for all conversations, plus its reserve. None if its forward disagrees with
+    slabs; steps that are wrong only when recorded are not recorded. Raises `ValueError` when nothing fits into the
+    arena, and what torch raises when there is no memory for it."""
     arena = Arena(geometry, (config.kv_arena_bytes or 0) // geometry.bytes_per_token, context_limit_tokens)
     forward = ArenaForward(model, arena, kernel)
     check = SelfCheck(model, geometry, min(context_limit_tokens, arena.capacity_tokens))
     is_right = check.passes(forward)
     if not is_right and forward.few_rows is not None:
-        logger.warning("our own forward of few rows disagrees with the model's layers: they compute few rows too")
+        logger.warning("our own forward of few rows disagrees with the model's layers: using these for few rows too")
         forward.few_rows = None
         is_right = check.passes(forward)
     if not is_right:
@@ -223,7 +226,7 @@ def open_arena(
 
 
 def _record(forward: ArenaForward, check: SelfCheck) -> None:
-    """Has steps and turns recorded, as far as that changes nothing."""
+    """Turns on recording of steps and turns, unless recording changes their results."""
     forward.record_steps()
     if not check.decodes_right(forward):
         logger.warning("recorded decode steps disagree with the same steps launched one by one: none is recorded")
@@ -235,12 +238,12 @@ def _record(forward: ArenaForward, check: SelfCheck) -> None:
 
 
 def _waits(forward: ArenaForward) -> bool:
-    """Whether the host waits within a step, so that CUDA cannot record it."""
+    """Whether the host waits during a step, so that CUDA cannot record it."""
     return forward.device.type == "cuda" and (forward.kernel.waits or waits_for_the_device(forward.model))
 
 
 def _kernel_name(forward: ArenaForward) -> str:
-    """What a person is told."""
+    """The name that is shown to the user."""
     is_cuda = forward.device.type == "cuda"
     name = f"{forward.kernel.name} ({forward.device.type.upper()})"
     if is_cuda and forward.few_rows is not None:

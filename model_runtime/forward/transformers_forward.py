@@ -1,4 +1,4 @@
-"""Runs packed forwards: appends new tokens of many conversations to their slabs and returns next-token logits."""
+"""Runs packed forwards: appends new tokens of many conversations to their slabs and returns their logits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from model_runtime.kv.slab import KVSlab
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens to append to one slab. `logit_rows` asks for the logits behind so many of the last of them: 0 in the
-    middle of a prompt, 1 to sample behind it, more to check a draft."""
+    """Tokens to append to one slab. `logit_rows` is how many of the last tokens' logits are wanted: 0 within a prompt,
+    1 to sample the next token, more to check a draft."""
 
     slab: KVSlab
     token_ids: Sequence[int]
@@ -23,7 +23,7 @@ class Feed:
 
 
 class PackedForward:
-    """A transformers model whose attention goes through `packed_attention`. Use from one thread only."""
+    """Runs a transformers model with `packed_attention`. Use from one thread only."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -32,11 +32,11 @@ class PackedForward:
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
-        """Appends every feed to its slab and returns float32 logits `(sum of logit_rows, vocabulary)`: the feeds in
-        order, and each one's rows in order.
+        """Appends every feed to its slab and returns float32 logits `(sum of logit_rows, vocabulary)`, in the order of
+        the feeds and of their rows.
 
-        Every slab may appear once. Slabs grow as needed. Raises `StepAborted` between layers once `abort_if` says so;
-        then, as after any exception, no slab's length has changed.
+        Each slab may appear once. Slabs grow as needed. Raises `StepAborted` between two layers when `abort_if` returns
+        true; then, as after any exception, no slab's length has changed.
         """
         spans: list[Span] = []
         ids: list[int] = []
@@ -52,7 +52,7 @@ class PackedForward:
         logits: torch.Tensor = self.model(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
-            # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
+            # A forward without wanted logits still selects one row, because an empty selection would mean all rows.
             logits_to_keep=torch.tensor(rows or [len(ids) - 1], device=self.device),
             use_cache=False,
             packed=PackedBatch(spans, abort_if),

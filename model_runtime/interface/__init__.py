@@ -1,1 +1,1 @@
-"""What the rest of the program may know of the runtime. Imports no torch."""
+"""The part of the runtime that the rest of the program may import. Imports no torch."""

@@ -1,4 +1,4 @@
-"""What a person may choose about the model and the engine. Imports no torch: the command line builds these."""
+"""Settings of the model and the engine. Imports no torch, because the command line builds them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ EMBEDDED = "embedded"
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/keepwarm`, or `~/.cache/keepwarm`. A relative XDG path is ignored, as its specification says.
-    Raises `ValueError` for a user who has no home directory."""
+    """`$XDG_CACHE_HOME/keepwarm`, or `~/.cache/keepwarm`. A relative XDG path is ignored, as the specification says.
+    Raises `ValueError` for a user without a home directory."""
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
         return (root if root.is_absolute() else Path.home() / ".cache") / "keepwarm"
@@ -29,8 +29,8 @@ class ModelConfig:
     """Which model, at which precision, on which device.
 
     `model` is "embedded", a directory, a `.gguf` file or a hub id. `device` None means the first CUDA device, or the
-    CPU where there is none. `context_limit_tokens` None means the model's own limit. Raises `ValueError` with a
-    sentence for a person.
+    CPU if there is none. `context_limit_tokens` None means the model's own limit. Raises `ValueError` with a message
+    for the user.
     """
 
     model: str = EMBEDDED
@@ -41,7 +41,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.model.strip()), "Name a model: a directory, a .gguf file, a hub id or 'embedded'.")
-        _require("\0" not in self.model, "A model's name cannot hold a NUL character.")
+        _require("\0" not in self.model, "A model's name cannot contain a NUL character.")
         choices = get_args(Quantization)
         _require(
             self.quantization in choices,
@@ -56,23 +56,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How the engine works: the longest prefill chunk, how many generations share a step, how far a KV grows at once.
-    Idle reading goes in chunks of `idle_chunk_tokens`: what a request that arrives may cost it.
+    """Engine settings: the longest prefill chunk, how many generations share a step, and the step in which a KV grows.
+    Idle reading uses chunks of `idle_chunk_tokens`, because an arriving request may discard the chunk in progress.
 
-    `prompt_lookup` guesses the next tokens from the conversation's own text: "auto" where that is expected to gain
-    time by what was measured and accepted so far, "on" wherever there is a guess.
+    `prompt_lookup` drafts the next tokens from the conversation's own text: "auto" drafts when the measured step costs
+    and the acceptance rate so far predict a gain, "on" drafts whenever there is a match.
 
-    `kv_dtype` is how our own CPU kernels keep rows: "auto" is float16, which is half of float32's bytes, where the
-    model stands it. Elsewhere rows have the dtype that the model computes in, and asking for another is refused.
+    `kv_dtype` is the precision in which our own CPU kernels store rows: "auto" is float16, half the bytes of float32,
+    if the model tolerates it. Other kernels store rows in the dtype the model computes in and refuse any other.
 
-    `cold_kv_dtype` is how rows are kept in host memory and on disk: "int8" is smaller and not exact.
+    `cold_kv_dtype` is the precision of rows in host memory and on disk: "int8" is smaller but not exact.
 
-    `kv_arena_bytes` puts all KVs into one arena of that size, taken at once (CUDA); None lets each grow on its own.
-    `pinned_host_bytes` are page-locked for rows that come and go between an arena and the host.
-    `record_steps` replays an arena's decode steps and short turns instead of launching them kernel by kernel, where
-    that is possible.
+    `kv_arena_bytes` puts all KVs into one arena of that size, allocated at once (CUDA); None lets each KV grow alone.
+    `pinned_host_bytes` are page-locked for copies between an arena and host memory.
+    `record_steps` replays an arena's decode steps and short turns as CUDA graphs instead of launching each kernel,
+    where that is possible.
 
-    Raises `ValueError` with a sentence for a person.
+    Raises `ValueError` with a message for the user.
     """
 
     prefill_chunk_tokens: int = 512
@@ -107,6 +107,10 @@ class EngineConfig:
             self.kv_arena_bytes is None or self.kv_arena_bytes > 0,
             f"A KV arena must have a positive size, not {self.kv_arena_bytes} bytes.",
         )
+        _require(
+            self.pinned_host_bytes >= 0,
+            f"The pinned host memory must be 0 or more bytes, not {self.pinned_host_bytes}.",
+        )
         choices = get_args(PromptLookup)
         _require(
             self.prompt_lookup in choices,
@@ -115,6 +119,11 @@ class EngineConfig:
         choices = get_args(KvDtype)
         _require(
             self.kv_dtype in choices, f"The KV's precision must be one of {', '.join(choices)}, not '{self.kv_dtype}'."
+        )
+        choices = get_args(SavedKvDtype)
+        _require(
+            self.cold_kv_dtype in choices,
+            f"The precision of saved KVs must be one of {', '.join(choices)}, not '{self.cold_kv_dtype}'.",
         )
 
 

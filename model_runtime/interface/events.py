@@ -1,4 +1,4 @@
-"""What the engine tells of a request, on its own thread. Imports no torch, so that the other packages may import it."""
+"""The events that the engine emits for a request, on its own thread."""
 
 from __future__ import annotations
 
@@ -6,34 +6,48 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from model_runtime.interface.logprobs import TokenLogprobs
-
 
 class FinishReason(StrEnum):
     """Why an answer ended."""
 
-    STOP = "stop"  # the model's own stop token (which is then the last id of the answer)
+    STOP = "stop"  # the model's own stop token, which is then the last id of the answer
     STOP_STRING = "stop_string"  # one of `SamplingParams.stop_strings`
     LENGTH = "length"  # max_new_tokens
     CONTEXT = "context"  # the context limit
-    ABORTED = "aborted"  # somebody pressed stop
+    ABORTED = "aborted"  # it was stopped by the user or by shutdown
     FAILED = "failed"  # an error; see `Finished.error`
-    READ = "read"  # a `ReadRequest`: all of it is in the KV
-    PREEMPTED = "preempted"  # idle work made way for a request
+    READ = "read"  # a `ReadRequest` is complete: all ids are in the KV
+    PREEMPTED = "preempted"  # idle work gave way to a request
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillProgress:
-    """`fed_tokens` of the `total_tokens` of this turn have been read."""
+    """`fed_tokens` of the turn's `total_tokens` have been read."""
 
     fed_tokens: int
     total_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token as text (U+FFFD for part of a character) and its natural log-probability."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of the sampled token and of the most likely ones, before temperature and penalties."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDelta:
     """One sampled token. `text` is what became displayable with it: "" while a character is incomplete or a stop
-    string might be starting. A stop token has `text == ""`. `logprobs` only where they were asked for."""
+    string might be starting. A stop token has `text == ""`. `logprobs` is None unless the request asked for them."""
 
     token_id: int
     text: str
@@ -44,9 +58,9 @@ class TokenDelta:
 class Finished:
     """The last event of every request. Times in seconds; `ttft_s` is None when no token was sampled.
 
-    `text_tail` is text that was held back and belongs to the answer; what begins a stop string is never sent before.
-    `fed_tokens` were computed in this turn before the first sampled token, `reused_tokens` came from the KV.
-    `accepted_tokens` of `drafted_tokens` that prompt lookup guessed were what the model said.
+    `text_tail` is text that was held back because it might have started a stop string, and belongs to the answer.
+    `fed_tokens` were computed in this turn before the first sampled token; `reused_tokens` came from the KV.
+    Prompt lookup drafted `drafted_tokens`, of which the model confirmed `accepted_tokens`.
     """
 
     reason: FinishReason

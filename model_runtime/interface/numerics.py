@@ -1,4 +1,4 @@
-"""What a KV's numbers rest on, as one line of text: equal lines, equal rows. Imports no torch, like `segments`."""
+"""Everything that a KV's numbers depend on, as one line of text: equal lines mean equal rows."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ _SAID = {
     "cold": "the precision of saved memory was changed from {before} to {now}",
     "format": "Keepwarm was upgraded to another format of saved memory",
 }
-_DEFAULTS = {"format": "1"}  # what a line without that part means; "exact" for everything else
+_DEFAULTS = {"format": "1"}  # the value of a missing part; "exact" for every other part
 
 
 def line(**parts: str) -> str:
-    """The parts in the order given, such as `quantization: int4; dtype: bfloat16`."""
+    """One line with the parts in the order given, such as `quantization: int4; dtype: bfloat16`."""
     return _SEPARATOR.join(name + _IS + value.replace(";", ",") for name, value in parts.items())
 
 
 def with_part(numerics: str, name: str, value: str) -> str:
-    """One part more, behind the others."""
+    """The line with one more part at its end."""
     return numerics + _SEPARATOR + line(**{name: value})
 
 
 def kv_precision(numerics: str) -> str:
-    """The dtype that rows have on the device: what they were rounded to, else what they were computed in. "" where it
-    cannot be told."""
+    """The dtype of rows on the device: what they were rounded to, else what they were computed in. "" if the line does
+    not say."""
     parts = _parts(numerics)
     return parts.get("kv", parts.get("dtype", ""))
 
 
 def cold_precision(numerics: str) -> str:
-    """How rows were kept below the device: "exact" or "int8"."""
+    """The precision of saved rows: "exact" or "int8"."""
     return _parts(numerics).get("cold", "exact")
 
 
 def settings(numerics: str) -> str:
-    """What a person may have chosen of it: "quantization int4, kv float16"."""
+    """The parts that the user may have chosen, such as "quantization int4, kv float16"."""
     return ", ".join(f"{name} {value}" for name, value in _parts(numerics).items() if name not in ("weights", "rope"))
 
 
 def difference(before: str, now: str) -> str:
-    """A clause that says what was changed between two lines; "" where nothing was, or it cannot be told. Other weights
-    explain everything else."""
+    """A clause that says what changed between two lines; "" if nothing did or the lines do not say. If the weights
+    changed, nothing else is named."""
     old, new = _parts(before), _parts(now)
     if "weights" not in old or "weights" not in new:
         return ""
@@ -55,7 +55,7 @@ def difference(before: str, now: str) -> str:
 
 
 def is_upgrade(before: str, now: str) -> bool:
-    """Whether nothing was changed but Keepwarm's own format."""
+    """Whether only Keepwarm's own file format changed."""
     return _changed(_parts(before), _parts(now)) == ["format"]
 
 

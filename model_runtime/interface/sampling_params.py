@@ -1,4 +1,4 @@
-"""How an answer is sampled. Imports no torch, so that the other packages may import it."""
+"""Sampling parameters of one answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class SamplingParams:
     """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0`, `top_p == 1`, `min_p == 0` are off.
 
-    `presence_penalty` is taken once, `frequency_penalty` as often as it was sampled, from the logit of every token that
-    this answer already has. `top_logprobs` asks for the log-probability of every sampled token, and of so many of the
-    likeliest beside it; None asks for nothing.
+    For every token that this answer already contains, `presence_penalty` is subtracted once from its logit and
+    `frequency_penalty` once per occurrence. `top_logprobs` requests the log-probability of every sampled token and of
+    that many most likely tokens; None requests none.
 
-    Raises `ValueError` with a sentence for a person when a value is out of range.
+    Raises `ValueError` with a message for the user when a value is out of range.
     """
 
     temperature: float = 0.7
@@ -29,13 +29,13 @@ class SamplingParams:
     top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.temperature <= 5.0, f"Temperature must lie between 0 and 5, not {self.temperature}.")
-        _require(0.0 < self.top_p <= 1.0, f"Top-p must lie above 0 and at most at 1, not {self.top_p}.")
+        _require(0.0 <= self.temperature <= 5.0, f"Temperature must be between 0 and 5, not {self.temperature}.")
+        _require(0.0 < self.top_p <= 1.0, f"Top-p must be above 0 and at most 1, not {self.top_p}.")
         _require(0 <= self.top_k <= 1_000_000, f"Top-k must be 0 (off) or a positive whole number, not {self.top_k}.")
-        _require(0.0 <= self.min_p <= 1.0, f"Min-p must lie between 0 and 1, not {self.min_p}.")
+        _require(0.0 <= self.min_p <= 1.0, f"Min-p must be between 0 and 1, not {self.min_p}.")
         _require(
             0.1 <= self.repetition_penalty <= 10.0,
-            f"Repetition penalty must lie between 0.1 and 10, not {self.repetition_penalty}.",
+            f"Repetition penalty must be between 0.1 and 10, not {self.repetition_penalty}.",
         )
         _require(
             1 <= self.max_new_tokens <= 1_000_000,
@@ -48,10 +48,10 @@ class SamplingParams:
         _require(len(self.stop_strings) <= 16, f"At most 16 stop strings are allowed, not {len(self.stop_strings)}.")
         _require(all(self.stop_strings), "A stop string must not be empty.")
         for name, penalty in (("Presence", self.presence_penalty), ("Frequency", self.frequency_penalty)):
-            _require(-2.0 <= penalty <= 2.0, f"{name} penalty must lie between -2 and 2, not {penalty}.")
+            _require(-2.0 <= penalty <= 2.0, f"{name} penalty must be between -2 and 2, not {penalty}.")
         _require(
             self.top_logprobs is None or 0 <= self.top_logprobs <= 20,
-            f"Top logprobs must lie between 0 and 20, not {self.top_logprobs}.",
+            f"Top logprobs must be between 0 and 20, not {self.top_logprobs}.",
         )
 
 

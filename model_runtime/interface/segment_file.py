@@ -1,5 +1,5 @@
-"""Whether a saved segment's file is whole, as far as the file itself says: its name, its length and its checksum. What
-it is a segment of is the reader's to prove (`snapshot`). Imports no torch, so that `sessions` may import it."""
+"""Checks the file of a saved segment against itself: its name, length and checksum. Whether it is the segment that is
+wanted is checked when it is loaded (`model_runtime.kv.segment`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST_HEADER_BYTES = 16 * 1024 * 1024
 
 
 def damage(path: Path) -> str:
-    """What is wrong with it, as a clause; "" when it is whole. Raises `OSError` when it cannot be read."""
+    """What is wrong with the file, as a clause; "" if nothing is. Raises `OSError` when it cannot be read."""
     with path.open("rb", buffering=0) as file:
         count = int.from_bytes(file.read(8), "little")
         if count > LONGEST_HEADER_BYTES:

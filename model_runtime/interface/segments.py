@@ -1,4 +1,4 @@
-"""Naming a run of KV rows by what it was computed from. Imports no torch, so that `sessions` may import it."""
+"""Names runs of KV rows by what they were computed from."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from model_runtime.interface.numerics import with_part
 
-FORMAT_VERSION = 1  # of saved rows: what they mean, and how their files are laid out
+FORMAT_VERSION = 1  # of saved rows: their meaning and their file layout
 FORMAT_NAME = "keepwarm-kv-"  # the version follows
-HEADER_START = b'{"__metadata__":{"format":"' + FORMAT_NAME.encode()  # of every file, behind the header's length
+HEADER_START = b'{"__metadata__":{"format":"' + FORMAT_NAME.encode()  # of every file, after the header's length
 _LENGTH_BYTES = 8
-HEAD_BYTES = _LENGTH_BYTES + len(HEADER_START)  # what `begins_like_ours` looks at
-_MOST_DAMAGED_BYTES = 4  # of a file's first 48: with so many flipped it is still known to be ours
+HEAD_BYTES = _LENGTH_BYTES + len(HEADER_START)  # what `begins_like_ours` inspects
+_MOST_DAMAGED_BYTES = 4  # of a file's first 48: it is still recognised as ours with this many damaged bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentIdentity:
-    """What a segment is: rows `start_tokens..` of the ledger whose ids before it are hashed in `parent_key`, computed
-    from `token_ids` under the numeric `fingerprint`. `key` names it; equal keys mean equal rows."""
+    """Identifies a segment: rows from `start_tokens` on, computed from `token_ids` under the numeric `fingerprint`;
+    `parent_key` is a hash of all earlier ids. Equal `key`s mean equal rows."""
 
     key: str
     parent_key: str
@@ -31,18 +31,18 @@ class SegmentIdentity:
 
     @property
     def end_tokens(self) -> int:
-        """The position behind its last row."""
+        """The position after its last row."""
         return self.start_tokens + len(self.token_ids)
 
 
 def key_of(parent_key: str, token_ids: Sequence[int], fingerprint: str) -> str:
-    """The name of the rows of `token_ids` behind the segment of that name ("": at the beginning)."""
+    """The key of the rows of `token_ids` after the segment `parent_key` ("" at the start of a conversation)."""
     ids = np.asarray(token_ids, dtype="<i4").tobytes()
     return blake2b(f"{FORMAT_VERSION}\0{parent_key}\0{fingerprint}\0".encode() + ids, digest_size=20).hexdigest()
 
 
 def identify(parent: SegmentIdentity | None, token_ids: Sequence[int], fingerprint: str) -> SegmentIdentity:
-    """The identity of the segment behind `parent` (None: the conversation's first)."""
+    """The identity of the segment that follows `parent` (None for the conversation's first)."""
     parent_key = "" if parent is None else parent.key
     start = 0 if parent is None else parent.end_tokens
     key = key_of(parent_key, token_ids, fingerprint)
@@ -50,13 +50,13 @@ def identify(parent: SegmentIdentity | None, token_ids: Sequence[int], fingerpri
 
 
 def with_format(numerics: str) -> str:
-    """What saved rows rest on: the engine's fingerprint, and the format where it is not the first."""
+    """What saved rows depend on: the engine's fingerprint, plus the format version if it is not the first."""
     return numerics if FORMAT_VERSION == 1 else with_part(numerics, "format", str(FORMAT_VERSION))
 
 
 def begins_like_ours(head: bytes, may_be_cut: bool = False) -> bool:
-    """Whether a file that begins so was written by some version of Keepwarm. `may_be_cut`: it may have ended anywhere,
-    even before its first byte."""
+    """Whether a file that starts with `head` was written by any version of Keepwarm. `may_be_cut`: the file may be
+    truncated anywhere, even before its first byte."""
     start = head[_LENGTH_BYTES:HEAD_BYTES]
     if len(start) < len(HEADER_START) and not may_be_cut:
         return False

@@ -1,10 +1,9 @@
-"""A run of KV rows outside its slab: copied out, written to a file, and verified before it is ever trusted again.
+"""A segment: a run of KV rows outside its slab, copied out, written to a file, and verified when it is read back.
 
 File: eight bytes of header length, a safetensors header (so that other tools can look inside), the tensors layer by
-layer, keys before values. The header is a pure function of what the segment is and of its data's CRC-32; a reader
-rebuilds it from what it expects and compares it byte for byte. So a flipped bit, a truncated file, another
-conversation's file or another model's never passes. CRC-32 finds every single flipped bit at 3 GB/s, where SHA-256 read
-0.36 GB/s.
+layer, keys before values. The header is a pure function of the segment's identity and its data's CRC-32. A reader
+rebuilds it from what it expects and compares it byte for byte, so a damaged or truncated file and the file of another
+conversation or model are refused. CRC-32 finds every single flipped bit at 3 GB/s, while SHA-256 ran at 0.36 GB/s.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from model_runtime.interface import protocol
 from model_runtime.interface.errors import SegmentGone, SegmentNotSaved, SegmentRefused
 from model_runtime.interface.numerics import difference
 from model_runtime.interface.segments import FORMAT_NAME, FORMAT_VERSION, SegmentIdentity
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.int8 import (
     SCALE_DTYPE,
     key_groups,
@@ -35,7 +35,7 @@ from model_runtime.kv.int8 import (
     restore_values,
 )
 from model_runtime.kv.mapped_memory import new_memory
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.slab import KVSlab
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 _ALIGN_BYTES = 64
@@ -44,7 +44,7 @@ Memory = Callable[[int], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class KVSegment:
-    """Rows in host memory. `data` is flat uint8, never written to again; `is_int8` says how they lie in it."""
+    """Rows in host memory. `data` is flat uint8 and read-only from now on; `is_int8` says how the rows are encoded."""
 
     identity: SegmentIdentity
     data: torch.Tensor
@@ -56,15 +56,15 @@ class KVSegment:
 
 
 def own_segment(segment: protocol.Segment) -> KVSegment:
-    """Raises `TypeError` for another engine's."""
+    """The same segment with its own type. Raises `TypeError` for a segment of another kind of engine."""
     if not isinstance(segment, KVSegment):
         raise TypeError("this engine's segments come from its stage() and load()")
     return segment
 
 
 def data_bytes_for(geometry: KVGeometry, tokens: int, is_int8: bool = False) -> int:
-    """The bytes of a segment's rows: the minimum, `2 * layers * kv_heads * head_dim * itemsize` a token. At 8 bits a
-    byte each, and their scales."""
+    """The size of a segment's rows: `2 * layers * kv_heads * head_dim * itemsize` bytes per token. At 8 bits one byte
+    per number, plus the scales."""
     if not is_int8:
         return geometry.bytes_per_token * tokens
     return sum(tensor.count_bytes for tensor in _layout(geometry, tokens, True))
@@ -73,8 +73,8 @@ def data_bytes_for(geometry: KVGeometry, tokens: int, is_int8: bool = False) -> 
 def copy_out(
     slab: KVSlab, geometry: KVGeometry, identity: SegmentIdentity, before: Sequence[int] | None = None
 ) -> KVSegment:
-    """The slab's rows of that segment. On the engine thread. Raises `ValueError` when the slab holds other tokens
-    there, or others than `before` in front of them."""
+    """Copies the segment's rows out of the slab. Engine thread. Raises `ValueError` when the slab holds other tokens
+    there, or when other tokens than `before` precede them."""
     check_holds(slab, identity, before)
     start, end = identity.start_tokens, identity.end_tokens
     data = new_memory(data_bytes_for(geometry, end - start))
@@ -84,8 +84,8 @@ def copy_out(
 
 
 def check_holds(slab: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None) -> None:
-    """Raises `ValueError` when the slab holds other tokens where the segment stands, or others than `before` in front
-    of them."""
+    """Raises `ValueError` when the slab holds other tokens in the segment's place, or when other tokens than `before`
+    precede them."""
     start, end = identity.start_tokens, identity.end_tokens
     stands_elsewhere = before is not None and slab.token_ids[:start] != list(before)
     if stands_elsewhere or tuple(slab.token_ids[start:end]) != identity.token_ids:
@@ -93,7 +93,7 @@ def check_holds(slab: KVSlab, identity: SegmentIdentity, before: Sequence[int] |
 
 
 def at_8_bits(segment: KVSegment, geometry: KVGeometry) -> KVSegment:
-    """A copy of exact rows as int8. Any thread."""
+    """Copies exact rows to int8. Any thread."""
     tokens = len(segment.identity.token_ids)
     data = new_memory(data_bytes_for(geometry, tokens, True))
     exact, packed = _views(segment.data, geometry, tokens), _views(data, geometry, tokens, True)
@@ -106,7 +106,7 @@ def at_8_bits(segment: KVSegment, geometry: KVGeometry) -> KVSegment:
 
 
 def exactly(segment: KVSegment, geometry: KVGeometry, memory: Memory) -> KVSegment:
-    """The rows as the device holds them; what int8 lost is not found again. Any thread."""
+    """The rows in the device's precision, without what int8 rounded away. Any thread."""
     if not segment.is_int8:
         return segment
     tokens = len(segment.identity.token_ids)
@@ -121,7 +121,7 @@ def exactly(segment: KVSegment, geometry: KVGeometry, memory: Memory) -> KVSegme
 
 
 def joined(identity: SegmentIdentity, segments: Sequence[KVSegment], geometry: KVGeometry) -> KVSegment:
-    """Exact segments that follow one another, as one. Any thread."""
+    """Joins consecutive exact segments into one. Any thread."""
     data = new_memory(data_bytes_for(geometry, len(identity.token_ids)))
     parts = [_views(s.data, geometry, len(s.identity.token_ids)) for s in segments]
     for rows, *pieces in zip(_views(data, geometry, len(identity.token_ids)), *parts, strict=True):
@@ -130,7 +130,7 @@ def joined(identity: SegmentIdentity, segments: Sequence[KVSegment], geometry: K
 
 
 def copy_in(slab: KVSlab, geometry: KVGeometry, segment: KVSegment) -> None:
-    """Appends a segment's rows to the slab that ends where they begin. On the engine thread."""
+    """Appends a segment's rows to the slab, which must end where they begin. Engine thread."""
     identity = segment.identity
     if slab.length_tokens != identity.start_tokens:
         raise ValueError("a segment must be appended where it begins")
@@ -141,12 +141,12 @@ def copy_in(slab: KVSlab, geometry: KVGeometry, segment: KVSegment) -> None:
 
 
 def rows_of(segment: KVSegment, geometry: KVGeometry) -> Iterator[torch.Tensor]:
-    """Its keys and values layer by layer, `(kv_heads, tokens, dim)`."""
+    """The segment's keys and values layer by layer, `(kv_heads, tokens, dim)` each."""
     return _views(segment.data, geometry, len(segment.identity.token_ids))
 
 
 def are_numbers(segment: KVSegment, geometry: KVGeometry) -> bool:
-    """Whether exact rows hold neither NaN nor infinity. Any thread."""
+    """Whether exact rows contain neither NaN nor infinity. Any thread."""
     if not segment.data.nbytes:
         return True
     lowest, highest = torch.aminmax(segment.data.view(geometry.dtype))
@@ -154,7 +154,7 @@ def are_numbers(segment: KVSegment, geometry: KVGeometry) -> bool:
 
 
 def write(segment: KVSegment, geometry: KVGeometry, path: Path) -> int:
-    """Writes the segment so that `path` is either whole or absent, whatever happens; returns the file's bytes.
+    """Writes the segment atomically: `path` is either complete or absent, even after a crash. Returns the file's size.
 
     Temporary file (0600), fsync, rename, fsync of the folder. Raises `SegmentNotSaved`.
     """
@@ -185,15 +185,15 @@ def read(
     memory: Memory = new_memory,
     is_int8: bool = False,
 ) -> KVSegment:
-    """The segment in `path`, if it is whole and exactly what is expected. Raises `SegmentRefused` with the reason.
-    `memory` gives flat uint8 memory of a size in bytes, where it is not to be a mapping of its own."""
+    """Reads the segment in `path`, if it is complete and exactly what is expected. Raises `SegmentRefused` with the
+    reason. `memory` allocates flat uint8 memory of a given size in bytes."""
     data = memory(data_bytes_for(geometry, len(identity.token_ids), is_int8))
     try:
-        # Without NONBLOCK opening a named pipe would wait for ever.
+        # Without O_NONBLOCK, opening a named pipe would block forever.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise SegmentRefused("the saved memory is no regular file")
+                raise SegmentRefused("the saved memory is not a regular file")
             found = _read_header(file, status.st_size)
             crc = _claimed_crc(found)
             if found != _header(identity, geometry, crc, is_int8):
@@ -211,7 +211,8 @@ def read(
 
 
 def _new_beside(path: Path) -> tuple[Path, int]:
-    """A temporary file that was not there before, opened for writing: one that is there may be anybody's, or a link."""
+    """Creates a temporary file beside `path` and opens it for writing. An existing file is never reused, because it may
+    belong to another program or be a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     for number in itertools.count(os.getpid()):
         temporary = path.with_name(f"{path.name}.{number}.tmp")
@@ -232,7 +233,7 @@ def _tensors(slab: KVSlab) -> Iterator[torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A tensor of a segment's data: where it stands in the file's order."""
+    """One tensor of a segment's data, in the order of the file."""
 
     name: str
     dtype: torch.dtype
@@ -246,7 +247,7 @@ class _Tensor:
 def layer_views(
     data: torch.Tensor, geometry: KVGeometry, tokens: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """A layer's numbers in flat `data`, all in a row and as keys and values `(kv_heads, tokens, dim)`."""
+    """Views of flat `data` for each layer: all its numbers flat, its keys and its values `(kv_heads, tokens, dim)`."""
     views = _views(data, geometry, tokens)
     start = 0
     for keys, values in zip(views, views, strict=True):
@@ -256,7 +257,7 @@ def layer_views(
 
 
 def _layout(geometry: KVGeometry, tokens: int, is_int8: bool) -> Iterator[_Tensor]:
-    """The tensors in file order: layer by layer, keys before values, at 8 bits the scales before what they scale."""
+    """The tensors in file order: layer by layer, keys before values; at 8 bits the scales precede what they scale."""
     for number, layer in enumerate(geometry.layers):
         keys, values = (layer.kv_heads, tokens, layer.key_dim), (layer.kv_heads, tokens, layer.value_dim)
         dtype = torch.int8 if is_int8 else geometry.dtype
@@ -270,7 +271,7 @@ def _layout(geometry: KVGeometry, tokens: int, is_int8: bool) -> Iterator[_Tenso
 
 
 def _views(data: torch.Tensor, geometry: KVGeometry, tokens: int, is_int8: bool = False) -> Iterator[torch.Tensor]:
-    """Views of flat `data`, in file order; without int8 `(kv_heads, tokens, dim)` each."""
+    """Views of flat `data` in file order; `(kv_heads, tokens, dim)` each, scales aside."""
     start = 0
     for tensor in _layout(geometry, tokens, is_int8):
         yield data[start : start + tensor.count_bytes].view(tensor.dtype).view(tensor.shape)
@@ -278,7 +279,7 @@ def _views(data: torch.Tensor, geometry: KVGeometry, tokens: int, is_int8: bool 
 
 
 def _header(identity: SegmentIdentity, geometry: KVGeometry, crc: int, is_int8: bool) -> bytes:
-    """The exact header of a segment, its length in front, padded so that the data begins aligned."""
+    """The exact header of a segment, preceded by its length and padded so that the data is aligned."""
     tensors: dict[str, object] = {}
     start = 0
     for tensor in _layout(geometry, len(identity.token_ids), is_int8):

@@ -1,66 +1,26 @@
 """The KV slab: one conversation's keys and values, appended to in place and cropped by length.
 
-A slab instead of `torch.cat`: concatenating copies the whole KV for every token. Appending here writes at the end of
-room that is already there, and cropping moves a number. On a CPU a slab is a memory mapping of its own
-(`slab_memory`), which the machine has back when it is freed.
+`torch.cat` would copy the whole KV for every token. A slab appends into memory that is already allocated, and cropping
+changes a number. On a CPU a slab is a memory mapping of its own (`slab_memory`), which returns to the system when the
+slab is freed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.mapped_memory import CAN_GROW
 from model_runtime.kv.slab_memory import SlabMemory
 
 
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What one layer appends for a token: keys `(kv_heads, key_dim)` and values `(kv_heads, value_dim)`."""
-
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-
-
-@dataclass(frozen=True, slots=True)
-class KVGeometry:
-    """The shape of a model's KV. Slabs grow in steps of `step_tokens`, of a sixteenth of their length once that is
-    more, so that growing copies little and less than 7% of a long slab is empty room."""
-
-    layers: tuple[LayerShape, ...]
-    dtype: torch.dtype
-    device: torch.device
-    step_tokens: int = 256
-
-    @property
-    def bytes_per_token(self) -> int:
-        """`sum over layers of kv_heads * (key_dim + value_dim) * itemsize`."""
-        return sum(s.kv_heads * (s.key_dim + s.value_dim) for s in self.layers) * self.dtype.itemsize
-
-    def capacity_for(self, tokens: int) -> int:
-        """Tokens of room a slab has when it must hold `tokens`. Monotone, since every step is a power of two times
-        `step_tokens` or smaller, and the ranges between powers of two share their edges."""
-        if tokens <= 0:
-            return 0
-        sixteenth = 1 << max(0, (tokens - 1).bit_length() - 5)
-        step = max(self.step_tokens, sixteenth)
-        return -(-tokens // step) * step
-
-    def bytes_for(self, tokens: int) -> int:
-        """The most bytes a slab of up to `tokens` tokens holds at any moment: while it grows, one layer's new keys or
-        values stand beside the old ones."""
-        widest = max((s.kv_heads * max(s.key_dim, s.value_dim) for s in self.layers), default=0)
-        return self.capacity_for(tokens) * (self.bytes_per_token + widest * self.dtype.itemsize)
-
-
 class KVSlab:
-    """Keys and values of a prefix of one ledger. Owned by the engine thread; other threads only read the numbers.
+    """Keys and values of a prefix of one ledger. Owned by the engine thread; other threads only read the counters.
 
-    `keys[layer]` is `(kv_heads, capacity_tokens, key_dim)`, `values[layer]` alike; rows from `length_tokens` on are
-    garbage. Head-major, so that the keys of one head lie together and all query heads of its group read them once.
+    `keys[layer]` is `(kv_heads, capacity_tokens, key_dim)`, `values[layer]` likewise; rows from `length_tokens` on are
+    garbage. Head-major, so that the keys of a head are contiguous and all query heads of its group read them once.
     """
 
     __slots__ = ("__weakref__", "_capacity_tokens", "_geometry", "_memory", "keys", "token_ids", "values")
@@ -76,28 +36,28 @@ class KVSlab:
 
     @property
     def length_tokens(self) -> int:
-        """Tokens it holds now."""
+        """How many tokens it holds now."""
         return len(self.token_ids)
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens it has room for without growing."""
+        """How many tokens it can hold without growing."""
         return self._capacity_tokens
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         return self._geometry.device
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of its tensors, empty room included."""
+        """Bytes of its tensors, unused capacity included."""
         if self._memory is not None and self._memory.size_bytes:
-            return self._memory.size_bytes  # any thread, while it grows too
+            return self._memory.size_bytes  # safe on any thread, also while the slab grows
         return sum(t.nbytes for t in self.keys) + sum(t.nbytes for t in self.values)
 
     def common_prefix_tokens(self, ledger: Sequence[int]) -> int:
-        """How many tokens at the start of `ledger` this KV holds."""
+        """The length of the longest common prefix of `ledger` and this KV."""
         limit = min(self.length_tokens, len(ledger))
         if list(ledger[:limit]) == self.token_ids[:limit]:
             return limit
@@ -105,7 +65,7 @@ class KVSlab:
 
     def ensure_room(self, tokens: int) -> None:
         """Grows to hold `tokens` tokens. Raises what torch raises when there is no memory; the slab is then unchanged
-        or partly grown, and valid. Tensors taken out of `keys` and `values` before are not the slab's any more."""
+        or partly grown, and valid. Tensors taken from `keys` and `values` earlier no longer belong to the slab."""
         if tokens <= self._capacity_tokens:
             return
         capacity = self._geometry.capacity_for(tokens)
@@ -116,7 +76,7 @@ class KVSlab:
         self._capacity_tokens = capacity
 
     def _grow_in_place(self, memory: SlabMemory, capacity: int) -> None:
-        self.keys, self.values = [], []  # memory that tensors look into cannot grow
+        self.keys, self.values = [], []  # a mapping cannot grow while tensors view it
         try:
             memory.grow(capacity, self.length_tokens)
         finally:
@@ -130,21 +90,21 @@ class KVSlab:
                 tensors[layer] = new
 
     def reserve(self, tokens: int) -> None:
-        """An answer begins that may grow to `tokens` tokens. A slab grows as it goes."""
+        """Prepares for an answer of up to `tokens` tokens. Does nothing here: a slab grows as tokens are appended."""
 
     def trim(self) -> None:
-        """The answer has ended. A slab keeps its room for the next one."""
+        """Called when an answer has ended. Does nothing here: a slab keeps its capacity for the next answer."""
 
     def appended(self, token_ids: Sequence[int]) -> None:
-        """Counts tokens whose keys and values a forward has written behind the last row in every layer."""
+        """Counts tokens whose keys and values were written after the last row in every layer."""
         self.token_ids.extend(token_ids)
 
     def crop(self, length_tokens: int) -> None:
-        """Forgets everything from position `length_tokens` on. Frees nothing."""
+        """Drops everything from position `length_tokens` on. Frees no memory."""
         del self.token_ids[length_tokens:]
 
     def crop_to_numbers(self, length_tokens: int) -> None:
-        """Like `crop`, and also forgets everything from the first row on that holds a NaN or an infinity."""
+        """Like `crop`, and also drops everything from the first row with NaN or infinity on."""
         self.crop(length_tokens)
         count = self.length_tokens
         good = torch.ones(count, dtype=torch.bool, device=self.device)
@@ -153,7 +113,7 @@ class KVSlab:
         self.crop(int(good.long().cumprod(0).sum()))
 
     def free(self) -> None:
-        """Gives the memory back; the slab is empty and usable again."""
+        """Frees the memory. The slab is then empty and can be used again."""
         self.token_ids.clear()
         self._capacity_tokens = 0
         self.keys = [t.new_empty((t.shape[0], 0, t.shape[2])) for t in self.keys]
@@ -166,15 +126,35 @@ class KVSlab:
 
 
 def own_slab(kv: object) -> KVSlab:
-    """Raises `TypeError` for a KV of another kind of engine."""
+    """The same KV with its own type. Raises `TypeError` for a KV of another kind of engine."""
     if not isinstance(kv, KVSlab):
         raise TypeError("this engine's KVs come from its new_kv()")
     return kv
 
 
 def hold_zeros(kv: KVSlab, tokens: int, room_tokens: int) -> None:
-    """Makes an empty KV hold rows of zeros, with room for `room_tokens`: something to measure behind."""
+    """Fills an empty KV with `tokens` rows of zeros and room for `room_tokens`: a history to measure with."""
     kv.ensure_room(room_tokens)
     kv.appended([0] * tokens)
     for tensor in (*kv.keys, *kv.values):
         tensor.zero_()
+
+
+@torch.inference_mode()  # the slabs' tensors are the forward's, which nothing else may write to
+def copy_beginning(source: KVSlab, target: KVSlab, ids: Sequence[int], least_tokens: int) -> tuple[int, int]:
+    """Copies rows on the device so that `target` holds as long a prefix of `ids` as `source`, if that is at least
+    `least_tokens` more than it holds already. Conversations that begin alike are thus read once.
+
+    Returns the copied range (start, end), or (0, 0) if nothing was copied and `target` is unchanged. Engine thread.
+    Raises what torch raises when there is no memory; `target` then holds a valid prefix of `ids`.
+    """
+    end = source.common_prefix_tokens(ids)
+    start = target.common_prefix_tokens(ids[:end])
+    if source is target or end - start < least_tokens:
+        return 0, 0
+    target.crop(start)
+    target.ensure_room(end)
+    for mine, theirs in zip((*target.keys, *target.values), (*source.keys, *source.values), strict=True):
+        mine[:, start:end].copy_(theirs[:, start:end])
+    target.appended(ids[start:end])
+    return start, end

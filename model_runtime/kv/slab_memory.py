@@ -1,24 +1,22 @@
-"""The memory of one slab on a CPU: a mapping that grows in place, with the rows of every layer in it.
+"""The memory of one slab on a CPU: a mapping that grows in place and holds the rows of every layer.
 
-Head by head the rows lie `capacity_tokens` apart. When the mapping has grown they are moved to their new distance from
-the last head to the first, so that nothing is overwritten that is still to be moved: growing needs no second copy.
+The rows of consecutive heads lie `capacity_tokens` rows apart. After the mapping has grown, they are moved to their new
+distance from the last head to the first, so that no row is overwritten before it is moved: growing needs no second
+copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from model_runtime.kv.geometry import LayerShape
 from model_runtime.kv.mapped_memory import MappedMemory
-
-if TYPE_CHECKING:
-    from model_runtime.kv.slab import LayerShape
 
 
 class SlabMemory:
-    """Keys, then values, layer by layer, `(kv_heads, capacity_tokens, dim)` each. Engine thread only."""
+    """Keys and values layer by layer, `(kv_heads, capacity_tokens, dim)` each. Engine thread only."""
 
     __slots__ = ("_capacity_tokens", "_dtype", "_mapping", "_shapes")
 
@@ -29,8 +27,8 @@ class SlabMemory:
         self._capacity_tokens = 0
 
     def grow(self, capacity_tokens: int, length_tokens: int) -> None:
-        """Room for `capacity_tokens`; the first `length_tokens` rows are kept. Tensors that still look into the memory
-        keep it as it was, and the rows are copied. Raises `torch.OutOfMemoryError`, and then nothing has changed."""
+        """Grows to `capacity_tokens` and keeps the first `length_tokens` rows. If tensors still view the mapping, the
+        rows are copied into a new one. Raises `torch.OutOfMemoryError`; then nothing has changed."""
         size_bytes = self._row_bytes * capacity_tokens
         if self._mapping is None:
             self._mapping = MappedMemory(size_bytes)
@@ -46,7 +44,7 @@ class SlabMemory:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes when every page was written to. Any thread."""
+        """The memory it takes once every page was written to. Any thread."""
         return self._row_bytes * self._capacity_tokens
 
     def tensors(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -61,7 +59,7 @@ class SlabMemory:
         return views[::2], views[1::2]
 
     def free(self) -> None:
-        """Gives the mapping back, as soon as no tensor looks into it any more."""
+        """Releases the mapping, which is freed once no tensor views it."""
         self._mapping, self._capacity_tokens = None, 0
 
     @property
@@ -69,7 +67,7 @@ class SlabMemory:
         return sum(heads * dim for heads, dim in self._shapes) * self._dtype.itemsize
 
     def _copy(self, fresh: MappedMemory, capacity_tokens: int, length_tokens: int) -> None:
-        """Into another mapping, which is the slab's from now on."""
+        """Copies the rows into another mapping, which replaces the current one."""
         before = [tensor for tensors in self.tensors() for tensor in tensors]
         self._mapping, self._capacity_tokens = fresh, capacity_tokens
         after = [tensor for tensors in self.tensors() for tensor in tensors]
@@ -77,7 +75,7 @@ class SlabMemory:
             new[:, :length_tokens].copy_(old[:, :length_tokens])
 
     def _spread(self, mapping: MappedMemory, capacity_tokens: int, length_tokens: int) -> None:
-        """Moves every head's rows from where the old capacity put them to where the new one does."""
+        """Moves every head's rows from their place under the old capacity to their place under the new one."""
         before = self._row_bytes * self._capacity_tokens
         after = self._row_bytes * capacity_tokens
         for heads, dim in reversed(self._shapes):

@@ -1,1 +1,1 @@
-"""From a model's name to a loaded model."""
+"""Loads a model by its name."""

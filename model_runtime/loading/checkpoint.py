@@ -1,4 +1,4 @@
-"""Loads a transformers checkpoint directory, as it is or through bitsandbytes; accelerate places the weights."""
+"""Loads a transformers checkpoint directory, as it is or quantised with bitsandbytes. accelerate places the weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from model_runtime.weights.quantization import Precision, bitsandbytes_config
 
 
 def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTrainedModel:
-    """The model in eval mode. Raises `ModelLoadError` when weights are missing: transformers would only warn and draw
-    them at random."""
+    """The model in eval mode. Raises `ModelLoadError` when weights are missing: transformers would only warn and
+    initialise them randomly."""
     check_checkpoint(directory)
     settings = bitsandbytes_config(precision)
-    # When it is first imported it advises, as an error, a package with kernels from the hub.
+    # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with progress_on_terminals_only():
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -46,18 +46,18 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
 
 
 def refuse_missing(report: Mapping[str, Any], what: str) -> None:
-    """Raises `ModelLoadError` for weights that transformers did not find, or not in the right shape: it draws them at
-    random."""
+    """Raises `ModelLoadError` for weights that transformers did not find, or found in the wrong shape: it initialises
+    them randomly."""
     missing = sorted(str(key) for key in report.get("missing_keys", ()))
     if missing:
         raise ModelLoadError(f"{what} lacks weights: {', '.join(missing[:3])}.")
     if report.get("mismatched_keys"):
-        raise ModelLoadError(f"{what} has weights whose shapes are not those that its config describes.")
+        raise ModelLoadError(f"{what} has weights with other shapes than its config describes.")
 
 
 def _leave_odd_shapes_unpacked(model: PreTrainedModel) -> None:
-    """On CPUs with AVX512-BF16 bitsandbytes packs 4-bit layers at their first forward and asserts that outputs divide
-    by 32 and inputs by the block size; a layer that does not is de-quantised instead."""
+    """On CPUs with AVX512-BF16, bitsandbytes packs 4-bit layers at their first forward and asserts that outputs are
+    divisible by 32 and inputs by the block size. Layers that are not are de-quantised instead."""
     from bitsandbytes.nn import Linear4bit  # only here: importing it costs a second
 
     for module in model.modules():
@@ -68,7 +68,7 @@ def _leave_odd_shapes_unpacked(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer. Raises `ModelLoadError` when it is not one of the tokenizers library."""
+    """The tokenizer. Raises `ModelLoadError` unless it is one of the tokenizers library."""
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(
@@ -87,8 +87,8 @@ def is_quantised(directory: Path) -> bool:
 
 def _no_config(directory: Path) -> str:
     files = sorted(path.name for path in directory.glob("*.gguf"))
-    hint = f" It holds {files[0]}: name that file." if files else ""
-    return f"{directory} is no model: it has no config.json.{hint}"
+    hint = f" It contains {files[0]}: name that file." if files else ""
+    return f"{directory} is not a model: it has no config.json.{hint}"
 
 
 @contextlib.contextmanager

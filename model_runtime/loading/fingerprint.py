@@ -1,4 +1,4 @@
-"""Names for weights and vocabularies: equal across starts, different whenever a KV or a ledger would be invalid."""
+"""Fingerprints of weights and vocabularies: equal across starts, different when a KV or a ledger would be invalid."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 def model_fingerprint(directory: Path, config: PretrainedConfig, **numerics: str) -> str:
-    """A line (`numerics.line`) with a checkpoint's weights and RoPE settings as hashes, and `numerics` as they are
+    """A line (see `numerics.line`) with a checkpoint's weights and RoPE settings as hashes, and `numerics` unchanged
     (quantization, dtype, kernel).
 
-    A sealed directory is named by its checksums. Elsewhere names, sizes and samples of the weights are hashed: reading
-    everything would cost minutes for a large model.
+    A sealed directory is identified by its checksums. For others, names, sizes and samples of the weight files are
+    hashed: reading everything would take minutes for a large model.
     """
-    digest = hashlib.sha256(b"kv1")  # for ever: the format has a version of its own (`segments.FORMAT_VERSION`)
+    digest = hashlib.sha256(b"kv1")  # never changes: the format has a version of its own (`segments.FORMAT_VERSION`)
     manifest = directory / MANIFEST
     if manifest.exists():
         digest.update(manifest.read_bytes())
@@ -39,7 +39,7 @@ def model_fingerprint(directory: Path, config: PretrainedConfig, **numerics: str
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """32 hexadecimal digits for the vocabulary, its rules and the chat template."""
+    """32 hexadecimal digits for the vocabulary, the tokenization rules and the chat template."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
     digest.update(json.dumps(tokenizer.chat_template, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]

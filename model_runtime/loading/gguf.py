@@ -1,8 +1,8 @@
-"""A GGUF file becomes a directory once: transformers' tokenizer and config beside the file's own blocks.
+"""Converts a GGUF file once to a directory with transformers' tokenizer and config and the file's own blocks.
 
-Reading a GGUF takes transformers 22 s for 135M parameters, each time, and leaves float32. The architectures below only
-rename tensors (and permute rows), so that their blocks go over unchanged; the rest go through transformers' own loader
-and are de-quantised.
+transformers takes 22 s to read a GGUF of 135M parameters, at every start, and converts it to float32. For the
+architectures below, conversion only renames tensors and permutes rows, so their blocks are kept unchanged. All others
+go through transformers' own loader and are de-quantised.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BLOCKS: dict[GGMLQuantizationType, Callable[[torch.Tensor], Stored]] = {
 def convert_gguf(gguf_path: Path, directory: Path) -> None:
     """Fills `directory` with tokenizer, config, `source.json` and weights.
 
-    Raises `ModelLoadError` when the file cannot be read as a GGUF, and what transformers raises for what it lacks.
+    Raises `ModelLoadError` when the file cannot be read as a GGUF, and whatever transformers raises for missing parts.
     """
     parent, name = str(gguf_path.parent), gguf_path.name
     header = read_gguf_header(gguf_path)
@@ -49,7 +49,7 @@ def convert_gguf(gguf_path: Path, directory: Path) -> None:
     try:
         reader = GGUFReader(gguf_path)
     except (ValueError, IndexError, KeyError) as error:
-        raise ModelLoadError(f"{name} is no GGUF file, or incomplete. Fetch it again.") from error
+        raise ModelLoadError(f"{name} is not a GGUF file, or is incomplete. Download it again.") from error
     AutoTokenizer.from_pretrained(parent, gguf_file=name, trust_remote_code=False).save_pretrained(directory)
     architecture = header.architecture
     if architecture in _EXACT_ARCHITECTURES:
@@ -99,20 +99,20 @@ def _read_blocks(
         found = tuple(int(size) for size in reversed(tensor.shape.tolist()))
         if found != shape:
             raise ModelLoadError(
-                f"The file's tensor {tensor.name} has the shape {list(found)}, but its metadata describe a model with "
-                f"{list(shape)} there. Fetch it again, or from somewhere else."
+                f"The file's tensor {tensor.name} has the shape {list(found)}, but its metadata describes a model with "
+                f"{list(shape)} there. Download it again, or from another source."
             )
         weights[parameter] = _read(tensor, architecture, config)
         if tensor.tensor_type not in _DENSE and tensor.tensor_type not in _BLOCKS:
             requantised[tensor.tensor_type.name] = requantised.get(tensor.tensor_type.name, 0) + 1
     notes = [f"{count} tensors of type {kind} run de-quantised." for kind, count in sorted(requantised.items())]
     if "rope_freqs.weight" in tensors:
-        notes.append("The file scales its rotary frequencies, which is not read: long contexts lose quality.")
+        notes.append("The file scales its rotary frequencies, which is not supported: long contexts lose quality.")
     return weights, notes
 
 
 def _read(tensor: ReaderTensor, architecture: str, config: PretrainedConfig) -> Stored:
-    """One tensor, rows in transformers' order. A row is never cut, so that raw blocks can be permuted like numbers."""
+    """One tensor, its rows in transformers' order. Rows stay whole, so raw blocks can be permuted like numbers."""
     data: np.ndarray[Any, Any] = tensor.data
     if architecture == "llama" and ".attn_q." in tensor.name:
         data = _undo_rope_pairing(data, config.num_attention_heads)

@@ -1,4 +1,4 @@
-"""Fetches a model from the Hugging Face hub into its usual cache; every failure becomes a sentence within seconds."""
+"""Downloads a model from the Hugging Face hub into its usual cache. Every failure becomes a message within seconds."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _TIMEOUT_S = 10.0
 
 
 def looks_like_model_id(name: str) -> bool:
-    """Whether it could name a model on the hub, and not only a path."""
+    """Whether `name` could be the id of a model on the hub, rather than a path."""
     return _MODEL_ID.fullmatch(name) is not None and not name.endswith((".gguf", ".safetensors", ".bin"))
 
 
 def hub_directory(model_id: str, say: Callable[[str], None]) -> Path:
-    """The local directory of a hub model, downloaded when it is not there yet. Raises `ModelLoadError`."""
+    """The local directory of a hub model, downloaded if necessary. Raises `ModelLoadError`."""
     say(f"Looking for {model_id} on the model hub.")
     try:
         directory = Path(
@@ -37,7 +37,7 @@ def hub_directory(model_id: str, say: Callable[[str], None]) -> Path:
         )
     except GatedRepoError as error:
         raise ModelLoadError(
-            f"{model_id} asks for its licence to be accepted on the hub first; then log in with `hf auth login`."
+            f"{model_id} requires you to accept its licence on the hub first; then log in with `hf auth login`."
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelLoadError(f"The hub has no model {model_id}, or it is private. Check the spelling.") from error
@@ -49,7 +49,7 @@ def hub_directory(model_id: str, say: Callable[[str], None]) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelLoadError(f"{model_id} could not be downloaded: {_first_line(error)}") from error
     if not any(directory.glob("*.safetensors")):
-        raise ModelLoadError(f"{model_id} has no weights in safetensors form, which are the only ones loaded.")
+        raise ModelLoadError(f"{model_id} has no weights in safetensors format, the only format that is loaded.")
     return directory
 
 

@@ -1,4 +1,4 @@
-"""A loaded model, as the engine takes it: weights, tokenizer, and what is to be said about them."""
+"""A loaded model as the engine needs it: weights, tokenizer and facts about them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from model_runtime.interface.drift import Int8Drift
+from model_runtime.interface.findings import Int8Drift
 from model_runtime.interface.protocol import ModelInfo
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.kv.saved_rows import SavedRows
@@ -15,9 +15,9 @@ from model_runtime.kv.saved_rows import SavedRows
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """`model` is in eval mode on its device; `kv_dtype` is the dtype its attention layers see. `fingerprint` names the
-    weights, their quantization and dtype and the RoPE settings. `notes` are sentences for the start-up lines: what was
-    chosen, what is degraded and why."""
+    """`model` is in eval mode on its device; `kv_dtype` is the dtype of keys and values in its attention layers.
+    `fingerprint` identifies the weights, their quantization and dtype, and the RoPE settings. `notes` are sentences for
+    the start-up lines: what was chosen, what is degraded and why."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -40,8 +40,7 @@ def model_info(
     drift: Int8Drift | None,
     notes: tuple[str, ...],
 ) -> ModelInfo:
-    """What a person may know about the model as this engine runs it. `notes` are the engine's own, behind those of the
-    load."""
+    """Facts about the model as this engine runs it. `notes` are the engine's own and follow those of the load."""
     return ModelInfo(
         name=loaded.name,
         quantization=loaded.quantization,

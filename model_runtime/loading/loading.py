@@ -1,4 +1,4 @@
-"""From a name to a model that can be run: the embedded one, a directory, a GGUF file or a hub id."""
+"""Loads a model by name: the embedded one, a directory, a GGUF file or a hub id."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ _END_TOKENS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<turn|>"),
     *("<|endoftext|>", "<|end_of_text|>", "<|end_of_sentence|>"),
 )
-# accelerate and transformers patch torch's classes while they build a model: two threads at once leave them patched.
+# accelerate and transformers patch torch's classes while they build a model: two threads at once would leave them
+# patched.
 _ONE_AT_A_TIME = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where a model lies: a checkpoint directory, or a converted GGUF (`has_blocks` when on its own grid)."""
+    """The directory of a model: a checkpoint, or a converted GGUF file."""
 
     name: str
     directory: Path
@@ -57,7 +58,8 @@ class _Weights:
 
 
 def load_model(config: ModelConfig, say: Say) -> LoadedModel:
-    """Loads what `config` names; `say` hears what takes long. Raises `ModelLoadError` with a sentence for a person."""
+    """Loads the model that `config` names and reports slow operations through `say`. Raises `ModelLoadError` with a
+    message for the user."""
     with _ONE_AT_A_TIME:
         start_s = time.monotonic()
         loaded = _load(config, say)
@@ -66,19 +68,19 @@ def load_model(config: ModelConfig, say: Say) -> LoadedModel:
 
 
 def unload(loaded: LoadedModel) -> None:
-    """Frees the weights, although `loaded` may still be referred to; the model cannot be used afterwards."""
+    """Frees the weights even if `loaded` is still referenced. The model cannot be used afterwards."""
     for module in loaded.model.modules():
         for tensors in (module._parameters, module._buffers):
             tensors.update(dict.fromkeys(tensors))
         release = getattr(module, "release", None)
         if callable(release):
             release()
-    release_memory()  # collects garbage, too
+    release_memory()  # also collects garbage
     heap.give_back()
 
 
 def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
-    """The model's own limit, or less when less was asked for. Raises `ModelLoadError` when more was."""
+    """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more."""
     own: object = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(own, int):
         return asked_tokens or 4096
@@ -102,10 +104,10 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
         raise ModelLoadError(
             f"{config.model} does not fit into the memory of {device}. Choose --quantization nf4 or a smaller model."
         ) from error
-    except Exception as error:  # the one border for what torch, transformers, gguf and the disk raise on broken input
+    except Exception as error:  # the one place that translates errors of torch, transformers, gguf and the disk
         raise ModelLoadError(f"{config.model} cannot be loaded: {_sentence(error)}") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # what the tokenizers library raises where its Rust code panics
+        if type(error).__name__ != "PanicException":  # raised by the tokenizers library when its Rust code panics
             raise
         raise ModelLoadError(f"{config.model} cannot be loaded: its tokenizer is damaged.") from error
     return _describe(found, weights, tokenizer, precision)
@@ -118,7 +120,7 @@ def _find(config: ModelConfig, say: Say) -> _Found:
         return _Found(SMOLLM2.name, converted_gguf(lambda: embedded_gguf(cache_dir, say), key, cache_dir, say), True)
     path = Path(name).expanduser()
     if path.is_dir():
-        is_quantised(path)  # says what is wrong with a directory that holds no model
+        is_quantised(path)  # raises a message if the directory does not contain a model
         return _Found(path.resolve().name, path, False)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -184,7 +186,7 @@ def _describe(
 
 
 def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """The ends the generation config, the config and the tokenizer know, and the usual ends of a chat turn."""
+    """The stop tokens of the generation config, the config and the tokenizer, and the usual ends of a chat turn."""
     configs = (model.generation_config, model.config.get_text_config())
     ids: set[int] = set()
     for value in (*(getattr(config, "eos_token_id", None) for config in configs), tokenizer.eos_token_id):
@@ -194,17 +196,17 @@ def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
 
 
 def _default_sampling(model: PreTrainedModel) -> SamplingParams:
-    """What the model's authors recommend, where they say so; values out of range are ignored."""
+    """The sampling that the model's authors recommend, if any; values out of range are ignored."""
     config, fallback = model.generation_config, SamplingParams()
-    wishes = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    advice = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
     try:
-        return SamplingParams(**{name: type(getattr(fallback, name))(v) for name, v in wishes.items() if v is not None})
+        return SamplingParams(**{name: type(getattr(fallback, name))(v) for name, v in advice.items() if v is not None})
     except (TypeError, ValueError):
         return fallback
 
 
 def _weights_bytes(model: PreTrainedModel) -> int:
-    """Bytes of every parameter and buffer, shared ones once, and of weights packed out of torch's sight."""
+    """Bytes of all parameters and buffers, shared ones counted once, and of packed weights that torch misses."""
     storages: dict[int, int] = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (*model.parameters(), *model.buffers())
@@ -222,8 +224,8 @@ def _device(asked: str | None) -> str:
 
 def _sentence(error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return "it needs Python code of its own, and code out of a model's directory is never run here."
+        return "it needs Python code of its own, and Keepwarm never runs code from a model's directory."
     if "ignore_mismatched_sizes" in str(error):
-        return "its weights do not have the shapes that its config describes."
+        return "its weights have other shapes than its config describes."
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line[:300] if line.endswith(".") else f"{line[:300]}."

@@ -1,4 +1,4 @@
-"""Converted models in the cache directory: each is converted once, checked at every start, rebuilt when damaged."""
+"""Converted models in the cache directory: converted once, verified at every start, rebuilt when damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Of which file types a converted GGUF's matrices are, and what is to be said about it."""
+    """The GGUF types of a converted file's matrices, and notes about it. `has_blocks`: its blocks were kept."""
 
     matrix_types: tuple[str, ...]
     has_blocks: bool
@@ -31,14 +31,14 @@ class Source:
 
 
 def gguf_key(path: Path) -> str:
-    """A name for a user's file in the cache: another path, size or time is another file (hashing it all takes long)."""
+    """A key for a user's file in the cache, from its path, size and time, because hashing all of it takes long."""
     status = path.stat()
     text = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     return f"{path.stem[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say) -> Path:
-    """The directory `convert_gguf` filled. `gguf` is asked for the file only when it has to be converted."""
+    """The directory that `convert_gguf` filled. `gguf` is called only if the file must be converted."""
 
     def fill(fresh: Path) -> None:
         path = gguf()
@@ -49,8 +49,8 @@ def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say
 
 
 def half_checkpoint(converted: Path, say: Say) -> Path:
-    """A float16 checkpoint with the numbers of a converted GGUF: transformers refuses a GGUF and bitsandbytes at once.
-    float16 keeps three bits more of a weight than bfloat16; NF4 rounds far coarser than either."""
+    """A float16 checkpoint with the weights of a converted GGUF, because transformers does not support bitsandbytes on
+    a GGUF. float16 keeps three bits more of a weight than bfloat16; NF4 rounds far more coarsely than either."""
 
     def fill(fresh: Path) -> None:
         say("De-quantising the model to a float16 checkpoint for bitsandbytes (once).")
@@ -64,7 +64,7 @@ def half_checkpoint(converted: Path, say: Say) -> Path:
 
 
 def read_source(converted: Path) -> Source:
-    """What `convert_gguf` noted."""
+    """What `convert_gguf` recorded about the file."""
     source = json.loads((converted / SOURCE_FILE).read_text(encoding="utf-8"))
     return Source(tuple(source["matrix_types"]), bool(source["has_blocks"]), tuple(source["notes"]))
 
@@ -73,21 +73,22 @@ def _kept(directory: Path, fill: Callable[[Path], None], say: Say) -> Path:
     if broken_because(directory) is None:
         return directory
     try:
-        with only_one(directory.parent / ".lock", lambda: say("Another start is preparing the model; waiting for it.")):
+        lock = directory.parent / ".lock"
+        with only_one(lock, lambda: say("Another process is preparing the model; waiting for it.")):
             reason = broken_because(directory)
             if reason is None:
                 return directory
             if directory.exists():
-                say(f"The model in the cache is damaged ({reason}); it is built again.")
+                say(f"The model in the cache is damaged ({reason}); building it again.")
                 if not is_ours(directory):
-                    say(f"What is there was not all made by Keepwarm, and is kept as {set_aside(directory)}.")
+                    say(f"The directory also contains files of other programs and is kept as {set_aside(directory)}.")
             sweep(directory.parent)
             build(directory, fill)
     except OSError as error:
         if error.filename is None and error.strerror is None:
-            raise  # not the file system's: transformers raises OSError for what it cannot read
+            raise  # not from the file system: transformers raises OSError for what it cannot read
         raise ModelLoadError(
-            f"The model cannot be kept in {directory.parent}: {error.strerror or error}. Free some room there, or name "
-            "another cache directory with XDG_CACHE_HOME."
+            f"The model cannot be cached in {directory.parent}: {error.strerror or error}. Free some space there, or "
+            "set another cache directory with XDG_CACHE_HOME."
         ) from error
     return directory

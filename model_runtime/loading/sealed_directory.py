@@ -1,7 +1,7 @@
-"""A directory that is whole or refused: built beside its place, checksummed, renamed into it.
+"""A directory that is either complete or refused: built beside its place, checksummed, then renamed into it.
 
-`manifest.json` names every file with its size and CRC-32 (about 3 GB/s, against 0.4 GB/s for SHA-256, so that each
-start can afford to read everything). It is written last; a directory without it was never finished.
+`manifest.json` lists every file with its size and CRC-32 (about 3 GB/s, against 0.4 GB/s for SHA-256, so that every
+start can verify everything). It is written last; a directory without it was never finished.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 20
-# As `tempfile` names them: a model's name with its version, or a download, and eight characters.
+# The names that `tempfile` gives them: a model's name with its version, or "download", and eight characters.
 _LEFTOVER = re.compile(r"\.(download|.+-v[0-9]+(-float16)?)-(stale-)?[a-z0-9_]{8}")
 
 
 def broken_because(directory: Path) -> str | None:
-    """None when every file is there with its size and checksum; else what is wrong, as the end of a sentence."""
+    """None if every file is present with its size and checksum; else what is wrong, as a clause."""
     try:
         files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {name: (int(entry["bytes"]), int(entry["crc32"])) for name, entry in files.items()}
@@ -46,10 +46,10 @@ def broken_because(directory: Path) -> str | None:
 
 
 def build(directory: Path, fill: Callable[[Path], None]) -> None:
-    """Replaces `directory` by what `fill` writes into an empty one; nobody ever sees it half-written. What stood there
-    is deleted where all of it was sealed here, and set aside beside it otherwise.
+    """Replaces `directory` by what `fill` writes into an empty one, so that it is never seen half-written. The old one
+    is deleted if everything in it was sealed here, else renamed.
 
-    Whatever `fill` raises goes through, and leaves nothing behind.
+    Whatever `fill` raises is passed on, and leaves nothing behind.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -73,8 +73,8 @@ def build(directory: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def only_one(lock_path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds an advisory lock between processes; calls `waiting` once when another process has it. The lock goes with
-    the process that holds it, so that a killed start never blocks the next one."""
+    """Holds an advisory lock between processes; calls `waiting` once if another process has it. The lock ends with its
+    process, so a killed start never blocks the next one."""
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     with lock_path.open("a") as handle:
         try:
@@ -86,14 +86,14 @@ def only_one(lock_path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def set_aside(directory: Path) -> Path:
-    """A free name beside it, for what is not ours to delete."""
+    """A free name beside the directory, to rename what must not be deleted."""
     names = (directory.with_name(f"{directory.name}.set-aside-{number}") for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))
 
 
 def is_ours(directory: Path) -> bool:
-    """Whether nothing is in it but what its manifest names. A directory is renamed into its place with its manifest, so
-    one without was put there by somebody else."""
+    """Whether it contains only what its manifest lists. A directory gets its manifest before it is renamed into place,
+    so one without a manifest was made by another program."""
     if directory.is_symlink() or not directory.is_dir():
         return False
     try:
@@ -106,7 +106,7 @@ def is_ours(directory: Path) -> bool:
 
 
 def sweep(parent: Path) -> None:
-    """Removes what builds killed half-way have left, known by their names. Call with the lock held."""
+    """Removes the leftovers of killed builds, recognised by their names. Call with the lock held."""
     for leftover in parent.glob(".*-*"):
         if leftover.is_dir() and not leftover.is_symlink() and _LEFTOVER.fullmatch(leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)

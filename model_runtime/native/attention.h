@@ -141,7 +141,7 @@ INLINE void transpose_block(Numbers from, size_t from_stride, float *to, size_t 
     for (int i = 0; i < BLOCK; i++) memcpy(to + i * to_stride, &rows[i], sizeof rows[i]);
 }
 
-/* Asks memory for the first `count` numbers, so that they are on their way while something else is computed. */
+/* Prefetches the first `count` numbers, so that they arrive while something else is computed. */
 INLINE void fetch(Numbers from, size_t count) {
     const char *line = from.numbers, *end = from_number(from, count).numbers;
     for (; line < end; line += 64) fetch_line(line);

@@ -1,6 +1,6 @@
-"""What the C library's allocator keeps of the memory that it is given back, and how it is made to let go of it.
+"""Limits how much freed memory the C library's allocator keeps, and makes it return memory to the system.
 
-glibc opens an arena for nearly every thread, up to eight a processor, and keeps in each what was freed there. Other C
+glibc opens an arena for nearly every thread, up to eight per processor, and keeps in each what was freed there. Other C
 libraries are left alone. Imports no torch: the command line calls `limit` before anything else.
 """
 
@@ -11,9 +11,9 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
-ARENAS = 4  # threads share them; Python's lock keeps most from allocating at the same moment
-MMAP_BYTES = 4 * 1024**2  # blocks from here on are mappings of their own; the logits of a step stay below
-TRIM_BYTES = 8 * 1024**2  # free memory at the end of the heap beyond this goes back at once
+ARENAS = 4  # shared by all threads; the GIL keeps most of them from allocating at the same time
+MMAP_BYTES = 4 * 1024**2  # larger blocks get mappings of their own; the logits of a step are smaller
+TRIM_BYTES = 8 * 1024**2  # more free memory than this at the end of the heap is returned at once
 _SETTINGS = (
     (_M_ARENA_MAX, ARENAS, "MALLOC_ARENA_MAX", "arena_max"),
     (_M_MMAP_THRESHOLD, MMAP_BYTES, "MALLOC_MMAP_THRESHOLD_", "mmap_threshold"),
@@ -22,7 +22,7 @@ _SETTINGS = (
 
 
 def limit() -> None:
-    """Bounds what glibc keeps. Call before threads are started. What somebody chose in the environment stays."""
+    """Bounds what glibc keeps. Call before any thread is started. Settings from the environment take precedence."""
     mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is None:
         return
@@ -33,7 +33,7 @@ def limit() -> None:
 
 
 def give_back() -> None:
-    """Returns the pages inside the heap that hold nothing to the machine: milliseconds. Any thread."""
+    """Returns unused pages inside the heap to the system, which takes milliseconds. Any thread."""
     malloc_trim = getattr(_c_library(), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

@@ -1,7 +1,7 @@
 """The CPU kernels of `native/`, compiled for this processor at first start.
 
-A C compiler is optional. Compiling takes some seconds once per processor, compiler and version of the sources; the
-library is kept in the cache directory. Without a compiler torch's own kernels run, and the start-up line says so.
+A C compiler is optional. Compiling takes a few seconds, once per processor, compiler and version of the sources; the
+library is kept in the cache directory. Without a compiler torch's own kernels run, and a start-up line says so.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from importlib import resources
 from pathlib import Path
 
 _SOURCES = ("vectors.h", "matrix.h", "attention.h", "phases.h", "step.c")
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _COMPILE_TIMEOUT_S = 120
 Say = Callable[[str], None]
 _pointer, _int = ctypes.c_void_p, ctypes.c_int
 
 
 class NativeUnavailable(Exception):
-    """The library cannot be built or loaded here; the text says why, as a clause."""
+    """The library cannot be built or loaded here. The message says why, as a clause."""
 
 
 class MatrixStruct(ctypes.Structure):
@@ -94,14 +94,14 @@ _SIGNATURES = {
 
 
 def native_library(cache_dir: Path, say: Say, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The library for this processor, built where there is none yet; `flags` come behind our own.
+    """The library for this processor, compiled if necessary. `flags` follow our own compiler flags.
 
     A call releases the GIL. Raises `NativeUnavailable`.
     """
     compiler = _compiler()
     path = cache_dir / "native" / f"keepwarm-{_build_name(compiler, flags)}.so"
     if path.exists():
-        with contextlib.suppress(NativeUnavailable):  # a damaged file is built again
+        with contextlib.suppress(NativeUnavailable):  # a damaged library is compiled again
             return _load(path)
     say("Compiling the CPU kernels for this processor (once, a few seconds).")
     _build(compiler, flags, path)
@@ -123,7 +123,7 @@ def _build(compiler: str, flags: tuple[str, ...], path: Path) -> None:
             for name in _SOURCES:
                 (Path(folder) / name).write_bytes(_source(name))
             fresh = Path(folder) / path.name
-            command = [compiler, *_FLAGS, *flags, "-o", str(fresh), str(Path(folder) / "step.c"), "-lm"]
+            command = [compiler, *FLAGS, *flags, "-o", str(fresh), str(Path(folder) / "step.c"), "-lm"]
             built = subprocess.run(  # noqa: S603 - the compiler found above, our own sources, no shell
                 command,
                 capture_output=True,
@@ -131,7 +131,7 @@ def _build(compiler: str, flags: tuple[str, ...], path: Path) -> None:
                 errors="replace",
                 timeout=_COMPILE_TIMEOUT_S,
                 check=False,
-                env=os.environ | {"TMPDIR": folder},  # the machine's own may be full, or not be there
+                env=os.environ | {"TMPDIR": folder},  # the system's own may be full or missing
             )
             if built.returncode != 0:
                 line = next((line for line in built.stderr.splitlines() if "error" in line), "no reason given")
@@ -153,12 +153,12 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _build_name(compiler: str, flags: tuple[str, ...]) -> str:
-    """Changes with the sources, the flags, the compiler and what the processor can do."""
+    """A name that changes with the sources, the flags, the compiler and the processor's features."""
     digest = hashlib.sha256()
     for name in _SOURCES:
         digest.update(_source(name))
     stat = Path(compiler).resolve().stat()
-    digest.update(repr((*_FLAGS, *flags, compiler, stat.st_size, stat.st_mtime_ns, platform.machine())).encode())
+    digest.update(repr((*FLAGS, *flags, compiler, stat.st_size, stat.st_mtime_ns, platform.machine())).encode())
     digest.update(_processor().encode())
     return digest.hexdigest()[:16]
 

@@ -1,8 +1,8 @@
-/* Work that several threads share, phase after phase, without waiting for a thread that has nothing in hand.
+/* Work that several threads share, phase by phase, without waiting for a thread that has no item.
  *
- * A thread takes the next item of a phase until none is left, then waits until all are done: not until all threads have
- * come. One that the system has put aside between two items holds nobody up, which on a busy machine is the difference
- * between losing a share of the speed and losing most of it.
+ * A thread takes the next item of a phase until none is left, then waits until all items are done, not until all
+ * threads have arrived. A thread that the system has descheduled between two items delays no other thread. On a busy
+ * machine that is the difference between losing a share of the speed and losing most of it.
  */
 #ifndef KEEPWARM_PHASES_H
 #define KEEPWARM_PHASES_H
@@ -15,7 +15,7 @@ typedef struct {
     char apart[64 - 2 * sizeof(atomic_int)]; /* a cache line of its own */
 } Phase;
 
-#define SPINS 4096 /* some ten microseconds; then the processor is offered to whoever holds the item */
+#define SPINS 4096 /* about ten microseconds; then the processor is yielded to the thread that has the item */
 
 static inline int take(Phase *phase, int items) {
     const int item = atomic_fetch_add_explicit(&phase->next, 1, memory_order_relaxed);

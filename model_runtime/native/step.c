@@ -167,7 +167,7 @@ static const Block *block_of(const Attention *a, int *number) {
     return b;
 }
 
-/* Attends the `number`-th split of all. Meanwhile memory brings the keys of the split that this thread may take next. */
+/* Attends the `number`-th split of all, and prefetches the keys of the split that this thread may take next. */
 static void attend(const Attention *a, int layer, int number, const float *query) {
     const Model *m = a->model;
     const int groups = m->heads / m->kv_heads, width = m->heads * m->dim, next_number = number + omp_get_num_threads();
@@ -286,8 +286,8 @@ static int fits(const Matrix *w, int rows, int columns) {
     return w->codes && w->kind >= Q4 && w->kind <= SINGLE && w->rows == rows && w->columns == columns;
 }
 
-/* Whether everything is as wide as the rest takes it to be. Whoever calls has checked that before; a mistake there must
- * not write outside a buffer here. */
+/* Whether all sizes fit together. The caller has checked that before; a mistake there must not make this code write
+ * outside a buffer. */
 static int is_sound(const Model *m, const Span *spans, int span_count, int rows, const int32_t *wanted,
                     int wanted_count) {
     const int width = m->heads * m->dim, kv_width = m->kv_heads * m->dim;

@@ -28,7 +28,7 @@ INLINE floats load(const float *from) {
     return v;
 }
 
-/* Asks memory for the line with this address, which need not be ours. */
+/* Prefetches the cache line of this address, which may be outside our memory. */
 INLINE void fetch_line(const void *address) { __builtin_prefetch(address, 0, 2); }
 
 INLINE void store(float *to, floats v) { memcpy(to, &v, sizeof v); }

@@ -1,8 +1,8 @@
-"""Text to token ids through the model's own chat template, a turn at a time.
+"""Turns text into token ids with the model's own chat template, one turn at a time.
 
-The template is rendered with sentinels in place of texts. What lies between them is the template's own (control tokens
-are parsed there); texts are tokenised alone, with control tokens taken as ordinary characters. So a turn's ids never
-depend on earlier text, and nobody types their way out of their message.
+The template is rendered with sentinels in place of the texts. The parts between them are the template's own, and
+control tokens are parsed there; texts are tokenised alone, with control tokens treated as ordinary characters. So a
+turn's ids never depend on earlier text, and a user cannot inject control tokens through a message.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SENTINEL = "kw{}sentinel"
 _SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
 _ROLES = ("system", "user", "assistant")
 _LONGEST_WORD_CHARS = 32
-_LAST_WORD = re.compile(r"\s+\S*$")  # with the white space before it
+_LAST_WORD = re.compile(r"\s+\S*$")  # includes the white space before it
 
 
 class ChatTemplate:
-    """Implements `model_runtime.interface.turn_template.TurnTemplate`. Immutable after construction, hence thread-safe.
+    """Implements `model_runtime.interface.chat.TurnTemplate`. Immutable after construction, hence thread-safe.
 
     Raises `ModelLoadError` when the tokenizer has no chat template or the template cannot be used.
     """
@@ -57,7 +57,8 @@ class ChatTemplate:
         turn = self._turns(2)
         self._glue, self._closing = turn[2], turn[3]
         frame = "".join((*turn[:3], *self._other_frames()))
-        # What an answer may hold is what no turn begins or ends with: a thought, a call, but not the next person.
+        # An answer may contain control tokens that no turn starts or ends with (thoughts, calls), but not those of the
+        # next speaker.
         said = {c for c in controls if c not in self._special_tokens and c not in frame}
         if said:
             self._answers = without_tokens(self._markup, controls - said)
@@ -66,12 +67,12 @@ class ChatTemplate:
 
     @property
     def rewrites_history(self) -> str | None:
-        """None when a later turn only appends; else a sentence why not."""
+        """None when a later turn only appends, else a sentence that says why not."""
         return self._history
 
     @property
     def takes_tools(self) -> bool:
-        """Whether the template shows tools, and its calls can be read."""
+        """Whether the template shows tools and its calls can be parsed."""
         return self._tool_format is not None
 
     def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
@@ -83,11 +84,11 @@ class ChatTemplate:
             first = messages[0]
             messages[0] = ChatMessage(first.role, f"{system_prompt}\n\n{first.text}", first.tool_calls)
         if tools and not self.takes_tools:
-            raise TemplateRefused("This model's chat template has no place for tools. Send the request without them.")
+            raise TemplateRefused("This model's chat template does not support tools. Send the request without them.")
         return self._ids(self._parts(messages, tools), messages)
 
     def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
-        """Ids a later turn adds: closing glue, input, generation prompt."""
+        """Ids that a later turn adds: closing glue, input, generation prompt."""
         messages, parts = _messages(user), [self._glue, self._closing]
         if len(messages) != 1 or messages[0].role != "user":
             parts = self._parts([ChatMessage("user", ""), ChatMessage("assistant", ""), *messages])[2:]
@@ -97,11 +98,11 @@ class ChatTemplate:
         return (*glue, *self._ids(["", *parts[1:]], messages))
 
     def unstable_tokens(self, user_text: str) -> int:
-        """How many ids at the end of a turn that ends with `user_text` may change once more is typed.
+        """How many ids at the end of a turn with `user_text` may change as the user types on.
 
-        Tokenizers split at white space before they merge, so what stands before the last word stays as it is; where
-        there is none for long (Chinese, a link), a few characters are taken for the word. One id more for tokenizers
-        that begin a text with a space of their own.
+        Tokenizers split at white space before they merge, so everything before the last word is stable. Text without
+        white space for long (Chinese, a link) counts a few characters as the word. One more id for tokenizers that add
+        a space at the start of a text.
         """
         end = user_text[-_LONGEST_WORD_CHARS:]
         last_word = _LAST_WORD.search(end)
@@ -118,7 +119,7 @@ class ChatTemplate:
         return self._tool_format.read(answer_text) if self._tool_format else (answer_text, ())
 
     def content_chars(self, growing_text: str) -> int:
-        """How much of a growing answer is content whatever follows."""
+        """How many characters of an unfinished answer are content, whatever follows."""
         return self._tool_format.content_chars(growing_text) if self._tool_format else len(growing_text)
 
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
@@ -126,24 +127,24 @@ class ChatTemplate:
         if not calls:
             return text
         if self._tool_format is None:
-            raise TemplateRefused("This model's chat template has no place for tool calls.")
+            raise TemplateRefused("This model's chat template does not support tool calls.")
         return self._tool_format.write(text, calls)
 
     def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
-        """Ids of a whole conversation with generation prompt; `turns` are (role, text) pairs, the last not the
-        assistant's."""
+        """Ids of a whole conversation with generation prompt. `turns` are (role, text) pairs; the last role is not the
+        assistant."""
         return self.first_turn(system_prompt, tuple(ChatMessage(role, text) for role, text in turns), tools)
 
     def count(self, text: str) -> int:
-        """Tokens of a text alone."""
+        """How many tokens a text has on its own."""
         return len(ids_of(self._text, text))
 
     def least_tokens(self, text: str) -> int:
-        """A lower bound of `count`, at once."""
+        """A cheap lower bound of `count`."""
         return self._shortest.least_tokens(text.strip())  # some templates strip it
 
     def plain(self, token_ids: Sequence[int]) -> str:
-        """The displayable text of ids, control tokens left out."""
+        """The displayable text of ids, without control tokens."""
         return text_of(self._markup, token_ids)
 
     def _encode_markup(self, text: str) -> tuple[int, ...]:
@@ -155,7 +156,7 @@ class ChatTemplate:
         return tuple(ids_of(self._answers if role == "assistant" else self._text, text))
 
     def _ids(self, parts: Sequence[str], messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """`parts` are the template's own, one more than `messages`."""
+        """Ids of messages and the template's `parts` around them, one more than `messages`."""
         ids = list(self._encode_markup(parts[0]))
         for message, part in zip(messages, parts[1:], strict=True):
             ids.extend(self._encode_text(message.role, self.with_calls(message.text, message.tool_calls)))
@@ -166,7 +167,7 @@ class ChatTemplate:
         return any(token in text for token in self._control_tokens)
 
     def _is_hidden(self, text: str) -> bool:
-        """Whether answers are shown without it."""
+        """Whether the text contains a token that is not shown in answers."""
         return any(token in text for token in self._special_tokens)
 
     def _render_any(self, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -184,8 +185,8 @@ class ChatTemplate:
         return all(text in rendered for _, text in messages)
 
     def _parts(self, messages: Sequence[ChatMessage], tools: Sequence[str] = ()) -> list[str]:
-        """The template's own text around each of the messages: one piece more than those, the generation prompt last.
-        Raises `TemplateRefused`."""
+        """The template's own text around the messages: one part more than messages, the generation prompt last. Raises
+        `TemplateRefused`."""
         roles = ", ".join(dict.fromkeys(message.role for message in messages))
         try:
             definitions = [json.loads(tool) for tool in tools]
@@ -218,7 +219,7 @@ class ChatTemplate:
         return " \n s \n " not in self._render([*before, (role, " \n s \n "), *after])
 
     def _turns(self, count: int) -> list[str]:
-        """The template's parts of so many user messages with answers between them."""
+        """The template's parts around `count` user messages with answers between them."""
         messages = [ChatMessage(("user", "assistant")[n % 2], "") for n in range(2 * count - 1)]
         try:
             return self._parts(messages)
@@ -226,7 +227,7 @@ class ChatTemplate:
             raise ModelLoadError("This model's chat template leaves messages out or repeats them.") from error
 
     def _other_frames(self) -> list[str]:
-        """What the template writes around a system prompt and a tool's result, where it takes these."""
+        """What the template writes around a system prompt and a tool's result, if it supports them."""
         found: list[str] = []
         for messages in (
             [ChatMessage("system", ""), ChatMessage("user", "")],
@@ -245,7 +246,7 @@ class ChatTemplate:
         if "</think>" in str(self._tokenizer.chat_template):
             thought = [("user", "u"), ("assistant", "<think>\nkept?\n</think>\n\na"), ("user", "v")]
             if "kept?" not in self._render(thought):
-                return "This model's chat template takes the reasoning out of earlier answers."
+                return "This model's chat template removes the reasoning from earlier answers."
         return None
 
 
@@ -259,7 +260,8 @@ def _messages(user: UserInput) -> list[ChatMessage]:
 
 
 def _as_template_sees(message: ChatMessage, text: str) -> dict[str, Any]:
-    """A message with a sentinel for its text. Calls are part of an assistant's text, for their JSON is data too."""
+    """A message with a sentinel for its text. An assistant's calls are part of its text, because their JSON is data
+    too."""
     seen = {"role": "system" if message.role == "developer" else message.role, "content": text}
     if message.tool_call_id:
         seen["tool_call_id"] = message.tool_call_id

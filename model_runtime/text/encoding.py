@@ -1,7 +1,7 @@
-"""Texts to token ids and back, without holding anybody else up.
+"""Converts texts to token ids and back without blocking other threads.
 
-`Tokenizer.encode` and `decode` keep Python's lock until they are done: 5.1 s for 3 MB of Chinese, during which no other
-thread runs. The batch calls let the others run; the longest pause is then 0.2 s, for the list of a million ids.
+`Tokenizer.encode` and `decode` hold the GIL until they are done: 5.1 s for 3 MB of Chinese, during which no other
+thread runs. The batch calls release it; the longest pause is then 0.2 s, to build the list of a million ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-_SHORT_CHARS = 2048  # a few milliseconds; a batch costs more than it lets others run
+_SHORT_CHARS = 2048  # takes a few milliseconds; a batch call would cost more than it gains
 _SHORT_TOKENS = 1024
 _PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _NOT_PRINTED = [byte for byte in range(256) if byte not in _PRINTED]
@@ -20,7 +20,7 @@ _NFC_FACTOR = 4  # composing characters never shortens a text to less than a qua
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The text's own ids, nothing added. Any thread."""
+    """The text's own ids, without special tokens. Any thread."""
     if len(text) <= _SHORT_CHARS:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     else:
@@ -29,15 +29,15 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def text_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """The displayable text of ids, control tokens left out. Any thread."""
+    """The displayable text of ids, without control tokens. Any thread."""
     if len(token_ids) <= _SHORT_TOKENS:
         return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
     return str(tokenizer.decode_batch([list(token_ids)], skip_special_tokens=True)[0])
 
 
 class ShortestEncoding:
-    """A lower bound of a text's tokens, without tokenising it: its bytes over those of the longest token. Only for
-    tokenizers that leave out no more than bytes they do not know; 0 for the others, which promises nothing."""
+    """A lower bound of a text's token count without tokenising it: its bytes divided by those of the longest token.
+    Works for tokenizers that drop nothing but bytes without a token; 0, which means no bound, for all others."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         description = json.loads(tokenizer.to_str())
@@ -45,20 +45,20 @@ class ShortestEncoding:
         self._bytes_a_token = _most_bytes_a_token(description)
 
     def least_tokens(self, text: str) -> int:
-        """No encoding of the text has fewer tokens."""
+        """The least number of tokens that any encoding of the text can have."""
         if self._lost is None:
             return 0
         return len(text.encode("utf-8", "replace").translate(None, self._lost)) // self._bytes_a_token
 
 
 def _lost_bytes(description: dict[str, Any]) -> bytes | None:
-    """The bytes that have no token (a byte-level tokenizer leaves them out); None where more may be lost."""
+    """The bytes that have no token (a byte-level tokenizer drops them); None if more may be dropped."""
     model = description["model"]
     steps = [*_steps(description.get("normalizer")), *_steps(description.get("pre_tokenizer"))]
     if model["type"] != "BPE" or not all(_keeps(step) for step in steps):
         return None
     if any(token["lstrip"] or token["rstrip"] for token in description["added_tokens"]):
-        return None  # they swallow the spaces beside them, however many
+        return None  # they absorb any number of spaces beside them
     if any(step["type"] == "ByteLevel" for step in steps):
         return bytes(byte for byte in range(256) if _byte_level_letter(byte) not in model["vocab"])
     has_all = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))

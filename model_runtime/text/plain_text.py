@@ -1,9 +1,9 @@
-"""A tokenizer for what people and tools write, to which control tokens are ordinary characters.
+"""A tokenizer for text written by users and tools, in which control tokens are ordinary characters.
 
-`encode_special_tokens` covers the tokens marked special only. `<|Assistant|>`, `<think>` or `<tool_call>` are often
-added without that mark, some control tokens stand in the model's own vocabulary, where Unigram finds them, and GGUF
-files bring merges that build them. So in this tokenizer each control token has another name, which nobody can type, at
-the same id, and the merges that made it are gone.
+`encode_special_tokens` covers only the tokens that are marked as special. `<|Assistant|>`, `<think>` or `<tool_call>`
+are often added without that mark, some control tokens are in the model's own vocabulary, where Unigram finds them, and
+GGUF files contain merges that build them. So in this tokenizer each control token keeps its id but gets another name,
+which cannot be typed, and the merges that build it are removed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 def control_contents(tokenizer: Tokenizer, template: str) -> frozenset[str]:
-    """The added tokens that steer: those marked special, those in brackets of any kind, and those that the chat
-    template writes. Runs of spaces and rare letters, which are added tokens too, are text."""
+    """The added tokens with a control function: those marked special, those in brackets of any kind, and those that the
+    chat template writes. Added tokens for runs of spaces and rare letters are text."""
     return frozenset(
         token.content
         for token in tokenizer.get_added_tokens_decoder().values()
@@ -37,7 +37,7 @@ def control_contents(tokenizer: Tokenizer, template: str) -> frozenset[str]:
 
 
 def without_tokens(tokenizer: Tokenizer, contents: Collection[str]) -> Tokenizer:
-    """A copy that never writes these tokens; all others keep their ids and their way."""
+    """A copy of the tokenizer that never produces these tokens and treats all others as before."""
     description = json.loads(tokenizer.to_str())
     nonce = secrets.token_hex(8)
     hidden = {content: f"\0{nonce}{number}\0" for number, content in enumerate(sorted(contents))}
@@ -66,6 +66,6 @@ def _hide_in_model(model: dict[str, Any], hidden: dict[str, str]) -> None:
 
 
 def _makes(merge: str | Iterable[str], hidden: Collection[str]) -> bool:
-    """Whether a merge makes a control token, or goes on from one."""
+    """Whether a merge builds a control token, or extends one."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     return left + right in hidden or left in hidden or right in hidden

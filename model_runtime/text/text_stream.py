@@ -1,4 +1,4 @@
-"""Token ids to displayable text, one token at a time."""
+"""Converts token ids to displayable text, one token at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 _UNDECODABLE = "\ufffd"
-_MOST_PENDING_TOKENS = 16  # no character has so many; what waits longer never becomes one
+_MOST_PENDING_TOKENS = 16  # no character has that many tokens; a longer run never becomes one
 
 
 class TextStream:
-    """De-tokenises one answer. Incomplete characters are held back, and so is whatever might become a stop string."""
+    """De-tokenises one answer. Holds back incomplete characters and text that might become a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], prefix_ids: Sequence[int] = ()) -> None:
         self._decoder = _Decoder(tokenizer)
@@ -33,17 +33,17 @@ class TextStream:
         return text[: len(text) - keep]
 
     def tail(self) -> str:
-        """What was held back and belongs to the answer after all. Half a character never does."""
+        """The text that was held back and belongs to the answer after all. An incomplete character is dropped."""
         held, self._held = self._held, ""
         return held
 
 
 class _Decoder:
-    """The text of each token in its place: what the ids behind the last whole piece of text add to it.
+    """The text that each token adds: what the ids after the last complete piece of text add to it.
 
-    `tokenizers.decoders.DecodeStream` does the same, but raises where a piece changes in the light of what follows it:
-    to a byte-fallback decoder a run of bytes is a text or as many marks for undecodable bytes, all of it. Here such a
-    piece stays as it was shown, and the text goes on behind it.
+    `tokenizers.decoders.DecodeStream` does the same, but raises when a later token changes an earlier piece: a
+    byte-fallback decoder turns a whole run of bytes either into text or into one mark per undecodable byte. Here a
+    piece stays as it was shown, and the text continues after it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -53,7 +53,7 @@ class _Decoder:
         self._pending: list[int] = []
 
     def step(self, token_id: int) -> str:
-        """The text that is whole now."""
+        """Adds a token and returns the text that is complete now."""
         self._pending.append(token_id)
         whole = self._decode([*self._shown, *self._pending])
         is_patient = len(self._pending) < _MOST_PENDING_TOKENS
@@ -77,6 +77,6 @@ class _Decoder:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
+    """The length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,5 @@
-"""How a model writes calls of tools: its chat template is asked to write one, and answers are read the same way."""
+"""How a model writes tool calls. The format is found by rendering one with its chat template; answers are then parsed
+in that format."""
 
 from __future__ import annotations
 
@@ -36,15 +37,15 @@ _PROBE_TOOL = {
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """A call is a JSON object with "name" and `arguments_key`, between `begin` and `end`. Without a visible `begin` the
-    call (or a list of calls) is the whole answer."""
+    """A call is a JSON object with "name" and `arguments_key`, between `begin` and `end`. If `begin` is empty, the call
+    (or a list of calls) is the whole answer."""
 
     begin: str
     end: str
     arguments_key: str
 
     def read(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
-        """(content, calls) of an answer; the whole text where something in it is no call after all."""
+        """(content, calls) of an answer; the whole text and no calls if any part of it cannot be parsed as a call."""
         if not self.begin:
             calls = self._calls(_json(text.strip()))
             return ("", calls) if calls else (text, ())
@@ -59,7 +60,7 @@ class ToolFormat:
         return (content, tuple(found)) if found else (text, ())
 
     def content_chars(self, text: str) -> int:
-        """How much of a growing answer is content whatever follows."""
+        """How many characters of an unfinished answer are content, whatever follows."""
         if not self.begin:
             return 0 if text.lstrip()[:1] in ("", "{", "[") else len(text)
         place = text.find(self.begin)
@@ -69,7 +70,7 @@ class ToolFormat:
         return len(text) - next((n for n in range(most, 0, -1) if self.begin.startswith(text[-n:])), 0)
 
     def write(self, text: str, calls: Sequence[ToolCall]) -> str:
-        """The answer that `read` takes apart into these."""
+        """The answer that `read` parses into this text and these calls."""
         bodies = [json.dumps({"name": c.name, self.arguments_key: _arguments(c)}, ensure_ascii=False) for c in calls]
         if not self.begin:
             return bodies[0] if len(bodies) == 1 else f"[{', '.join(bodies)}]"
@@ -92,8 +93,7 @@ class ToolFormat:
 
 
 def _arguments(call: ToolCall) -> Any:
-    """What stands in a call for its arguments: the object that they are, or the text where they are no JSON. Raises
-    `TemplateRefused`."""
+    """The arguments as a call contains them: an object, or text if they are not JSON. Raises `TemplateRefused`."""
     if not call.arguments.strip():
         return {}
     if _is_nested_too_deeply(call.arguments):
@@ -103,8 +103,8 @@ def _arguments(call: ToolCall) -> Any:
 
 
 def probe_tool_format(render: Render, is_hidden: Callable[[str], bool]) -> ToolFormat | None:
-    """The format that the template writes, None when it does not show tools, or writes calls in another way than JSON.
-    `is_hidden`: whether a piece of text is a control token, which answers are shown without."""
+    """The format that the template writes; None when it does not show tools or does not write calls as JSON.
+    `is_hidden`: whether a text is a control token, which is not shown in answers."""
     user = {"role": "user", "content": "u"}
     try:
         if "kwtool" not in render([user], tools=[_PROBE_TOOL]):
@@ -136,7 +136,8 @@ def _mark(text: str, which: int, is_hidden: Callable[[str], bool]) -> str:
 
 
 def _json(text: str) -> Any:
-    """None for what is no JSON, or nested more deeply than any call is: where Python gives up depends on who asks."""
+    """Parses JSON. None for invalid JSON and for deeper nesting than any real call has: Python's own limit depends on
+    the stack of the caller."""
     if _is_nested_too_deeply(text):
         return None
     try:
@@ -146,7 +147,7 @@ def _json(text: str) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int]:
@@ -157,7 +158,7 @@ def _json_at(text: str, start: int) -> tuple[Any, int]:
 
 
 def _is_nested_too_deeply(text: str) -> bool:
-    """Whether more than `DEEPEST` brackets are open at once; those within strings do not count."""
+    """Whether more than `DEEPEST` brackets are open at once, brackets within strings not counted."""
     depth = 0
     for piece in _BRACKETS.finditer(text) if len(text) > DEEPEST else ():
         mark = text[piece.start()]

@@ -1,1 +1,1 @@
-"""Quantization: how weights lie in memory and how they are multiplied."""
+"""Quantization: how weights are stored and multiplied."""

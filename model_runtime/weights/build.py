@@ -1,4 +1,4 @@
-"""Builds a transformers model on stored blocks: at the shipped 4 bits on a CPU, or de-quantised on any device."""
+"""Builds a transformers model from stored blocks: at the shipped 4 bits on a CPU, or de-quantised on any device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_config, check_decoder_shapes
-from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, fits_packed_kernel
+from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks, Q8Blocks
-from model_runtime.weights.scratch import Scratch
 from model_runtime.weights.stored_weights import Stored, dense, load_weights
 
 
 def build_dequantised(directory: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """Every weight as a number in `dtype`; the values are the file's, rounded once if `dtype` is a 16-bit one."""
+    """A model with all weights in `dtype`: the file's values, rounded once if `dtype` has 16 bits."""
     weights = load_weights(directory)
     model = _skeleton(directory, dtype)
     for name, stored in weights.items():
@@ -30,8 +29,8 @@ def build_dequantised(directory: Path, dtype: torch.dtype, device: str) -> PreTr
 
 
 def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
-    """Activations in float32 on the CPU; matrices at 4 bits where they were shipped so, embeddings as stored, norms in
-    float32. The head is at 16 bits, or as it was stored where our own kernels run."""
+    """A CPU model with float32 activations: matrices at 4 bits if they were shipped that way, embeddings as stored,
+    norms in float32. The head has 16 bits, or is as stored if our own kernels run."""
     weights = load_weights(directory)
     model = _skeleton(directory, torch.float32)
     head_weight = weights.pop("lm_head.weight", weights["model.embed_tokens.weight"])

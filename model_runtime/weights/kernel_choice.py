@@ -1,7 +1,7 @@
-"""Which way 4-bit weights run: through our own kernels, or the fastest of torch's ways, measured once per machine.
+"""Chooses the kernels for 4-bit weights: our own, or the fastest of torch's, measured once per machine.
 
-About a second: eight matrices of the embedded model's size. The answer belongs to one CPU model, thread count,
-instruction set and torch version; any change measures again.
+The measurement takes about a second: eight matrices of the embedded model's size. Its result is stored per CPU model,
+thread count, instruction set and torch version; if any of these changes, it is measured again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import torch
 from torch.nn import functional
 
 from model_runtime.native.library import NativeUnavailable, native_library
-from model_runtime.weights.linear_int4 import Int4Matrix, KernelPlan, packed_kernel_exists
+from model_runtime.weights.linear_int4 import Int4Matrix, KernelPlan, Scratch, packed_kernel_exists
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks
-from model_runtime.weights.scratch import Scratch
 
 PLAN_FILE = "kernel_plan.json"
 _VERSION = 1
@@ -33,10 +32,10 @@ _RUNS = 5
 
 
 def kernel_plan(cache_dir: Path, say: Callable[[str], None]) -> tuple[KernelPlan, str]:
-    """The plan for this machine and a sentence about it. A cache that cannot be read or written costs a measurement.
+    """The plan for this machine and a sentence about it. If the cached result cannot be read, it is measured again.
 
-    Our own kernels run wherever they can be compiled: nothing is measured against them, because a noisy moment must not
-    decide which numbers a conversation's KV holds.
+    Our own kernels run wherever they can be compiled. They are not timed against torch's, because a noisy measurement
+    must not decide which numbers a conversation's KV contains.
     """
     try:
         library = native_library(cache_dir, say)
@@ -44,7 +43,7 @@ def kernel_plan(cache_dir: Path, say: Callable[[str], None]) -> tuple[KernelPlan
             "Our own kernels run the weights at the 4 bits they were shipped with, in float32."
         )
     except NativeUnavailable as error:
-        why_not = f" Our own, faster kernels do not run here: {error}."
+        why_not = f" Our own, faster kernels cannot run here: {error}."
     path, machine = cache_dir / PLAN_FILE, _machine()
     known = _read(path)
     try:
@@ -59,7 +58,7 @@ def kernel_plan(cache_dir: Path, say: Callable[[str], None]) -> tuple[KernelPlan
 
 
 def measure() -> tuple[KernelPlan, str]:
-    """Times torch's ways on this machine."""
+    """Times torch's kernels on this machine."""
     blocks = _blocks()
     dense = blocks.dequantise()
     gemm_dtype = _fastest_gemm(dense)
@@ -89,7 +88,7 @@ def measure() -> tuple[KernelPlan, str]:
 
 
 def _crossover(matrices: list[Int4Matrix], gemm_dtype: torch.dtype) -> int:
-    """Rows up to which the packed kernel is faster, between two measured batches by straight lines."""
+    """The number of rows up to which the packed kernel is faster, interpolated between two measured batches."""
     before = (1, -1.0)
     for rows in _BATCHES:
         x = torch.randn(rows, _COLUMNS).to(torch.bfloat16)
@@ -117,7 +116,7 @@ def _multiply_dequantised(matrices: list[Int4Matrix], x: torch.Tensor, dtype: to
 
 
 def _fastest_gemm(weight: torch.Tensor) -> torch.dtype:
-    """bfloat16 only where the CPU multiplies it faster (AVX512-BF16, AMX, arm64 bf16); elsewhere float32."""
+    """bfloat16 if the CPU multiplies it faster (AVX512-BF16, AMX, arm64 bf16), else float32."""
     x = torch.randn(256, weight.shape[1])
     float32_ms, bfloat16_ms = _times_ms(
         partial(functional.linear, x, weight),
@@ -133,7 +132,7 @@ def _blocks() -> Q4Blocks:
 
 
 def _times_ms(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """The fastest of several runs of each, in turns: other programs only ever make a run slower, and rarely all."""
+    """The fastest of several alternating runs of each, since other programs can only make a run slower."""
     fastest = [float("inf"), float("inf")]
     for _ in range(_RUNS):
         for index, work in enumerate((first, second)):

@@ -1,16 +1,17 @@
 """A linear layer that runs at the 4 bits its weights were shipped with (CPU).
 
-One numeric function, two ways to compute it: `y = bf16(bf16(x) @ W)` with `W = (q - 8) * scale + zero`, where scale
+One numeric function with two implementations: `y = bf16(bf16(x) @ W)` with `W = (q - 8) * scale + zero`, where scale
 and zero are the file's, rounded to bfloat16 (+0.0009 mean NLL on the embedded model). Few rows go through torch's
-packed kernel, which reads 4.5 bits a weight and gives each row the same bits whatever shares the batch. Its cost grows
-with every row, so that beyond a measured number of rows the packed matrix is de-quantised into a shared scratch
-buffer, cache-sized, and multiplied as a GEMM. Keeping a second, bfloat16 copy instead saved 15% of a 512-row chunk for
-four times the memory: rejected.
+packed kernel, which reads 4.5 bits per weight and gives each row the same bits whatever shares the batch. Its cost
+grows with every row, so beyond a measured number of rows the packed matrix is de-quantised into a shared, cache-sized
+scratch buffer and multiplied as a GEMM. Keeping a second copy in bfloat16 instead saved 15% of a 512-row chunk for four
+times the memory: rejected.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -18,16 +19,15 @@ import torch
 from torch import nn
 
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks
-from model_runtime.weights.scratch import Scratch
 
-_SLICE_WEIGHTS = 1 << 20  # de-quantised at a time: 4 MiB of float32 stay in the cache, whatever the matrix
+_SLICE_WEIGHTS = 1 << 20  # de-quantised at a time: 4 MiB of float32 stay in the cache, whatever the matrix's size
 
 
 @dataclass(frozen=True, slots=True)
 class KernelPlan:
-    """Which way runs, as measured on this machine: `packed` False means that no layer is kept at 4 bits;
-    rows above `crossover_rows` are multiplied in `gemm_dtype` after de-quantising. `kernels` holds our own ones
-    where they run, None where torch's do."""
+    """Which kernels run, as measured on this machine. `packed` False means that no layer is kept at 4 bits. Steps of
+    more than `crossover_rows` rows are multiplied in `gemm_dtype` after de-quantising. `kernels` is the library of our
+    own kernels, or None if torch's kernels run."""
 
     packed: bool
     crossover_rows: int
@@ -38,7 +38,7 @@ class KernelPlan:
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """How this build of torch packs one column of `block_rows` rows into bytes: row j shares its byte with row j + 1
-    (`neighbours`) or with row j + half a block."""
+    (`neighbours`) or with row j + `block_rows` / 2."""
 
     block_rows: int
     neighbours: bool
@@ -62,14 +62,15 @@ def packed_kernel_exists() -> bool:
 
 
 def fits_packed_kernel(rows: int, columns: int) -> bool:
-    """Whether a matrix `[rows, columns]` can be held in the packed kernel's form."""
+    """Whether a matrix `[rows, columns]` can be stored in the packed kernel's layout."""
     layout = _layout()
     return layout is not None and rows % layout.block_rows == 0 and columns % GROUP == 0
 
 
 @cache
 def _layout() -> _Layout | None:
-    """The layout here, found by packing a known matrix: it depends on the CPU's instructions and on torch's version."""
+    """The layout on this machine, found by packing a known matrix, because it depends on the CPU's instructions and on
+    torch's version. None if there is no packed kernel or its layout is unknown."""
     codes = torch.arange(64 * 64).mul_(2_654_435_761).bitwise_right_shift_(13).bitwise_and_(15)
     codes = codes.to(torch.int32).view(64, 64)
     nothing = torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(64 // GROUP, 64, 2, dtype=torch.bfloat16)
@@ -96,8 +97,31 @@ def _unpack(packed: torch.Tensor, layout: _Layout, target: torch.Tensor) -> None
     target.sub_(8)
 
 
+class Scratch:
+    """Buffers that all layers of one model de-quantise into. Each thread has its own, since an abandoned engine thread
+    may still run beside its successor; they are freed with their thread."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """`[rows, columns]` of that dtype with undefined content. The next call for this dtype reuses the memory."""
+        count = rows * columns
+        buffers: dict[torch.dtype, torch.Tensor] = self._own.__dict__.setdefault("buffers", {})
+        buffer = buffers.get(dtype)
+        if buffer is None or buffer.numel() < count:
+            buffers.pop(dtype, None)  # free it before the larger one is allocated
+            with torch.inference_mode(False):  # a buffer made in inference mode could not be written outside it
+                buffer = buffers[dtype] = torch.empty(count, dtype=dtype)
+        return buffer[:count].view(rows, columns)
+
+    def clear(self) -> None:
+        """Frees the buffers of all threads."""
+        self._own = threading.local()
+
+
 class Int4Matrix:
-    """A weight matrix `[N, K]` in the packed kernel's form.
+    """A weight matrix `[N, K]` in the packed kernel's layout.
 
     `packed` uint8 `[N, K/2]` in this machine's layout (never saved); `scales_and_zeros` bfloat16 `[K/32, N, 2]`.
     """
@@ -108,22 +132,11 @@ class Int4Matrix:
         self.rows, self.columns = blocks.shape
         self.packed: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(blocks.codes(), 1)
         scale = blocks.scale.float()
-        # The kernel computes (q - 8) * scale + zero. Scale is rounded first, so that zero makes up for what the middle
-        # of the grid lost to that rounding.
+        # The kernel computes (q - 8) * scale + zero. Zero is computed from the unrounded scale, so that it corrects the
+        # middle of the grid for the rounding of scale.
         rounded = scale.to(torch.bfloat16)
         zero = blocks.minimum.float() + 8 * scale
         self.scales_and_zeros = torch.stack([rounded, zero.to(torch.bfloat16)], -1).transpose(0, 1).contiguous()
-
-    @classmethod
-    def stacked(cls, parts: list[Q4Blocks]) -> Int4Matrix:
-        """Several matrices with the same input as one (queries, keys, values; gate, up): outputs in that order."""
-        return cls(
-            Q4Blocks(
-                torch.cat([part.nibbles for part in parts]),
-                torch.cat([part.scale for part in parts]),
-                torch.cat([part.minimum for part in parts]),
-            )
-        )
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """`x` bfloat16 `[M, K]` to bfloat16 `[M, N]` by the packed kernel."""
@@ -142,9 +155,10 @@ class Int4Matrix:
         return y
 
     def dequantised_transposed(self, start: int, end: int, dtype: torch.dtype, scratch: Scratch) -> torch.Tensor:
-        """The weights the packed kernel sees for outputs `start..end`, `[K, end - start]`; `start` is a multiple of 64.
+        """The weights of outputs `start..end` as the packed kernel sees them, `[K, end - start]`; `start` is a multiple
+        of 64.
 
-        Computed in float32, rounded once to `dtype`. Lies in `scratch`.
+        Computed in float32, rounded once to `dtype`. A view of `scratch`.
         """
         layout = _layout()
         assert layout is not None, "an Int4Matrix exists only where the packed kernel does"
@@ -163,7 +177,7 @@ class Int4Matrix:
 class Int4Linear(nn.Module):
     """`nn.Linear` on an `Int4Matrix`: `[.., K]` float32 or bfloat16 to `[.., N]` of the same dtype.
 
-    Not thread-safe: beyond the crossover it writes into the model's one scratch buffer.
+    Beyond the crossover it writes into the model's scratch buffers, which belong to the calling thread.
     """
 
     bias: torch.Tensor | None

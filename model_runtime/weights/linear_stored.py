@@ -1,4 +1,4 @@
-"""Embeddings, output head and other layers that run at the 8 or 16 bits they were shipped with (CPU)."""
+"""Embeddings, output heads and other layers that run at the 8 or 16 bits they were shipped with (CPU)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model_runtime.weights.q4_blocks import GROUP, Q8Blocks
 
 
 class Int8Embedding(nn.Module):
-    """Looks rows of a Q8_0 table up and de-quantises just those, exactly: ids `[..]` to float32 `[.., K]`."""
+    """Looks up rows of a Q8_0 table and de-quantises only those, exactly: ids `[..]` to float32 `[.., K]`."""
 
     codes: torch.Tensor
     scale: torch.Tensor
@@ -32,9 +32,9 @@ class Int8Embedding(nn.Module):
 class HalfHead(nn.Module):
     """The output head with float16 weights under float32 activations and logits: `[.., K]` to `[.., V]`.
 
-    FBGEMM's kernel where there is one (x86): 2.2 ms a row for 49,152 x 576 on two cores, against 11 ms in float32 and
-    2.1 ms for torch's int8 kernel. That one gives bfloat16 logits, whose steps of 0.125 tie the best two tokens so
-    often that the top-1 agreement between two ways to compute the same thing fell from 99% to 98%.
+    Uses FBGEMM's kernel if there is one (x86): 2.2 ms per row for 49,152 x 576 on two cores, against 11 ms in float32
+    and 2.1 ms for torch's int8 kernel. The int8 kernel returns bfloat16 logits, whose steps of 0.125 tie the best two
+    tokens so often that the top-1 agreement between two ways to compute the same thing fell from 99% to 98%.
     """
 
     weight: torch.Tensor | None
@@ -44,7 +44,7 @@ class HalfHead(nn.Module):
         self.out_features, self.in_features = weight.shape
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight, None) if has_half_kernel() else None
         self.register_buffer("weight", None if has_half_kernel() else weight.clone(), persistent=False)
-        self.hidden_bytes = 2 * weight.numel() if has_half_kernel() else 0  # packed out of torch's sight
+        self.hidden_bytes = 2 * weight.numel() if has_half_kernel() else 0  # packed weights that torch does not count
 
     def release(self) -> None:
         """Frees the packed weights; the head cannot be used afterwards."""
@@ -74,7 +74,7 @@ class UpcastEmbedding(nn.Embedding):
 
 
 class CastLinear(nn.Linear):
-    """Weights at 16 bits under float32 activations: casts the input in and the output back."""
+    """A linear layer with 16-bit weights and float32 activations: casts the input, and the output back."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Same dtype as the input."""

@@ -1,4 +1,4 @@
-"""Weights as the native kernels read them: tiles as wide as a register, at the bits they were shipped with (CPU)."""
+"""Weights in the layout of the native CPU kernels: tiles as wide as a register, at the bits they were shipped with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model_runtime.weights.stored_weights import Stored
 
 
 class Kind(IntEnum):
-    """How a matrix is stored (matrix.h)."""
+    """How a matrix is stored; the same numbers as in matrix.h."""
 
     Q4 = 0
     Q8 = 1
@@ -23,10 +23,10 @@ class Kind(IntEnum):
 
 
 class NativeMatrix:
-    """A weight matrix `[N, K]`, K a multiple of 32; its tensors are never written to again.
+    """A read-only weight matrix `[N, K]`, K a multiple of 32.
 
-    Values are the file's own: 4-bit and 8-bit blocks keep their codes and scales, other numbers are held as float16
-    where that loses nothing, else as float32.
+    Its values are the file's own: 4-bit and 8-bit blocks keep their codes and scales; other numbers are stored as
+    float16 if that is lossless, else as float32.
     """
 
     __slots__ = ("columns", "kernels", "kind", "rows", "struct", "tensors")
@@ -53,12 +53,12 @@ class NativeMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """The size of its tensors in bytes."""
         return sum(t.nbytes for t in self.tensors)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` float32 `[M, K]` to float32 `[M, N]`, bias added, in the native kernel. A row has the same bits whatever
-        rows are beside it."""
+        """`x` float32 `[M, K]` to float32 `[M, N]`, bias added, by the native kernel. A row gets the same bits whatever
+        other rows are computed with it."""
         if x.shape[1] != self.columns:
             raise ValueError(f"{x.shape[1]} inputs do not fit a matrix with {self.columns} columns")
         y = torch.empty(x.shape[0], padded_rows(self.rows, self.kernels))
@@ -101,13 +101,13 @@ def _check_scales(stored: Q4Blocks | Q8Blocks, rows: int, columns: int) -> None:
 
 
 def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:
-    """How wide the kernels write so many outputs: whole pairs of tiles."""
+    """The width that the kernels write for `rows` outputs: a whole number of tile pairs."""
     pair = 2 * int(kernels.keepwarm_lanes())
     return -(-rows // pair) * pair
 
 
 def _tiles(stored: Stored, lanes: int) -> tuple[Kind, tuple[torch.Tensor, ...]]:
-    """The matrix as matrix.h wants it: codes, scale, minimum, as far as its kind has them."""
+    """The matrix in the layout of matrix.h: codes, scale and minimum, as far as its kind has them."""
     if isinstance(stored, Q4Blocks):
         nibbles = _padded(stored.codes(), lanes).view(-1, lanes, stored.shape[1] // 8, 8)
         words = torch.zeros(nibbles.shape[:3], dtype=torch.int32)

@@ -1,6 +1,6 @@
-"""The 4-bit and 8-bit blocks of a GGUF file, as tensors whose rows can be permuted without touching a value.
+"""The 4-bit and 8-bit blocks of a GGUF file, as tensors whose rows can be permuted without changing a value.
 
-Sources: ggml's block layouts `block_q4_0`, `block_q4_1`, `block_q8_0` (ggml-common.h), 32 weights a block.
+Sources: ggml's block layouts `block_q4_0`, `block_q4_1`, `block_q8_0` (ggml-common.h), 32 weights per block.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Q8_0_BYTES = 2 + GROUP
 
 @dataclass(frozen=True, slots=True)
 class Q4Blocks:
-    """A matrix `[N, K]` on a 4-bit grid: `w = scale * q + minimum` for each run of 32 weights of a row.
+    """A matrix `[N, K]` on a 4-bit grid: `w = scale * q + minimum` for each run of 32 weights in a row.
 
-    `nibbles` uint8 `[N, K/2]`: sixteen bytes a block; byte j holds weight j low and weight j+16 high.
+    `nibbles` uint8 `[N, K/2]`: sixteen bytes per block; byte j holds weight j in its low and weight j+16 in its high
+    bits.
     `scale`, `minimum` float16 `[N, K/32]`, exactly as the file has them.
     """
 
@@ -70,8 +71,8 @@ def read_q4_1(rows: torch.Tensor) -> Q4Blocks:
 
 
 def read_q4_0(rows: torch.Tensor) -> Q4Blocks:
-    """From the file's bytes, uint8 `[N, K/32 * 18]`: `w = scale * (q - 8)`, so the minimum is -8 scales, which float16
-    holds exactly (three powers of two up; checked, because a scale above 8,188 would overflow)."""
+    """From the file's bytes, uint8 `[N, K/32 * 18]`: `w = scale * (q - 8)`, so the minimum is -8 times the scale, which
+    float16 holds exactly (three powers of two up; checked, because a scale above 8,188 would overflow)."""
     blocks = rows.view(rows.shape[0], -1, Q4_0_BYTES)
     scale = _half(blocks, 0)
     minimum = scale * -8

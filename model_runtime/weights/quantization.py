@@ -1,4 +1,4 @@
-"""Which precision runs: what was asked for, what the source offers, what the device can do."""
+"""Chooses the precision from the user's setting, the source's format and the device's abilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model_runtime.interface.config import Quantization
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """`mode` is never "auto". `compute_dtype` is what activations and keys and values have; `note` says why."""
+    """`mode` is never "auto". `compute_dtype` is that of activations, keys and values; `note` explains the mode."""
 
     mode: Quantization
     compute_dtype: torch.dtype
@@ -20,7 +20,7 @@ class Precision:
 
 
 def choose_precision(asked: Quantization, device: str, has_shipped_grid: bool, is_quantised: bool) -> Precision:
-    """`has_shipped_grid`: the source is a GGUF file. `is_quantised`: its config carries a quantization of its own."""
+    """`has_shipped_grid`: the source is a GGUF file. `is_quantised`: its config states a quantization of its own."""
     mode = asked
     note = None
     if asked == "auto" or (asked in ("nf4", "int8") and is_quantised):
@@ -33,11 +33,11 @@ def choose_precision(asked: Quantization, device: str, has_shipped_grid: bool, i
 
 
 def compute_dtype(device: str) -> torch.dtype:
-    """bfloat16 on CUDA where it is native, else float16; float32 on the CPU.
+    """bfloat16 on CUDA devices that support it natively, else float16; float32 on the CPU.
 
-    On a CPU NF4 is de-quantised layer by layer either way; measured on two cores, 135M parameters, a step took 41 ms
-    with float32 activations and compute and 198 ms with bfloat16 compute; bfloat16 throughout read 1,748 tokens in
-    6.0 s against 4.4 s, and CPU attention is slower on a bfloat16 KV.
+    On a CPU, NF4 is de-quantised layer by layer either way. Measured on two cores with 135M parameters: a step took
+    41 ms with float32 activations and compute and 198 ms with bfloat16 compute; bfloat16 throughout read 1,748 tokens
+    in 6.0 s against 4.4 s, and CPU attention is slower on a bfloat16 KV.
     """
     if not device.startswith("cuda"):
         return torch.float32
@@ -45,8 +45,8 @@ def compute_dtype(device: str) -> torch.dtype:
 
 
 def bitsandbytes_config(precision: Precision) -> BitsAndBytesConfig | None:
-    """NF4 with double quantization, or int8 with the library's outlier threshold; None for everything else. The compute
-    dtype of NF4 is set: the library's default is float32 on every device."""
+    """NF4 with double quantization, or int8 with the library's outlier threshold; None for every other mode. The
+    compute dtype of NF4 is set explicitly, because the library's default is float32 on every device."""
     if precision.mode == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if precision.mode != "nf4":

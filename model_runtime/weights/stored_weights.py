@@ -1,7 +1,7 @@
-"""Weights on disk in the grid they were shipped with: one safetensors file, some matrices as 4-bit or 8-bit blocks.
+"""Weights on disk at their shipped precision: one safetensors file, some matrices as 4-bit or 8-bit blocks.
 
-A parameter `x` is stored as `x` (dense), as `x.q4` + `x.scale` + `x.minimum`, or as `x.q8` + `x.scale`. The blocks are
-the file's own values, not packed for a processor, so that one cache serves any CPU.
+A parameter `x` is stored as `x` (dense), as `x.q4` + `x.scale` + `x.minimum`, or as `x.q8` + `x.scale`. The blocks hold
+the file's own values and are not packed for a processor, so that one cache serves any CPU.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def save_weights(weights: dict[str, Stored], directory: Path) -> None:
 
 
 def load_weights(directory: Path) -> dict[str, Stored]:
-    """Reads what `save_weights` wrote. Blocks and matrices look into the file's mapping, which stays as long as one of
-    them: keep copies, or what is made of them."""
+    """Reads what `save_weights` wrote. Blocks and matrices are views of the mapped file, which stays mapped as long as
+    one of them is alive: keep copies or converted tensors only."""
     flat = load_file(directory / WEIGHTS_FILE)
     weights: dict[str, Stored] = {}
     for key, tensor in flat.items():
@@ -49,5 +49,5 @@ def load_weights(directory: Path) -> dict[str, Stored]:
 
 
 def dense(stored: Stored) -> torch.Tensor:
-    """The weights as numbers: blocks as float32, what was dense as it is."""
+    """The weights as numbers: blocks as float32, dense tensors unchanged."""
     return stored if isinstance(stored, torch.Tensor) else stored.dequantise()

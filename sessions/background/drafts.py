@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_runtime.interface.turn_template import TurnTemplate
+from model_runtime.interface.chat import TurnTemplate
 from sessions.background.idle_worker import IdleJob, IdleWorker, Kind
 from sessions.config import SessionConfig
 from sessions.store.store import Store

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.events import Event, Finished, FinishReason, Listener, TokenDelta
 from model_runtime.interface.protocol import KV, Engine, Generation, GenerationRequest, ReadRequest
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.background.idle_worker import IdleJob, Kind, Outcome, Preemption
 from sessions.background.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
 from sessions.errors import ConversationNotFound

@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
-from model_runtime.interface.chat import ChatMessage, ToolCall
-from model_runtime.interface.turn_template import TurnTemplate
+from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate
 from sessions.store.message_json import fields
 
 CALL_ID_CHARS = 9  # letters and digits: some models' templates take no other ids

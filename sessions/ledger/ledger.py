@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_runtime.interface.chat import UserInput
-from model_runtime.interface.turn_template import TurnTemplate
+from model_runtime.interface.chat import TurnTemplate, UserInput
 from sessions.store.records import Node, NodeIds
 from sessions.types import MissReason
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.config import SessionConfig
 from sessions.errors import CacheFull, ContextFull
 from sessions.ledger.ledger import Turn

@@ -11,9 +11,9 @@ import logging
 import queue
 import time
 
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.events import Event, Finished, FinishReason, PrefillProgress, TokenDelta
 from model_runtime.interface.protocol import Engine
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.errors import SessionError, StoreError
 from sessions.ledger import history_hash
 from sessions.memory.memory import Memory

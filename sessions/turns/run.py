@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from model_runtime.interface.events import Finished, FinishReason, PrefillProgress, TokenDelta
-from model_runtime.interface.logprobs import TokenLogprobs
+from model_runtime.interface.events import Finished, FinishReason, PrefillProgress, TokenDelta, TokenLogprobs
 from model_runtime.interface.protocol import Generation
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.awake import patiently

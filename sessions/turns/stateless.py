@@ -13,10 +13,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.protocol import Engine
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, ConversationNotFound, SessionError
 from sessions.ledger import history_hash, resent_history

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.numerics import difference, is_upgrade
 from model_runtime.interface.protocol import Engine, GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import with_format
-from model_runtime.interface.turn_template import TurnTemplate
 from sessions.config import SessionConfig
 from sessions.errors import SessionError
 from sessions.ledger import history_hash

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
 from tests.model_runtime import tiny_models
+from tests.polling import until
 
 TINY = {
     "llama": tiny_models.tiny_llama,
@@ -86,10 +86,11 @@ class WatchedEngine:
     ) -> None:
         self.fed = 0
         self.logits: dict[tuple[int, ...], torch.Tensor] = {}
+        self.tokenizer = loaded.tokenizer.backend_tokenizer
         self.engine = LocalEngine(loaded, config or EngineConfig(prefill_chunk_tokens=32), context_limit_tokens)
         self._hook = loaded.model.get_input_embeddings().register_forward_pre_hook(self._count)
-        self._run = self.engine._forward.run
-        self.engine._forward.run = self._record  # type: ignore[method-assign]
+        self._run = self.engine.runtime.forward.run
+        self.engine.runtime.forward.run = self._record  # type: ignore[method-assign]
 
     def _count(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self.fed += arguments[0].numel()
@@ -111,19 +112,11 @@ class WatchedEngine:
 
     def rest(self) -> None:
         """Until the engine has nothing to do any more: after the last event its thread still ends the step."""
-        until(lambda: self.engine.pulse().busy_s == 0)
+        until(lambda: self.engine.pulse().busy_s == 0, 60.0, 0.0005)
 
     def close(self) -> None:
         self.engine.close()
         self._hook.remove()
-
-
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Looks often, and sleeps in between: the engine's thread needs the interpreter."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.0005)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from model_runtime.interface.errors import EngineClosed, PromptTooLong, SegmentNotSaved, SegmentRefused
+from model_runtime.interface.errors import EngineClosed, SegmentNotSaved, SegmentRefused
 from model_runtime.interface.events import Listener
 from model_runtime.interface.findings import Verification
 from model_runtime.interface.numerics import line
@@ -114,8 +114,7 @@ class ScriptedEngine(ScriptedThread):
     def submit(self, request: GenerationRequest | ReadRequest, listener: Listener) -> ScriptedGeneration:
         if self._closed:
             raise EngineClosed("The model's engine has been closed.")
-        if len(request.ledger) >= self._info.context_limit_tokens:
-            raise PromptTooLong(f"{len(request.ledger):,} tokens do not fit.")
+        assert len(request.ledger) < self._info.context_limit_tokens, "a ledger that the context does not hold"
         assert isinstance(request.kv, ScriptedKV)
         assert not request.kv.busy, "two generations on one KV"
         assert request.ledger, "an empty ledger"

@@ -1,1 +1,1 @@
-"""Where KVs lie on a GPU, and how their rows come and go."""
+"""The memory of all KVs on a GPU, and the copies into and out of it."""

@@ -1,9 +1,9 @@
-"""The KV arena: one token-major buffer a layer, in which every conversation has one span of rows.
+"""The KV arena: one token-major buffer per layer, in which every conversation has one span of rows.
 
-The variable-length kernel takes one key tensor for all conversations, so their rows must lie in one tensor. A span is
-reserved for what its answer may grow to, so that nothing moves while tokens stream. Where no hole is long enough
-although enough rows are free, the arena is compacted, layer by layer, through a reserve that holds one layer's keys of
-the longest span: the only memory beside the arena that a move ever needs, and it is there from the beginning.
+The variable-length kernel takes one key tensor for all conversations, so their rows must be in one tensor. A span is
+reserved for the length that its answer may reach, so that nothing moves while tokens stream. If enough rows are free
+but no hole is long enough, the arena is compacted layer by layer, through a reserve that holds one layer's keys of the
+longest span: the only extra memory that a move needs, allocated with the arena.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from model_runtime.forward.arena.spans import SpanAllocator
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.slab import KVSlab
 
 STEP_TOKENS = 64  # spans are multiples of it
 
 
 class Arena:
-    """`keys[layer]` is `(capacity_tokens + 1, kv_heads, key_dim)`, `values[layer]` alike; the last row belongs to
-    nobody: padded decode steps write there. Engine thread only."""
+    """`keys[layer]` is `(capacity_tokens + 1, kv_heads, key_dim)`, `values[layer]` likewise. Padded steps write to the
+    last row, the padding row. Engine thread only."""
 
     def __init__(self, geometry: KVGeometry, capacity_tokens: int, longest_span_tokens: int) -> None:
         self.geometry = geometry
@@ -31,7 +32,7 @@ class Arena:
         rows = self.capacity_tokens + 1
         self.keys = [self._empty(rows, s.kv_heads, s.key_dim) for s in geometry.layers]
         self.values = [self._empty(rows, s.kv_heads, s.value_dim) for s in geometry.layers]
-        self.before_rows_change: Callable[[], None] = lambda: None  # copies that still run read and write rows
+        self.before_rows_change: Callable[[], None] = lambda: None  # set to wait for copies that still run
         self.is_closed = False
         self._spans = SpanAllocator(self.capacity_tokens)
         self._kvs: list[ArenaKV] = []
@@ -39,12 +40,12 @@ class Arena:
         self._reserve = self._empty(min(_stepped(longest_span_tokens), self.capacity_tokens), widest)
 
     @property
-    def nobodys_row(self) -> int:
+    def padding_row(self) -> int:
         return self.capacity_tokens
 
     @property
     def allocated_bytes(self) -> int:
-        """Everything it holds, the reserve included."""
+        """The memory of the arena, the reserve included."""
         return sum(t.nbytes for t in (*self.keys, *self.values)) + self._reserve.nbytes
 
     @property
@@ -52,7 +53,7 @@ class Arena:
         return self._spans.free_rows
 
     def bytes_for(self, tokens: int) -> int:
-        """Bytes of the span that holds `tokens` tokens."""
+        """The size in bytes of a span for `tokens` tokens."""
         return _stepped(tokens) * self.geometry.bytes_per_token
 
     def new_kv(self) -> ArenaKV:
@@ -60,8 +61,8 @@ class Arena:
         return ArenaKV(self)
 
     def grow(self, kv: ArenaKV, tokens: int) -> None:
-        """Gives `kv` a span of at least `tokens` rows; its rows keep their content, and other spans may move. Raises
-        `torch.OutOfMemoryError` when the arena has no room left; nothing has changed then."""
+        """Grows the span of `kv` to at least `tokens` rows. Rows keep their content; other spans may move. Raises
+        `torch.OutOfMemoryError` when the arena is full; nothing has changed then."""
         wanted = _stepped(tokens)
         more = wanted - kv.span_tokens
         if more <= 0:
@@ -77,7 +78,7 @@ class Arena:
         if start is None or kv.length_tokens:
             self.before_rows_change()
         if start is None:
-            self._compact(kv)
+            self.compact(kv)
             start = kv.span_start
             assert self._spans.extend(start + kv.span_tokens, more)
         elif kv.span_tokens:
@@ -89,7 +90,7 @@ class Arena:
         kv.place(start, wanted)
 
     def shrink(self, kv: ArenaKV, tokens: int) -> None:
-        """Gives back the rows behind the first `tokens` of the span; all of them for 0."""
+        """Frees the rows after the first `tokens` of the span; all of them for 0."""
         kept = _stepped(tokens)
         if kept < kv.span_tokens:
             self.before_rows_change()
@@ -99,17 +100,17 @@ class Arena:
             self._kvs.remove(kv)
 
     def close(self) -> None:
-        """Lets go of the memory, that of KVs which still have rows too. What runs over it ends at the next layer."""
+        """Frees the memory, also that of KVs which still have rows. A running forward stops at its next layer."""
         self.is_closed = True
         self.keys = [layer[:0].clone() for layer in self.keys]
         self.values = [layer[:0].clone() for layer in self.values]
         self._reserve = self._reserve[:0].clone()
         for kv in self._kvs:
-            kv.place(0, 0)  # its views would keep every layer alive
+            kv.place(0, 0)  # its views would keep the memory of every layer alive
         self._kvs.clear()
 
-    def _compact(self, last: ArenaKV) -> None:
-        """Slides all spans to the front, `last` behind all others, so that the free rows are one hole behind it."""
+    def compact(self, last: ArenaKV) -> None:
+        """Moves all spans to the front, `last` behind all others, so that the free rows form one hole at the end."""
         order = sorted((kv for kv in self._kvs if kv is not last), key=lambda kv: kv.span_start)
         starts, start = [], 0
         for kv in order:
@@ -128,13 +129,13 @@ class Arena:
         last.place(start, last.span_tokens)
 
     def _lift(self, layer: torch.Tensor, kv: ArenaKV) -> torch.Tensor:
-        """The KV's rows of one layer, copied into the reserve."""
+        """Copies the KV's rows of one layer into the reserve."""
         lifted = self._reserve_rows(layer, kv.length_tokens)
         lifted.copy_(layer[kv.span_start : kv.span_start + kv.length_tokens])
         return lifted
 
     def _slide(self, layer: torch.Tensor, kv: ArenaKV, target: int) -> None:
-        """Moves rows towards the front. Source and target may overlap: pieces no longer than the distance do not."""
+        """Moves rows towards the front, in pieces no longer than the distance, since source and target may overlap."""
         distance = kv.span_start - target
         if not distance:
             return
@@ -146,13 +147,13 @@ class Arena:
         return self._reserve[:rows, : layer.shape[1] * layer.shape[2]].view(rows, layer.shape[1], layer.shape[2])
 
     def _empty(self, *shape: int) -> torch.Tensor:
-        # Zeros: a kernel may read a whole tile beyond a span, and what lies there must not be a NaN.
+        # Zeros, because a kernel may read a whole tile beyond a span, and must not find NaN there.
         return torch.zeros(shape, dtype=self.geometry.dtype, device=self.geometry.device)
 
 
 class ArenaKV(KVSlab):
-    """A KV whose rows are a span of an arena. `keys[layer]` is a view `(kv_heads, span_tokens, key_dim)`, as a slab
-    has it, so that everything that copies rows in and out works on both."""
+    """A KV whose rows are a span of an arena. `keys[layer]` is a view `(kv_heads, span_tokens, key_dim)`, the layout of
+    a slab, so that code that copies rows works on both."""
 
     __slots__ = ("_arena", "arriving", "losses", "span_start")
 
@@ -160,43 +161,43 @@ class ArenaKV(KVSlab):
         super().__init__(arena.geometry)
         self._arena = arena
         self.span_start = 0
-        self.arriving: list[Any] | None = None  # an event a layer, until a forward has waited for them
-        self.losses = 0  # how often rows were forgotten
+        self.arriving: list[Any] | None = None  # one event per layer, until a forward has waited for them
+        self.losses = 0  # how often rows were dropped
 
     @property
     def span_tokens(self) -> int:
-        """Rows of its span."""
+        """How many rows its span has."""
         return self._capacity_tokens
 
     def ensure_room(self, tokens: int) -> None:
-        """Room for `tokens` tokens. Raises `torch.OutOfMemoryError`; nothing has changed then."""
+        """Grows to hold `tokens` tokens. Raises `torch.OutOfMemoryError`; nothing has changed then."""
         if tokens > self._capacity_tokens:
             self._arena.grow(self, tokens)
 
     def reserve(self, tokens: int) -> None:
-        """The whole span at once, so that it does not move while its answer streams."""
+        """Reserves the whole span at once, so that it does not move while its answer streams."""
         self.ensure_room(tokens)
 
     def trim(self) -> None:
-        """Gives back the rows that a finished answer did not need."""
+        """Frees the rows that a finished answer did not need."""
         self._arena.shrink(self, self.length_tokens)
 
     def crop(self, length_tokens: int) -> None:
-        """Forgets everything from position `length_tokens` on; a copy of it that still runs comes first."""
+        """Drops everything from position `length_tokens` on, after any copy of those rows that still runs."""
         if length_tokens < self.length_tokens:
             self.losses += 1
             self._arena.before_rows_change()
         super().crop(length_tokens)
 
     def free(self) -> None:
-        """Gives all rows back; the KV is empty and usable again."""
+        """Frees all rows. The KV is then empty and can be used again."""
         self.token_ids.clear()
         self.losses += 1
         self.arriving = None
         self._arena.shrink(self, 0)
 
     def place(self, start: int, tokens: int) -> None:
-        """The arena has put it there."""
+        """Called by the arena to set the span's position and size."""
         self.span_start, self._capacity_tokens = start, tokens
         self.keys = [layer[start : start + tokens].transpose(0, 1) for layer in self._arena.keys]
         self.values = [layer[start : start + tokens].transpose(0, 1) for layer in self._arena.values]

@@ -1,4 +1,4 @@
-"""Host memory for rows on their way: taken once, and page-locked where CUDA is, so that copies run beside compute."""
+"""Host memory for rows in transfer: allocated once, and page-locked with CUDA, so that copies overlap with compute."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ _ALIGN_BYTES = 4096
 
 
 class _Block(np.ndarray):
-    """A piece of the pool. A tensor made of it keeps it alive; when the last one is gone, so is the piece."""
+    """A block of the pool. Tensors made from it keep it alive; it returns to the pool after the last one."""
 
 
 class HostPool:
-    """Any thread. Page-locking goes through `cudaHostRegister`: torch's own pinned allocator rounds up to a power of
-    two, which for a pool of 20 GiB would be 32."""
+    """Any thread. Page-locks with `cudaHostRegister`, because torch's pinned allocator rounds up to a power of two: a
+    pool of 20 GiB would take 32."""
 
     def __init__(self, capacity_bytes: int, device: torch.device) -> None:
         self.capacity_bytes = capacity_bytes // _ALIGN_BYTES * _ALIGN_BYTES
         self._memory = torch.empty(self.capacity_bytes, dtype=torch.uint8)
         self._spans = SpanAllocator(self.capacity_bytes // _ALIGN_BYTES)
         self._lock = threading.Lock()
-        self._returned: deque[tuple[int, int]] = deque()  # a finaliser may run anywhere: it takes no lock
+        self._returned: deque[tuple[int, int]] = deque()  # finalisers may run anywhere, so they take no lock
         self.is_pinned = device.type == "cuda" and self._register()
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that somebody holds."""
+        """How many bytes are in use."""
         with self._lock:
             self._take_back()
             return self.capacity_bytes - self._spans.free_rows * _ALIGN_BYTES
 
     def take(self, size_bytes: int) -> torch.Tensor:
-        """Flat uint8 memory of that size, given back when nothing refers to it any more. Where the pool is full, memory
-        of its own, not page-locked: the copy is then slower and makes the host wait, and the log says so."""
+        """Flat uint8 memory of that size, which returns to the pool when it is no longer referenced. If the pool is
+        full, ordinary memory that is not page-locked: the copy is then slower and blocks the host, and is logged."""
         rows = -(-size_bytes // _ALIGN_BYTES)
         with self._lock:
             self._take_back()
@@ -57,7 +57,7 @@ class HostPool:
         return torch.from_numpy(block)
 
     def close(self) -> None:
-        """Unlocks the pages; the memory itself goes with its last user."""
+        """Unlocks the pages. The memory is freed with its last user."""
         if self.is_pinned:
             torch.cuda.synchronize()
             _cudart().cudaHostUnregister(self._memory.data_ptr())

@@ -1,10 +1,10 @@
-"""Few query rows over long keys, cut into pieces that a GPU's processors work on side by side.
+"""Cuts the attention of few query rows over long keys into pieces that a GPU's processors compute in parallel.
 
-The variable-length kernel splits a sequence's keys only for a single query row. A short turn behind a long history is
-one block a head, and the step waits for it: 490 us a layer for 32 rows on 16,384 keys of an 8B on an H100. Here the
-same rows are asked once a piece, each time over a sliding window of `window` keys that ends `window` keys earlier, so
-that together they see every key once; what comes back is weighted by the pieces' sums of exponentials (Dao et al.
-2023, "Flash-Decoding").
+The variable-length kernel splits a sequence's keys only for a single query row. A short turn after a long history is
+then one block per head, and the step waits for it: 490 us per layer for 32 rows on 16,384 keys of an 8B model on an
+H100. Here the same rows run once per piece, each time over a sliding window of `window` keys that ends `window` keys
+earlier, so that together they see every key once. The results are weighted by the pieces' sums of exponentials (Dao et
+al. 2023, "Flash-Decoding").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Pieces:
 
     @property
     def numbers(self) -> list[int]:
-        """All of it in a row; `PieceTable.of` takes it apart again."""
+        """All numbers in one list; `PieceTable.of` splits it again."""
         return [*self.rows, *self.places, *self.begins_q, *self.begins_k, *self.used_k]
 
 
@@ -72,8 +72,8 @@ class PieceTable:
 
 
 def window_for(used_k: Sequence[int], heads: int, processors: int) -> int | None:
-    """How many keys a piece should have so that its blocks keep all processors busy, two on each; None where they are
-    busy anyhow, or the keys are too few to be worth it."""
+    """How many keys a piece should have so that its blocks keep all processors busy, with two blocks on each. None if
+    they are busy without pieces, or there are too few keys."""
     if heads * len(used_k) >= processors:
         return None
     window = max(SHORTEST_TOKENS, -(-sum(used_k) * heads // (2 * processors)))
@@ -82,7 +82,7 @@ def window_for(used_k: Sequence[int], heads: int, processors: int) -> int | None
 
 
 def cut(begins_q: Sequence[int], begins_k: Sequence[int], used_k: Sequence[int], window: int) -> Pieces:
-    """Cuts a step's sequences; `begins_k` has one number more, which nothing reads."""
+    """Cuts a step's sequences into pieces. The last number of `begins_k` is not read."""
     rows: list[int] = []
     piece_begins_q, piece_begins_k, piece_used_k = [0], [], []
     places: list[list[int]] = []
@@ -90,7 +90,7 @@ def cut(begins_q: Sequence[int], begins_k: Sequence[int], used_k: Sequence[int],
         tokens = last - first
         own: list[list[int]] = [[] for _ in range(tokens)]
         for end in range(used, 0, -window):
-            # Row i sees the keys up to `end - tokens + i`, `window` of them: those before `start` are out of its sight.
+            # Row i sees the last `window` keys up to `end - tokens + i`, so no row sees keys before `start`.
             start = max(0, end - window - tokens + 1)
             for row in range(tokens):
                 if end - tokens + row >= 0:
@@ -107,10 +107,10 @@ def cut(begins_q: Sequence[int], begins_k: Sequence[int], used_k: Sequence[int],
     return Pieces(window, longest, max(piece_used_k), tuple(rows), tuple(padded), *tables)
 
 
-def filled_up(pieces: Pieces, count: int, nobodys_row: int) -> Pieces:
-    """The same pieces of one sequence, made up to `count` of them and to the longest keys that one may have: sizes
-    that depend on the window and the query rows alone. What is added asks for the key that belongs to nobody, and no
-    query row looks at what comes of it."""
+def padded_pieces(pieces: Pieces, count: int, padding_row: int) -> Pieces:
+    """Pads the pieces of one sequence to `count` pieces and to the longest keys a piece may have, so that their sizes
+    depend only on the window and the query rows. Padding pieces attend to the padding row, and their results are not
+    used."""
     more, tokens = count - len(pieces.used_k), pieces.max_q
     most = len(pieces.places) // tokens
     rows = [pieces.places[row * most : (row + 1) * most] for row in range(tokens)]
@@ -121,6 +121,6 @@ def filled_up(pieces: Pieces, count: int, nobodys_row: int) -> Pieces:
         (*pieces.rows, *(*range(tokens),) * more),
         tuple(place for own in rows for place in (*own, *(-1,) * (count - most))),
         tuple(range(0, tokens * count + 1, tokens)),
-        (*pieces.begins_k[:-1], *(nobodys_row,) * (more + 1)),
+        (*pieces.begins_k[:-1], *(padding_row,) * (more + 1)),
         (*pieces.used_k, *(1,) * more),
     )

@@ -1,4 +1,4 @@
-"""Who has which rows of one long buffer. Numbers only: no tensors, no locks."""
+"""Allocates runs of rows in one long buffer. Numbers only: no tensors, no locks."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ from bisect import bisect_left
 
 
 class SpanAllocator:
-    """Hands out runs of rows `start..start + rows` of `0..capacity`. Best fit, so that long holes stay whole."""
+    """Allocates runs of rows `start..start + rows` of `0..capacity`. Best fit, so that long holes stay whole."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._starts: list[int] = [0] if capacity else []  # of the holes, in order; no two of them touch
+        self._starts: list[int] = [0] if capacity else []  # of the holes, in order; no two holes are adjacent
         self._rows: list[int] = [capacity] if capacity else []
 
     @property
     def free_rows(self) -> int:
-        """Rows that nobody has."""
+        """How many rows are free."""
         return sum(self._rows)
 
-    @property
-    def longest_hole(self) -> int:
-        """The longest run that `take` can give."""
-        return max(self._rows, default=0)
-
     def take(self, rows: int) -> int | None:
-        """The start of a run of so many rows, or None where no hole is long enough."""
+        """Allocates `rows` rows and returns their start, or None if no hole is long enough."""
         fits = [(length, place) for place, length in enumerate(self._rows) if length >= rows]
         if rows <= 0 or not fits:
             return None
@@ -34,7 +29,7 @@ class SpanAllocator:
         return start
 
     def extend(self, end: int, rows: int) -> bool:
-        """Takes the `rows` rows from `end` on, if they are free."""
+        """Allocates the `rows` rows from `end` on if they are free."""
         place = bisect_left(self._starts, end)
         if place == len(self._starts) or self._starts[place] != end or self._rows[place] < rows:
             return False
@@ -42,7 +37,7 @@ class SpanAllocator:
         return True
 
     def give_back(self, start: int, rows: int) -> None:
-        """Frees a run that was taken. Raises `ValueError` when part of it is free already."""
+        """Frees an allocated run. Raises `ValueError` if part of it is already free."""
         if rows <= 0:
             return
         place = bisect_left(self._starts, start)

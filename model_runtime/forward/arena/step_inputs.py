@@ -1,5 +1,5 @@
-"""What a step's kernels must know, sent to the device in one copy: token ids, positions, the arena's rows to write, the
-rows whose logits are wanted, and where each sequence's queries and keys lie."""
+"""The inputs of a step's kernels, sent to the device in one copy: token ids, positions, the arena rows to write, the
+rows whose logits are wanted, and where each sequence's queries and keys are."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from model_runtime.forward.arena.varlen import SpanTable
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """A step in numbers: `token_ids`, `positions` and `slots` a row, `logit_rows` as asked for, and the begins and
-    lengths of every sequence's queries and keys; `pieces` where it is to be attended to in pieces."""
+    """A step in numbers: one `token_ids`, `positions` and `slots` entry per row, the wanted `logit_rows`, and the
+    begins and lengths of every sequence's queries and keys; `pieces` if its attention is cut into pieces."""
 
     token_ids: tuple[int, ...]
     positions: tuple[int, ...]
@@ -32,12 +32,12 @@ class StepRows:
 
     @property
     def numbers(self) -> list[int]:
-        """All of it in a row; `StepTensors` takes it apart again."""
+        """All numbers in one list; `StepUpload.tensors` splits it again."""
         flat = (self.token_ids, self.positions, self.slots, self.logit_rows, self.begins_q, self.begins_k, self.used_k)
         return [*(number for part in flat for number in part), *(self.pieces.numbers if self.pieces else ())]
 
     def in_pieces(self, window: int) -> StepRows:
-        """The same step, attended to in pieces of `window` keys."""
+        """The same step with its attention cut into pieces of `window` keys."""
         return replace(self, pieces=cut(self.begins_q, self.begins_k, self.used_k, window))
 
 
@@ -53,8 +53,8 @@ class StepTensors:
 
 
 def rows_for(arena: Arena, feeds: Sequence[tuple[ArenaKV, Sequence[int], int]]) -> StepRows:
-    """The rows of a packed step: tokens to append to KVs that have room for them, and how many of the last ones' logits
-    are wanted. In order."""
+    """The rows of a packed step, in order. Each feed is a KV with room for its tokens, the token ids, and how many of
+    the last tokens' logits are wanted."""
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -70,8 +70,8 @@ def rows_for(arena: Arena, feeds: Sequence[tuple[ArenaKV, Sequence[int], int]]) 
         begins_k.append(kv.span_start)
         used_k.append(past + tokens)
     longest = max(after - before for before, after in pairwise(begins_q))
-    # The last begin is never read: a length comes from `used_k`.
-    begins_k.append(arena.nobodys_row)
+    # The last begin is never read: lengths come from `used_k`.
+    begins_k.append(arena.padding_row)
     return StepRows(
         tuple(ids),
         tuple(positions),
@@ -95,7 +95,7 @@ class StepUpload:
         self._sent = torch.cuda.Event() if self._is_cuda else None  # type: ignore[no-untyped-call]
 
     def send(self, rows: StepRows) -> None:
-        """Fills the buffer; the host waits only if its last copy is still under way."""
+        """Fills the buffer. The host waits only if the previous copy is still running."""
         numbers = rows.numbers
         if len(numbers) > len(self.buffer):
             raise ValueError(f"a step of {len(numbers)} numbers does not fit into {len(self.buffer)}")
@@ -107,8 +107,8 @@ class StepUpload:
             self._sent.record()
 
     def tensors(self, like: StepRows) -> StepTensors:
-        """The buffer's numbers as tensors, for a step of the sizes and bounds that `like` has. Reads nothing on the
-        host, so that it can be recorded in a graph."""
+        """The buffer's numbers as tensors, for a step with the sizes and bounds of `like`. Reads nothing on the host,
+        so that it can be recorded in a graph."""
         tokens, logit_rows, sequences = len(like.token_ids), len(like.logit_rows), len(like.used_k)
         wide = self.buffer[: 3 * tokens + logit_rows].long()
         ids, positions, slots, keep = torch.split(wide, [tokens, tokens, tokens, logit_rows])

@@ -1,12 +1,12 @@
-"""Rows between an arena and host memory, on streams of their own, beside the compute.
+"""Copies rows between an arena and host memory on streams of their own, in parallel with compute.
 
-Out: the rows are gathered a layer at a time into the segment's layout on the device and copied from there in one piece;
-many small copies would not fill the bus. In: a layer's rows are copied in one piece and scattered, layer after layer,
-and a forward waits at each layer for that layer alone, so that the first ones compute while later ones arrive.
+Out: rows are gathered one layer at a time into the segment's layout on the device and copied from there in one piece,
+because many small copies would not saturate the bus. In: each layer's rows are copied in one piece and scattered, and a
+forward waits at each layer for that layer only, so that the first layers compute while later ones arrive.
 
-Order, without the host waiting: a copy begins behind what the compute stream was given before it; the compute stream
-waits for running copies before rows change hands (crop, free, move). On a CPU there are no streams and every copy is
-done when it returns; all else is the same.
+The order is kept without blocking the host: a copy starts after all earlier work of the compute stream, and the compute
+stream waits for running copies before rows are dropped, freed or moved. On a CPU there are no streams and every copy is
+complete when it returns; everything else is the same.
 """
 
 from __future__ import annotations
@@ -26,42 +26,42 @@ from model_runtime.kv.slab import KVSlab
 
 
 class _Lane:
-    """One copy stream; on a CPU nothing."""
+    """One copy stream; does nothing on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
-        self.last: Any = None  # the event behind the last copy
+        self.last: Any = None  # the event after the last copy
 
     def behind_compute(self) -> contextlib.AbstractContextManager[object]:
-        """Within it, work goes to this lane, behind all that the compute stream has been given."""
+        """A context in which work goes to this stream, after all work of the compute stream so far."""
         if self._stream is None:
             return contextlib.nullcontext()
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         return torch.cuda.stream(self._stream)
 
     def mark(self) -> Any:
-        """An event behind the work so far; None on a CPU."""
+        """An event after the work so far; None on a CPU."""
         self.last = None if self._stream is None else self._stream.record_event()
         return self.last
 
 
 class ArenaTransfers:
-    """Engine thread only, but for what `begin_out` returns."""
+    """Engine thread only, except for the functions that `begin_out` returns."""
 
     def __init__(self, arena: Arena, pool: HostPool) -> None:
         self._arena = arena
         self._geometry = arena.geometry
         self._pool = pool
         self._out, self._in = _Lane(self._geometry.device), _Lane(self._geometry.device)
-        self._arriving: deque[tuple[Any, torch.Tensor]] = deque()  # what the bus still reads from
+        self._arriving: deque[tuple[Any, torch.Tensor]] = deque()  # host memory that copies still read
         arena.before_rows_change = self.compute_waits
 
     def begin_out(
         self, kv: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None = None
     ) -> Callable[[], KVSegment]:
-        """Starts to copy these rows out; the call that is returned waits for them, on any thread. Raises `ValueError`
-        when the KV holds other tokens there, or others than `before` in front of them."""
+        """Starts to copy these rows out. The returned function waits for them, on any thread. Raises `ValueError` when
+        the KV holds other tokens there, or when other tokens than `before` precede them."""
         check_holds(kv, identity, before)
         tokens = len(identity.token_ids)
         data = self._pool.take(data_bytes_for(self._geometry, tokens))
@@ -83,8 +83,8 @@ class ArenaTransfers:
         return wait
 
     def copy_in(self, kv: KVSlab, segment: KVSegment) -> None:
-        """Starts to append a segment's rows to the KV that ends where they begin. Raises `ValueError`, or
-        `torch.OutOfMemoryError` when the arena has no room."""
+        """Starts to append a segment's rows to the KV, which must end where they begin. Raises `ValueError`, or
+        `torch.OutOfMemoryError` when the arena is full."""
         assert isinstance(kv, ArenaKV)
         identity = segment.identity
         if kv.length_tokens != identity.start_tokens:
@@ -108,7 +108,7 @@ class ArenaTransfers:
         kv.appended(identity.token_ids)
 
     def compute_waits(self) -> None:
-        """What the compute stream is given next runs behind all copies so far. The host does not wait."""
+        """Makes later work of the compute stream wait for all copies so far. The host does not wait."""
         for lane in (self._out, self._in):
             self._wait(lane.last)
             lane.last = None
@@ -118,7 +118,7 @@ class ArenaTransfers:
             torch.cuda.current_stream(self._geometry.device).wait_event(event)
 
     def _views(self, flat: torch.Tensor, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-        """Tensors of these shapes one behind the other in `flat`."""
+        """Consecutive views of these shapes into `flat`."""
         found, start = [], 0
         for shape in shapes:
             count = shape[0] * shape[1] * shape[2]

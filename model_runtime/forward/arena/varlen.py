@@ -1,12 +1,13 @@
-"""Variable-length attention over spans at arbitrary places of one key tensor: the flash kernel, and its reference.
+"""Variable-length attention over spans anywhere in one key tensor: the flash kernel, and a reference implementation.
 
-All implementations are called as torch's `varlen_attn` is. `cu_seq_k[i]` is where sequence i's keys begin and
-`seqused_k[i]` how many there are: the CUDA kernel reads the begin from the one and the length from the other
-(BlockInfo of its block_info.h), so the spans need neither touch nor be in order. The causal mask is bottom-right: the
-last query row sees every key. Query heads share key heads without repeating them.
+All implementations have the signature of torch's `varlen_attn`. Sequence i has `seqused_k[i]` keys from row
+`cu_seq_k[i]` on: the CUDA kernel reads the begin from one and the length from the other (BlockInfo of its
+block_info.h), so spans need not be adjacent or in order. The causal mask is bottom-right: the last query row sees every
+key. Query heads share key heads without repeating them.
 
-torch 2.11's public `varlen_attn` has no `seqused_k`, 2.12's and 2.13's have; some builds take `enable_gqa` and refuse
-grouped heads without it. So signatures are looked at, not versions, and the aten operator beneath is the fallback.
+torch 2.11's public `varlen_attn` has no `seqused_k`, 2.12's and 2.13's have it; some builds have `enable_gqa` and
+refuse grouped heads without it. So signatures are inspected, not versions, and the underlying aten operator is the
+fallback.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from model_runtime.forward.arena.pieces import PieceTable, cut
 
 @dataclass(slots=True)
 class SpanTable:
-    """Where queries and keys of a step's `n` sequences lie, on the device: int32 `cu_seq_q (n + 1)`, `cu_seq_k
-    (n + 1)`, `seqused_k (n)`. `max_q` and `max_k` bound the lengths; a bound too large costs time, not truth. `pieces`
-    are the same sequences cut up, where that is faster."""
+    """Where the queries and keys of a step's `n` sequences are, on the device: int32 `cu_seq_q (n + 1)`, `cu_seq_k
+    (n + 1)`, `seqused_k (n)`. `max_q` and `max_k` bound the lengths; a loose bound costs time but stays correct.
+    `pieces` are the same sequences cut into pieces, if that is faster."""
 
     cu_seq_q: torch.Tensor
     cu_seq_k: torch.Tensor
@@ -38,7 +39,7 @@ class SpanTable:
     _windowed: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def last_keys(self, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`cu_seq_k` and `seqused_k` of each sequence's last `window` keys, worked out once a step."""
+        """`cu_seq_k` and `seqused_k` of each sequence's last `window` keys, computed once per step."""
         if window not in self._windowed:
             used = self.seqused_k.clamp(max=window)
             begins = self.cu_seq_k.clone()
@@ -50,8 +51,8 @@ class SpanTable:
 @dataclass(frozen=True, slots=True)
 class VarlenKernel:
     """`call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, seqused_k)`. `call_with_lse`
-    returns the logarithms of the softmax's sums `(heads, T)` besides, None where no such function is known. `waits`: it
-    reads lengths on the host."""
+    also returns the logarithms of the softmax's sums `(heads, T)`; None if there is no such function. `waits`: it reads
+    lengths on the host."""
 
     name: str
     call: Callable[..., torch.Tensor]
@@ -69,8 +70,8 @@ class VarlenKernel:
     ) -> torch.Tensor:
         """`query (T, heads, dim)` against a layer's arena `(rows, kv_heads, dim)` -> `(T, heads, value_dim)`.
 
-        `window` counts the token itself, as transformers' `sliding_window` does; the kernel's left side does not. One
-        query row a sequence sees all its keys, so nothing is masked then, and only without a mask does the CUDA kernel
+        `window` counts the token itself, as transformers' `sliding_window` does; the kernel's left side does not. A
+        single query row per sequence sees all its keys, so no mask is passed: only without a mask does the CUDA kernel
         split long keys among its blocks (`seqlenq_ngroups_swapped` in its flash_api.cpp).
         """
         if table.pieces is not None and window is None and self.call_with_lse is not None:
@@ -133,9 +134,9 @@ def reference_with_lse(
     window_size: tuple[int, int] = (-1, -1),
     seqused_k: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the kernel computes, sequence by sequence, in plain torch: any device, any dtype, any head dimension. A row
-    that sees no key gets zeros and infinity, as the kernel has it. Raises `ValueError` for lengths beyond the bounds,
-    which the kernel would silently cut."""
+    """Computes the same in plain torch, sequence by sequence: any device, any dtype, any head dimension. A row that
+    sees no key gets zeros and infinity, as in the kernel. Raises `ValueError` for lengths beyond the bounds, which the
+    kernel would silently truncate."""
     begins_q, begins_k = cu_seq_q.tolist(), cu_seq_k.tolist()
     used = [b - a for a, b in pairwise(begins_k)] if seqused_k is None else seqused_k.tolist()
     groups = query.shape[1] // key.shape[1]
@@ -160,7 +161,7 @@ def reference_with_lse(
 
 
 def _hidden(tokens: int, keys: int, sides: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """bool `(tokens, keys)`: row i stands at key `keys - tokens + i` and sees `sides` to its left and right, -1 for
+    """bool `(tokens, keys)`: row i is at key `keys - tokens + i` and sees `sides` keys to its left and right, -1 for
     all."""
     distance = torch.arange(keys, device=device)[None] - torch.arange(keys - tokens, keys, device=device)[:, None]
     left, right = sides
@@ -176,7 +177,7 @@ REFERENCE = VarlenKernel("reference varlen", reference_varlen, reference_with_ls
 
 
 def flash_kernels() -> Iterator[VarlenKernel]:
-    """The flash kernels this build of torch offers, the public one first."""
+    """The flash kernels of this build of torch, the public one first."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -194,7 +195,7 @@ def flash_kernels() -> Iterator[VarlenKernel]:
 
 
 def choose_varlen(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> VarlenKernel:
-    """The first flash kernel that agrees with the reference on this device for these shapes, else the reference."""
+    """The first flash kernel that agrees with the reference on this device for these sizes, else the reference."""
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         for kernel in flash_kernels():
             try:
@@ -208,8 +209,8 @@ def choose_varlen(device: torch.device, dtype: torch.dtype, heads: int, kv_heads
 
 @torch.inference_mode()
 def agrees(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> bool:
-    """Whether it equals the reference to the dtype's precision: reads behind histories, single rows, windows; spans
-    that lie out of order with gaps between them."""
+    """Whether it equals the reference to the dtype's precision: reads after histories, single rows, windows; spans that
+    are out of order and have gaps between them."""
     generator = torch.Generator(device).manual_seed(5)
 
     def random(*shape: int) -> torch.Tensor:
@@ -235,7 +236,7 @@ def agrees(kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads
 def agrees_in_pieces(
     kernel: VarlenKernel, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
 ) -> bool:
-    """Whether sequences cut into pieces get what the whole ones get from the reference."""
+    """Whether sequences cut into pieces get the results that the reference computes for whole ones."""
     if kernel.call_with_lse is None:
         return False
     generator = torch.Generator(device).manual_seed(5)
@@ -267,7 +268,7 @@ def _with(call: Callable[..., Any], more: dict[str, bool]) -> Callable[..., torc
 def _public_with_lse(
     call: Callable[..., Any], more: dict[str, bool]
 ) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
-    """`varlen_attn` that returns the sums too, where this build can (`return_aux`)."""
+    """`varlen_attn` that also returns the sums, if this build supports it (`return_aux`)."""
     if "return_aux" not in inspect.signature(call).parameters:
         return None
     from torch.nn.attention.varlen import AuxRequest

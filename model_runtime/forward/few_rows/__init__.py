@@ -1,1 +1,1 @@
-"""Our own CUDA kernels for steps of few rows."""
+"""Our own CUDA kernels for steps with few rows."""

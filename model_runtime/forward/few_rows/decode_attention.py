@@ -1,4 +1,4 @@
-"""The attention of decode steps on CUDA in one kernel a layer, through cuda/decode_attention.cu."""
+"""The attention of decode steps on CUDA with one kernel per layer, in cuda/decode_attention.cu."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model_runtime.forward.few_rows.rotary import head_norm_fields
 
 _WARPS = 4
 _MOST_GROUP = 8  # query heads that share a key head: half the rows of an mma
-_LEAST_SPAN = 128  # keys of a block: below, merging takes longer than looking
+_LEAST_SPAN = 128  # keys per block; with fewer, merging takes longer than attending
 _MACROS = {"WARPS": _WARPS, "MOST_GROUP": _MOST_GROUP, "LEAST_SPAN": _LEAST_SPAN}
 _DIMS = (64, 128)
 _LARGEST_GAP = 0.02  # of the norm; bfloat16 rounds to 0.002 or 0.004
@@ -39,8 +39,8 @@ class _Attention(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class DecodeKernel:
-    """The kernel for one width of heads, and the memory in which blocks of one head meet: all layers share it, one
-    behind the other. `most_blocks` is as many as are worth starting."""
+    """The kernel for one head width, and the memory in which the blocks of a head are merged. Layers run one after the
+    other and share it. `most_blocks`: how many blocks are worth starting."""
 
     kernel: CudaKernel
     most_blocks: int
@@ -49,12 +49,12 @@ class DecodeKernel:
     arrived: torch.Tensor
 
     def splits(self, max_k: int, heads: int) -> int:
-        """Among how many blocks the keys of each of `heads` key heads are split."""
+        """Into how many blocks the keys of each of `heads` key heads are split."""
         return max(1, min(self.most_blocks // heads, -(-(max_k - 1) // _LEAST_SPAN)))
 
 
 def decode_attention_kernel(device: torch.device, config: Any) -> DecodeKernel | None:
-    """None where this model's heads are none that it can compute. Raises `NvrtcUnavailable`."""
+    """The kernel for this model; None if it does not support the model's heads. Raises `NvrtcUnavailable`."""
     groups, rest = divmod(int(config.num_attention_heads), int(config.num_key_value_heads))
     if rest or groups > _MOST_GROUP or head_dim_of(config) not in _DIMS:
         return None
@@ -75,7 +75,7 @@ def _kernel(device: torch.device, dim: int) -> DecodeKernel:
 
 
 class DecodeAttention:
-    """An `Attention` in bfloat16 that does a decode step in one kernel and leaves other steps to `otherwise`. Engine
+    """An `Attention` in bfloat16 that computes decode steps in one kernel and leaves other steps to `otherwise`. Engine
     thread, on torch's current stream of the current device."""
 
     def __init__(self, layer: Any, config: Any, kernel: DecodeKernel, otherwise: PlacedAttention) -> None:
@@ -118,8 +118,8 @@ class DecodeAttention:
 
 @torch.inference_mode()
 def agrees(ours: DecodeAttention, placed: PlacedAttention, config: Any, device: torch.device) -> bool:
-    """Whether it computes what the two kernels do, for first tokens, histories within a block and histories that are
-    split, and appends the same rows."""
+    """Whether it computes the same as the two kernels of `placed` and appends the same rows: for first tokens, for
+    histories within one block and for histories that are split."""
     heads, kv_heads, dim = int(config.num_attention_heads), int(config.num_key_value_heads), head_dim_of(config)
     generator = torch.Generator(device).manual_seed(8)
 

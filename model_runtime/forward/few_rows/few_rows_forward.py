@@ -1,5 +1,5 @@
-"""A forward of few rows over the arena: decode steps and short turns of the common decoder, in five to nine kernels a
-layer where transformers' own layers take some forty (decision 0016)."""
+"""A forward of few rows over the arena: decode steps and short turns of the common decoder, in five to nine kernels per
+layer where transformers' own layers take about forty (decision 0016)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ logger = logging.getLogger(__name__)
 
 
 def current_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Our kernels are started on the thread's current device, whatever their tensors say."""
+    """A context with `device` as the current one: our kernels run on the thread's current device, not on that of their
+    tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class LayerGate(Protocol):
-    """Asked before each layer; waits for rows that are still arriving, and raises `StepAborted`."""
+    """Called before each layer. Waits for rows that are still arriving, and raises `StepAborted`."""
 
     def begin_layer(self, layer: int) -> None: ...
 
 
 class FewRowsForward:
-    """Computes what the model computes, for up to `MOST_ROWS` rows. Engine thread only."""
+    """Computes the same as the model, for up to `MOST_ROWS` rows. Engine thread only."""
 
     def __init__(self, model: Any, arena: Arena, kernel: VarlenKernel, operations: Operations) -> None:
         config = model.config.get_text_config()
@@ -46,12 +47,12 @@ class FewRowsForward:
         self._final_norm = operations.norm(model.model.norm)
 
     def fits(self, step: StepTensors) -> bool:
-        """Whether these are few rows."""
+        """Whether the step has few enough rows."""
         return len(step.token_ids) <= MOST_ROWS
 
     def logits(self, step: StepTensors, keep: torch.Tensor | int, gate: LayerGate) -> torch.Tensor:
-        """`(rows, vocabulary)` in the model's dtype, behind the rows that `keep` names, as transformers'
-        `logits_to_keep` does: some of them, the last few, or with 0 all."""
+        """`(rows, vocabulary)` in the model's dtype for the rows that `keep` selects, like transformers'
+        `logits_to_keep`: given rows, the last few, or all for 0."""
         with current_device(self._arena.geometry.device):
             return self._logits(step, keep, gate)
 
@@ -81,8 +82,8 @@ class _Layer:
 
 
 def few_rows_forward(model: PreTrainedModel, arena: Arena, kernel: VarlenKernel) -> FewRowsForward | None:
-    """For this model on the arena's device; None where the model's own layers must do it. The log says why only where
-    something is amiss: an unknown architecture is not."""
+    """The forward for this model on the arena's device; None if the model's own layers must compute few rows too. Logs
+    the reason only if something is wrong; an unknown architecture is not."""
     device = arena.geometry.device
     if not has_common_layout(model):
         return None
@@ -94,12 +95,12 @@ def few_rows_forward(model: PreTrainedModel, arena: Arena, kernel: VarlenKernel)
     try:
         return FewRowsForward(model, arena, kernel, CudaOperations(model, device))
     except (NvrtcUnavailable, ValueError) as error:
-        logger.warning("the model's own layers compute few rows, not our own forward: %s", error)
+        logger.warning("few rows run through the model's own layers, not our own forward: %s", error)
         return None
 
 
 def _is_covered(model: Any, arena: Arena) -> bool:
-    """Whether the CUDA kernels can read all of it."""
+    """Whether the CUDA kernels support all parts of the model."""
     numbers = (model.get_input_embeddings().weight, *(norm.weight for norm in _norms(model)))
     return (
         arena.geometry.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Products of few rows with bitsandbytes' 4-bit matrices, through our own CUDA kernels (cuda/few_rows.cu)."""
+"""Products of few rows with bitsandbytes' 4-bit matrices, by our own CUDA kernels (cuda/few_rows.cu)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Product(ctypes.Structure):
 
 
 def covers(layer: nn.Module) -> bool:
-    """Whether the kernels can read this layer's matrix: bitsandbytes' 4 bits in blocks of 64, computed in bfloat16."""
+    """Whether the kernels support this layer's matrix: bitsandbytes' 4 bits in blocks of 64, computed in bfloat16."""
     state = getattr(getattr(layer, "weight", None), "quant_state", None)
     if type(layer).__name__ != "Linear4bit" or state is None or state.dtype != torch.bfloat16:
         return False
@@ -52,10 +52,10 @@ def covers(layer: nn.Module) -> bool:
 
 
 class FourBitProduct:
-    """`x`, normalised where there is a `norm`, times the layers' matrices, outputs side by side; or, gated,
-    `silu(first layer) * second layer`. Engine thread, on torch's current stream of the current device. All layers must
-    be covered. Raises `ValueError` for some that are packed with different tables, `NvrtcUnavailable` where there are
-    no kernels."""
+    """Multiplies `x`, normalised if there is a `norm`, by the layers' matrices and concatenates the outputs. If gated,
+    it computes `silu(first layer) * second layer`. Engine thread, on torch's current stream of the current device. All
+    layers must be covered. Raises `ValueError` if they are packed with different tables, `NvrtcUnavailable` if there
+    are no kernels."""
 
     def __init__(
         self, layers: Sequence[Any], device: torch.device, is_gated: bool = False, norm: RmsNorm | None = None
@@ -72,7 +72,7 @@ class FourBitProduct:
         self.rows = int(states[0].shape[0]) if is_gated else sum(int(state.shape[0]) for state in states)
         self._blocks = min(self.rows // 16, self._kernels.blocks)
         self._most_normed_rows = MOST_NORMED_BYTES // (2 * self.columns)
-        self._pairs = _pairs(states[0].code)  # the structure only points at it
+        self._pairs = _pairs(states[0].code)  # kept alive here: the structure only holds its address
         self._product = _Product(
             (_Matrix * MOST_PARTS)(*(_matrix(layer) for layer in layers)),
             *(self._pairs.data_ptr(), None if nested is None else nested.code.data_ptr()),
@@ -83,8 +83,8 @@ class FourBitProduct:
             self._product.norm, self._product.epsilon = norm.weight.data_ptr(), norm.epsilon
 
     def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """`x (T, columns)`, bfloat16 and at most `MOST_ROWS` rows -> `(T, rows)`, added to `onto (T, rows)` in its
-        memory where that is given."""
+        """`x (T, columns)` in bfloat16 with at most `MOST_ROWS` rows -> `(T, rows)`. If `onto (T, rows)` is given, the
+        result is added to it in place."""
         tokens = x.shape[0]
         kernel = self._kernels.for_rows(tokens)
         if self._norm is not None and tokens <= self._most_normed_rows:
@@ -116,7 +116,7 @@ def _same_tables(one: Any, other: Any) -> bool:
 
 
 def _pairs(code: torch.Tensor) -> torch.Tensor:
-    """int32 `(256,)`: the two bfloat16 numbers of a byte of codes, the high bits' number in the low half."""
+    """int32 `(256,)`: the two bfloat16 numbers for each byte of codes, that of the high bits in the low half."""
     bits = code.to(torch.bfloat16).view(torch.int16)
     byte = torch.arange(256, device=code.device)
     return torch.stack([bits[byte >> 4], bits[byte & 15]], dim=1).contiguous().view(torch.int32).flatten()

@@ -12,27 +12,27 @@ from model_runtime.forward.few_rows.nvrtc import CudaKernel, CudaModule
 MOST_ROWS = 64
 _TILES = (8, 16, 32, 64)
 _PRODUCT_THREADS, _GATED_THREADS = 256, 512
-_TABLE_BYTES = 256 * 256  # of a product's shared memory: 256 bytes for each byte of codes
-MOST_NORMED_BYTES = 16384  # of activations that a product normalises itself, behind the table
+_TABLE_BYTES = 256 * 256  # of a product's shared memory: 256 bytes for each value of a byte of codes
+MOST_NORMED_BYTES = 16384  # of activations that a product normalises itself, after the table in shared memory
 
 
 @dataclass(frozen=True, slots=True)
 class ProductKernels:
-    """`by_rows`: by the most rows that each multiplies. `normed` normalises its input itself. `blocks` is as many as
-    the device is given at once."""
+    """`by_rows` maps the most rows that a kernel multiplies to that kernel. `normed` also normalises its input.
+    `blocks`: how many blocks are launched at once."""
 
     by_rows: dict[int, CudaKernel]
     normed: CudaKernel
     blocks: int
 
     def for_rows(self, rows: int) -> CudaKernel:
-        """Of at most `MOST_ROWS` rows."""
+        """The kernel for `rows` rows, at most `MOST_ROWS`."""
         return self.by_rows[next(most for most in _TILES if most >= rows)]
 
 
 @dataclass(frozen=True, slots=True)
 class FewRowsKernels:
-    """All of them, for one device."""
+    """All kernels for one device."""
 
     product: ProductKernels
     gated: ProductKernels
@@ -42,8 +42,8 @@ class FewRowsKernels:
 
 @cache
 def few_rows_kernels(device: torch.device, nested: bool) -> FewRowsKernels:
-    """Compiled once a process (an engine that is built anew finds them), for matrices whose scales are packed in turn,
-    or are not. Raises `NvrtcUnavailable`."""
+    """The kernels, compiled once per process, also across rebuilds of the engine. `nested`: the scales of the matrices
+    are packed too (double quantization). Raises `NvrtcUnavailable`."""
     module = CudaModule("few_rows.cu", device, {"NESTED": int(nested)})
     processors = torch.cuda.get_device_properties(device).multi_processor_count
 

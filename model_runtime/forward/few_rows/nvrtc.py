@@ -1,4 +1,4 @@
-"""CUDA C++ compiled for the GPU at hand by NVRTC, which every CUDA build of torch brings along."""
+"""Compiles CUDA C++ for this GPU with NVRTC, which is part of every CUDA build of torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PROGRAMMATIC_STREAM_SERIALIZATION, _MAX_DYNAMIC_SHARED_SIZE_BYTES = 6, 8
 
 
 class NvrtcUnavailable(Exception):
-    """Nothing can be compiled or loaded here; the text says why, as a clause."""
+    """Kernels cannot be compiled or loaded here. The message says why, as a clause."""
 
 
 class CudaModule:
-    """The kernels of one source in cuda/, behind common.cuh, compiled with some macros and loaded on one device. Raises
-    `NvrtcUnavailable`."""
+    """The kernels of one source file in cuda/, compiled after common.cuh with the given macros and loaded on one
+    device. Raises `NvrtcUnavailable`."""
 
     def __init__(self, name: str, device: torch.device, macros: Mapping[str, int]) -> None:
         major, minor = torch.cuda.get_device_capability(device)
@@ -40,8 +40,8 @@ class CudaModule:
             _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), cubin), "loading")
 
     def kernel(self, name: str, threads: int, shared_bytes: int = 0) -> CudaKernel:
-        """An `extern "C"` kernel, to be launched with so many threads a block and so much dynamic shared memory. Raises
-        `NvrtcUnavailable` where there is no such kernel or not so much memory."""
+        """An `extern "C"` kernel, to be launched with `threads` threads per block and `shared_bytes` of dynamic shared
+        memory. Raises `NvrtcUnavailable` if there is no such kernel or not enough memory."""
         function = ctypes.c_void_p()
         _check(self._driver.cuModuleGetFunction(ctypes.byref(function), self._module, name.encode()), name)
         _check(self._driver.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes), name)
@@ -50,7 +50,7 @@ class CudaModule:
 
 @dataclass(frozen=True, slots=True)
 class CudaKernel:
-    """Takes one structure as its only argument."""
+    """A kernel that takes one structure as its only argument."""
 
     driver: ctypes.CDLL
     function: ctypes.c_void_p
@@ -59,8 +59,9 @@ class CudaKernel:
     attributes: ctypes.Array[_Attribute]
 
     def launch(self, blocks: tuple[int, int], argument: ctypes.Structure, stream: int) -> None:
-        """Starts it on a stream of its device, which is current. From Hopper on it may begin before the kernel in front
-        of it has ended (`griddepcontrol` in the source says where it waits for that). Raises `RuntimeError`."""
+        """Launches the kernel on a stream of its device, which must be the current one. From Hopper on it may start
+        before the previous kernel has ended (`griddepcontrol` in the source marks where it waits). Raises
+        `RuntimeError`."""
         launch = _Launch(
             *(*blocks, 1, self.threads, 1, 1, self.shared_bytes, stream, self.attributes, len(self.attributes))
         )

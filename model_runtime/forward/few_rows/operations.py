@@ -1,5 +1,5 @@
-"""What a forward of few rows is made of: products, norms and attention. On CUDA they are kernels of cuda/few_rows.cu
-and cuda/decode_attention.cu; the twin in torch runs anywhere and says what they compute."""
+"""The operations of a forward of few rows: products, norms and attention. On CUDA they are kernels of cuda/few_rows.cu
+and cuda/decode_attention.cu; the reference in torch runs anywhere and defines what they compute."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ logger = logging.getLogger(__name__)
 
 
 class Product(Protocol):
-    """`x (T, columns)` -> `(T, rows)`, added to `onto (T, rows)` where that is given, whose memory may be used."""
+    """`x (T, columns)` -> `(T, rows)`, added to `onto (T, rows)` if given. The memory of `onto` may be reused."""
 
     def __call__(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor: ...
 
 
 class Operations(Protocol):
-    """Makes them for a model's layers, once."""
+    """Makes the operations for a model's layers, once."""
 
     def product(self, layers: Sequence[nn.Module], norm: nn.Module | None = None) -> Product:
-        """Of all these layers, their outputs side by side, behind a norm."""
+        """The product with all these layers, outputs concatenated, after an optional norm."""
 
     def gated(self, gate: nn.Module, up: nn.Module, norm: nn.Module) -> Product:
-        """`silu(gate(x)) * up(x)`, behind a norm."""
+        """`silu(gate(x)) * up(x)`, after a norm."""
 
     def norm(self, module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """RMSNorm of `(T, hidden)`."""
 
     def attention(self, layer: Any, config: Any, kernel: VarlenKernel) -> Attention:
-        """For a decoder layer of a model with this configuration."""
+        """The attention of a decoder layer of a model with this configuration."""
 
 
 class TorchOperations:
-    """The twin."""
+    """The reference implementation in torch."""
 
     def product(self, layers: Sequence[nn.Module], norm: nn.Module | None = None) -> Product:
         def multiply(x: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
@@ -71,7 +71,7 @@ class TorchOperations:
         return PlacedAttention(self.placing(layer, config), kernel, float(layer.self_attn.scaling))
 
     def placing(self, layer: Any, config: Any) -> Placing:
-        """Queries, keys and values turned and put where they belong."""
+        """Applies rotary positions to queries and keys, and writes keys and values to their rows."""
         heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         dim = head_dim_of(config)
         query_norm, key_norm = (norm or nn.Identity() for norm in head_norms_of(layer))
@@ -94,15 +94,15 @@ class TorchOperations:
 
 
 def _turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotary positions, `(T, heads, dim)`: dimension i is turned with dimension i + dim / 2 (Su et al. 2021, as
-    transformers lays it out)."""
+    """Rotary positions of `(T, heads, dim)`: dimension i is rotated with dimension i + dim / 2 (Su et al. 2021, in
+    transformers' layout)."""
     low, high = heads.chunk(2, dim=-1)
     return heads * cosine[:, None] + torch.cat([-high, low], dim=-1) * sine[:, None]
 
 
 class CudaOperations:
-    """For bfloat16 and matrices that `four_bit_product.covers`. What it makes must run on the engine thread with its
-    device being the current one. Raises `NvrtcUnavailable`, and what `FourBitProduct` raises."""
+    """CUDA kernels for bfloat16 and matrices that `four_bit_product.covers`. The operations must run on the engine
+    thread with `device` as the current one. Raises `NvrtcUnavailable`, and what `FourBitProduct` raises."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
         state = projections_of(model.model.layers[0])["query"].weight.quant_state
@@ -127,7 +127,7 @@ class CudaOperations:
             return placed
         ours = DecodeAttention(layer, config, self._decode_kernel, placed)
         if not self._is_checked and not agrees(ours, placed, config, self._device):
-            logger.warning("our own attention of decode steps is wrong on this device: the flash kernel runs")
+            logger.warning("our own attention for decode steps is wrong on this device: using the flash kernel")
             self._decode_kernel = None
             return placed
         self._is_checked = True

@@ -1,7 +1,7 @@
-"""Our own products of few rows in front of bitsandbytes' 4-bit layers (decision 0016).
+"""Replaces bitsandbytes' 4-bit products of few rows by our own (decision 0016).
 
-bitsandbytes computes what a decode step or a short turn needs at 8 to 34% of an H100's bandwidth. `speed_up` puts our
-kernel in front of each 4-bit layer for up to 64 rows; more rows, and what it does not cover, go where they went.
+For a decode step or a short turn, bitsandbytes reaches 8 to 34% of an H100's bandwidth. `speed_up` makes each 4-bit
+layer use our kernel for up to 64 rows; more rows, and layers that are not covered, use the original code.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _LARGEST_ERROR = 0.02  # of the product's norm: bfloat16 rounds to 0.002 or 0.00
 
 
 def speed_up(model: nn.Module, device: torch.device) -> Callable[[], None] | None:
-    """Puts the kernel in front of all layers that it covers, once it has shown on this device that it is right.
-    The call that is returned takes it away again; None where nothing has changed."""
+    """Makes all layers that the kernel covers use it, after it has proved correct on this device. Returns a function
+    that undoes this; None if nothing has changed."""
     layers = [layer for layer in model.modules() if covers(layer)]
     if device.type != "cuda" or not layers or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
         products = [FewRows(layer, device) for layer in layers]
     except NvrtcUnavailable as error:
-        logger.warning("bitsandbytes' kernels compute products of few rows, not our own: %s", error)
+        logger.warning("products of few rows use bitsandbytes' kernels, not our own: %s", error)
         return None
     shapes = {(product.product.rows, product.product.columns): product for product in products}
     if not all(_agrees(product) for product in shapes.values()):
-        logger.warning("our own products of few rows are wrong on this device: bitsandbytes' kernels run")
+        logger.warning("our own products of few rows are wrong on this device: using bitsandbytes' kernels")
         return None
     for product in products:
         product.layer.forward = product
@@ -48,7 +48,7 @@ def speed_up(model: nn.Module, device: torch.device) -> Callable[[], None] | Non
 
 
 class FewRows:
-    """A 4-bit layer's forward. Engine thread only."""
+    """The replaced forward of a 4-bit layer. Engine thread only."""
 
     def __init__(self, layer: Any, device: torch.device) -> None:
         self.layer = layer

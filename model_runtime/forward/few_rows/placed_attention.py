@@ -1,4 +1,4 @@
-"""Attention of few rows in two steps: queries, keys and values are turned and put where they belong, then the
+"""Attention of few rows in two steps: rotary positions are applied and keys and values written to the arena, then the
 variable-length kernel runs."""
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from model_runtime.forward.arena.varlen import VarlenKernel
 
 class Placing(Protocol):
     """Takes a layer's queries, keys and values `(T, (heads + 2 kv_heads) * dim)`: normalises each head of queries and
-    keys where the layer does, turns them by `cosine` and `sine (T, dim)`, writes keys and values to the rows
-    `slots (T)` of the arena's `(rows, kv_heads, dim)`, and returns the queries `(T, heads, dim)`, maybe in the memory
-    it was given."""
+    keys if the layer does, rotates them by `cosine` and `sine (T, dim)`, writes keys and values to the rows `slots (T)`
+    of the arena's `(rows, kv_heads, dim)`, and returns the queries `(T, heads, dim)`, possibly in the same memory."""
 
     def __call__(
         self,
@@ -29,8 +28,8 @@ class Placing(Protocol):
 
 
 class Attention(Protocol):
-    """Takes a layer's queries, keys and values as `Placing` does, of a step's `T` rows, appends keys and values to a
-    layer's arena and returns what the queries make of all they see, `(T, heads * dim)`."""
+    """Takes a layer's queries, keys and values for a step's `T` rows like `Placing`, appends keys and values to the
+    layer's arena and returns the attention output `(T, heads * dim)`."""
 
     def __call__(
         self,

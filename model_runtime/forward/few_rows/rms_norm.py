@@ -1,4 +1,4 @@
-"""RMSNorm on CUDA, through cuda/few_rows.cu."""
+"""RMSNorm on CUDA, by a kernel of cuda/few_rows.cu."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries, keys and values turned and put where they belong, on CUDA through cuda/few_rows.cu."""
+"""Applies rotary positions and writes keys and values to the arena, on CUDA by a kernel of cuda/few_rows.cu."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Placing(ctypes.Structure):
 
 
 def head_norm_fields(layer: Any) -> dict[str, Any]:
-    """What a kernel is told of a layer's head norms: addresses of their weights, None where there is none."""
+    """A kernel's arguments for a layer's head norms: the addresses of their weights, None if there are none."""
     norms = head_norms_of(layer)
     query_norm, key_norm = (None if norm is None else norm.weight.data_ptr() for norm in norms)
     epsilon = next((norm.variance_epsilon for norm in norms if norm is not None), 0.0)
@@ -33,7 +33,7 @@ def head_norm_fields(layer: Any) -> dict[str, Any]:
 
 
 class RotaryPlacing:
-    """`few_rows_operations.Placing` in bfloat16. Engine thread, on torch's current stream of the current device."""
+    """A `placed_attention.Placing` in bfloat16. Engine thread, on torch's current stream of the current device."""
 
     def __init__(self, layer: Any, config: Any, kernel: CudaKernel, device: torch.device) -> None:
         self._kernel, self._device = kernel, device

@@ -1,4 +1,4 @@
-"""Packed forwards over the arena: `PackedForward`'s twin for devices with a variable-length kernel."""
+"""Packed forwards over the arena: the counterpart of `PackedForward` for devices with a variable-length kernel."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Fed = Sequence[tuple[ArenaKV, Sequence[int], int]]
 
 @dataclass(slots=True)
 class ArenaBatch:
-    """An `AttentionBatch` whose conversations all lie in one arena."""
+    """An `AttentionBatch` whose conversations are all in one arena."""
 
     arena: Arena
     kernel: VarlenKernel
     step: StepTensors
     abort_if: Callable[[], bool] = lambda: False
-    arriving: Sequence[Sequence[Any]] = ()  # of every KV whose rows are still being copied in, an event a layer
+    arriving: Sequence[Sequence[Any]] = ()  # one event per layer, for each KV whose rows are still being copied in
     layers_seen: list[int] = field(default_factory=list)
 
     def attend(
@@ -47,7 +47,7 @@ class ArenaBatch:
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """As `AttentionBatch` says; nothing waits for the device."""
+        """See `AttentionBatch`. Does not wait for the device."""
         self.begin_layer(layer)
         keys, values = self.arena.keys[layer], self.arena.values[layer]
         keys.index_copy_(0, self.step.slots, key[0].transpose(0, 1))
@@ -55,8 +55,8 @@ class ArenaBatch:
         return self.kernel.attend(query[0].transpose(0, 1), keys, values, self.step.table, scaling, window)[None]
 
     def begin_layer(self, layer: int) -> None:
-        """The device waits for this layer's rows that are still being copied in. Raises `StepAborted`."""
-        # An engine that hung and was given up goes on: a GPU never forgives a row out of bounds.
+        """Makes the device wait for this layer's rows that are still being copied in. Raises `StepAborted`."""
+        # An abandoned engine thread may wake up again, and an out-of-bounds row makes the CUDA context unusable.
         if self.arena.is_closed or self.abort_if():
             raise StepAborted
         for events in self.arriving:
@@ -64,8 +64,8 @@ class ArenaBatch:
 
 
 class ArenaForward:
-    """A transformers model whose KVs lie in an arena. Decode steps and short turns are replayed from recordings (CUDA
-    graphs on CUDA) where `record_steps` and `record_turns` said so. Use from one thread only."""
+    """Runs a transformers model whose KVs are in an arena. After `record_steps` and `record_turns`, decode steps and
+    short turns are replayed from recordings (CUDA graphs on CUDA). Use from one thread only."""
 
     def __init__(self, model: PreTrainedModel, arena: Arena, kernel: VarlenKernel) -> None:
         self.model = model
@@ -85,10 +85,10 @@ class ArenaForward:
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
-        """As `PackedForward.run`. Waits for the device only when no logits are wanted: else the sampling does."""
+        """See `PackedForward.run`. Waits for the device only if no logits are wanted; otherwise sampling waits."""
         fed: list[tuple[ArenaKV, Sequence[int], int]] = []
         for feed in feeds:
-            assert isinstance(feed.slab, ArenaKV), "a KV that does not lie in this arena"
+            assert isinstance(feed.slab, ArenaKV), "a KV that is not in this arena"
             feed.slab.ensure_room(feed.slab.length_tokens + len(feed.token_ids))
             fed.append((feed.slab, feed.token_ids, feed.logit_rows))
         logits = self._known(fed)
@@ -98,14 +98,14 @@ class ArenaForward:
             kv.appended(token_ids)
             kv.arriving = None
         if not len(logits) and self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # so that reading speed is measured, not queueing
+            torch.cuda.current_stream(self.device).synchronize()  # so that callers time the reading, not the queueing
         return logits
 
     @torch.inference_mode()
     def run_ahead(self, kvs: Sequence[KVSlab], picked_ids: PickedIds) -> bool:
-        """Starts the decode step that feeds each KV the id that was picked for it; the next `run` finds it. The logits
-        of the step before are overwritten. False where it cannot be started: recording it first would hold up what was
-        picked, and a KV may have no row left."""
+        """Starts the decode step that feeds each KV the id picked for it; the next `run` uses its logits. Overwrites
+        the logits of the previous step. False if it cannot be started: its shape is not recorded yet, and recording
+        would delay the picked ids, or a KV has no row left."""
         own = [kv for kv in kvs if isinstance(kv, ArenaKV) and kv.length_tokens < kv.span_tokens]
         if self.recorded_steps is None or len(own) < len(kvs) or self.arena.is_closed:
             return False
@@ -118,38 +118,38 @@ class ArenaForward:
 
     @torch.inference_mode()
     def record_waiting(self, must_stop: Callable[[], bool] = lambda: False) -> None:
-        """Records what had to be launched kernel by kernel, for when nobody waits: it takes tenths of a second each."""
+        """Records shapes that had to be launched kernel by kernel. Call while idle: each takes tenths of a second."""
         if self.recorded_turns is not None:
             self.recorded_turns.record_waiting(must_stop)
 
     @property
     def has_own_products(self) -> bool:
-        """Whether our kernel multiplies few rows with the 4-bit matrices."""
+        """Whether our own kernel computes the 4-bit products of few rows."""
         return self._without_own_products is not None
 
     def record_steps(self) -> None:
-        """From now on decode steps are recorded, each shape when it is first needed."""
+        """Turns on recording of decode steps, each shape when it is first needed."""
         self.recorded_steps = RecordedSteps(self._recordable, self.arena, "decode steps")
 
     def record_turns(self) -> None:
-        """From now on short turns of one conversation are recorded, each shape once it was needed."""
+        """Turns on recording of short turns of one conversation, each shape after it was first needed."""
         self.recorded_turns = RecordedSteps(self._recordable, self.arena, "short turns")
 
     def close(self) -> None:
-        """Forgets what was recorded, whose graphs hold memory, and leaves the model's layers as they were."""
+        """Drops the recordings, whose graphs hold memory, and restores the model's layers."""
         self.recorded_steps = self.recorded_turns = self._ahead = None
         if self._without_own_products is not None:
             self._without_own_products()
 
     def _known(self, fed: Fed) -> torch.Tensor | None:
-        """The logits of a decode step that was started ahead. Whatever else runs, that is past then."""
+        """The logits of the decode step that was started early, if it is the wanted one. It is dropped otherwise."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or any(len(ids) != 1 or wanted != 1 for _, ids, wanted in fed):
             return None
         return ahead.logits_for([(kv, ids[0]) for kv, ids, _ in fed])
 
     def _computed(self, fed: Fed, abort_if: Callable[[], bool]) -> torch.Tensor:
-        rows = rows_for(self.arena, fed)  # only now: making room for one may have moved another
+        rows = rows_for(self.arena, fed)  # only now, because growing one span may have moved another
         arriving = [kv.arriving for kv, _, _ in fed if kv.arriving]
         logits = self._replayed(rows, abort_if, arriving)
         return self._launched(rows, abort_if, arriving) if logits is None else logits
@@ -157,10 +157,10 @@ class ArenaForward:
     def _replayed(
         self, rows: StepRows, abort_if: Callable[[], bool], arriving: Sequence[Sequence[Any]]
     ) -> torch.Tensor | None:
-        """None for a step that has to be launched kernel by kernel. Raises `StepAborted`, before it begins."""
+        """Replays the step; None if it must be launched kernel by kernel. Raises `StepAborted` before it starts."""
         shape: StepShape | None = DecodeShape.of(rows)
         recorded = self.recorded_steps
-        if shape is None and not arriving:  # a long wait for rows is better spent layer by layer
+        if shape is None and not arriving:  # while rows arrive, launching can wait for them layer by layer
             shape, recorded = TurnShape.of(rows, self._heads, self.processors), self.recorded_turns
         if shape is None or recorded is None or not recorded.is_ready(shape):
             return None
@@ -180,19 +180,20 @@ class ArenaForward:
             self._upload = StepUpload(self.device, 2 * needed)
         self._upload.send(rows)
         step = self._upload.tensors(rows)
-        # A forward that wants nothing still has to name a row: an empty choice would mean "all of them".
+        # A forward without wanted logits still selects one row, because an empty selection would mean all rows.
         keep = step.logit_rows if rows.logit_rows else 1
         logits = self._logits(step, keep, ArenaBatch(self.arena, self.kernel, step, abort_if, arriving))
         return logits[: len(rows.logit_rows)].float()
 
     def _piece_window(self, rows: StepRows) -> int | None:
-        """Into pieces of how many keys the attention of few rows is cut; single rows the kernel cuts up itself."""
+        """The window of the pieces into which attention of few rows is cut. The kernel itself splits single rows."""
         if rows.max_q == 1 or len(rows.token_ids) > MOST_ROWS:
             return None
         return window_for(rows.used_k, self._heads, self.processors)
 
     def _recordable(self, step: StepTensors) -> torch.Tensor:
-        """What is recorded: float32 `(logit rows, vocabulary)`, those of all rows without picking them out."""
+        """The function that is recorded: float32 logits `(logit rows, vocabulary)`, without selection if all are
+        wanted."""
         keep = step.logit_rows if len(step.logit_rows) < len(step.token_ids) else 0
         return self._logits(step, keep, ArenaBatch(self.arena, self.kernel, step)).float()
 

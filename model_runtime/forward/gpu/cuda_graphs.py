@@ -1,11 +1,10 @@
-"""Steps recorded once and replayed: a CUDA graph for each of a few shapes.
+"""Records steps once and replays them: a CUDA graph for each of a few shapes.
 
-Launching some thousand small kernels from Python takes longer than an H100 needs to run them. A graph launches them
-all at once, on fixed addresses: so a step is made up to a shape that was recorded, its numbers are copied into the
-buffer the graph reads, and the longest key length only bounds how far the kernel splits (the true lengths are read on
-the device).
+Launching about a thousand small kernels from Python takes longer than an H100 needs to run them. A graph launches them
+all at once, on fixed addresses: a step is padded to a recorded shape, its numbers are copied into the buffer that the
+graph reads, and the longest key length only bounds how far the kernel splits (the true lengths are read on the device).
 
-On a CPU a replay runs the same function on the same fixed buffer: all but the graph itself.
+On a CPU a replay runs the same function on the same fixed buffer: everything but the graph itself.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import torch
 
 from model_runtime.forward.arena.arena import Arena
 from model_runtime.forward.arena.step_inputs import StepRows, StepTensors, StepUpload
-from model_runtime.forward.gpu.graph_shapes import StepShape, nobodys
+from model_runtime.forward.gpu.graph_shapes import StepShape, padding_step
 
 logger = logging.getLogger(__name__)
 
-_WARM_UPS = 2  # cuBLAS and lazily built kernels allocate at their first runs, which must not be recorded
+_WARM_UPS = 2  # cuBLAS and lazily built kernels allocate in their first runs, which must not be recorded
 
 Step = Callable[[StepTensors], torch.Tensor]
 
@@ -34,8 +33,8 @@ class _Recording:
 
 
 class RecordedSteps:
-    """Engine thread only. `step` computes float32 logits `(logit rows, vocabulary)` without waiting for the device.
-    `what` they are, in the plural."""
+    """Recordings by shape. Engine thread only. `step` computes float32 logits `(logit rows, vocabulary)` and does not
+    wait for the device. `what` names the steps in logs, in the plural."""
 
     def __init__(self, step: Step, arena: Arena, what: str) -> None:
         self._step = step
@@ -44,20 +43,20 @@ class RecordedSteps:
         self._recordings: dict[StepShape, _Recording] = {}
         self._waiting: set[StepShape] = set()
         self._pool = torch.cuda.graph_pool_handle() if arena.geometry.device.type == "cuda" else None
-        self.refusal: str | None = None  # why none is recorded any more
+        self.refusal: str | None = None  # why recording was stopped
 
     @property
     def recordings(self) -> int:
-        """How many shapes were recorded."""
+        """How many shapes are recorded."""
         return len(self._recordings)
 
     def knows(self, shape: StepShape) -> bool:
-        """Whether steps of this shape are recorded already."""
+        """Whether steps of this shape are recorded."""
         return self.refusal is None and shape in self._recordings
 
     def is_ready(self, shape: StepShape) -> bool:
-        """Whether this step can be replayed. A shape that is not known is recorded at once where such steps repeat:
-        that is soon made up for. Others are only noted, for `record_waiting`."""
+        """Whether this step can be replayed. An unknown shape is recorded at once if such steps repeat, because that
+        soon pays off. Others are queued for `record_waiting`."""
         if self.refusal is None and shape not in self._recordings:
             if shape.repeats:
                 self._record(shape)
@@ -66,13 +65,13 @@ class RecordedSteps:
         return self.knows(shape)
 
     def record_waiting(self, must_stop: Callable[[], bool]) -> None:
-        """Records the shapes that were asked for in vain."""
+        """Records the queued shapes."""
         while self._waiting and self.refusal is None and not must_stop():
             self._record(self._waiting.pop())
 
     def _record(self, shape: StepShape) -> None:
-        """It runs a few times, with nobody's rows."""
-        like = nobodys(shape, self._arena.nobodys_row)
+        """Runs the step a few times on padding rows, and records it."""
+        like = padding_step(shape, self._arena.padding_row)
         try:
             upload = StepUpload(self._arena.geometry.device, len(like.numbers))
             upload.send(like)
@@ -88,11 +87,11 @@ class RecordedSteps:
                 torch.cuda.synchronize()
 
     def run(self, shape: StepShape, rows: StepRows, token_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """The step's logits `(logit rows, vocabulary)`, in memory that the next replay overwrites. Its shape is known.
-        `token_ids (sequences)` on the device take the place of those in `rows`, where the host does not know them
-        yet."""
+        """Replays a recorded shape and returns the step's logits `(logit rows, vocabulary)`, in memory that the next
+        replay overwrites. `token_ids (sequences)` on the device replace those in `rows`, for ids that the host does not
+        know yet."""
         recording = self._recordings[shape]
-        recording.upload.send(shape.made_up(rows, self._arena.nobodys_row))
+        recording.upload.send(shape.padded(rows, self._arena.padding_row))
         if token_ids is not None:
             recording.upload.buffer[: len(token_ids)].copy_(token_ids)
         return recording.replay()[shape.own_logits(len(rows.logit_rows))]

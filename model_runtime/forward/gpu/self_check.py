@@ -1,4 +1,4 @@
-"""What a forward must show on this very device before answers rest on it."""
+"""Checks that a forward computes correct results on this device before it is used."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from transformers import PreTrainedModel
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.probe import logits_gap
 from model_runtime.forward.transformers_forward import Feed, PackedForward
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.slab import KVSlab
 
-_LONG_TOKENS = 600  # long enough for a short turn behind it to be attended to in pieces
+_LONG_TOKENS = 600  # long enough that the attention of a short turn after it is cut into pieces
 _TURN_TOKENS = 20
 
 
 class SelfCheck:
-    """Two conversations, read together and continued by two decode steps, and a short turn behind a longer history:
-    their logits as each conversation gets them alone from slabs and torch's own attention. `most_tokens` bounds the
-    longer one."""
+    """Two conversations, read together and continued by two decode steps, and a short turn after a longer history. The
+    expected logits are those that each conversation gets alone from slabs and torch's own attention. `most_tokens`
+    bounds the longer history."""
 
     def __init__(self, model: PreTrainedModel, geometry: KVGeometry, most_tokens: int) -> None:
         vocabulary = int(model.config.get_text_config().vocab_size)
@@ -30,15 +31,15 @@ class SelfCheck:
         self._is_exact = weights_are_exact and geometry.dtype == torch.float32
 
     def passes(self, forward: ArenaForward) -> bool:
-        """Whether this forward gives them."""
+        """Whether this forward computes all expected logits."""
         return self.decodes_right(forward) and self.reads_turns_right(forward)
 
     def decodes_right(self, forward: ArenaForward) -> bool:
-        """The two conversations alone."""
+        """Checks only the two conversations."""
         return self._agree(self._decoded(forward), self._pair_logits)
 
     def reads_turns_right(self, forward: ArenaForward) -> bool:
-        """The short turn alone, as it comes first and when there was time to record it."""
+        """Checks only the short turn, launched and, once recorded, replayed."""
         return all(self._agree(found, self._long_logits) for found in self._turned(forward))
 
     def _agree(self, found: torch.Tensor, expected: torch.Tensor) -> bool:

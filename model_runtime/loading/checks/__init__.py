@@ -1,1 +1,1 @@
-"""Whether files of a model can be what they say, before memory is taken for them."""
+"""Checks that a model's files are consistent, before memory is allocated for them."""

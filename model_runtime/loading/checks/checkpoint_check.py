@@ -1,8 +1,8 @@
-"""Whether a checkpoint directory can be what its config says, before memory is taken for it.
+"""Checks that a checkpoint directory can be what its config says, before memory is allocated for it.
 
-safetensors checks its own header (sizes, offsets, 100 MB at most, JSON nested at most 128 deep). What it cannot know is
-whether the config belongs to the tensors: transformers makes room for every weight that a config promises, and draws
-those at random that no file has.
+safetensors checks its own header (sizes, offsets, 100 MB at most, JSON nested at most 128 deep). It cannot know whether
+the config belongs to the tensors: transformers allocates every weight that a config describes, and initialises those
+randomly that no file contains.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_checkpoint(directory: Path) -> None:
     for path in _weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                for name in file.keys():  # noqa: SIM118 - it is not a mapping
                     weights += math.prod(file.get_slice(name).get_shape())
                     layers |= {int(match.group(1)) for match in _LAYER.finditer(name)}
         except (SafetensorError, OSError, ValueError) as error:
@@ -46,7 +46,7 @@ def check_checkpoint(directory: Path) -> None:
     if isinstance(claimed_layers, int) and claimed_layers > max(layers, default=0) + 1:
         raise ModelLoadError(
             f"{directory.name} cannot be loaded: its config says it has {claimed_layers:,} layers, its files have "
-            f"weights of {max(layers, default=-1) + 1:,}."
+            f"weights for {max(layers, default=-1) + 1:,}."
         )
     with init_empty_weights(include_buffers=True):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
@@ -55,8 +55,8 @@ def check_checkpoint(directory: Path) -> None:
     most = size_bytes * 8 // _LEAST_BITS if is_quantised else weights
     if claimed > _TIED * most + _SLACK_WEIGHTS:
         raise ModelLoadError(
-            f"{directory.name} cannot be loaded: its config describes a model of {claimed:,} weights, its files hold "
-            f"{weights:,}."
+            f"{directory.name} cannot be loaded: its config describes a model with {claimed:,} weights, its files "
+            f"contain {weights:,}."
         )
 
 
@@ -73,7 +73,7 @@ def read_config(path: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{path} cannot be read: {error}.") from error
     if not isinstance(found, dict):
-        raise ModelLoadError(f"{path} holds no model description.")
+        raise ModelLoadError(f"{path} does not contain a model description.")
     return found
 
 
@@ -90,7 +90,7 @@ def _weight_files(directory: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (directory / name).is_file():
             raise ModelLoadError(
-                f"{directory.name} cannot be loaded: its index names {str(name)[:80]!r}, which is not there."
+                f"{directory.name} cannot be loaded: its index names {str(name)[:80]!r}, which does not exist."
             )
     if not names:
         raise ModelLoadError(f"{directory.name} cannot be loaded: its index names no files.")
@@ -99,10 +99,10 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _no_weights(directory: Path) -> str:
     pickled = sorted(path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    reason = f"{directory.name} cannot be loaded: it has no weights in safetensors form"
+    reason = f"{directory.name} cannot be loaded: it has no weights in safetensors format"
     if not pickled:
         return f"{reason} (model.safetensors, or {INDEX_FILE} and its files)."
     return (
-        f"{reason}. {pickled[0]} is a Python pickle, which can run any program when it is read, and is never read "
-        "here. Convert it to safetensors."
+        f"{reason}. {pickled[0]} is a Python pickle, which can run any program when it is read, so Keepwarm never "
+        "reads it. Convert it to safetensors."
     )

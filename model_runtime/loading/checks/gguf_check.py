@@ -1,4 +1,4 @@
-"""Whether a GGUF file's metadata can be true of its tensors; asked before anything is built from either."""
+"""Checks that a GGUF file's metadata fits its tensors, before anything is built from either."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.gguf_header import GgufHeader, Items, Value
 
 _LAYER = re.compile(r"blk\.(\d{1,6})\.")
-# Each is the size of something that lies in the file, so that no dimension of a tensor may be smaller.
+# Each is a size of something in the file, so it cannot exceed the largest dimension of all tensors.
 _SIZES = (
     *("embedding_length", "feed_forward_length", "expert_feed_forward_length", "expert_shared_feed_forward_length"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
@@ -23,21 +23,21 @@ _FACTORS = (
 
 
 def check_gguf(name: str, header: GgufHeader) -> None:
-    """Raises `ModelLoadError` for the file of that name."""
+    """Raises `ModelLoadError` if the header of the file `name` is inconsistent."""
     problem = _problem(header)
     if problem:
-        raise ModelLoadError(f"{name} cannot be used: {problem}. Fetch it again, or from somewhere else.")
+        raise ModelLoadError(f"{name} cannot be used: {problem}. Download it again, or from another source.")
     parts = header.metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:
         raise ModelLoadError(
             f"{name} is one part of {parts} of a model. Join the parts with llama.cpp's `llama-gguf-split --merge` and "
-            "name the file that comes out."
+            "name the resulting file."
         )
 
 
 def _problem(header: GgufHeader) -> str | None:
     if not header.architecture:
-        return "it does not say of which architecture it is"
+        return "it does not state its architecture"
     widest = max(max(tensor.shape) for tensor in header.tensors.values())
     return (
         _wrong_layers(header)
@@ -50,11 +50,11 @@ def _problem(header: GgufHeader) -> str | None:
 
 def _wrong_layers(header: GgufHeader) -> str | None:
     if header.metadata.get("split.count", 1) != 1:
-        return None  # that is said on its own
+        return None  # reported separately
     found = {int(match.group(1)) for name in header.tensors if (match := _LAYER.match(name))}
     claimed = _own(header, "block_count")
     if not isinstance(claimed, int) or claimed != len(found) or found != set(range(claimed)):
-        return f"it says it has {_said(claimed)} layers, but there are tensors of {len(found)}"
+        return f"it says it has {_said(claimed)} layers, but it has tensors for {len(found)}"
     return None
 
 
@@ -67,7 +67,7 @@ def _wrong_sizes(header: GgufHeader, widest: int) -> str | None:
                 return f"its {key} is {_said(number)}, but no tensor in it is wider than {widest:,}"
     context = _own(header, "context_length")
     if context is not None and (not isinstance(context, int) or not 0 < context <= MOST_CONTEXT_TOKENS):
-        return f"it says it holds {_said(context)} tokens of context"
+        return f"it says its context is {_said(context)} tokens long"
     return None
 
 
@@ -85,7 +85,7 @@ def _wrong_heads(header: GgufHeader) -> str | None:
     heads, kv_heads = _own(header, "attention.head_count"), _own(header, "attention.head_count_kv")
     if isinstance(heads, int) and isinstance(kv_heads, int):
         if heads <= 0 or kv_heads < 0 or (kv_heads and heads % kv_heads):
-            return f"{heads} heads cannot share {kv_heads} heads of keys"
+            return f"{heads} heads cannot share {kv_heads} key heads"
         width = _own(header, "embedding_length")
         has_own_width = _own(header, "attention.key_length") is not None
         if isinstance(width, int) and not has_own_width and width % heads:
@@ -97,7 +97,7 @@ def _wrong_vocabulary(header: GgufHeader) -> str | None:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        return "it has no table of token embeddings"
+        return "it has no token embeddings"
     if not isinstance(tokens, Items):
         return "it has no list of tokens"
     if tokens.count > embedding.shape[0]:
@@ -106,7 +106,7 @@ def _wrong_vocabulary(header: GgufHeader) -> str | None:
         is_token = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
         # 2^32 - 1 is how some converters write "none"
         if is_token and not (value in range(embedding.shape[0]) or value == 0xFFFFFFFF):
-            return f"its {key.removeprefix('tokenizer.ggml.')} is {_said(value)}, which is none of its tokens"
+            return f"its {key.removeprefix('tokenizer.ggml.')} is {_said(value)}, which is not one of its tokens"
     return None
 
 

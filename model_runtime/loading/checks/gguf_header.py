@@ -1,9 +1,9 @@
-"""The header of a GGUF file, walked and bounded before any library reads it.
+"""Parses and bounds the header of a GGUF file before any library reads it.
 
-The gguf library believes the lengths and counts that a file states: a declared array of 2^60 items keeps it busy for
-ever, one of a billion bytes takes hundreds of gigabytes. Here every length is held against the bytes that are left, and
-every tensor against the file's own layout (llama.cpp's `gguf_init_from_file` has the same rules): names once, offsets
-one behind the other, nothing overlapping, nothing outside.
+The gguf library trusts the lengths and counts that a file states: a declared array of 2^60 items keeps it busy forever,
+one of a billion bytes takes hundreds of gigabytes. Here every length is checked against the remaining bytes, and every
+tensor against the file's own layout (llama.cpp's `gguf_init_from_file` has the same rules): unique names, consecutive
+offsets, no overlap, nothing outside the file.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from model_runtime.interface.errors import ModelLoadError
 
 MOST_ENTRIES = 65_536
-MOST_ARRAY_ITEMS = 2_097_152  # of all arrays together: 439,802 merges are the most that a known model has
+MOST_ARRAY_ITEMS = 2_097_152  # in all arrays together; the largest known model has 439,802 merges
 MOST_DIMENSIONS = 4
 MOST_NAME_BYTES = 1 << 16  # of keys, tensors, tokens
 MOST_WEIGHTS = 1 << 48
-_KEPT_NUMBERS = 1024  # longer arrays are counted only
+_KEPT_NUMBERS = 1024  # of longer arrays only the length is kept
 _DEFAULT_ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -38,7 +38,7 @@ class _Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """An array: how many items, and what they are where they are a few numbers."""
+    """An array: its length, and its items if they are a few numbers."""
 
     count: int
     numbers: tuple[float, ...] = ()
@@ -49,7 +49,7 @@ Value = int | float | bool | str | Items
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """`shape` as torch has it: outputs first."""
+    """One tensor of the file. `shape` is in torch's order: outputs first."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a file says of itself."""
+    """The metadata and tensor list of a file."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
@@ -69,14 +69,16 @@ class GgufHeader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Raises `ModelLoadError` with what is wrong with the file."""
+    """Reads the header. Raises `ModelLoadError` that says what is wrong with the file."""
     try:
         if path.stat().st_size < 24:
             raise _Broken("it is too short")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Walk(data).header()
     except _Broken as problem:
-        raise ModelLoadError(f"{path.name} is no GGUF file, or incomplete: {problem}. Fetch it again.") from None
+        raise ModelLoadError(
+            f"{path.name} is not a GGUF file, or is incomplete: {problem}. Download it again."
+        ) from None
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}.") from error
 
@@ -87,10 +89,10 @@ class _Walk:
 
     def header(self) -> GgufHeader:
         if self._bytes(4) != b"GGUF":
-            raise _Broken("it does not begin as one")
+            raise _Broken("it does not start like one")
         version = self._number("I")
         if version not in (2, 3):
-            raise _Broken(f"its version is {version}, versions 2 and 3 in little-endian order are read")
+            raise _Broken(f"its version is {version}; only versions 2 and 3 in little-endian order are supported")
         tensor_count, entry_count = self._number("Q"), self._number("Q")
         for what, count in (("tensors", tensor_count), ("entries", entry_count)):
             if count > MOST_ENTRIES:
@@ -99,7 +101,7 @@ class _Walk:
         for _ in range(entry_count):
             key = self._text(MOST_NAME_BYTES)
             if key in metadata:
-                raise _Broken(f"its entry {key!r} is there twice")
+                raise _Broken(f"its entry {key!r} occurs twice")
             metadata[key] = self._value(self._number("I"))
         return GgufHeader(metadata, self._tensors(tensor_count, _alignment(metadata)))
 
@@ -109,9 +111,9 @@ class _Walk:
         for _ in range(count):
             tensor, offset = self._tensor(), self._number("Q")
             if tensor.name in tensors:
-                raise _Broken(f"its tensor {tensor.name!r} is there twice")
+                raise _Broken(f"its tensor {tensor.name!r} occurs twice")
             if offset != expected_offset:
-                raise _Broken(f"its tensor {tensor.name!r} does not lie where it should")
+                raise _Broken(f"its tensor {tensor.name!r} is not at the expected offset")
             tensors[tensor.name] = tensor
             end = offset + _size_bytes(tensor)
             expected_offset = -(-end // alignment) * alignment
@@ -132,12 +134,12 @@ class _Walk:
         sizes = [self._number("Q") for _ in range(dimensions)]
         number = self._number("I")
         if not all(sizes) or math.prod(sizes) > MOST_WEIGHTS:
-            raise _Broken(f"its tensor {name!r} has no possible size")
+            raise _Broken(f"its tensor {name!r} has an impossible size")
         if number not in (int(kind) for kind in _WEIGHT_TYPES):
-            raise _Broken(f"its tensor {name!r} is of an unknown type ({number})")
+            raise _Broken(f"its tensor {name!r} has an unknown type ({number})")
         kind = GGMLQuantizationType(number)
         if sizes[0] % GGML_QUANT_SIZES[kind][0]:
-            raise _Broken(f"rows of its tensor {name!r} are no whole blocks of {kind.name}")
+            raise _Broken(f"rows of its tensor {name!r} are not whole blocks of {kind.name}")
         return TensorInfo(name, tuple(reversed(sizes)), kind)
 
     def _value(self, kind: int) -> Value:
@@ -157,7 +159,7 @@ class _Walk:
                 self._text(MOST_NAME_BYTES)
             return Items(count)
         if kind not in _SCALARS:
-            raise _Broken(f"a list in it is of an unknown type ({kind})")
+            raise _Broken(f"one of its lists has an unknown type ({kind})")
         if count > _KEPT_NUMBERS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
             return Items(count)
@@ -165,7 +167,7 @@ class _Walk:
 
     def _scalar(self, kind: int) -> int | float | bool:
         if kind not in _SCALARS:
-            raise _Broken(f"an entry in it is of an unknown type ({kind})")
+            raise _Broken(f"one of its entries has an unknown type ({kind})")
         value: int | float | bool = struct.unpack(f"<{_SCALARS[kind]}", self._bytes(struct.calcsize(_SCALARS[kind])))[0]
         return value
 
@@ -176,11 +178,11 @@ class _Walk:
     def _text(self, most_bytes: int) -> str:
         length = self._number("Q")
         if length > most_bytes:
-            raise _Broken(f"a name in it claims to have {length:,} bytes")
+            raise _Broken(f"one of its names claims to have {length:,} bytes")
         try:
             return self._bytes(length).decode("utf-8")
         except UnicodeDecodeError:
-            raise _Broken("a text in it is no UTF-8") from None
+            raise _Broken("one of its texts is not UTF-8") from None
 
     def _bytes(self, count: int) -> bytes:
         start = self._place
@@ -196,7 +198,7 @@ class _Walk:
 def _alignment(metadata: dict[str, Value]) -> int:
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise _Broken("its alignment is no power of two")
+        raise _Broken("its alignment is not a power of two")
     return alignment
 
 

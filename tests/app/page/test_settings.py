@@ -25,9 +25,9 @@ def test_the_form_gives_back_what_it_was_given() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("temperature", 9, "Temperature must lie between 0 and 5"),
+        ("temperature", 9, "Temperature must be between 0 and 5"),
         ("temperature", None, "Temperature must not be empty."),
-        ("top_p", 0, "Top-p must lie above 0"),
+        ("top_p", 0, "Top-p must be above 0"),
         ("top_k", 1.5, "Top-k must be a whole number"),
         ("max_new_tokens", 0, "Max new tokens must be a positive whole number"),
         ("seed", -1, "Seed must be empty or a whole number"),

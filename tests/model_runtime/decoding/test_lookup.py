@@ -99,14 +99,14 @@ def test_every_kind_of_sampling_gives_the_same_text(pair: Pair, sampling: Sampli
 
 def test_a_loop_is_written_in_fewer_steps(pair: Pair) -> None:
     steps = 0
-    run = pair.on.engine._forward.run
+    run = pair.on.engine.runtime.forward.run
 
     def counted(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
         nonlocal steps
         steps += 1
         return run(feeds, abort_if)
 
-    pair.on.engine._forward.run = counted  # type: ignore[method-assign]
+    pair.on.engine.runtime.forward.run = counted  # type: ignore[method-assign]
     pair.ask(repeating(1), replace(GREEDY, max_new_tokens=200))
     assert steps < 100
 
@@ -135,7 +135,7 @@ def test_limits_and_stops_hold_inside_a_draft(llama: Path) -> None:
         long = [*answer.ledger, *answer.token_ids[: 40 + beyond]]
         finished = pair.ask(long, replace(GREEDY, max_new_tokens=500))[0].wait()
         assert (finished.reason, len(long) + finished.sampled_tokens) == (FinishReason.CONTEXT, 160)
-    words = [pair.on.engine._tokenizer.decode([token_id]) for token_id in answer.token_ids]
+    words = [pair.on.tokenizer.decode([token_id]) for token_id in answer.token_ids]
     for word in {word for word in words[20:] if word.strip()}:
         finished = pair.ask(ledger, replace(GREEDY, max_new_tokens=95, stop_strings=(word,)))[0].wait()
         assert finished.reason is FinishReason.STOP_STRING
@@ -209,7 +209,7 @@ def test_where_guesses_of_several_streams_cost_more_only_one_alone_is_weighed(
 
     watched = WatchedEngine(loaded_tiny(llama), EngineConfig(kv_arena_bytes=1 << 20))
     lookup = Lookup(mode)
-    lookup.measure(watched.engine._forward, watched.engine._place, 512)
+    lookup.measure(watched.engine.runtime.forward, watched.engine.runtime.place, 512)
     for streams, asked in zip((1, 2), expected, strict=True):
         Stream.asked = 0
         lookup.add_drafts([Stream() for _ in range(streams)], streams, 512)

@@ -20,7 +20,7 @@ def shares(ledger: tuple[int, ...] = (), **settings: float) -> list[float]:
     sampler = Sampler(params, ledger, CPU)
     counts = torch.zeros(5)
     for _ in range(4000):
-        counts[sampler._draw(LOGITS / params.temperature)] += 1
+        counts[sampler.pick(LOGITS.clone())] += 1
     return [float(c) / 4000 for c in counts]
 
 
@@ -108,7 +108,7 @@ def test_log_probabilities_are_told_as_the_model_gave_them() -> None:
     "wrong", [{"presence_penalty": 2.5}, {"frequency_penalty": -3.0}, {"top_logprobs": 21}, {"top_logprobs": -1}]
 )
 def test_penalties_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must lie between"):
+    with pytest.raises(ValueError, match="must be between"):
         SamplingParams(**wrong)  # type: ignore[arg-type]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from model_runtime.interface.events import Finished, FinishReason, PrefillProgre
 from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.harness import TINY, WatchedEngine, loaded_tiny
+from tests.polling import until
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def test_progress_is_told_chunk_by_chunk(watched: WatchedEngine) -> None:
 def test_a_stop_during_prefill_ends_it_within_a_chunk(watched: WatchedEngine) -> None:
     reading = threading.Event()
     gate = threading.Event()
-    run = watched.engine._forward.run
+    run = watched.engine.runtime.forward.run
 
     def slow(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
         reading.set()
         assert gate.wait(10)
         return run(feeds, abort_if)
 
-    watched.engine._forward.run = slow  # type: ignore[method-assign]
+    watched.engine.runtime.forward.run = slow  # type: ignore[method-assign]
     kv = watched.engine.new_kv()
     answer = watched.submit(kv, [7] * 300)
     assert reading.wait(10)
@@ -135,14 +135,14 @@ def _fields(loaded: object) -> dict[str, object]:
 
 
 def test_a_failing_forward_costs_only_its_own_request(watched: WatchedEngine) -> None:
-    run = watched.engine._forward.run
+    run = watched.engine.runtime.forward.run
 
     def fragile(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
         if any(feed.token_ids[0] == 13 for feed in feeds):
             raise RuntimeError("kernel exploded")
         return run(feeds, abort_if)
 
-    watched.engine._forward.run = fragile  # type: ignore[method-assign]
+    watched.engine.runtime.forward.run = fragile  # type: ignore[method-assign]
     good = watched.submit(watched.engine.new_kv(), [7] * 40, SamplingParams(temperature=0, max_new_tokens=60))
     bad_kv = watched.engine.new_kv()
     bad = watched.submit(bad_kv, [13] * 10).wait()
@@ -156,7 +156,7 @@ def test_memory_that_runs_out_is_a_sentence(watched: WatchedEngine) -> None:
     def full(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    watched.engine._forward.run = full  # type: ignore[method-assign]
+    watched.engine.runtime.forward.run = full  # type: ignore[method-assign]
     finished = watched.submit(watched.engine.new_kv(), [9] * 10).wait()
     assert finished.reason is FinishReason.FAILED
     assert "ran out of memory" in str(finished.error)
@@ -194,7 +194,7 @@ def test_every_setting_at_once_works_on_the_engines_own_logits(watched: WatchedE
 
 def test_an_answer_that_is_continued_goes_on_in_the_middle_of_a_character(watched: WatchedEngine) -> None:
     # Byte-level tokens: the ids of "ä" are two, and a continued answer may begin with only the first of them.
-    tokenizer = watched.engine._tokenizer
+    tokenizer = watched.tokenizer
     half = tokenizer.encode("ä", add_special_tokens=False).ids[:1]
     answer = watched.submit(watched.engine.new_kv(), [7] * 20 + half, prefix=1)
     answer.wait()
@@ -204,9 +204,7 @@ def test_an_answer_that_is_continued_goes_on_in_the_middle_of_a_character(watche
 def test_closing_ends_what_runs_and_frees_what_is_held(watched: WatchedEngine) -> None:
     kv = watched.engine.new_kv()
     endless = watched.submit(kv, [7] * 20, SamplingParams(temperature=0, max_new_tokens=400))
-    deadline = time.monotonic() + 10
-    while len(endless.events) < 3 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: len(endless.events) >= 3, every_s=0.001)
     watched.engine.close()
     watched.engine.close()
     assert endless.wait().reason is FinishReason.ABORTED

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.segments import identify
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
+from tests.polling import until
 
 LOGIT_TOLERANCE = 1e-4
 
@@ -91,6 +92,10 @@ def test_crop_and_regenerate_and_another_branch(pair: tuple[WatchedEngine, torch
     assert_equals_full_read(watched, reference, other)
 
 
+def has_events(answer: Answer, count: int) -> bool:
+    return len(answer.events) >= count
+
+
 def test_a_stopped_answer_leaves_a_true_kv(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
     watched, reference = pair
     randomness = random.Random(4)
@@ -99,8 +104,7 @@ def test_a_stopped_answer_leaves_a_true_kv(pair: tuple[WatchedEngine, torch.nn.M
     for _ in range(6):
         stopped = watched.submit(kv, ledger)
         wanted_events = randomness.randrange(1, 9)
-        while len(stopped.events) < wanted_events:
-            time.sleep(0.0002)
+        until(partial(has_events, stopped, wanted_events), 60.0, 0.0002)
         stopped.abort()
         stopped.wait()
         assert kv.token_ids == [*stopped.ledger, *stopped.token_ids][: kv.length_tokens]
@@ -169,7 +173,7 @@ def test_a_feed_gets_as_many_rows_of_logits_as_it_asks_for(pair: tuple[WatchedEn
     middle, end, draft = (some_ids(randomness, tokens) for tokens in (9, 17, 30))
     slabs = [watched.engine.new_kv() for _ in range(3)]
     watched.engine.close()  # its thread is gone: the forward may be called from here
-    forward = watched.engine._forward
+    forward = watched.engine.runtime.forward
     assert forward.run([Feed(slabs[2], draft[:25], 0)]).shape[0] == 0
     found = forward.run([Feed(slabs[0], middle, 0), Feed(slabs[1], end, 1), Feed(slabs[2], draft[25:], 4)])
     expected = torch.cat([full_read(reference, end)[-1:], full_read(reference, draft)[-4:]])

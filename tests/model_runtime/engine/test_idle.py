@@ -14,7 +14,8 @@ from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.events import FinishReason, PrefillProgress
 from model_runtime.interface.protocol import GenerationRequest, ReadRequest
 from model_runtime.interface.sampling_params import SamplingParams
-from tests.model_runtime.harness import GREEDY, TINY, Answer, WatchedEngine, loaded_tiny, until
+from tests.model_runtime.harness import GREEDY, TINY, Answer, WatchedEngine, loaded_tiny
+from tests.polling import until
 
 CONFIG = EngineConfig(prefill_chunk_tokens=64, idle_chunk_tokens=16)
 TEXT = [(7 * i + 3) % 90 + 3 for i in range(120)]
@@ -52,10 +53,12 @@ class Gate:
     def __init__(self, watched: WatchedEngine) -> None:
         self.inside, self.open = threading.Event(), threading.Event()
         self.layers_asked: list[int] = []  # a number for every forward
-        self._run = watched.engine._forward.run
-        watched.engine._forward.run = self._held  # type: ignore[method-assign]
+        self.is_wanted: Callable[[], bool] = lambda: False  # whether the engine wants the forward inside to end
+        self._run = watched.engine.runtime.forward.run
+        watched.engine.runtime.forward.run = self._held  # type: ignore[method-assign]
 
     def _held(self, feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
+        self.is_wanted = abort_if
         self.inside.set()
         assert self.open.wait(10)
 
@@ -153,7 +156,7 @@ def test_a_call_between_steps_does_not_wait_for_idle_work(watched: WatchedEngine
     assert gate.inside.wait(10)
     released = threading.Thread(target=lambda: watched.engine.release(other))
     released.start()
-    until(lambda: watched.engine._inbox._calls)
+    until(lambda: gate.is_wanted())  # the call is waiting
     gate.open.set()
     released.join(10)
     assert ahead.wait().reason is FinishReason.READ  # it goes on afterwards
@@ -198,7 +201,7 @@ def test_idle_work_is_told_of_its_end_whatever_happens(watched: WatchedEngine) -
     def broken(feeds: Sequence[Feed], abort_if: object = None) -> torch.Tensor:
         raise RuntimeError("broken")
 
-    watched.engine._forward.run = broken  # type: ignore[method-assign]
+    watched.engine.runtime.forward.run = broken  # type: ignore[method-assign]
     failed = read(watched, watched.engine.new_kv(), TEXT)
     assert failed.wait().reason is FinishReason.FAILED
     watched.engine.close()

@@ -18,17 +18,19 @@ from model_runtime.interface.events import Finished, FinishReason
 from model_runtime.interface.protocol import ReadRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import identify
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.geometry import KVGeometry, LayerShape
+from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
 from tests.conftest import TinyDir
-from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny, until
+from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import tiny_wide_llama
+from tests.polling import until
 
 BAD = 77  # its embedding is NaN
 GOOD = (3, 70, 71, 72, 73, 70, 71, 72)
-SENTENCE = "The model computed no numbers for the next word"
+SENTENCE = "The model computed no valid numbers for the next token"
 WAYS = {
     "greedy": GREEDY,
     "sampled": SamplingParams(temperature=0.9, seed=3, max_new_tokens=12),
@@ -61,7 +63,7 @@ def watched(request: pytest.FixtureRequest, tiny_dir: TinyDir, tmp_path: Path) -
             config = replace(config, kv_arena_bytes=4 << 20)
     engine = WatchedEngine(spoilt(loaded), config)
     if request.param == "native":
-        assert isinstance(engine.engine._forward, NativeForward)
+        assert isinstance(engine.engine.runtime.forward, NativeForward)
     yield engine
     engine.close()
 
@@ -95,7 +97,7 @@ def test_rows_that_a_read_ahead_left_are_not_saved(watched: WatchedEngine) -> No
     for ids in (GOOD, (*GOOD, BAD, 5)):  # one after the other: the good rows are of a forward of their own
         done.clear()
         watched.engine.read(ReadRequest(ids, kv), done.append)
-        until(lambda: any(isinstance(event, Finished) for event in done))
+        until(lambda: any(isinstance(event, Finished) for event in done), 60.0, 0.0005)
     assert kv.length_tokens == len(GOOD) + 2
     good = identify(None, GOOD, fingerprint)
     assert watched.engine.stage(kv, good).data_bytes > 0
@@ -109,7 +111,7 @@ def test_infinite_logits_count_as_none(tiny_dir: TinyDir, tmp_path: Path) -> Non
     try:
         first = watched.submit(watched.engine.new_kv(), GOOD, GREEDY)
         first.wait()
-        run, bad_length = watched.engine._forward.run, len(GOOD) + 4
+        run, bad_length = watched.engine.runtime.forward.run, len(GOOD) + 4
 
         @torch.inference_mode()
         def overflowing(feeds: object, abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
@@ -119,7 +121,7 @@ def test_infinite_logits_count_as_none(tiny_dir: TinyDir, tmp_path: Path) -> Non
                     row[3] = -torch.inf if feed.slab is minus else torch.inf
             return logits
 
-        watched.engine._forward.run = overflowing  # type: ignore[method-assign]
+        watched.engine.runtime.forward.run = overflowing  # type: ignore[method-assign]
         plus, minus = watched.engine.new_kv(), watched.engine.new_kv()
         for kv in (plus, minus):
             answer = watched.submit(kv, GOOD, GREEDY)

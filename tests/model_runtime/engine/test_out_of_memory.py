@@ -29,14 +29,14 @@ def watched(tmp_path: Path) -> Iterator[WatchedEngine]:
 
 def refuse(watched: WatchedEngine, refuses: Callable[[Sequence[Feed]], bool]) -> None:
     """Forwards that are refused memory, as torch says it."""
-    run: Run = watched.engine._forward.run
+    run: Run = watched.engine.runtime.forward.run
 
     def refusing(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
         if refuses(feeds):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return run(feeds, abort_if)
 
-    watched.engine._forward.run = refusing  # type: ignore[method-assign]
+    watched.engine.runtime.forward.run = refusing  # type: ignore[method-assign]
 
 
 def test_idle_kvs_go_and_the_turn_goes_on(watched: WatchedEngine) -> None:

@@ -13,9 +13,10 @@ from model_runtime.engine.passing_thread import in_passing_thread
 
 # In a process of its own, where nobody else begins or ends threads.
 _COUNT = """
-import os, time
+import os
 import torch
 from model_runtime.engine.passing_thread import in_passing_thread
+from tests.polling import until
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -26,9 +27,7 @@ def multiply():
 
 before = threads()
 during = in_passing_thread(multiply)
-deadline = time.monotonic() + 10
-while threads() > before and time.monotonic() < deadline:
-    time.sleep(0.01)
+until(lambda: threads() <= before)
 print(during - before, threads() - before)
 """
 

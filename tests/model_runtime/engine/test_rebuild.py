@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,12 +10,14 @@ import pytest
 import torch
 
 from model_runtime.engine.inbox import GIVEN_UP
+from model_runtime.engine.scheduler import Scheduler
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.errors import EngineClosed
 from model_runtime.interface.events import Finished, FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import identify
 from tests.model_runtime.harness import TINY, Answer, WatchedEngine, full_read, loaded_tiny
+from tests.polling import pause, until
 
 LONG = SamplingParams(temperature=0, max_new_tokens=60)
 
@@ -39,7 +40,7 @@ class Hang:
     def __init__(self, watched: WatchedEngine, error: Exception | None = None) -> None:
         self.reached, self.gate = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
-        run = watched.engine._forward.run
+        run = watched.engine.runtime.forward.run
 
         def blocked(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
             self.thread = threading.current_thread()
@@ -49,7 +50,7 @@ class Hang:
                 raise error
             return run(feeds)  # it does not even look whether somebody still wants it
 
-        watched.engine._forward.run = blocked  # type: ignore[method-assign]
+        watched.engine.runtime.forward.run = blocked  # type: ignore[method-assign]
 
     def end(self) -> None:
         self.gate.set()
@@ -76,8 +77,7 @@ def test_a_hanging_forward_is_given_up(watched: WatchedEngine, directory: Path, 
     stuck = watched.submit(kv, [7] * 40, LONG)
     assert hang.reached.wait(10)
     queued = watched.submit(engine.new_kv(), [8] * 20)
-    time.sleep(0.05)
-    assert engine.pulse().busy_s > 0.04
+    until(lambda: engine.pulse().busy_s > 0.04)
 
     engine.rebuild()
     for answer in (stuck, queued):
@@ -86,7 +86,7 @@ def test_a_hanging_forward_is_given_up(watched: WatchedEngine, directory: Path, 
     assert engine.pulse().is_alive
     told = len(stuck.events)
     after = watched.submit(engine.new_kv(), [5, 6, 7] * 20, LONG)
-    time.sleep(0.01)
+    until(lambda: len(after.events) > 0)
     hang.end()  # the old thread wakes up beside the new one
     assert after.wait().reason is FinishReason.LENGTH
     assert_exact(after, reference)
@@ -118,7 +118,7 @@ def test_whoever_waits_for_a_hanging_thread_is_let_go(watched: WatchedEngine) ->
 
     waiting = threading.Thread(target=stage)
     waiting.start()
-    time.sleep(0.05)
+    pause(0.05)
     engine.rebuild()
     waiting.join(10)
     assert [str(error) for error in errors] == [GIVEN_UP]
@@ -135,11 +135,10 @@ def test_a_thread_that_died_is_replaced(
         raise MemoryError("no memory for a plan")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._scheduler, "plan", broken)
+        patch.setattr(Scheduler, "plan", broken)
         stuck = watched.submit(engine.new_kv(), [7] * 40)
         assert (stuck.wait().reason, stuck.wait().error) == (FinishReason.FAILED, GIVEN_UP)
-    engine._thread.join(10)
-    assert not engine.pulse().is_alive
+    until(lambda: not engine.pulse().is_alive)
     assert "engine thread died" in caplog.text
     assert watched.submit(engine.new_kv(), [7] * 40).wait().error == GIVEN_UP
     engine.rebuild()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from model_runtime.loading.loaded import LoadedModel
 from tests.conftest import TinyDir
 from tests.model_runtime.engine.test_embedded_exactness import ids_of
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
+from tests.polling import until
 
 Damage = Callable[[KVSlab], None]
 
@@ -209,8 +209,7 @@ def test_the_embedded_model_agrees_with_itself_at_four_bits_and_holds_nobody_up(
         ledger = answer.ledger + answer.token_ids
 
         writing = watched.submit(engine.new_kv(), ids[:40], replace(GREEDY, max_new_tokens=400))
-        while len(writing.token_ids) < 3:
-            time.sleep(0.01)
+        until(lambda: len(writing.token_ids) >= 3, 60.0)
         found = verified(watched, ledger, kv)
         assert found.agrees
         assert (found.copies[0].largest_difference, found.logit_difference) == (0.0, 0.0)

@@ -12,7 +12,7 @@ from model_runtime.interface.config import EngineConfig, ModelConfig, default_ca
 
 
 @pytest.mark.parametrize(
-    ("wish", "sentence"),
+    ("setting", "sentence"),
     [
         ({"model": " "}, "Name a model"),
         ({"quantization": "int3"}, "must be one of auto, shipped, nf4, int8, none, not 'int3'"),
@@ -20,15 +20,31 @@ from model_runtime.interface.config import EngineConfig, ModelConfig, default_ca
         ({"device": "tpu"}, "'cpu', 'cuda' or 'cuda:<number>', not 'tpu'"),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_refused_with_a_sentence(wish: dict[str, object], sentence: str) -> None:
+def test_model_settings_are_checked_with_a_sentence(setting: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        ModelConfig(**wish)
+        ModelConfig(**setting)
 
 
-@pytest.mark.parametrize("field", ["prefill_chunk_tokens", "max_concurrent", "kv_step_tokens"])
+@pytest.mark.parametrize(
+    "field", ["prefill_chunk_tokens", "max_concurrent", "kv_step_tokens", "idle_chunk_tokens", "kv_arena_bytes"]
+)
 def test_engine_sizes_must_be_positive(field: str) -> None:
     with pytest.raises(ValueError, match="not 0"):
         EngineConfig(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"pinned_host_bytes": -1}, "0 or more bytes, not -1"),
+        ({"prompt_lookup": "maybe"}, "must be one of auto, on, off, not 'maybe'"),
+        ({"kv_dtype": "int8"}, "must be one of auto, float32, float16, not 'int8'"),
+        ({"cold_kv_dtype": "int4"}, "must be one of exact, int8, not 'int4'"),
+    ],
+)
+def test_engine_settings_are_checked_with_a_sentence(setting: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        EngineConfig(**setting)
 
 
 def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

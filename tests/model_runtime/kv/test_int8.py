@@ -13,9 +13,10 @@ from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.errors import ModelLoadError, SegmentRefused
 from model_runtime.interface.segments import identify
+from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import copy_in, copy_out
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.slab import KVSlab
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
 

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.engine.failures import translated
+from model_runtime.engine.out_of_memory import translated
 from model_runtime.interface.errors import DeviceOutOfMemory
+from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.mapped_memory import CAN_GROW, new_memory
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.slab import KVSlab
 
 pytestmark = pytest.mark.skipif(not CAN_GROW, reason="mappings grow on Linux alone")
 
@@ -90,7 +91,8 @@ def test_rows_stay_while_it_grows_and_somebody_looks(steps: list[int], looks: bo
 
 REFUSED = """
 import resource, sys, torch
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.geometry import KVGeometry, LayerShape
+from model_runtime.kv.slab import KVSlab
 slab = KVSlab(KVGeometry((LayerShape(3, 64, 64),) * 8, torch.float16, torch.device("cpu")))
 slab.ensure_room(256)
 slab.appended(range(200))

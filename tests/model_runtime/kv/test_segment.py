@@ -14,8 +14,9 @@ from safetensors import safe_open
 
 from model_runtime.interface.errors import SegmentNotSaved, SegmentRefused
 from model_runtime.interface.segments import SegmentIdentity, identify
+from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.segment import KVSegment, copy_in, copy_out, data_bytes_for, joined, read, write
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.slab import KVSlab
 
 GEOMETRY = KVGeometry((LayerShape(2, 8, 8), LayerShape(2, 8, 4)), torch.float32, torch.device("cpu"), step_tokens=16)
 IDS = tuple(range(40))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.geometry import KVGeometry, LayerShape
+from model_runtime.kv.slab import KVSlab
 
 GEOMETRY = KVGeometry((LayerShape(2, 4, 3), LayerShape(1, 4, 3)), torch.float32, torch.device("cpu"), step_tokens=8)
 

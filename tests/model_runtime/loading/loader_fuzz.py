@@ -215,7 +215,7 @@ def gap_to_transformers(loaded: LoadedModel, model: Path) -> float:
 def run(seed: int, count: int, folder: Path) -> int:
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
-        library._FLAGS = (*library._FLAGS, *flags)
+        library.FLAGS = (*library.FLAGS, *flags)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     transformers_logging.disable_progress_bar()

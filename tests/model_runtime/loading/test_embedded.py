@@ -75,7 +75,7 @@ def test_a_damaged_file_is_fetched_again(packaged: PackagedModel, tmp_path: Path
     path.write_bytes(GGUF[:-1])
     said: list[str] = []
     assert embedded_gguf(tmp_path / "cache", said.append, packaged).read_bytes() == GGUF
-    assert said[0] == "The cached tiny.gguf is damaged; it is fetched again."
+    assert said[0] == "The cached tiny.gguf is damaged; downloading it again."
 
 
 def test_a_download_with_other_bytes_is_refused(packaged: PackagedModel, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_download_with_other_bytes_is_refused(packaged: PackagedModel, tmp_pat
 def test_another_file_inside_the_wheel_is_refused(packaged: PackagedModel, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"tiny\.part is not the published file|tiny\.gguf"):
         embedded_gguf(tmp_path / "cache", print, replace(packaged, gguf_sha256="0" * 64))
-    with pytest.raises(ModelLoadError, match=r"does not hold tiny\.gguf"):
+    with pytest.raises(ModelLoadError, match=r"does not contain tiny\.gguf"):
         embedded_gguf(tmp_path / "other", print, replace(packaged, member="elsewhere"))
 
 

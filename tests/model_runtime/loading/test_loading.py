@@ -254,7 +254,7 @@ def test_a_model_that_cannot_be_fetched_is_a_sentence(load: Load, monkeypatch: p
 
 
 def test_a_directory_without_config_is_a_sentence(load: Load, gguf_file: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"has no config\.json\. It holds tiny\.Q4_1\.gguf: name that file"):
+    with pytest.raises(ModelLoadError, match=r"has no config\.json\. It contains tiny\.Q4_1\.gguf: name that file"):
         load(gguf_file.parent)
 
 
@@ -263,16 +263,16 @@ def test_a_file_that_is_no_gguf_is_a_sentence(load: Load, tmp_path: Path) -> Non
     with pytest.raises(ModelLoadError, match=r"is neither a directory nor a \.gguf file"):
         load(tmp_path / "model.bin")
     (tmp_path / "model.gguf").write_bytes(b"not a GGUF file at all")
-    with pytest.raises(ModelLoadError, match=r"model\.gguf is no GGUF file, or incomplete"):
+    with pytest.raises(ModelLoadError, match=r"model\.gguf is not a GGUF file, or is incomplete"):
         load(tmp_path / "model.gguf")
     (tmp_path / "empty.gguf").write_bytes(b"")
-    with pytest.raises(ModelLoadError, match=r"empty\.gguf is no GGUF file, or incomplete"):
+    with pytest.raises(ModelLoadError, match=r"empty\.gguf is not a GGUF file, or is incomplete"):
         load(tmp_path / "empty.gguf")
 
 
 def test_a_gguf_that_ends_early_is_a_sentence(load: Load, gguf_file: Path, tmp_path: Path) -> None:
     gguf_file.write_bytes(gguf_file.read_bytes()[:-20_000])
-    with pytest.raises(ModelLoadError, match="is no GGUF file, or incomplete"):
+    with pytest.raises(ModelLoadError, match="is not a GGUF file, or is incomplete"):
         load(gguf_file)
     assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
 
@@ -282,7 +282,7 @@ def test_a_gguf_that_ends_early_is_a_sentence(load: Load, gguf_file: Path, tmp_p
     [
         ('{"model_type": "unheard-of"}', "unheard-of"),
         ("{", r"config\.json cannot be read"),
-        ("[]", "holds no model description"),
+        ("[]", "does not contain a model description"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "cannot be loaded"),
     ],
 )

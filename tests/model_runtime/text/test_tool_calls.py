@@ -57,7 +57,7 @@ def test_the_format_is_the_templates_own() -> None:
 def test_a_template_without_tools_says_so() -> None:
     template = ChatTemplate(tiny_tokenizer(), {END})
     assert not template.takes_tools
-    with pytest.raises(TemplateRefused, match="no place for tools"):
+    with pytest.raises(TemplateRefused, match="does not support tools"):
         template.first_turn("", "What is the weather?", [WEATHER])
     assert template.calls_in("<tool_call>{}</tool_call>") == ("<tool_call>{}</tool_call>", ())
 

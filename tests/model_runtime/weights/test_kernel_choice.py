@@ -39,7 +39,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_answer_is_remembered(measured: list[int], tmp_path: Path) -> None:
     first = kernel_plan(tmp_path, print)
-    why = " Our own, faster kernels do not run here: there is no C compiler."
+    why = " Our own, faster kernels cannot run here: there is no C compiler."
     assert kernel_plan(tmp_path, print) == first == (KernelPlan(True, 77, torch.bfloat16), f"Measured.{why}")
     assert len(measured) == 1
 

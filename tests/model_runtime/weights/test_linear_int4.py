@@ -11,11 +11,11 @@ from model_runtime.weights.linear_int4 import (
     Int4Linear,
     Int4Matrix,
     KernelPlan,
+    Scratch,
     fits_packed_kernel,
     packed_kernel_exists,
 )
 from model_runtime.weights.q4_blocks import Q4Blocks, read_q4_0, read_q4_1, read_q8_0
-from model_runtime.weights.scratch import Scratch
 
 ROWS, COLUMNS = 192, 96
 
@@ -99,13 +99,6 @@ def test_a_large_matrix_is_de_quantised_in_slices(blocks: Q4Blocks, monkeypatch:
     monkeypatch.setattr("model_runtime.weights.linear_int4._SLICE_WEIGHTS", 64 * COLUMNS)
     sliced = matrix.multiply_dequantised(x, torch.float32, Scratch())
     torch.testing.assert_close(sliced, whole, rtol=0.01, atol=0.01)
-
-
-def test_stacked_matrices_give_each_part_its_outputs() -> None:
-    parts = [q4_1_blocks(seed) for seed in (5, 6)]
-    x = torch.randn(3, COLUMNS).to(torch.bfloat16)
-    stacked = Int4Matrix.stacked(parts).multiply(x)
-    assert torch.equal(stacked, torch.cat([Int4Matrix(part).multiply(x) for part in parts], dim=1))
 
 
 def test_scratch_made_in_inference_mode_can_be_used_outside(blocks: Q4Blocks) -> None:

@@ -26,7 +26,8 @@ from model_runtime.forward.probe import probe_packing
 from model_runtime.forward.runtime import open_slabs
 from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.kv.slab import KVGeometry, KVSlab
+from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.slab import KVSlab
 from model_runtime.native.library import NativeUnavailable, native_library
 from model_runtime.weights.native_matrix import Kind, NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
@@ -249,7 +250,7 @@ def test_a_model_that_the_kernels_do_not_compute_is_left_to_torch(change: dict[s
 def test_a_kernel_that_miscalculates_is_found_out(model: PreTrainedModel) -> None:
     geometry = geometry_of(model)
     forward = NativeForward(model)
-    forward._struct.score_scale *= 1.05
+    forward.struct.score_scale *= 1.05
     assert gap_to(forward, model, geometry, geometry) > EXACT_GAP
 
 
@@ -285,11 +286,15 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     assert list((tmp_path / "native").iterdir()) == []
 
 
+def path_of(library: ctypes.CDLL) -> Path:
+    return Path(library._name)  # noqa: SLF001 - ctypes has no public name for it
+
+
 def test_a_damaged_library_is_built_again(build_dir: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    name = Path(native_library(build_dir, said.append)._name).name
+    name = path_of(native_library(build_dir, said.append)).name
     (tmp_path / "native").mkdir()
     (tmp_path / "native" / name).write_bytes(b"cut off")
     said.clear()
-    assert Path(native_library(tmp_path, said.append)._name).stat().st_size > 10_000
+    assert path_of(native_library(tmp_path, said.append)).stat().st_size > 10_000
     assert said == ["Compiling the CPU kernels for this processor (once, a few seconds)."]

@@ -1,6 +1,6 @@
 // What a forward of few rows does between its attention kernels, in bfloat16: products with matrices that bitsandbytes
-// packed in 4 bits, RMSNorm, and rotary positions on the way into the KV arena. `TorchOperations` of
-// few_rows_operations.py says in torch what each kernel computes.
+// packed in 4 bits, RMSNorm, and rotary positions on the way into the KV arena. `TorchOperations` of operations.py
+// defines in torch what each kernel computes.
 
 constexpr int BLOCK_COLUMNS = 64;  // of bitsandbytes: columns with a common scale
 constexpr int QUAD = 4;            // blocks that a warp takes at once: 128 bytes of a row
@@ -213,7 +213,7 @@ __device__ __forceinline__ void multiply(const Product& p) {
         __syncthreads();
         x_all = normed;
     }
-    // Tokens that are not there are the last one again: nobody looks at what becomes of them.
+    // Missing tokens repeat the last one; their results are not used.
     const u16* x_rows[TILES];
 #pragma unroll
     for (int tokens = 0; tokens < TILES; tokens++)

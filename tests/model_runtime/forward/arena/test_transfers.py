@@ -9,8 +9,9 @@ from model_runtime.forward.arena.arena import Arena, ArenaKV
 from model_runtime.forward.arena.host_pool import HostPool
 from model_runtime.forward.arena.transfers import ArenaTransfers
 from model_runtime.interface.segments import identify
+from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.segment import copy_in, copy_out
-from model_runtime.kv.slab import KVGeometry, KVSlab, LayerShape
+from model_runtime.kv.slab import KVSlab
 
 GEOMETRY = KVGeometry((LayerShape(2, 8, 8), LayerShape(2, 8, 4)), torch.float32, torch.device("cpu"))
 IDS = tuple(range(100))

@@ -23,7 +23,8 @@ from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import identify
 from tests.model_runtime.engine.test_exactness import assert_equals_full_read, some_ids
-from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny, until
+from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny
+from tests.polling import until
 
 ROOM_TOKENS = 12 * STEP_TOKENS
 
@@ -48,7 +49,7 @@ def over_arena(
 
 
 def forward_of(watched: WatchedEngine) -> ArenaForward:
-    forward = watched.engine._forward
+    forward = watched.engine.runtime.forward
     assert isinstance(forward, ArenaForward)
     return forward
 
@@ -69,8 +70,8 @@ def test_conversations_in_a_crowded_arena_equal_a_full_read(directory: Path) -> 
     watched, reference = over_arena(directory), loaded_tiny(directory).model
     forward = forward_of(watched)
     moves = []
-    compact = forward.arena._compact
-    forward.arena._compact = lambda kv: moves.append(kv) or compact(kv)  # type: ignore[method-assign, func-returns-value]
+    compact = forward.arena.compact
+    forward.arena.compact = lambda kv: moves.append(kv) or compact(kv)  # type: ignore[method-assign, func-returns-value]
     randomness = random.Random(3)
     kvs = [watched.engine.new_kv() for _ in range(4)]
     ledgers = [some_ids(randomness, 20 + 17 * n) for n in range(4)]
@@ -144,7 +145,7 @@ def test_segments_go_from_the_arena_to_slabs_and_back(tmp_path: Path) -> None:
 def test_an_answer_has_its_room_from_the_beginning_and_gives_back_what_it_did_not_need(watched: WatchedEngine) -> None:
     kv = watched.engine.new_kv()
     answer = watched.submit(kv, [5] * 40, SamplingParams(temperature=0, max_new_tokens=200))
-    until(lambda: len(answer.events) >= 6)
+    until(lambda: len(answer.events) >= 6, 60.0, 0.0005)
     assert kv.allocated_bytes == watched.engine.kv_bytes(240)
     answer.abort()
     answer.wait()
@@ -200,7 +201,7 @@ def test_a_device_that_computes_something_else_keeps_slabs(
         launched.close()
     monkeypatch.setattr(VarlenKernel, "attend", lambda self, query, keys, values, *rest: query * 0.5)
     slabs = over_arena(directory)
-    assert not isinstance(slabs.engine._forward, ArenaForward)
+    assert not isinstance(slabs.engine.runtime.forward, ArenaForward)
     assert slabs.submit(slabs.engine.new_kv(), [7] * 40).wait().error is None
     slabs.close()
 
@@ -241,13 +242,13 @@ def test_closing_gives_the_arena_back(watched: WatchedEngine) -> None:
 
 def test_a_rebuilt_engine_has_an_arena_of_its_own_and_the_old_one_is_gone(watched: WatchedEngine) -> None:
     engine = watched.engine
-    kv, arena, pool = engine.new_kv(), forward_of(watched).arena, engine._runtime.host_pool
+    kv, arena, pool = engine.new_kv(), forward_of(watched).arena, engine.runtime.host_pool
     ledger = some_ids(random.Random(6), 40)
     first = watched.submit(kv, ledger)
     first.wait()
     engine.rebuild()
     assert arena.allocated_bytes == kv.allocated_bytes == 0
-    assert engine._runtime.host_pool is pool
+    assert engine.runtime.host_pool is pool
     again = watched.submit(engine.new_kv(), ledger)
     assert again.wait().error is None
     assert again.token_ids == first.token_ids

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from model_runtime.forward.arena import pieces
-from model_runtime.forward.arena.pieces import cut, filled_up
+from model_runtime.forward.arena.pieces import cut, padded_pieces
 from model_runtime.forward.arena.step_inputs import StepRows
 from model_runtime.forward.attention import StepAborted
 from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
-from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape, nobodys
+from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape, padding_step
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
@@ -23,7 +23,7 @@ from tests.model_runtime.forward.arena.test_pieces import keys_of
 from tests.model_runtime.forward.gpu.test_arena_engine import forward_of, over_arena
 from tests.model_runtime.harness import TINY, loaded_tiny
 
-NOBODYS_ROW = 5000
+PADDING_ROW = 5000
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def turn(past: int, tokens: int, wanted: int = 1, begin: int = 1000) -> StepRows
         tuple(range(begin + past, begin + past + tokens)),
         tuple(range(tokens - wanted, tokens)),
         (0, tokens),
-        (begin, NOBODYS_ROW),
+        (begin, PADDING_ROW),
         (past + tokens,),
         tokens,
         past + tokens,
@@ -64,19 +64,19 @@ def test_all_steps_of_a_shape_have_its_sizes_and_see_their_own_keys(seed: int) -
     shape = TurnShape.of(rows, heads=32, processors=132)
     assert shape is not None
     assert shape.window is not None
-    made_up, empty = shape.made_up(rows, NOBODYS_ROW), nobodys(shape, NOBODYS_ROW)
-    assert made_up.pieces is not None
+    padded, empty = shape.padded(rows, PADDING_ROW), padding_step(shape, PADDING_ROW)
+    assert padded.pieces is not None
     assert empty.pieces is not None
-    assert len(made_up.numbers) == len(empty.numbers)
-    assert [len(part) for part in sizes_of(made_up)] == [len(part) for part in sizes_of(empty)]
-    assert (made_up.pieces.max_q, made_up.pieces.max_k) == (empty.pieces.max_q, empty.pieces.max_k)
-    assert max(made_up.pieces.used_k) <= made_up.pieces.max_k
-    assert made_up.token_ids[-tokens:] == rows.token_ids
-    assert made_up.slots[:-tokens] == (NOBODYS_ROW,) * (shape.rows - tokens)
+    assert len(padded.numbers) == len(empty.numbers)
+    assert [len(part) for part in sizes_of(padded)] == [len(part) for part in sizes_of(empty)]
+    assert (padded.pieces.max_q, padded.pieces.max_k) == (empty.pieces.max_q, empty.pieces.max_k)
+    assert max(padded.pieces.used_k) <= padded.pieces.max_k
+    assert padded.token_ids[-tokens:] == rows.token_ids
+    assert padded.slots[:-tokens] == (PADDING_ROW,) * (shape.rows - tokens)
     for row in range(shape.rows - tokens, shape.rows):
         position = past + row - (shape.rows - tokens)
-        assert made_up.positions[row] == position
-        assert sorted(keys_of(made_up.pieces, row, shape.rows)) == list(range(1000, 1000 + position + 1))
+        assert padded.positions[row] == position
+        assert sorted(keys_of(padded.pieces, row, shape.rows)) == list(range(1000, 1000 + position + 1))
 
 
 def sizes_of(step: StepRows) -> list[tuple[int, ...]]:
@@ -88,16 +88,16 @@ def sizes_of(step: StepRows) -> list[tuple[int, ...]]:
 
 
 def test_pieces_are_filled_up_with_what_nobody_looks_at() -> None:
-    found = filled_up(cut((0, 8), (1000, NOBODYS_ROW), (300,), 128), 5, NOBODYS_ROW)
+    found = padded_pieces(cut((0, 8), (1000, PADDING_ROW), (300,), 128), 5, PADDING_ROW)
     assert len(found.used_k) == 5
     assert found.used_k[3:] == (1, 1)
-    assert found.begins_k[3:] == (NOBODYS_ROW,) * 3
+    assert found.begins_k[3:] == (PADDING_ROW,) * 3
     assert all(place < 24 for place in found.places)
 
 
 def test_what_is_no_short_turn_of_one_conversation_has_no_shape() -> None:
     assert TurnShape.of(turn(100, 65), 32, 132) is None
-    two = StepRows((1, 2), (0, 0), (0, 64), (0, 1), (0, 1, 2), (0, 64, NOBODYS_ROW), (1, 1), 1, 1)
+    two = StepRows((1, 2), (0, 0), (0, 64), (0, 1), (0, 1, 2), (0, 64, PADDING_ROW), (1, 1), 1, 1)
     assert TurnShape.of(two, 32, 132) is None
     assert DecodeShape.of(two) == DecodeShape(2, 128)
     assert DecodeShape.of(turn(100, 1, wanted=0)) is None  # read for later, not decoded

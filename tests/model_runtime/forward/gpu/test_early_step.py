@@ -20,7 +20,8 @@ from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.engine.test_exactness import assert_equals_full_read, some_ids
 from tests.model_runtime.forward.gpu.test_arena_engine import forward_of, over_arena
-from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny, until
+from tests.model_runtime.harness import TINY, Answer, WatchedEngine, loaded_tiny
+from tests.polling import until
 
 
 class Steps:
@@ -99,7 +100,7 @@ def test_a_seed_gives_the_same_answer_with_and_without(watched: WatchedEngine, s
     ahead = watched.submit(watched.engine.new_kv(), ledger, sampling)
     ahead.wait()
     assert steps.found
-    object.__setattr__(watched.engine._runtime, "run_ahead", None)
+    object.__setattr__(watched.engine.runtime, "run_ahead", None)
     plain = watched.submit(watched.engine.new_kv(), ledger, sampling)
     plain.wait()
     assert ahead.token_ids == plain.token_ids
@@ -140,7 +141,7 @@ def test_a_stopped_answers_step_is_not_taken_for_another_ones(
     kv, ledger = watched.engine.new_kv(), some_ids(random.Random(7), 40)
     for number in range(6):
         answer = watched.submit(kv, ledger, SamplingParams(temperature=0, max_new_tokens=200))
-        until(partial(has_said, answer, 5 + number))
+        until(partial(has_said, answer, 5 + number), 60.0, 0.0005)
         answer.abort()
         answer.wait()
         held = list(kv.token_ids)
