@@ -107,8 +107,8 @@ class SessionManager:
         self._memory_actions = MemoryActions(
             store, self._runs, self._leases, self._pins, self._memory, self._memory_log
         )
-        uptime = store.uptime(clock)
-        self._pruner = Pruner(store.bin, uptime, self._runs, self._let_go, config.keep_unnamed_s, clock)
+        served_time = store.served_time(clock)
+        self._pruner = Pruner(store.bin, served_time, self._runs, self._let_go, config.keep_unnamed_s, clock)
         self._storage = StorageCheck(store, self._recorder.kept, self._memory.disk_budget_bytes > 0)
 
     # Life
@@ -167,6 +167,11 @@ class SessionManager:
     def is_well(self) -> bool:
         """Whether the engine answers. A hanging or dead one is noticed and rebuilt; until then nothing is answered."""
         return self._watchdog.is_well
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no background job runs or is due: reading ahead, titles."""
+        return self._idle_worker.is_idle
 
     @property
     def storage(self) -> StorageState:
@@ -261,9 +266,6 @@ class SessionManager:
         return self._runs.find(conversation_id, message_id)
 
     # Conversations
-
-    def ensure_user(self, owner_id: str) -> None:
-        self._store.ensure_user(owner_id)
 
     def list_conversations(self, owner_id: str, search: str = "") -> list[ConversationSummary]:
         """Newest first; with `search` those whose title or messages contain it."""

@@ -55,10 +55,10 @@ class Memory:
             engine,
             config,
             lambda: {*runs.active_by_conversation(), *leases.pins.conversations()},
+            memory_log.written,
         )
-        self._disk.on_written = memory_log.written
         store.messages.unsaved_cause = Cause.UNSAVED if self._disk.budget_bytes else Cause.DISK_OFF
-        self._host = Host(config.host_kv_budget_bytes)
+        self._host = Host(config.host_kv_budget_bytes, self._disk.recover_s)
         self._saved_kvs = SavedKVs(engine, self._host, self._disk)
         self._writer = Writer(engine, self._saved_kvs, memory_log.not_saved)
         self._restorer = Restorer(engine, self._saved_kvs)
