@@ -36,9 +36,7 @@ class _Entry:
 class Host:
     """Any thread. `lost_s(start, tokens, key)` is the expected cost in seconds of losing a run of rows."""
 
-    def __init__(
-        self, budget_bytes: int, lost_s: Callable[[int, int, str], float] = lambda start, tokens, key: float(tokens)
-    ) -> None:
+    def __init__(self, budget_bytes: int, lost_s: Callable[[int, int, str], float]) -> None:
         self.budget_bytes = budget_bytes
         self.speed = RestoreSpeed(ASSUMED_HOST_BYTES_PER_S)
         self._lost_s = lost_s

@@ -166,7 +166,7 @@ def segment(name: str, size: int) -> ScriptedSegment:
 
 
 def test_a_turn_of_one_user_takes_only_host_memory_beyond_the_shares_of_others() -> None:
-    host = Host(100)
+    host = Host(100, lost_s=lambda start, tokens, key: float(tokens))
     for owner, count in (("eve", 6), (ADA, 2)):
         for number in range(count):
             assert host.reserve(owner, owner, 10)
@@ -180,7 +180,7 @@ def test_a_turn_of_one_user_takes_only_host_memory_beyond_the_shares_of_others()
 
 
 def test_reserved_and_used_bytes_are_separate_and_together_within_the_budget() -> None:
-    host = Host(100)
+    host = Host(100, lost_s=lambda start, tokens, key: float(tokens))
     assert host.reserve(ADA, "a", 60)
     assert (host.used_bytes, host.reserved_bytes) == (0, 60)
     assert not host.reserve(ADA, "b", 50)
