@@ -1,8 +1,10 @@
-"""Time as far as this process was awake for it. Stopped (SIGSTOP, a paused container or VM) or starved of a processor,
-it finds every deadline over when it wakes, although nobody it waited for had a chance to keep it. So a wait is looked
-at again and again, and between two looks no more passes than a look may take.
+"""Timeouts that only count the time for which this process was awake.
 
-`time.monotonic` stands still while the machine sleeps, on Linux; it goes on while the process is stopped.
+A process that was stopped (SIGSTOP, a paused container or VM) or starved of a processor finds every deadline expired
+when it wakes, although what it waited for had no chance to meet it. So a wait is divided into short looks, and no look
+counts for more than its maximum.
+
+On Linux `time.monotonic` stands still while the machine sleeps, but runs on while the process is stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ _TASKS = "/proc/self/task"
 
 
 class AwakeClock:
-    """Seconds since it was made. A thread that looks seldom adds `longest_look_s` at most each time."""
+    """Counts the seconds since it was created. Each `look` adds at most `longest_look_s`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, longest_look_s: float = LONGEST_LOOK_S) -> None:
         self._clock = clock
@@ -27,7 +29,7 @@ class AwakeClock:
         self._passed_s = 0.0
 
     def look(self) -> float:
-        """What has passed until now."""
+        """The seconds counted until now."""
         now = self._clock()
         self._passed_s += min(max(0.0, now - self._looked_at), self._longest_look_s)
         self._looked_at = now
@@ -35,8 +37,8 @@ class AwakeClock:
 
 
 def patiently(wait: Callable[[float], object], timeout_s: float) -> bool:
-    """`wait` is called with the seconds that it may take, again and again until it returns something true (then True)
-    or `timeout_s` have passed while this process was awake."""
+    """Calls `wait` with the seconds that it may take, until it returns something true (then returns True) or
+    `timeout_s` have passed while this process was awake (then False)."""
     awake = AwakeClock()
     while True:
         left_s = timeout_s - awake.look()
@@ -47,7 +49,7 @@ def patiently(wait: Callable[[float], object], timeout_s: float) -> bool:
 
 
 def join(thread: threading.Thread, timeout_s: float) -> bool:
-    """Whether the thread has ended; one that was never started has."""
+    """Waits for a thread. Whether it has ended; True for a thread that was never started."""
 
     def ended(slice_s: float) -> bool:
         thread.join(slice_s)
@@ -57,22 +59,22 @@ def join(thread: threading.Thread, timeout_s: float) -> bool:
 
 
 class Starvation:
-    """How long threads of this process wanted a processor and had none: what Linux counts as their run delay. Nothing
-    where the kernel does not say."""
+    """How long threads of this process were ready to run but had no processor: their run delay, as counted by Linux.
+    Always 0.0 if the kernel does not count it."""
 
     def __init__(self, tasks: str = _TASKS) -> None:
         self._tasks = tasks
         self._seen_ns: dict[str, int] = {}
 
     def look(self) -> float:
-        """Seconds since the last look, of the thread that waited longest. 0.0 at the first."""
+        """The seconds since the last look for which the most delayed thread waited. 0.0 at the first look."""
         now_ns = {task: self._delay_ns(task) for task in self._names()}
         waited_ns = [ns - self._seen_ns[task] for task, ns in now_ns.items() if task in self._seen_ns]
         self._seen_ns = now_ns
         return max(0, max(waited_ns, default=0)) / 1e9
 
     def forget(self) -> None:
-        """The next look is the first again."""
+        """Makes the next look a first one."""
         self._seen_ns = {}
 
     def _names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What happened since the server started, in numbers: for whoever watches it from outside. Counts, never texts."""
+"""Counts of what happened since the server started, for the metrics. Never texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GAP_BOUNDS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """`counts[n]` values were at most `bounds_s[n]`, the last of them above all bounds."""
+    """`counts[n]` values were at most `bounds_s[n]`; the last count is of those above all bounds."""
 
     bounds_s: tuple[float, ...]
     counts: tuple[int, ...]
@@ -33,7 +33,7 @@ def _empty(bounds_s: tuple[float, ...]) -> Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """KVs that went from one tier to another. `seconds` are 0 where none were taken (a drop)."""
+    """KVs that moved from one tier to another. `seconds` is 0 for a move that takes no time (a drop)."""
 
     count: int = 0
     size_bytes: int = 0
@@ -42,7 +42,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """All of it at one moment."""
+    """All counts at one moment."""
 
     turns: int = 0
     fed_tokens: int = 0
@@ -50,8 +50,8 @@ class Counts:
     sampled_tokens: int = 0
     misses: dict[str, int] = field(default_factory=dict)
     moves: dict[tuple[Tier, Tier], Move] = field(default_factory=dict)
-    writes: Move = Move()  # files that were written in the background; the KVs stay where they are
-    ttft: Histogram = field(default_factory=lambda: _empty(TTFT_BOUNDS_S))  # waiting in line included
+    writes: Move = Move()  # files written in the background; the KVs stay where they are
+    ttft: Histogram = field(default_factory=lambda: _empty(TTFT_BOUNDS_S))  # with the time in the queue
     gap: Histogram = field(default_factory=lambda: _empty(GAP_BOUNDS_S))  # between two tokens of one answer
 
 
@@ -67,7 +67,7 @@ class Counters:
             return self._counts
 
     def turn(self, receipt: Receipt) -> None:
-        """A turn's receipt was stored."""
+        """Counts a turn, whose receipt was stored."""
         with self._lock:
             now = self._counts
             misses = Counter(now.misses)
@@ -87,7 +87,7 @@ class Counters:
             )
 
     def token_after(self, seconds: float) -> None:
-        """So long after the one before it in the same answer."""
+        """Counts a token that came `seconds` after the one before it in the same answer."""
         with self._lock:
             self._counts = replace(self._counts, gap=self._counts.gap.with_value(seconds))
 

@@ -1,24 +1,24 @@
 """SessionError
-├── ConversationNotFound   no such conversation for this owner (also when it is somebody else's)
+├── ConversationNotFound   this owner has no such conversation (it may be another owner's)
 ├── ConversationBusy       an answer is being written; stop it or wait
-│   └── ShuttingDown       the server ends; no turn begins any more
+│   └── ShuttingDown       the server is shutting down; no new turn begins
 ├── MessageRefused         empty, or not text
 ├── CacheFull              the turn's KV can never fit the budget
 ├── ContextFull            the turn does not fit the model's context
 └── StoreError             the database or the data directory cannot be used
 
-Every message is a sentence that a person may be shown. Nothing was lost or half done when one of them is raised.
+Every message is a sentence that can be shown to a person. When one of these is raised, nothing was lost or half done.
 """
 
 from __future__ import annotations
 
 
 class SessionError(Exception):
-    """Base of everything `sessions` raises on purpose."""
+    """Base of all errors that `sessions` raises on purpose."""
 
 
 class ConversationNotFound(SessionError):
-    """No such conversation, or message in it, for this owner."""
+    """This owner has no such conversation, or it has no such message."""
 
 
 class ConversationBusy(SessionError):
@@ -26,7 +26,7 @@ class ConversationBusy(SessionError):
 
 
 class ShuttingDown(ConversationBusy):
-    """The server ends; no turn begins any more."""
+    """The server is shutting down; no new turn begins."""
 
 
 class MessageRefused(SessionError):

@@ -62,7 +62,7 @@ class SessionManager:
         self._views = Views(store, engine, self.memory, self.verifier, self.runs, config)
         self._actions = MemoryActions(store, self.runs, self.memory)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
-        served_time = store.uptime(clock)
+        served_time = store.served_time(clock)
         self.pruner = Pruner(store.bin, served_time, self.runs, self._let_go, config.keep_unnamed_s, clock)
 
     # Life
@@ -121,6 +121,11 @@ class SessionManager:
     def is_well(self) -> bool:
         """Whether the engine answers. A hanging or dead one is noticed and rebuilt; until then nothing is answered."""
         return self.background.watchdog.is_well
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no background job runs or is due: reading ahead, titles."""
+        return self.background.idle_worker.is_idle
 
     @property
     def storage(self) -> StorageState:
@@ -214,9 +219,6 @@ class SessionManager:
         return self.runs.find(conversation_id, message_id)
 
     # Conversations
-
-    def ensure_user(self, owner_id: str) -> None:
-        self._store.ensure_user(owner_id)
 
     def list_conversations(self, owner_id: str, search: str = "") -> list[ConversationSummary]:
         """Newest first; with `search` those whose title or messages contain it."""

@@ -1,4 +1,4 @@
-"""Text from people: cleaned once, on entry. Also how numbers are said to them."""
+"""Cleans text from people, once, on entry; and formats numbers for sentences."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """NULs removed, lone surrogates replaced by U+FFFD, line ends as "\\n". Everything else stays as it was typed."""
+    """Removes NULs, replaces lone surrogates by U+FFFD, and makes every line end "\\n". Nothing else changes."""
     return _SURROGATES.sub("�", text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def clean_exactly(text: str) -> str:
-    """Only what cannot be stored goes: NULs, and lone surrogates become U+FFFD. Line ends stay."""
+    """Changes only what cannot be stored: removes NULs, and replaces lone surrogates by U+FFFD. Line ends stay."""
     return _SURROGATES.sub("�", text.replace("\0", ""))
 
 
 def clean_message(text: str, max_bytes: int) -> str:
-    """A message ready to be stored. Raises `MessageRefused` when nothing is left or it is longer than `max_bytes`."""
+    """A message ready to be stored. Raises `MessageRefused` if it is empty or longer than `max_bytes`."""
     if not isinstance(text, str):
         raise MessageRefused("A message must be text.")
     text = clean(text)
@@ -37,7 +37,8 @@ def clean_message(text: str, max_bytes: int) -> str:
 
 
 def refuse_if_huge(text: str, max_bytes: int, what: str = "This message") -> None:
-    """Raises `MessageRefused`. Comes before tokenising, which takes seconds for such texts."""
+    """Raises `MessageRefused` for a text longer than `max_bytes`. To be called before tokenising, which would take
+    seconds."""
     size_bytes = len(text.encode("utf-8", errors="replace"))
     if size_bytes > max_bytes:
         raise MessageRefused(
@@ -47,14 +48,14 @@ def refuse_if_huge(text: str, max_bytes: int, what: str = "This message") -> Non
 
 
 def clean_title(title: str) -> str:
-    """One line of at most 120 characters without control characters; "" when nothing is left."""
+    """One line of at most 120 characters without control characters; "" if nothing is left."""
     visible = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in clean(title[:10_000]))
     return " ".join(visible.split())[:TITLE_LIMIT_CHARS].rstrip()
 
 
 def first_title(message: str) -> str:
     """The first line of a conversation's first message, about 40 characters, cut at a word."""
-    lines = message.lstrip()[:10_000].splitlines()  # of a long message only what can be shown
+    lines = message.lstrip()[:10_000].splitlines()  # no more of a long message is ever shown
     title = clean_title(lines[0] if lines else "")
     if len(title) <= FIRST_TITLE_CHARS:
         return title
@@ -64,18 +65,18 @@ def first_title(message: str) -> str:
 
 
 def mib(size_bytes: int) -> str:
-    """Bytes for a sentence: "84.0 MiB", "1.2 GiB"."""
+    """A size for a sentence: "84.0 MiB", "1.2 GiB"."""
     if size_bytes >= 1024 * MIB:
         return f"{size_bytes / MIB / 1024:.1f} GiB"
     return f"{size_bytes / MIB:.1f} MiB"
 
 
 def tokens(count: int) -> str:
-    """ "1 token", "5,020 tokens"."""
+    """A number of tokens for a sentence: "1 token", "5,020 tokens"."""
     return f"{count:,} token{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """ "40 days", "3 hours"; for what took at least that."""
+    """A time of at least an hour for a sentence: "40 days", "3 hours"."""
     count, unit = (seconds / 86_400, "day") if seconds >= 86_400 else (seconds / 3600, "hour")
     return f"{count:,.0f} {unit}{'' if round(count) == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The types that `app` sees: frozen views, made fresh on every call."""
+"""The types that `app` sees: frozen views, created on every call."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class MessageStatus(StrEnum):
 
     RUNNING = "running"
     COMPLETE = "complete"
-    STOPPED = "stopped"  # somebody pressed stop; the text so far is kept
+    STOPPED = "stopped"  # a person or a client stopped it; the text so far is kept
     FAILED = "failed"
-    INTERRUPTED = "interrupted"  # was running when the server ended
+    INTERRUPTED = "interrupted"  # it was running when the server stopped
 
 
 class Origin(StrEnum):
-    """Whose a conversation is: what nobody but a program knows is not kept for ever."""
+    """How a conversation began and is used. One that only a program knows is not kept for ever."""
 
     PAGE = "page"  # a person has written in it
-    PROGRAM = "program"  # named by an API client, or gone on with
-    ONE_OFF = "one off"  # of a single nameless request so far: a title, a tag, or a conversation's first turn
+    PROGRAM = "program"  # an API client named or continued it
+    ONE_OFF = "one off"  # a single request without a key so far: for a title, a tag, or a conversation's first turn
 
 
 class Tier(StrEnum):
-    """Where a conversation's KV is. `NONE`: nowhere, it would be read again from the ledger."""
+    """Where a conversation's KV is. `NONE` means nowhere: its next turn reads the ledger again."""
 
     DEVICE = "device"
     HOST = "host"
@@ -49,14 +49,14 @@ class MissReason(StrEnum):
     SNAPSHOT_REFUSED = "snapshot_refused"
     REREAD_CHEAPER = "reread_cheaper"
     FORKED = "forked"
-    # What it saved on disk is not there:
-    UNSAVED = "unsaved"  # the server ended before it was written
+    # The saved memory is not on disk:
+    UNSAVED = "unsaved"  # the server stopped before it was written
     NOT_SAVED = "not_saved"  # it could not be written
     DISK_FULL = "disk_full"
     DISK_OFF = "disk_off"  # the disk budget is 0, or was
-    DISK_BUDGET = "disk_budget"  # deleted for room
-    CLOCK = "clock"  # deleted for room after the clock had jumped
-    FILES_MISSING = "files_missing"  # somebody deleted the files
+    DISK_BUDGET = "disk_budget"  # deleted to make room
+    CLOCK = "clock"  # deleted to make room after the clock had jumped
+    FILES_MISSING = "files_missing"  # something other than Keepwarm deleted the files
     CLEARED = "cleared"  # `keepwarm cache clear`
     UPGRADED = "upgraded"  # another version of Keepwarm wrote it
 
@@ -72,35 +72,35 @@ class ConversationSettings:
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What a turn cost. `fed_tokens` were computed before the first new token, `delta_tokens` is what the turn added,
-    `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`, or less where some of it was read
-    ahead, or the KV happened to hold more of this ledger than the path that was current before (after a switch of
-    branches, or a stop)."""
+    `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`, or less if some of the delta was read
+    ahead, or if the KV held more of this ledger than the previously current path (after switching branches, or a
+    stop)."""
 
     fed_tokens: int
     delta_tokens: int
     reused_tokens: int
     sampled_tokens: int
     tier_before: Tier
-    ttft_s: float | None  # a restore included
-    waited_s: float  # in line, before the engine started on it
+    ttft_s: float | None  # with the time of a restore
+    waited_s: float  # in the queue, before the engine began
     prefill_s: float
     decode_s: float
-    saved_s: float  # estimated seconds a full read would have cost more
+    saved_s: float  # estimated seconds that reading everything would have taken longer
     miss_reason: MissReason | None = None
     miss_detail: str = ""  # a sentence for a person, "" without a miss
-    restored_bytes: int = 0  # came from disk for this turn
-    restore_s: float = 0.0  # what that took
-    choice: str = ""  # a sentence: what restoring and reading were expected to take; "" when there was no choice
+    restored_bytes: int = 0  # restored from a lower tier for this turn
+    restore_s: float = 0.0  # the time that took
+    choice: str = ""  # a sentence: the expected times of restoring and reading; "" if there was no choice
     drafted_tokens: int = 0  # guessed by prompt lookup
-    accepted_tokens: int = 0  # of these, what the model said
-    shared_tokens: int = 0  # of the reused: copied from another conversation of the same owner, `shared_from`
+    accepted_tokens: int = 0  # of these, the ones that the model accepted
+    shared_tokens: int = 0  # of the reused: copied from `shared_from`, another conversation of the same owner
     shared_from: str = ""
     shared_title: str = ""  # its title now, "" when it was deleted; not stored
-    ahead_tokens: int = 0  # of the reused: read while the message was typed, or while nobody waited
+    ahead_tokens: int = 0  # of the reused: read while the message was typed, or while no run waited
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Decode speed; None for fewer than two tokens."""
+        """The decode speed; None for fewer than two tokens."""
         if self.sampled_tokens < 2 or self.decode_s <= 0:
             return None
         return (self.sampled_tokens - 1) / self.decode_s
@@ -108,8 +108,8 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class MessageView:
-    """One message on the current path. Siblings are numbered from 1. `note` is a sentence a person should see with it
-    (why it stopped, what failed, what to do next), "" mostly. `is_stored` is False while it is kept in memory alone."""
+    """One message on the current path. Siblings are numbered from 1. `note` is a sentence that a person should see with
+    it (why it stopped, what failed, what to do next), usually "". `is_stored` is False while it is only in memory."""
 
     message_id: int
     role: str  # "user" | "assistant"
@@ -141,7 +141,7 @@ class ConversationSummary:
 
 @dataclass(frozen=True, slots=True)
 class ConversationView:
-    """All a page needs to draw one conversation."""
+    """What a page needs to show one conversation."""
 
     summary: ConversationSummary
     settings: ConversationSettings
@@ -151,9 +151,9 @@ class ConversationView:
 
 
 class RunPhase(StrEnum):
-    """Where a run is."""
+    """The phase of a run."""
 
-    WAITING = "waiting"  # in line for room or for the engine
+    WAITING = "waiting"  # for room on the device, or for the engine
     READING = "reading"  # prefill
     ANSWERING = "answering"
     DONE = "done"
@@ -168,15 +168,15 @@ class RunSnapshot:
     text: str
     queue_position: int = 0  # 1 = next, 0 = not waiting
     fed_tokens: int = 0
-    total_tokens: int = 0  # to be read in this turn
+    total_tokens: int = 0  # that this turn has to read
     sampled_tokens: int = 0
     message: MessageView | None = None  # set when DONE: the committed answer
 
 
 @dataclass(frozen=True, slots=True)
 class CheckView:
-    """What verifying a conversation's memory said, or how far it is. `sentence` begins small, to follow a title;
-    `agrees` is None where nothing was found out."""
+    """The result of verifying a conversation's memory, or its progress. `sentence` begins in lower case, to follow a
+    title. `agrees` is None if nothing could be compared."""
 
     is_running: bool
     agrees: bool | None
@@ -186,8 +186,8 @@ class CheckView:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRow:
-    """What one conversation's KV costs. `next_ttft_s` expects a 32-token message; `cold_ttft_s` is what the same turn
-    would cost without the cache."""
+    """What one conversation's KV costs. `next_ttft_s` is for a message of 32 tokens; `cold_ttft_s` is for the same turn
+    without a KV."""
 
     conversation_id: str
     title: str
@@ -200,8 +200,8 @@ class MemoryRow:
     cold_ttft_s: float
     last_used_at: float
     is_running: bool
-    disk_tokens: int = 0  # how far its longest saved branch reaches
-    disk_bytes: int = 0  # of all its branches; a file that two conversations share counts in both
+    disk_tokens: int = 0  # the length of its longest saved branch
+    disk_bytes: int = 0  # of all its branches; a file that two conversations share counts for both
     is_pinned: bool = False  # its KV is never evicted from the device
     host_tokens: int = 0  # held in host memory
     host_bytes: int = 0
@@ -219,7 +219,7 @@ class MemoryEvent:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes that each tier held at one moment, all users' together."""
+    """The bytes that each tier held at one moment, for all users together."""
 
     at: float  # seconds since the epoch
     device_bytes: int
@@ -229,22 +229,22 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class MemoryView:
-    """The memory panel. Rows and events are the owner's; the totals are the machine's."""
+    """What the memory panel shows. Rows, events and savings are the owner's; the other totals are the machine's."""
 
     rows: tuple[MemoryRow, ...]
     device_used_bytes: int
     device_reserved_bytes: int
     device_budget_bytes: int
-    saved_s_total: float  # over all the owner's receipts
+    saved_s_total: float  # of all the owner's receipts
     reused_tokens_total: int
     events: tuple[MemoryEvent, ...] = field(default=())
     disk_used_bytes: int = 0
     disk_budget_bytes: int = 0  # 0: nothing is saved, and what was saved before is not read
     disk_other_bytes: int = 0  # of the used: saved by other models and settings
     host_used_bytes: int = 0
-    host_reserved_bytes: int = 0  # promised to KVs that are being moved there
+    host_reserved_bytes: int = 0  # for KVs that are being moved there
     host_budget_bytes: int = 0  # 0: there is no host tier
-    pinned_bytes: int = 0  # on the device, or to be there
+    pinned_bytes: int = 0  # of pinned KVs, on the device or to be restored there
     pin_limit_bytes: int = 0
-    int8_drift: Int8Drift | None = None  # what host and disk keep is not exact, and this is what it costs
+    int8_drift: Int8Drift | None = None  # how exact saved KVs are, if they are not exact copies
     history: tuple[Usage, ...] = field(default=())  # the last half hour, the oldest first

@@ -1,7 +1,7 @@
-"""The thread that puts aside what only programs knew: conversations of nameless requests that were left long ago.
+"""The thread that moves old conversations of unnamed API requests to the bin.
 
-A stateless client brings its history with every request, so nothing is lost to it but the time of one reading. All the
-same they go to the bin first, and a clock that jumped puts nothing there (`uptime`).
+A stateless client sends its history with every request, so all it loses is the time of one read. The conversations go
+to the bin first all the same, and a clock that jumped moves nothing there (`ServedTime`).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ SHORTEST_INTERVAL_S = 1.0
 
 
 class Pruner:
-    """Looks at the start and every ten minutes. `let_go` frees the memory of a conversation inside its claim, before
-    and after it went to the bin. `keep_s` 0: nothing goes there."""
+    """Prunes at start-up and every ten minutes. `free_memory` takes an owner and a conversation; it is called inside
+    the conversation's claim, once the conversation is in the bin. With `keep_s` 0 nothing is pruned."""
 
     def __init__(
         self,
         bin_: Bin,
-        uptime: ServedTime,
+        served_time: ServedTime,
         runs: RunTable,
-        let_go: Callable[[str, str], None],
+        free_memory: Callable[[str, str], None],
         keep_s: float,
         clock: Clock,
     ) -> None:
         self._bin = bin_
-        self._uptime = uptime
+        self._served_time = served_time
         self._runs = runs
-        self._let_go = let_go
+        self._free_memory = free_memory
         self._keep_s = keep_s
         self._clock = clock
         self._ended = threading.Event()
@@ -53,24 +53,25 @@ class Pruner:
         self._worker.close(timeout_s)
 
     def prune(self) -> tuple[int, int]:
-        """How many went to the bin, and how many from there for good. Raises `StoreError`."""
-        seen = self._uptime.look()
+        """Prunes now. Returns how many conversations went to the bin, and how many were deleted from it. Raises
+        `StoreError`."""
+        seen = self._served_time.look()
         unused = self._bin.unused(seen.observed_s, self._keep_s) if self._keep_s else []
         if not seen.is_calm:
             return 0, 0
-        count = sum(self._put_aside(one, seen.observed_s) for one in unused)
+        count = sum(self._move_to_bin(one, seen.observed_s) for one in unused)
         deleted = self._bin.delete_overdue(seen.observed_s)
         if count or deleted:
             log.info("conversations_pruned to_bin=%d deleted=%d", count, deleted)
         return count, deleted
 
-    def _put_aside(self, one: Unused, observed_s: float) -> bool:
+    def _move_to_bin(self, one: Unused, observed_s: float) -> bool:
         with contextlib.suppress(ConversationBusy):
             if self._ended.is_set():
                 return False
             with self._runs.claim(one.conversation_id):
                 if self._bin.put(one, observed_s, self._clock.wall()):
-                    self._let_go(one.owner_id, one.conversation_id)
+                    self._free_memory(one.owner_id, one.conversation_id)
                     return True
         return False
 

@@ -1,8 +1,7 @@
-"""The thread that looks after the data directory: whether what is said can still be stored there, and whether what is
-stored is in the database file itself.
+"""The thread that checks the data directory: whether messages can be stored, and whether the WAL needs a checkpoint.
 
-It finds out by itself, within seconds and without a turn, that the disk is full or read-only, or that a file was
-deleted under the server; and that all is well again. What was kept in memory meanwhile is stored then.
+It notices within seconds, without a turn, that the disk is full or read-only, or that a file was deleted while the
+server runs; and also that the problem is gone. Answers that were kept in memory meanwhile are stored then.
 """
 
 from __future__ import annotations
@@ -26,26 +25,27 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 LOOK_AGAIN_AFTER_S = 0.5  # while something is wrong
-QUIET_S = 3.0  # the WAL is written into the database when nobody wrote for so long
-TOLD_FOR_S = 600.0  # so long the page says that saved memory was deleted
+QUIET_S = 3.0  # without writes, after which the WAL is moved into the database file
+TOLD_FOR_S = 600.0  # how long the page says that saved memory was deleted
 
 
 @dataclass(frozen=True, slots=True)
 class StorageState:
-    """`can_store` is False where no turn can begin or be kept. `reasons` are sentences for people, the worst first."""
+    """`can_store` is False while turns can neither begin nor be stored. `reasons` are sentences for people, worst
+    first."""
 
     can_store: bool = True
     reasons: tuple[str, ...] = ()
 
 
 class StorageCheck:
-    """`saves_kv`: whether KVs are saved to the store's folder. `state` is for any thread."""
+    """`saves_kv` says whether KVs are saved to the store's folder. Any thread may read `state`."""
 
     def __init__(
-        self, store: Store, kept: UnstoredAnswers, saves_kv: bool, clock: Callable[[], float] = time.monotonic
+        self, store: Store, unstored: UnstoredAnswers, saves_kv: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
-        self._kept = kept
+        self._unstored = unstored
         self._saves_kv = saves_kv
         self._clock = clock
         self._found = StorageState()
@@ -57,7 +57,7 @@ class StorageCheck:
 
     @property
     def state(self) -> StorageState:
-        """What was found last, and what a turn has found since."""
+        """The result of the last check, and any failed write since."""
         found, trouble = self._found, self._store.trouble
         if trouble and found.can_store:
             return StorageState(False, (trouble, *found.reasons))
@@ -67,21 +67,21 @@ class StorageCheck:
         self._worker.start()
 
     def close(self, timeout_s: float) -> None:
-        """What is still kept is tried once more."""
+        """Tries once more to store the answers that are still in memory."""
         self._ended.set()
         self._worker.close(timeout_s)
         try:
-            self._kept.store_all(at_once=True)
+            self._unstored.store_all(at_once=True)
         except StoreError as error:
-            log.error("answers_lost count=%d why=%s", self._kept.count, error)
+            log.error("answers_lost count=%d why=%s", self._unstored.count, error)
 
     def look(self) -> StorageState:
-        """Looks now. What can be mended is."""
+        """Checks now, and repairs what can be repaired."""
         trouble = self._trouble()
         reasons = [trouble] if trouble else []
-        if trouble and self._kept.count:
-            answers = "answer is" if self._kept.count == 1 else "answers are"
-            reasons.append(f"{self._kept.count} {answers} kept in memory and stored as soon as that is possible.")
+        if trouble and self._unstored.count:
+            answers = "answer is" if self._unstored.count == 1 else "answers are"
+            reasons.append(f"{self._unstored.count} {answers} kept in memory and will be stored as soon as possible.")
         if self._saves_kv and (about_kv := self._kv_trouble()):
             reasons.append(about_kv)
         state = StorageState(not trouble, tuple(reasons))
@@ -105,12 +105,12 @@ class StorageCheck:
                 wait_s = LOOK_EVERY_S
 
     def _trouble(self) -> str:
-        """Why nothing can be stored; "" when it can. After a failure only a write that succeeds is believed."""
+        """Why nothing can be stored; "" when it can be. After a failure only a successful write counts as proof."""
         if moved := self._store.moved():
             return moved
         trouble = folder_trouble(self._store.data_dir)
         try:
-            self._kept.store_all()
+            self._unstored.store_all()
             if self._store.trouble:
                 self._store.try_to_write()
         except StoreError as error:
@@ -118,7 +118,7 @@ class StorageCheck:
         return trouble
 
     def _kv_trouble(self) -> str:
-        """About the folder of saved memory: chats go on without it."""
+        """What is wrong with the folder of saved memory; "" for nothing. Conversations work without it."""
         folder = self._store.kv_dir
         try:
             found = folder.stat()
@@ -127,22 +127,27 @@ class StorageCheck:
                 self._forget_deleted()
             return self._kv_note()
         except OSError as error:
-            return f"Saved memory in {folder} cannot be used ({error.strerror}): nothing is saved there."
+            return f"Saved memory in {folder} cannot be used ({error.strerror}): nothing is being saved."
         if self._kv_seen not in (None, (found.st_dev, found.st_ino)):
             self._forget_deleted()
         self._kv_seen = (found.st_dev, found.st_ino)
         disk = os.statvfs(folder)
-        is_own_disk = found.st_dev != self._store.data_dir.stat().st_dev  # else the database's trouble is the same one
+        is_own_disk = (
+            found.st_dev != self._store.data_dir.stat().st_dev
+        )  # otherwise the database reports the same problem
         if is_own_disk and disk.f_bavail * disk.f_frsize < PROBE_BYTES:
             return f"The disk that holds {folder} is full: conversations are not kept warm across a restart."
         if disk.f_flag & os.ST_RDONLY:
-            return f"The disk that holds {folder} is read-only now: conversations are not kept warm across a restart."
+            return f"The disk that holds {folder} is read-only: conversations are not kept warm across a restart."
         if not os.access(folder, os.W_OK | os.X_OK):
-            return f"The directory {folder} cannot be written: conversations are not kept warm across a restart."
+            return (
+                f"The server cannot write to the directory {folder}: conversations are not kept warm across a restart."
+            )
         return self._kv_note()
 
     def _forget_deleted(self) -> None:
-        """Rows whose files are gone. A row is committed after its file is there, so none is forgotten too soon."""
+        """Removes the rows whose files are gone. A row is committed after its file exists, so none is removed too
+        soon."""
         rows = self._store.segments.every()
         missing = [row.key for row in rows if not path_in(self._store.kv_dir, row.key).exists()]
         for key in missing:
@@ -156,7 +161,7 @@ class StorageCheck:
             return ""
         return (
             f"The directory {self._store.kv_dir} was deleted while the server was running. No message is lost; "
-            "conversations that were saved there are read again with their next turn."
+            "conversations that were saved there are read again at their next turn."
         )
 
     def _checkpoint(self) -> None:

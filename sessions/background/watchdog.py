@@ -1,11 +1,11 @@
-"""Notices an engine that hangs or has died, and has it built anew.
+"""Notices an engine that hangs or has died, and rebuilds it.
 
-The runs it was at are failed with a sentence and everything on the device is given up: a thread that hangs may still
-write there. Conversations come back from their ledgers and their saved segments with the next turn; whoever waited in
-line goes on waiting.
+Its active runs fail with a sentence, and everything on the device is given up, because a thread that hangs may still
+write there. Conversations come back from their ledgers and their saved segments with the next turn; queued runs stay
+queued.
 
-What counts is the silence that the watchdog was there for. A process that was stopped, a machine that slept, a
-container that got no processor time: none of them is an engine that hangs, and its steps take as long as that.
+Only silence that the watchdog itself was awake for counts. A process that was stopped, a machine that slept and a
+container that got no processor time do not mean that the engine hangs, although its steps take that much longer.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from sessions.worker import Worker
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
-_LOOK_CLOSELY_S = 0.05  # once the engine has been at one thing for longer than two looks
+_LOOK_CLOSELY_S = 0.05  # once one step of the engine has lasted longer than two looks
 _TRY_AGAIN_AFTER_S = 10.0
-_PATIENCE = 10.0  # times what a step was expected to take
-_LATE = 2.0  # a look that comes later than so many times its interval was held up, and the engine with it
+_PATIENCE = 10.0  # times the expected duration of a step
+_LATE = 2.0  # a look that comes later than this many intervals was held up, and so was the engine
 
 
 class Silence:
-    """How long the engine has been at one thing, without the time for which this process was stopped or starved. `look`
-    belongs to one thread, `of` to any."""
+    """How long the engine's current step has lasted, without the time for which this process was stopped or starved of
+    a processor. One thread calls `look`; any thread may call `of`."""
 
     def __init__(
         self,
@@ -41,7 +41,11 @@ class Silence:
     ) -> None:
         self._clock = clock
         self._starvation = starvation or Starvation()
-        self._seen = (clock(), 0.0, _LATE * _LOOK_EVERY_S)  # when, the silence then, what may pass until the next look
+        self._seen = (
+            clock(),
+            0.0,
+            _LATE * _LOOK_EVERY_S,
+        )  # when; the silence then; the most that may pass until the next look
 
     def of(self, pulse: Pulse) -> float:
         """The silence now."""
@@ -49,7 +53,7 @@ class Silence:
         return min(pulse.busy_s, silent_s + min(self._clock() - looked_at, most_s))
 
     def look(self, pulse: Pulse) -> float:
-        """Goes on from here. The seconds until the next look."""
+        """Counts the silence up to now. Returns the seconds until the next look."""
         silent_s, is_close = self.of(pulse), pulse.busy_s > _LATE * _LOOK_EVERY_S
         if is_close:
             starved_s = self._starvation.look()
@@ -62,7 +66,7 @@ class Silence:
 
 
 class Watchdog:
-    """`on_rebuilt` gets the owner and id of every conversation whose memory on the device was given up."""
+    """`on_rebuilt` is called with the owner and id of each conversation whose memory on the device was given up."""
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class Watchdog:
 
     @property
     def is_well(self) -> bool:
-        """Whether the engine answers, as far as is known."""
+        """Whether the engine responds, as far as is known."""
         pulse = self._engine.pulse()
         return self._is_well and not self._is_stuck(pulse, self._silence.of(pulse))
 
@@ -92,7 +96,7 @@ class Watchdog:
         self._worker.start()
 
     def close(self, timeout_s: float) -> None:
-        """Before the engine is closed: that would look like a death."""
+        """Must come before the engine is closed, which would look like a dead engine."""
         self._closed.set()
         self._worker.close(timeout_s)
 
@@ -129,5 +133,5 @@ class Watchdog:
             for owner_id, conversation_id in lost:
                 self._on_rebuilt(owner_id, conversation_id)
         finally:
-            self._is_well = True  # only now: whoever finds it well finds what happened in the log too
+            self._is_well = True  # only now, so that a healthy engine means that the log already tells what happened
         return True

@@ -1,1 +1,1 @@
-"""Pure functions: messages to exact token ids, and the hashes of histories."""
+"""Pure functions that turn messages into exact token ids, and histories into hashes."""

@@ -1,8 +1,8 @@
-"""From a path of messages to the exact ids of the next turn. Pure functions; the only place that decides ids.
+"""Turns a path of messages into the exact ids of the next turn. Pure functions; the only place that decides ids.
 
 A path's ledger is a fold: `ledger = ledger[:node.ledger_start] + node.token_ids`. A node normally starts where the
-ledger ends. It starts earlier when history has to be written anew: the system prompt was changed, the ids belong to
-another tokenizer, or the chat template itself rewrites earlier turns. Nodes above it keep their ids for other branches.
+ledger ends. It starts earlier when the history is rewritten: the system prompt was changed, the ids belong to another
+tokenizer, or the chat template itself rewrites earlier turns. Nodes above it keep their ids for other branches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sessions.types import MissReason
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """Why a ledger was written anew, and the first position at which it differs."""
+    """Why a ledger was rewritten, and the first position at which it differs."""
 
     reason: MissReason
     first_token: int
@@ -25,11 +25,11 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """All that is known of a turn before the model runs.
+    """The ids of a turn before the model runs.
 
-    `ledger` goes to the engine. `user` are the ids of the new user node, None when an answer alone is added. `answer`
-    are the ids the answer's node begins with; the last `answer_prefix_tokens` of the ledger belong to the answer
-    itself (it is continued). A warm KV makes the engine feed exactly `delta_tokens`, unless there is a `rewrite`.
+    `ledger` goes to the engine. `user` are the ids of the new user node, None if the turn only adds an answer. `answer`
+    are the ids that the answer's node begins with; the last `answer_prefix_tokens` of the ledger belong to the answer
+    itself (when it is continued). With a warm KV the engine feeds exactly `delta_tokens`, unless there is a `rewrite`.
     """
 
     ledger: tuple[int, ...]
@@ -50,7 +50,7 @@ def fold(path: Sequence[Node]) -> tuple[int, ...]:
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids both begin with."""
+    """The length of the longest common prefix."""
     limit = min(len(left), len(right))
     if left[:limit] == right[:limit]:
         return limit
@@ -71,17 +71,17 @@ def user_turn(
     fingerprint: str,
     tools: Sequence[str] = (),
 ) -> Turn:
-    """A new message below `path` (which ends with an answer, or is empty).
+    """The turn of a new message below `path` (which ends with an answer, or is empty).
 
-    `current` is the ledger of the conversation's current path, which a warm KV holds but for its last id; it differs
-    from the path's own when an earlier message is edited.
+    `current` is the ledger of the conversation's current path, which a warm KV holds except for the last id; it differs
+    from the ledger of `path` when an earlier message is edited.
     """
     if not path:
         ids = template.first_turn(system_prompt, text, tools)
         return _with_user(ids, NodeIds(0, ids, system_prompt=system_prompt), _delta(current, ids))
     held = fold(path)
     added = template.next_turn(path[-1].ended_with_stop_token, text)
-    rewrite_reason = _stale(path, system_prompt, fingerprint)
+    rewrite_reason = _rewrite_reason(path, system_prompt, fingerprint)
     if rewrite_reason is None and not template.rewrites_history:
         ledger = held + added
         return _with_user(ledger, NodeIds(len(held), added), _delta(current, ledger))
@@ -90,14 +90,14 @@ def user_turn(
     if ledger:
         ledger = ledger + added
     elif own:
-        ledger = _anew(path, own, template) + template.next_turn(False, text)
+        ledger = _rendered_after(path, own, template) + template.next_turn(False, text)
     else:
         ledger = template.whole(system_prompt, [*_texts(path), *_said(text)], tools)
     start = common_prefix(held, ledger)
     if start == len(held):
         return _with_user(ledger, NodeIds(start, ledger[start:]), _delta(current, ledger))
     rewrite = Rewrite(rewrite_reason or MissReason.TEMPLATE_REWROTE_HISTORY, start)
-    # A changed prompt or tokenizer starts over at 0, so that the whole ledger belongs to one of each.
+    # After a change of prompt or tokenizer the node starts at 0, so that the whole ledger belongs to the new one.
     start = 0 if rewrite_reason else start
     node = NodeIds(start, ledger[start:], system_prompt=system_prompt if rewrite_reason else None)
     return _with_user(ledger, node, 1 + len(added), rewrite)
@@ -106,9 +106,9 @@ def user_turn(
 def new_answer(
     path: Sequence[Node], current: tuple[int, ...], system_prompt: str, template: TurnTemplate, fingerprint: str
 ) -> Turn:
-    """Another answer to the user message at the end of `path`."""
+    """The turn of another answer to the user message at the end of `path`."""
     held = fold(path)
-    reason = _stale(path, system_prompt, fingerprint)
+    reason = _rewrite_reason(path, system_prompt, fingerprint)
     if reason is None:
         return Turn(held, None, NodeIds(len(held), ()), _delta(current, held))
     ledger = _rewritten(path, held, reason, system_prompt, template)
@@ -118,7 +118,7 @@ def new_answer(
 
 
 def continued_answer(path: Sequence[Node], current: tuple[int, ...], template: TurnTemplate, fingerprint: str) -> Turn:
-    """The answer at the end of `path` goes on, under the system prompt it was begun with."""
+    """The turn that continues the answer at the end of `path`, under the system prompt that it was begun with."""
     held, answer = fold(path), path[-1]
     if answer.tokenizer_fingerprint == fingerprint:
         return Turn(held, None, answer.ids, _delta(current, held), len(answer.answer_ids))
@@ -135,11 +135,12 @@ def _with_user(ledger: tuple[int, ...], user: NodeIds, delta_tokens: int, rewrit
 
 
 def _delta(current: tuple[int, ...], ledger: tuple[int, ...]) -> int:
-    """What a warm KV lacks: it holds `current` but for the pending id, and the engine always feeds the last id."""
+    """How many ids a warm KV lacks: it holds `current` without the pending id, and the engine always feeds the last
+    id."""
     return len(ledger) - common_prefix(current[:-1], ledger[:-1])
 
 
-def _stale(path: Sequence[Node], system_prompt: str, fingerprint: str) -> MissReason | None:
+def _rewrite_reason(path: Sequence[Node], system_prompt: str, fingerprint: str) -> MissReason | None:
     if path[-1].tokenizer_fingerprint != fingerprint:
         return MissReason.MODEL_CHANGED
     if system_prompt_of(path) != system_prompt:
@@ -150,8 +151,8 @@ def _stale(path: Sequence[Node], system_prompt: str, fingerprint: str) -> MissRe
 def _rewritten(
     path: Sequence[Node], held: tuple[int, ...], reason: MissReason | None, system_prompt: str, template: TurnTemplate
 ) -> tuple[int, ...]:
-    """`held` under another system prompt: its first turn rendered anew, everything after it the very ids that were
-    sampled. () when those ids cannot be kept, and the texts have to be rendered as a whole."""
+    """`held` under another system prompt: the first turn is rendered again, everything after it keeps the ids that were
+    sampled. () if those ids cannot be kept and all texts have to be rendered again."""
     before = template.first_turn(system_prompt_of(path), path[0].input)
     if reason is MissReason.MODEL_CHANGED or template.rewrites_history or held[: len(before)] != before:
         return ()
@@ -159,8 +160,8 @@ def _rewritten(
 
 
 def _own_path(path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str) -> tuple[Node, ...]:
-    """The longest beginning of a path that this tokenizer wrote under this system prompt, before another one went on:
-    its ids were sampled, and are what is saved. () where the texts have to be rendered as a whole."""
+    """The longest beginning of a path that was written with this tokenizer and system prompt, before another tokenizer
+    continued it: its ids were sampled, and its saved KV matches them. () if all texts have to be rendered again."""
     if template.rewrites_history:
         return ()
     for count in range(len(path), 0, -1):
@@ -171,19 +172,19 @@ def _own_path(path: Sequence[Node], system_prompt: str, template: TurnTemplate, 
     return ()
 
 
-def _anew(path: Sequence[Node], own: Sequence[Node], template: TurnTemplate) -> tuple[int, ...]:
-    """The ids of `own`, which `path` begins with, and the texts of the rest behind them."""
+def _rendered_after(path: Sequence[Node], own: Sequence[Node], template: TurnTemplate) -> tuple[int, ...]:
+    """The ids of `own`, which `path` begins with, followed by the rendered texts of the rest."""
     ids, has_ended = fold(own), own[-1].ended_with_stop_token
     for node in path[len(own) :]:
         ids += template.answer(node.text) if node.role == "assistant" else template.next_turn(has_ended, node.input)
-        has_ended = False  # a text has no stop token
+        has_ended = False  # a rendered text has no stop token
     return ids
 
 
 def _whole(path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str) -> tuple[int, ...]:
-    """A path that ends with a question, written anew."""
+    """The rewritten ledger of a path that ends with a user's message."""
     own = _own_path(path, system_prompt, template, fingerprint)
-    return _anew(path, own, template) if own else template.whole(system_prompt, _texts(path))
+    return _rendered_after(path, own, template) if own else template.whole(system_prompt, _texts(path))
 
 
 def _texts(path: Sequence[Node]) -> list[tuple[str, str]]:

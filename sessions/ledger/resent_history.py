@@ -1,9 +1,10 @@
-"""A request's messages as a history: exchanges of what was asked and what was answered, with a link behind each. Pure.
+"""Parses the messages of a request into a history of questions and answers, with a link after each. Pure functions.
 
-What is accepted: system and developer messages first (their texts become one system prompt); then any order of roles
-that the model's template can render. What stands between two answers is one node of the tree, mostly a single user's
-message, else several (tool results, consecutive users, a system message in the middle). An assistant's message directly
-behind an answer, or before anybody asked, belongs to what is asked next. The last message must not be an assistant's.
+A request may have system and developer messages first (their texts become one system prompt), then any order of roles
+that the model's template can render. The messages between two answers form one node of the tree: usually a single user
+message, otherwise several (tool results, consecutive user messages, a system message in the middle). An assistant
+message directly after an answer, or before the first question, belongs to the next question. The last message must not
+be an assistant's.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ SYSTEM_ROLES = ("system", "developer")
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """`answer` is None in the last one, which is to be answered now."""
+    """A question and its answer, which is None for the last question: the model is to answer that one."""
 
     asked: tuple[ChatMessage, ...]
     answer: ChatMessage | None
 
     @property
     def is_plain(self) -> bool:
-        """Whether one user's text is all."""
+        """Whether the question is a single user message with nothing but text."""
         return self.asked == (ChatMessage("user", self.asked[0].text),)
 
     @property
     def text(self) -> str:
-        """What a person is shown of it."""
+        """The question as a person sees it."""
         return "\n\n".join(message.text for message in self.asked)
 
     @property
@@ -49,7 +50,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class ResentHistory:
-    """`links` alternate: behind what was asked, behind the answer; the last is behind what is to be answered."""
+    """`links` alternate: after a question, after its answer; the last one is after the question to be answered."""
 
     system_prompt: str
     exchanges: tuple[Exchange, ...]
@@ -65,10 +66,10 @@ def read(messages: Sequence[ChatMessage], tools: Sequence[str], max_message_byte
         if message.role not in ROLES:
             raise MessageRefused(f"Message {number + 1} has the unknown role {message.role[:40]!r}.")
     if cleaned[-1].role == "assistant":
-        raise MessageRefused("The last message is an assistant's: nothing is left to be answered.")
+        raise MessageRefused("The last message is from the assistant, so there is nothing to answer.")
     head = next((n for n, message in enumerate(cleaned) if message.role not in SYSTEM_ROLES), len(cleaned))
     if head == len(cleaned):
-        raise MessageRefused("The request has only system messages. Add a user's message.")
+        raise MessageRefused("The request has only system messages. Add a user message.")
     exchanges = _exchanges(cleaned[head:])
     return ResentHistory(
         system_prompt="\n\n".join(message.text for message in cleaned[:head]),

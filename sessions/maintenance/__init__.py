@@ -1,1 +1,1 @@
-"""What is done with a data directory while no server runs, or beside one: backup, clearing, the doctor."""
+"""Maintenance of a data directory, some of it while a server runs: backup, clearing saved memory, the doctor."""

@@ -1,8 +1,9 @@
-"""A copy of a data directory that opens as it was at one moment, taken while a server may be writing there; and back.
+"""Makes and restores backups: a consistent copy of a data directory, also while a server is writing to it.
 
-The database comes through SQLite's own backup: one read transaction, which holds no writer up. Saved memory is
-hard-linked where it can be, else copied: a segment's file never changes, and one that went meanwhile goes out of the
-copied database too. Everything is put together under another name and renamed when it is whole and on the disk.
+The database is copied by SQLite's backup function in one read transaction, which blocks no writer. Saved memory is
+hard-linked if possible, otherwise copied: a segment's file never changes, and segments that are deleted meanwhile are
+removed from the copied database too. Everything is assembled under another name, and renamed once it is complete and on
+the disk.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ Check = Callable[[Path], str]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a backup holds, as its manifest says. `linked_files` of the segments share their bytes with the original;
-    `dropped_segments` were missing or damaged, and are read again one day. Sizes are in bytes."""
+    """The manifest of a backup: what it contains. `linked_files` of the segments are hard links to the original files.
+    `dropped_segments` were missing or damaged; their conversations are read again when needed. Sizes are in bytes."""
 
     format: int
     made_at: float  # seconds since the epoch
@@ -51,36 +52,36 @@ class Contents:
 
 
 def back_up(data_dir: Path, target: Path) -> Contents:
-    """Makes `target`, which must not exist yet, or be empty. Raises `StoreError`; then nothing of it is there."""
+    """Creates `target`, which must not exist yet, or be empty. Raises `StoreError`, and then leaves nothing behind."""
     database = data_dir / DATABASE_NAME
     if not database.is_file():
         raise StoreError(f"There is no Keepwarm database in {data_dir}. Name another directory with --data-dir.")
     if _is_inside(target, data_dir) or _is_inside(data_dir, target):
-        raise StoreError(f"A backup of {data_dir} cannot be in itself, or around it. Choose another directory.")
-    with _translated(target), _put_together(target) as made:
+        raise StoreError(f"A backup of {data_dir} can be neither inside it nor around it. Choose another directory.")
+    with _translated(target), _assembled(target) as made:
         with contextlib.closing(_connect(database)) as source:
             _copy_database(source, made / DATABASE_NAME)
         contents = _fill(data_dir, made, lambda path: "")
-        _sync_file_of(made / MANIFEST_NAME, json.dumps(asdict(contents), indent=1).encode())
+        _write_synced(made / MANIFEST_NAME, json.dumps(asdict(contents), indent=1).encode())
     return contents
 
 
 def restore(source: Path, data_dir: Path, check: Check = segment_file.damage) -> Contents:
-    """Makes the data directory, which must not exist yet, or be empty. The backup stays as it is. `check` says what is
-    wrong with a segment's file. Raises `StoreError`; then nothing of the directory is there."""
+    """Creates the data directory, which must not exist yet, or be empty. The backup stays unchanged. `check` says what
+    is wrong with a segment's file, "" for nothing. Raises `StoreError`, and then leaves nothing behind."""
     manifest = _manifest(source)
     if _is_inside(data_dir, source) or _is_inside(source, data_dir):
-        raise StoreError(f"The data directory {data_dir} and the backup {source} cannot be one in the other.")
-    with _translated(data_dir), _put_together(data_dir) as made:
+        raise StoreError(f"Neither of the data directory {data_dir} and the backup {source} can be inside the other.")
+    with _translated(data_dir), _assembled(data_dir) as made:
         database = made / DATABASE_NAME
         _copy_file(source / DATABASE_NAME, database)
         if _sha256(database) != manifest.database_sha256:
-            raise StoreError(f"The backup {source} is damaged: its database is not the one that was saved.")
+            raise StoreError(f"The backup {source} is damaged: its database has changed since the backup was made.")
         return _fill(source, made, check)
 
 
 def _fill(origin: Path, made: Path, check: Check) -> Contents:
-    """Adds the files that the copied database speaks of, and takes from it what there is no whole file for."""
+    """Adds the files that the copied database refers to, and removes its rows without an undamaged file."""
     database = Database(made / DATABASE_NAME)
     try:
         troubles = _troubles(database)
@@ -90,9 +91,9 @@ def _fill(origin: Path, made: Path, check: Check) -> Contents:
         linked, dropped = 0, 0
         (made / KV_NAME).mkdir(mode=0o700)
         for row in table.every():
-            if not table.knows(row.key):  # went with what it builds on
+            if not table.knows(row.key):  # removed with the segment that it continues
                 continue
-            whole = _take_segment(path_in(origin / KV_NAME, row.key), path_in(made / KV_NAME, row.key), check)
+            whole = _copy_segment(path_in(origin / KV_NAME, row.key), path_in(made / KV_NAME, row.key), check)
             if whole is None:
                 dropped += len(table.remove_with_descendants(row.key)[0])
             else:
@@ -124,8 +125,8 @@ def _fill(origin: Path, made: Path, check: Check) -> Contents:
     )
 
 
-def _take_segment(origin: Path, target: Path, check: Check) -> bool | None:
-    """Whether it was linked, not copied; None when there is no whole file."""
+def _copy_segment(origin: Path, target: Path, check: Check) -> bool | None:
+    """True if the file was linked, False if it was copied, None if there is no undamaged file."""
     for folder in (target.parent.parent, target.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
     is_linked = True
@@ -134,10 +135,10 @@ def _take_segment(origin: Path, target: Path, check: Check) -> bool | None:
             os.link(origin, target, follow_symlinks=False)
         except FileNotFoundError:
             return None
-        except OSError:  # another disk, or one without links
+        except OSError:  # another disk, or a file system without links
             is_linked = False
             _copy_file(origin, target)
-    except FileNotFoundError:  # it went at this very moment
+    except FileNotFoundError:  # it was deleted just now
         return None
     return None if check(target) else is_linked
 
@@ -149,7 +150,7 @@ def _copy_database(source: sqlite3.Connection, target: Path) -> None:
 
 
 def _leave_wal_mode(database: Path) -> None:
-    """So that the one file is all of it."""
+    """Makes the database a single file, without a WAL."""
     with contextlib.closing(sqlite3.connect(database)) as db:
         db.execute("PRAGMA journal_mode = DELETE")
 
@@ -162,33 +163,31 @@ def _troubles(database: Database) -> list[str]:
     with database.read() as db:
         found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
         dangling = db.execute("PRAGMA foreign_key_check").fetchall()
-    return [text for text in found if text != "ok"] + [f"a row of {row[0]} refers to nothing" for row in dangling]
+    return [text for text in found if text != "ok"] + [f"a row of {row[0]} refers to a missing row" for row in dangling]
 
 
 def _manifest(source: Path) -> Contents:
     try:
         found = Contents(**json.loads((source / MANIFEST_NAME).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise StoreError(
-            f"{source} is no backup that `keepwarm backup` has made: there is no {MANIFEST_NAME}."
-        ) from error
+        raise StoreError(f"{source} is not a backup made by `keepwarm backup`: it has no {MANIFEST_NAME}.") from error
     except (OSError, ValueError, TypeError) as error:
         raise StoreError(f"The backup {source} cannot be read ({error}).") from error
     if found.format != FORMAT:
-        raise StoreError(f"The backup {source} was made by another version of Keepwarm. Restore it with that one.")
+        raise StoreError(f"The backup {source} was made by another version of Keepwarm. Restore it with that version.")
     if not (source / DATABASE_NAME).is_file():
         raise StoreError(f"The backup {source} is damaged: its database is missing.")
     return found
 
 
 @contextlib.contextmanager
-def _put_together(target: Path) -> Iterator[Path]:
-    """A private directory beside `target` that becomes it when the block ends, and otherwise goes."""
+def _assembled(target: Path) -> Iterator[Path]:
+    """A private directory beside `target`, renamed to `target` when the block ends, and deleted if it fails."""
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise StoreError(f"{target} is not empty. Choose a new or an empty directory; nothing was written.")
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}{_PARTIAL}*"):
-        if not _is_alive(left.name.rpartition("-")[2]):  # it was killed in the middle of this
+        if not _is_alive(left.name.rpartition("-")[2]):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     made = target.with_name(f".{target.name}{_PARTIAL}{os.getpid()}")
     made.mkdir(mode=0o700)
@@ -211,10 +210,10 @@ def _translated(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"{target} could not be written ({error.strerror or error}). Nothing is left of it."
+            f"{target} could not be written ({error.strerror or error}). Nothing was left behind."
         ) from error
     except sqlite3.Error as error:
-        raise StoreError(f"The database could not be copied ({error}). Nothing is left of the copy.") from error
+        raise StoreError(f"The database could not be copied ({error}). Nothing was left behind.") from error
 
 
 def _copy_file(origin: Path, target: Path) -> None:
@@ -222,7 +221,7 @@ def _copy_file(origin: Path, target: Path) -> None:
         shutil.copyfileobj(source, copy, 4 * 1024 * 1024)
 
 
-def _sync_file_of(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
 

@@ -1,7 +1,7 @@
-"""`keepwarm cache`: what is saved on disk, by what it was computed with, and deleting it on request.
+"""`keepwarm cache`: lists the saved memory by what it was computed with, and deletes it on request.
 
-Looking works beside a running server. Deleting holds the data directory's locks: a running server may be reading the
-files, and knows best what it needs.
+Listing works while a server is running. Deleting takes the data directory's locks, because a running server may be
+reading the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sessions.store.tables.segments import SegmentTable, Served
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """What was deleted. `files_left` are not Keepwarm's, whatever they are called."""
+    """What was deleted. `files_left` are not Keepwarm's, although they have the name of a segment."""
 
     segments: int
     size_bytes: int
@@ -30,36 +30,37 @@ class Cleared:
 
 
 def list_saved(data_dir: Path) -> list[Served]:
-    """What is saved, that of the server that ran last first. Raises `StoreError`."""
+    """What is saved, that of the most recent server first. Raises `StoreError`."""
     _refuse_missing(data_dir)
     with contextlib.closing(Database(data_dir / DATABASE_NAME)) as database:
         return [served for served in SegmentTable(database).served() if served.segments]
 
 
 def clear(data_dir: Path, everything: bool, before: Callable[[int, int], None]) -> Cleared:
-    """Deletes what other models and settings saved than those that were served last, or everything. `before` is told
-    how many segments and bytes are about to go. Raises `StoreError`, with nothing deleted, while a server runs."""
+    """Deletes what was saved by other models and settings than those of the most recent server, or everything. Calls
+    `before` with the number of segments and bytes that are about to be deleted. Raises `StoreError`, with nothing
+    deleted, while a server runs."""
     _refuse_missing(data_dir)
     with contextlib.closing(Store(data_dir)) as store:
         served, files = store.segments.served(), KvFiles(store.kv_dir)
         if not everything and not any(one.is_last for one in served) and any(one.segments for one in served):
             raise StoreError(
-                "It is not known which model this directory was served with last. Start the server once with the model "
-                "whose memory is to stay, or delete everything with --all."
+                "It is not known which model this directory was last served with. Start the server once with the model "
+                "whose memory you want to keep, or delete everything with --all."
             )
         kept = set() if everything else {one.numerics for one in served if one.is_last}
-        going = [row for row in store.segments.every() if row.fingerprint not in kept]
-        before(len(going), sum(row.size_bytes for row in going))
-        users = {c for row in going for c in row.conversation_ids}
+        doomed = [row for row in store.segments.every() if row.fingerprint not in kept]
+        before(len(doomed), sum(row.size_bytes for row in doomed))
+        users = {c for row in doomed for c in row.conversation_ids}
         store.losses.lost(users, SavedLoss(Cause.CLEARED))
-        store.segments.remove(row.key for row in going)
-        paths = [files.path_of(row.key) for row in going]
+        store.segments.remove(row.key for row in doomed)
+        paths = [files.path_of(row.key) for row in doomed]
         left = [path for path in paths if not files.delete(path) and path.exists()]
-        return Cleared(len(going), sum(row.size_bytes for row in going), len(left))
+        return Cleared(len(doomed), sum(row.size_bytes for row in doomed), len(left))
 
 
 def _refuse_missing(data_dir: Path) -> None:
-    """Raises `StoreError` where nobody has ever served, or the directory is not Keepwarm's."""
+    """Raises `StoreError` if there is no database, or the directory is not Keepwarm's."""
     try:
         refuse_foreign(data_dir)
         refuse_foreign_database(data_dir / DATABASE_NAME)

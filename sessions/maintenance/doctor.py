@@ -1,7 +1,7 @@
-"""`keepwarm doctor`: the files held against the database, every saved segment read, every conversation verified.
+"""`keepwarm doctor`: compares the files with the database, reads every saved segment and verifies every conversation.
 
-Works on a data directory that nobody serves (the store holds its lock). What is proven wrong, a damaged file or rows
-that a re-read does not give, is deleted, for it would be refused anyway; everything else is reported and left alone.
+Works on a data directory that no server is using (the store holds its lock). A damaged file, or rows that differ from a
+re-read, are deleted, because they would be refused anyway; everything else is reported and left alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Report:
-    """`wrong` are the things that should not be, as sentences; each was said when it was found."""
+    """Collects findings: `wrong` are the problems, as sentences; `say` was called with each when it was found."""
 
     say: Say
     wrong: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Report:
 
 
 def inspect(store: Store, report: Report) -> None:
-    """The database itself, and the files against it. Needs no model. Raises `StoreError`."""
+    """Checks the database itself, and the files against it. Needs no model. Raises `StoreError`."""
     conversations = store.every_conversation()
     rows = store.segments.every()
     for trouble in store.troubles():
@@ -63,29 +63,29 @@ def inspect(store: Store, report: Report) -> None:
         if size < 0:
             report.found(f"A row without its file: {path.name}, {mib(row.size_bytes)}.")
         elif size != row.size_bytes:
-            report.found(f"A file of another length than its row says: {path.name}, {size:,} bytes.")
+            report.found(f"A file whose length differs from its row: {path.name}, {size:,} bytes.")
         elif mode & 0o077:
-            report.found(f"A file that others may read: {path.name} has mode {mode & 0o777:o}.")
+            report.found(f"A file that other users may read: {path.name} has mode {mode & 0o777:o}.")
         if size >= 0 and not kv.is_ours(path):
-            report.found(f"Something else in the place of a file, which is left alone: {path.name}.")
+            report.found(f"Something else in the place of a saved file; it is left alone: {path.name}.")
         if not row.conversation_ids:
             report.found(f"A segment that no conversation refers to: {path.name}, {mib(row.size_bytes)}.")
         if row.parent_key and row.parent_key not in keys:
             report.found(f"A segment whose beginning is gone: {path.name}, {mib(row.size_bytes)}.")
     ours = {path: files.pop(path)[0] for path in list(files) if kv.is_ours(path)}
     if ours:
-        report.found(f"{_listed(ours, 'that nobody owns')} The next start deletes them.")
+        report.found(f"{_listed(ours, 'without a row')} The next start deletes them.")
     if files:
         foreign = {path: size for path, (size, _) in files.items()}
-        report.found(f"{_listed(foreign, 'that Keepwarm did not write')} They are left alone.")
+        report.found(f"{_listed(foreign, 'not written by Keepwarm')} They are left alone.")
     for folder in (store.kv_dir.parent, store.kv_dir):
         if folder.is_dir() and folder.stat().st_mode & 0o077:
-            report.found(f"A directory that others may enter: {folder}.")
+            report.found(f"A directory that other users may enter: {folder}.")
 
 
 def verify_everything(store: Store, engine: Engine, report: Report) -> None:
-    """Every saved segment is read and its checksum proven; then every conversation that has any is read again and
-    compared. Raises `StoreError`."""
+    """Reads every saved segment and checks its checksum; then reads every conversation that has saved memory again and
+    compares. Raises `StoreError`."""
     config = SessionConfig(device_kv_budget_bytes=1, disk_kv_budget_bytes=1)
     disk = Disk(store, engine, config, frozenset)
     owners = {c.conversation_id: c.owner_id for c in store.every_conversation()}
@@ -96,7 +96,8 @@ def verify_everything(store: Store, engine: Engine, report: Report) -> None:
         whys = sorted({difference(row.fingerprint, disk.numerics) for row in foreign} - {""})
         report.say(
             f"  {_count(len(foreign), 'segment')}, {mib(foreign_bytes)}, of another model or precision"
-            f"{''.join(f' ({why})' for why in whys)}: not verified. They stay, and go first when room is needed."
+            f"{''.join(f' ({why})' for why in whys)}: not verified. They stay, and are deleted first when room is "
+            "needed."
         )
     report.say(f"Reading {_count(len(rows) - len(foreign), 'file')}.")
     for row in rows:
@@ -114,14 +115,14 @@ def _read(store: Store, disk: Disk, row: SavedSegment, owner_id: str, report: Re
     identity = identify(before, store.segments.token_ids(row.key), fingerprint)
     name = path_in(store.kv_dir, row.key).name
     if identity.key != row.key:
-        report.found(f"A row whose ids are not those it is named by: {name}. It was deleted.")
+        report.found(f"A row whose ids do not match its key: {name}. It was deleted.")
         bad = SegmentIdentity(row.key, row.parent_key, row.start_tokens, (), fingerprint)
-        disk.discard(bad, "its ids were not those it is named by")
+        disk.discard(bad, "its ids did not match its key")
         return
     try:
         disk.load(identity)
     except SegmentRefused as error:
-        report.found(f"A file that is refused: {name}, {error}. It was deleted, with all that builds on it.")
+        report.found(f"A file that was refused: {name}, {error}. It was deleted, with all segments that continue it.")
         disk.discard(identity, error)
 
 
@@ -142,7 +143,7 @@ def _verify(store: Store, engine: Engine, disk: Disk, conversation: Conversation
         return
     finally:
         engine.release(scratch)
-    assert found is not None, "nobody stops it"
+    assert found is not None, "it is never asked to stop"
     if found.agrees:
         report.say(f"  {title}: {found.sentence}")
     else:
@@ -150,7 +151,7 @@ def _verify(store: Store, engine: Engine, disk: Disk, conversation: Conversation
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Every file below `folder`, with its bytes and mode."""
+    """Every file below `folder`, with its size in bytes and its mode."""
     try:
         return {path: _size_and_mode(path) for path in _walk(folder)}
     except OSError as error:
@@ -158,7 +159,7 @@ def _files(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Links, to folders too, are not followed."""
+    """Every file below `folder`. Links are listed, not followed, also those to folders."""
     for at, folders, names in os.walk(folder):
         yield from (Path(at, name) for name in names)
         yield from (path for name in folders if (path := Path(at, name)).is_symlink())

@@ -1,4 +1,4 @@
-"""The memory log: what happened to each owner's KVs, as sentences. Kept in memory, bounded per owner."""
+"""The lines of the memory log: sentences about each owner's KVs. Kept in memory, up to a number per owner."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EventLog:
             return tuple(reversed(self._events.get(owner_id, ())))
 
     def forget(self, owner_id: str, conversation_id: str) -> None:
-        """A deleted conversation leaves nothing behind, its title least of all."""
+        """Removes the lines of a deleted conversation: they contain its title."""
         with self._lock:
             events = self._events.get(owner_id, deque())
             self._events[owner_id] = deque(

@@ -1,8 +1,8 @@
-"""Which idle KVs, and which saved segments, go when room is needed. No state, no clock, no engine.
+"""Chooses which idle KVs and which saved segments are evicted when room is needed. No state, no clock, no engine.
 
-What is worth least goes first: the seconds that keeping it saves its next turn, per byte, the less the longer nobody
-used it. Gaps between a person's turns have a long tail, so the chance that a KV is used in the next moment falls about
-as one over the time since it was used. Where a byte saves the same everywhere, this is "least recently used first".
+The least valuable goes first. Its value is the seconds that keeping it saves its next turn, per byte, and falls with
+the time since it was last used. Gaps between a person's turns have a long tail, so the chance that a KV is used in the
+next moment falls roughly as one over that time. If every byte saves the same, this is "least recently used first".
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-RECENT_S = 0.1  # two uses within so much are equally recent
-GUARANTEED_SHARE = 0.5  # of a tier's budget, divided equally among the users who are there
-KEPT_FOR_S = 7 * 24 * 3600.0  # below the device, what nobody used for so long is guaranteed to nobody
+RECENT_S = 0.1  # uses closer together than this count as equally recent
+GUARANTEED_SHARE = 0.5  # of a tier's budget, divided equally among its present users
+KEPT_FOR_S = 7 * 24 * 3600.0  # below the device, what was unused for longer is not part of a guaranteed share
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An idle KV. `lost_s`: how much longer its next turn takes when it goes."""
+    """An idle KV. `lost_s` is how much longer its next turn takes if it is evicted."""
 
     conversation_id: str
     owner_id: str
@@ -29,12 +29,12 @@ class Candidate:
 
 
 def worth(lost_s: float, held_bytes: int, idle_s: float) -> float:
-    """Seconds saved per byte, discounted by the time nobody used it."""
+    """Seconds saved per byte, discounted by the time since the last use."""
     return lost_s / max(1, held_bytes) / (max(0.0, idle_s) + RECENT_S)
 
 
 def guaranteed_bytes(budget_bytes: int, users: int) -> int:
-    """What no other user's turns may take from each of so many users."""
+    """The bytes of each of `users` users that other users' turns cannot evict."""
     return int(budget_bytes * GUARANTEED_SHARE) // max(1, users)
 
 
@@ -45,10 +45,10 @@ def choose_victims(
     held_bytes: Mapping[str, int] | None = None,
     share_bytes: int = 0,
 ) -> tuple[Candidate, ...] | None:
-    """The candidates worth least that free `needed_bytes` together, or None when all that may go are not enough (then
-    nothing is dropped). One that is not needed because a later one is large is spared.
+    """The least valuable candidates that together free `needed_bytes`, or None if all that may be evicted are not
+    enough (then nothing is evicted). A candidate that turns out unnecessary because a later one is large is spared.
 
-    `held_bytes` is what each owner holds altogether, where that is to be protected: another than `asking_owner` loses
+    `held_bytes` is what each owner holds altogether, for owners that are protected: one other than `asking_owner` loses
     a KV only while it holds more than `share_bytes`.
     """
     held = dict(held_bytes or {})
@@ -78,10 +78,10 @@ def _price(candidate: Candidate) -> tuple[float, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """A saved segment, of one owner. `is_protected`: a conversation that refers to it is in use, or pinned. `lost_s`:
-    what its next restore would have saved. `is_other`: another model or setting computed it, so that nobody can use it
-    now."""
+class SegmentCandidate:
+    """A saved segment of one owner. `is_protected` means that a conversation that refers to it is in use or pinned.
+    `lost_s` is what its next restore would save. `is_other` means that another model or setting computed it, so that
+    it cannot be used now."""
 
     key: str
     parent_key: str
@@ -95,19 +95,20 @@ class Tail:
 
     @property
     def is_guaranteed(self) -> bool:
-        """Whether it counts as part of its owner's share."""
+        """Whether it counts towards its owner's guaranteed share."""
         return self.idle_s < KEPT_FOR_S and not self.is_other
 
 
 def choose_tails(
-    segments: Iterable[Tail], needed_bytes: int, asking_owner: str = "", budget_bytes: int = 0
+    segments: Iterable[SegmentCandidate], needed_bytes: int, asking_owner: str = "", budget_bytes: int = 0
 ) -> tuple[str, ...] | None:
-    """The keys to delete to free `needed_bytes`, or None when that cannot be done (then nothing is deleted). Only tails
-    go, those worth least first, so that what stays of a conversation is its beginning and still of use.
+    """The keys to delete to free `needed_bytes`, or None if that cannot be done (then nothing is deleted). Only
+    segments at the end of a chain are deleted, the least valuable first, so that what remains of a conversation is its
+    beginning and still useful.
 
-    Of a budget that several owners share, another than `asking_owner` loses a segment only while it holds more than
-    its guaranteed share; to nobody in particular ("") everybody gives. What is another model's goes before everything
-    else, and is guaranteed to nobody.
+    Of a budget that several owners share, an owner other than `asking_owner` loses a segment only while it holds more
+    than its guaranteed share; with `asking_owner` "" every owner may lose segments. Segments of other models go before
+    everything else, and are part of no guaranteed share.
     """
     by_key = {segment.key: segment for segment in segments}
     held: Counter[str] = Counter()
@@ -135,6 +136,6 @@ def choose_tails(
     return tuple(chosen) if freed_bytes >= needed_bytes else None
 
 
-def _tail_price(segment: Tail) -> tuple[bool, float, int, str]:
+def _tail_price(segment: SegmentCandidate) -> tuple[bool, float, int, str]:
     price = worth(segment.lost_s, segment.held_bytes, segment.idle_s)
     return not segment.is_other, price, -segment.start_tokens, segment.key

@@ -66,7 +66,6 @@ class Memory:
         self.events = EventLog(config.event_log_length)
         self.log = MemoryLog(store, self.events, self.counters)
         self.pins = Pins(engine, config.device_kv_budget_bytes, activity.is_busy)
-        self._host = Host(config.host_kv_budget_bytes)
         self._disk = Disk(
             store,
             engine,
@@ -74,6 +73,7 @@ class Memory:
             lambda: {*activity.active_by_conversation(), *self.pins.conversations()},
             self.log.written,
         )
+        self._host = Host(config.host_kv_budget_bytes, self._disk.recover_s)
         self.saved_kvs = SavedKVs(engine, self._host, self._disk)
         self._lower_tiers = LowerTiers(engine, self.saved_kvs)
         self.leases = Leases(

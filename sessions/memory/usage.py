@@ -1,4 +1,4 @@
-"""How many bytes every tier held, over the last half hour: the memory panel's plot. Kept in memory alone."""
+"""The bytes that each tier held over the last half hour, for the memory panel's plot. Kept in memory only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEPT_S = 30 * 60.0
 
 
 class UsageHistory:
-    """`measure` is asked on a thread of its own every few seconds, and once at the start."""
+    """Calls `measure` every `interval_s` seconds on its own thread, the first time at start-up."""
 
     def __init__(self, measure: Callable[[], Usage], interval_s: float) -> None:
         self._measure = measure
@@ -35,7 +35,7 @@ class UsageHistory:
         self._worker.close(timeout_s)
 
     def samples(self) -> tuple[Usage, ...]:
-        """The oldest first."""
+        """The measurements, oldest first."""
         with self._lock:
             return tuple(self._samples)
 

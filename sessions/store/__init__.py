@@ -1,1 +1,1 @@
-"""SQLite and nothing else."""
+"""The SQLite database and the data directory."""

@@ -1,4 +1,4 @@
-"""The data directory: private to its user, Keepwarm's alone, and used by one process at a time."""
+"""The data directory: private to its user, used only by Keepwarm, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ DATABASE_NAME = "keepwarm.db"
 LOCK_NAME = "keepwarm.lock"
 KV_NAME = "kv"
 
-# What an empty directory may hold: the lock of a start that was killed at once, and what a new ext4 volume has.
-_NOBODYS_NAMES = frozenset({LOCK_NAME, "lost+found"})
+# What an empty directory may contain: the lock of a server that was killed at once, and what a new ext4 volume has.
+_IGNORED_NAMES = frozenset({LOCK_NAME, "lost+found"})
 # A byte of the database that SQLite neither reads nor locks: its own locks lie at 0x40000000, and files end before.
 _LOCKED_BYTE = 1 << 62
 
@@ -25,10 +25,11 @@ _LOCKED_BYTE = 1 << 62
 class DataDirectory:
     """Holds the locks on the directory from construction to `close`. Raises `StoreError`.
 
-    Three locks, each let go of by the kernel when the process is killed: on the lock file, which says who has it; on
-    the directory itself, for a lock file that somebody removed; and on the database, for file systems that lock no
-    directories. The last is an open file description's lock on one byte: `flock` on NFS would lock the whole file
-    against SQLite, and a lock of the process would go with the first descriptor of the file that is closed.
+    There are three locks, and the kernel releases each when the process is killed: on the lock file, which names the
+    process that holds it; on the directory itself, in case the lock file is removed; and on the database, for file
+    systems that cannot lock directories. The last one is an open file description lock on one byte: `flock` on NFS
+    would lock the whole file against SQLite, and a lock owned by the process would be lost with the first descriptor of
+    the file that is closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +47,7 @@ class DataDirectory:
                 self._refuse_foreign_database(made_lock)
             path.chmod(0o700)
             # SQLite gives its -wal and -shm files the mode of the database, so the mode is set before it sees the file.
-            # The descriptor stays open: closing any one of a file drops the locks that SQLite has on it.
+            # The descriptor stays open: closing any descriptor of a file drops SQLite's locks on it.
             self._database_fd = os.open(self.database_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.fchmod(self._database_fd, 0o600)
             self._lock_database()
@@ -54,7 +55,7 @@ class DataDirectory:
             self.close()
             raise StoreError(
                 f"The data directory {path} cannot be used ({error.strerror or error}). "
-                "Give this user the right to write there, or choose another one with --data-dir."
+                "Give this user write permission, or choose another directory with --data-dir."
             ) from error
         except StoreError:
             self.close()
@@ -69,7 +70,7 @@ class DataDirectory:
         return self.path / KV_NAME
 
     def close(self) -> None:
-        """Lets go of the locks, after every connection to the database was closed. May be called twice."""
+        """Releases the locks. Every connection to the database must be closed first. May be called twice."""
         for descriptor in (self._database_fd, self._directory_fd, self._lock_fd):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -84,14 +85,14 @@ class DataDirectory:
             fcntl.flock(self._directory_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(_in_use(self.path, "")) from None
-        except OSError:  # NFS locks no directories; the database is locked below
+        except OSError:  # NFS cannot lock directories; the database is locked below
             pass
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode("ascii"), 0)
 
     def _lock_database(self) -> None:
         command = getattr(fcntl, "F_OFD_SETLK", None)
-        if command is None:  # not on this system
+        if command is None:  # this system has no such lock
             return
         lock = struct.pack("@hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
         try:
@@ -105,7 +106,8 @@ class DataDirectory:
         return os.pread(self._lock_fd, 20, 0).decode("ascii", errors="replace").strip()
 
     def _refuse_foreign_database(self, made_lock: bool) -> None:
-        """Somebody else's file of the same name; nothing in the directory is left changed."""
+        """Raises `StoreError` when another program's file has the database's name, and leaves the directory
+        unchanged."""
         try:
             refuse_foreign_database(self.database_path)
         except StoreError:
@@ -116,27 +118,27 @@ class DataDirectory:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raises `StoreError` for a directory that is not Keepwarm's: there is something in it, but no database."""
+    """Raises `StoreError` for a directory that is not Keepwarm's: it has other files in it, but no database."""
     if not path.is_dir():
-        return  # there is none yet; or a file, which `mkdir` says
+        return  # it does not exist yet, or is a file: then `mkdir` fails
     with os.scandir(path) as entries:
         names = {entry.name for entry in entries}
-    others = sorted(name for name in names - _NOBODYS_NAMES if not _is_empty_kv(path / name))
+    others = sorted(name for name in names - _IGNORED_NAMES if not _is_empty_kv(path / name))
     if DATABASE_NAME not in names and others:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise StoreError(
-            f"The directory {path} is not a Keepwarm data directory: it holds {shown}, and no {DATABASE_NAME}. Nothing "
-            "in it was touched. Choose an empty or a new directory with --data-dir."
+            f"The directory {path} is not a Keepwarm data directory: it contains {shown}, but no {DATABASE_NAME}. "
+            "Nothing in it was changed. Choose an empty or a new directory with --data-dir."
         )
 
 
 def _is_empty_kv(path: Path) -> bool:
-    """Whether it is a disk, or a link to one, that somebody has made ready for saved memory."""
-    return path.name == KV_NAME and path.is_dir() and set(os.listdir(path)) <= _NOBODYS_NAMES
+    """Whether it is an empty folder for saved memory: another disk, or a link to one, prepared in advance."""
+    return path.name == KV_NAME and path.is_dir() and set(os.listdir(path)) <= _IGNORED_NAMES
 
 
 def refuse_foreign_database(path: Path) -> None:
-    """Raises `StoreError` for a file of another program's, or of another kind. One that holds nothing yet is ours."""
+    """Raises `StoreError` for a file of another program or of another kind. An empty file is ours."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -148,9 +150,10 @@ def refuse_foreign_database(path: Path) -> None:
         return
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\0":
-            raise StoreError(_not_ours(path, "it is no SQLite file"))
-    with contextlib.suppress(sqlite3.Error):  # damaged: whoever opens it says how
-        # Immutable: neither locks nor files beside it. What a crash left in its WAL is not seen, and looked at later.
+            raise StoreError(_not_ours(path, "it is not a SQLite file"))
+    with contextlib.suppress(sqlite3.Error):  # damaged: opening it as the database says how
+        # Immutable: takes no locks and creates no files beside it. It does not see what a crash left in the WAL; the
+        # tables are checked again when the database is opened.
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
         try:
             tables = {str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -163,13 +166,13 @@ def refuse_foreign_tables(path: Path, tables: set[str]) -> None:
     """Raises `StoreError` for a database that another program made."""
     if tables and "_sqlite_migrations" not in tables:
         shown = ", ".join(sorted(tables)[:3])
-        raise StoreError(_not_ours(path, f"its tables are another program's: {shown}"))
+        raise StoreError(_not_ours(path, f"its tables belong to another program: {shown}"))
 
 
 def _not_ours(path: Path, why: str) -> str:
     return (
-        f"The file {path} is damaged or is not a Keepwarm database ({why}). It was not touched. "
-        "Put a backup in its place, or choose another directory with --data-dir."
+        f"The file {path} is damaged or is not a Keepwarm database ({why}). It was not changed. "
+        "Replace it with a backup, or choose another directory with --data-dir."
     )
 
 

@@ -1,4 +1,4 @@
-"""One SQLite file: a connection a thread, one writer at a time, and the border where its errors are translated."""
+"""One SQLite file, with a connection per thread and one writer at a time; SQLite's errors become `StoreError` here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0  # how long `close` waits for a thread that is reading
-CACHE_KIB = 512  # a connection, of which every thread that serves has one; the pages are in the kernel's cache anyway
+CACHE_KIB = 512  # per connection, and every serving thread has one; the pages are in the kernel's cache anyway
 
 
 class Database:
@@ -29,56 +29,57 @@ class Database:
 
     Durability: WAL with synchronous=FULL. A commit that returned survives `kill -9` of the process (the kernel has
     it), and a power cut as far as the disk keeps what it acknowledged: the WAL is fsynced at every commit. NORMAL would
-    keep the first promise alone: 0.1 ms per commit instead of 0.2 to 2.4 ms (measured, ext4 on a virtual disk), a few
-    times a turn, which nobody notices beside an answer.
+    guarantee only the first: 0.1 ms per commit instead of 0.2 to 2.4 ms (measured, ext4 on a virtual disk). At a few
+    commits per turn the difference is not noticeable beside an answer.
 
-    A file that was deleted or replaced behind our back is never written to: SQLite alone would go on, into a file
-    without a name.
+    A file that was deleted or replaced while it was open is never written to. SQLite itself would continue, in a file
+    that no longer has a name.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._own = threading.local()
-        # A thread's connection goes with its thread; this only lets `close` find those that are alive, and in use.
+        # A thread's connection is closed when the thread ends; this lets `close` find those that are alive and in use.
         self._in_use: weakref.WeakKeyDictionary[sqlite_utils.Database, threading.RLock] = weakref.WeakKeyDictionary()
         self._connections_lock = threading.Lock()
         self._writer = threading.RLock()
         self._trouble = ""
         self._closed = False
-        self._files: dict[Path, tuple[int, int]] = {}  # what was opened: device and inode
+        self._files: dict[Path, tuple[int, int]] = {}  # device and inode of each opened file
         with self._writer, self._translated():
-            # Stays open as long as this lives: SQLite deletes the WAL with the last connection.
+            # Stays open until `close`: SQLite deletes the WAL with the last connection.
             self._keeper = self._connect("rwc")
             db = self._connection()
             refuse_foreign_tables(path, set(db.table_names()))
             db.enable_wal()
             self._refuse_newer(db)
-            with db.atomic():  # all or none, and one fsync instead of three a step
+            with db.atomic():  # all or none, and one fsync instead of three per step
                 MIGRATIONS.apply(db)
             self._keeper.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the WAL
             self._files = {file: found for file in (path, self._wal) if (found := _identity(file)) is not None}
 
     @property
     def trouble(self) -> str:
-        """Why the last transaction that should have written did not, as a sentence; "" when it did."""
+        """Why the last write failed, as a sentence; "" when it succeeded."""
         return self._trouble
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite_utils.Database]:
-        """One snapshot: queries inside see the same moment."""
+        """A read transaction: all queries inside see the same snapshot."""
         with self._translated(), self._reading() as db, db.atomic():
             yield db
 
     @contextlib.contextmanager
     def write(self, patience_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite_utils.Database]:
-        """One transaction: all of it is committed when the block ends, or nothing. `patience_s` is how long it waits
-        for another writer, here or in another program."""
+        """A write transaction: everything is committed when the block ends, or nothing is. `patience_s` is how long it
+        waits for another writer, in this process or in another program."""
         try:
             with self._writing(patience_s), self._translated():
                 self._refuse_moved()
                 db = self._connection()
                 with _patience(db, patience_s):
-                    # IMMEDIATE waits for a foreign writer (a backup, the sqlite3 shell); a deferred BEGIN would fail.
+                    # IMMEDIATE waits for another program's write (a backup, the sqlite3 shell); a deferred BEGIN would
+                    # fail.
                     db.execute("BEGIN IMMEDIATE")
                 try:
                     yield db
@@ -88,30 +89,31 @@ class Database:
                     db.rollback()
                     raise
         except StoreError as error:
-            if not isinstance(error.__cause__, sqlite3.IntegrityError):  # that is about the row, not about the disk
+            if not isinstance(error.__cause__, sqlite3.IntegrityError):  # the row is wrong, not the disk
                 self._trouble = str(error)
             raise
         self._trouble = ""
 
     def moved(self) -> str:
-        """A sentence when the database or its WAL was deleted or replaced since it was opened; else ""."""
+        """A sentence if the database or its WAL was deleted or replaced since it was opened; otherwise ""."""
         for file, opened in self._files.items():
             if _identity(file) != opened:
                 return (
                     f"The file {file} was deleted or replaced while the server was running. Nothing more is stored: "
-                    "put it back where it was, or stop the server and bring back a backup."
+                    "put it back where it was, or stop the server and restore a backup."
                 )
         return ""
 
     def wal_bytes(self) -> int:
-        """What a copy of the database file alone would lack, at most."""
+        """The size of the WAL: at most this much is missing from the database file itself."""
         try:
             return self._wal.stat().st_size
         except OSError:
             return 0
 
     def checkpoint(self) -> bool:
-        """Everything goes into the database file and the WAL becomes empty. False when somebody is at it just now."""
+        """Moves the WAL into the database file and empties it. False while another thread or program uses the
+        database."""
         if not self._writer.acquire(blocking=False):
             return False
         try:
@@ -125,8 +127,8 @@ class Database:
             self._writer.release()
 
     def close(self) -> None:
-        """Closes every thread's connection. What is in the WAL goes into the file. May be called twice. A thread
-        that is still reading ends that first: a connection that is closed under it takes the process down."""
+        """Moves the WAL into the file and closes every thread's connection. May be called twice. Waits for threads that
+        are still reading: closing a connection during a query crashes the process."""
         with self._writer, self._connections_lock:
             if not self._closed:
                 self.checkpoint()
@@ -141,8 +143,8 @@ class Database:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite_utils.Database]:
-        """This thread's connection. Where the file has gone no new one is opened, to whatever lies there now: what was
-        open still reads what was stored."""
+        """This thread's connection. When the file was deleted or replaced, no new connection is opened to what is there
+        now; the one that was open all along still reads what was stored."""
         if getattr(self._own, "db", None) is not None or not self.moved():
             db = self._connection()
             with self._in_use[db]:
@@ -169,7 +171,7 @@ class Database:
         return db
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        """`mode` "rw" never makes a new file in the place of one that was deleted."""
+        """`mode` "rw" never creates a new file in place of one that was deleted."""
         address = f"{self.path.resolve().as_uri()}?mode={mode}"
         # check_same_thread is off for `close` and for the keeper, which is used under the writer's lock.
         connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
@@ -231,21 +233,21 @@ def _patience(db: sqlite_utils.Database, patience_s: float) -> Iterator[None]:
 def _sentence(error: Exception, path: Path) -> str:
     said = str(error)
     if "disk I/O error" in said and (trouble := folder_trouble(path.parent)):
-        return trouble  # a quota, or a disk that became read-only: SQLite does not say
+        return trouble  # a quota, or a disk that became read-only: SQLite does not tell them apart
     if "full" in said or "No space" in said:
-        return f"The disk that holds {path.parent} is full. Free some room and try again."
+        return f"The disk that holds {path.parent} is full. Free some space and try again."
     if "readonly" in said or "unable to open" in said:
         if not path.exists():
             return (
                 f"The database {path} was deleted or moved while the server was running. Put it back where it was, or "
-                "stop the server and bring back a backup."
+                "stop the server and restore a backup."
             )
-        return f"The database {path} cannot be written. Give this user the right to write there."
+        return f"The database {path} cannot be written. Give this user write permission."
     if "locked" in said:
         return f"The database {path} is locked by another program. Close that program and try again."
     if "not a database" in said or "malformed" in said:
         return (
             f"The file {path} is damaged or is not a Keepwarm database ({said}). "
-            "Put a backup in its place, or choose another directory with --data-dir."
+            "Replace it with a backup, or choose another directory with --data-dir."
         )
     return f"The database {path} cannot be used ({said})."

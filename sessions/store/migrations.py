@@ -1,4 +1,4 @@
-"""The database's shape, step by step. A step that was released is never changed; a new one is added below it."""
+"""The database schema, as migrations. A released migration is never changed; a new one is added at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _step(migration: Callable[[Database], None]) -> Callable[[Database], None]:
 
 @_step
 def users_and_conversations(db: Database) -> None:
-    """The totals live on the user, so that deleting a conversation does not take back what it saved."""
+    """The totals are columns of the user, so that deleting a conversation does not reduce them."""
     db.execute("""
         CREATE TABLE users (
             id TEXT PRIMARY KEY,
@@ -39,8 +39,8 @@ def users_and_conversations(db: Database) -> None:
 
 @_step
 def message_tree(db: Database) -> None:
-    """`token_ids` is little-endian int32 and the last column: reading the ones before it never touches its pages.
-    AUTOINCREMENT, so that the id of a deleted message is never given to another."""
+    """`token_ids` is little-endian int32 and the last column: reading the other columns never touches its pages.
+    AUTOINCREMENT, so that the id of a deleted message is never used again."""
     db.execute("""
         CREATE TABLE messages (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -87,9 +87,10 @@ def receipts(db: Database) -> None:
 
 @_step
 def segments(db: Database) -> None:
-    """Saved runs of KV. A row exists only while its file does: the file is renamed into place first, and the row goes
-    first. `token_ids` is the last column, for the reason given above. Branches and conversations of one owner share a
-    segment by referring to it; messages are never deleted one by one, so a conversation's reference is enough."""
+    """Saved runs of KV. A row exists only while its file does: the file is renamed into place before the row is added,
+    and the row is deleted before the file. `token_ids` is the last column, for the same reason as above. Branches and
+    conversations of one owner share a segment by referring to it. Messages are never deleted one by one, so one
+    reference per conversation is enough."""
     db.execute("""
         CREATE TABLE segments (
             key TEXT PRIMARY KEY,
@@ -129,8 +130,8 @@ def pins(db: Database) -> None:
 
 @_step
 def message_links(db: Database) -> None:
-    """By which a resent history is known again. Not columns of `messages`, behind whose ids they would lie. `parts` are
-    the messages that a node stands for where it is not one of its own text and role."""
+    """The hash (`link`) by which a resent history is recognised. Not columns of `messages`, where they would come after
+    the token ids. `parts` holds the messages of a node that is not a single message with the node's text and role."""
     db.execute("""
         CREATE TABLE message_links (
             message_id INTEGER PRIMARY KEY REFERENCES messages(id) ON DELETE CASCADE,
@@ -145,7 +146,7 @@ def message_links(db: Database) -> None:
 
 @_step
 def api_keys(db: Database) -> None:
-    """What a program shows to be let in. Only the hash of a key is kept; its holder is the owner of what it makes."""
+    """Keys for API clients. Only the hash of a key is stored. A key owns the conversations that it begins."""
     db.execute("""
         CREATE TABLE api_keys (
             id TEXT PRIMARY KEY,
@@ -166,7 +167,7 @@ def drafts_on_receipts(db: Database) -> None:
 
 @_step
 def read_ahead(db: Database) -> None:
-    """Whose title it is decides whether the model may replace it; titles of before are left alone."""
+    """`title_by` decides whether the model may replace a title; older titles are left alone."""
     db.execute("ALTER TABLE receipts ADD COLUMN ahead_tokens INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE conversations ADD COLUMN title_by TEXT NOT NULL DEFAULT 'person'")
 
@@ -179,27 +180,27 @@ def shared_beginnings(db: Database) -> None:
 
 @_step
 def numerics(db: Database) -> None:
-    """What a conversation's KV was last computed under, so that a later start can say what was changed. Saved KVs are
-    of no use for that: what another precision computed is deleted at the start."""
+    """What a conversation's KV was last computed with, so that a later start can say what was changed. Saved KVs cannot
+    tell: those of another precision may be gone by then."""
     db.execute("ALTER TABLE conversations ADD COLUMN numerics TEXT NOT NULL DEFAULT ''")
 
 
 @_step
 def origins(db: Database) -> None:
-    """`sessions.types.Origin`. Conversations of before are kept as a person's are."""
+    """`sessions.types.Origin`. Older conversations are kept, like those of a person."""
     db.execute("ALTER TABLE conversations ADD COLUMN origin TEXT NOT NULL DEFAULT 'page'")
 
 
 @_step
 def last_try(db: Database) -> None:
-    """One row, written to find out whether anything can be."""
+    """One row, written to find out whether the database can be written to."""
     db.execute("CREATE TABLE last_try (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL)")
 
 
 @_step
 def bin_and_observed_time(db: Database) -> None:
-    """What is pruned goes to a bin, and time is what was seen to pass: `bin` and `served_time` among the tables.
-    Turns are numbered, so that what was used last does not depend on a clock either."""
+    """Pruned conversations go to a bin, after a time measured by `tables/served_time.py`. Turns are numbered, so that
+    the order of use does not depend on a clock either."""
     db.execute("ALTER TABLE conversations ADD COLUMN binned_s REAL")  # observed seconds; NULL: not in the bin
     db.execute("ALTER TABLE conversations ADD COLUMN binned_at REAL")
     db.execute("ALTER TABLE conversations ADD COLUMN turn_number INTEGER NOT NULL DEFAULT 0")
@@ -226,8 +227,8 @@ def bin_and_observed_time(db: Database) -> None:
 
 @_step
 def losses_of_saved_memory(db: Database) -> None:
-    """`kv_losses`: why what a conversation saved would be missing at its next turn (`tables/losses.py`).
-    `kv_served`: what servers of this directory computed with, the last one in the last row."""
+    """`kv_losses`: why a conversation's saved memory would be missing at its next turn (`tables/losses.py`).
+    `kv_served`: what the servers of this directory computed with; the last row is the last server."""
     db.execute("""
         CREATE TABLE kv_losses (
             conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
@@ -240,8 +241,8 @@ def losses_of_saved_memory(db: Database) -> None:
 
 @_step
 def a_key_has_existed(db: Database) -> None:
-    """Whether a key was ever made stays known when every row of `api_keys` is gone: a lock that opens when its last key
-    is thrown away is none. A trigger, so that no way of adding a key forgets it."""
+    """Remembers that a key was made, even when every row of `api_keys` is gone: deleting the last key must not open the
+    server to everyone. A trigger, so that it holds for every way of adding a key."""
     db.execute("CREATE TABLE api_key_history (first_made_at REAL NOT NULL)")
     db.execute("INSERT INTO api_key_history SELECT min(created_at) FROM api_keys HAVING count(*) > 0")
     db.execute("""
@@ -252,8 +253,9 @@ def a_key_has_existed(db: Database) -> None:
 
 @_step
 def logins_on_the_server(db: Database) -> None:
-    """Of every secret that a browser or a person holds only the SHA-256 is kept. `spends` is what a log-in was paid
-    with, a recovery code or a cookie of before: it is spent when the new cookie is seen, for an answer may get lost."""
+    """Only the SHA-256 of each secret that a browser or a person holds is stored. `spends` is the recovery code or the
+    older cookie that a log-in used up: it is marked as spent when the new cookie is seen, because the response that
+    carries the cookie may get lost."""
     db.execute("""
         CREATE TABLE logins (
             hash TEXT PRIMARY KEY,

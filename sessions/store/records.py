@@ -1,4 +1,4 @@
-"""What the database holds, as frozen records: the rows that the rest of `sessions` works on."""
+"""The database's rows as frozen records, which the rest of `sessions` works on."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class Conversation:
 
     conversation_id: str
     owner_id: str
-    title: str  # "" until somebody or the first message gives one
+    title: str  # "" until a person or the first message gives one
     updated_at: float
     leaf_id: int | None
     settings: ConversationSettings
     ledger_tokens: int
     is_pinned: bool = False  # its KV stays on the device
-    key: str | None = None  # what an API client calls it
-    has_first_title: bool = False  # the first message's words, which the model may still replace
+    key: str | None = None  # the name that an API client gave it
+    has_first_title: bool = False  # the first message's words, which a title from the model may replace
     origin: Origin = Origin.PAGE
-    numerics: str = ""  # the engine's fingerprint at its last turn, "" where that is not known
+    numerics: str = ""  # the engine's fingerprint at its last turn, "" if unknown
 
 
 @dataclass(frozen=True, slots=True)
 class NodeIds:
     """What one node contributes to the ledger: `ledger[:ledger_start] + token_ids`.
 
-    `preamble_tokens` of an answer's first ids render history again (a changed system prompt or tokenizer met by a
-    regenerated answer); the answer's own ids follow. `system_prompt` is the one the ledger holds from this node on,
-    None when it is the one from above.
+    An answer's first `preamble_tokens` ids render the history again (when an answer is regenerated after the system
+    prompt or the tokenizer changed); the answer's own ids follow. `system_prompt` is the one that the ledger holds from
+    this node on, None if it is the same as above this node.
     """
 
     ledger_start: int
@@ -48,8 +48,8 @@ class NodeIds:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One message on a path, with its ids; or all that stands between two answers, whose messages are in `parts`.
-    `link` stands for the history up to here, "" where that is not known. `message_id` 0: not stored yet."""
+    """One message on a path, with its ids; or several messages between two answers, which are in `parts`. `link` is the
+    hash of the history up to here, "" if unknown. `message_id` is 0 for a node that is not stored yet."""
 
     message_id: int
     parent_id: int | None
@@ -69,7 +69,7 @@ class Node:
 
     @property
     def input(self) -> UserInput:
-        """What a template needs of a node that is no answer."""
+        """What the chat template renders for a node that is not an answer."""
         return message_json.load(self.parts) if self.parts else self.text
 
     @property
@@ -78,7 +78,8 @@ class Node:
 
     @property
     def can_continue(self) -> bool:
-        """RUNNING: its end could not be stored, and its run is gone (else the conversation could not be claimed)."""
+        """RUNNING counts too: the end of that answer could not be stored, and its run is gone (otherwise the
+        conversation could not have been claimed)."""
         unfinished = (MessageStatus.STOPPED, MessageStatus.INTERRUPTED, MessageStatus.RUNNING)
         return self.status in unfinished or self.finish_reason is FinishReason.LENGTH
 
@@ -111,14 +112,14 @@ class NewMessages:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the cache did for one owner, deleted conversations included."""
+    """What the KV cache saved one owner, deleted conversations included."""
 
     saved_s: float
     reused_tokens: int
 
 
 def pack(token_ids: Sequence[int]) -> bytes:
-    """Ids as little-endian int32, as they lie in the database."""
+    """Ids as little-endian int32, as the database stores them."""
     packed = array("i", token_ids)
     if sys.byteorder == "big":
         packed.byteswap()

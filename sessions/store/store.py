@@ -1,6 +1,7 @@
-"""Users and conversations in SQLite; the messages are in `tree`. Every method raises `StoreError` when the file fails.
+"""Users and conversations in SQLite. Every method raises `StoreError` when the file fails.
 
-Ownership is checked here: no row of `conversations` is read without its owner, except by the server's own threads.
+Ownership is checked here: no row of `conversations` is read without its owner, except by the server's own threads. The
+other tables have classes of their own in `tables/`.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ _SELECT = """
 _INSERT = f"""
     INSERT OR IGNORE INTO conversations(id, owner_id, title, created_at, updated_at, settings, key, origin, turn_number)
     VALUES (?, ?, '', ?, ?, ?, ?, ?, {NEXT_TURN})"""  # noqa: S608
-_NEWEST_FIRST = " ORDER BY c.turn_number DESC, c.rowid DESC"  # a clock may have been set back between two turns
+_NEWEST_FIRST = " ORDER BY c.turn_number DESC, c.rowid DESC"  # the clock may be set back between two turns
 
 
 class Store:
-    """Everything that must survive. Holds the data directory's lock until `close`."""
+    """The database of one data directory, whose locks it holds until `close`."""
 
     def __init__(self, data_dir: Path) -> None:
         self._directory = DataDirectory(data_dir)
@@ -65,21 +66,21 @@ class Store:
 
     @property
     def kv_dir(self) -> Path:
-        """Where saved KVs lie."""
+        """The folder of saved KVs."""
         return self._directory.kv_path
 
     @property
     def data_dir(self) -> Path:
-        """Where all of it lies."""
+        """The data directory."""
         return self._directory.path
 
     @property
     def trouble(self) -> str:
-        """Why the last write failed, as a sentence; "" when it did not."""
+        """Why the last write failed, as a sentence; "" when it succeeded."""
         return self._database.trouble
 
     def moved(self) -> str:
-        """A sentence when the database was deleted or replaced since it was opened; else ""."""
+        """A sentence if the database was deleted or replaced since it was opened; otherwise ""."""
         return self._database.moved()
 
     def try_to_write(self) -> None:
@@ -87,26 +88,22 @@ class Store:
         with self._database.write(TRY_PATIENCE_S) as db:
             db.execute("INSERT OR REPLACE INTO last_try VALUES (1, ?)", [time.time()])
 
-    def uptime(self, clock: Clock) -> ServedTime:
-        """How long this directory has been served, by this clock."""
+    def served_time(self, clock: Clock) -> ServedTime:
+        """How long this directory has been served, measured with this clock."""
         return ServedTime(self._database, clock)
 
     def wal_bytes(self) -> int:
-        """What is not in the database file itself yet, at most."""
+        """The size of the WAL: at most this much is not in the database file yet."""
         return self._database.wal_bytes()
 
     def checkpoint(self) -> bool:
-        """All of it is in the database file now, unless somebody is at it: then False."""
+        """Moves the WAL into the database file. False while another thread or program uses the database."""
         return self._database.checkpoint()
 
     def close(self) -> None:
-        """Closes the database and lets go of the data directory. May be called twice."""
+        """Closes the database and releases the data directory. May be called twice."""
         self._database.close()
         self._directory.close()
-
-    def ensure_user(self, owner_id: str) -> None:
-        with self._database.write() as db:
-            db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, time.time()])
 
     def totals(self, owner_id: str) -> Totals:
         with self._database.read() as db:
@@ -114,7 +111,7 @@ class Store:
         return Totals(*row) if row else Totals(0.0, 0)
 
     def create_conversation(self, owner_id: str, settings: ConversationSettings) -> Conversation:
-        """A new conversation, or the owner's newest one when nothing was ever written in it."""
+        """A new conversation, or the owner's newest one if it is still empty."""
         now = time.time()
         with self._database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
@@ -135,8 +132,8 @@ class Store:
     def add_conversation(
         self, owner_id: str, conversation_id: str, settings: ConversationSettings, key: str | None
     ) -> bool:
-        """A program's, which a first message follows at once. `key` is the client's name for it; False when it is
-        taken."""
+        """Adds a conversation for an API client, which sends the first message at once. `key` is the client's name for
+        it. False if the key is taken."""
         now, origin = time.time(), Origin.ONE_OFF if key is None else Origin.PROGRAM
         with self._database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
@@ -144,14 +141,14 @@ class Store:
             return bool(cursor.rowcount)
 
     def with_key(self, owner_id: str, key: str) -> str | None:
-        """The conversation that the owner's client calls so."""
+        """The id of the owner's conversation with this key."""
         with self._database.read() as db:
             sql = "SELECT id FROM conversations WHERE owner_id = ? AND key = ?"
             row = db.execute(sql, [owner_id, key]).fetchone()
         return str(row[0]) if row else None
 
     def conversations(self, owner_id: str, search: str = "") -> list[Conversation]:
-        """The owner's, newest first; with `search` those whose title or any message contains it."""
+        """The owner's conversations, newest first; with `search` those whose title or messages contain it."""
         sql, parameters = _SELECT + "AND c.owner_id = :owner", {"owner": owner_id}
         if search:
             parameters["like"] = f"%{_escaped(search[:SEARCH_LIMIT_CHARS])}%"
@@ -161,7 +158,7 @@ class Store:
             return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST, parameters)]
 
     def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
-        """Raises `ConversationNotFound` when it does not exist or is somebody else's."""
+        """Raises `ConversationNotFound` if it does not exist or belongs to another owner."""
         row = None
         if isinstance(conversation_id, str) and _CONVERSATION_ID.fullmatch(conversation_id):
             with self._database.read() as db:
@@ -171,12 +168,12 @@ class Store:
         return _conversation(row)
 
     def every_conversation(self) -> list[Conversation]:
-        """All owners', for the server's own errands."""
+        """The conversations of all owners, for the server itself and its maintenance commands."""
         with self._database.read() as db:
             return [_conversation(row) for row in db.query(_SELECT + _NEWEST_FIRST)]
 
     def troubles(self) -> list[str]:
-        """What SQLite itself finds wrong with the file, and rows that refer to nothing."""
+        """What SQLite's integrity check finds wrong with the file, and rows that refer to missing rows."""
         with self._database.read() as db:
             found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
             dangling = db.execute("PRAGMA foreign_key_check").fetchall()
@@ -184,7 +181,7 @@ class Store:
         return [*(text for text in found if text != "ok"), *broken]
 
     def title(self, conversation_id: str) -> str:
-        """For the server's own log of memory events; "" when it is gone."""
+        """For the memory log; "" if the conversation was deleted."""
         with self._database.read() as db:
             row = db.execute("SELECT title FROM conversations WHERE id = ?", [conversation_id]).fetchone()
         return str(row[0]) if row else ""
@@ -194,7 +191,8 @@ class Store:
             db.execute("UPDATE conversations SET title = ?, title_by = 'person' WHERE id = ?", [title, conversation_id])
 
     def take_model_title(self, conversation_id: str, title: str) -> bool:
-        """The model was asked: its title, unless a person gave one; with "" the first words stay, for good."""
+        """Stores the model's title, unless a person gave one. With "" the first words stay, and no title is asked for
+        again."""
         with self._database.write() as db:
             cursor = db.execute(
                 "UPDATE conversations SET title_by = 'model', title = CASE ? WHEN '' THEN title ELSE ? END"
@@ -212,13 +210,13 @@ class Store:
             db.execute("UPDATE conversations SET is_pinned = ? WHERE id = ?", [is_pinned, conversation_id])
 
     def pinned_conversations(self) -> list[Conversation]:
-        """Everybody's, the most recently used first."""
+        """The pinned conversations of all owners, most recently used first."""
         with self._database.read() as db:
             sql = _SELECT + "AND c.is_pinned" + _NEWEST_FIRST
             return [_conversation(row) for row in db.query(sql)]
 
     def delete(self, conversation_id: str) -> None:
-        """Its messages and receipts go with it."""
+        """Deletes a conversation with its messages and receipts."""
         with self._database.write() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", [conversation_id])
 
@@ -250,9 +248,9 @@ def _dump(settings: ConversationSettings) -> str:
 
 @lru_cache(maxsize=256)
 def _load(stored: str) -> ConversationSettings:
-    """Sampling that this version refuses becomes the default: a conversation can always be opened.
+    """Sampling settings that this version refuses become the default, so that a conversation can always be opened.
 
-    Cached, for a list of 500 conversations mostly repeats one setting, and parsing it took 8 of 15 ms.
+    Cached, because most of a list's conversations share their settings: for 500 of them, parsing took 8 of 15 ms.
     """
     fields = json.loads(stored)
     try:

@@ -1,4 +1,4 @@
-"""Whether a folder takes files now, found out by making one."""
+"""Finds out whether a folder can be written to, by creating a file in it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import os
 import uuid
 from pathlib import Path
 
-PROBE_BYTES = 64 * 1024  # more than a turn's commit takes
+PROBE_BYTES = 64 * 1024  # more than the commit of a turn takes
 
 _SENTENCES = {
-    errno.ENOSPC: "The disk that holds {folder} is full. Free some room and try again.",
-    errno.EDQUOT: "The disk quota for {folder} is used up. Free some room there, or ask for a larger quota.",
-    errno.EROFS: "The disk that holds {folder} is read-only now. Make it writable again, and look at its health.",
-    errno.EACCES: "The directory {folder} cannot be written. Give this user the right to write there.",
-    errno.EPERM: "The directory {folder} cannot be written. Give this user the right to write there.",
+    errno.ENOSPC: "The disk that holds {folder} is full. Free some space and try again.",
+    errno.EDQUOT: "The disk quota for {folder} is used up. Free some space there, or ask for a larger quota.",
+    errno.EROFS: "The disk that holds {folder} is read-only. Check its health and make it writable again.",
+    errno.EACCES: "The directory {folder} cannot be written to. Give this user write permission.",
+    errno.EPERM: "The directory {folder} cannot be written to. Give this user write permission.",
     errno.ENOENT: "The directory {folder} was deleted or moved while the server was running. Put it back where it was.",
-    errno.ENOTDIR: "{folder} is not a directory any more. Put the data directory back where it was.",
-    errno.EIO: "The disk that holds {folder} has errors. Look at its health, and keep a backup.",
+    errno.ENOTDIR: "{folder} is no longer a directory. Put the data directory back where it was.",
+    errno.EIO: "The disk that holds {folder} reports errors. Check its health, and make a backup.",
 }
 
 
 def folder_trouble(folder: Path) -> str:
-    """Why nothing can be written there, as a sentence; "" when it can. The file has no name where the file system can
-    do that, and is gone before this returns."""
+    """Why the folder cannot be written to, as a sentence; "" when it can. The probe file has no name where the file
+    system supports that, and is gone before this returns."""
     try:
         _write_and_forget(folder)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What verifying a conversation's memory found, in words, and which of its copies have to go for it.
+"""Compares the copies of a conversation's memory with a fresh read, deletes the wrong ones, and says what was found.
 
-Needs no device budget and no thread of its own: the verifier brings both, and `keepwarm doctor` needs neither.
+It has no thread and reserves no device memory: the verifier does both, and `keepwarm doctor` needs neither.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 class SavedCopy:
-    """A chain's segments in one place ("on disk"), fetched one at a time. What is refused, or gone, ends it; `refusal`
-    then says why it was refused. `discard` deletes a segment and all behind it."""
+    """A chain's segments in one place ("on disk"), fetched one at a time. A segment that is refused or missing ends the
+    iteration; `refusal` then says why it was refused. `discard` deletes a segment and everything behind it."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class SavedCopy:
             yield segment
 
     def judge(self, comparison: Comparison, logits_agree: bool) -> None:
-        """Deletes what is not to be trusted. `logits_agree` is about this copy, or True."""
+        """Deletes what cannot be trusted. `logits_agree` is about this copy, or True."""
         position = comparison.first_bad_token
-        if position is None and not logits_agree:  # row by row it passed, all together it does not
+        if position is None and not logits_agree:  # each row passed alone, but together they do not
             position = 0
         if position is not None:
             self.bad = next(i for i in self.chain.identities if i.end_tokens > position)
@@ -64,21 +64,21 @@ class SavedCopy:
 
     @property
     def trouble(self) -> str:
-        """A clause, "" when it is true."""
+        """What is wrong with the copy, as a clause; "" for nothing."""
         if self.refusal:
             return f"its copy {self.place} was refused and deleted: {self.refusal}"
         if self.bad is not None:
-            return f"its copy {self.place} disagreed from token {self.bad.start_tokens + 1:,} on and was deleted"
+            return f"its copy {self.place} was wrong from token {self.bad.start_tokens + 1:,} on and was deleted"
         return ""
 
 
 def disk_copy(disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> SavedCopy:
-    """What the disk has of these ids."""
+    """The copy of these ids on disk."""
     return SavedCopy("on disk", disk.chain(owner_id, conversation_id, ids), disk.load, disk.discard)
 
 
 def host_copy(host: Host, disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> SavedCopy:
-    """What host memory has of these ids."""
+    """The copy of these ids in host memory."""
 
     def ids_of(key: str) -> tuple[int, ...]:
         segment = host.get(key)
@@ -101,8 +101,8 @@ def check(
     scratch: KV,
     must_stop: Callable[[], bool],
 ) -> Check | None:
-    """Reads `ledger` again into `scratch` and holds `held` (on the device) and the saved copies against it. A saved
-    copy that disagrees, or is refused, is deleted. None when it had to stop. Raises `ModelRuntimeError`."""
+    """Reads `ledger` again into `scratch`, and compares `held` (on the device) and the saved copies with it. A saved
+    copy that disagrees or is refused is deleted. None when `must_stop` stopped it. Raises `ModelRuntimeError`."""
     copies: list[KV | Iterable[Segment]] = [*saved]
     if held is not None:
         copies.append(held)
@@ -134,7 +134,7 @@ def _sentence(found: Verification, troubles: list[str], is_held: bool, device_is
     if device_is_bad:
         first = found.copies[-1].first_bad_token
         where = "" if first is None else f" from token {first + 1:,} on"
-        clauses.insert(0, f"its memory on the device disagreed{where} and was dropped")
+        clauses.insert(0, f"its memory on the device was wrong{where} and was dropped")
     elif is_held and troubles:
-        clauses.append("on the device it is true")
-    return f"{'; '.join(clauses) or 'its memory is true'} ({tokens(found.tokens)} read again, {numbers})"
+        clauses.append("its copy on the device is correct")
+    return f"{'; '.join(clauses) or 'its memory is correct'} ({tokens(found.tokens)} read again, {numbers})"

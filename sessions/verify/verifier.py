@@ -1,5 +1,7 @@
-"""Verifying on demand, on a thread of its own: a throw-away KV beside the one that is looked at, with room promised by
-the leases like everybody's. It gives way to whoever waits for either, and begins again when they are through."""
+"""Verifies a conversation's memory on request, on its own thread.
+
+It needs a throw-away KV beside the one it checks, with room reserved through a lease like any other KV. It gives way to
+a run that waits for either of the two, and starts again when that run has ended."""
 
 from __future__ import annotations
 
@@ -28,17 +30,17 @@ from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
 
-ROOM_TIMEOUT_S = 2.0  # in line for room; others wait behind
-PATIENCE_S = 60.0  # so long it begins again after it gave way
+ROOM_TIMEOUT_S = 2.0  # waiting for room, while later tickets wait behind it
+PATIENCE_S = 60.0  # how long it keeps starting again after it gave way
 PAUSE_S = 0.05
-NOTHING = "nothing is kept of it, on the device or on disk"
-GAVE_WAY = "answers needed the room, so it was not verified; try again when it is quieter"
-ENDED = "the server was ending, so it was not verified"
+NOTHING = "there is nothing to verify, on the device or on disk"
+GAVE_WAY = "it was not verified, because answers needed the memory; try again when the server is less busy"
+ENDED = "it was not verified, because the server was shutting down"
 
 
 @dataclass(eq=False)
 class Verifying:
-    """One verification that was asked for. `wait` may be called from any thread."""
+    """One requested verification. Any thread may call `wait`."""
 
     owner_id: str
     conversation_id: str
@@ -48,7 +50,7 @@ class Verifying:
     _done: threading.Event = field(default_factory=threading.Event)
 
     def wait(self, timeout_s: float | None = None) -> Check | None:
-        """What was found; None when the time is over."""
+        """What was found; None after `timeout_s`."""
         self._done.wait(timeout_s)
         return self._result
 
@@ -67,7 +69,7 @@ class Verifying:
 
 
 class Verifier:
-    """`verify` and `views` may be called from any thread."""
+    """Any thread may call `verify` and `views`."""
 
     def __init__(self, store: Store, engine: Engine, memory: Memory, runs: RunTable) -> None:
         self._store = store
@@ -86,60 +88,61 @@ class Verifier:
         self._worker.start()
 
     def close(self, timeout_s: float) -> None:
-        """Ends the one at work within a piece; what still waits was not verified."""
+        """Stops the current verification within one chunk; those that still wait end as not verified."""
         self._closed = True
         self._queue.put(None)
         self._worker.close(timeout_s)
 
     def verify(self, owner_id: str, conversation_id: str) -> Verifying:
-        """Begins, or returns the one that is under way. Raises `ConversationNotFound`."""
+        """Begins a verification, or returns the one that is already queued or running. Raises
+        `ConversationNotFound`."""
         self._store.conversation(owner_id, conversation_id)
         with self._lock:
-            asked = self._known.get(conversation_id)
-            if asked is None or asked.wait(0) is not None:
-                asked = self._known[conversation_id] = Verifying(owner_id, conversation_id)
-                self._queue.put(asked)
-        return asked
+            request = self._known.get(conversation_id)
+            if request is None or request.wait(0) is not None:
+                request = self._known[conversation_id] = Verifying(owner_id, conversation_id)
+                self._queue.put(request)
+        return request
 
     def views(self) -> dict[str, CheckView]:
-        """The newest of every conversation."""
+        """The newest verification of each conversation."""
         with self._lock:
             return {conversation_id: one.view() for conversation_id, one in self._known.items()}
 
     def forget(self, conversation_id: str) -> None:
-        """Of a deleted conversation nothing is left."""
+        """Drops the results of a deleted conversation."""
         with self._lock:
             self._known.pop(conversation_id, None)
 
     def _loop(self) -> None:
-        while (asked := self._queue.get()) is not None:
+        while (request := self._queue.get()) is not None:
             result = Check(time.time(), ENDED)
             try:
                 if not self._closed:
-                    result = self._until_quiet(asked)
+                    result = self._try_until_done(request)
             except (SessionError, ModelRuntimeError) as error:
                 result = Check(time.time(), f"it could not be verified. {error}")
             except Exception:
-                log.exception("verify_failed conversation=%s", asked.conversation_id)
+                log.exception("verify_failed conversation=%s", request.conversation_id)
                 result = Check(time.time(), "it could not be verified; the server's log says why")
             finally:
                 with contextlib.suppress(SessionError):
-                    self._memory_log.verified(asked.owner_id, asked.conversation_id, result)
-                asked.finish(result)
+                    self._memory_log.verified(request.owner_id, request.conversation_id, result)
+                request.finish(result)
 
-    def _until_quiet(self, asked: Verifying) -> Check:
-        tried = AwakeClock()
-        while tried.look() < PATIENCE_S and not self._closed:
-            if not self._runs.is_busy(asked.conversation_id):
-                result = self._once(asked)
+    def _try_until_done(self, request: Verifying) -> Check:
+        elapsed = AwakeClock()
+        while elapsed.look() < PATIENCE_S and not self._closed:
+            if not self._runs.is_busy(request.conversation_id):
+                result = self._once(request)
                 if result is not None:
                     return result
             time.sleep(PAUSE_S)
         return Check(time.time(), ENDED if self._closed else GAVE_WAY)
 
-    def _once(self, asked: Verifying) -> Check | None:
-        """None when it gave way."""
-        owner_id, conversation_id = asked.owner_id, asked.conversation_id
+    def _once(self, request: Verifying) -> Check | None:
+        """One attempt. None when it gave way."""
+        owner_id, conversation_id = request.owner_id, request.conversation_id
         conversation = self._store.conversation(owner_id, conversation_id)
         ledger = fold(self._store.messages.path(conversation.leaf_id))
         held = self._leases.borrow(conversation_id)
@@ -158,8 +161,8 @@ class Verifier:
                 with self._scratch(owner_id, conversation_id, kept_tokens + 1, held) as scratch:
                     if scratch is None:
                         return None
-                    asked.total_tokens = kept_tokens
-                    asked.read_tokens = lambda: min(kept_tokens, scratch.kv.length_tokens)
+                    request.total_tokens = kept_tokens
+                    request.read_tokens = lambda: min(kept_tokens, scratch.kv.length_tokens)
                     result = check(
                         self._engine,
                         conversation_id,
@@ -170,7 +173,7 @@ class Verifier:
                         lambda: self._must_stop(scratch, held),
                     )
         finally:
-            asked.total_tokens = 0
+            request.total_tokens = 0
             if held is not None:
                 self._give_back(held, result is not None and result.device_is_bad)
         return result
@@ -180,7 +183,7 @@ class Verifier:
         return self._closed or any(self._leases.must_yield(lease) for lease in leases)
 
     def _give_back(self, held: Lease, is_bad: bool) -> None:
-        """A KV that disagreed is emptied before anybody else can have it."""
+        """Returns a borrowed KV. One that disagreed is emptied before any other run can use it."""
         if is_bad:
             self._engine.release(held.kv)
         loss = Loss.DISAGREED if is_bad else None
@@ -188,17 +191,19 @@ class Verifier:
 
     @contextlib.contextmanager
     def _scratch(self, owner_id: str, conversation_id: str, count: int, held: Lease | None) -> Iterator[Lease | None]:
-        """A throw-away KV with room for so many tokens; idle KVs of others may go for it. None when there is no room
-        now. Raises `CacheFull` when there never is."""
+        """A throw-away KV with room for `count` tokens; idle KVs may be evicted for it. None when there is no room now.
+        Raises `CacheFull` when there can never be room."""
         promised_bytes = self._engine.kv_bytes(count)
         held_bytes = held.kv.allocated_bytes if held else 0
         if promised_bytes + held_bytes > self._leases.budget_bytes:
             raise CacheFull(
-                f"Reading it again takes {mib(promised_bytes)} beside the {mib(held_bytes)} it holds, and the device "
-                f"budget is {mib(self._leases.budget_bytes)}. Park it first, then it is verified from disk."
+                f"Reading it again takes {mib(promised_bytes)} in addition to the {mib(held_bytes)} it holds, and the "
+                f"device budget is {mib(self._leases.budget_bytes)}. Park it first; it is then verified from disk."
             )
         name = f"{conversation_id} read again"
-        lease = self._leases.reserve(name, owner_id, promised_bytes) or self._in_line(name, owner_id, promised_bytes)
+        lease = self._leases.reserve(name, owner_id, promised_bytes) or self._wait_for_room(
+            name, owner_id, promised_bytes
+        )
         try:
             yield lease
         finally:
@@ -207,12 +212,12 @@ class Verifier:
                 self._leases.settle(lease)
                 self._leases.forget(name)
 
-    def _in_line(self, name: str, owner_id: str, promised_bytes: int) -> Lease | None:
+    def _wait_for_room(self, name: str, owner_id: str, promised_bytes: int) -> Lease | None:
         ticket = Ticket(name, owner_id, promised_bytes)
         self._leases.enter(ticket)
         with contextlib.suppress(CacheFull):
             lease = ticket.wait(ROOM_TIMEOUT_S)
             if lease is not None or self._leases.leave(ticket) or self._closed:
                 return lease
-            return ticket.wait(PATIENCE_S)  # it was being granted at this very moment
+            return ticket.wait(PATIENCE_S)  # the grant is already under way
         return None

@@ -15,11 +15,11 @@ CALLS = ToolFormat("<tool_call>", "</tool_call>", "arguments")
 
 
 class ByteTemplate:
-    """A chat template over bytes. `shift` moves every byte's id, which makes another vocabulary. Takes the roles above;
-    tools only if told so."""
+    """A chat template over bytes. `shift` moves every byte's id, which makes another vocabulary. Takes the roles above,
+    and tools only if `takes_tools` is set."""
 
     def __init__(self, shift: int = 0, takes_tools: bool = False) -> None:
-        self._inbox = shift
+        self._shift = shift
         self._takes_tools = takes_tools
 
     @property
@@ -68,8 +68,8 @@ class ByteTemplate:
         return len(self._bytes(text))
 
     def plain(self, token_ids: Sequence[int]) -> str:
-        low, high = (0, 256) if not self._inbox else (self._inbox, self._inbox + 256)
-        return bytes(i - self._inbox for i in token_ids if low <= i < high).decode("utf-8", errors="replace")
+        low, high = (0, 256) if not self._shift else (self._shift, self._shift + 256)
+        return bytes(i - self._shift for i in token_ids if low <= i < high).decode("utf-8", errors="replace")
 
     def _input(self, user: UserInput) -> tuple[int, ...]:
         messages = [ChatMessage("user", user)] if isinstance(user, str) else user
@@ -82,7 +82,7 @@ class ByteTemplate:
         return tuple(ids)
 
     def _bytes(self, text: str) -> tuple[int, ...]:
-        return tuple(byte + self._inbox for byte in text.encode("utf-8"))
+        return tuple(byte + self._shift for byte in text.encode("utf-8"))
 
 
 class ForgetfulTemplate(ByteTemplate):

@@ -1,4 +1,4 @@
-"""A whole house without a model: real SQLite files, real threads, the scripted engine."""
+"""A session manager without a model: real SQLite files, real threads, the scripted engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MakeHouse = Callable[..., House]
 
 @pytest.fixture
 def make_house(tmp_path: Path) -> Iterator[MakeHouse]:
-    """Houses with the given settings, on one data directory unless told otherwise; closed at the end."""
+    """Makes houses with the given settings, on one data directory unless another is given. Closes them at the end."""
     houses: list[House] = []
 
     def make(**settings: object) -> House:

@@ -1,4 +1,4 @@
-"""What tests of `sessions` need again and again."""
+"""What many tests of `sessions` need: a server without HTTP, and ways to wait for it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MessageView, Receipt, RunPhase
+from tests import polling
 from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
 
@@ -41,12 +42,12 @@ class House:
             "checkpoint_interval_s": 0.05,
             "disk_kv_budget_bytes": 0,
             "read_ahead": False,  # so that a turn's fed tokens are its delta
-            "draft_quiet_s": 60.0,  # so that of a draft only what is stable is read
+            "draft_quiet_s": 60.0,  # so that only the stable part of a draft is read
             "model_titles": False,
             **config,
         }
         self.manager = SessionManager(self.store, self.engine, self.template, SessionConfig(**settings), clock)  # type: ignore[arg-type]
-        self.said: list[str] = []  # to a person, at the start
+        self.said: list[str] = []  # what was said to a person at start-up
         self.manager.start(self.said.append)
         self._closed = False
 
@@ -58,7 +59,7 @@ class House:
             self.store.close()
 
     def conversation(self, owner: str = ADA, **settings: object) -> str:
-        """A conversation with nothing in it."""
+        """A new, empty conversation."""
         wanted = None
         if settings:
             prompt = str(settings.pop("system_prompt", ""))
@@ -77,18 +78,18 @@ class House:
         return fold(self.path(conversation_id, owner))
 
     def expected_text(self, conversation_id: str, owner: str = ADA) -> str:
-        """What the pure function says to the ledger in front of the last answer."""
+        """The answer function's text for the ledger before the last answer."""
         path = self.path(conversation_id, owner)
         return text_of(self.engine.answer(prompt_of(path)))
 
     def saved(self, conversation_id: str, owner: str = ADA) -> None:
-        """Waits until all that its KV can hold of the current path is on disk."""
+        """Waits until the whole KV of the current path is on disk."""
         ids = self.ledger(conversation_id, owner)[:-1]
         disk = self.manager.memory.saved_kvs.disk
         until(lambda: disk.chain(owner, conversation_id, ids).useful_tokens == len(ids))
 
     def files(self) -> list[Path]:
-        """Saved KVs."""
+        """The files of saved KVs."""
         return sorted(path for path in self.store.kv_dir.rglob("*") if path.is_file())
 
     def receipt(self, message: MessageView) -> Receipt:
@@ -100,7 +101,7 @@ class House:
 
 
 def prompt_of(path: tuple[Node, ...]) -> tuple[int, ...]:
-    """The ledger in front of the answer at the end of `path`."""
+    """The ledger before the answer at the end of `path`."""
     ledger = fold(path)
     return ledger[: len(ledger) - len(path[-1].answer_ids)]
 
@@ -116,9 +117,6 @@ def finish(run: Run, timeout_s: float = 20.0) -> MessageView:
     return snapshot.message
 
 
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Waits for something that another thread does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
+def until(is_so: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Waits for another thread. Looks every 2 ms, because some states last only a few."""
+    polling.until(is_so, timeout_s, every_s=0.002)

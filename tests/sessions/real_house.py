@@ -1,4 +1,4 @@
-"""A session manager over the real engine and a tiny model, for tests that start and end many of them."""
+"""A session manager with the real engine and a tiny model, for tests that start and close many of them."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from tests.sessions.byte_template import END, USER
 
 
 def checksum(ledger: Sequence[int]) -> str:
-    """Eight characters that depend on every id and its place."""
+    """Eight characters that depend on every id and its position."""
     return f"{zlib.crc32(b''.join(i.to_bytes(4, 'little') for i in ledger)):08x}"
 
 

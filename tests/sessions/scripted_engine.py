@@ -1,4 +1,4 @@
-"""A twin of the engine without a model: a real thread, real bytes, real cropping, and answers from a function.
+"""An engine without a model, for tests: a real thread, real bytes, real cropping, and answers from a function.
 
 A token is a byte, plus a few control ids from 256 on. What the function sees is what the KV really holds after
 prefill, never the request's ledger: a KV that belongs to somebody else, or was cropped wrongly, gives a wrong answer.
@@ -19,6 +19,7 @@ from model_runtime.interface.numerics import line
 from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest, Segment
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import SegmentIdentity
+from tests.polling import pause
 from tests.sessions.byte_template import ByteTemplate, ForgetfulTemplate
 from tests.sessions.scripted_answers import chat_answer, checksum, checksum_answer, text_of
 from tests.sessions.scripted_generation import ScriptedGeneration
@@ -194,13 +195,13 @@ class ScriptedEngine(ScriptedThread):
 
     def save(self, segment: Segment, path: Path) -> int:
         assert isinstance(segment, ScriptedSegment)
-        time.sleep(self.save_delay_s)
+        pause(self.save_delay_s)
         if sentence := self.fail_save(segment.identity):
             raise SegmentNotSaved(sentence)
         return write_segment(segment, path)
 
     def load(self, identity: SegmentIdentity, path: Path) -> ScriptedSegment:
-        time.sleep(self.load_delay_s)
+        pause(self.load_delay_s)
         if sentence := self.fail_load(identity):
             raise SegmentRefused(sentence)
         return read_segment(identity, path, self.segment_bytes(len(identity.token_ids)))
@@ -218,7 +219,7 @@ class ScriptedEngine(ScriptedThread):
         for start in range(0, len(kept), CHUNK_TOKENS):
             if must_stop():
                 return None
-            time.sleep(len(kept[start : start + CHUNK_TOKENS]) * self.fed_token_delay_s)
+            pause(len(kept[start : start + CHUNK_TOKENS]) * self.fed_token_delay_s)
             self._between_steps(lambda s=start: scratch.append(kept[s : s + CHUNK_TOKENS]))  # type: ignore[misc]
             self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
         found = []
@@ -232,7 +233,7 @@ class ScriptedEngine(ScriptedThread):
         return tokens * self._bytes_per_token
 
     def _revive(self, kv: ScriptedKV) -> None:
-        """A KV that was released is empty, and may be used again."""
+        """Empties a KV, which may then be used again."""
         with self._lock:
             if kv not in self.alive:
                 self.alive.append(kv)

@@ -24,7 +24,7 @@ class ScriptedGeneration:
     fed: int = 0
     answer: list[int] | None = None  # ids still to be sampled
     sampled: list[int] = field(default_factory=list)
-    held: str = ""  # decoded, but it may be the beginning of a stop string
+    held: str = ""  # decoded, but possibly the beginning of a stop string
     read_at: float | None = None
     first_at: float | None = None
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))

@@ -1,5 +1,4 @@
-"""The scripted engine's KV, and its segments: real files in a format of their own, verified as strictly as the real
-ones."""
+"""The scripted engine's KV, and its segments: real files in their own format, verified as strictly as the real ones."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ class ScriptedSegment:
 
 
 def next_mark(mark: int, token: int) -> int:
-    """What a row looks like: it depends on its token and on every token before it."""
+    """The mark of a row, which depends on its token and on every token before it."""
     return zlib.crc32(token.to_bytes(4, "little"), mark)
 
 
@@ -88,7 +87,7 @@ class ScriptedKV:
             assert kept == mark, "a row that was computed behind other tokens"
 
     def compare(self, tokens: Sequence[int], marks: Sequence[int]) -> Comparison:
-        """Another's rows against these, as far as the tokens are the same."""
+        """Compares another KV's rows with these, as far as the tokens are equal."""
         same = common_prefix(tokens, self.tokens)
         bad = next((i for i in range(same) if marks[i] != self.marks[i]), None)
         return Comparison(same, 0.0 if bad is None else 9.0, bad)
@@ -120,7 +119,7 @@ def held_by(copy: object) -> tuple[list[int], list[int]]:
 
 
 def write_segment(segment: ScriptedSegment, path: Path) -> int:
-    """The file is whole or absent; returns its bytes."""
+    """Writes the file completely or not at all. Returns its size in bytes."""
     payload = b"".join(mark.to_bytes(4, "little") for mark in segment.marks).ljust(segment.data_bytes, b"\0")
     header = _header(segment.identity, zlib.crc32(payload))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -136,7 +135,7 @@ def write_segment(segment: ScriptedSegment, path: Path) -> int:
 
 
 def read_segment(identity: SegmentIdentity, path: Path, data_bytes: int) -> ScriptedSegment:
-    """The segment, if the file is whole and exactly what is expected."""
+    """Reads a segment. The file must be complete and hold exactly what is expected."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -152,7 +151,7 @@ def read_segment(identity: SegmentIdentity, path: Path, data_bytes: int) -> Scri
 
 
 def _header(identity: SegmentIdentity, crc: int) -> bytes:
-    """It begins like the real ones, so that it is known for a file of Keepwarm's."""
+    """Begins like a real file, so that it is recognised as one of Keepwarm's."""
     fields = [identity.key, identity.parent_key, identity.start_tokens, identity.fingerprint, crc]
     metadata = {"__metadata__": {"format": f"{FORMAT_NAME}scripted", "fields": fields}}
     text = json.dumps(metadata, separators=(",", ":")).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""The scripted engine's thread: between two steps it does what it is asked, and a step plays what the script says."""
+"""The scripted engine's thread: it handles requests between two steps, and each step follows the script."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from model_runtime.interface.errors import EngineClosed
 from model_runtime.interface.events import FinishReason, PrefillProgress, TokenDelta
+from tests.polling import pause
 from tests.sessions.byte_template import END
 from tests.sessions.scripted_generation import ScriptedGeneration
 from tests.sessions.scripted_kv import ScriptedKV
@@ -142,7 +143,7 @@ class ScriptedThread:
         kv, ledger = generation.kv, generation.request.ledger
         chunk = ledger[kv.length_tokens : kv.length_tokens + CHUNK_TOKENS]
         if not self._pause(generation, len(chunk)):
-            return  # somebody came: this chunk is dropped between two layers
+            return  # preempted: this chunk is dropped between two layers
         kv.append(chunk)
         generation.fed += len(chunk)
         total = len(ledger) - generation.reused
@@ -160,15 +161,15 @@ class ScriptedThread:
                 generation.decoder.decode(bytes([token]) if token < 256 else b"")
 
     def _pause(self, generation: ScriptedGeneration, tokens: int) -> bool:
-        """Takes as long as reading does. False when idle reading has to make way."""
+        """Takes as long as reading does. False if idle reading is preempted."""
         for _ in range(tokens if self.fed_token_delay_s else 0):
-            time.sleep(self.fed_token_delay_s)
+            pause(self.fed_token_delay_s)
             if generation.is_idle and (generation.aborted or not self._inbox.empty()):
                 return False
         return True
 
     def _sample(self, generation: ScriptedGeneration) -> None:
-        time.sleep(self.token_delay_s)
+        pause(self.token_delay_s)
         assert generation.answer is not None
         request, kv = generation.asked, generation.kv
         if generation.sampled:

@@ -1,4 +1,4 @@
-"""Calls that every public method can be tried with, made from its own signature: a new method is tried as well."""
+"""Builds calls of every public method from its signature, so that new methods are tried too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def methods_taking(*names: str) -> dict[str, inspect.Signature]:
 
 
 def arguments(signature: inspect.Signature, **given: Any) -> dict[str, Any]:
-    """`given`, and something fitting for whatever else has no default."""
+    """`given`, and a fitting value for every other parameter without a default."""
     made: dict[str, Any] = {}
     for name, parameter in list(signature.parameters.items())[1:]:
         if name in given:
@@ -43,7 +43,7 @@ def arguments(signature: inspect.Signature, **given: Any) -> dict[str, Any]:
 
 
 def mangled(conversation_id: str) -> Iterator[str]:
-    """What somebody tries who has seen an id, or a part of one."""
+    """What a person might try who has seen an id, or a part of one."""
     yield from (conversation_id.upper(), conversation_id[:-1], conversation_id + "0", f" {conversation_id}", "")
     yield from (f"{conversation_id}\0", f"{conversation_id}\n", f"../{conversation_id}", "%", "_" * 32, "0" * 32)
     yield from ("../../etc/passwd", "\ud800", "' OR 1=1 --", "*", conversation_id.replace("a", "\u0430") + "\u0430")

@@ -1,4 +1,4 @@
-"""Waits that a stopped process does not find over when it wakes."""
+"""Timeouts that have not expired when a stopped process wakes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_a_pause_counts_as_one_look() -> None:
     assert round(awake.look(), 6) == 0.4
     clock.now += 75.0
     assert round(awake.look(), 6) == 0.9
-    clock.now -= 3.0  # no clock of ours goes back; if one did, nothing would be taken away
+    clock.now -= 3.0  # the clock never goes back; if it did, nothing would be subtracted
     assert round(awake.look(), 6) == 0.9
 
 
-def test_a_wait_ends_when_it_is_true_or_over() -> None:
+def test_a_wait_ends_when_it_is_true_or_its_time_is_up() -> None:
     event = threading.Event()
     began = time.monotonic()
     assert not patiently(event.wait, 0.6)
@@ -39,7 +39,7 @@ def test_a_wait_ends_when_it_is_true_or_over() -> None:
 def test_a_thread_is_waited_for() -> None:
     event = threading.Event()
     thread = threading.Thread(target=event.wait)
-    assert join(thread, 0.0)  # it never began
+    assert join(thread, 0.0)  # never started
     thread.start()
     assert not join(thread, 0.3)
     event.set()

@@ -1,4 +1,4 @@
-"""A wrong setting is a sentence, not a surprise later."""
+"""A wrong setting is refused with a sentence."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sessions.config import SessionConfig, default_disk_kv_budget_bytes
         ("min_answer_tokens", 0, "left for an answer"),
         ("close_timeout_s", -1.0, "time to close"),
         ("disk_kv_budget_bytes", -1, "disk KV budget must be 0"),
-        ("disk_free_floor_bytes", -1, "free disk to be kept"),
-        ("draft_quiet_s", -1.0, "A draft cannot be quiet"),
+        ("disk_free_floor_bytes", -1, "disk space to keep free"),
+        ("draft_quiet_s", -1.0, "time a draft must be unchanged"),
         ("save_patience_s", -1.0, "wait for a save"),
-        ("flush_timeout_s", -1.0, "time to save at the end"),
+        ("flush_timeout_s", -1.0, "time to save at shutdown"),
     ],
 )
 def test_wrong_values_are_refused(setting: str, value: float, sentence: str) -> None:
@@ -34,7 +34,7 @@ def test_unknown_settings_are_refused() -> None:
         SessionConfig(kv_budget=1)  # type: ignore[call-arg]
 
 
-def test_a_disk_budget_that_nobody_chose() -> None:
+def test_the_default_disk_budget() -> None:
     assert default_disk_kv_budget_bytes(10 * 1024**3) == 2 * 1024**3
     assert default_disk_kv_budget_bytes(1024**4) == 8 * 1024**3
     assert default_disk_kv_budget_bytes(0) == 0

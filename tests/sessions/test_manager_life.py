@@ -13,6 +13,7 @@ from model_runtime.interface.events import TokenDelta
 from sessions.errors import ConversationBusy, SessionError, StoreError
 from sessions.turns.run import Run
 from sessions.types import MessageStatus, RunPhase
+from tests.polling import pause
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, prompt_of, until
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
@@ -195,7 +196,7 @@ def test_sixteen_threads(make_house: MakeHouse) -> None:
                     else:
                         manager.memory_view(owner)
                 except ConversationBusy:
-                    time.sleep(0.003)
+                    pause(0.003)
         except BaseException as error:
             errors.append(error)
 

@@ -133,7 +133,7 @@ def test_verifying_finds_planted_damage_on_the_device_and_on_disk(
             kv.values[2][:, 7] *= -1
         second = server.manager.verify(ADA, c).wait(30)
         assert second is not None
-        assert "its memory on the device disagreed from token 8 on and was dropped" in second.sentence
+        assert "its memory on the device was wrong from token 8 on and was dropped" in second.sentence
         assert server.manager.memory_view(ADA).rows[0].tier is Tier.DISK
         answer, receipt = server.say(c, TEXTS[1])
         assert (answer, receipt.tier_before) == (uncached[1], Tier.DISK)
@@ -153,11 +153,11 @@ def test_messages_that_were_read_whole_before_they_were_sent_get_the_same_answer
         for text, expected in zip(TEXTS, uncached, strict=True):
             for draft in (text[:7], text, f"{text} And", text):  # typed, gone on from, and taken back
                 server.manager.read_ahead(ADA, c, draft)
-                until(server.manager.background.idle_worker.is_at_rest)
+                until(lambda: server.manager.is_idle)
             before = server.engine.fed
             answer, receipt = server.say(c, text)
             assert answer == expected
             assert (receipt.fed_tokens, receipt.ahead_tokens) == (1, receipt.delta_tokens - 1)
             rejected_tokens = receipt.drafted_tokens - receipt.accepted_tokens
             assert server.engine.fed - before >= 1 + receipt.sampled_tokens - 1 + rejected_tokens
-            until(server.manager.background.idle_worker.is_at_rest)
+            until(lambda: server.manager.is_idle)

@@ -1,4 +1,4 @@
-"""The twin's segments come back whole or not at all, and a row in the wrong place is noticed."""
+"""The scripted engine's segments are restored completely or not at all, and a row in the wrong place is noticed."""
 
 from __future__ import annotations
 

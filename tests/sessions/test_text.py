@@ -1,4 +1,4 @@
-"""Text from people is cleaned once; what is not broken stays as it was typed."""
+"""Text from people is cleaned once; valid text stays as it was typed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_cleaned_text_is_storable_and_stays_clean(typed: str) -> None:
 
 
 @pytest.mark.parametrize("nothing", ["", "   ", "\n\t\r\n", "\0\0", "\u3000"])
-def test_a_message_needs_something_to_say(nothing: str) -> None:
+def test_an_empty_message_is_refused(nothing: str) -> None:
     with pytest.raises(MessageRefused, match="Write a message first"):
         clean_message(nothing, 1000)
 
 
-def test_a_message_that_is_no_text() -> None:
+def test_a_message_that_is_not_text() -> None:
     with pytest.raises(MessageRefused, match="must be text"):
         clean_message(None, 1000)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Which saved segments a ledger can use, and into which segments its rest is cut. Pure functions."""
+"""Finds the saved segments that a ledger can use, and cuts the rest of it into new ones. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from model_runtime.interface.segments import SegmentIdentity, identify
 from sessions.ledger.ledger import common_prefix
 from sessions.store.tables.segments import SavedSegment
 
-BEGINNING_TOKENS = 256  # so often the first prompt is cut: conversations that begin alike share those files
-SHARED_PROMPT_TOKENS = 256  # an answer begins a segment of its own behind a prompt of at least so many new tokens
+BEGINNING_TOKENS = 256  # length of the pieces of a first prompt: conversations with the same beginning share them
+SHARED_PROMPT_TOKENS = 256  # an answer begins a new segment after a prompt of at least this many new tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Segments that follow one another from position 0. All but the last hold the ledger's own ids; the last may
-    leave the ledger in its middle (a regenerated answer), and then only its beginning is of use."""
+    """Consecutive segments from position 0. All but the last hold the ledger's own ids; the last may differ from the
+    ledger from some position on (a regenerated answer), and then only its beginning is useful."""
 
     identities: tuple[SegmentIdentity, ...] = ()
     size_bytes: int = 0
-    useful_tokens: int = 0  # how many of the ids it was looked up for it holds
+    useful_tokens: int = 0  # how many of the ids that it was looked up for it holds
 
     @property
     def whole(self) -> tuple[SegmentIdentity, ...]:
-        """Those whose every id is useful: what a further segment may build on."""
+        """The segments that are useful as a whole; new segments may continue them."""
         return tuple(i for i in self.identities if i.end_tokens <= self.useful_tokens)
 
     @property
     def end_tokens(self) -> int:
-        """How long a KV is when all of it was restored."""
+        """The length of a KV after all of the chain was restored."""
         return self.identities[-1].end_tokens if self.identities else 0
 
 
@@ -41,10 +41,10 @@ def longest_chain(
     ids_of: Callable[[str], tuple[int, ...]],
     limit_tokens: int | None = None,
 ) -> Chain:
-    """The chain that holds most of `ids`, which are a KV's: a ledger without its last id.
+    """The chain that holds most of `ids`, which are the ids of a KV: a ledger without its last id.
 
-    `ids_of` reads a row's ids: asked only of segments in which the ledger may leave the chain. `limit_tokens`: no
-    restored KV may be longer.
+    `ids_of` reads a row's ids; it is called only for segments that may hold a part of the ledger. No restored KV may be
+    longer than `limit_tokens`.
     """
     children: dict[str, list[SavedSegment]] = defaultdict(list)
     for segment in saved:
@@ -75,8 +75,9 @@ def longest_chain(
 def cut(
     ids: tuple[int, ...], parent: SegmentIdentity | None, prompt_tokens: int, limit_tokens: int, fingerprint: str
 ) -> list[SegmentIdentity]:
-    """The segments that hold `ids` behind `parent`: none longer than `limit_tokens`, a cut behind a long prompt, so
-    that its other answers share it, and a conversation's first prompt in even pieces, so that its twins do."""
+    """Cuts the part of `ids` after `parent` into segments of at most `limit_tokens`. There is a cut after a long
+    prompt, so that its other answers share it, and a conversation's first prompt is cut into pieces of equal length, so
+    that conversations with the same beginning share them."""
     pieces: list[SegmentIdentity] = []
     start = parent.end_tokens if parent else 0
     stops = [prompt_tokens] if prompt_tokens - start >= SHARED_PROMPT_TOKENS and prompt_tokens < len(ids) else []

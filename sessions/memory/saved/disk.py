@@ -1,10 +1,10 @@
-"""The disk tier: files of saved segments, their rows, and the budget over both.
+"""The disk tier: the files of saved segments, their rows, and the budget for both.
 
 A row exists only while its file does: a file is renamed into place before its row is committed, and a row is deleted
-before its file. What a crash leaves between the two is a file that nobody knows; the next start sweeps it away.
+before its file. A crash between the two leaves a file without a row; the next start deletes it.
 
-`_files` is held while files come and go, so the budget holds at every moment. The lock in `disk_room` is held for
-moments alone: a restore marks its conversation as in use and never waits for a file to be written.
+The lock `_lock` is held while files are written or deleted, so the budget holds at every moment. The lock in
+`DiskBudget` is held only briefly: a restore marks its conversation as in use and never waits for a file to be written.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sessions.memory.saved.chains import BEGINNING_TOKENS, Chain, longest_chain
 from sessions.memory.saved.compaction import find_run
 from sessions.memory.saved.disk_budget import DiskBudget
 from sessions.memory.saved.kv_files import KvFiles
+from sessions.memory.saved.speed import RestoreSpeed
 from sessions.store.store import Store
 from sessions.store.tables.losses import Cause, SavedLoss
 from sessions.store.tables.segments import Saved, SavedSegment
@@ -34,16 +35,17 @@ from sessions.text import mib
 
 log = logging.getLogger(__name__)
 
-HEADER_BYTES = 64 * 1024  # more than a file's header takes for any model: 90 bytes a tensor
-MOST_BEGINNINGS = 64  # so many of those used last are looked at for one that begins like a ledger
+HEADER_BYTES = 64 * 1024  # more than the header of a file takes for any model: 90 bytes per tensor
+MAX_BEGINNINGS = 64  # how many recently used chains are compared with the beginning of a ledger
 Say = Callable[[str], None]
 
 
 class Disk:
-    """`busy` says which conversations have a run. Any thread; methods raise `StoreError` when the database fails.
+    """`busy` returns the conversations that have a run. `on_written(bytes, seconds)` is called after each written file.
+    Any thread; methods raise `StoreError` when the database fails.
 
-    What another model, another setting or another version of Keepwarm saved stays where it is, and is neither found
-    nor read: it counts against the budget, and goes first.
+    Segments saved by another model, setting or version of Keepwarm stay on disk but are not used: they count against
+    the budget, and are the first to be deleted.
     """
 
     def __init__(
@@ -56,53 +58,58 @@ class Disk:
     ) -> None:
         self._table = store.segments
         self._losses = store.losses
-        self._files_of = KvFiles(store.kv_dir)
+        self._files = KvFiles(store.kv_dir)
         self._engine = engine
         self.numerics = with_format(engine.info.fingerprint)
-        self._limits = DiskBudget(store.segments, store.losses, self._files_of, self.numerics, config, busy)
+        self._budget = DiskBudget(store.segments, store.losses, self._files, self.numerics, config, busy, self._lost_s)
         self._on_written = on_written
-        self._files = threading.RLock()
-        self.using = self._limits.using
+        self.speed = RestoreSpeed()
+        self._lock = threading.RLock()
+        self.using = self._budget.using
 
     @property
     def budget_bytes(self) -> int:
-        return self._limits.budget_bytes
+        return self._budget.budget_bytes
 
     @property
     def used_bytes(self) -> int:
-        """With what other models and settings saved."""
+        """All saved segments, those of other models and settings included."""
         return self._table.used_bytes()
 
     @property
     def other_bytes(self) -> int:
-        """What other models and settings saved."""
+        """The segments of other models and settings."""
         return self._table.other_bytes(self.numerics)
 
-    def costs(self, lost_s: Callable[[int, int], float]) -> None:
-        """`lost_s` expects what losing rows costs: `(start, tokens)`."""
-        self._limits.lost_s = lost_s
+    def recover_s(self, start_tokens: int, tokens: int, key: str) -> float:
+        """The expected seconds to get rows back that no other tier has: to restore them from disk if the segment is
+        there, or to read them again."""
+        read_s = self._engine.estimate_read_s(start_tokens, start_tokens + tokens)
+        if self.budget_bytes and self.knows(key):
+            return min(read_s, self.speed.estimate_s(self._engine.segment_bytes(tokens), 1))
+        return read_s
 
     def fingerprint(self, owner_id: str) -> str:
-        """What a segment's numbers rest on, and whose it is: no key and no header of one owner's is another's."""
+        """What a segment was computed with, and its owner: keys and headers of two owners are never equal."""
         owner = blake2b(owner_id.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
         return with_part(self._engine.info.fingerprint, "owner", owner)
 
     def path_of(self, key: str) -> Path:
-        return self._files_of.path_of(key)
+        return self._files.path_of(key)
 
     def chain(
         self, owner_id: str, conversation_id: str, ids: tuple[int, ...], limit_tokens: int | None = None
     ) -> Chain:
-        """The conversation's saved segments that hold most of `ids`."""
+        """The conversation's segments on disk that hold most of `ids`."""
         saved = self.of_conversation(conversation_id)
         return longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids, limit_tokens)
 
     def twin(self, owner_id: str, conversation_id: str, ids: tuple[int, ...], known_tokens: int) -> str:
-        """The other conversation of this owner whose files hold most of `ids` from the start, at least
-        `BEGINNING_TOKENS` more than `known_tokens`; "" when there is none."""
+        """The other conversation of this owner whose files hold the longest beginning of `ids`, at least
+        `BEGINNING_TOKENS` more than `known_tokens`; "" if there is none."""
         if not self.budget_bytes:
             return ""
-        saved = self._table.beginning_with(owner_id, self.numerics, ids[:BEGINNING_TOKENS], MOST_BEGINNINGS)
+        saved = self._table.beginning_with(owner_id, self.numerics, ids[:BEGINNING_TOKENS], MAX_BEGINNINGS)
         chain = longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids)
         if chain.useful_tokens - known_tokens < BEGINNING_TOKENS:
             return ""
@@ -110,61 +117,61 @@ class Disk:
         return next((user for user in users if user != conversation_id), "")
 
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
-        """What it refers to and can be used now, all branches."""
+        """The segments of all its branches that can be used now."""
         return self._own(conversation_id) if self.budget_bytes else []
 
     def by_conversation(self, owner_id: str) -> dict[str, Saved]:
-        """What the owner's conversations have that can be used now."""
+        """What each of the owner's conversations has on disk that can be used now."""
         return self._table.by_conversation(owner_id, self.numerics) if self.budget_bytes else {}
 
     def _own(self, conversation_id: str) -> list[SavedSegment]:
         return [s for s in self._table.of_conversation(conversation_id) if s.fingerprint == self.numerics]
 
     def loss(self, conversation_id: str) -> SavedLoss | None:
-        """What is known of a conversation whose next turn does not find all that it saved."""
+        """Why the conversation's next turn will not find everything that it saved; None if nothing is known to be
+        lost."""
         if not self.budget_bytes and self._own(conversation_id):
             return SavedLoss(Cause.DISK_OFF, "is not read")
         return self._losses.of(conversation_id)
 
     def all_saved(self, conversation_id: str, message_id: int | None) -> None:
-        """Everything up to the turn of this answer (None: of every turn) is on disk."""
+        """Records that everything up to the turn of this answer (None: every turn) is on disk."""
         self._losses.saved(conversation_id, message_id)
 
     def not_saved(self, conversation_id: str, why: str) -> None:
-        """Something could not be written."""
+        """Records that something could not be saved."""
         why = why.removeprefix("This conversation's memory could not be saved: ").rstrip(".")
         is_full = "No space left" in why or why.startswith("the disk has only")
         self._losses.lost([conversation_id], SavedLoss(Cause.DISK_FULL if is_full else Cause.NOT_SAVED, why))
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """() when it is not saved."""
+        """A segment's ids; () if it is not on disk."""
         return self._table.token_ids(key)
 
     def knows(self, key: str) -> bool:
         return self._table.knows(key)
 
     def used_now(self, chain: Chain) -> None:
-        """They go later than what was not used."""
+        """Marks the segments as just used, so that they are deleted later than others."""
         self._table.touch(identity.key for identity in chain.identities)
 
     def adopt(self, owner_id: str, conversation_id: str, identity: SegmentIdentity) -> bool:
-        """True when another conversation of this owner has saved the very same; then it is shared."""
+        """Shares a segment that another conversation of this owner has saved. False if there is none."""
         return self._table.adopt(owner_id, conversation_id, identity.key)
 
     def room_for(self, owner_id: str, identities: Iterable[SegmentIdentity]) -> None:
-        """Deletes what is worth least so that all of these fit, of other owners only what is beyond their shares; or
-        nothing. Raises `SegmentNotSaved`."""
-        with self._files:
-            self._limits.make(sum(self._file_bytes(identity) for identity in identities), owner_id)
+        """Deletes the least valuable segments until all of these fit; of other owners only what exceeds their shares.
+        If that is not enough, deletes nothing and raises `SegmentNotSaved`."""
+        with self._lock:
+            self._budget.make_room(sum(self._file_bytes(identity) for identity in identities), owner_id)
 
     def save(self, owner_id: str, conversation_id: str, segment: Segment) -> bool:
-        """Writes the file, then its row. False when the conversation was deleted meanwhile. Raises
-        `SegmentNotSaved`."""
+        """Writes the file, then its row. False if the conversation was deleted meanwhile. Raises `SegmentNotSaved`."""
         identity = segment.identity
         path = self.path_of(identity.key)
-        with self._files:
-            self._limits.make(self._file_bytes(identity), owner_id)
-            self._files_of.make_way(path)
+        with self._lock:
+            self._budget.make_room(self._file_bytes(identity), owner_id)
+            self._files.prepare(path)
             began = time.monotonic()
             size_bytes = self._engine.save(segment, path)
             self._on_written(size_bytes, time.monotonic() - began)
@@ -173,35 +180,36 @@ class Disk:
                 added = self._table.add(owner_id, conversation_id, self.numerics, identity, size_bytes)
             finally:
                 if not added:
-                    self._files_of.delete(path)
+                    self._files.delete(path)
         return added
 
     def load(self, identity: SegmentIdentity) -> Segment:
-        """Raises `SegmentRefused`."""
+        """Reads a segment from its file and checks it. Raises `SegmentRefused`."""
         path = self.path_of(identity.key)
         if not path.exists():
             raise SegmentGone("the saved memory cannot be read: its file is gone")
         return self._engine.load(identity, path)
 
     def discard(self, identity: SegmentIdentity, why: SegmentRefused | str) -> None:
-        """A refused segment, and all that builds on it."""
+        """Deletes a refused segment and all segments that continue it."""
         is_gone = isinstance(why, SegmentGone)
         self._discard(identity.key, SavedLoss(Cause.FILES_MISSING) if is_gone else SavedLoss(Cause.REFUSED, str(why)))
 
     def _discard(self, key: str, loss: SavedLoss) -> list[str]:
-        with self._files:
+        with self._lock:
             gone, users = self._table.remove_with_descendants(key)
             self._losses.lost(users, loss)
-            self._unlink_all(gone)
+            self._delete_files(gone)
             return gone
 
     def compact(self, limit_tokens: int) -> bool:
-        """Joins one run of small files into a large one, where nobody uses them; False when there is nothing to do. The
-        new file first, then one transaction over the rows, then the old files: a crash leaves files nobody knows."""
-        with self._files:
+        """Joins one run of small, unused files into a large one. False if there is nothing to do. First the new file is
+        written, then one transaction replaces the rows, then the old files are deleted: a crash in between leaves only
+        files without rows."""
+        with self._lock:
             run = find_run((s for s in self._table.every() if s.fingerprint == self.numerics), limit_tokens)
             size_bytes = sum(segment.size_bytes for segment in run)
-            if not run or self._limits.is_used(run) or not self._limits.has(size_bytes + HEADER_BYTES):
+            if not run or self._budget.is_used(run) or not self._budget.has_room(size_bytes + HEADER_BYTES):
                 return False
             fingerprint = self.fingerprint(self._table.owner_of(run[0].key))
             ids = [self._table.token_ids(segment.key) for segment in run]
@@ -212,67 +220,67 @@ class Disk:
                 ]
             except SegmentRefused as error:
                 log.warning("kv_not_compacted why=%s", error)
-                return False  # the next restore refuses it, and says so to its owner
+                return False  # the next restore refuses it, and tells its owner
             every = tuple(itertools.chain.from_iterable(ids))
             key = key_of(run[0].parent_key, every, fingerprint)
             whole = SegmentIdentity(key, run[0].parent_key, run[0].start_tokens, every, fingerprint)
             joined = self._engine.join(whole, segments)
             if joined is None:
                 return False
-            self._files_of.make_way(self.path_of(key))
+            self._files.prepare(self.path_of(key))
             written_bytes = self._engine.save(joined, self.path_of(key))
-            with self._limits.uses:
-                is_used = self._limits.is_used(run)
+            with self._budget.in_use_lock:
+                is_used = self._budget.is_used(run)
                 replaced = not is_used and self._table.replace((s.key for s in run), whole, written_bytes)
-            self._unlink_all([s.key for s in run] if replaced else [key])
+            self._delete_files([s.key for s in run] if replaced else [key])
             log.info("kv_compacted files=%d bytes=%d done=%s", len(run), written_bytes, replaced)
             return replaced
 
     def drop(self, conversation_id: str) -> int:
-        """Deletes what only this conversation refers to, other models' too; returns the bytes that went."""
-        with self._files:
+        """Deletes what only this conversation refers to, other models' segments included. Returns the freed bytes."""
+        with self._lock:
             before_bytes = self.used_bytes
             self._table.release(conversation_id)
             self._losses.lost([conversation_id], SavedLoss(Cause.BY_HAND))
-            self._unlink_all(self._table.remove_unreferenced())
+            self._delete_files(self._table.remove_unreferenced())
             return before_bytes - self.used_bytes
 
     def collect(self) -> None:
-        """Deletes what no conversation refers to any more, files included."""
-        with self._files:
-            self._unlink_all(self._table.remove_unreferenced())
+        """Deletes the segments that no conversation refers to any more, with their files."""
+        with self._lock:
+            self._delete_files(self._table.remove_unreferenced())
 
     def sweep(self, say: Say) -> None:
-        """At the start: rows without files, files of ours without rows; then the budget. `say` tells a person what
-        stays of others, and what has to go before it goes."""
-        with self._files:
+        """At start-up: deletes rows without files and our files without rows, then enforces the budget. `say` tells a
+        person what stays of other models, and what is deleted before it is."""
+        with self._lock:
             self._table.serves(self.numerics, self._engine.info.name)
-            self._limits.begin()
-            if self._files_of.is_elsewhere():
-                say(f"The saved memory is not there: {self._files_of.folder} is a link to nothing. It is left alone.")
+            self._budget.begin()
+            if self._files.is_elsewhere():
+                say(f"The saved memory is not there: the link {self._files.folder} leads nowhere. It is left alone.")
                 return
-            nobodys = self._table.remove_unreferenced()
-            present = set(self._files_of.every())
+            unreferenced = self._table.remove_unreferenced()
+            present = set(self._files.every())
             lost: list[str] = []
             for segment in self._table.every():
                 if self.path_of(segment.key) not in present:
                     lost += self._discard(segment.key, SavedLoss(Cause.FILES_MISSING))
             rows = self._table.every()
             orphans = present - {self.path_of(segment.key) for segment in rows}
-            deleted = sum(self._files_of.delete(path) for path in orphans)
+            deleted = sum(self._files.delete(path) for path in orphans)
             others = [s for s in rows if s.fingerprint != self.numerics]
             for why in sorted({difference(s.fingerprint, self.numerics) for s in others} - {""}):
                 log.warning("kv_of_others why=%s", why)
             log.info(
                 "kv_swept kept=%d of_others=%d rows_without_file=%d unreferenced=%d files_deleted=%d files_left=%d",
-                *(len(rows), len(others), len(lost), len(nobodys), deleted, len(orphans) - deleted),
+                *(len(rows), len(others), len(lost), len(unreferenced), deleted, len(orphans) - deleted),
             )
             self._say_what_stays(say)
             with contextlib.suppress(SegmentNotSaved):
-                self._limits.make(0)
+                self._budget.make_room(0)
 
     def _say_what_stays(self, say: Say) -> None:
-        used_bytes, other_bytes, excess_bytes = self.used_bytes, self.other_bytes, self._limits.excess_bytes()
+        used_bytes, other_bytes, excess_bytes = self.used_bytes, self.other_bytes, self._budget.excess_bytes()
         if not self.budget_bytes:
             if used_bytes:
                 say(
@@ -282,20 +290,25 @@ class Disk:
             return
         if other_bytes:
             say(
-                f"Of the saved memory {mib(other_bytes)} are of other models or settings. They stay for when you "
-                "change back, and go first when room is needed (`keepwarm cache list`)."
+                f"{mib(other_bytes)} of the saved memory belong to other models or settings. They stay in case you "
+                "change back, and are deleted first when room is needed (`keepwarm cache list`)."
             )
         if excess_bytes:
             sentence = (
                 f"The saved memory takes {mib(used_bytes)}, and the disk budget is {mib(self.budget_bytes)}: "
-                f"{mib(excess_bytes)} have to go now{', other models first' if other_bytes else ''}."
+                f"{mib(excess_bytes)} are deleted now{', other models first' if other_bytes else ''}."
             )
             log.warning("kv_over_budget used=%d budget=%d", used_bytes, self.budget_bytes)
             say(sentence)
 
+    def _lost_s(self, start_tokens: int, tokens: int) -> float:
+        """The seconds that restoring these rows saves over reading them again."""
+        read_s = self._engine.estimate_read_s(start_tokens, start_tokens + tokens)
+        return max(0.0, read_s - self.speed.estimate_s(self._engine.segment_bytes(tokens), 1))
+
     def _file_bytes(self, identity: SegmentIdentity) -> int:
         return self._engine.segment_bytes(len(identity.token_ids)) + HEADER_BYTES
 
-    def _unlink_all(self, keys: Iterable[str]) -> None:
+    def _delete_files(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self._files_of.delete(self.path_of(key))
+            self._files.delete(self.path_of(key))

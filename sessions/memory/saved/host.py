@@ -1,21 +1,23 @@
-"""The host tier: saved segments in host memory, between the device and the disk, within a budget of their own.
+"""The host tier: saved segments in host memory, between the device and the disk, with its own budget.
 
-A KV that leaves the device for room moves here in two phases: its bytes are reserved, its rows are copied segment by
-segment, and only then is it freed there. On the way back the copies here go once the device holds all of them. The
-segments have the same names as on disk, so a chain may begin in one place and end in the other.
+A KV that is evicted from the device moves here in two phases: its bytes are reserved and its rows are copied segment by
+segment; only then is it freed on the device. On the way back, the copies here are dropped once the device holds all of
+them. The segments have the same keys as on disk, so a chain may be partly here and partly there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from model_runtime.interface.protocol import Segment
 from model_runtime.interface.segments import SegmentIdentity
-from sessions.memory.eviction import Tail, choose_tails
+from sessions.memory.eviction import SegmentCandidate, choose_tails
+from sessions.memory.saved.speed import ASSUMED_HOST_BYTES_PER_S, RestoreSpeed
 from sessions.store.tables.segments import Saved, SavedSegment
 
 
@@ -24,7 +26,7 @@ class _Entry:
     segment: Segment
     owner_id: str
     conversation_ids: set[str]
-    last_used_at: float = field(default_factory=time.monotonic)  # not of the wall, which may be set
+    last_used_at: float = field(default_factory=time.monotonic)  # monotonic: the wall clock may be set
 
     @property
     def identity(self) -> SegmentIdentity:
@@ -32,11 +34,12 @@ class _Entry:
 
 
 class Host:
-    """Any thread. `lost_s` expects the seconds that the loss of a run of rows would cost: `(start, tokens, key)`."""
+    """Any thread. `lost_s(start, tokens, key)` is the expected cost in seconds of losing a run of rows."""
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, lost_s: Callable[[int, int, str], float]) -> None:
         self.budget_bytes = budget_bytes
-        self.lost_s: Callable[[int, int, str], float] = lambda start, tokens, key: float(tokens)
+        self.speed = RestoreSpeed(ASSUMED_HOST_BYTES_PER_S)
+        self._lost_s = lost_s
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._reserved_bytes = 0
@@ -53,9 +56,9 @@ class Host:
             return self._reserved_bytes
 
     def reserve(self, owner_id: str, conversation_id: str, needed_bytes: int) -> bool:
-        """Promises room for a KV that is being moved here. What is worth least goes for it, of others only what is
-        beyond their shares: all that is needed, or nothing and then False. Every promise is given back by `put` or
-        `cancel`."""
+        """Reserves room for a KV that is moved here. The least valuable segments are dropped for it; of other owners
+        only what exceeds their shares. If that is not enough, nothing is dropped: then False. `put` or `cancel` ends
+        every reservation."""
         with self._lock:
             excess_bytes = self._used() + self._reserved_bytes + needed_bytes - self.budget_bytes
             if excess_bytes > 0:
@@ -69,7 +72,7 @@ class Host:
             return True
 
     def put(self, owner_id: str, conversation_id: str, segment: Segment, reserved_bytes: int) -> None:
-        """Keeps a segment; what was reserved for it becomes what is used."""
+        """Stores a segment; its reservation becomes used memory."""
         with self._lock:
             self._reserved_bytes -= reserved_bytes
             entry = self._entries.get(segment.identity.key)
@@ -84,7 +87,8 @@ class Host:
             self._reserved_bytes -= reserved_bytes
 
     def adopt(self, conversation_id: str, key: str) -> bool:
-        """True when it is here already, left by another conversation of the same owner (the key says so)."""
+        """Shares a segment that another conversation put here (of the same owner: the key depends on it). False if
+        there is none."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -98,13 +102,13 @@ class Host:
             return entry.segment if entry is not None else None
 
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
-        """What it refers to, as rows like those of the disk, the beginnings first."""
+        """The conversation's segments, as rows like those of the disk, earliest positions first."""
         with self._lock:
             found = [_saved(e) for e in self._entries.values() if conversation_id in e.conversation_ids]
         return sorted(found, key=lambda saved: saved.start_tokens)
 
     def by_conversation(self) -> dict[str, Saved]:
-        """Everybody's. A segment that two conversations share counts in both."""
+        """What each conversation, of any owner, has here. A segment that two conversations share counts for both."""
         found: dict[str, Saved] = {}
         with self._lock:
             for entry in self._entries.values():
@@ -115,7 +119,8 @@ class Host:
         return found
 
     def release(self, conversation_id: str, keys: Iterable[str] | None = None) -> int:
-        """The conversation refers to these (None: to any) no more; returns the bytes of what nobody refers to now."""
+        """Removes the conversation's references to these segments (None: all). Drops those that have no reference left,
+        and returns their bytes."""
         freed_bytes = 0
         with self._lock:
             for key in list(self._entries if keys is None else keys):
@@ -129,24 +134,30 @@ class Host:
         return freed_bytes
 
     def discard(self, keys: Iterable[str]) -> None:
-        """They are not to be trusted; nobody keeps them."""
+        """Drops segments that cannot be trusted, for all conversations."""
         with self._lock:
             for key in keys:
                 self._entries.pop(key, None)
 
-    def use(self, conversation_id: str, in_use: bool) -> None:
-        """While a conversation is in use, none of its segments goes to make room."""
+    @contextlib.contextmanager
+    def using(self, conversation_id: str) -> Iterator[None]:
+        """Inside, none of the conversation's segments is dropped to make room."""
         with self._lock:
-            self._in_use[conversation_id] += 1 if in_use else -1
-            self._in_use += Counter()  # forgets the zeros
+            self._in_use[conversation_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use[conversation_id] -= 1
+                self._in_use += Counter()  # forgets the zeros
 
     def _used(self) -> int:
         return sum(entry.segment.data_bytes for entry in self._entries.values())
 
-    def _tails(self, protected: set[str]) -> list[Tail]:
+    def _tails(self, protected: set[str]) -> list[SegmentCandidate]:
         now = time.monotonic()
         return [
-            Tail(
+            SegmentCandidate(
                 key=key,
                 parent_key=e.identity.parent_key,
                 owner_id=e.owner_id,
@@ -154,7 +165,7 @@ class Host:
                 idle_s=now - e.last_used_at,
                 start_tokens=e.identity.start_tokens,
                 is_protected=not protected.isdisjoint(e.conversation_ids),
-                lost_s=self.lost_s(e.identity.start_tokens, len(e.identity.token_ids), key),
+                lost_s=self._lost_s(e.identity.start_tokens, len(e.identity.token_ids), key),
             )
             for key, e in self._entries.items()
         ]

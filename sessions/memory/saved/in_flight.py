@@ -1,4 +1,4 @@
-"""Rows that were staged and are not on disk yet: a KV that was evicted meanwhile comes back from them."""
+"""Segments that are waiting to be written to disk. A KV that is evicted meanwhile can be restored from them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sessions.store.tables.segments import SavedSegment
 
 
 class InFlight:
-    """Any thread. What is here is the writer's, who bounds it."""
+    """Any thread. The writer adds and removes segments, and bounds how many there are."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._segments: dict[str, tuple[str, str, Segment]] = {}  # by key: the owner, the conversation, the rows
+        self._segments: dict[str, tuple[str, str, Segment]] = {}  # by key: owner, conversation, segment
 
     def put(self, owner_id: str, conversation_id: str, segments: Iterable[Segment]) -> None:
         with self._lock:
             self._segments |= {segment.identity.key: (owner_id, conversation_id, segment) for segment in segments}
 
     def remove(self, segments: Iterable[Segment]) -> None:
-        """They are on disk, or will never be."""
+        """Removes segments that are on disk now, or that will not be written."""
         with self._lock:
             for segment in segments:
                 self._segments.pop(segment.identity.key, None)
@@ -33,7 +33,7 @@ class InFlight:
             return found[-1] if found else None
 
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
-        """As rows like those of the disk."""
+        """The conversation's segments, as rows like those of the disk."""
         with self._lock:
             own = [(owner, segment) for owner, of, segment in self._segments.values() if of == conversation_id]
         return [

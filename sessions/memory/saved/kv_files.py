@@ -1,8 +1,8 @@
-"""The files below `kv/`: where each lies, and which are ours to delete.
+"""The files below `kv/`: the path of each segment's file, and which files are Keepwarm's and may be deleted.
 
-A file is ours when its name is a segment's, it lies where that segment's file would, it is a regular file behind no
-link, and it begins as every file that Keepwarm wrote. Nothing else is ever deleted or written over, whatever it is
-called: people put things into directories.
+A file is Keepwarm's if its name is that of a segment, it is in that segment's place, it is a regular file and not
+reached through a link, and it begins like every file that Keepwarm writes. Nothing else is ever deleted or overwritten,
+whatever its name: people put other files into directories.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class KvFiles:
         return path_in(self.folder, key)
 
     def is_elsewhere(self) -> bool:
-        """Whether the folder is a link to a disk that is not there now."""
+        """Whether the folder is a link to a disk that is not mounted now."""
         return self.folder.is_symlink() and not self.folder.is_dir()
 
     def is_ours(self, path: Path) -> bool:
-        """Whether it may be deleted, or written over."""
+        """Whether it may be deleted or overwritten."""
         name = _NAME.fullmatch(path.name)
         if name is None or path.parent != self.path_of(name[1]).parent:
             return False
@@ -46,7 +46,7 @@ class KvFiles:
         return _begins_like_ours(path, may_be_cut=name[2] is not None)
 
     def delete(self, path: Path) -> bool:
-        """False when it stays: it is not there, is not ours, or the system refuses."""
+        """Deletes a file. False if there is none, it is not ours, or the system refuses."""
         if not os.path.lexists(path):
             return False
         if not self.is_ours(path):
@@ -59,9 +59,9 @@ class KvFiles:
             return False
         return True
 
-    def make_way(self, path: Path) -> None:
-        """Before `path` is written: makes its folders. Raises `SegmentNotSaved` when something that is not ours is in
-        the way."""
+    def prepare(self, path: Path) -> None:
+        """Creates the folders of `path` before it is written. Raises `SegmentNotSaved` if something that is not ours
+        is in its place."""
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             for folder in (path.parent.parent, path.parent):
@@ -74,7 +74,7 @@ class KvFiles:
             raise SegmentNotSaved(_in_the_way(path))
 
     def every(self) -> Iterator[Path]:
-        """Whatever has a name and a place of ours, temporary files too. Raises `OSError`."""
+        """Every file with a name and in a place of ours, temporary files included. Raises `OSError`."""
         for outer in _folders(self.folder):
             for inner in _folders(outer):
                 with os.scandir(inner) as entries:
@@ -83,7 +83,7 @@ class KvFiles:
 
 
 def path_in(folder: Path, key: str) -> Path:
-    """Where a segment's file lies."""
+    """The path of a segment's file."""
     return folder / key[:2] / key[2:4] / f"{key}.kv"
 
 
@@ -99,19 +99,19 @@ def _begins_like_ours(path: Path, may_be_cut: bool) -> bool:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        # It may have become a pipe or a link since: opening one neither waits nor follows.
+        # It may have become a pipe or a link since: this neither waits for a pipe nor follows a link.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             head = os.pread(descriptor, HEAD_BYTES, 0) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
         finally:
             os.close(descriptor)
-    except OSError:  # what cannot be read is not known to be ours
+    except OSError:  # a file that cannot be read is not known to be ours
         return False
     return head is not None and begins_like_ours(head, may_be_cut)
 
 
 def _in_the_way(path: Path) -> str:
-    return _not_saved(f"{path} is not Keepwarm's and is in the way. Move it elsewhere.")
+    return _not_saved(f"{path} is in the way and does not belong to Keepwarm. Move it elsewhere.")
 
 
 def _not_saved(why: str) -> str:

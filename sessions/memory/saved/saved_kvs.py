@@ -1,4 +1,4 @@
-"""Everything that is saved off the device: host memory in front of the disk, as one set of segments."""
+"""The saved KVs: the segments in host memory, on disk and waiting to be written, as one set."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from sessions.memory.saved.chains import Chain, cut, longest_chain
 from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.host import Host
 from sessions.memory.saved.in_flight import InFlight
-from sessions.memory.saved.speed import ASSUMED_HOST_BYTES_PER_S, RestoreSpeed
 from sessions.types import Tier
 
 log = logging.getLogger(__name__)
 
-SEGMENT_BYTES = 32 * MIB  # a file; a restore can be stopped between two
-STAGED_BYTES = 128 * MIB  # staged in memory at once
+SEGMENT_BYTES = 32 * MIB  # size of a file; a restore can be stopped between two
+STAGED_BYTES = 128 * MIB  # the most that is staged in memory at once
 
 
 class SavedKVs:
-    """Any thread but the engine's."""
+    """Any thread except the engine's."""
 
     def __init__(self, engine: Engine, host: Host, disk: Disk) -> None:
         self.host = host
         self.disk = disk
         self.staged = InFlight()
-        self.host_speed = RestoreSpeed(ASSUMED_HOST_BYTES_PER_S)
-        self.disk_speed = RestoreSpeed()
+        self.host_speed = host.speed
+        self.disk_speed = disk.speed
         self._engine = engine
-        disk.costs(self._disk_saves_s)
-        host.lost_s = self._host_saves_s
         self.limit_tokens = max(1, SEGMENT_BYTES // max(1, engine.segment_bytes(1)))
 
     @property
@@ -43,18 +40,14 @@ class SavedKVs:
 
     @contextlib.contextmanager
     def using(self, conversation_id: str) -> Iterator[None]:
-        """Inside, none of the conversation's segments goes to make room."""
-        self.host.use(conversation_id, True)
-        try:
-            with self.disk.using(conversation_id):
-                yield
-        finally:
-            self.host.use(conversation_id, False)
+        """Inside, none of the conversation's segments is evicted to make room."""
+        with self.host.using(conversation_id), self.disk.using(conversation_id):
+            yield
 
     def chain(
         self, owner_id: str, conversation_id: str, ids: tuple[int, ...], limit_tokens: int | None = None
     ) -> Chain:
-        """The conversation's segments, wherever they are, that hold most of `ids`."""
+        """The conversation's segments, in any tier, that hold most of `ids`."""
         in_memory = [*self.staged.of_conversation(conversation_id), *self.host.of_conversation(conversation_id)]
         if not in_memory:
             return self.disk.chain(owner_id, conversation_id, ids, limit_tokens)
@@ -66,11 +59,11 @@ class SavedKVs:
         return segment.identity.token_ids if segment is not None else self.disk.token_ids(key)
 
     def load(self, identity: SegmentIdentity) -> Segment:
-        """A segment, from memory or verified from disk. Raises `SegmentRefused`."""
+        """Gets a segment from memory, or reads it from disk and checks it. Raises `SegmentRefused`."""
         return self.host.get(identity.key) or self.staged.get(identity.key) or self.disk.load(identity)
 
     def staged_together(self, identities: Iterable[SegmentIdentity]) -> list[list[SegmentIdentity]]:
-        """Segments that follow one another, in runs that are staged in one go."""
+        """Groups consecutive segments into runs that are staged at once."""
         runs: list[list[SegmentIdentity]] = []
         room_bytes = 0
         for identity in identities:
@@ -83,9 +76,9 @@ class SavedKVs:
         return runs
 
     def took(self, identities: Sequence[SegmentIdentity], tier: Tier, seconds: float) -> None:
-        """Learns from what bringing these segments back took, without any wait for the engine's steps: that is not
-        the tier's doing, and reading would have waited as well. What came from host memory is taken to have taken what
-        it was expected to where the disk was needed too."""
+        """Updates the measured speed of a tier after a restore of these segments. `seconds` excludes waiting for the
+        engine's steps, which does not depend on the tier and which reading would have had to do as well. If the disk
+        was needed too, the part from host memory is assumed to have taken its expected time."""
         if tier is Tier.HOST:
             self.host_speed.observe(self._bytes_of(identities), len(identities), seconds)
             return
@@ -98,22 +91,22 @@ class SavedKVs:
         return sum(self._engine.segment_bytes(len(identity.token_ids)) for identity in identities)
 
     def brought_back(self, conversation_id: str, chain: Chain, whole: bool) -> None:
-        """A restore ended. When the device holds all of it, it is the device's, and host memory forgets it."""
+        """Ends a restore. If the device now holds the whole chain, host memory drops its copy."""
         if whole:
             self.host.release(conversation_id, [identity.key for identity in chain.whole])
         self.disk.used_now(chain)
 
     def tier_of(self, chain: Chain) -> Tier:
-        """DISK when some of it is read from there."""
+        """The tier that a chain is restored from: DISK if any of it is on disk."""
         in_host = all(self.host.get(identity.key) is not None for identity in chain.identities)
         return Tier.HOST if in_host and chain.identities else Tier.DISK
 
     def declined(self, tier: Tier) -> None:
-        """A restore from there was not worth it."""
+        """Records that a restore from this tier was not worth it."""
         (self.host_speed if tier is Tier.HOST else self.disk_speed).declined()
 
     def restore_s(self, chain: Chain) -> float:
-        """Expected seconds of bringing a whole chain back."""
+        """The expected seconds to restore a whole chain."""
         host_bytes = disk_bytes = files = 0
         for identity in chain.identities:
             count_bytes = self._engine.segment_bytes(len(identity.token_ids))
@@ -125,8 +118,8 @@ class SavedKVs:
         return self.host_speed.estimate_s(host_bytes, in_host) + self.disk_speed.estimate_s(disk_bytes, files)
 
     def take(self, owner_id: str, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> bool:
-        """Copies a KV into host memory, all of it or nothing, cut like what the disk has of it. False when it does not
-        fit or the KV changed meanwhile. The KV is the caller's to free."""
+        """Copies a KV into host memory, all of it or nothing, cut into the same segments as on disk. False if it does
+        not fit or the KV changed meanwhile. The caller frees the KV."""
         chain = self.disk.chain(owner_id, conversation_id, ids) if self.disk.budget_bytes else Chain()
         parent = chain.whole[-1] if chain.whole else None
         rest = cut(ids, parent, len(ids), self.limit_tokens, self.disk.fingerprint(owner_id))
@@ -150,8 +143,8 @@ class SavedKVs:
         return True
 
     def write_through(self, owner_id: str, conversation_id: str) -> bool:
-        """Saves to disk what host memory alone holds of a conversation. False when some of it could not be. Raises
-        `SegmentNotSaved` when there is no room."""
+        """Saves to disk the segments of a conversation that only host memory holds. False if some could not be saved.
+        Raises `SegmentNotSaved` if there is no room."""
         on_disk = {s.key for s in self.disk.of_conversation(conversation_id)}
         for saved in self.host.of_conversation(conversation_id):
             segment = self.host.get(saved.key)
@@ -165,15 +158,3 @@ class SavedKVs:
                 return False
             on_disk.add(saved.key)
         return True
-
-    def _disk_saves_s(self, start_tokens: int, tokens: int) -> float:
-        """What restoring these rows saves against reading them again."""
-        read_s = self._engine.estimate_read_s(start_tokens, start_tokens + tokens)
-        return max(0.0, read_s - self.disk_speed.estimate_s(self._engine.segment_bytes(tokens), 1))
-
-    def _host_saves_s(self, start_tokens: int, tokens: int, key: str) -> float:
-        """What losing these rows from host memory costs their next turn: reading them again, or the slower tier."""
-        read_s = self._engine.estimate_read_s(start_tokens, start_tokens + tokens)
-        if self.disk.budget_bytes and self.disk.knows(key):
-            return min(read_s, self.disk_speed.estimate_s(self._engine.segment_bytes(tokens), 1))
-        return read_s

@@ -1,4 +1,4 @@
-"""Restore or read again? Expected seconds of both, from speeds measured on this machine."""
+"""Decides whether to restore a KV or read it again, from the expected seconds of both on this machine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from sessions.config import MIB
 from sessions.text import mib, tokens
 
-ASSUMED_BYTES_PER_S = 200 * MIB  # until the first restore: slow for any disk that is not spinning
+ASSUMED_BYTES_PER_S = 200 * MIB  # until the first restore; slow for any disk but a spinning one
 ASSUMED_HOST_BYTES_PER_S = 2048 * MIB  # one copy within memory, or over PCIe
 ASSUMED_FILE_S = 0.002  # finding and opening a file, its header, its row in the database
-LEARNT_BYTES = 64 * MIB  # a restore of so much has two thirds of the say in what a byte takes
-LEARNT_FILES = 16  # the same for what a file takes
-MOST_SURPRISE = 4.0  # times the expectation: one bad moment counts as no more
-EASING = 0.1  # of the way back to the assumption whenever a restore was declined
+LEARNT_BYTES = 64 * MIB  # a restore of this size has a weight of two thirds in the time per byte
+LEARNT_FILES = 16  # the same for the time per file
+MAX_SURPRISE = 4.0  # times the expectation; a slower restore counts as this
+EASING = 0.1  # each declined restore moves the estimate this far back to the assumption
 
 
 class RestoreSpeed:
-    """What restoring from one tier took, its copy to the device included: so much a byte and so much a file.
-    Thread-safe.
+    """Learns the time of a restore from one tier, per byte and per file, with the copy to the device. Thread-safe.
 
-    Where a restore took longer or shorter than expected, each of the two answers for its part of the expectation, and
-    the more that was restored, the more it says. So a small file that came late in a busy moment, all of whose wait
-    would be its few bytes', says nothing about a large conversation. A disk that was slow for a while must not rule out
-    every later restore, which would then never be measured again: each refusal makes the next a little less likely.
+    When a restore takes more or less time than expected, the time per byte and the time per file are each corrected in
+    proportion to their part of the expectation, with a weight that grows with the amount restored. So a small file that
+    was slow in a busy moment says almost nothing about a large conversation. A disk that was slow for a while must not
+    rule out all later restores, which would then never be measured again: each declined restore moves the estimate a
+    little back towards the assumption.
     """
 
     def __init__(self, assumed_bytes_per_s: float = ASSUMED_BYTES_PER_S) -> None:
@@ -39,17 +39,17 @@ class RestoreSpeed:
             return files * self._s_per_file + size_bytes * self._s_per_byte
 
     def observe(self, size_bytes: int, files: int, seconds: float) -> None:
-        """`seconds` went into restoring; none of them into waiting for something else."""
+        """Learns from a restore. `seconds` excludes time spent waiting for something else."""
         if size_bytes <= 0:
             return
         with self._lock:
             for_bytes_s, for_files_s = size_bytes * self._s_per_byte, files * self._s_per_file
             expected_s = for_bytes_s + for_files_s
-            surprise = min(seconds / expected_s, MOST_SURPRISE) - 1
-            bytes_say = 1 - math.exp(-size_bytes / LEARNT_BYTES)
-            files_say = 1 - math.exp(-files / LEARNT_FILES)
-            self._s_per_byte *= 1 + bytes_say * surprise * for_bytes_s / expected_s
-            self._s_per_file *= 1 + files_say * surprise * for_files_s / expected_s
+            surprise = min(seconds / expected_s, MAX_SURPRISE) - 1
+            bytes_weight = 1 - math.exp(-size_bytes / LEARNT_BYTES)
+            files_weight = 1 - math.exp(-files / LEARNT_FILES)
+            self._s_per_byte *= 1 + bytes_weight * surprise * for_bytes_s / expected_s
+            self._s_per_file *= 1 + files_weight * surprise * for_files_s / expected_s
 
     def declined(self) -> None:
         with self._lock:
@@ -59,7 +59,7 @@ class RestoreSpeed:
 
 @dataclass(frozen=True, slots=True)
 class RestoreChoice:
-    """`sentence` says both expectations to a person."""
+    """`sentence` tells a person both expectations."""
 
     restores: bool
     sentence: str

@@ -1,7 +1,7 @@
-"""The bin: conversations that were pruned. They are in no list, and no request finds them, until they are restored or
-30 days have been seen to pass; then they are deleted. What a person deletes by hand does not go here.
+"""The bin: pruned conversations. They are in no list, and no request finds them, until they are restored; after 30 days
+of served time they are deleted. A conversation that a person deletes does not go here.
 
-Works on the database alone, so that `keepwarm bin` can look into it beside a running server.
+Uses the database only, so that `keepwarm bin` works while a server is running.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sessions.store.data_directory import DATABASE_NAME
 from sessions.store.database import Database
 from sessions.store.tables.served_time import DAY_S, last_seen
 
-KEEP_S = 30 * DAY_S  # of time that was seen to pass, not of the clock on the wall
+KEEP_S = 30 * DAY_S  # of served time (`served_time`), not of the wall clock
 
-# What nobody but a program knows: begun without a name, and no person has written in, named or pinned it.
+# Conversations that only a program knows: begun without a key, and no person wrote in, named or pinned them.
 _NAMELESS = "c.origin != 'page' AND c.key IS NULL AND NOT c.is_pinned AND c.title_by != 'person' AND c.binned_s IS NULL"
 _MARK = f"""
     INSERT INTO left_alone(conversation_id, turn_number, since_s)
@@ -33,7 +33,8 @@ _PUT = f"""
 
 @dataclass(frozen=True, slots=True)
 class Binned:
-    """One conversation in the bin. `binned_at` is in seconds since the epoch, by the clock of then."""
+    """One conversation in the bin. `binned_at` is in seconds since the epoch, by the wall clock at that time. `left_s`
+    is the time until it is deleted."""
 
     conversation_id: str
     owner_id: str
@@ -45,7 +46,7 @@ class Binned:
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A nameless conversation that has been left alone. `turn_number` tells whether it still is."""
+    """A conversation without a key that has been unused for long. Its `turn_number` tells whether it still is."""
 
     conversation_id: str
     owner_id: str
@@ -59,21 +60,21 @@ class Bin:
         self._database = database
 
     def unused(self, observed_s: float, keep_s: float) -> list[Unused]:
-        """All owners' nameless conversations in which no turn was taken for so long. How long that is, is counted from
-        when one was first looked at as it is now, so that no clock of another time has a say in it."""
+        """All owners' conversations without a key that had no turn for `keep_s`, counted from when this method first
+        saw them in their present state, so that no earlier clock matters."""
         with self._database.write() as db:
             db.execute(_MARK, [observed_s])
             rows = db.execute(_LEFT_ALONE, [observed_s - keep_s]).fetchall()
         return [Unused(*row) for row in rows]
 
     def put(self, unused: Unused, observed_s: float, at: float) -> bool:
-        """False when somebody has gone on with it, named or pinned it."""
+        """Moves a conversation to the bin. False if it was continued, named or pinned meanwhile."""
         with self._database.write() as db:
             cursor = db.execute(_PUT, [observed_s, at, unused.conversation_id, unused.turn_number])
             return bool(cursor.rowcount)
 
     def every(self) -> list[Binned]:
-        """All owners', for whoever may read the data directory; the newest first."""
+        """The binned conversations of all owners, newest first: anyone who can read the data directory may see them."""
         now_s = last_seen(self._database)
         with self._database.read() as db:
             rows = db.execute(
@@ -84,8 +85,8 @@ class Bin:
         return [Binned(r[0], r[1], r[2], r[3], r[4], max(0.0, r[5] + KEEP_S - now_s)) for r in rows]
 
     def restore(self, beginning: str) -> Binned:
-        """Gives it back to its owner, as if it had just been used. `beginning` of its id is enough where no other one
-        begins so. Raises `ConversationNotFound`."""
+        """Gives a conversation back to its owner, as if it had just been used. `beginning` is its id, or a beginning of
+        it that no other id in the bin has. Raises `ConversationNotFound`."""
         found = [one for one in self.every() if beginning and one.conversation_id.startswith(beginning)]
         if len(found) != 1:
             how = "No conversation" if not found else "More than one conversation"
@@ -98,11 +99,11 @@ class Bin:
         return found[0]
 
     def empty(self) -> int:
-        """Deletes all that is in it, for good. How many."""
+        """Deletes everything in the bin permanently. Returns how many conversations there were."""
         return self._delete("binned_s IS NOT NULL", [])
 
     def delete_overdue(self, observed_s: float) -> int:
-        """Deletes what has been in it for `KEEP_S`. How many."""
+        """Deletes what has been in the bin for `KEEP_S`. Returns how many conversations there were."""
         return self._delete("binned_s <= ?", [observed_s - KEEP_S])
 
     def _delete(self, which: str, parameters: list[float]) -> int:
@@ -111,7 +112,7 @@ class Bin:
 
 
 def open_bin(data_dir: Path) -> tuple[Bin, Database]:
-    """The bin of a data directory that a server may be using. Raises `StoreError`."""
+    """The bin of a data directory, which a server may be using. Raises `StoreError`."""
     path = data_dir / DATABASE_NAME
     if not path.is_file():
         raise StoreError(f"There is no Keepwarm database in {data_dir}. Name another directory with --data-dir.")

@@ -1,7 +1,7 @@
-"""Keys that let programs in. Only a key's SHA-256 is stored: the keys are 256 random bits, so nothing slower is needed.
+"""Keys of API clients. Only a key's SHA-256 is stored: keys are 256 random bits, so nothing slower is needed.
 
-`KeyStore` works on the database alone, without the data directory's lock: `keepwarm key` runs beside a server, which
-sees a new or a revoked key at its next request.
+`KeyStore` uses the database only, without the data directory's lock: `keepwarm key` works while a server is running,
+which sees a new or a revoked key at its next request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sessions.text import clean_title
 PREFIX = "kw-"
 ID_CHARS = 8
 _SELECT = "SELECT id, name, owner_id, created_at, last_used_at, revoked_at FROM api_keys "
-USED_EVERY_S = 60.0  # so rarely is the time of last use written
+USED_EVERY_S = 60.0  # the time of last use is written at most this often
 
 
 class KeyNotFound(SessionError):
@@ -31,7 +31,7 @@ class KeyNotFound(SessionError):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key; not the key itself."""
+    """What is stored about a key; not the key itself."""
 
     key_id: str
     name: str
@@ -46,13 +46,14 @@ class KeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._ever_made = False  # asked at every request until it is true
+        self._ever_made = False  # looked up at every request until it is true
 
     def add(self, name: str) -> tuple[ApiKey, str]:
-        """A new key with conversations of its own, and its text, which is never shown again. Raises `ValueError`."""
+        """A new key, which owns the conversations that it begins, and its text, which is never shown again. Raises
+        `ValueError`."""
         name = clean_title(name)
         if not name:
-            raise ValueError("A key needs a name, so that it can be told from others.")
+            raise ValueError("A key needs a name, so that it can be told apart from others.")
         text = PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(uuid.uuid4().hex[:ID_CHARS], name, f"key:{uuid.uuid4().hex}", time.time(), None, None)
         with self._database.write() as db:
@@ -63,13 +64,13 @@ class KeyStore:
         return key, text
 
     def every(self) -> list[ApiKey]:
-        """The revoked ones too, oldest first."""
+        """All keys, revoked ones included, oldest first."""
         with self._database.read() as db:
             rows = db.execute(_SELECT + "ORDER BY created_at").fetchall()
         return [ApiKey(*row) for row in rows]
 
     def revoke(self, key_id: str) -> ApiKey:
-        """It opens nothing any more; its conversations stay. Raises `KeyNotFound`."""
+        """Revokes a key; its conversations stay. Raises `KeyNotFound`."""
         with self._database.write() as db:
             db.execute("UPDATE api_keys SET revoked_at = ifnull(revoked_at, ?) WHERE id = ?", [time.time(), key_id])
             row = db.execute(_SELECT + "WHERE id = ?", [key_id]).fetchone()
@@ -82,14 +83,14 @@ class KeyStore:
             return db.execute("SELECT 1 FROM api_keys WHERE revoked_at IS NULL LIMIT 1").fetchone() is not None
 
     def ever_made(self) -> bool:
-        """Whether there ever was a key, revoked and deleted ones too. Never becomes False again."""
+        """Whether a key was ever made, revoked and deleted ones included. Once True, it stays True."""
         if not self._ever_made:
             with self._database.read() as db:
                 self._ever_made = db.execute("SELECT 1 FROM api_key_history LIMIT 1").fetchone() is not None
         return self._ever_made
 
     def holder(self, text: str) -> ApiKey | None:
-        """Whose key this is; None for one that was never given out, or was revoked."""
+        """The key with this text; None if it is unknown or revoked."""
         with self._database.read() as db:
             sql = _SELECT + "WHERE hash = ? AND revoked_at IS NULL"
             row = db.execute(sql, [_digest(text)]).fetchone()
@@ -97,14 +98,14 @@ class KeyStore:
             return None
         key, now = ApiKey(*row), time.time()
         if key.last_used_at is None or now - key.last_used_at > USED_EVERY_S:
-            # A full disk is no reason to turn a valid key away.
+            # A full disk is no reason to reject a valid key.
             with contextlib.suppress(StoreError), self._database.write() as db:
                 db.execute("UPDATE api_keys SET last_used_at = ? WHERE id = ?", [now, key.key_id])
         return key
 
 
 def open_keys(data_dir: Path) -> tuple[KeyStore, Database]:
-    """The keys of a data directory that a server may be using. Raises `StoreError`."""
+    """The keys of a data directory, which a server may be using. Raises `StoreError`."""
     try:
         refuse_foreign(data_dir)
         path = data_dir / DATABASE_NAME

@@ -1,6 +1,7 @@
-"""Log-ins of browsers, and whose conversations each browser keeps. Only hashes of what browsers hold are stored.
+"""Log-ins of browsers, and which owners' conversations each browser opens. Only hashes of the browsers' secrets are
+stored.
 
-Log-ins are looked up at every request, on the event loop too, so they lie in memory beside the table: one server has
+Log-ins are looked up at every request, also on the event loop, so they are kept in memory as well: only one server uses
 the data directory, and nothing else writes them. Tokens are 256 random bits, so a plain SHA-256 is enough.
 """
 
@@ -19,14 +20,14 @@ from sessions.errors import StoreError
 from sessions.store.database import Database
 
 LOGIN_LASTS_S = 30 * 86_400.0
-MOST_LOGINS = 10_000  # the oldest end first
-MOST_KEPT = 50  # owners that one browser keeps; the one unused for longest is let go
+MAX_LOGINS = 10_000  # beyond that the oldest end
+MAX_KEPT_OWNERS = 50  # per browser; beyond that it forgets the least recently used
 _LOGIN_COLUMNS = "hash, owner_id, browser_hash, password_mark, is_secure, created_at, expires_at, spends"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLogin:
-    """`spends` is "" when nothing is to be spent at its first use."""
+    """`spends` is what its first use marks as spent, "" for nothing."""
 
     login_hash: str
     owner_id: str
@@ -40,7 +41,7 @@ class StoredLogin:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An owner whose conversations a browser opens again. `left_at`: when somebody logged out there."""
+    """An owner whose conversations a browser opens again. `left_at` is the time of a log-out in that browser."""
 
     owner_id: str
     is_secure: bool
@@ -61,14 +62,14 @@ class LoginStore:
     # Log-ins
 
     def add(self, owner_id: str, browser_hash: str, password_mark: str, is_secure: bool, spends: str = "") -> str:
-        """A new log-in; the value is its token, which is never shown again."""
+        """Adds a log-in. Returns its token, which is never shown again."""
         token, now = secrets.token_urlsafe(32), time.time()
         login = StoredLogin(
             hash_of(token), owner_id, browser_hash, password_mark, is_secure, now, now + LOGIN_LASTS_S, spends
         )
         with self._lock:
             ended = [one for one in self._logins.values() if one.expires_at <= now]
-            ended += list(self._logins.values())[: max(0, len(self._logins) + 1 - MOST_LOGINS)]
+            ended += list(self._logins.values())[: max(0, len(self._logins) + 1 - MAX_LOGINS)]
             with self._database.write() as db:
                 for one in ended:
                     db.execute("DELETE FROM logins WHERE hash = ?", [one.login_hash])
@@ -82,12 +83,12 @@ class LoginStore:
         return token
 
     def find(self, token: str, password_mark: str) -> StoredLogin | None:
-        """The log-in of this token; None when it ended, expired, or was made with another password."""
+        """The log-in of this token; None if it ended, expired, or was made with another password."""
         login = self._logins.get(hash_of(token))
         if login is None or login.expires_at <= time.time() or login.password_mark != password_mark:
             return None
         if login.spends:
-            with contextlib.suppress(StoreError):  # a full disk locks nobody out; it is tried again at the next request
+            with contextlib.suppress(StoreError):  # a full disk locks no one out; the next request tries again
                 login = self._spend(login)
         return login
 
@@ -95,11 +96,11 @@ class LoginStore:
         self._end("hash", login_hash)
 
     def end_all_of(self, owner_id: str) -> None:
-        """Everywhere."""
+        """Ends the owner's log-ins in every browser."""
         self._end("owner_id", owner_id)
 
     def end_all_in(self, browser_hash: str, owner_id: str) -> None:
-        """Those of one owner in one browser."""
+        """Ends the owner's log-ins in one browser."""
         with self._lock:
             with self._database.write() as db:
                 db.execute("DELETE FROM logins WHERE browser_hash = ? AND owner_id = ?", [browser_hash, owner_id])
@@ -107,7 +108,8 @@ class LoginStore:
             self._logins = {key: one for key, one in self._logins.items() if (one.browser_hash, one.owner_id) != gone}
 
     def end_of_other_passwords(self, password_mark: str) -> int:
-        """For good: they stay ended when the old password comes back. The value is how many there were."""
+        """Ends the log-ins made with another password, permanently: they stay ended if that password comes back.
+        Returns how many there were."""
         with self._lock:
             ended = [one.login_hash for one in self._logins.values() if one.password_mark != password_mark]
             if ended:
@@ -135,7 +137,7 @@ class LoginStore:
     # Browsers
 
     def kept_by(self, browser_hash: str) -> tuple[Kept, ...]:
-        """Whose conversations this browser keeps, the latest first."""
+        """The owners whose conversations this browser opens, most recently used first."""
         with self._database.read() as db:
             rows = db.execute(
                 "SELECT owner_id, is_secure, used_at, left_at FROM browser_owners WHERE browser_hash = ?"
@@ -145,8 +147,8 @@ class LoginStore:
         return tuple(Kept(row[0], bool(row[1]), row[2], row[3]) for row in rows)
 
     def keep(self, browser_hash: str, owner_id: str, is_secure: bool, others: Sequence[str] = ()) -> None:
-        """This browser opens the owner's conversations, now and later. `others` it keeps as well, if somebody who logs
-        in says that they are meant."""
+        """Makes this browser open the owner's conversations from now on, and those of `others`, which the user chose to
+        keep while logging in."""
         now = time.time()
         with self._database.write() as db:
             for other in others:
@@ -163,11 +165,11 @@ class LoginStore:
             db.execute(
                 "DELETE FROM browser_owners WHERE browser_hash = ? AND owner_id NOT IN (SELECT owner_id"
                 " FROM browser_owners WHERE browser_hash = ? ORDER BY used_at DESC LIMIT ?)",
-                [browser_hash, browser_hash, MOST_KEPT],
+                [browser_hash, browser_hash, MAX_KEPT_OWNERS],
             )
 
     def leave(self, owner_id: str, browser_hash: str | None = None) -> None:
-        """Somebody logged out there (None: everywhere): who logs in next has to say whose conversations are meant."""
+        """Records a log-out in this browser (None: in every browser): the next log-in there has to choose an owner."""
         where, values = ("", []) if browser_hash is None else (" AND browser_hash = ?", [browser_hash])
         with self._database.write() as db:
             db.execute(
@@ -176,7 +178,7 @@ class LoginStore:
             )
 
     def forget(self, browser_hash: str, owner_id: str) -> str:
-        """This browser does not open the owner's conversations any more. The value is a code that does, once."""
+        """Makes this browser stop opening the owner's conversations. Returns a recovery code that opens them once."""
         code = recovery_code()
         with self._database.write() as db:
             db.execute("DELETE FROM browser_owners WHERE browser_hash = ? AND owner_id = ?", [browser_hash, owner_id])
@@ -184,7 +186,7 @@ class LoginStore:
         return code
 
     def owner_of_code(self, code: str) -> tuple[str, str] | None:
-        """(owner, what a log-in with this code spends); None for a code that was never given out, or was used."""
+        """(owner, what a log-in with this code spends); None for an unknown or used code."""
         code_hash = hash_of(_plain(code))
         with self._database.read() as db:
             row = db.execute("SELECT owner_id FROM recovery_codes WHERE hash = ?", [code_hash]).fetchone()
@@ -206,7 +208,7 @@ def hash_of(token: str) -> str:
 
 
 def recovery_code() -> str:
-    """125 random bits that a person can write down: no letter looks like a digit."""
+    """125 random bits in a form that a person can write down: no letter looks like a digit."""
     alphabet = "abcdefghijkmnpqrstuvwxyz23456789"
     return "-".join("".join(secrets.choice(alphabet) for _ in range(5)) for _ in range(5))
 

@@ -1,8 +1,8 @@
-"""Why what a conversation saved is missing, kept across restarts so that its next receipt can say the true reason.
+"""Why a conversation's saved memory is missing, kept across restarts so that its next receipt can give the reason.
 
-One row a conversation. Every turn writes one that says "not saved yet", which goes when all of the turn is on disk; who
-deletes saved memory, or fails to write it, says why in its place. So after a restart the row is the reason, and where
-there is no row nothing was lost that anybody knows of.
+There is one row per conversation. Every turn writes a row that says "not saved yet", which is removed once all of the
+turn is on disk. Code that deletes saved memory, or fails to write it, puts its reason there instead. So after a restart
+the row is the reason, and without a row there is no known loss.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from sessions.store.database import Database
 
 
 class Cause(StrEnum):
-    """What `detail` is, if anything, stands behind each."""
+    """Each comment ends with what `SavedLoss.detail` then holds, if anything."""
 
     UNSAVED = "unsaved"  # the last turn has not been saved yet
     DISK_OFF = "disk_off"  # the last turn was not to be saved: the disk budget is 0
-    NOT_SAVED = "not_saved"  # it could not be; why, as the end of a sentence
+    NOT_SAVED = "not_saved"  # it could not be saved; why, as the end of a sentence
     DISK_FULL = "disk_full"
-    DISK_BUDGET = "disk_budget"  # deleted for room; the budget
-    CLOCK = "clock"  # the same, and the clock had jumped; the budget, and by how much the clock was off
-    FILES_MISSING = "files_missing"  # somebody else deleted them
+    DISK_BUDGET = "disk_budget"  # deleted to make room; the budget
+    CLOCK = "clock"  # deleted to make room after the clock had jumped; the budget, and how far the clock was off
+    FILES_MISSING = "files_missing"  # deleted by something other than Keepwarm
     CLEARED = "cleared"  # `keepwarm cache clear`
     REFUSED = "refused"  # damaged; what was found
-    BY_HAND = "by_hand"  # dropped in the panel
+    BY_HAND = "by_hand"  # dropped in the memory panel
 
 
 PENDING = (Cause.UNSAVED, Cause.DISK_OFF)
@@ -36,7 +36,7 @@ PENDING = (Cause.UNSAVED, Cause.DISK_OFF)
 
 @dataclass(frozen=True, slots=True)
 class SavedLoss:
-    """What is known of a conversation whose saved memory is not what it should be."""
+    """Why a conversation's saved memory is incomplete."""
 
     cause: Cause
     detail: str = ""
@@ -49,27 +49,27 @@ class LossTable:
         self._database = database
 
     def of(self, conversation_id: str) -> SavedLoss | None:
-        """None when all that it saved should be there."""
+        """None if all of its saved memory should be there."""
         with self._database.read() as db:
             sql = "SELECT cause, detail FROM kv_losses WHERE conversation_id = ?"
             row = db.execute(sql, [conversation_id]).fetchone()
         return SavedLoss(Cause(row[0]), str(row[1])) if row else None
 
     def lost(self, conversation_ids: Iterable[str], loss: SavedLoss) -> None:
-        """Something of what these have saved is gone, or could not be saved."""
+        """Records that some saved memory of these conversations is gone, or could not be saved."""
         with self._database.write() as db:
             for conversation_id in set(conversation_ids):
                 put_loss(db, conversation_id, loss)
 
     def saved(self, conversation_id: str, message_id: int | None = None) -> None:
-        """All of it up to the turn of this answer (None: of every turn) is on disk."""
+        """Records that everything up to the turn of this answer (None: every turn) is on disk."""
         with self._database.write() as db:
             sql = "DELETE FROM kv_losses WHERE conversation_id = ? AND message_id <= ifnull(?, message_id)"
             db.execute(sql, [conversation_id, message_id])
 
 
 def put_loss(db: sqlite_utils.Database, conversation_id: str, loss: SavedLoss) -> None:
-    """Inside a transaction. The turn that it was known at stays as it is."""
+    """Inside a transaction. Keeps the row's turn."""
     db.execute(
         "INSERT INTO kv_losses SELECT id, ?, ?, 0 FROM conversations WHERE id = ?"
         " ON CONFLICT DO UPDATE SET cause = excluded.cause, detail = excluded.detail",
@@ -78,7 +78,7 @@ def put_loss(db: sqlite_utils.Database, conversation_id: str, loss: SavedLoss) -
 
 
 def turn_begins(db: sqlite_utils.Database, conversation_id: str, message_id: int, cause: Cause) -> None:
-    """Inside a transaction. What was lost before is not forgotten: the receipt of this turn will say it."""
+    """Inside a transaction. Keeps an earlier cause, which the receipt of this turn will state."""
     db.execute(
         "INSERT INTO kv_losses VALUES (?, ?, '', ?) ON CONFLICT DO UPDATE SET message_id = excluded.message_id",
         [conversation_id, cause, message_id],
@@ -86,7 +86,7 @@ def turn_begins(db: sqlite_utils.Database, conversation_id: str, message_id: int
 
 
 def turn_ends(db: sqlite_utils.Database, message_id: int, cause: Cause) -> None:
-    """Inside a transaction. What was lost before has been read again: now all is to be saved anew."""
+    """Inside a transaction. Replaces an earlier cause: what was lost has been read again, and is to be saved anew."""
     db.execute(
         "INSERT OR REPLACE INTO kv_losses SELECT conversation_id, ?, '', id FROM messages WHERE id = ?",
         [cause, message_id],

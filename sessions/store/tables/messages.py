@@ -1,7 +1,7 @@
-"""The messages of all conversations in SQLite: a tree each, whose paths are ledgers.
+"""The messages of all conversations: one tree per conversation, whose paths are ledgers.
 
-Invariant: a path alternates user, answer, user, answer; every user node has at least one answer below it, so a
-conversation's leaf is always an answer. Nothing on the tree is overwritten except the answer that is running.
+Invariant: a path alternates between user nodes and answers, and every user node has at least one answer below it, so a
+conversation's leaf is always an answer. Nothing in the tree is overwritten except the answer that is running.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from model_runtime.interface.events import FinishReason
 from sessions.errors import ConversationNotFound
 from sessions.store.database import BUSY_TIMEOUT_S, Database
 from sessions.store.records import NewMessages, Node, NodeIds, pack, unpack
-from sessions.store.tables.history_hashes import insert_link
+from sessions.store.tables.history_hashes import insert_history_hash
 from sessions.store.tables.losses import Cause, turn_begins, turn_ends
 from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
 
-# Which turn of all conversations a conversation's last one was: the order of use, whatever the clock did.
+# Numbers the turns of all conversations: a conversation's last number tells the order of use, whatever the clock did.
 NEXT_TURN = "(SELECT coalesce(max(turn_number), 0) + 1 FROM conversations)"
-INTERRUPTED_NOTE = "The server ended while this answer was being written. Continue it, or regenerate it."
+INTERRUPTED_NOTE = "The server stopped while this answer was being written. Continue it, or regenerate it."
 
 _PATH = """
     WITH RECURSIVE path(id, parent_id, depth) AS (
@@ -69,14 +69,14 @@ class MessageTable:
             return tuple(_node(row) for row in db.query(_NODES_OF_PATH, {"leaf": leaf_id}))
 
     def views(self, leaf_id: int | None) -> tuple[MessageView, ...]:
-        """The messages from the root to `leaf_id` for a page. Reads no token ids."""
+        """The messages from the root to `leaf_id`, as the page shows them. Reads no token ids."""
         if leaf_id is None:
             return ()
         with self._database.read() as db:
             return tuple(_view(row) for row in db.query(_VIEW_OF_PATH, {"leaf": leaf_id}))
 
     def view(self, message_id: int) -> MessageView:
-        """One message. Raises `ConversationNotFound` when it was deleted."""
+        """One message. Raises `ConversationNotFound` if it was deleted."""
         with self._database.read() as db:
             row = next(db.query(_VIEW_OF_ONE, [message_id]), None)
         if row is None:
@@ -84,7 +84,8 @@ class MessageTable:
         return _view(row)
 
     def parent_of(self, conversation_id: str, message_id: int, role: str) -> int | None:
-        """The parent of a message. Raises `ConversationNotFound` unless it is this conversation's and of this role."""
+        """The parent of a message. Raises `ConversationNotFound` unless it is in this conversation and has this
+        role."""
         with self._database.read() as db:
             row = _member(db, conversation_id, message_id)
         if row["role"] != role:
@@ -108,7 +109,7 @@ class MessageTable:
                 parent_id = _insert_known(db, common, parent_id, node)
             if new.user is not None:
                 parent_id = _insert(db, common, parent_id, "user", MessageStatus.COMPLETE, *new.user)
-                insert_link(db, parent_id, conversation_id, new.user_link, new.user_parts)
+                insert_history_hash(db, parent_id, conversation_id, new.user_link, new.user_parts)
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
             db.execute(
                 _TURN_TAKEN,
@@ -120,7 +121,7 @@ class MessageTable:
     def checkpoint(
         self, message_id: int, text: str, token_ids: Sequence[int], patience_s: float = BUSY_TIMEOUT_S
     ) -> None:
-        """Keeps what a running answer has so far. `token_ids` are all of the node's."""
+        """Stores what a running answer has so far. `token_ids` are all ids of the node."""
         with self._database.write(patience_s) as db:
             db.execute(
                 "UPDATE messages SET text = ?, token_ids = ? WHERE id = ? AND status = 'running'",
@@ -140,8 +141,8 @@ class MessageTable:
         unsaved_cause: Cause = Cause.UNSAVED,
         patience_s: float = BUSY_TIMEOUT_S,
     ) -> None:
-        """The answer, its ids, its link, its receipt and the owner's totals, in one transaction. Nothing happens to an
-        answer that is not running: it was deleted, or all of this is stored already."""
+        """Stores the answer, its ids, its history hash, its receipt and the owner's totals. Does nothing if the answer
+        is not running: it was deleted, or is already stored."""
         with self._database.write(patience_s) as db:
             cursor = db.execute(
                 "UPDATE messages SET text = ?, token_ids = ?, status = ?, finish_reason = ?, note = ?"
@@ -154,7 +155,7 @@ class MessageTable:
             if link:
                 sql = "SELECT conversation_id FROM messages WHERE id = ?"
                 if found := db.execute(sql, [message_id]).fetchone():
-                    insert_link(db, message_id, str(found[0]), link, "")
+                    insert_history_hash(db, message_id, str(found[0]), link, "")
             if receipt is not None:
                 stored = {name: value for name, value in asdict(receipt).items() if name != "shared_title"}
                 db["receipts"].insert({"message_id": message_id, **stored})
@@ -166,7 +167,8 @@ class MessageTable:
                 )
 
     def interrupt_running(self) -> int:
-        """Answers that an earlier process left running become interrupted, with what was kept of them. How many."""
+        """Marks the answers that an earlier process left running as interrupted; their stored part stays. Returns how
+        many there were."""
         with self._database.write() as db:
             cursor = db.execute(
                 "UPDATE messages SET status = 'interrupted', note = ? WHERE status = 'running'", [INTERRUPTED_NOTE]
@@ -174,8 +176,8 @@ class MessageTable:
             return int(cursor.rowcount)
 
     def switch(self, conversation_id: str, message_id: int, step: int) -> None:
-        """Makes the sibling `step` places from `message_id` current, and below it whatever was used last. At either
-        end it stays where it is. Raises `ConversationNotFound` for another conversation's message."""
+        """Makes the sibling `step` places from `message_id` current, with the path below it that was used last. Stops
+        at the first and the last sibling. Raises `ConversationNotFound` for a message of another conversation."""
         with self._database.write() as db:
             parent_id = _member(db, conversation_id, message_id)["parent_id"]
             siblings = [
@@ -192,7 +194,7 @@ class MessageTable:
 
 
 def _later(db: sqlite_utils.Database, conversation_id: str) -> float:
-    """Now, or just after all that was used in the conversation: the clock may have been set back since."""
+    """Now, or just after the conversation's last use: the clock may have been set back since."""
     sql = "SELECT max(last_used_at) FROM messages WHERE conversation_id = ?"
     return max(time.time(), (db.execute(sql, [conversation_id]).fetchone()[0] or 0.0) + 1e-3)
 
@@ -237,14 +239,14 @@ def _insert(
 
 
 def _insert_known(db: sqlite_utils.Database, common: dict[str, Any], parent_id: int | None, node: Node) -> int:
-    """A message of an earlier history: a copy of another conversation's, or one that a client sent."""
+    """Inserts a node of an earlier history: a copy from another conversation, or messages that a client sent."""
     origin = {
         "tokenizer_fingerprint": node.tokenizer_fingerprint,
         "model_name": node.model_name,
         "finish_reason": node.finish_reason,
     }
     message_id = _insert(db, {**common, **origin}, parent_id, node.role, node.status, node.text, node.ids)
-    insert_link(db, message_id, common["conversation_id"], node.link, node.parts)
+    insert_history_hash(db, message_id, common["conversation_id"], node.link, node.parts)
     return message_id
 
 

@@ -1,4 +1,4 @@
-"""The rows of saved segments in SQLite: which file holds which run of whose ledger, and who refers to it."""
+"""The rows of saved segments: which file holds which run of which ledger, and which conversations refer to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model_runtime.interface.segments import SegmentIdentity
 from sessions.store.database import Database
 from sessions.store.records import pack, unpack
 
-# Not the token ids
+# All but the token ids
 _COLUMNS = "s.key, s.parent_key, s.owner_id, s.fingerprint, s.start_tokens, s.tokens, s.bytes, s.last_used_at"
 _OF_CONVERSATION = f"""
     SELECT {_COLUMNS}, r.conversation_id AS users FROM segment_references r
@@ -36,8 +36,8 @@ _DESCENDANTS = """
 
 @dataclass(frozen=True, slots=True)
 class SavedSegment:
-    """A row without its token ids. `fingerprint` is what its numbers rest on (`segments.with_format`), without its
-    owner; `size_bytes` is the file's."""
+    """A row without its token ids. `fingerprint` says what it was computed with (`segments.with_format`), without the
+    owner; `size_bytes` is the size of the file."""
 
     key: str
     parent_key: str
@@ -47,7 +47,7 @@ class SavedSegment:
     tokens: int
     size_bytes: int
     last_used_at: float
-    conversation_ids: tuple[str, ...] = ()  # who refers to it
+    conversation_ids: tuple[str, ...] = ()  # those that refer to it
 
     @property
     def end_tokens(self) -> int:
@@ -56,18 +56,18 @@ class SavedSegment:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What segments were computed with. `model` is the name of the model, "" where that is not known."""
+    """What a group of segments was computed with. `model` is the model's name, "" if unknown."""
 
     numerics: str
     model: str
     segments: int
     size_bytes: int
-    is_last: bool  # the server that ran last computes with it
+    is_last: bool  # the most recent server computes with it
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What one conversation has on disk, all its branches together. `tokens` is how far the longest one reaches."""
+    """What one conversation has saved in a tier, all branches together. `tokens` is how far the longest one reaches."""
 
     tokens: int
     size_bytes: int
@@ -80,24 +80,24 @@ class SegmentTable:
         self._database = database
 
     def of_conversation(self, conversation_id: str) -> list[SavedSegment]:
-        """What it refers to, computed with whatever."""
+        """The segments that a conversation refers to, of any model."""
         with self._database.read() as db:
             return [_saved(row) for row in db.query(_OF_CONVERSATION, [conversation_id])]
 
     def beginning_with(self, owner_id: str, numerics: str, ids: tuple[int, ...], most: int) -> list[SavedSegment]:
-        """Whatever of the owner's begins with these ids, the first of them within one segment, and all that stands
-        behind it; of more than `most` beginnings those used last."""
+        """The owner's chains of segments whose first segment begins with these ids. If more than `most` first segments
+        do, those used most recently."""
         head = pack(ids)
         with self._database.read() as db:
             return [_saved(row) for row in db.query(_ALIKE, [owner_id, numerics, len(head), head, most])]
 
     def every(self) -> list[SavedSegment]:
-        """All of them, with who refers to each."""
+        """All segments, with the conversations that refer to each."""
         with self._database.read() as db:
             return [_saved(row) for row in db.query(_EVERY)]
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """() when the row is gone."""
+        """A segment's ids; () if it has no row."""
         with self._database.read() as db:
             row = db.execute("SELECT token_ids FROM segments WHERE key = ?", [key]).fetchone()
         return unpack(row[0]) if row else ()
@@ -107,14 +107,14 @@ class SegmentTable:
             return db.execute("SELECT 1 FROM segments WHERE key = ?", [key]).fetchone() is not None
 
     def owner_of(self, key: str) -> str:
-        """ "" when the row is gone."""
+        """A segment's owner; "" if it has no row."""
         with self._database.read() as db:
             row = db.execute("SELECT owner_id FROM segments WHERE key = ?", [key]).fetchone()
         return str(row[0]) if row else ""
 
     def by_conversation(self, owner_id: str, numerics: str | None = None) -> dict[str, Saved]:
-        """For the owner's lists: what was computed with this, None: with whatever. A segment that two conversations
-        share counts in both."""
+        """What each of the owner's conversations has on disk, computed with `numerics` (None: with anything). A segment
+        that two conversations share counts for both."""
         with self._database.read() as db:
             rows = db.execute(
                 "SELECT r.conversation_id, max(s.start_tokens + s.tokens), sum(s.bytes) FROM segments s"
@@ -130,13 +130,13 @@ class SegmentTable:
             return int(db.execute("SELECT coalesce(sum(bytes), 0) FROM segments").fetchone()[0])
 
     def other_bytes(self, numerics: str) -> int:
-        """What was computed with other models and settings."""
+        """The size of what other models and settings computed."""
         sql = "SELECT coalesce(sum(bytes), 0) FROM segments WHERE fingerprint != ?"
         with self._database.read() as db:
             return int(db.execute(sql, [numerics]).fetchone()[0])
 
     def served(self) -> list[Served]:
-        """All that was computed with, the last first."""
+        """What the segments were computed with; the most recent server's first."""
         with self._database.read() as db:
             models = dict(db.execute("SELECT numerics, model FROM kv_served ORDER BY id DESC").fetchall())
             groups = db.execute(
@@ -150,7 +150,7 @@ class SegmentTable:
         ]
 
     def serves(self, numerics: str, model: str) -> None:
-        """A server begins that computes with this."""
+        """Records that a server starts which computes with this."""
         if any(one.is_last and (one.numerics, one.model) == (numerics, model) for one in self.served()):
             return
         with self._database.write() as db:
@@ -158,8 +158,8 @@ class SegmentTable:
             db.execute("INSERT INTO kv_served(numerics, model) VALUES (?, ?)", [numerics, model])
 
     def not_in_the_future(self, now: float) -> float:
-        """What a clock that was ahead has left counts as used now. Returns when anything was used last, 0.0 for
-        never."""
+        """Sets times of last use that lie in the future (the clock was ahead) to `now`. Returns the time of the last
+        use of any segment, 0.0 for never."""
         with self._database.read() as db:
             last_used_at = float(db.execute("SELECT ifnull(max(last_used_at), 0) FROM segments").fetchone()[0])
         if last_used_at > now:
@@ -170,17 +170,17 @@ class SegmentTable:
     def add(
         self, owner_id: str, conversation_id: str, fingerprint: str, identity: SegmentIdentity, size_bytes: int
     ) -> bool:
-        """Remembers a file that is in its place. False when its conversation, or what it builds on, was deleted
-        meanwhile."""
+        """Adds the row of a file that is in its place. False if the conversation, or the segment that it continues, was
+        deleted meanwhile."""
         with self._database.write() as db:
-            if not _owns(db, owner_id, conversation_id) or not _stands(db, identity):
+            if not _owns(db, owner_id, conversation_id) or not _has_parent(db, identity):
                 return False
             _insert(db, owner_id, fingerprint, identity, size_bytes)
             _refer(db, conversation_id, identity.key)
         return True
 
     def replace(self, old_keys: Iterable[str], identity: SegmentIdentity, size_bytes: int) -> bool:
-        """One segment in the place of several, for the same conversations. False when one of them is gone."""
+        """Replaces several segments by one, for the same conversations. False if one of them is gone."""
         old = list(old_keys)
         with self._database.write() as db:
             rows = [db.execute("SELECT owner_id, fingerprint FROM segments WHERE key = ?", [k]).fetchone() for k in old]
@@ -196,7 +196,8 @@ class SegmentTable:
         return True
 
     def adopt(self, owner_id: str, conversation_id: str, key: str) -> bool:
-        """Refers to a segment that another of the owner's conversations has saved. False when there is none."""
+        """Makes the conversation refer to a segment that another conversation of the owner has saved. False if there is
+        none."""
         with self._database.write() as db:
             found = db.execute("SELECT 1 FROM segments WHERE key = ? AND owner_id = ?", [key, owner_id]).fetchone()
             if not found or not _owns(db, owner_id, conversation_id):
@@ -205,7 +206,7 @@ class SegmentTable:
         return True
 
     def touch(self, keys: Iterable[str]) -> None:
-        """They were of use now."""
+        """Sets their time of last use to now."""
         now = time.time()
         with self._database.write() as db:
             for key in keys:
@@ -217,8 +218,8 @@ class SegmentTable:
                 db.execute("DELETE FROM segments WHERE key = ?", [key])
 
     def remove_with_descendants(self, key: str) -> tuple[list[str], set[str]]:
-        """The keys that went, and the conversations that referred to them: what builds on a segment is worth nothing
-        without it."""
+        """Removes a segment and all that continue it, which are useless without it. Returns the removed keys, and the
+        conversations that referred to them."""
         users: set[str] = set()
         with self._database.write() as db:
             doomed = [str(row[0]) for row in db.execute(_DESCENDANTS, [key]).fetchall()]
@@ -229,12 +230,12 @@ class SegmentTable:
         return doomed, users
 
     def release(self, conversation_id: str) -> None:
-        """The conversation refers to nothing any more; what others refer to stays."""
+        """Removes all references of a conversation; the segments stay."""
         with self._database.write() as db:
             db.execute("DELETE FROM segment_references WHERE conversation_id = ?", [conversation_id])
 
     def remove_unreferenced(self) -> list[str]:
-        """The keys that went."""
+        """Removes the segments that no conversation refers to. Returns their keys."""
         sql = "FROM segments WHERE key NOT IN (SELECT segment_key FROM segment_references)"
         with self._database.write() as db:
             doomed = [str(row[0]) for row in db.execute(f"SELECT key {sql}").fetchall()]
@@ -265,8 +266,8 @@ def _owns(db: Any, owner_id: str, conversation_id: str) -> bool:
     return db.execute(sql, [conversation_id, owner_id]).fetchone() is not None
 
 
-def _stands(db: Any, identity: SegmentIdentity) -> bool:
-    """Whether what it builds on is saved: without that nobody could ever use it."""
+def _has_parent(db: Any, identity: SegmentIdentity) -> bool:
+    """Whether the segment that it continues is saved; without that one it could never be used."""
     sql = "SELECT 1 FROM segments WHERE key = ?"
     return not identity.parent_key or db.execute(sql, [identity.parent_key]).fetchone() is not None
 

@@ -1,9 +1,9 @@
-"""How long this data directory has been served, whatever the clock on the wall says: time that was seen to pass.
+"""Served time: how long this data directory has been in use, independent of jumps of the wall clock.
 
-While the server runs, that is what the machine's steady clock says. Between two runs it is what the wall clock says, if
-that is less than a day. Everything else, a wall clock that is behind the database, days ahead of it, or that moved by
-itself while the server ran, is a jump: nothing of it counts, and nothing is thrown away on the first day after it. A
-server that was off for a week looks the same, and loses nothing but a day's tidying.
+While the server runs, the machine's steady clock counts. Between two runs the wall clock counts, if it advanced by less
+than a day. Everything else is a jump: a wall clock that is behind the database, days ahead of it, or that was changed
+while the server ran. Jumps do not count, and nothing is pruned on the first day after one. A server that was off for a
+week looks the same; all that costs is a day without pruning.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from sessions.store.database import Database
 log = logging.getLogger(__name__)
 
 DAY_S = 24 * 3600.0
-TOLERANCE_S = 300.0  # so much the two clocks may differ between two looks
+TOLERANCE_S = 300.0  # how much the two clocks may differ between two looks
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """`wall` in seconds since the epoch; `steady` from anywhere, never moved, and going on while the machine sleeps."""
+    """`wall` is in seconds since the epoch. `steady` has any origin, is never set, and runs on while the machine
+    sleeps."""
 
     wall: Callable[[], float] = time.time
     steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -36,7 +37,8 @@ SYSTEM_CLOCK = Clock()
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """`observed_s` only grows, over restarts too. `is_calm`: the last jump is a day ago, as far as days were seen."""
+    """`observed_s` is the served time; it only grows, also across restarts. `is_calm` is False for a day of served time
+    after a jump."""
 
     observed_s: float
     is_calm: bool
@@ -53,7 +55,7 @@ class _Row:
 
 
 class ServedTime:
-    """One thread. Raises `StoreError` when the file fails; nothing has passed then."""
+    """Used by one thread. Raises `StoreError` when the file fails; then no time has passed."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -61,7 +63,7 @@ class ServedTime:
         self._last: tuple[float, float] | None = None  # wall and steady at the last look of this process
 
     def look(self) -> Seen:
-        """What has been seen until now, which is stored."""
+        """The served time until now, which is stored."""
         wall, steady = self._clock.wall(), self._clock.steady()
         with self._database.write() as db:
             found = db.execute("SELECT wall_at, observed_s, jumped_s FROM observed_time").fetchone()
@@ -76,13 +78,13 @@ class ServedTime:
         return row.seen()
 
     def _passed(self, row: _Row, wall: float, steady: float, latest: float) -> tuple[float, str]:
-        """Seconds that count, and what kind of jump there was, "" for none."""
+        """The seconds that count, and what kind of jump there was, "" for none."""
         if self._last is None:
             away_s = wall - row.wall_at
             if away_s < -TOLERANCE_S or latest > wall + TOLERANCE_S:
                 return 0.0, "the clock is behind what the database has seen"
             if away_s > DAY_S:
-                return 0.0, "the clock is days ahead of what the database has seen, or nobody served it for so long"
+                return 0.0, "the clock is days ahead of what the database has seen, or no server ran for that long"
             return max(0.0, away_s), ""
         wall_s, steady_s = wall - self._last[0], steady - self._last[1]
         counted_s = min(max(0.0, steady_s), DAY_S)
@@ -92,13 +94,13 @@ class ServedTime:
 
 
 def last_seen(database: Database) -> float:
-    """`observed_s` as it was last stored."""
+    """The served time as last stored."""
     with database.read() as db:
         found = db.execute("SELECT observed_s FROM observed_time").fetchone()
     return float(found[0]) if found else 0.0
 
 
 def _latest(db: sqlite_utils.Database) -> float:
-    """The last time that anything was said, by the wall clock of then; 0.0 in an empty database."""
+    """The time of the last message, by the wall clock at that time; 0.0 in an empty database."""
     found = db.execute("SELECT max(updated_at) FROM conversations").fetchone()
     return float(found[0] or 0.0)

@@ -87,7 +87,7 @@ def test_clear_where_it_is_not_known_what_was_served_last(
     services.close()
     files = sorted((served[0] / "kv").rglob("*.kv"))
     assert main(["cache", "clear", "--data-dir", str(served[0])]) == 1
-    assert "not known which model this directory was served with last" in capsys.readouterr().err
+    assert "not known which model this directory was last served with" in capsys.readouterr().err
     assert sorted((served[0] / "kv").rglob("*.kv")) == files
 
 
@@ -100,7 +100,7 @@ def test_a_foreign_directory_is_no_cache(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "thesis.odt").write_text("three years")
     for action in ("list", "clear"):
         assert main(["cache", action, "--data-dir", str(tmp_path)]) == 1
-        assert "is not a Keepwarm data directory: it holds thesis.odt" in capsys.readouterr().err
+        assert "is not a Keepwarm data directory: it contains thesis.odt" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.odt"]
 
 

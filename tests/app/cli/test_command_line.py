@@ -135,5 +135,5 @@ def test_the_doctors_quick_mode_needs_no_model(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "kv" / "stranger.kv").write_bytes(b"x")
     assert main(quick) == 1
     said = capsys.readouterr().out
-    assert "that Keepwarm did not write: 1 file (stranger.kv). They are left alone." in said
+    assert "not written by Keepwarm: 1 file (stranger.kv). They are left alone." in said
     assert "1 thing is wrong. No message is affected." in said

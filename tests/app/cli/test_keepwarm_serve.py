@@ -142,7 +142,7 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
     doctor = [sys.executable, "-m", "app", "doctor", "--data-dir", str(tmp_path / "data")]
     examined = subprocess.run(doctor, capture_output=True, text=True, timeout=200, check=False)
     assert examined.returncode == 0, examined.stdout + examined.stderr
-    assert "Name a colour.: its memory is true (" in examined.stdout
+    assert "Name a colour.: its memory is correct (" in examined.stdout
     assert "All is well." in examined.stdout
 
     engine, store = ScriptedEngine(), Store(tmp_path / "data")

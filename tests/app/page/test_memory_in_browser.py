@@ -43,7 +43,7 @@ def test_every_button_does_what_it_says(serve: Serve, tab: OpenTab) -> None:
     expect(one.by("device-total")).to_contain_text("pinned")
     alpha.get_by_test_id("unpin").click()
     alpha.get_by_test_id("verify").click()
-    expect(alpha.get_by_test_id("check")).to_contain_text("Its memory is true (")
+    expect(alpha.get_by_test_id("check")).to_contain_text("Its memory is correct (")
     alpha.get_by_test_id("drop").click()
     expect(tier_of(one, "alpha")).to_have_text("cold")
     for words in (
@@ -75,7 +75,7 @@ def test_damage_is_seen_without_opening_anything(serve: Serve, tab: OpenTab) -> 
     alpha.get_by_test_id("more").click()
     alpha.get_by_test_id("verify").click()
     alpha.get_by_test_id("more").click()
-    expect(alpha.get_by_test_id("check")).to_contain_text("Its memory on the device disagreed from token 41 on")
+    expect(alpha.get_by_test_id("check")).to_contain_text("Its memory on the device was wrong from token 41 on")
     expect(tier_of(one, "alpha")).to_have_text("disk")
 
 
@@ -98,7 +98,7 @@ def test_by_keyboard_and_with_names(serve: Serve, tab: OpenTab) -> None:
     one.page.keyboard.press("Enter")
     check = card(one, "alpha").get_by_test_id("check")
     expect(check).to_contain_text(re.compile(r"Reading [\d,]+ of \d+ tokens again"))
-    expect(check).to_contain_text("Its memory is true (")
+    expect(check).to_contain_text("Its memory is correct (")
     expect(card(one, "alpha").locator(":focus")).to_have_count(1)  # not lost to the redrawing
     card(one, "alpha").get_by_test_id("more").press("Enter")
     expect(card(one, "alpha").get_by_test_id("verify")).to_have_count(0)

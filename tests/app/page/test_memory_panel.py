@@ -99,9 +99,9 @@ def test_what_can_be_done(changes: dict[str, Any], offered: list[str]) -> None:
 
 
 def test_a_check_is_shown_until_the_next_turn() -> None:
-    check = CheckView(False, True, "its memory is true (1,858 tokens read again)", NOW - 500)
+    check = CheckView(False, True, "its memory is correct (1,858 tokens read again)", NOW - 500)
     shown = row_of(check=check)["check"]
-    assert (shown["state"], shown["text"]) == ("true", "Its memory is true (1,858 tokens read again)")
+    assert (shown["state"], shown["text"]) == ("true", "Its memory is correct (1,858 tokens read again)")
     assert row_of(check=check, last_used_at=NOW - 400)["check"] is None
     assert row_of(check=replace(check, agrees=False))["check"]["state"] == "bad"
     assert row_of(check=replace(check, agrees=None))["check"]["state"] == "unknown"

@@ -113,7 +113,7 @@ def check_kept_answers(server: Server, take_away: Callable[[], Callable[[], None
     assert "".join(e["choices"][0]["delta"].get("content", "") for e in events[:-1]) == ANSWER
     assert (events[-1], events[-2]["keepwarm"]["stored"]) == ("[DONE]", False)
 
-    kept = "2 answers are kept in memory and stored as soon as that is possible."
+    kept = "2 answers are kept in memory and will be stored as soon as possible."
     until(lambda: server.health()["degraded"][1:] == [kept])  # looked at again since the second one ended
     assert said in server.health()["degraded"][0]
     refused = server.ask("Refused", "d")
@@ -150,7 +150,7 @@ def test_a_disk_that_fills_up(start: Callable[..., Server], tmp_path: Path) -> N
     def full() -> Callable[[], None]:
         return fill(server.data).unlink
 
-    check_kept_answers(server, full, "is full. Free some room")
+    check_kept_answers(server, full, "is full. Free some space")
     copy = tmp_path / "copy"
     copy.mkdir()
     for name in ("keepwarm.db", "keepwarm.db-wal"):

@@ -1,5 +1,5 @@
-"""What only programs knew goes to the bin when it was left long ago, and nothing that a person or a name keeps; nothing
-of it because a clock is wrong."""
+"""Old conversations that only a program knew go to the bin. Those that a person or a key keeps stay, and a wrong clock
+moves nothing there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 
 
 def ask(house: House, *texts: str, key: str | None = None) -> str:
-    """A program's request; the texts are its user's and the model's in turns."""
+    """A request of a program; the texts are alternately the user's and the model's."""
     roles = ("user", "assistant")
     messages = tuple(ChatMessage(roles[n % 2], text) for n, text in enumerate(texts))
     run = house.manager.completions.begin(ADA, ChatRequest(messages, GREEDY, (), key))
@@ -36,8 +36,8 @@ def listed(house: House) -> dict[str, Origin]:
 
 
 @dataclass
-class Hands:
-    """A wall clock and a steady one that show what they are told."""
+class FakeClock:
+    """A wall clock and a steady clock that tests set."""
 
     wall: float = field(default_factory=time.time)
     steady: float = 500.0
@@ -47,28 +47,28 @@ class Hands:
         return Clock(lambda: self.wall, lambda: self.steady)
 
     def pass_days(self, house: House, days: int) -> None:
-        """As a server sees them pass that runs all the while."""
+        """Lets days pass while the server runs."""
         for _ in range(days):
             self.wall += DAY_S
             self.steady += DAY_S
-            house.manager.pruner._uptime.look()
+            house.manager.pruner._served_time.look()
 
 
 @pytest.fixture
-def hands() -> Hands:
-    return Hands()
+def fake_clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def timed_house(make_house: MakeHouse, hands: Hands) -> House:
-    return make_house(clock=hands.clock)
+def timed_house(make_house: MakeHouse, fake_clock: FakeClock) -> House:
+    return make_house(clock=fake_clock.clock)
 
 
 def prune(house: House) -> tuple[int, int]:
     return house.manager.pruner.prune()
 
 
-def test_a_single_request_is_a_one_off_until_it_is_gone_on_with(house: House) -> None:
+def test_a_single_request_is_a_one_off_until_it_is_continued(house: House) -> None:
     c = ask(house, "Hello")
     assert listed(house) == {c: Origin.ONE_OFF}
     answer = house.texts(c)[-1]
@@ -80,29 +80,31 @@ def test_a_single_request_is_a_one_off_until_it_is_gone_on_with(house: House) ->
     assert listed(house) == {c: Origin.PAGE}
 
 
-def test_what_a_program_left_goes_to_the_bin_and_its_memory_is_freed(make_house: MakeHouse, hands: Hands) -> None:
-    house = make_house(disk_kv_budget_bytes=64 * MIB, clock=hands.clock)
+def test_old_conversations_of_programs_go_to_the_bin_and_their_memory_is_freed(
+    make_house: MakeHouse, fake_clock: FakeClock
+) -> None:
+    house = make_house(disk_kv_budget_bytes=64 * MIB, clock=fake_clock.clock)
     one_off = ask(house, "A title, please")
     chat = ask(house, "Hello")
     assert ask(house, *house.texts(chat), "Go on") == chat
     for c in (one_off, chat):
         house.saved(c)
     assert prune(house) == (0, 0)
-    hands.pass_days(house, 29)
+    fake_clock.pass_days(house, 29)
     assert prune(house) == (0, 0)
-    hands.pass_days(house, 2)
+    fake_clock.pass_days(house, 2)
     assert prune(house) == (2, 0)
     assert listed(house) == {}
     assert house.files() == []
     assert house.manager.memory_view(ADA).device_used_bytes == 0
-    hands.pass_days(house, 29)
+    fake_clock.pass_days(house, 29)
     assert prune(house) == (0, 0)
-    hands.pass_days(house, 2)
+    fake_clock.pass_days(house, 2)
     assert prune(house) == (0, 2)
     assert house.store.bin.every() == []
 
 
-def test_what_a_person_or_a_name_keeps_stays(timed_house: House, hands: Hands) -> None:
+def test_conversations_that_a_person_or_a_key_keeps_stay(timed_house: House, fake_clock: FakeClock) -> None:
     house = timed_house
     by_hand = house.conversation()
     house.say(by_hand, "Mine")
@@ -113,56 +115,56 @@ def test_what_a_person_or_a_name_keeps_stays(timed_house: House, hands: Hands) -
     house.manager.pin(ADA, c)
     kept += [c := ask(house, "Written in by hand")]
     house.say(c, "Indeed")
-    gone = ask(house, "Nobody's")
+    gone = ask(house, "Unused")
     prune(house)
-    hands.pass_days(house, 200)
+    fake_clock.pass_days(house, 200)
     assert prune(house) == (1, 0)
     assert set(listed(house)) == {*kept}
     assert gone not in kept
 
 
-def test_what_is_answering_is_left_for_the_next_time(timed_house: House, hands: Hands) -> None:
+def test_a_conversation_with_an_active_run_is_left_for_the_next_time(timed_house: House, fake_clock: FakeClock) -> None:
     house = timed_house
     c = ask(house, "Hello")
     prune(house)
-    hands.pass_days(house, 31)
+    fake_clock.pass_days(house, 31)
     with house.manager.runs.claim(c):
         assert prune(house) == (0, 0)
     assert set(listed(house)) == {c}
     assert prune(house) == (1, 0)
 
 
-def test_what_was_gone_on_with_since_it_was_found_stays(timed_house: House, hands: Hands) -> None:
+def test_a_conversation_that_was_continued_since_it_was_found_stays(timed_house: House, fake_clock: FakeClock) -> None:
     house = timed_house
     c = ask(house, "Hello")
     prune(house)
-    hands.pass_days(house, 31)
-    seen = house.manager.pruner._uptime.look()
+    fake_clock.pass_days(house, 31)
+    seen = house.manager.pruner._served_time.look()
     (found,) = house.store.bin.unused(seen.observed_s, 30 * DAY_S)
     house.say(c, "Wait")
-    assert not house.manager.pruner._put_aside(found, seen.observed_s)
+    assert not house.manager.pruner._move_to_bin(found, seen.observed_s)
     assert set(listed(house)) == {c}
 
 
-def test_one_more_turn_and_the_days_count_anew(timed_house: House, hands: Hands) -> None:
+def test_another_turn_restarts_the_days(timed_house: House, fake_clock: FakeClock) -> None:
     house = timed_house
     c = ask(house, "Hello")
     prune(house)
-    hands.pass_days(house, 29)
+    fake_clock.pass_days(house, 29)
     assert ask(house, *house.texts(c), "Go on") == c
     prune(house)
-    hands.pass_days(house, 29)
+    fake_clock.pass_days(house, 29)
     assert prune(house) == (0, 0)
-    hands.pass_days(house, 2)
+    fake_clock.pass_days(house, 2)
     assert prune(house) == (1, 0)
 
 
-def test_the_bin_is_out_of_reach_until_it_gives_back(timed_house: House, hands: Hands) -> None:
+def test_a_binned_conversation_is_not_found_until_it_is_restored(timed_house: House, fake_clock: FakeClock) -> None:
     house = timed_house
     c = ask(house, "Hello there")
     answer = house.texts(c)[-1]
     prune(house)
-    hands.pass_days(house, 31)
+    fake_clock.pass_days(house, 31)
     prune(house)
     reaches = (
         lambda: house.manager.view(ADA, c),
@@ -190,37 +192,39 @@ def test_the_bin_is_out_of_reach_until_it_gives_back(timed_house: House, hands: 
     assert listed(house).keys() == {c, resent}
     assert [s.conversation_id for s in house.manager.list_conversations("eve")] == []
     prune(house)
-    hands.pass_days(house, 29)
+    fake_clock.pass_days(house, 29)
     assert prune(house) == (0, 0)  # as if it had just been used
-    hands.pass_days(house, 2)
+    fake_clock.pass_days(house, 2)
     assert prune(house) == (2, 0)
     assert house.store.bin.empty() == 2
     assert house.store.bin.every() == []
 
 
-def test_a_deletion_by_hand_is_a_deletion(house: House) -> None:
+def test_a_conversation_that_a_person_deletes_does_not_go_to_the_bin(house: House) -> None:
     c = ask(house, "Hello")
     house.manager.delete(ADA, c)
     assert house.store.bin.every() == []
 
 
-def test_with_0_nothing_is_pruned_and_what_is_in_the_bin_still_goes(make_house: MakeHouse, hands: Hands) -> None:
-    house = make_house(clock=hands.clock)
+def test_with_0_days_nothing_is_pruned_and_the_bin_is_still_emptied(
+    make_house: MakeHouse, fake_clock: FakeClock
+) -> None:
+    house = make_house(clock=fake_clock.clock)
     ask(house, "Hello")
     prune(house)
-    hands.pass_days(house, 31)
+    fake_clock.pass_days(house, 31)
     prune(house)
     house.close()
-    house = make_house(clock=hands.clock, keep_unnamed_s=0)
+    house = make_house(clock=fake_clock.clock, keep_unnamed_s=0)
     ask(house, "Hello again")
-    hands.pass_days(house, 31)
+    fake_clock.pass_days(house, 31)
     assert prune(house) == (0, 1)
     assert len(listed(house)) == 1
     with pytest.raises(ValueError, match="less than 0 days"):
         SessionConfig(device_kv_budget_bytes=1, keep_unnamed_s=-1)
 
 
-def test_the_thread_looks_by_itself(make_house: MakeHouse) -> None:
+def test_the_thread_prunes_by_itself(make_house: MakeHouse) -> None:
     house = make_house(keep_unnamed_s=0.001)
     ask(house, "Hello")
     until(lambda: listed(house) == {})
@@ -238,76 +242,80 @@ JUMPS = {
 
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
-def test_a_start_under_another_clock_prunes_nothing_for_a_day(make_house: MakeHouse, hands: Hands, jump: float) -> None:
-    """Nor does it make anything older than it was seen to be, and back under the right clock all goes on."""
-    house = make_house(clock=hands.clock)
+def test_after_a_start_with_another_clock_nothing_is_pruned_for_a_day(
+    make_house: MakeHouse, fake_clock: FakeClock, jump: float
+) -> None:
+    """It makes nothing older either, and with the right clock everything continues."""
+    house = make_house(clock=fake_clock.clock)
     c = ask(house, "Hello")
     prune(house)
-    hands.pass_days(house, 29)
+    fake_clock.pass_days(house, 29)
     house.close()
-    hands.wall += jump
-    house = make_house(clock=hands.clock)
+    fake_clock.wall += jump
+    house = make_house(clock=fake_clock.clock)
     assert prune(house) == (0, 0)
-    hands.wall += DAY_S / 2
-    hands.steady += DAY_S / 2
+    fake_clock.wall += DAY_S / 2
+    fake_clock.steady += DAY_S / 2
     assert prune(house) == (0, 0)
     house.close()
-    hands.wall -= jump
-    house = make_house(clock=hands.clock)
+    fake_clock.wall -= jump
+    house = make_house(clock=fake_clock.clock)
     assert prune(house) == (0, 0)
     assert set(listed(house)) == {c}
     assert house.store.bin.every() == []
-    hands.pass_days(house, 2)
+    fake_clock.pass_days(house, 2)
     assert prune(house) == (1, 0)
 
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS)
-def test_a_clock_that_moves_under_a_running_server_prunes_nothing_for_a_day(
-    timed_house: House, hands: Hands, jump: float
+def test_after_a_clock_change_while_the_server_runs_nothing_is_pruned_for_a_day(
+    timed_house: House, fake_clock: FakeClock, jump: float
 ) -> None:
     house = timed_house
     ask(house, "Hello")
     prune(house)
-    hands.pass_days(house, 31)
-    hands.wall += jump
+    fake_clock.pass_days(house, 31)
+    fake_clock.wall += jump
     assert prune(house) == (0, 0)
-    hands.wall += 0.9 * DAY_S
-    hands.steady += 0.9 * DAY_S
+    fake_clock.wall += 0.9 * DAY_S
+    fake_clock.steady += 0.9 * DAY_S
     assert prune(house) == (0, 0)
-    hands.pass_days(house, 1)
+    fake_clock.pass_days(house, 1)
     assert prune(house) == (1, 0)
 
 
-def test_jumping_about_never_makes_time_pass(make_house: MakeHouse, hands: Hands) -> None:
-    house = make_house(clock=hands.clock)
+def test_jumps_of_the_clock_never_count_as_time(make_house: MakeHouse, fake_clock: FakeClock) -> None:
+    house = make_house(clock=fake_clock.clock)
     c = ask(house, "Hello")
     prune(house)
     for number in range(20):
-        hands.wall += 40 * DAY_S if number % 2 else -40 * DAY_S
+        fake_clock.wall += 40 * DAY_S if number % 2 else -40 * DAY_S
         assert prune(house) == (0, 0)
         if number % 5 == 0:
             house.close()
-            house = make_house(clock=hands.clock)
-            hands.wall += 30 * DAY_S
-    assert house.manager.pruner._uptime.look().observed_s < DAY_S
+            house = make_house(clock=fake_clock.clock)
+            fake_clock.wall += 30 * DAY_S
+    assert house.manager.pruner._served_time.look().observed_s < DAY_S
     assert set(listed(house)) == {c}
 
 
-def test_a_first_start_after_an_update_believes_no_clock_either(make_house: MakeHouse, hands: Hands) -> None:
-    """No time was ever noted: the conversations' own times are all there is to go by."""
-    house = make_house(clock=hands.clock)
+def test_the_first_start_after_an_update_does_not_trust_the_clock_either(
+    make_house: MakeHouse, fake_clock: FakeClock
+) -> None:
+    """No served time was ever stored: only the times of the conversations are known."""
+    house = make_house(clock=fake_clock.clock)
     c = ask(house, "Hello")
     with house.store._database.write() as db:
         db.execute("DELETE FROM observed_time")
         db.execute("DELETE FROM left_alone")
     house.close()
-    hands.wall += 40 * DAY_S
-    house = make_house(clock=hands.clock, keep_unnamed_s=0.001)
+    fake_clock.wall += 40 * DAY_S
+    house = make_house(clock=fake_clock.clock, keep_unnamed_s=0.001)
     assert prune(house) == (0, 0)
     assert set(listed(house)) == {c}
 
 
-def test_what_was_used_last_comes_first_whatever_the_clock_says(
+def test_the_most_recently_used_comes_first_whatever_the_clock_says(
     make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = make_house()
@@ -329,13 +337,13 @@ def test_what_was_used_last_comes_first_whatever_the_clock_says(
     house.manager.switch_sibling(ADA, first, house.manager.view(ADA, first).messages[-2].message_id, 1)
     root = house.manager.view(ADA, first).messages[0].message_id
     house.manager.switch_sibling(ADA, first, root, 0)
-    assert house.texts(first)[-2] == "First, otherwise"  # what was looked at last
+    assert house.texts(first)[-2] == "First, otherwise"  # the version that was shown last
 
 
-def test_no_title_is_looked_for_until_it_is_gone_on_with(make_house: MakeHouse) -> None:
+def test_the_model_is_not_asked_for_a_title_until_it_is_continued(make_house: MakeHouse) -> None:
     house = make_house(model_titles=True)
     c = ask(house, "Hello")
-    until(house.manager.background.idle_worker.is_at_rest)
+    until(lambda: house.manager.is_idle)
     assert house.store.conversation(ADA, c).has_first_title
     ask(house, *house.texts(c), "Tell me about rivers")
     until(lambda: not house.store.conversation(ADA, c).has_first_title)

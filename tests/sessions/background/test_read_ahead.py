@@ -1,5 +1,5 @@
-"""Drafts are read while nobody waits: sending costs the last words, or one token where the draft had been quiet; nobody
-is held up, and nothing of it is kept."""
+"""Drafts are read while no run waits. Sending a message then costs its last words, or one token if the draft had been
+quiet. No run is delayed, and nothing of a draft is stored."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from model_runtime.interface.events import FinishReason
-from sessions.background.idle_worker import Kind
+from sessions.background.idle_worker import JobKind
 from sessions.errors import MessageRefused
 from sessions.types import MissReason, Tier
+from tests.polling import pause
 from tests.sessions.byte_template import ForgetfulTemplate
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
@@ -26,8 +27,8 @@ def ahead_house(make_house: MakeHouse) -> House:
     return make_house(read_ahead=True)
 
 
-def at_rest(house: House) -> None:
-    until(house.manager.background.idle_worker.is_at_rest)
+def wait_until_idle(house: House) -> None:
+    until(lambda: house.manager.is_idle)
 
 
 def kv_of(house: House, conversation_id: str) -> ScriptedKV:
@@ -38,7 +39,7 @@ def kv_of(house: House, conversation_id: str) -> ScriptedKV:
 
 def read(house: House, conversation_id: str, draft: str) -> None:
     house.manager.read_ahead(ADA, conversation_id, draft)
-    at_rest(house)
+    wait_until_idle(house)
 
 
 def test_typing_leaves_the_last_word_to_be_read(ahead_house: House) -> None:
@@ -58,7 +59,7 @@ def test_typing_leaves_the_last_word_to_be_read(ahead_house: House) -> None:
 def test_a_second_message_is_read_behind_the_first_answer(ahead_house: House) -> None:
     house, c = ahead_house, ahead_house.conversation()
     house.say(c, "Hello there")
-    at_rest(house)
+    wait_until_idle(house)
     held = len(house.ledger(c)) + 1  # with the pending id and the mark of the next message
     assert kv_of(house, c).length_tokens == held
     read(house, c, TEXT)
@@ -100,8 +101,8 @@ def test_a_send_in_the_same_conversation_ends_the_reading_and_keeps_what_was_rea
     assert house.engine.idle_counts[0][0] in (FinishReason.ABORTED, FinishReason.PREEMPTED)
 
 
-def test_a_draft_that_was_sent_is_not_read_once_more(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the engine ends the reading only after the message was stored: it would go behind its own answer."""
+def test_a_draft_that_was_sent_is_not_read_again(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the engine ends the reading only after the message was stored: it would be read behind its own answer."""
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     c, long, is_sent = house.conversation(), "word " * 400, threading.Event()
     perform = house.manager.background.idle_worker._perform
@@ -117,12 +118,12 @@ def test_a_draft_that_was_sent_is_not_read_once_more(make_house: MakeHouse, monk
     run = house.manager.send(ADA, c, long)
     is_sent.set()
     finish(run)
-    at_rest(house)
+    wait_until_idle(house)
     longest = max(len(ledger) for _, ledger, _, _ in house.engine.idle_counts)
     assert longest == len(house.ledger(c)) + 1  # with the mark of the next message
 
 
-def test_another_conversations_answer_is_not_held_up(make_house: MakeHouse) -> None:
+def test_an_answer_in_another_conversation_is_not_delayed(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     reader, other = house.conversation(), house.conversation("eve")
     house.manager.read_ahead(ADA, reader, "word " * 400)
@@ -130,7 +131,7 @@ def test_another_conversations_answer_is_not_held_up(make_house: MakeHouse) -> N
     receipt = house.receipt(house.say(other, "Hi", owner="eve"))
     assert receipt.ttft_s is not None
     assert receipt.ttft_s < 0.2
-    at_rest(house)  # afterwards the reading went on where it was
+    wait_until_idle(house)  # afterwards the reading resumed where it was
     assert house.engine.idle_counts[-1][0] is FinishReason.READ
     assert (
         sum(fed for _, ledger, fed, _ in house.engine.idle_counts if len(ledger) > 100)
@@ -138,18 +139,18 @@ def test_another_conversations_answer_is_not_held_up(make_house: MakeHouse) -> N
     )
 
 
-def test_nothing_is_read_beside_an_answer(make_house: MakeHouse) -> None:
+def test_no_draft_is_read_during_an_answer(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True)
     gate = threading.Event()
     house.engine.on_step = lambda: gate.wait(10) and None
     c, other = house.conversation(), house.conversation("eve")
     run = house.manager.send("eve", other, "Hi")
     house.manager.read_ahead(ADA, c, TEXT)
-    time.sleep(0.1)
+    pause(0.1)
     assert c not in house.manager.memory.leases.holdings()
     gate.set()
     finish(run)
-    at_rest(house)
+    wait_until_idle(house)
     assert kv_of(house, c).length_tokens > 60
 
 
@@ -159,7 +160,7 @@ def test_a_draft_typed_during_the_answer_is_read_after_it(make_house: MakeHouse)
     run = house.manager.send(ADA, c, "Hello")
     house.manager.read_ahead(ADA, c, TEXT)
     finish(run)
-    at_rest(house)
+    wait_until_idle(house)
     assert house.receipt(house.say(c, TEXT)).fed_tokens == 9
 
 
@@ -176,7 +177,7 @@ def test_a_draft_never_reaches_the_disk_or_the_messages(make_house: MakeHouse) -
     assert house.receipt(house.say(c, "And now?")).tier_before is Tier.DISK
 
 
-def test_what_is_on_disk_comes_back_before_a_draft_is_read(make_house: MakeHouse) -> None:
+def test_a_saved_kv_is_restored_before_a_draft_is_read(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, disk_kv_budget_bytes=2**26)
     c = house.conversation()
     house.say(c, TEXT * 5)
@@ -192,14 +193,14 @@ def test_what_is_on_disk_comes_back_before_a_draft_is_read(make_house: MakeHouse
 def test_an_evicted_conversation_is_read_again_while_its_owner_types(ahead_house: House) -> None:
     house, c = ahead_house, ahead_house.conversation()
     house.say(c, TEXT * 5)
-    at_rest(house)
+    wait_until_idle(house)
     house.manager.drop_kv(ADA, c)
     read(house, c, "And then the sun came up")
     receipt = house.receipt(house.say(c, "And then the sun came up"))
     assert receipt.fed_tokens == len(" up") + 2
-    assert receipt.ahead_tokens == receipt.reused_tokens  # honest: all of it was read once more
+    assert receipt.ahead_tokens == receipt.reused_tokens  # the receipt says that all of it was read again
     house.manager.drop_kv(ADA, c)
-    at_rest(house)  # what the next turn begins with is not worth reading the chat again
+    wait_until_idle(house)  # for the start of the next turn alone the chat is not read again
     assert house.receipt(house.say(c, "Now")).miss_reason is MissReason.EVICTED
 
 
@@ -210,7 +211,7 @@ def test_a_template_that_strips_reasoning_is_read_canonically_while_idle(make_ho
     house = make_house(read_ahead=True, template=ForgetfulTemplate(), engine=ScriptedEngine(answer=thinking))
     c = house.conversation()
     house.say(c, "Question")
-    at_rest(house)
+    wait_until_idle(house)
     assert "thought" not in text_of(kv_of(house, c).tokens)
     receipt = house.receipt(house.say(c, "Next question"))
     assert receipt.fed_tokens <= len("Next question") + 2
@@ -218,14 +219,14 @@ def test_a_template_that_strips_reasoning_is_read_canonically_while_idle(make_ho
     assert receipt.ahead_tokens >= len("The answer")
 
 
-def test_the_budget_holds_and_nobody_is_evicted_for_a_draft(make_house: MakeHouse) -> None:
+def test_the_budget_holds_and_no_kv_is_evicted_for_a_draft(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, budget_bytes=300 * 1024)
     first, second = house.conversation(max_new_tokens=32), house.conversation(max_new_tokens=32)
     house.say(first, "x" * 150)
-    at_rest(house)
+    wait_until_idle(house)
     second = house.conversation(max_new_tokens=32)
     house.manager.read_ahead(ADA, second, "word " * 50)
-    time.sleep(0.2)
+    pause(0.2)
     assert first in house.manager.memory.leases.holdings()
     assert second not in house.manager.memory.leases.holdings()
     house.manager.read_ahead(ADA, second, "a few words")
@@ -241,7 +242,7 @@ def test_deleting_while_a_draft_is_read_leaves_nothing_behind(make_house: MakeHo
     house.manager.delete(ADA, c)
     assert time.monotonic() - began < 1.0
     house.manager.read_ahead(ADA, house.conversation(), "")
-    at_rest(house)
+    wait_until_idle(house)
     assert c not in house.manager.memory.leases.holdings()
 
 
@@ -254,7 +255,7 @@ def test_a_huge_draft_is_refused_and_one_that_does_not_fit_is_left_alone(make_ho
     assert house.manager.memory.leases.holdings() == {}
 
 
-def test_switched_off_nothing_is_read(make_house: MakeHouse) -> None:
+def test_nothing_is_read_when_it_is_switched_off(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=False)
     c = house.conversation()
     house.say(c, "Hello")
@@ -272,7 +273,7 @@ def test_closing_does_not_wait_for_a_reading(make_house: MakeHouse) -> None:
     assert time.monotonic() - began < 2
 
 
-# A draft that has been quiet is read to its end. `WHOLE` is a house where every draft counts as quiet at once.
+# A draft that has been quiet is read to its end. With the settings `WHOLE` every draft counts as quiet at once.
 
 WHOLE = {"read_ahead": True, "draft_quiet_s": 0.0}
 
@@ -280,14 +281,14 @@ WHOLE = {"read_ahead": True, "draft_quiet_s": 0.0}
 def test_a_quiet_draft_is_read_whole_and_sending_it_feeds_one_token(make_house: MakeHouse) -> None:
     house = make_house(**WHOLE)
     c = house.conversation()
-    for number in (1, 2):  # the first turn, and one behind an answer
+    for number in (1, 2):  # the first turn, and one after an answer
         read(house, c, TEXT)
-        assert len(house.texts(c)) == 2 * number - 2  # it is no message
+        assert len(house.texts(c)) == 2 * number - 2  # it is not a message
         receipt = house.receipt(house.say(c, TEXT))
         assert (receipt.fed_tokens, receipt.miss_reason) == (1, None)
         assert receipt.ahead_tokens == receipt.delta_tokens - 1
         assert house.texts(c)[-1] == house.expected_text(c)
-        at_rest(house)
+        wait_until_idle(house)
     assert house.manager.memory_view(ADA).reused_tokens_total == receipt.reused_tokens - receipt.ahead_tokens
 
 
@@ -297,7 +298,7 @@ def test_typing_on_after_a_whole_reading_crops_it_to_what_is_stable(make_house: 
     house.say(c, "Hello there")
     for draft in (TEXT, f"{TEXT[:-1]}, as", TEXT[:30]):
         read(house, c, draft)
-        assert text_of(kv_of(house, c).tokens).endswith(draft)  # and the end of the message behind it
+        assert text_of(kv_of(house, c).tokens).endswith(draft)  # and then the end of the message
     stable = [ledger for _, ledger, _, _ in house.engine.idle_counts if text_of(ledger).endswith("before the")]
     assert stable  # between the two readings to the end
     answer = house.say(c, "The harbour wakes at noon")
@@ -318,7 +319,7 @@ def test_a_draft_is_read_whole_only_once_it_is_quiet(make_house: MakeHouse) -> N
     assert house.receipt(house.say(c, TEXT)).fed_tokens == 1
 
 
-def test_what_takes_long_to_read_waits_until_the_draft_was_quiet_for_as_long(make_house: MakeHouse) -> None:
+def test_a_long_read_waits_until_the_draft_was_quiet_for_as_long(make_house: MakeHouse) -> None:
     house = make_house(**WHOLE, engine=ScriptedEngine(fed_token_delay_s=0.03))
     c = house.conversation()
     began = time.monotonic()
@@ -334,13 +335,13 @@ def test_a_message_ends_a_whole_reading_at_once(make_house: MakeHouse) -> None:
     c, other = house.conversation(), house.conversation("eve")
     house.say(other, "Hello there", owner="eve")
     house.manager.read_ahead(ADA, c, "a " + "w" * 80)  # 82 tokens at its end: more than a second and a half
-    until(lambda: _at_hand(house) is Kind.WHOLE, timeout_s=20)
+    until(lambda: _current_kind(house) is JobKind.WHOLE, timeout_s=20)
     until(lambda: len(house.engine._running) == 1)
     receipt = house.receipt(house.say(other, "Hi", owner="eve"))
     assert receipt.ttft_s is not None
     assert receipt.ttft_s < 0.4  # five tokens of its own
     until(lambda: FinishReason.PREEMPTED in _reasons(house) or FinishReason.ABORTED in _reasons(house))
-    at_rest(house)  # it was taken up again
+    wait_until_idle(house)  # the reading resumed
     assert kv_of(house, c).length_tokens == 84
     assert _reasons(house)[-1] is FinishReason.READ
 
@@ -349,7 +350,7 @@ def test_the_next_key_ends_a_whole_reading_at_once(make_house: MakeHouse) -> Non
     house = make_house(**WHOLE, engine=ScriptedEngine(fed_token_delay_s=0.02))
     c = house.conversation()
     house.manager.read_ahead(ADA, c, "a " + "w" * 80)
-    until(lambda: _at_hand(house) is Kind.WHOLE and house.engine._running, timeout_s=20)
+    until(lambda: _current_kind(house) is JobKind.WHOLE and house.engine._running, timeout_s=20)
     began = time.monotonic()
     house.manager.read_ahead(ADA, c, "a " + "w" * 80 + " x")
     until(lambda: text_of(kv_of(house, c).tokens).endswith("ww"))
@@ -357,7 +358,7 @@ def test_the_next_key_ends_a_whole_reading_at_once(make_house: MakeHouse) -> Non
     assert time.monotonic() - began < 81 * 0.02 + 0.4
 
 
-def test_a_whole_reading_is_cropped_by_whatever_is_done_instead(make_house: MakeHouse) -> None:
+def test_a_whole_reading_is_cropped_when_something_else_is_done(make_house: MakeHouse) -> None:
     house = make_house(**WHOLE, disk_kv_budget_bytes=2**26)
     c = house.conversation()
     house.say(c, "Hello there")
@@ -375,9 +376,9 @@ def test_a_whole_reading_is_cropped_by_whatever_is_done_instead(make_house: Make
     assert message.text == house.expected_text(c)
 
 
-def _at_hand(house: House) -> Kind | None:
-    at_hand = house.manager.background.idle_worker._at_hand
-    return at_hand[0].kind if at_hand is not None else None
+def _current_kind(house: House) -> JobKind | None:
+    current = house.manager.background.idle_worker._current
+    return current[0].kind if current is not None else None
 
 
 def _reasons(house: House) -> list[FinishReason]:

@@ -1,5 +1,5 @@
-"""Files that go, or are taken, under a running server: it is noticed, said, and nothing is written where nobody finds
-it. When they are back, all goes on, and what was kept in memory is stored."""
+"""Files that are deleted or moved while the server runs: it notices, says so, and writes nothing where it would be
+lost. When they are back, everything continues, and what was kept in memory is stored."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sessions.errors import StoreError
 from sessions.store import writable_folder
 from sessions.store.writable_folder import folder_trouble
 from sessions.types import MessageStatus, MissReason, Tier
+from tests.polling import pause
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
 from tests.sessions.memory.test_memory import LONG
@@ -52,7 +53,9 @@ def replace_database(data: Path) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("damage", [move_directory, move_database, move_wal, replace_database])
-def test_files_that_go_are_noticed_and_come_back(make_house: MakeHouse, tmp_path: Path, damage: Damage) -> None:
+def test_missing_files_are_noticed_and_so_is_their_return(
+    make_house: MakeHouse, tmp_path: Path, damage: Damage
+) -> None:
     house = make_house(engine=ScriptedEngine(token_delay_s=0.01))
     c, other = house.conversation(), None
     house.say(c, "Hello")
@@ -69,7 +72,7 @@ def test_files_that_go_are_noticed_and_come_back(make_house: MakeHouse, tmp_path
     if damage is move_directory:
         assert not (tmp_path / "data").exists()
     seen: list[list[str]] = []
-    reader = threading.Thread(target=lambda: seen.append(house.texts(c)))  # one that has no connection yet
+    reader = threading.Thread(target=lambda: seen.append(house.texts(c)))  # a thread that has no connection yet
     reader.start()
     reader.join(10)
     assert seen[0][:2] == ["Hello", house.texts(c)[1]]
@@ -94,7 +97,7 @@ def test_a_deleted_directory_is_never_written_to(house: House, tmp_path: Path) -
     assert not (tmp_path / "data").exists()
 
 
-def test_a_deleted_folder_of_saved_memory_costs_a_reading(make_house: MakeHouse, tmp_path: Path) -> None:
+def test_deleting_the_folder_of_saved_memory_costs_one_read(make_house: MakeHouse, tmp_path: Path) -> None:
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     c = house.conversation()
     house.say(c, LONG)
@@ -113,7 +116,7 @@ def test_a_deleted_folder_of_saved_memory_costs_a_reading(make_house: MakeHouse,
     house.saved(c)
 
 
-def test_another_program_that_locks_the_database_holds_no_stream_up(make_house: MakeHouse, tmp_path: Path) -> None:
+def test_a_program_that_locks_the_database_delays_no_stream(make_house: MakeHouse, tmp_path: Path) -> None:
     house = make_house(engine=ScriptedEngine(token_delay_s=0.01))
     c = house.conversation()
     house.say(c, "Hello")
@@ -133,15 +136,15 @@ def test_another_program_that_locks_the_database_holds_no_stream_up(make_house: 
     assert house.say(c, "More").is_stored
 
 
-def test_an_answer_that_was_stored_late_is_warm_all_the_same(make_house: MakeHouse, tmp_path: Path) -> None:
-    """Nothing is read ahead meanwhile: what it would build on is in memory alone."""
+def test_an_answer_that_was_stored_late_is_still_warm(make_house: MakeHouse, tmp_path: Path) -> None:
+    """Nothing is read ahead meanwhile, because the answer to continue from is only in memory."""
     house = make_house(engine=ScriptedEngine(token_delay_s=0.01), read_ahead=True, model_titles=True)
     c = house.conversation()
     run = house.manager.send(ADA, c, LONG)
     with sqlite3.connect(tmp_path / "data" / "keepwarm.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert not finish(run).is_stored
-        time.sleep(0.5)  # in which the house would do its idle work
+        pause(0.5)  # during which idle jobs would run
         other.execute("ROLLBACK")
     other.close()
     until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)
@@ -150,7 +153,7 @@ def test_an_answer_that_was_stored_late_is_warm_all_the_same(make_house: MakeHou
     assert receipt.fed_tokens <= receipt.delta_tokens
 
 
-def test_what_is_stored_is_soon_in_the_database_file_itself(
+def test_what_is_stored_is_soon_moved_into_the_database_file(
     make_house: MakeHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sessions.background.storage_check.QUIET_S", 0.1)
@@ -176,14 +179,14 @@ def test_what_is_stored_is_soon_in_the_database_file_itself(
     [
         (errno.ENOSPC, "is full"),
         (errno.EDQUOT, "quota"),
-        (errno.EROFS, "is read-only now"),
-        (errno.EACCES, "Give this user the right"),
-        (errno.EIO, "has errors"),
+        (errno.EROFS, "is read-only"),
+        (errno.EACCES, "Give this user write permission"),
+        (errno.EIO, "reports errors"),
         (errno.ENOENT, "was deleted or moved"),
         (errno.ESTALE, "cannot be used (Stale file handle)"),
     ],
 )
-def test_each_way_in_which_a_folder_fails_is_named(
+def test_each_problem_of_a_folder_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
 ) -> None:
     def fails(folder: Path) -> None:
@@ -195,7 +198,7 @@ def test_each_way_in_which_a_folder_fails_is_named(
     assert said in folder_trouble(tmp_path)
 
 
-def test_a_file_system_without_nameless_files_is_probed_by_name(
+def test_a_file_system_without_unnamed_files_is_probed_with_a_named_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, real = [], os.open

@@ -1,4 +1,5 @@
-"""Titles from the model: found on a throw-away fork while nobody waits, for its suffix alone, never over a person's."""
+"""Titles from the model: found on a throw-away fork while no run waits, at the cost of the question alone, and never
+replacing a person's title."""
 
 from __future__ import annotations
 
@@ -28,15 +29,15 @@ def title(house: House, conversation_id: str) -> str:
     return house.manager.view(ADA, conversation_id).summary.title
 
 
-def at_rest(house: House) -> None:
-    until(house.manager.background.idle_worker.is_at_rest)
+def wait_until_idle(house: House) -> None:
+    until(lambda: house.manager.is_idle)
 
 
 def test_the_model_names_the_conversation_after_its_first_answer(make_house: MakeHouse) -> None:
     house = make_house(engine=titled("Boats at Dawn"), model_titles=True)
     c = house.conversation()
     house.say(c, "Tell me of boats")
-    at_rest(house)
+    wait_until_idle(house)
     assert title(house, c) == "Boats at Dawn"
     [(reason, ledger, fed, reused)] = house.engine.idle_counts
     assert reason is FinishReason.STOP
@@ -44,8 +45,8 @@ def test_the_model_names_the_conversation_after_its_first_answer(make_house: Mak
     assert reused == len(ledger) - fed
     second = house.say(c, "And of the sea?")
     assert house.receipt(second).miss_reason is None
-    assert second.text == house.expected_text(c)  # nothing of the fork is left
-    at_rest(house)
+    assert second.text == house.expected_text(c)  # the fork left nothing behind
+    wait_until_idle(house)
     assert len(house.engine.idle_counts) == 1  # asked once
 
 
@@ -53,14 +54,14 @@ def test_an_unusable_title_leaves_the_first_words(make_house: MakeHouse) -> None
     house = make_house(engine=titled("Sure! Here is a title for you."), model_titles=True)
     c = house.conversation()
     house.say(c, "Tell me of boats")
-    at_rest(house)
+    wait_until_idle(house)
     assert title(house, c) == "Tell me of boats"
     house.say(c, "And of the sea?")
-    at_rest(house)
+    wait_until_idle(house)
     assert len(house.engine.idle_counts) == 1
 
 
-def test_a_persons_title_stays(make_house: MakeHouse) -> None:
+def test_a_title_from_a_person_stays(make_house: MakeHouse) -> None:
     engine = titled("Boats at Dawn")
     engine.token_delay_s = 0.02
     house = make_house(engine=engine, model_titles=True)
@@ -68,13 +69,13 @@ def test_a_persons_title_stays(make_house: MakeHouse) -> None:
     run = house.manager.send(ADA, c, "Tell me of boats")
     house.manager.rename(ADA, c, "Mine")
     finish(run)
-    at_rest(house)
+    wait_until_idle(house)
     assert (title(house, c), house.engine.idle_counts) == ("Mine", [])
     assert not house.store.take_model_title(c, "Late")
     assert title(house, c) == "Mine"
 
 
-def test_a_send_goes_before_the_title_which_is_found_later(make_house: MakeHouse) -> None:
+def test_a_message_goes_before_the_title_which_is_found_later(make_house: MakeHouse) -> None:
     engine = titled("Boats at Dawn")
     engine.token_delay_s = 0.02
     house = make_house(engine=engine, model_titles=True)
@@ -86,15 +87,15 @@ def test_a_send_goes_before_the_title_which_is_found_later(make_house: MakeHouse
     assert engine.idle_counts[0][0] in (FinishReason.ABORTED, FinishReason.PREEMPTED)
     assert title(house, c) == "Tell me of boats"
     engine.token_delay_s = 0.0
-    at_rest(house)
+    wait_until_idle(house)
     assert title(house, c) == "Boats at Dawn"
 
 
-def test_switched_off_the_first_words_stay(make_house: MakeHouse) -> None:
+def test_the_first_words_stay_when_it_is_switched_off(make_house: MakeHouse) -> None:
     house = make_house(engine=titled("Boats at Dawn"), model_titles=False)
     c = house.conversation()
     house.say(c, "Tell me of boats")
-    at_rest(house)
+    wait_until_idle(house)
     assert (title(house, c), house.engine.idle_counts) == ("Tell me of boats", [])
 
 
@@ -144,17 +145,17 @@ def test_a_title_is_about_what_was_said(answer: str, said: str, expected: str) -
     assert usable_title(answer, said) == expected
 
 
-def test_one_line_is_enough_for_a_model_that_goes_on(make_house: MakeHouse) -> None:
+def test_one_line_is_enough_from_a_model_that_continues(make_house: MakeHouse) -> None:
     house = make_house(engine=titled("Boats at Dawn\nsystem and more of it"), model_titles=True)
     c = house.conversation()
     house.say(c, "Tell me of boats")
-    at_rest(house)
+    wait_until_idle(house)
     assert title(house, c) == "Boats at Dawn"
 
 
-def test_what_the_model_dreamt_leaves_the_first_words(make_house: MakeHouse) -> None:
+def test_an_invented_title_leaves_the_first_words(make_house: MakeHouse) -> None:
     house = make_house(engine=titled("The River of Spring"), model_titles=True)
     c = house.conversation()
     house.say(c, "Tell me of boats")
-    at_rest(house)
+    wait_until_idle(house)
     assert title(house, c) == "Tell me of boats"

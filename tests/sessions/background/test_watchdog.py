@@ -1,5 +1,5 @@
-"""A hanging or dead engine is noticed and rebuilt, over the real engine: its runs fail with a sentence, and everybody's
-next turn works, from the ledger and from what was saved."""
+"""A hanging or dead engine is noticed and rebuilt (tested with the real engine): its runs fail with a sentence, and the
+next turn of every conversation works, from the ledger and from saved memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Site:
         return message.text
 
     def hang_once(self) -> tuple[threading.Event, threading.Event]:
-        """The next forward reports (first event) and blocks until the second one is set."""
+        """The next forward sets the first event and blocks until the second is set."""
         reached, gate = threading.Event(), threading.Event()
         run = self.watched.engine._forward.run
 
@@ -105,7 +105,7 @@ def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> Non
     assert {row.tier for row in site.manager.memory_view(ADA).rows} == {Tier.DISK}
     assert any("was restarted" in event.text for event in site.manager.memory_view(ADA).events)
 
-    gate.set()  # the thread that was given up wakes up
+    gate.set()  # the abandoned thread wakes up
     again = finish(site.manager.regenerate(ADA, c))
     assert (again.status, again.text) == (MessageStatus.COMPLETE, wanted)
     assert again.receipt is not None
@@ -114,10 +114,10 @@ def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> Non
     assert site.manager.view(ADA, c).messages[-1].text == wanted
 
 
-def test_whoever_waits_in_line_is_answered_afterwards(site: Site) -> None:
+def test_a_queued_run_is_answered_afterwards(site: Site) -> None:
     first, second = site.conversation("One."), site.conversation("Two.")
     promised_bytes = site.watched.engine.kv_bytes(100)
-    site.manager.memory.leases.budget_bytes = promised_bytes  # room for one of them
+    site.manager.memory.leases.budget_bytes = promised_bytes  # room for one of the two
     reached, gate = site.hang_once()
     stuck = site.manager.send(ADA, first, "Go on.")
     assert reached.wait(10)
@@ -142,7 +142,7 @@ def test_a_dead_engine_thread_is_replaced(site: Site, monkeypatch: pytest.Monkey
     assert finish(site.manager.regenerate(ADA, c)).status is MessageStatus.COMPLETE
 
 
-def test_an_engine_that_cannot_be_rebuilt_is_told(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_be_rebuilt_is_reported(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.background.watchdog, "_LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(sessions.background.watchdog, "_TRY_AGAIN_AFTER_S", 0.02)
     house = make_house()
@@ -153,7 +153,7 @@ def test_an_engine_that_cannot_be_rebuilt_is_told(make_house: MakeHouse, monkeyp
     assert not house.manager.is_well
     until(lambda: house.manager.memory.leases._is_suspended)
     house.engine.shown_pulse = Pulse(True, 0.0, 0.0)
-    assert not house.manager.is_well  # its KVs are gone, and nobody has put another in its place
+    assert not house.manager.is_well  # its KVs are gone, and no other engine has replaced it
 
 
 def test_a_slow_step_is_not_a_hang(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,12 +167,12 @@ def test_a_slow_step_is_not_a_hang(make_house: MakeHouse, monkeypatch: pytest.Mo
     assert answer.receipt is not None
     assert answer.receipt.miss_reason is not MissReason.EARLIER_FAILURE
     house.engine.shown_pulse = Pulse(True, busy_s=52.0, expected_s=0.01)
-    assert house.manager.is_well  # the watchdog was not there for 52 seconds of silence
+    assert house.manager.is_well  # the watchdog was not awake for 52 seconds of silence
     until(lambda: not house.manager.is_well)
 
 
 class Clock:
-    """Shows what it is told."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -182,7 +182,7 @@ class Clock:
 
 
 class Hunger(Starvation):
-    """So many seconds at each look."""
+    """The same number of seconds at each look."""
 
     seconds = 0.0
 
@@ -191,8 +191,8 @@ class Hunger(Starvation):
 
 
 def watch(silence: Silence, clock: Clock, busy_s: float, for_s: float, held_up_s: float = 0.0) -> float:
-    """Looks as often as it wants to, each time `held_up_s` too late; the engine is at the same thing all the while.
-    Returns how long it has been at it then."""
+    """Looks as often as `silence` asks for, each time `held_up_s` too late, while the engine stays at the same step.
+    Returns how long that step has lasted then."""
     ends_at = clock.now + for_s
     while clock.now < ends_at:
         step_s = silence.look(Pulse(True, busy_s, 0.0)) + held_up_s
@@ -201,7 +201,7 @@ def watch(silence: Silence, clock: Clock, busy_s: float, for_s: float, held_up_s
     return busy_s
 
 
-def test_silence_is_what_the_watchdog_was_there_for() -> None:
+def test_only_silence_that_the_watchdog_was_awake_for_counts() -> None:
     clock = Clock()
     silence = Silence(clock, Hunger())
     busy_s = watch(silence, clock, 0.0, 20.0)
@@ -209,37 +209,37 @@ def test_silence_is_what_the_watchdog_was_there_for() -> None:
     clock.now += 4000.0  # stopped
     busy_s += 4000.0
     assert silence.of(Pulse(True, busy_s, 0.0)) < 22.0
-    busy_s = watch(silence, clock, busy_s, 30.0)  # it really hangs: that is noticed as soon as ever
+    busy_s = watch(silence, clock, busy_s, 30.0)  # it really hangs, which is noticed as soon as usual
     assert 48.0 < silence.of(Pulse(True, busy_s, 0.0)) < 52.0
-    assert silence.of(Pulse(True, 0.25, 0.0)) == 0.25  # it goes on
+    assert silence.of(Pulse(True, 0.25, 0.0)) == 0.25  # it continues
 
 
-def test_stopped_again_and_again_it_counts_what_it_runs_for() -> None:
+def test_when_stopped_repeatedly_only_the_time_it_runs_counts() -> None:
     clock = Clock()
     silence = Silence(clock, Hunger())
     busy_s = watch(silence, clock, 2.0, 600.0, held_up_s=2.0)  # 0.05 of 2.05 seconds
     assert silence.of(Pulse(True, busy_s, 0.0)) < 40.0
 
 
-def test_a_process_without_a_processor_is_no_silence() -> None:
-    clock, hunger = Clock(), Hunger()
-    silence = Silence(clock, hunger)
-    hunger.seconds = 0.049  # of every 0.05
+def test_time_without_a_processor_does_not_count() -> None:
+    clock, starvation = Clock(), Hunger()
+    silence = Silence(clock, starvation)
+    starvation.seconds = 0.049  # of every 0.05
     busy_s = watch(silence, clock, 2.0, 600.0)
     assert silence.of(Pulse(True, busy_s, 0.0)) < 20.0
-    hunger.seconds = 0.0
+    starvation.seconds = 0.0
     busy_s = watch(silence, clock, busy_s, 60.0)
     assert silence.of(Pulse(True, busy_s, 0.0)) > 60.0
 
 
-def test_the_kernel_is_asked_how_long_threads_waited(tmp_path: Path) -> None:
+def test_the_kernel_says_how_long_threads_waited(tmp_path: Path) -> None:
     for task, waited_ns in (("1", 1_000), ("2", 5_000_000_000)):
         (tmp_path / task).mkdir()
         (tmp_path / task / "schedstat").write_text(f"7 {waited_ns} 3\n")
     starvation = Starvation(str(tmp_path))
     assert starvation.look() == 0.0
     (tmp_path / "2" / "schedstat").write_text("8 5500000000 4\n")
-    (tmp_path / "3").mkdir()  # a thread that has just begun, or ended
+    (tmp_path / "3").mkdir()  # a thread that has just begun or ended
     assert starvation.look() == 0.5
     assert starvation.look() == 0.0
     assert Starvation(str(tmp_path / "nowhere")).look() == 0.0

@@ -1,4 +1,5 @@
-"""Clients that resend their history to one model, another, and the first again: each finds its own part on disk."""
+"""Clients that resend their history to one model, to another, and to the first again: each model finds its own part
+on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from tests.sessions.turns.test_stateless import Client
 
 BUDGET_BYTES = 2**26
 Make = Callable[[], House]
-# Reading is slow enough that bringing even a short history back from disk is worth it.
+# Reading is slow enough that restoring even a short history from disk is worth it.
 SLOW = {"fed_token_delay_s": 0.001}
 
 
@@ -38,7 +39,7 @@ def makers(request: pytest.FixtureRequest, make_house: MakeHouse) -> tuple[Make,
 
 
 def restarted(house: House, client: Client, make: Make) -> House:
-    """The client does not notice."""
+    """Restarts the server; the client does not notice."""
     house.saved(client.conversation_id)
     house.close()
     client.house = make()
@@ -46,7 +47,7 @@ def restarted(house: House, client: Client, make: Make) -> House:
 
 
 def is_right(house: House, client: Client, answer: MessageView) -> bool:
-    """As far as its limit of new tokens let it go."""
+    """Whether the answer is right, up to its limit of new tokens."""
     return house.expected_text(client.conversation_id).startswith(answer.text.rstrip("\ufffd"))
 
 
@@ -56,7 +57,7 @@ def test_a_then_b_goes_on_then_a_again(makers: tuple[Make, Make], key: str | Non
     a, b = makers
     house = a()
     client = Client(house, key)
-    client.ask("Hello, who are you?")  # 34 tokens: less than what conversations share
+    client.ask("Hello, who are you?")  # 34 tokens: less than what conversations can share
     own_tokens = len(house.ledger(client.conversation_id))
     house = restarted(house, client, b)
     for number in range(turns):
@@ -89,8 +90,8 @@ def test_b_is_warm_again_too(makers: tuple[Make, Make]) -> None:
     assert receipt.reused_tokens > len("Now you.")
 
 
-def test_an_answer_of_another_model_is_not_taken_for_ones_own(makers: tuple[Make, Make]) -> None:
-    """Both were asked the same in the same history: each goes on with what the client says was answered."""
+def test_an_answer_of_another_model_is_not_mistaken_for_its_own(makers: tuple[Make, Make]) -> None:
+    """Both got the same question after the same history: each continues with the answer that the client sends."""
     a, b = makers
     house = a()
     client = Client(house)

@@ -1,4 +1,4 @@
-"""A history that is resent is known again, letter by letter, and by its owner alone."""
+"""A resent history is recognised, character by character, and only for its owner."""
 
 from __future__ import annotations
 

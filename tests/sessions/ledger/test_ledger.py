@@ -1,4 +1,4 @@
-"""The ids of a turn, by pure functions: whatever a path went through, its fold is what a whole rendering gives."""
+"""The ids of a turn: after any sequence of turns, a path's fold equals a rendering of all its texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def node(role: str, text: str, ids: NodeIds, fingerprint: str = "bytes") -> Node
 
 
 def grown(path: tuple[Node, ...], text: str, turn: Turn, answer: str, fingerprint: str = "bytes") -> tuple[Node, ...]:
-    """The path after `turn` was answered to its end."""
+    """The path after `turn` was answered completely."""
     assert turn.user is not None
     sampled = (*answer.encode(), END)
     said = NodeIds(turn.answer.ledger_start, turn.answer.token_ids + sampled)
@@ -46,7 +46,7 @@ def test_common_prefix(left: list[int], right: list[int]) -> None:
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(), st.sampled_from(["", "A", "B"])), min_size=1, max_size=6))
 def test_the_fold_is_the_whole_rendering(turns: list[tuple[str, str, str]]) -> None:
-    """With the system prompt changing at will between the turns."""
+    """Also when the system prompt changes between the turns."""
     path: tuple[Node, ...] = ()
     for text, answer, prompt in turns:
         turn = ask(path, text, prompt)
@@ -81,7 +81,8 @@ def test_a_continued_answer_begins_with_its_own_ids() -> None:
 
 
 def test_sampled_ids_survive_a_changed_system_prompt() -> None:
-    """They need not be what the text would give: here the answer was sampled with ids nobody would tokenise to."""
+    """They may differ from the ids of the text: here the answer was sampled with ids that no tokenizer would
+    produce."""
     path = two_turns()
     odd = NodeIds(path[1].ids.ledger_start, (300, 301, END))
     shifted = replace(path[2].ids, ledger_start=path[1].ids.ledger_start + 3)

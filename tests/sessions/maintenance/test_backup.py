@@ -1,4 +1,4 @@
-"""A backup is a data directory as it was at one moment, whole or not there at all, and so is what is restored."""
+"""A backup is a data directory as it was at one moment, complete or not there at all; the same holds for a restore."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import sessions.maintenance.backup
 from sessions.errors import StoreError
 from sessions.maintenance.backup import back_up, restore
 from sessions.types import Tier
+from tests.polling import pause
 from tests.sessions.background.test_pruner import ask
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House
@@ -31,13 +32,13 @@ KILLS = 24
 
 
 def whole(path: Path) -> str:
-    """The scripted engine's files have a checksum of their own."""
+    """What is wrong with a file of the scripted engine, which has its own checksum."""
     return ""
 
 
 @pytest.fixture
 def talked(make_house: MakeHouse, tmp_path: Path) -> tuple[House, list[str]]:
-    """A running house whose two conversations are saved, the first of them in two files."""
+    """A running server with two saved conversations, the first in two files."""
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     (tmp_path / "data" / "cookie.key").write_bytes(b"k" * 32)
     first, second = house.conversation(), None
@@ -128,7 +129,7 @@ def test_on_another_disk_files_are_copied(
 
 
 @pytest.mark.parametrize("where", ["full", "data/inside", ".", "full/thesis.odt", "full/thesis.odt/x"])
-def test_a_place_that_is_not_new_is_refused_untouched(
+def test_a_target_that_is_not_new_is_refused_and_not_changed(
     talked: tuple[House, list[str]], tmp_path: Path, where: str
 ) -> None:
     (tmp_path / "full").mkdir()
@@ -190,7 +191,7 @@ def test_a_damaged_backup_is_refused(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["backup", "data"]
 
 
-def test_a_disk_that_fills_up_leaves_nothing(
+def test_a_full_disk_leaves_nothing_behind(
     talked: tuple[House, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object, **more: object) -> None:
@@ -215,7 +216,7 @@ def test_the_bin_is_in_the_backup(make_house: MakeHouse, tmp_path: Path) -> None
     assert back.store.bin.restore(c).messages == 2
 
 
-def test_killed_at_any_moment_there_is_a_whole_backup_or_none(make_house: MakeHouse, tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_a_complete_backup_or_none(make_house: MakeHouse, tmp_path: Path) -> None:
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     for number in range(6):
         c = house.conversation()
@@ -226,13 +227,13 @@ def test_killed_at_any_moment_there_is_a_whole_backup_or_none(make_house: MakeHo
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
         assert zygote.stdin is not None
         assert zygote.stdout is not None
-        for number in range(-3, KILLS):  # the first three end in peace, and say how long that takes
+        for number in range(-3, KILLS):  # the first three are not killed, and measure how long a backup takes
             zygote.stdin.write(f"{number}\n")
             zygote.stdin.flush()
             pid, began = int(zygote.stdout.readline()), time.monotonic()
             if number >= 0:
-                time.sleep(dice.uniform(0, min(times)))
-                with contextlib.suppress(ProcessLookupError):  # it was quicker
+                pause(dice.uniform(0, min(times)))
+                with contextlib.suppress(ProcessLookupError):  # it had finished
                     os.kill(pid, signal.SIGKILL)
             assert zygote.stdout.readline() == "dead\n"
             if number < 0:
@@ -246,7 +247,7 @@ def test_killed_at_any_moment_there_is_a_whole_backup_or_none(make_house: MakeHo
     for number in range(KILLS):
         if not (tmp_path / str(number)).exists():
             back_up(tmp_path / "data", tmp_path / str(number))
-    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []  # what was left was cleared away
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []  # partial backups were removed
     back_up(tmp_path / "data", tmp_path / "last")
     with sqlite3.connect(tmp_path / "last" / "keepwarm.db") as db:
         assert db.execute("SELECT count(*) FROM conversations").fetchone() == (6,)
@@ -254,7 +255,8 @@ def test_killed_at_any_moment_there_is_a_whole_backup_or_none(make_house: MakeHo
 
 
 def forks() -> None:
-    """For every number that it reads a process that makes a backup; says the process, and when it is dead."""
+    """Starts a process that makes a backup for every number that it reads; prints its id, and "dead" when it has
+    ended."""
     where = Path(sys.argv[1])
     for line in iter(sys.stdin.readline, ""):
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""`keepwarm doctor` on data directories of a scripted server: what is well, and each thing that can be wrong."""
+"""`keepwarm doctor` on the data directory of a scripted server: a healthy one, and each kind of damage."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MIB = 1024 * 1024
 
 @dataclass
 class Patient:
-    """A data directory of three conversations of two owners, and the files of the first one from its beginning."""
+    """A data directory with three conversations of two owners, and the files of the first one in order."""
 
     data_dir: Path
     chain: list[Path]
     segments: int
 
     def examine(self, engine: ScriptedEngine | None = None) -> tuple[list[str], list[str]]:
-        """(all that was said, what is wrong)."""
+        """(every line, the problems)."""
         said: list[str] = []
         report = Report(said.append)
         engine, store = engine or ScriptedEngine(), Store(self.data_dir)
@@ -66,12 +66,12 @@ def patient(make_house: MakeHouse) -> Patient:
     return Patient(house.store.kv_dir.parent, chain, count)
 
 
-def test_all_is_well(patient: Patient) -> None:
+def test_a_healthy_directory(patient: Patient) -> None:
     said, wrong = patient.examine()
     assert wrong == []
     assert f"Database: 3 conversations, {patient.segments} saved segments." in said
-    assert sum("its memory is true" in line for line in said) == 3
-    assert patient.examine()[0] == said  # and nothing was changed by looking
+    assert sum("its memory is correct" in line for line in said) == 3
+    assert patient.examine()[0] == said  # and the examination changed nothing
 
 
 def remove(patient: Patient) -> None:
@@ -98,7 +98,7 @@ def strangers(patient: Patient) -> None:
 
 
 def left_over(patient: Patient) -> None:
-    """Of a save that was killed, and of a row that is gone: whole files of Keepwarm's."""
+    """Complete files of Keepwarm: one of a save that was killed, one whose row is gone."""
     key = "0" * 40
     content = patient.chain[0].read_bytes()
     for path in (path_in(patient.data_dir / "kv", key), patient.chain[0].with_name(f"{patient.chain[0].name}.99.tmp")):
@@ -119,26 +119,27 @@ def forge_ids(patient: Patient) -> None:
     ("damage", "sentence"),
     [
         (remove, "A row without its file: "),
-        (cut_off, "A file of another length than its row says: "),
-        (flip_a_bit, "A file that is refused: "),
-        (open_to_all, "A file that others may read: "),
-        (strangers, "2.0 MiB that Keepwarm did not write: 2 files ("),
-        (left_over, "0.5 MiB that nobody owns: 2 files ("),
+        (cut_off, "A file whose length differs from its row: "),
+        (flip_a_bit, "A file that was refused: "),
+        (open_to_all, "A file that other users may read: "),
+        (strangers, "2.0 MiB not written by Keepwarm: 2 files ("),
+        (left_over, "0.5 MiB without a row: 2 files ("),
         (forget_references, "A segment that no conversation refers to: "),
-        (forge_ids, "A row whose ids are not those it is named by: "),
+        (forge_ids, "A row whose ids do not match its key: "),
     ],
 )
-def test_what_is_wrong_is_found(patient: Patient, damage: Callable[[Patient], None], sentence: str) -> None:
+def test_each_damage_is_found(patient: Patient, damage: Callable[[Patient], None], sentence: str) -> None:
     damage(patient)
     said, wrong = patient.examine()
     assert wrong
     assert wrong[0].startswith(sentence)
     assert f"  ! {wrong[0]}" in said
-    assert sum("its memory is true" in line for line in said) >= 2  # the others
+    assert sum("its memory is correct" in line for line in said) >= 2  # the others
 
 
-def test_rows_that_a_re_read_does_not_give_are_deleted(patient: Patient, make_house: MakeHouse) -> None:
-    """The files are whole. The model gives other rows under the same fingerprint: say, another build of its kernels."""
+def test_rows_that_differ_from_a_re_read_are_deleted(patient: Patient, make_house: MakeHouse) -> None:
+    """The files are undamaged, but the model computes other rows with the same fingerprint: another build of its
+    kernels, for example."""
 
     class Other(ScriptedEngine):
         def load(self, identity, path):  # type: ignore[no-untyped-def]
@@ -149,7 +150,7 @@ def test_rows_that_a_re_read_does_not_give_are_deleted(patient: Patient, make_ho
     _, wrong = patient.examine(Other())
     assert len(wrong) == 1
     assert wrong[0].startswith("First A long message")
-    assert "its copy on disk disagreed from token" in wrong[0]
+    assert "its copy on disk was wrong from token" in wrong[0]
     assert not patient.chain[-1].exists()
     assert patient.chain[0].exists()
     assert patient.examine()[1] == []
@@ -169,7 +170,7 @@ def test_another_models_segments_are_left_alone(patient: Patient, other: dict[st
     assert all(path.exists() for path in patient.chain)
 
 
-def test_a_damaged_database_is_said(patient: Patient) -> None:
+def test_a_damaged_database_is_reported(patient: Patient) -> None:
     patient.sql("PRAGMA foreign_keys = OFF")
     patient.sql("DELETE FROM users WHERE id = 'eve'")
     _, wrong = patient.examine()

@@ -21,6 +21,7 @@ from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MessageStatus
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
+from tests.polling import pause
 from tests.sessions.house import ADA, finish
 
 MIB = 1024 * 1024
@@ -37,7 +38,7 @@ def send(manager: SessionManager, conversation_id: str, text: str) -> Run:
             return manager.send(ADA, conversation_id, text)
         except ConversationBusy:
             assert time.monotonic() < deadline
-            time.sleep(0.005)
+            pause(0.005)
 
 
 def talk(model_dir: Path, data_dir: Path, arena_tokens: int | None) -> list[list[str]]:

@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         """A draft is read, or begins to be: the next rule may well come between."""
         self.house.manager.read_ahead(*self.picked(pick), text)
         if waits and not any(not run.is_done for run in self.runs):
-            until(self.house.manager.background.idle_worker.is_at_rest)
+            until(lambda: self.house.manager.is_idle)
 
     @precondition(lambda self: self.conversations)
     @rule(pick=PICK)
@@ -175,7 +175,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_panel_shows_what_is_allocated(self) -> None:
-        if not any(not run.is_done for run in self.runs) and self.house.manager.background.idle_worker.is_at_rest():
+        if not any(not run.is_done for run in self.runs) and self.house.manager.is_idle:
             memory = self.house.manager.memory_view("ada")
             assert memory.device_used_bytes == self.house.engine.allocated_bytes
             assert memory.device_reserved_bytes == 0

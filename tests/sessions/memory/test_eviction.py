@@ -1,11 +1,19 @@
-"""What is worth least goes first, all or nothing, nobody for nothing, and nobody's guaranteed share."""
+"""The least valuable KVs are evicted first: all that is needed or nothing, none in vain, and no guaranteed share."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.memory.eviction import KEPT_FOR_S, Candidate, Tail, choose_tails, choose_victims, guaranteed_bytes, worth
+from sessions.memory.eviction import (
+    KEPT_FOR_S,
+    Candidate,
+    SegmentCandidate,
+    choose_tails,
+    choose_victims,
+    guaranteed_bytes,
+    worth,
+)
 
 CANDIDATES = st.lists(
     st.builds(
@@ -27,7 +35,7 @@ def names(victims: tuple[Candidate, ...] | None) -> list[str]:
 
 
 def candidate(name: str, size: int, idle_s: float = 1.0, lost_s: float = 0.0, owner: str = "ada") -> Candidate:
-    """Every byte is worth the same unless `lost_s` says otherwise."""
+    """Every byte is worth the same unless `lost_s` is given."""
     return Candidate(name, owner, size, idle_s, lost_s or float(size))
 
 
@@ -45,7 +53,7 @@ def test_recency_outweighs_a_small_difference_and_not_a_large_one() -> None:
     assert worth(100.0, 10, 60.0) > worth(0.5, 10, 1.0)
 
 
-def test_nothing_is_dropped_when_everything_would_not_do() -> None:
+def test_nothing_is_evicted_when_everything_is_not_enough() -> None:
     assert choose_victims([candidate("a", 10)], 11) is None
 
 
@@ -61,7 +69,9 @@ def test_a_guaranteed_share_is_not_evicted_by_others() -> None:
     assert names(choose_victims([mine, theirs], 30, "ada", held, share_bytes=39)) == ["theirs"]
     assert choose_victims([theirs], 30, "ada", held, share_bytes=40) is None
     assert names(choose_victims([theirs], 30, "eve", held, share_bytes=40)) == ["theirs"]
-    assert names(choose_victims([theirs], 30, "ada", {"ada": 40}, share_bytes=40)) == ["theirs"]  # eve is long gone
+    assert names(choose_victims([theirs], 30, "ada", {"ada": 40}, share_bytes=40)) == [
+        "theirs"
+    ]  # eve is not active any more
 
 
 @given(CANDIDATES, st.integers(1, 300), st.integers(0, 150), st.sampled_from(["ada", "eve"]))
@@ -76,7 +86,7 @@ def test_others_keep_their_shares_and_the_asker_always_gets_its_own(
     for victim in victims or ():
         assert victim.owner_id == asking or held[victim.owner_id] > share_bytes
         left[victim.owner_id] -= victim.held_bytes
-    if victims is None:  # then what stays is less than the shares of the others, each at most its own
+    if victims is None:  # then what remains are the others' shares, or less
         kept = sum(min(bytes_, share_bytes) for owner, bytes_ in held.items() if owner != asking)
         assert sum(held.values()) - kept < needed_bytes
 
@@ -101,8 +111,8 @@ def test_enough_is_freed_and_no_victim_is_superfluous(candidates: list[Candidate
 
 def tail(
     key: str, parent: str, last_used_at: float, is_protected: bool = False, lost_s: float = 10.0, owner: str = "ada"
-) -> Tail:
-    return Tail(key, parent, owner, 10, 10 - last_used_at, len(key), is_protected, lost_s)
+) -> SegmentCandidate:
+    return SegmentCandidate(key, parent, owner, 10, 10 - last_used_at, len(key), is_protected, lost_s)
 
 
 def test_a_tail_that_is_quickly_read_again_goes_before_a_costly_one() -> None:
@@ -116,7 +126,7 @@ def test_saved_conversations_go_from_their_ends() -> None:
     assert choose_tails([*new, *old], 51) is None
 
 
-def test_what_others_build_on_or_use_stays() -> None:
+def test_segments_that_others_continue_or_use_stay() -> None:
     shared, used, other = tail("a", "", 1), tail("ab", "a", 9, is_protected=True), tail("ac", "a", 2)
     assert choose_tails([shared, used, other], 10) == ("ac",)
     assert choose_tails([shared, used, other], 11) is None
@@ -126,9 +136,9 @@ SEGMENTS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50), st.floats(
 
 
 @given(SEGMENTS, st.integers(1, 300))
-def test_what_is_left_is_whole(drawn: list[tuple[int, int, float, bool]], needed_bytes: int) -> None:
+def test_the_remaining_chains_are_complete(drawn: list[tuple[int, int, float, bool]], needed_bytes: int) -> None:
     segments = [
-        Tail(str(n), str(above % n) if n and above else "", "ada", size, age, n, safe, float(size))
+        SegmentCandidate(str(n), str(above % n) if n and above else "", "ada", size, age, n, safe, float(size))
         for n, (above, size, age, safe) in enumerate(drawn)
     ]
     chosen = choose_tails(segments, needed_bytes)
@@ -140,25 +150,30 @@ def test_what_is_left_is_whole(drawn: list[tuple[int, int, float, bool]], needed
     assert all(s.key in left for s in segments if s.is_protected)
 
 
-def test_what_is_saved_of_others_stays_within_their_shares() -> None:
+def test_saved_segments_of_others_stay_within_their_shares() -> None:
     mine, theirs = tail("m", "", 9), [tail(key, "", 1, owner="eve") for key in ("e", "ee", "eee")]
     assert choose_tails([mine, *theirs], 10, "ada", budget_bytes=40) == ("eee",)
     assert choose_tails([mine, *theirs], 30, "ada", budget_bytes=40) == ("eee", "ee", "m")
     assert choose_tails([mine, *theirs], 31, "ada", budget_bytes=40) is None
-    assert choose_tails([mine, *theirs], 40, budget_bytes=40) is not None  # the budget itself goes before everybody
+    assert (
+        choose_tails([mine, *theirs], 40, budget_bytes=40) is not None
+    )  # the budget itself has priority over every share
 
 
-def test_what_nobody_used_for_long_is_guaranteed_to_nobody() -> None:
+def test_long_unused_segments_are_in_no_guaranteed_share() -> None:
     old = [tail(key, "", 10 - KEPT_FOR_S, owner="eve") for key in ("e", "ee")]
     assert choose_tails(old, 20, "ada", budget_bytes=40) == ("ee", "e")
 
 
 @given(SEGMENTS, st.integers(1, 300), st.integers(1, 600))
-def test_others_keep_what_is_guaranteed_to_them(
+def test_others_keep_their_guaranteed_shares(
     drawn: list[tuple[int, int, float, bool]], needed_bytes: int, budget_bytes: int
 ) -> None:
     owners = ("ada", "eve", "bob")
-    segments = [Tail(str(n), "", owners[n % 3], size, age, 0, False, 1.0) for n, (_, size, age, _) in enumerate(drawn)]
+    segments = [
+        SegmentCandidate(str(n), "", owners[n % 3], size, age, 0, False, 1.0)
+        for n, (_, size, age, _) in enumerate(drawn)
+    ]
     chosen = choose_tails(segments, needed_bytes, "ada", budget_bytes)
     share_bytes = guaranteed_bytes(budget_bytes, len({"ada", *(s.owner_id for s in segments)}))
     for owner in ("eve", "bob"):

@@ -1,4 +1,4 @@
-"""Every reason for which saved memory can be missing is told apart, and said with the flag or the budget behind it."""
+"""Each reason for missing saved memory is recognised, and stated with the flag or budget that caused it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_warm(make_house: MakeHouse) -> MakeWarm:
 
 
 def begun(house: House, text: str = LONG, owner: str = ADA) -> str:
-    """A conversation of one turn, saved."""
+    """A saved conversation of one turn."""
     c = house.conversation(owner)
     house.say(c, text, owner)
     house.saved(c, owner)
@@ -36,7 +36,7 @@ def begun(house: House, text: str = LONG, owner: str = ADA) -> str:
 
 
 def missed(house: House, c: str, reason: MissReason, sentence: str) -> Receipt:
-    """The next turn says why it read more, and is right."""
+    """Checks that the next turn gives this reason for reading more, and that its text is right."""
     message = house.say(c, "And now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)
@@ -47,7 +47,7 @@ def missed(house: House, c: str, reason: MissReason, sentence: str) -> Receipt:
     assert receipt.miss_detail.endswith(f"so {again:,} token{'' if again == 1 else 's'} were read again.")
     if house.manager.memory.disk_budget_bytes:
         house.saved(c)
-        until(lambda: house.store.losses.of(c) is None)  # what was lost is there again
+        until(lambda: house.store.losses.of(c) is None)  # what was lost is saved again
     return receipt
 
 
@@ -56,7 +56,7 @@ def restarted(house: House, make: MakeWarm, **settings: object) -> House:
     return make(**settings)
 
 
-def test_nothing_is_lost_where_all_of_it_is_saved(make_warm: MakeWarm) -> None:
+def test_nothing_is_lost_when_all_of_it_is_saved(make_warm: MakeWarm) -> None:
     house = make_warm()
     c = begun(house)
     until(lambda: house.store.losses.of(c) is None)
@@ -77,7 +77,7 @@ def test_deleted_for_the_disk_budget(make_warm: MakeWarm) -> None:
 
 
 def test_deleted_for_the_disk_budget_and_dropped_from_the_device(make_warm: MakeWarm) -> None:
-    """In one life of the server: leaving the device would have cost nothing."""
+    """Without a restart: dropping the KV from the device would otherwise have cost nothing."""
     house = make_warm(disk_kv_budget_bytes=MIB, budget_bytes=800 * 1024)
     c = house.conversation(max_new_tokens=100)
     house.say(c, LONG)
@@ -94,7 +94,7 @@ def test_a_smaller_budget_than_what_is_stored(make_warm: MakeWarm) -> None:
     old, *_, new = (begun(house, f"{number} {LONG[:160]}") for number in range(4))
     house = restarted(house, make_warm, disk_kv_budget_bytes=700 * 1024)
     (sentence,) = house.said
-    assert "and the disk budget is 0.7 MiB: 0.1 MiB have to go now." in sentence
+    assert "and the disk budget is 0.7 MiB: 0.1 MiB are deleted now." in sentence
     assert house.store.losses.of(new) is None
     missed(house, old, MissReason.DISK_BUDGET, "disk budget of 0.7 MiB")
 
@@ -148,10 +148,10 @@ def test_an_upgrade(make_warm: MakeWarm, monkeypatch: pytest.MonkeyPatch) -> Non
     house = restarted(house, make_warm)
     receipt = house.receipt(house.say(c, "Back again"))
     assert receipt.tier_before is Tier.DISK
-    assert receipt.miss_reason is MissReason.UPGRADED  # for what was said in between
+    assert receipt.miss_reason is MissReason.UPGRADED  # for the messages in between
 
 
-def test_somebody_deleted_the_files(make_warm: MakeWarm) -> None:
+def test_the_files_were_deleted(make_warm: MakeWarm) -> None:
     house = make_warm()
     c = begun(house)
     house.close()
@@ -160,7 +160,7 @@ def test_somebody_deleted_the_files(make_warm: MakeWarm) -> None:
     missed(house, c, MissReason.FILES_MISSING, "were deleted by another program")
 
 
-def test_somebody_deletes_the_files_while_the_server_runs(make_warm: MakeWarm) -> None:
+def test_the_files_are_deleted_while_the_server_runs(make_warm: MakeWarm) -> None:
     house = make_warm()
     c = begun(house)
     house.manager.park(ADA, c)
@@ -178,7 +178,7 @@ def test_the_server_was_killed_before_it_was_saved(make_warm: MakeWarm) -> None:
     missed(house, c, MissReason.UNSAVED, "The server ended before its last turn was saved")
 
 
-def test_the_last_turn_alone_was_not_saved(make_warm: MakeWarm) -> None:
+def test_only_the_last_turn_was_not_saved(make_warm: MakeWarm) -> None:
     house = make_warm(flush_timeout_s=0.0)
     c = begun(house)
     house.engine.save_delay_s = 0.5
@@ -237,7 +237,7 @@ def test_cleared_on_request(make_warm: MakeWarm) -> None:
     missed(house, c, MissReason.CLEARED, "deleted with `keepwarm cache clear`")
 
 
-def test_dropped_by_hand_in_an_earlier_life(make_warm: MakeWarm) -> None:
+def test_dropped_by_hand_before_the_restart(make_warm: MakeWarm) -> None:
     house = make_warm()
     c = begun(house)
     house.manager.drop_kv(ADA, c)
@@ -265,7 +265,7 @@ def test_refused_by_the_doctor(make_warm: MakeWarm) -> None:
 
 
 def test_a_clock_that_jumped(make_warm: MakeWarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One start 40 days ahead, in which room is needed; then the clock is right again."""
+    """One start with the clock 40 days ahead, while room is needed; then the clock is right again."""
     budget = {"disk_kv_budget_bytes": MIB}
     house = make_warm(**budget)
     c = begun(house)
@@ -276,11 +276,11 @@ def test_a_clock_that_jumped(make_warm: MakeWarm, monkeypatch: pytest.MonkeyPatc
         begun(house, f"{number} {LONG}")
     monkeypatch.setattr(time, "time", right)
     house = restarted(house, make_warm, **budget)
-    missed(house, c, MissReason.CLOCK, "while the server's clock stood 40 days after the last use of anything")
+    missed(house, c, MissReason.CLOCK, "while the server's clock was 40 days ahead of the last use")
 
 
-def test_a_clock_that_jumped_takes_nobodys_share(make_warm: MakeWarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is guaranteed to a user is not lost because a clock says that it was not used for long."""
+def test_a_clock_that_jumped_takes_no_guaranteed_share(make_warm: MakeWarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's guaranteed share is not lost because a wrong clock makes it look unused."""
     budget = {"disk_kv_budget_bytes": 2 * MIB}
     house = make_warm(**budget)
     theirs = begun(house, "Mine stays", "eve")
@@ -293,7 +293,7 @@ def test_a_clock_that_jumped_takes_nobodys_share(make_warm: MakeWarm, monkeypatc
 
 
 def test_nothing_is_known(make_warm: MakeWarm) -> None:
-    """Only then it was the restart."""
+    """Only then the restart is the reason."""
     house = make_warm(flush_timeout_s=0.0)
     house.engine.save_delay_s = 0.5
     c = house.conversation()
@@ -304,7 +304,7 @@ def test_nothing_is_known(make_warm: MakeWarm) -> None:
 
 
 def test_another_tokenizer_and_back(make_warm: MakeWarm) -> None:
-    """The ids of the same texts are others: nothing of one is ever matched by the other, and each finds its own."""
+    """The same texts have other ids: neither tokenizer ever uses the other's memory, and each finds its own."""
     from tests.sessions.byte_template import ByteTemplate
 
     def shifted() -> dict[str, object]:

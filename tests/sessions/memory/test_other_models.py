@@ -36,7 +36,7 @@ SHIFT = 1000
 
 
 def engine(name: str = "Scripted-1B", quantization: str = "none", tokenizer: str = "bytes") -> dict[str, object]:
-    """The settings of a house that runs with it."""
+    """The settings of a house that runs with this engine."""
     template = ByteTemplate(shift=SHIFT) if tokenizer == "shifted" else ByteTemplate()
     made = ScriptedEngine(name=name, quantization=quantization, tokenizer_fingerprint=tokenizer)
     return {"engine": made, "template": template}
@@ -63,7 +63,7 @@ def rows_of(house: House) -> tuple[list[SavedSegment], list[SavedSegment]]:
 def test_they_go_first_when_room_is_needed_and_nothing_of_the_current_model(
     make_warm: Callable[..., House], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also another owner's, also those of a pinned conversation, also what was used a moment ago."""
+    """Also those of another owner, of a pinned conversation, and those that were used just now."""
     budget = {"disk_kv_budget_bytes": 2 * MIB}
     house = make_warm(**budget)
     current = [begun(house, f"{number} {LONG}", owner) for number, owner in enumerate([ADA, "eve"])]
@@ -102,7 +102,7 @@ def test_another_format_is_never_matched_and_comes_back(
     assert house.receipt(house.say(c, "Back")).miss_reason is None
 
 
-def test_what_begins_alike_under_another_model_is_not_borrowed(make_warm: Callable[..., House]) -> None:
+def test_the_same_beginning_of_another_model_is_not_shared(make_warm: Callable[..., House]) -> None:
     house = make_warm()
     begun(house, LONG)
     house.close()
@@ -159,12 +159,13 @@ def test_with_a_host_tier_and_a_disk_budget_of_0_the_disk_is_not_read(make_warm:
 
 
 def test_a_start_whose_default_budget_counts_what_is_saved(tmp_path: Path, make_warm: Callable[..., House]) -> None:
-    """A fifth of what is free: without what is saved already each start would choose less, and delete."""
+    """A fifth of the free disk. If the saved files did not count as free, each start would choose less and delete
+    some."""
     from app.budgets import disk_budget_bytes
 
     alone = disk_budget_bytes("10%", tmp_path, 0, lambda sentence: None)
     beside = disk_budget_bytes("10%", tmp_path, 100 * 1024 * MIB, lambda sentence: None)
-    assert abs(beside - alone - 10 * 1024 * MIB) < 1024 * MIB  # others write to this disk meanwhile
+    assert abs(beside - alone - 10 * 1024 * MIB) < 1024 * MIB  # other programs write to this disk meanwhile
 
 
 # In any order
@@ -180,7 +181,7 @@ BUDGETS = (1024 * 1024, 1536 * 1024, 0)
 
 
 class Switching(RuleBasedStateMachine):
-    """Conversations of two owners under servers that are started with other settings again and again."""
+    """Conversations of two owners on servers that are restarted with other settings again and again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +247,7 @@ class Switching(RuleBasedStateMachine):
     @invariant()
     def rows_and_files_are_the_same(self) -> None:
         disk = self.house.manager.memory.saved_kvs.disk
-        with disk._files:
+        with disk._lock:
             assert {disk.path_of(row.key) for row in self.house.store.segments.every()} == set(self.house.files())
 
 

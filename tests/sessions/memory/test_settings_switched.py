@@ -1,4 +1,4 @@
-"""One start with another flag and back: what was saved stays, is warm again, and nothing of another's is matched."""
+"""One start with another flag, then back: saved memory stays and is used again, and none of another model is used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXTS = ("Tell me about the harbour in the morning, and the boats.", "And in the
 
 @dataclass(frozen=True)
 class Flags:
-    """What a server is started with."""
+    """The settings that a server is started with."""
 
     model: str = "a.gguf"
     quantization: str = "none"
@@ -48,7 +48,7 @@ class Flags:
 
 
 class Server:
-    """One life of a server."""
+    """One run of a server."""
 
     def __init__(self, data_dir: Path, loaded: LoadedModel, flags: Flags) -> None:
         config = EngineConfig(
@@ -109,7 +109,7 @@ def gguf_dir(tiny_dir: TinyDir, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def loaded(gguf_dir: Path) -> Iterator[Callable[[Flags], LoadedModel]]:
-    """Each model is loaded once: a server's engine ends, the weights may be another's."""
+    """Loads each model once: a server's engine is closed, its weights are used by the next one."""
     models: dict[tuple[str, str], LoadedModel] = {}
 
     def load(flags: Flags) -> LoadedModel:
@@ -170,7 +170,7 @@ def test_switched_and_back(serving: Serve, tmp_path: Path, switch: str) -> None:
     with serving(b) as server:
         memory = server.manager.memory_view(ADA)
         assert memory.disk_other_bytes == memory.disk_used_bytes > 0
-        assert any("are of other models or settings. They stay" in sentence for sentence in server.said)
+        assert any("belong to other models or settings. They stay" in sentence for sentence in server.said)
         assert {row.tier for row in memory.rows} == {Tier.NONE}
         _, receipt = server.say(gone_on, "Go on with the others.")
         expected = MissReason.UPGRADED if switch == "another version" else MissReason.MODEL_CHANGED
@@ -197,7 +197,7 @@ def test_switched_and_back(serving: Serve, tmp_path: Path, switch: str) -> None:
 
 
 def test_a_disk_budget_of_0_once(serving: Serve, tmp_path: Path) -> None:
-    """Neither written nor read, and nothing deleted."""
+    """Nothing is written, read or deleted."""
     with serving(A) as server:
         c = server.conversation()
         server.say(c, TEXTS[0])

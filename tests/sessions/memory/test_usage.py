@@ -1,4 +1,5 @@
-"""The plot's numbers: one at once, then one every interval, the oldest forgotten, a failing database a gap."""
+"""The plot's numbers: one at once, then one per interval; the oldest are dropped, and a failing database leaves a
+gap."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, until
 
 
-def test_samples_come_by_themselves_and_the_oldest_go() -> None:
+def test_samples_are_taken_regularly_and_the_oldest_are_dropped() -> None:
     count = itertools.count()
 
     def measure() -> Usage:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.polling import pause
+
 Say = Callable[[str], None]
-DISK_BYTES = 300 * 1024  # so little that files come and go
+DISK_BYTES = 300 * 1024  # small, so that files are deleted too
 
 
 def scripted() -> Callable[[Path, str], None]:
@@ -54,7 +55,7 @@ def real(model_dir: str) -> Callable[[Path, str], None]:
 
 
 def talk(manager, count: int, round_number: str, settings) -> None:  # type: ignore[no-untyped-def]
-    """Goes on until it is killed, with `count` answers at a time."""
+    """Talks until it is killed, with `count` answers at a time."""
     from sessions.errors import ConversationBusy
 
     known = [s.conversation_id for s in manager.list_conversations("ada")]
@@ -68,8 +69,8 @@ def talk(manager, count: int, round_number: str, settings) -> None:  # type: ign
         text = f"round {round_number} message {number}"
         try:
             run = manager.send("ada", c, text)
-        except ConversationBusy:  # the same empty conversation, twice in the list: an earlier life left it behind
-            time.sleep(0.01)
+        except ConversationBusy:  # the same empty conversation twice in the list: an earlier process left it behind
+            pause(0.01)
             continue
         say(f"{c} {run.message_id} {text}")
         if number % count == count - 1:
@@ -80,7 +81,7 @@ def talk(manager, count: int, round_number: str, settings) -> None:  # type: ign
 
 
 def say(line: str) -> None:
-    """In one write, so that a kill leaves no half of a line."""
+    """Prints in one write, so that a kill leaves no half line."""
     os.write(1, f"{line}\n".encode())
 
 

@@ -1,5 +1,5 @@
-"""kill -9 at any moment: every committed message is there, what is trusted is whole, and the conversation goes on to
-the very text that a server without any memory would write."""
+"""kill -9 at any moment: every committed message is there, every segment with a row is complete, and the conversation
+continues with the text that a server without any memory would write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from sessions.store.store import Store
 from sessions.types import MessageStatus, Tier
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import GREEDY, WatchedEngine
+from tests.polling import pause
 from tests.sessions.byte_template import END
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, prompt_of
@@ -35,7 +35,7 @@ from tests.sessions.scripted_engine import ScriptedEngine, text_of
 from tests.sessions.store.crash_zygote import DISK_BYTES
 
 SCRIPTED_KILLS, REAL_KILLS = 200, 15
-KILLS_PER_DIRECTORY = 10  # then a new one: conversations that grow for ever only make the test slow
+KILLS_PER_DIRECTORY = 10  # then a new one: endlessly growing conversations only make the test slow
 Said = list[tuple[str, str]]
 
 
@@ -47,14 +47,14 @@ class Zygote:
         assert self._queue() == "ready"
 
     def run_and_kill(self, data_dir: Path, round_number: int, after_s: float) -> Said:
-        """Kills the server so many seconds after it began to start; what it had said was committed."""
+        """Kills the server `after_s` seconds after it began to start. Returns what it had said was committed."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{data_dir} {round_number}\n")
         self._process.stdin.flush()
         lines = [self._queue()]
-        while not lines[-1].isdigit():  # the child may be the first to speak
+        while not lines[-1].isdigit():  # the child may print first
             lines.append(self._queue())
-        time.sleep(after_s)
+        pause(after_s)
         os.kill(int(lines.pop()), signal.SIGKILL)
         while (line := self._queue()) != "dead":
             lines.append(line)
@@ -81,7 +81,8 @@ def zygote(*arguments: str) -> Iterator[Zygote]:
 
 
 def examine(data_dir: Path, engine: Engine) -> None:
-    """As it was left, before any sweep: a file may be nobody's, but no row promises what is not whole and true."""
+    """Checks the directory before the next start: a file may have no row, but every row's file is complete and
+    correct."""
     store = Store(data_dir)
     report = Report(lambda sentence: None)
     try:
@@ -89,11 +90,11 @@ def examine(data_dir: Path, engine: Engine) -> None:
         verify_everything(store, engine, report)
     finally:
         store.close()
-    assert [sentence for sentence in report.wrong if "that nobody owns" not in sentence] == []
+    assert [sentence for sentence in report.wrong if "without a row" not in sentence] == []
 
 
 def check_messages(manager: SessionManager, committed: Said) -> None:
-    """A message may be committed without having been said; never the other way round."""
+    """A message may be committed without being reported, never the other way round."""
     for c in dict.fromkeys(c for c, _ in committed):
         texts = [m.text for m in manager.view(ADA, c).messages if m.role == "user"]
         wanted = [text for where, text in committed if where == c]
@@ -114,7 +115,7 @@ def check_answers(house: House, c: str) -> None:
 
 
 def check_disk(house: House) -> None:
-    """What the sweep left: every row has its whole file, every file its row, and both fit the budget."""
+    """After the start: every row has its complete file, every file its row, and both fit the budget."""
     rows = {path_in(house.store.kv_dir, row.key): row.size_bytes for row in house.store.segments.every()}
     assert {path: path.stat().st_size for path in house.files()} == rows
     assert sum(rows.values()) <= DISK_BYTES
@@ -132,11 +133,11 @@ def test_two_hundred_random_kills(make_house: MakeHouse, tmp_path: Path) -> None
                 committed = []
             said = kills.run_and_kill(data_dir, number, dice.uniform(0.0, longest_s))
             early += not said
-            if early > 0.35 * (number + 1):  # a busy machine needs longer to say anything
+            if early > 0.35 * (number + 1):  # a busy machine needs longer to report anything
                 longest_s = min(2.0, longest_s * 1.1)
             committed += said
             if not (data_dir / "keepwarm.db").exists():
-                continue  # it was killed before there was anything
+                continue  # it was killed before there was a database
             examine(data_dir, engine)
             house = make_house(data_dir=data_dir, disk_kv_budget_bytes=DISK_BYTES)
             check_disk(house)
@@ -159,7 +160,7 @@ def test_two_hundred_random_kills(make_house: MakeHouse, tmp_path: Path) -> None
 
 
 def alone(engine: WatchedEngine, prompt: tuple[int, ...], sampling: SamplingParams) -> tuple[int, ...]:
-    """What the model answers on a KV that nobody used before."""
+    """What the model answers with a new KV."""
     kv = engine.engine.new_kv()
     answer = engine.submit(kv, prompt, sampling)
     answer.wait()

@@ -1,4 +1,4 @@
-"""Closing the database while other threads are at it: each is told, none takes the process down."""
+"""Closing the database while other threads read: each gets an error, and none crashes the process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ SCRIPT = """
 import pathlib, sys, threading
 from sessions.errors import StoreError
 from sessions.store.store import Store
+from model_runtime.interface.sampling_params import SamplingParams
+from sessions.types import ConversationSettings
 
 for number in range(40):
     store, told = Store(pathlib.Path(sys.argv[1])), []
-    store.ensure_user("ada")
+    store.create_conversation("ada", ConversationSettings(SamplingParams()))
 
     def read():
         try:

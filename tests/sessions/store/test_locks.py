@@ -1,4 +1,4 @@
-"""One server a data directory, whatever is removed or replaced under it; and what may be done beside a running one."""
+"""Only one server uses a data directory, whatever is removed or replaced meanwhile; and what works beside it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import StoreError
 from sessions.maintenance import cache
 from sessions.store.store import Store
 from sessions.store.tables.keys import open_keys
+from sessions.types import ConversationSettings
 
+SETTINGS = ConversationSettings(SamplingParams())
 OPEN = "import sys, pathlib; from sessions.store.store import Store; Store(pathlib.Path(sys.argv[1]))"
 
 
@@ -28,32 +31,32 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def running(data: Path) -> Iterator[Store]:
     store = Store(data)
-    store.ensure_user("ada")
+    store.create_conversation("ada", SETTINGS)
     yield store
     store.close()
 
 
 def start_another(data: Path, environment: dict[str, str] | None = None) -> str:
-    """Another process's start: what it said, "" when it got in."""
+    """Starts another process. Returns its error, "" if it could open the directory."""
     command = [sys.executable, "-c", OPEN, str(data)]
     child = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     return "" if child.returncode == 0 else child.stderr.strip().splitlines()[-1]
 
 
-def test_a_removed_lock_file_lets_nobody_in(running: Store, data: Path) -> None:
+def test_removing_the_lock_file_lets_no_other_server_in(running: Store, data: Path) -> None:
     (data / "keepwarm.lock").unlink()
     assert "already using the data directory" in start_another(data)
-    running.ensure_user("eve")  # and this one goes on
+    running.create_conversation("eve", SETTINGS)  # and the first one continues
 
 
-def test_a_replaced_lock_file_lets_nobody_in(running: Store, data: Path) -> None:
+def test_replacing_the_lock_file_lets_no_other_server_in(running: Store, data: Path) -> None:
     (data / "keepwarm.lock").unlink()
     (data / "keepwarm.lock").write_text("1\n")
     assert "already using the data directory" in start_another(data)
 
 
 def test_the_database_is_locked_where_directories_cannot_be(running: Store, data: Path) -> None:
-    """As on NFS: played by another process that finds no lock file and cannot lock the directory."""
+    """As on NFS: the other process finds no lock file and cannot lock the directory."""
     (data / "keepwarm.lock").unlink()
     blind = (
         "import errno, fcntl, os, stat, sys, pathlib\n"
@@ -69,11 +72,11 @@ def test_the_database_is_locked_where_directories_cannot_be(running: Store, data
     child = subprocess.run([sys.executable, "-c", blind, str(data)], capture_output=True, text=True)
     assert child.returncode == 1
     assert "already using the data directory" in child.stderr
-    running.ensure_user("eve")
+    running.create_conversation("eve", SETTINGS)
 
 
 def test_sqlite_keeps_its_own_locks(running: Store, data: Path) -> None:
-    """Ours lie beside them: a reader and a writer of another program wait for one another as ever."""
+    """Our lock does not interfere: a reader and a writer of another program still wait for each other."""
     shell = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=0.2); db.execute(sys.argv[2]); db.commit()"
 
     def other(statement: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +91,7 @@ def test_sqlite_keeps_its_own_locks(running: Store, data: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["directory removed", "directory replaced", "database removed", "database replaced"])
-def test_what_was_replaced_is_written_to_no_more(running: Store, data: Path, what: str) -> None:
+def test_nothing_is_written_to_a_replaced_database(running: Store, data: Path, what: str) -> None:
     if what.startswith("directory"):
         data.rename(data.with_name("elsewhere"))
         if what.endswith("replaced"):
@@ -99,33 +102,34 @@ def test_what_was_replaced_is_written_to_no_more(running: Store, data: Path, wha
         if what.endswith("replaced"):
             (data / "copy").rename(data / "keepwarm.db")
     with pytest.raises(StoreError, match="was deleted or replaced while the server was running"):
-        running.ensure_user("eve")
+        running.create_conversation("eve", SETTINGS)
 
 
-def test_a_directory_that_was_put_back_is_written_again(running: Store, data: Path) -> None:
+def test_a_directory_that_was_put_back_is_written_to_again(running: Store, data: Path) -> None:
     data.rename(data.with_name("elsewhere"))
     with pytest.raises(StoreError, match="deleted or replaced"):
-        running.ensure_user("eve")
+        running.create_conversation("eve", SETTINGS)
     data.with_name("elsewhere").rename(data)
-    running.ensure_user("eve")
+    running.create_conversation("eve", SETTINGS)
 
 
-def test_a_replaced_database_lets_nobody_in_beside_the_first(running: Store, data: Path) -> None:
-    """A restored backup, a new lock file, and the first server still there: it would sweep the other's files."""
+def test_replacing_the_database_lets_no_other_server_in(running: Store, data: Path) -> None:
+    """A restored backup and a new lock file while the first server runs: the second would delete the first one's
+    files."""
     for name in ("keepwarm.lock", "keepwarm.db", "keepwarm.db-wal", "keepwarm.db-shm"):
         (data / name).unlink()
     sqlite3.connect(data / "keepwarm.db").close()
     assert "already using the data directory" in start_another(data)
 
 
-def test_a_directory_is_free_again_after_the_end(running: Store, data: Path) -> None:
+def test_a_directory_is_free_after_the_server_ends(running: Store, data: Path) -> None:
     running.close()
     assert start_another(data) == ""
     assert start_another(data) == ""
 
 
 def test_beside_a_running_server(running: Store, data: Path) -> None:
-    """Keys and looking are allowed; what deletes, or reads everything, is told to wait."""
+    """Keys and listing work; commands that delete or read everything are refused."""
     script = "import sys; from app.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
     def keepwarm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -142,11 +146,11 @@ def test_beside_a_running_server(running: Store, data: Path) -> None:
         assert ended.returncode in (1, 2)
         assert "already using the data directory" in ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
-    running.ensure_user("eve")  # nobody took the server's locks along
+    running.create_conversation("eve", SETTINGS)  # none of this released the server's locks
     assert "already using the data directory" in start_another(data)
 
 
-def test_looking_makes_nothing(tmp_path: Path) -> None:
+def test_listing_creates_nothing(tmp_path: Path) -> None:
     for look in (cache.list_saved, lambda folder: cache.clear(folder, True, lambda segments, size_bytes: None)):
         with pytest.raises(StoreError, match="There is no data directory"):
             look(tmp_path / "nowhere")

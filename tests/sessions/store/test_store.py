@@ -1,4 +1,4 @@
-"""The database is the truth: who owns what, what survives, and what is said when the file cannot be used."""
+"""The database: ownership, what survives a restart, and the errors when the file cannot be used."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreError, match="written by a newer Keepwarm"):
         Store(tmp_path / "data")
-    with pytest.raises(StoreError, match="newer"):  # and the lock was given back
+    with pytest.raises(StoreError, match="newer"):  # and the lock was released
         Store(tmp_path / "data")
 
 
@@ -119,17 +119,17 @@ def test_a_data_directory_below_a_file(tmp_path: Path) -> None:
 
 
 def test_an_unwritable_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write anywhere, so the kernel's refusal is played."""
+    """Root may write anywhere, so the kernel's refusal is simulated."""
 
     def refuse(*args: object, **kwargs: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(StoreError, match=r"Permission denied.*right to write"):
+    with pytest.raises(StoreError, match=r"Permission denied.*write permission"):
         Store(tmp_path / "data")
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "keepwarm.db").write_text("this is a letter, not a database\n" * 100)
     with pytest.raises(StoreError, match="damaged or is not a Keepwarm database"):
@@ -174,7 +174,7 @@ def test_every_thread_has_its_own_connection(store: Store) -> None:
 
     def use() -> None:
         try:
-            store.ensure_user(threading.current_thread().name)
+            store.create_conversation(threading.current_thread().name, SETTINGS)
             connections.add(id(store._database._connection().conn))
             barrier.wait(10)
         except Exception as error:
@@ -195,7 +195,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store.close()
     store.close()
     with pytest.raises(StoreError, match="closed"):
-        store.ensure_user("ada")
+        store.create_conversation("ada", SETTINGS)
 
 
 def test_settings_round_trip(store: Store) -> None:
@@ -222,7 +222,7 @@ def test_an_empty_conversation_is_used_again(store: Store) -> None:
 
 @pytest.mark.parametrize("wrong", ["", "0" * 32, "' OR 1=1 --", "\ud800", "x" * 100_000, None, 7])
 def test_wrong_conversation_ids(store: Store, wrong: str) -> None:
-    store.ensure_user("ada")
+    store.create_conversation("ada", SETTINGS)
     with pytest.raises(ConversationNotFound):
         store.conversation("ada", wrong)
 
@@ -242,7 +242,7 @@ def test_token_ids_round_trip() -> None:
 
 
 def test_an_answer_its_ids_and_its_receipt_are_one_transaction(store: Store) -> None:
-    """When the receipt cannot be written, the answer is still running: nothing is half done."""
+    """If the receipt cannot be written, the answer is still running: nothing is half done."""
     conversation = store.create_conversation("ada", SETTINGS)
     answer = add_turn(store, conversation.conversation_id)
     with store._database.write() as db:

@@ -286,7 +286,6 @@ def test_one_users_many_messages_do_not_hold_up_anothers(make_house: MakeHouse) 
         return submit(request, listener)
 
     house.engine.submit = watched  # type: ignore[method-assign, assignment]
-    house.manager.ensure_user("ben")
     runs = []
     for number in range(4):
         c = house.conversation()

@@ -1,4 +1,4 @@
-"""Verifying on demand: what is true stays, what is not goes, budgets hold, and nobody waits for it."""
+"""Verifying on request: correct memory stays, wrong memory is dropped, budgets hold, and no run waits for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sessions.types import CheckView, MissReason, Tier
+from tests import polling
 from tests.sessions.conftest import MakeHouse
 from tests.sessions.house import ADA, House, finish, until
 from tests.sessions.memory.test_memory import LONG
@@ -44,13 +45,13 @@ def saved_house(make_house: MakeHouse) -> tuple[House, str]:
     return house, c
 
 
-def test_what_is_true_stays_where_it_is(saved_house: tuple[House, str]) -> None:
+def test_correct_memory_stays_where_it_is(saved_house: tuple[House, str]) -> None:
     house, c = saved_house
     before = house.manager.memory_view(ADA).rows[0]
     check = verified(house, c)
     assert (check.is_running, check.agrees) == (False, True)
     assert check.sentence.startswith(
-        f"its memory is true ({len(house.ledger(c)) - 1:,} tokens read again, largest logit"
+        f"its memory is correct ({len(house.ledger(c)) - 1:,} tokens read again, largest logit"
     )
     row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.kv_tokens, row.disk_bytes) == (Tier.DEVICE, before.kv_tokens, before.disk_bytes)
@@ -65,7 +66,7 @@ def test_a_kv_that_disagrees_is_dropped_and_its_saved_copy_serves(saved_house: t
     kv_of(house, c).marks[30] ^= 1
     check = verified(house, c)
     assert check.agrees is False
-    assert "its memory on the device disagreed from token 31 on and was dropped" in check.sentence
+    assert "its memory on the device was wrong from token 31 on and was dropped" in check.sentence
     row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.used_bytes) == (Tier.DISK, 0)
     message = house.say(c, "And?")
@@ -104,41 +105,40 @@ def test_a_damaged_file_is_refused_and_deleted(saved_house: tuple[House, str]) -
     assert check.agrees is False
     assert check.sentence.startswith("its copy on disk was refused and deleted: the saved memory is damaged")
     assert not path.exists()
-    assert verified(house, c).agrees is True  # what stood before it is good
+    assert verified(house, c).agrees is True  # what comes before it is good
     receipt = house.receipt(house.say(c, "And?"))
     assert (receipt.tier_before, receipt.reused_tokens) == (Tier.DISK, last.start_tokens)
 
 
-def test_a_saved_copy_that_was_wrong_before_it_was_written_goes(make_house: MakeHouse) -> None:
-    """Whole, with a true checksum, and still not what the ledger gives."""
+def test_a_saved_copy_that_was_wrong_when_it_was_written_is_deleted(make_house: MakeHouse) -> None:
+    """The file is complete and its checksum correct, but its rows are not those of the ledger."""
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     c = house.conversation()
     house.engine.save_delay_s = 0.2
     run = house.manager.send(ADA, c, LONG)
-    while run.snapshot().sampled_tokens < 1:
-        time.sleep(0.001)
+    polling.until(lambda: run.snapshot().sampled_tokens >= 1, every_s=0.001)
     kv_of(house, c).marks[30] ^= 1
     finish(run)
     house.saved(c)
     check = verified(house, c)
     assert check.sentence.startswith(
-        "its memory on the device disagreed from token 31 on and was dropped; "
-        "its copy on disk disagreed from token 1 on and was deleted ("
+        "its memory on the device was wrong from token 31 on and was dropped; "
+        "its copy on disk was wrong from token 1 on and was deleted ("
     )
     row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.disk_bytes, row.used_bytes) == (Tier.NONE, 0, 0)
     assert house.files() == []
 
 
-def test_nothing_is_said_of_nothing(house: House) -> None:
+def test_without_memory_there_is_nothing_to_verify(house: House) -> None:
     c = house.conversation()
     house.say(c, LONG)
     house.manager.drop_kv(ADA, c)
     check = verified(house, c)
-    assert (check.agrees, check.sentence) == (None, "nothing is kept of it, on the device or on disk")
+    assert (check.agrees, check.sentence) == (None, "there is nothing to verify, on the device or on disk")
 
 
-def test_it_fits_the_budget_or_says_so(make_house: MakeHouse) -> None:
+def test_it_keeps_to_the_budget_or_says_that_it_cannot(make_house: MakeHouse) -> None:
     house = make_house(budget_bytes=500 * 1024)
     c = house.conversation(max_new_tokens=100)
     house.say(c, LONG)
@@ -149,7 +149,7 @@ def test_it_fits_the_budget_or_says_so(make_house: MakeHouse) -> None:
     assert house.manager.memory_view(ADA).rows[0].tier is Tier.DEVICE
 
 
-def test_idle_kvs_make_room_for_it(make_house: MakeHouse) -> None:
+def test_idle_kvs_are_evicted_for_it(make_house: MakeHouse) -> None:
     house = make_house(budget_bytes=900 * 1024, disk_kv_budget_bytes=64 * MIB)
     other, c = house.conversation(max_new_tokens=100), ""
     house.say(other, LONG)
@@ -165,7 +165,7 @@ def test_idle_kvs_make_room_for_it(make_house: MakeHouse) -> None:
     }
 
 
-def test_it_gives_way_to_a_message_and_begins_again(make_house: MakeHouse) -> None:
+def test_it_gives_way_to_a_message_and_starts_again(make_house: MakeHouse) -> None:
     house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.002))
     c = house.conversation()
     house.say(c, LONG)
@@ -176,14 +176,14 @@ def test_it_gives_way_to_a_message_and_begins_again(make_house: MakeHouse) -> No
     message = house.say(c, "And now?")
     receipt = house.receipt(message)
     assert message.text == house.expected_text(c)
-    assert receipt.waited_s < 0.4  # a piece of 64 tokens takes 0.13
+    assert receipt.waited_s < 0.4  # a chunk of 64 tokens takes 0.13 s
     assert receipt.fed_tokens == receipt.delta_tokens
     result = asked.wait(10)
     assert result is not None
     assert (result.agrees, result.tokens) == (True, len(house.ledger(c)) - 1)
 
 
-def test_ends_with_the_server(make_house: MakeHouse) -> None:
+def test_it_ends_with_the_server(make_house: MakeHouse) -> None:
     house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.002))
     c = house.conversation()
     house.say(c, LONG)
@@ -197,7 +197,7 @@ def test_ends_with_the_server(make_house: MakeHouse) -> None:
     assert result.agrees is None
 
 
-def test_a_deleted_conversation_leaves_no_check(house: House) -> None:
+def test_a_deleted_conversation_leaves_no_result(house: House) -> None:
     c = house.conversation()
     house.say(c, LONG)
     verified(house, c)
@@ -219,7 +219,7 @@ def test_host_memory_is_verified_too(make_house: MakeHouse) -> None:
     entry.segment = replace(entry.segment, marks=tuple(marks))  # type: ignore[type-var]
     check = verified(house, c)
     assert check.agrees is False
-    assert check.sentence.startswith("its copy in host memory disagreed from token 1 on and was deleted (")
+    assert check.sentence.startswith("its copy in host memory was wrong from token 1 on and was deleted (")
     row = house.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.host_bytes) == (Tier.DISK, 0)
     assert house.receipt(house.say(c, "And?")).tier_before is Tier.DISK

@@ -46,7 +46,6 @@ def test_a_system_prompt_is_read_once(house: House) -> None:
 
 def test_nothing_is_taken_from_another_owner(house: House) -> None:
     house.say(house.conversation(), f"{MANUAL}What is primed?")
-    house.manager.ensure_user("eve")
     other = house.conversation("eve")
     receipt = house.receipt(house.say(other, f"{MANUAL}What is primed?", owner="eve"))
     assert (receipt.reused_tokens, receipt.shared_tokens, receipt.shared_from) == (0, 0, "")
@@ -74,11 +73,11 @@ def test_a_draft_is_copied_too_and_counted_apart(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True)
     first = house.conversation()
     house.say(first, f"{MANUAL}What is primed?")
-    until(house.manager.background.idle_worker.is_at_rest)
+    until(lambda: house.manager.is_idle)
     second = house.conversation()
     house.engine.idle_counts.clear()
     house.manager.read_ahead(ADA, second, f"{MANUAL}And when is that")
-    until(house.manager.background.idle_worker.is_at_rest)
+    until(lambda: house.manager.is_idle)
     assert [fed for _, _, fed, _ in house.engine.idle_counts] == [len("And when is")]
     message = house.say(second, f"{MANUAL}And when is that")
     receipt = house.receipt(message)
@@ -162,7 +161,6 @@ def test_what_another_kv_holds_is_not_fetched_from_files(make_house: MakeHouse) 
 def test_no_file_of_another_owner_is_used(make_house: MakeHouse) -> None:
     house = make_house(disk_kv_budget_bytes=2**26)
     parked(house, f"{MANUAL}What is primed?")
-    house.manager.ensure_user("eve")
     receipt = house.receipt(house.say(house.conversation("eve"), f"{MANUAL}What is primed?", owner="eve"))
     assert (receipt.reused_tokens, receipt.restored_bytes, receipt.shared_from) == (0, 0, "")
 

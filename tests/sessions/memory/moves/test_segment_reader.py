@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +12,7 @@ from model_runtime.interface.protocol import Segment
 from model_runtime.interface.segments import SegmentIdentity, identify
 from sessions.memory.moves import segment_reader
 from sessions.memory.moves.segment_reader import SegmentReader
+from tests.polling import pause, until
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def test_in_their_order_whichever_is_read_first() -> None:
     identities = chain(12)
 
     def load(identity: SegmentIdentity) -> Rows:
-        time.sleep(0.02 if identity is identities[0] else 0.001 * (identity.start_tokens % 3))
+        pause(0.02 if identity is identities[0] else 0.001 * (identity.start_tokens % 3))
         return Rows(identity)
 
     with SegmentReader(identities, load, 1) as found:
@@ -58,7 +58,7 @@ def test_what_came_meanwhile_is_given_together() -> None:
     with SegmentReader(identities, load, 1) as found:
         for _ in identities:
             assert came.acquire(timeout=5)
-        time.sleep(0.05)
+        pause(0.05)
         assert len(found.take()) == 5
 
 
@@ -76,7 +76,7 @@ def test_no_more_is_in_memory_than_the_bound(monkeypatch: pytest.MonkeyPatch) ->
 
     with SegmentReader(identities, load, 1) as found:
         while batch := found.take():
-            time.sleep(0.02)
+            pause(0.02)
             with lock:
                 done += len(batch)
     assert (begun, done) == (9, 9)
@@ -96,7 +96,7 @@ def test_a_refused_one_is_told_where_it_stands() -> None:
     def load(identity: SegmentIdentity) -> Rows:
         if identity is identities[2]:
             raise SegmentRefused("damaged")
-        time.sleep(0.01 if identity is identities[1] else 0)
+        pause(0.01 if identity is identities[1] else 0)
         return Rows(identity)
 
     given = 0
@@ -112,7 +112,4 @@ def test_readers_end_with_the_restore() -> None:
     before = threading.active_count()
     with SegmentReader(chain(50), Rows, segment_reader.AHEAD_BYTES) as found:
         found.take()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+    until(lambda: threading.active_count() <= before, timeout_s=5)

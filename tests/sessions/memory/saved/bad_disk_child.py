@@ -40,7 +40,7 @@ def main(model_dir: str, data_dir: str, trouble: str) -> None:
         answers.append(finish(manager.send(ADA, c, f"Message {number} about the harbour and the boats there."), 60))
     said["statuses"] = [answer.status.value for answer in answers]
     said["misses"] = [answer.receipt.miss_reason for answer in answers if answer.receipt is not None]
-    manager.close()  # everything in line for the disk was tried
+    manager.close()  # by then every queued save was tried
     said["events"] = [event.text for event in manager.memory_view(ADA).events]
     said["left_over"] = [path.name for path in kv.rglob("*.tmp")]
     said["disk_bytes"] = manager.memory_view(ADA).disk_used_bytes

@@ -1,4 +1,4 @@
-"""A full disk and a read-only one, by the kernel's own hand: the chat goes on, and the log says what was not saved."""
+"""A really full and a really read-only disk: the chat continues, and the memory log says what was not saved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
 def can_mount() -> bool:
-    """Where the kernel lets nobody but root mount, and this is not root, there is no such disk to be had."""
+    """Whether this process may mount file systems. If only root may, and this is not root, there is no disk to test."""
     if shutil.which("unshare") is None:
         return False
     return subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
@@ -41,7 +41,7 @@ def happened(tiny_dir: TinyDir, tmp_path: Path, request: pytest.FixtureRequest) 
 
 
 @pytest.mark.parametrize("happened", ["full"], indirect=True)
-def test_a_full_disk_is_a_note(happened: dict[str, Any]) -> None:
+def test_a_full_disk_is_logged(happened: dict[str, Any]) -> None:
     assert happened["statuses"] == ["complete"] * 8
     assert happened["misses"] == [None] * 8
     assert any("could not be saved" in text for text in happened["events"]), happened["events"]
@@ -50,10 +50,10 @@ def test_a_full_disk_is_a_note(happened: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("happened", ["read-only"], indirect=True)
-def test_a_disk_that_becomes_read_only_is_a_note_and_a_start_on_one_a_sentence(happened: dict[str, Any]) -> None:
+def test_a_disk_that_becomes_read_only_is_logged_and_a_start_on_one_is_refused(happened: dict[str, Any]) -> None:
     assert happened["statuses"] == ["complete"] * 8
     assert happened["misses"] == [None] * 8
     assert any("could not be saved: Read-only file system" in text for text in happened["events"])
     assert happened["disk_bytes"] > 0
     assert "cannot be used (Read-only file system)" in happened["start"]
-    assert "Give this user the right to write there" in happened["start"]
+    assert "Give this user write permission" in happened["start"]

@@ -1,4 +1,4 @@
-"""Which saved segments hold most of a ledger, however the ledger was cut and wherever it leaves them."""
+"""Finds the saved segments that hold most of a ledger, however it was cut and wherever it differs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_chain_holds_as_much_as_any_saved_path(
 
 
 @given(IDS, IDS)
-def test_another_models_segments_are_nobodys(path: tuple[int, ...], ids: tuple[int, ...]) -> None:
+def test_another_models_segments_are_not_used(path: tuple[int, ...], ids: tuple[int, ...]) -> None:
     stored = {piece.key: piece for piece in cut(path, None, 0, 5, "m")}
     chain = longest_chain(ids, map(saved, stored.values()), "n", lambda key: stored[key].token_ids)
     assert chain.identities == ()
@@ -56,7 +56,7 @@ def test_no_restored_kv_is_longer_than_the_limit() -> None:
     assert (chain.useful_tokens, chain.end_tokens) == (3, 3)
 
 
-def test_an_answer_begins_a_segment_behind_a_long_prompt() -> None:
+def test_an_answer_begins_a_segment_after_a_long_prompt() -> None:
     ids = tuple(range(SHARED_PROMPT_TOKENS + 20))
     ends = [piece.end_tokens for piece in cut(ids, None, SHARED_PROMPT_TOKENS, 10_000, "m")]
     assert ends == [SHARED_PROMPT_TOKENS, len(ids)]

@@ -1,4 +1,4 @@
-"""Many small files become one while nobody is looking, and a crash in between costs nothing."""
+"""Many small files become one while they are unused, and a crash in between costs nothing."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_a_branch_ends_a_run() -> None:
     assert find_run([*line, saved("y", "c")], 1000) == ()
 
 
-def test_what_others_refer_to_is_not_joined() -> None:
+def test_segments_that_others_refer_to_are_not_joined() -> None:
     line = [saved("a", "", users=("c", "other")), *(saved(k, p) for k, p in ("ba", "cb", "dc", "ed"))]
     assert keys(find_run(line, 1000)) == "bcde"
 
 
 @pytest.fixture
 def small_files(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> tuple[House, str]:
-    """Six short turns, each saved on its own."""
+    """Six short turns, each saved in its own file."""
     monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 3600.0)
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     c = house.conversation()
@@ -89,7 +89,7 @@ def test_a_crash_while_compacting_costs_nothing(
         raise KeyboardInterrupt
 
     target = disk._table if point == "before the rows" else disk
-    monkeypatch.setattr(target, "replace" if point == "before the rows" else "_unlink_all", crash)
+    monkeypatch.setattr(target, "replace" if point == "before the rows" else "_delete_files", crash)
     with pytest.raises(KeyboardInterrupt):
         disk.compact(1000)
     assert len(house.files()) == 7

@@ -1,4 +1,4 @@
-"""Files that are torn, swapped, missing or another model's, disks that are full, slow or small: never wrong text."""
+"""Torn, swapped and missing files, files of another model, and full, slow or small disks: the text is never wrong."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_unreadable(files: list[Path]) -> None:
 
 @pytest.fixture
 def saved_house(make_house: MakeHouse) -> tuple[House, str]:
-    """Two turns are saved, none is on the device."""
+    """Two turns are saved, and none is on the device."""
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     c = house.conversation()
     house.say(c, LONG)
@@ -66,7 +66,7 @@ def say(house: House, c: str, text: str = "And now?") -> Receipt:
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_off, swap, remove, make_unreadable])
-def test_what_is_not_whole_and_true_is_refused_and_read_again(saved_house: tuple[House, str], damage: Damage) -> None:
+def test_a_damaged_file_is_refused_and_the_turn_read_again(saved_house: tuple[House, str], damage: Damage) -> None:
     house, c = saved_house
     root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
     path = house.manager.memory.saved_kvs.disk.path_of(root.key)
@@ -97,7 +97,7 @@ def test_a_damaged_tail_costs_only_the_tail(saved_house: tuple[House, str]) -> N
     assert receipt.reused_tokens == last.start_tokens
 
 
-def test_files_and_rows_that_do_not_match_are_swept(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
+def test_files_and_rows_that_do_not_match_are_deleted(saved_house: tuple[House, str], make_house: MakeHouse) -> None:
     house, c = saved_house
     root = next(s for s in house.store.segments.of_conversation(c) if s.start_tokens == 0)
     path = house.manager.memory.saved_kvs.disk.path_of(root.key)
@@ -147,8 +147,8 @@ def test_a_refused_file_is_in_the_log(saved_house: tuple[House, str], caplog: py
 
 
 @pytest.mark.parametrize("evicted_first", [False, True])
-def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse, evicted_first: bool) -> None:
-    """A full disk: the beginning was saved before, the rest is not, and the room is needed; after that is known, or
+def test_evicting_an_unsaved_kv_is_logged(make_house: MakeHouse, evicted_first: bool) -> None:
+    """The disk is full: the beginning is saved, the rest is not, and the KV is evicted, either after the failed save or
     while the rest is being written."""
     house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=800 * 1024)
     c = house.conversation(max_new_tokens=100)
@@ -181,7 +181,7 @@ def test_what_leaves_the_device_unsaved_is_said(make_house: MakeHouse, evicted_f
     assert receipt.fed_tokens - receipt.delta_tokens == unsaved_tokens
 
 
-def test_the_disk_keeps_what_is_guaranteed_to_each_user(make_house: MakeHouse) -> None:
+def test_the_disk_keeps_each_users_guaranteed_share(make_house: MakeHouse) -> None:
     house = make_house(disk_kv_budget_bytes=2 * MIB)
     theirs = house.conversation("eve")
     house.say(theirs, "Mine stays", "eve")
@@ -194,7 +194,7 @@ def test_the_disk_keeps_what_is_guaranteed_to_each_user(make_house: MakeHouse) -
 
 
 def test_a_file_that_was_planted_under_the_right_name_is_refused(saved_house: tuple[House, str]) -> None:
-    """Another owner's file, whole and true, in the place of one's own."""
+    """A complete and correct file of another owner, in the place of the conversation's own file."""
     house, c = saved_house
     theirs = house.conversation("eve")
     house.say(theirs, LONG, "eve")
@@ -238,10 +238,10 @@ def test_the_disk_budget_holds_at_every_moment(make_house: MakeHouse) -> None:
     assert memory.disk_budget_bytes == budget_bytes
     on_disk = {row.conversation_id for row in memory.rows if row.disk_bytes}
     assert conversations[7] in on_disk
-    assert conversations[0] not in on_disk  # used longest ago
+    assert conversations[0] not in on_disk  # the least recently used
 
 
-def test_what_can_never_fit_is_not_saved_and_nobody_goes_for_it(make_house: MakeHouse) -> None:
+def test_a_kv_that_can_never_fit_is_not_saved_and_nothing_is_deleted_for_it(make_house: MakeHouse) -> None:
     house = make_house(disk_kv_budget_bytes=600 * 1024)
     small = house.conversation()
     house.say(small, "Small")
@@ -261,7 +261,7 @@ def test_a_lower_budget_is_kept_from_the_start(saved_house: tuple[House, str], m
     assert say(house, c).tier_before is Tier.DISK  # the beginning stayed
 
 
-def test_a_full_disk_is_a_note_and_never_an_error(make_house: MakeHouse) -> None:
+def test_a_full_disk_is_logged_and_is_never_an_error(make_house: MakeHouse) -> None:
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: No space left on device."
     c = house.conversation()
@@ -280,8 +280,8 @@ def test_the_free_disk_is_respected(make_house: MakeHouse) -> None:
     assert house.files() == []
 
 
-def test_a_slow_disk_holds_nobody_up(make_house: MakeHouse) -> None:
-    """Two seconds a file; a KV that is still to be saved is waited for, but not for ever."""
+def test_a_slow_disk_delays_no_run(make_house: MakeHouse) -> None:
+    """A file takes two seconds; a run waits for an unsaved KV, but not for ever."""
     house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=640 * 1024, save_patience_s=0.3, flush_timeout_s=0.2)
     house.engine.save_delay_s = 2.0
     started = [house.conversation(max_new_tokens=100)]
@@ -293,7 +293,7 @@ def test_a_slow_disk_holds_nobody_up(make_house: MakeHouse) -> None:
 
 
 def test_a_ledger_rewritten_while_its_old_rows_wait_to_be_saved(make_house: MakeHouse) -> None:
-    """The same message at the same place behind another system prompt of the same length: not the same rows."""
+    """The same message at the same position after another system prompt of the same length has other rows."""
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     c, other = house.conversation(system_prompt="Prompt 1"), ""
     house.say(c, "Hello")

@@ -1,4 +1,4 @@
-"""What somebody else put into the data directory is never deleted or written over, whatever it is called."""
+"""Other files in the data directory are never deleted or overwritten, whatever their names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Tree = dict[str, object]
 
 
 def seen(folder: Path) -> Tree:
-    """All that is there: links as what they point to, other files as what is in them."""
+    """Everything in the folder: links as their targets, other files as their contents."""
     found: Tree = {}
     for at, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -125,10 +125,10 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("put", FOREIGN)
-def test_everything_that_deletes_leaves_it_alone(
+def test_nothing_that_deletes_touches_other_files(
     make_house: MakeHouse, tmp_path: Path, put: Callable[[Path, Path], None]
 ) -> None:
-    """A start, saves that make room, compaction, dropping, deleting, the doctor, and clearing the cache."""
+    """Start-up, saves that make room, compaction, dropping, deleting, the doctor, and clearing the cache."""
     house = make_house(disk_kv_budget_bytes=MIB)
     c = house.conversation()
     house.say(c, LONG)
@@ -160,7 +160,7 @@ def test_everything_that_deletes_leaves_it_alone(
 
 
 @pytest.mark.parametrize("put", ["theirs", "a directory", "a link", "a pipe", "a linked folder"])
-def test_what_is_in_the_way_of_a_save_stays_and_is_said(make_house: MakeHouse, tmp_path: Path, put: str) -> None:
+def test_a_file_in_the_way_of_a_save_stays_and_is_logged(make_house: MakeHouse, tmp_path: Path, put: str) -> None:
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     house.engine.save_delay_s = 0.3
     outside = tmp_path / "outside"
@@ -174,7 +174,7 @@ def test_what_is_in_the_way_of_a_save_stays_and_is_said(make_house: MakeHouse, t
         raise AssertionError(f"written to {path}")
 
     disk = house.manager.memory.saved_kvs.disk
-    chain = disk._files_of.make_way
+    chain = disk._files.prepare
 
     def plant(path: Path) -> None:
         if put == "a linked folder":
@@ -191,19 +191,19 @@ def test_what_is_in_the_way_of_a_save_stays_and_is_said(make_house: MakeHouse, t
             else:
                 path.symlink_to(outside / "thesis.odt")
         house.engine.save = planted  # type: ignore[method-assign]
-        disk._files_of.make_way = chain  # type: ignore[method-assign]
+        disk._files.prepare = chain  # type: ignore[method-assign]
         chain(path)
 
-    disk._files_of.make_way = plant  # type: ignore[method-assign]
+    disk._files.prepare = plant  # type: ignore[method-assign]
     until(lambda: run.is_done)
-    until(lambda: any("is in the way. Move it elsewhere." in e.text for e in house.manager.memory_view(ADA).events))
+    until(lambda: any("is in the way and does not belong" in e.text for e in house.manager.memory_view(ADA).events))
     assert (outside / "thesis.odt").read_bytes() == THESIS
     assert [path.name for path in outside.iterdir()] == ["thesis.odt"]
     house.engine.save = kept  # type: ignore[method-assign]
 
 
 def test_a_temporary_file_never_goes_through_a_link(make_house: MakeHouse, tmp_path: Path) -> None:
-    """The name of the next one can be guessed: it is the process's number."""
+    """The name of the next one can be guessed: it contains the process id."""
     from model_runtime.kv.segment import copy_out, write
     from tests.model_runtime.kv.test_segment import GEOMETRY, filled, two_segments
 
@@ -226,7 +226,7 @@ def test_a_damaged_file_of_ours_is_still_ours(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         assert files.delete(path), place
     temporary = path.with_name(f"{path.name}.77.tmp")
-    for length in range(len(OURS)):  # a save may be killed anywhere
+    for length in range(len(OURS)):  # a save may be killed at any byte
         temporary.write_bytes(OURS[:length])
         assert files.delete(temporary), length
 
@@ -265,7 +265,7 @@ def a_pipe_of_that_name(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("make", [documents, another_programs_database, a_letter_of_that_name, a_pipe_of_that_name])
 @pytest.mark.parametrize("opens", ["serve", "key"])
-def test_a_directory_that_is_not_ours_is_refused_untouched(
+def test_a_directory_that_is_not_ours_is_refused_and_not_changed(
     tmp_path: Path, make: Callable[[Path], Path], opens: str
 ) -> None:
     folder = make(tmp_path)
@@ -278,7 +278,7 @@ def test_a_directory_that_is_not_ours_is_refused_untouched(
 
 
 @pytest.mark.parametrize("holds", [[], ["lost+found"], ["keepwarm.lock"], ["kv", "kv/lost+found"]])
-def test_a_new_volume_is_taken(tmp_path: Path, holds: list[str]) -> None:
+def test_a_new_volume_is_accepted(tmp_path: Path, holds: list[str]) -> None:
     folder = tmp_path / "volume"
     folder.mkdir()
     for name in holds:
@@ -287,8 +287,8 @@ def test_a_new_volume_is_taken(tmp_path: Path, holds: list[str]) -> None:
     Store(folder).close()
 
 
-def test_saved_memory_on_a_disk_that_is_not_there_is_not_forgotten(make_house: MakeHouse, tmp_path: Path) -> None:
-    """`kv` may be a link to another disk; before that is mounted, it leads nowhere."""
+def test_saved_memory_on_an_unmounted_disk_is_not_forgotten(make_house: MakeHouse, tmp_path: Path) -> None:
+    """`kv` may be a link to another disk, which leads nowhere until that disk is mounted."""
     house = make_house(disk_kv_budget_bytes=64 * MIB)
     c = house.conversation()
     house.say(c, LONG)
@@ -314,4 +314,4 @@ def test_the_doctor_names_them(tmp_path: Path) -> None:
     inspect(store, report)
     store.close()
     (found,) = report.wrong
-    assert "that Keepwarm did not write: 2 files (thesis.odt, thesis.odt). They are left alone." in found
+    assert "not written by Keepwarm: 2 files (thesis.odt, thesis.odt). They are left alone." in found

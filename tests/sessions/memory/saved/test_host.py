@@ -1,4 +1,4 @@
-"""The host tier: one owning tier at a time, budgets that hold while KVs move, all or nothing."""
+"""The host tier: a KV has one owning tier at a time, budgets hold while KVs move, and a KV moves completely or not."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_evicted_kv_moves_to_host_memory_and_back(make_hosted: Callable[..., 
     assert house.engine.peak_bytes <= 640 * KIB
 
 
-def test_what_does_not_fit_host_memory_is_on_disk(make_hosted: Callable[..., House]) -> None:
+def test_a_kv_that_does_not_fit_host_memory_is_on_disk(make_hosted: Callable[..., House]) -> None:
     house = make_hosted(host_kv_budget_bytes=500 * KIB, disk_kv_budget_bytes=64 * MIB)
     started = []
     for number in range(4):
@@ -71,7 +71,7 @@ def test_what_does_not_fit_host_memory_is_on_disk(make_hosted: Callable[..., Hou
     fed_only_the_delta(house, started[0], Tier.DISK)
     house.close()
     house = make_hosted(host_kv_budget_bytes=500 * KIB, disk_kv_budget_bytes=64 * MIB)
-    fed_only_the_delta(house, started[2], Tier.DISK)  # host memory did not survive, the disk did
+    fed_only_the_delta(house, started[2], Tier.DISK)  # host memory did not survive the restart, the disk did
 
 
 def test_a_chain_may_begin_on_disk_and_end_in_host_memory(make_hosted: Callable[..., House]) -> None:
@@ -135,7 +135,7 @@ def test_opening_a_conversation_brings_it_back_from_host_memory(make_hosted: Cal
     until(lambda: rows(house)[c].tier is Tier.DEVICE and house.manager.memory_view(ADA).host_used_bytes == 0)
 
 
-def test_another_branch_is_kept_until_its_room_is_needed(make_hosted: Callable[..., House]) -> None:
+def test_another_branch_stays_until_room_is_needed(make_hosted: Callable[..., House]) -> None:
     house = make_hosted(disk_kv_budget_bytes=64 * MIB)
     c = house.conversation(max_new_tokens=60)
     house.say(c, LONG)
@@ -165,32 +165,31 @@ def segment(name: str, size: int) -> ScriptedSegment:
     return ScriptedSegment(identify(None, tuple(name.encode()), "model"), (), size)
 
 
-def test_a_turn_of_one_user_takes_no_more_host_memory_than_is_beyond_the_others_shares() -> None:
-    host = Host(100)
+def test_a_turn_of_one_user_takes_only_host_memory_beyond_the_shares_of_others() -> None:
+    host = Host(100, lost_s=lambda start, tokens, key: float(tokens))
     for owner, count in (("eve", 6), (ADA, 2)):
         for number in range(count):
             assert host.reserve(owner, owner, 10)
             host.put(owner, owner, ScriptedSegment(identify(None, (number,), owner), (0,), 10), 10)
-    assert host.reserve(ADA, "another of hers", 40)  # 20 are free; of the 60 of eve's, 35 are beyond her 25
+    assert host.reserve(ADA, "another of hers", 40)  # 20 are free, and 35 of eve's 60 exceed her share of 25
     assert host.by_conversation()["eve"].size_bytes == 40
-    assert not host.reserve(ADA, "one more", 50)  # 20 of her own, and of eve's until she holds no more than 25
+    assert not host.reserve(ADA, "one more", 50)  # 20 of ada's own, and eve's down to her share of 25
     assert host.by_conversation()["eve"].size_bytes == 40
     assert host.reserve(ADA, "one more", 40)
     assert {c: saved.size_bytes for c, saved in host.by_conversation().items()} == {"eve": 20}
 
 
-def test_reserved_and_used_bytes_are_apart_and_together_within_the_budget() -> None:
-    host = Host(100)
+def test_reserved_and_used_bytes_are_separate_and_together_within_the_budget() -> None:
+    host = Host(100, lost_s=lambda start, tokens, key: float(tokens))
     assert host.reserve(ADA, "a", 60)
     assert (host.used_bytes, host.reserved_bytes) == (0, 60)
     assert not host.reserve(ADA, "b", 50)
     host.put("ada", "a", segment("a", 60), 60)
     assert (host.used_bytes, host.reserved_bytes) == (60, 0)
     assert not host.reserve(ADA, "b", 101)
-    assert host.used_bytes == 60  # nobody goes for what can never fit
-    host.use("a", True)
-    assert not host.reserve(ADA, "b", 50)
-    host.use("a", False)
+    assert host.used_bytes == 60  # nothing is evicted for what can never fit
+    with host.using("a"):
+        assert not host.reserve(ADA, "b", 50)
     assert host.reserve(ADA, "b", 50)
     assert (host.used_bytes, host.reserved_bytes) == (0, 50)
     host.cancel(50)

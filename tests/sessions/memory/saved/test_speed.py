@@ -1,4 +1,4 @@
-"""Restoring is chosen where it is expected to be faster, and a bad moment of the disk is forgotten."""
+"""Restoring is chosen when it is expected to be faster, and a slow moment of the disk is forgotten."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_choice_is_the_shorter_wait_and_says_both() -> None:
     assert not choose(0.2, 0.1, 0.3, MIB, 1).restores
 
 
-def test_what_a_byte_and_what_a_file_takes_are_learnt_apart() -> None:
+def test_the_time_per_byte_and_per_file_are_learnt_separately() -> None:
     speed = RestoreSpeed()
     for _ in range(200):
         speed.observe(100 * MIB, 4, 0.1 + 4 * 0.03)
@@ -38,12 +38,12 @@ def test_a_faster_or_slower_disk_is_noticed_within_a_few_large_restores() -> Non
         assert speed.estimate_s(100 * MIB, 4) == pytest.approx(seconds, rel=0.2)
 
 
-def test_a_small_file_that_came_late_says_little_about_a_large_conversation() -> None:
+def test_a_small_slow_file_says_little_about_a_large_conversation() -> None:
     speed = RestoreSpeed()
     for _ in range(10):
         speed.observe(100 * MIB, 4, 0.2)
     before_s = speed.estimate_s(100 * MIB, 4)
-    speed.observe(2 * MIB, 1, 1.5)  # seen: a turn's file, while a prompt was read on the same cores
+    speed.observe(2 * MIB, 1, 1.5)  # measured: the file of a turn, while a prompt was read on the same cores
     assert speed.estimate_s(100 * MIB, 4) < 1.5 * before_s
 
 

@@ -1,4 +1,4 @@
-"""A conversation changes while its segment is being written: the file is either right or refused."""
+"""A conversation changes while its segment is being written: the file is either correct or refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Act = Callable[[House, str], None]
 
 
 def crop(house: House, c: str) -> None:
-    """Another version of the last message: the KV is cropped where it begins."""
+    """Edits the last message: the KV is cropped where it begins."""
     message = house.manager.view(ADA, c).messages[-2]
     finish(house.manager.edit(ADA, c, message.message_id, "Entirely different"))
 
@@ -27,7 +27,7 @@ def append(house: House, c: str) -> None:
 
 
 def evict(house: House, c: str) -> None:
-    """The device refuses memory: the KV goes at once, saved or not."""
+    """The device runs out of memory: the KV is dropped at once, saved or not."""
 
     def free() -> None:
         for kv in house.engine.idle_kvs():
@@ -46,7 +46,7 @@ def drop(house: House, c: str) -> None:
 
 
 def check_files(house: House, c: str) -> None:
-    """Every row's file is whole, and every row in it is the one that its text before it gives."""
+    """Every row's file is complete, and every KV row in it is the one that the text before it gives."""
     rows = {s.key: s for s in house.store.segments.of_conversation(c)}
     disk = house.manager.memory.saved_kvs.disk
     for row in rows.values():
