@@ -194,14 +194,14 @@ class Owners:
         return None
 
     def _chosen(self, cookies: Cookies, is_https: bool, choice: str) -> tuple[str, str]:
-        """(owner, what the choice uses up)."""
+        """(owner, what the choice uses up) for a log-in without a recovery code."""
         for identity in self.identities(cookies, is_https):
             if identity.choice == choice or (not choice and identity.is_default):
                 return identity.owner_id, identity.spends
         return uuid.uuid4().hex, ""
 
     def _give(self, owner_id: str, cookies: Cookies, is_secure: bool, spends: str) -> Login:
-        """The login token is always new, whatever the browser sent: no one can have known it before."""
+        """Issues cookies. The login token is always new, whatever the browser sent: no one can have known it before."""
         known = (token for token, secure in _tokens(cookies, OWNER_COOKIE) if secure == is_secure)
         browser = next((token for token in known if self._logins.kept_by(hash_of(token))), secrets.token_urlsafe(32))
         others = [one.owner_id for one in self.identities(cookies, is_secure) if one.owner_id != owner_id]

@@ -88,7 +88,7 @@ def _parsed(body: bytearray, model: type[BaseModel]) -> BaseModel:
 
 
 def _refuse_other_content(request: Request) -> None:
-    """Raises `Problem` 415 for what is not plain JSON."""
+    """Refuses a body that is not plain JSON: raises `Problem` 415."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise Problem(415, "Compressed bodies are not supported: send plain JSON.", "unsupported_encoding")
     kind = Message()

@@ -1,4 +1,4 @@
-"""`keepwarm backup DIR` and `keepwarm restore DIR`: docs/backup.md."""
+"""`keepwarm backup DIR` and `keepwarm restore DIR`, described in docs/backup.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], d
 
 
 def run_backup(arguments: argparse.Namespace, say: Say) -> int:
-    """Raises `SessionError` with a sentence."""
+    """Copies everything to a new directory and says what. Raises `SessionError` with a sentence."""
     made = back_up(arguments.data_dir, arguments.directory)
     say(f"Backed up to {arguments.directory}: {_what(made)}.")
     if made.linked_files:
@@ -44,7 +44,7 @@ def run_backup(arguments: argparse.Namespace, say: Say) -> int:
 
 
 def run_restore(arguments: argparse.Namespace, say: Say) -> int:
-    """Raises `SessionError` with a sentence."""
+    """Makes a data directory of a backup and says what it holds. Raises `SessionError` with a sentence."""
     made = restore(arguments.directory, arguments.data_dir)
     say(f"Restored to {arguments.data_dir}: {_what(made)}.")
     if made.has_cookie_key:

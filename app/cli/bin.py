@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
 
 
 def run(arguments: argparse.Namespace, say: Say) -> int:
-    """Raises `SessionError` with a sentence."""
+    """Lists, restores or deletes. Raises `SessionError` with a sentence."""
     found, database = open_bin(arguments.data_dir)
     try:
         if arguments.action == "restore":

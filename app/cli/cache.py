@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
 
 
 def run(arguments: argparse.Namespace, say: Say) -> int:
-    """Raises `SessionError` with a sentence."""
+    """Lists or deletes. Raises `SessionError` with a sentence."""
     if arguments.action == "list":
         _list(arguments.data_dir, say)
         return 0

@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
 
 
 def run(arguments: argparse.Namespace, say: Say) -> int:
-    """Raises `SessionError` or `ValueError` with a sentence."""
+    """Adds, lists or revokes. Raises `SessionError` or `ValueError` with a sentence."""
     keys, database = open_keys(arguments.data_dir)
     try:
         if arguments.action == "add":

@@ -82,7 +82,8 @@ def _as_text(state: StateInline, text: str, silent: bool) -> bool:
 
 
 def _block(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    """Lines from one that begins with an opener to one that ends with its closer, without an empty line between."""
+    """Parses lines from one that begins with an opener to one that ends with its closer, without an empty line
+    between."""
     if state.is_code_block(start_line):
         return False
     first = _line(state, start_line)
