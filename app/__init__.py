@@ -1,1 +1,1 @@
-"""Speaks Gradio, HTTP and HTML. Holds no torch and no SQL."""
+"""The command line, the web server, the page and the API. Holds no torch and no SQL."""

@@ -1,4 +1,4 @@
-"""`GET /metrics` for Prometheus: what the counters and the memory say at the moment they are asked."""
+"""The text of `GET /metrics` for Prometheus: counters and memory at the moment of the request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.process_memory import ProcessMeter
     from sessions.manager import SessionManager
 
-NOBODY = ""  # owns no conversation; the totals of the memory are the machine's
+NO_OWNER = ""  # owns no conversation; the totals of memory are those of the machine
 
 
 class Metrics:
@@ -26,12 +26,12 @@ class Metrics:
     def __init__(self, manager: SessionManager, process: ProcessMeter, connections: Connections) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Readings(manager, process))
-        self._registry.register(_Doors(connections))
+        self._registry.register(_ConnectionCounts(connections))
         self._requests = Counter(
             "keepwarm_requests", "API requests by status.", ["path", "status"], registry=self._registry
         )
         self._refusals = Counter(
-            "keepwarm_refusals", "API requests that were refused, by reason.", ["reason"], registry=self._registry
+            "keepwarm_refusals", "Refused API requests by reason.", ["reason"], registry=self._registry
         )
 
     def answered(self, path: str, status: int) -> None:
@@ -41,7 +41,7 @@ class Metrics:
         self._refusals.labels(reason).inc()
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -57,35 +57,41 @@ class _Readings(Collector):
         for kind in ("fed", "reused", "sampled"):
             tokens.add_metric([kind], getattr(counts, f"{kind}_tokens"))
         yield tokens
-        misses = CounterMetricFamily("keepwarm_misses", "Turns that fed more than they added.", labels=["reason"])
+        misses = CounterMetricFamily(
+            "keepwarm_misses", "Turns that fed more tokens than they added.", labels=["reason"]
+        )
         for reason, count in counts.misses.items():
             misses.add_metric([reason], count)
         yield misses
         yield from self._moves()
         yield from self._memory()
-        yield _histogram("keepwarm_ttft_seconds", "Time to the first token, waiting included.", counts.ttft)
+        yield _histogram(
+            "keepwarm_ttft_seconds", "Time to the first token, including the wait in the queue.", counts.ttft
+        )
         yield _histogram("keepwarm_inter_token_seconds", "Time between two tokens of an answer.", counts.gap)
 
     def _moves(self) -> Iterator[Metric]:
-        ways = ["origin", "target"]
-        moves = CounterMetricFamily("keepwarm_moves", "KVs moved between tiers; cold is nowhere.", labels=ways)
-        seconds = CounterMetricFamily("keepwarm_move_seconds", "What the moves took.", labels=ways)
-        size = CounterMetricFamily("keepwarm_move_bytes", "Bytes moved.", labels=ways)
+        labels = ["origin", "target"]
+        moves = CounterMetricFamily(
+            "keepwarm_moves", "KVs moved between tiers; cold means that no tier holds it.", labels=labels
+        )
+        seconds = CounterMetricFamily("keepwarm_move_seconds", "Time the moves took.", labels=labels)
+        size = CounterMetricFamily("keepwarm_move_bytes", "Bytes moved.", labels=labels)
         for (origin, target), move in self._manager.counters.snapshot().moves.items():
-            way = [origin.value, target.value]
-            moves.add_metric(way, move.count)
-            seconds.add_metric(way, move.seconds)
-            size.add_metric(way, move.size_bytes)
+            route = [origin.value, target.value]
+            moves.add_metric(route, move.count)
+            seconds.add_metric(route, move.seconds)
+            size.add_metric(route, move.size_bytes)
         yield from (moves, seconds, size)
         writes = self._manager.counters.snapshot().writes
-        yield CounterMetricFamily("keepwarm_writes", "KV files written behind the turns.", writes.count)
-        yield CounterMetricFamily("keepwarm_write_seconds", "What writing them took.", writes.seconds)
+        yield CounterMetricFamily("keepwarm_writes", "KV files written in the background after turns.", writes.count)
+        yield CounterMetricFamily("keepwarm_write_seconds", "Time the writes took.", writes.seconds)
         yield CounterMetricFamily("keepwarm_write_bytes", "Bytes written.", writes.size_bytes)
 
     def _memory(self) -> Iterator[Metric]:
-        view = self._manager.memory_view(NOBODY)
+        view = self._manager.memory_view(NO_OWNER)
         held = GaugeMetricFamily("keepwarm_kv_bytes", "Bytes of KV held, by tier.", labels=["tier", "kind"])
-        budget = GaugeMetricFamily("keepwarm_kv_budget_bytes", "What each tier may hold.", labels=["tier"])
+        budget = GaugeMetricFamily("keepwarm_kv_budget_bytes", "Bytes that each tier may hold.", labels=["tier"])
         held.add_metric(["device", "used"], view.device_used_bytes)
         held.add_metric(["device", "reserved"], view.device_reserved_bytes)
         held.add_metric(["host", "used"], view.host_used_bytes)
@@ -98,17 +104,17 @@ class _Readings(Collector):
         yield from (held, budget)
         memory = self._process.read(self._manager.info, view)
         yield GaugeMetricFamily(
-            "keepwarm_process_resident_bytes", "What the process holds of this machine's memory.", memory.resident_bytes
+            "keepwarm_process_resident_bytes", "This machine's memory that the process holds.", memory.resident_bytes
         )
         parts = GaugeMetricFamily(
             "keepwarm_process_memory_bytes",
-            "The same by what it is for; program is what was held before the model was loaded, other the rest.",
+            "The same by purpose; program is what was held before the model was loaded, other is the rest.",
             labels=["part"],
         )
         for part in ("weights", "kv", "program", "other"):
             parts.add_metric([part], getattr(memory, f"{part}_bytes"))
         yield parts
-        queue = GaugeMetricFamily("keepwarm_queue", "Answers being written, and in line for it.", labels=["state"])
+        queue = GaugeMetricFamily("keepwarm_queue", "Answers being written, and waiting for it.", labels=["state"])
         running, waiting = self._manager.open_answers()
         queue.add_metric(["waiting"], waiting)
         queue.add_metric(["running"], running)
@@ -117,16 +123,16 @@ class _Readings(Collector):
         yield GaugeMetricFamily("keepwarm_can_store", "1 while messages can be stored, else 0.", int(storage.can_store))
 
 
-class _Doors(Collector):
+class _ConnectionCounts(Collector):
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
     def collect(self) -> Iterator[Metric]:
         counts = self._connections.counts()
-        yield GaugeMetricFamily("keepwarm_connections", "Connections that are open.", counts.open)
-        yield GaugeMetricFamily("keepwarm_connections_limit", "How many may be open.", counts.most)
+        yield GaugeMetricFamily("keepwarm_connections", "Open connections.", counts.open)
+        yield GaugeMetricFamily("keepwarm_connections_limit", "Most connections that may be open.", counts.most)
         ended = CounterMetricFamily(
-            "keepwarm_connections_ended", "Connections that were refused or cut, by reason.", labels=["reason"]
+            "keepwarm_connections_ended", "Refused or cut connections by reason.", labels=["reason"]
         )
         for reason, count in counts.ended.items():
             ended.add_metric([reason], count)

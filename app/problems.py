@@ -1,4 +1,7 @@
-"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`, with the status and Retry-After."""
+"""Errors as sentences for people, and as HTTP responses in OpenAI's shape for programs.
+
+The shape is `{"error": {"message", "type", "param", "code"}}`, with the status and Retry-After.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ RETRY_DOWN_S = 5
 
 @dataclass(eq=False)  # neither frozen nor slotted: raising an exception writes to it
 class Problem(Exception):
-    """Something a client is told. `code` is for programs, `message` for people."""
+    """An error that a client is told about. `code` is for programs, `message` for people."""
 
     status: int
     message: str
@@ -43,7 +46,7 @@ class Problem(Exception):
 
     @property
     def kind(self) -> str:
-        """OpenAI's word for the status."""
+        """OpenAI's error type for the status."""
         known = {
             401: "authentication_error",
             403: "permission_error",
@@ -65,7 +68,8 @@ class Problem(Exception):
 
 
 def sentence(error: Exception, doing: str) -> str:
-    """The sentence a person sees. An error nobody expected is logged with its traceback."""
+    """The sentence a person sees, never a traceback. An unexpected error is logged with its traceback, under an id that
+    the sentence names."""
     if isinstance(error, SessionError | ModelRuntimeError | ValueError):
         return str(error)
     problem_id = uuid.uuid4().hex[:8]
@@ -74,7 +78,8 @@ def sentence(error: Exception, doing: str) -> str:
 
 
 def problem_of(error: Exception, doing: str) -> Problem:
-    """The one place where errors become statuses. One that nobody expected is logged, and told without its details."""
+    """The `Problem` for an error: the only place where errors become statuses. Details of unexpected errors are logged
+    and not told."""
     match error:
         case Problem():
             return error
@@ -82,10 +87,10 @@ def problem_of(error: Exception, doing: str) -> Problem:
             return _invalid(error.errors())
         case HTTPException():
             return _of_http(error)
-    return _of_house(error, sentence(error, doing))
+    return _of_own(error, sentence(error, doing))
 
 
-def _of_house(error: Exception, sentence: str) -> Problem:
+def _of_own(error: Exception, sentence: str) -> Problem:
     match error:
         case ConversationNotFound():
             return Problem(404, sentence, "session_not_found")
@@ -111,7 +116,7 @@ def _of_house(error: Exception, sentence: str) -> Problem:
 
 
 def _of_http(error: HTTPException) -> Problem:
-    sentences = {404: "There is nothing at this address.", 405: "This address does not take this method."}
+    sentences = {404: "There is nothing at this address.", 405: "This address does not support this method."}
     codes = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
     return Problem(error.status_code, sentences.get(error.status_code, str(error.detail)), codes.get(error.status_code))
 

@@ -1,8 +1,8 @@
-"""What the process holds of the machine's memory, and what for.
+"""How much of the machine's memory the process holds, what for, and how much is free.
 
-`resident = program + weights + KV + other`. *Program* is what the process held when everything was imported and no
-model was loaded: Python, torch, the page, their code and their data. *Other* is the rest, measured and not estimated:
-what answers work with, connections, files on their way to the disk, and what the allocator keeps of what was freed.
+`resident = program + weights + KV + other`. *Program* is what the process held after all imports and before a model was
+loaded: Python, torch, the page, their code and their data. *Other* is the rest, measured and not estimated: working
+memory of answers, connections, files on their way to the disk, and freed memory that the allocator keeps.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
-WORTH_BYTES = 8 * 1024**2  # growth by less is not worth a look through the heap
+WORTH_BYTES = 8 * 1024**2  # smaller growth is not worth a walk through the heap
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Bytes of this machine's memory. A GPU's weights and KVs are not among them."""
+    """Bytes of this machine's memory. Weights and KVs on a GPU are not counted."""
 
     resident_bytes: int
     program_bytes: int
@@ -38,23 +38,23 @@ class ProcessMemory:
 
     @property
     def other_bytes(self) -> int:
-        """What is neither of the others. 0 where pages that are counted there were never written to."""
+        """The rest. 0 where the other parts count pages that were never written to."""
         return max(0, self.resident_bytes - self.program_bytes - self.weights_bytes - self.kv_bytes)
 
 
 class ProcessMeter:
-    """Build it when everything is imported and no model is loaded. Any thread."""
+    """Measures the process. Build it after all imports and before a model is loaded. Any thread."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._program_bytes = self.resident_bytes()
 
     def resident_bytes(self) -> int:
-        """RSS: pages that are in memory, shared ones included."""
+        """RSS: the pages in memory, shared ones included."""
         return int(self._process.memory_info().rss)
 
     def read(self, info: ModelInfo, view: MemoryView) -> ProcessMemory:
-        """What is held now."""
+        """The memory held now, by purpose."""
         on_cpu = info.device == "cpu"
         return ProcessMemory(
             resident_bytes=self.resident_bytes(),
@@ -65,7 +65,8 @@ class ProcessMeter:
 
 
 class HeapTrimmer:
-    """Has the allocator give back what it keeps, when the process has grown. A thread of its own, until `close`."""
+    """Makes the allocator return freed memory to the system when the process has grown. Has its own thread until
+    `close`."""
 
     def __init__(self, meter: ProcessMeter) -> None:
         self._meter = meter
@@ -78,7 +79,7 @@ class HeapTrimmer:
         self._thread.join()
 
     def _loop(self) -> None:
-        least_bytes = 0  # what was held after the last look, or less
+        least_bytes = 0  # at most what was held after the last look
         while not self._ended.wait(LOOK_EVERY_S):
             held_bytes = self._meter.resident_bytes()
             if held_bytes > least_bytes + WORTH_BYTES:
@@ -90,7 +91,7 @@ class HeapTrimmer:
 
 
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes a new process could take without swapping: the machine's, or its container's where that is less."""
+    """Bytes that a new process could take without swapping, in the machine or, if that is less, in its container."""
     free_bytes = int(psutil.virtual_memory().available)
     try:
         limit_bytes = int((cgroup / "memory.max").read_text())

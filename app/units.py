@@ -79,7 +79,7 @@ def ordinal(number: int) -> str:
 
 
 def day(at: float, now: float) -> str:
-    """The heading a moment belongs under: Today, Yesterday, Last 7 days, or a month."""
+    """The heading for a moment: Today, Yesterday, Last 7 days, or a month."""
     then, today = time.localtime(at), time.localtime(now)
     days = (_midnight(today) - _midnight(then)) / 86_400
     if days < 0.5:
@@ -97,7 +97,7 @@ def clock(at: float) -> str:
 
 
 def moment(at: float, now: float) -> str:
-    """When something was: "just now", "12 min ago", "at 09:41" of the same day, or "12 Oct"."""
+    """When something happened: "just now", "12 min ago", "at 09:41" on the same day, or "12 Oct"."""
     ago_s = now - at
     if ago_s < 60:
         return "just now"
@@ -109,20 +109,20 @@ def moment(at: float, now: float) -> str:
 
 
 def parse_budget(text: str, whole_bytes: int) -> int:
-    """Bytes of `text`, a percentage being one of `whole_bytes`. Raises `ValueError` with a sentence."""
+    """The bytes that `text` means; a percentage is a share of `whole_bytes`. Raises `ValueError` with a sentence."""
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"A size looks like 2000000000, 4GiB or 80%, not {text!r}.")
     number, unit = float(match[1]), match[2].lower()
     if unit == "%":
         if not 0 < number <= 100:
-            raise ValueError(f"A share of the memory must lie above 0% and at most at 100%, not {text.strip()}.")
+            raise ValueError(f"A share of the memory must be above 0% and at most 100%, not {text.strip()}.")
         return int(whole_bytes * number / 100)
     if unit not in UNIT_BYTES:
         raise ValueError(f"Unknown unit in {text!r}: use MiB, GiB, MB, GB, or % of the free memory.")
     budget_bytes = int(number * UNIT_BYTES[unit])
     if budget_bytes <= 0:
-        raise ValueError(f"The KV budget must be larger than nothing, not {text.strip()}.")
+        raise ValueError(f"The KV budget must be larger than 0, not {text.strip()}.")
     return budget_bytes
 
 

@@ -1,1 +1,1 @@
-"""Who may come in: passwords, cookies, API keys, hosts and origins, the public link."""
+"""Who is let in: passwords, cookies, API keys, hosts and origins, the public link."""

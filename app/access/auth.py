@@ -1,9 +1,9 @@
-"""Who is asking. Without a password one local owner; behind a password every browser has owners of its own.
+"""Which owner a browser belongs to: one local owner without a password, owners of its own behind a password.
 
-Two cookies, both random tokens of which the server keeps the hash (`sessions/store/tables/logins.py`): *login* says
-that the password was known, until it is ended here; *owner* names the browser, and with it whose conversations it
-keeps. Over TLS their names begin with `__Host-`: no other host can set those. A token that was given out over TLS
-counts only under that name, and one that was not only without it.
+There are two cookies, both random tokens of which the server keeps the hash (`sessions/store/tables/logins.py`).
+*Login* proves that the password was known, until the log-in ends on the server. *Owner* identifies the browser, and
+thereby the owners whose conversations it keeps. Over TLS the cookies' names begin with `__Host-`, which no other host
+can set. A token issued over TLS is valid only under that name, and a token issued without TLS only under the plain one.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ LOGIN_COOKIE = "keepwarm_login"
 HOST_PREFIX = "__Host-"
 OWNER_MAX_AGE_S = 365 * 86_400
 LOGIN_MAX_AGE_S = int(LOGIN_LASTS_S)
-SOMEBODY_NEW = "new"
+NEW_OWNER = "new"
 
 Cookies = Mapping[str, str]
 
 
 class Refusal(Enum):
-    """Why a log-in did not come about."""
+    """Why a log-in failed."""
 
     WRONG_WORD = "This is not the password."
-    WRONG_CODE = "This recovery code is not known here, or it was used before. Check it, or leave it empty."
+    WRONG_CODE = "This recovery code is unknown, or it was used before. Check it, or leave the field empty."
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a browser gets that knew the password. `is_secure`: over TLS."""
+    """The cookies for a browser that sent the right password. `is_secure`: over TLS."""
 
     owner_id: str
     owner_cookie: str
@@ -59,8 +59,8 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Conversations that this browser keeps. `is_default`: nobody logged out, so they are gone on with unless another
-    choice is made. `used_at` is None where only a cookie of an earlier version tells of them."""
+    """An owner whose conversations this browser keeps. `is_default`: they were not logged out of, so a log-in continues
+    with them unless another choice is made. `used_at` is None if only a cookie of an earlier version names them."""
 
     owner_id: str
     used_at: float | None
@@ -69,12 +69,12 @@ class Identity:
 
     @property
     def choice(self) -> str:
-        """Stands for it on the login page."""
+        """The value that stands for this identity on the login page."""
         return hash_of(self.owner_id)[:16]
 
 
 class Owners:
-    """Reads and makes the cookies. Thread-safe; `owner_of` touches no file."""
+    """Reads and issues the cookies. Thread-safe; `owner_of` touches no file."""
 
     def __init__(self, secret: bytes, password: str | None, logins: LoginStore | None = None) -> None:
         self._password = password
@@ -83,8 +83,8 @@ class Owners:
         if password is None:
             return
         assert logins is not None, "behind a password log-ins are stored"
-        # What was logged in with another password is over. Not a plain hash: the database may be copied, a person's
-        # password guessed, and the secret lies elsewhere.
+        # Log-ins with another password end. scrypt with the secret as salt and not a plain hash: the database may be
+        # copied and a person's password guessed, but the secret lies elsewhere.
         mark = hashlib.scrypt(password.encode("utf-8", "surrogatepass"), salt=secret, n=2**14, r=8, p=1, dklen=16)
         self._mark = mark.hex()
         logins.end_of_other_passwords(self._mark)
@@ -103,12 +103,12 @@ class Owners:
         return login.owner_id if login is not None else None
 
     def identities(self, cookies: Cookies, is_https: bool) -> tuple[Identity, ...]:
-        """Whose conversations a log-in from this browser can open, the latest first."""
+        """The owners whose conversations a log-in from this browser can open, the latest first."""
         found: dict[str, Identity] = {}
         for token, is_secure in _tokens(cookies, OWNER_COOKIE):
             for kept in self._logins.kept_by(hash_of(token)):
                 if kept.is_secure == is_secure:
-                    # Over TLS a cookie without the prefix may be another host's doing: it is offered, never assumed.
+                    # Over TLS another host may have set a cookie without the prefix: it is offered, never the default.
                     is_default = kept.left_at is None and is_secure == is_https
                     found.setdefault(kept.owner_id, Identity(kept.owner_id, kept.used_at, is_default))
         old = self._old_owner(cookies)
@@ -117,7 +117,7 @@ class Owners:
         return tuple(found.values())
 
     def upgrade(self, cookies: Cookies, is_https: bool) -> Login | None:
-        """Cookies as they are now for those of an earlier version, whose log-in still holds. Works once."""
+        """New cookies in exchange for those of an earlier version whose log-in is still valid. Works once."""
         if self._password is None:
             return None
         owner_id = self._old_owner(cookies)
@@ -127,7 +127,7 @@ class Owners:
         return self._give(owner_id, cookies, is_https, _spending(owner_id))
 
     def permit(self, cookies: Cookies, visitor: Visitor) -> Permit:
-        """Whether, and after what wait, this browser may try a password. Every permit is followed by a `log_in`."""
+        """Whether this browser may try a password, and after what wait. Every permit is followed by a `log_in`."""
         known = next((token for token, _ in _tokens(cookies, OWNER_COOKIE) if self._logins.kept_by(hash_of(token))), "")
         known = known or self._old_owner(cookies) or ""
         permit = self._throttle.take(f"browser {hash_of(known)}" if known else visitor.address, bool(known))
@@ -138,8 +138,8 @@ class Owners:
     def log_in(
         self, password: str, cookies: Cookies, visitor: Visitor, permit: Permit, choice: str = "", code: str = ""
     ) -> Login | Refusal:
-        """New cookies for the right password. `choice` is that of an `Identity`, or "new"; left out, this browser goes
-        on as before unless somebody logged out. A recovery code opens the conversations that it was given out for."""
+        """New cookies for the right password. `choice` is that of an `Identity`, or "new"; without it this browser
+        continues as before, unless it logged out. A recovery code opens the conversations it was issued for."""
         if self._password is None or not hmac.compare_digest(_digest(password), _digest(self._password)):
             return self._refused(Refusal.WRONG_WORD, visitor, permit)
         if code.strip():
@@ -155,8 +155,8 @@ class Owners:
         return self._give(owner_id, cookies, visitor.is_https, spends)
 
     def log_out(self, cookies: Cookies, everywhere: bool = False) -> None:
-        """Ends the log-in of these cookies, or all of its owner. The browser keeps the conversations, and who logs in
-        next is asked whether to open them."""
+        """Ends the log-in of these cookies, or all log-ins of its owner. The browser keeps the conversations, and the
+        next log-in asks whether to open them."""
         login = self._login_of(cookies) if self._password is not None else None
         if login is None:
             return
@@ -168,8 +168,8 @@ class Owners:
             self._logins.leave(login.owner_id, login.browser_hash)
 
     def forget(self, cookies: Cookies) -> str | None:
-        """Ends the log-in, and this browser does not open its conversations any more. The value is the code that does,
-        None when nobody is logged in."""
+        """Ends the log-in and makes this browser forget its conversations. Returns the recovery code that opens them,
+        None if no one is logged in."""
         login = self._login_of(cookies) if self._password is not None else None
         if login is None:
             return None
@@ -178,7 +178,7 @@ class Owners:
         return code
 
     def keeps_anything(self, cookies: Cookies) -> bool:
-        """Whether the owner cookie is still of use."""
+        """Whether the owner cookie still opens any conversations."""
         return any(self._logins.kept_by(hash_of(token)) for token, _ in _tokens(cookies, OWNER_COOKIE))
 
     @property
@@ -194,14 +194,14 @@ class Owners:
         return None
 
     def _chosen(self, cookies: Cookies, is_https: bool, choice: str) -> tuple[str, str]:
-        """(owner, what the choice spends)."""
+        """(owner, what the choice uses up) for a log-in without a recovery code."""
         for identity in self.identities(cookies, is_https):
             if identity.choice == choice or (not choice and identity.is_default):
                 return identity.owner_id, identity.spends
         return uuid.uuid4().hex, ""
 
     def _give(self, owner_id: str, cookies: Cookies, is_secure: bool, spends: str) -> Login:
-        """The login token is always a new one, whatever the browser brought: nobody can have known it before."""
+        """Issues cookies. The login token is always new, whatever the browser sent: no one can have known it before."""
         known = (token for token, secure in _tokens(cookies, OWNER_COOKIE) if secure == is_secure)
         browser = next((token for token in known if self._logins.kept_by(hash_of(token))), secrets.token_urlsafe(32))
         others = [one.owner_id for one in self.identities(cookies, is_secure) if one.owner_id != owner_id]
@@ -214,13 +214,13 @@ class Owners:
         return refusal
 
     def _old_owner(self, cookies: Cookies) -> str | None:
-        """Whom a cookie of an earlier version names, until its successor was seen."""
+        """The owner that a cookie of an earlier version names, until that cookie has been exchanged."""
         owner_id = _loads(self._old_owners, cookies.get(OWNER_COOKIE), OWNER_MAX_AGE_S)
         return None if owner_id is None or self._logins.is_spent(_spending(owner_id)) else owner_id
 
 
 def _tokens(cookies: Cookies, name: str) -> Iterator[tuple[str, bool]]:
-    """(token, whether it came under the name that only this host can set over TLS)."""
+    """(token, whether its cookie has the name that only this host can set over TLS)."""
     for is_secure in (True, False):
         if token := cookies.get(f"{HOST_PREFIX}{name}" if is_secure else name):
             yield token, is_secure
@@ -241,7 +241,7 @@ def _loads(serializer: URLSafeTimedSerializer, cookie: str | None, max_age_s: in
         value, signed_at = serializer.loads(cookie, return_timestamp=True)
     except BadSignature:
         return None
-    # One from the future was signed here too, before the clock was set back: whoever has it is no stranger for that.
+    # A cookie from the future was signed here too, before the clock was set back: it stays valid.
     if time.time() - signed_at.timestamp() > max_age_s:
         return None
     return value if isinstance(value, str) and value else None

@@ -1,7 +1,7 @@
-"""Whose request this is. With a key its holder; while there never was a key, programs of this very machine.
+"""The owner of an API request: the holder of its key, or, while no key was ever made, any program on this machine.
 
-A cookie opens nothing here, so no web page can make a browser ask in its name. Once a key was made one is always
-needed, also when all of them are revoked: taking a key away must not let more people in.
+Cookies are ignored, so no web page can make a browser send requests in its user's name. Once a key has been made, every
+request needs one, even after all keys are revoked: revoking a key must not let more people in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ADD_ONE = "Add one: keepwarm key add NAME."
 
 
 class Callers:
-    """Any thread. `owner_of` reads the headers and the peer alone, never the body."""
+    """Decides whether an API request is answered. Any thread. `owner_of` reads headers and peer, never the body."""
 
     def __init__(
         self, keys: KeyStore, owners: Owners, visitors: Visitors = NO_PROXIES, require_key: bool = False
@@ -29,16 +29,16 @@ class Callers:
 
     @property
     def has_keys(self) -> bool:
-        """Whether any program could be let in by a key now."""
+        """Whether there is a valid key now."""
         return self._keys.any_valid()
 
     @property
     def needs_key(self) -> bool:
-        """Whether nobody is answered without one."""
+        """Whether every request needs a key."""
         return self._require_key or self._keys.ever_made()
 
     def owner_of(self, request: Request) -> str:
-        """Raises `Problem` 401 or 403."""
+        """The owner of the request. Raises `Problem` 401 or 403."""
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and text and (key := self._keys.holder(text.strip())):
             return key.owner_id
@@ -47,8 +47,8 @@ class Callers:
         if self.needs_key:
             lack = "all keys of this server were revoked" if self._keys.ever_made() else "this server has no key yet"
             raise Problem(401, f"Every request needs an API key, and {lack}. {ADD_ONE}", "invalid_api_key")
-        if self._owners.needs_login:  # a server that wants a password is meant to be reached from elsewhere
-            raise Problem(403, f"Behind a password the API wants a key. {ADD_ONE}")
+        if self._owners.needs_login:  # a server with a password is meant to be reached from other machines
+            raise Problem(403, f"On a server with a password the API needs a key. {ADD_ONE}")
         if why := self.visitors.of(request.scope).why_not_local:
-            raise Problem(403, f"Without any API key only programs of this machine are answered, and {why}. {ADD_ONE}")
+            raise Problem(403, f"Without any API key only programs on this machine are answered, and {why}. {ADD_ONE}")
         return LOCAL_OWNER

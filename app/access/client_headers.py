@@ -1,8 +1,8 @@
-"""Which request headers give away that somebody stands between a client and this server.
+"""Which request headers reveal a proxy between a client and this server.
 
-Three questions, in this order. Is it a header that clients send of themselves? Then it says nothing. Does its name
-have a word for a hop, or belong to a vendor of proxies? Does its value say anything about a connection: an address, a
-host, a URL, a scheme? The last catches headers that nobody has heard of yet: telling of a connection is their purpose.
+Three questions, in this order. Is it a header that clients send themselves? Then it reveals nothing. Does its name
+contain a word for a hop, or belong to a vendor of proxies? Does its value describe a connection: an address, a host, a
+URL, a scheme? The last question catches headers that are not known yet: describing a connection is their purpose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ x-goog-api-client x-goog-api-key x-prometheus-scrape-timeout-seconds x-request-i
 x-xsrf-token
 """
 OF_CLIENTS = frozenset(_OF_CLIENTS.split())
-# Libraries put names, versions, users and chats of theirs there. "sec-" no script can set: only a browser itself.
+# Libraries put their names, versions, users and chats there. No script can set "sec-": only the browser itself can.
 FAMILIES_OF_CLIENTS = (
     *("sec-", "x-stainless-", "x-openwebui-", "openai-", "x-openai-", "anthropic-", "x-b3-", "x-gradio-", "x-codex-"),
     *("x-opencode-", "x-litellm-", "x-librechat-", "x-datadog-"),
@@ -59,16 +59,14 @@ _SPLIT = re.compile(r"[\s,;=\"'()<>{}|]+")
 
 
 def hop_in(headers: Iterable[tuple[str, str]]) -> str:
-    """The name of the first header by which a hop gives itself away, "" when none does. Names are lower-case."""
+    """The name of the first header that reveals a hop, "" if none does. Names are lower-case."""
     return next((name for name, value in headers if _is_of_hop(name, value.lower())), "")
 
 
 def _is_of_hop(name: str, value: str) -> bool:
     if name in OF_CLIENTS or name.startswith("sec-ch-"):
         return False
-    if name.startswith(
-        FAMILIES_OF_CLIENTS
-    ):  # users' mail addresses and versions stand there too: no hosts are looked for
+    if name.startswith(FAMILIES_OF_CLIENTS):  # they also hold mail addresses and versions: hosts are not looked for
         return any(stem in name for stem in STEMS) or _has_address(value)
     parts = set(_PART.split(name))
     if parts & WORDS or any(stem in name for stem in STEMS) or VENDORS.match(name):
@@ -84,7 +82,8 @@ def _tells_of_connection(value: str) -> bool:
 
 
 def _has_address(value: str) -> bool:
-    """With or without a port or brackets. Nothing that a client sends of itself has dozens of words like addresses."""
+    """Whether an IP address is in it, with or without port or brackets. More than `MOST_LIKE_ADDRESSES` words that look
+    like addresses count as one: nothing that a client sends itself has dozens of them."""
     if any(_is_address(found) for found in _IPV4.findall(value)):
         return True
     words = [word for word in _SPLIT.split(value) if _LIKE_AN_ADDRESS.fullmatch(word)]

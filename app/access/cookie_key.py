@@ -1,4 +1,4 @@
-"""The secret beside the database: 32 random bytes that only the server's user may read."""
+"""The secret that signs cookies: 32 random bytes in a file that only the server's user may read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sessions.errors import StoreError
 
 SECRET_BYTES = 32
 LARGEST_BYTES = 4096
-FEWEST_DIFFERENT_BYTES = 8  # of 32 random ones about 30 differ; of what a crash left behind, one
+FEWEST_DIFFERENT_BYTES = 8  # about 30 of 32 random bytes differ; in a file that a crash left behind, one does
 
 
 def load_secret(path: Path, say: Callable[[str], None] = lambda sentence: None) -> bytes:
-    """Made on first use. Raises `StoreError` for what cannot be a secret; rights that are too wide are mended and
-    said."""
+    """The secret at `path`, made on first use. Raises `StoreError` for what cannot be a secret. Permissions that are
+    too wide are narrowed, and `say` reports that."""
     try:
         return _read(path, say)
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def _make(path: Path) -> None:
 
 
 def _read(path: Path, say: Callable[[str], None]) -> bytes:
-    # Not blocking, so that a pipe put there does not hold the start up.
+    # Non-blocking, so that a pipe at this path does not block the start.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
@@ -60,15 +60,15 @@ def _read(path: Path, say: Callable[[str], None]) -> bytes:
             os.fchmod(descriptor, 0o600)
             say(
                 f"The key {path} could be read by other users; now only this user can. If others use this machine, "
-                "stop the server and delete that file: a new one is made, and every browser has to log in again."
+                "stop the server and delete that file: a new one is made, and every browser must log in again."
             )
     return secret
 
 
 def _refusal(path: Path, what: str) -> str:
     return (
-        f"The key {path}, which cookies are checked with, {what}. Put it back from a backup, or remove it: "
-        "then a new one is made, and every browser has to log in again."
+        f"The key {path}, which checks cookies, {what}. Restore it from a backup, or remove it: "
+        "then a new one is made, and every browser must log in again."
     )
 
 
@@ -78,5 +78,5 @@ def _sentence(error: OSError, path: Path) -> str:
     if error.errno == errno.EISDIR:
         return _refusal(path, "is a directory")
     return (
-        f"The key {path} cannot be used ({error.strerror or error}). Give this user the right to read and write there."
+        f"The key {path} cannot be used ({error.strerror or error}). Give this user permission to read and write there."
     )

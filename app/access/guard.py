@@ -1,4 +1,4 @@
-"""The door: which requests reach the page at all. Plain ASGI, so that streamed answers pass through untouched."""
+"""Decides which requests reach the site at all. Plain ASGI, so that streamed answers pass through untouched."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{
 
 
 class Guard:
-    """Checks Host, Origin and what the browser says of the request's origin, then the login; adds the security headers
-    to every response, refusals included."""
+    """Checks Host, Origin and the browser's own statement of the request's origin, then the login. Adds the security
+    headers to every response, refusals included."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Guard:
             nonlocal read_bytes
             message = await receive()
             read_bytes += len(message.get("body", b""))
-            if read_bytes > LARGEST_BODY_BYTES:  # one that did not say its length
+            if read_bytes > LARGEST_BODY_BYTES:  # a body that did not declare its length
                 raise HTTPException(413, TOO_LARGE)
             return message
 
@@ -62,7 +62,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 response = MutableHeaders(scope=message)
                 for name, value in headers_with(policy).items():
-                    response.setdefault(name, value)  # the chat page brings its own policy
+                    response.setdefault(name, value)  # the chat page sets its own policy
             await send(message)
 
         refusal = self._refuse(scope, headers)
@@ -74,17 +74,17 @@ class Guard:
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         refuse = _problem if is_api(scope["path"]) else PlainTextResponse
-        is_nameless = "host" not in headers and scope.get("http_version") == "1.0"  # as probes of old ask for health
+        is_nameless = "host" not in headers and scope.get("http_version") == "1.0"  # as old probes request /health
         if not (_HOST.fullmatch(host) or (is_nameless and _is_for_programs(scope["path"]))):
-            return refuse("This request names no host that could be meant.", 400)
+            return refuse("This request does not name a valid host.", 400)
         if not (self._owners.needs_login or _is_for_programs(scope["path"]) or self._is_own_name(host)):
-            # A foreign name that resolves to this machine (DNS rebinding) must not read a chat without a password.
+            # A foreign name that resolves to this machine (DNS rebinding) must not reach a chat without a password.
             return refuse(f"This chat does not answer to the name {host[:200]!r}.", 400)
         if not (self._owners.needs_login or _is_for_programs(scope["path"])) and (
             why := self._visitors.of(scope).why_not_local
         ):
             return refuse(
-                f"Without a password this chat answers this machine alone, and this request is not from it: {why}. "
+                f"Without a password this chat answers only this machine, and this request is not from it: {why}. "
                 "To let others in, start the server with --password-file.",
                 403,
             )
@@ -111,7 +111,7 @@ class Guard:
 
 
 def _netloc(origin: str) -> str:
-    """ "" where the origin is no address."""
+    """Host and port of an origin, "" where it is not a URL."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
@@ -119,17 +119,17 @@ def _netloc(origin: str) -> str:
 
 
 def cookies_of(headers: Headers) -> dict[str, str]:
-    """The request's cookies. Only blanks and tabs are cut off a name: a cookie that another host has set under a name
-    with something else in front must not pass for one that begins with `__Host-`."""
+    """The request's cookies. Only spaces and tabs are stripped from a name: a cookie that another host set under a name
+    with some other character in front must not pass for one that begins with `__Host-`."""
     parts = (part.strip(" \t").partition("=") for part in ";".join(headers.getlist("cookie")).split(";"))
     return {name: value.strip('"') for name, sign, value in parts if sign}
 
 
 def _is_from_here(scope: Scope, headers: Headers) -> bool:
-    """Whether the browser says that no other site asks.
+    """Whether the browser says that no other site made the request.
 
-    Another site, or another port of this machine, may lead somebody to the page, in a tab of its own; it may not fetch,
-    embed or frame anything. A request without the browser's word is judged by Host and Origin alone.
+    Another site, or another port of this machine, may link to the page, in a tab of its own; it may not fetch, embed or
+    frame anything. A request without the browser's statement is judged by Host and Origin alone.
     """
     if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
         return True
@@ -146,7 +146,7 @@ def _is_public(path: str) -> bool:
 
 
 def _is_for_programs(path: str) -> bool:
-    """What checks its callers itself. A probe asks for health under whatever name it likes."""
+    """Whether the route checks its callers itself. A probe may request health under any host name."""
     return path in (HEALTH_PATH, METRICS_PATH) or is_api(path)
 
 

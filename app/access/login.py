@@ -1,4 +1,4 @@
-"""`/login` and `/logout`: pages without a script, and the cookies that they set."""
+"""The pages `/login` and `/logout`, without scripts, and the cookies that they set."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from starlette.responses import Response
 from app.access.auth import (
     LOGIN_COOKIE,
     LOGIN_MAX_AGE_S,
+    NEW_OWNER,
     OWNER_COOKIE,
     OWNER_MAX_AGE_S,
-    SOMEBODY_NEW,
     Identity,
     Login,
     Owners,
@@ -106,7 +106,7 @@ def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str)
             else:
                 owners.log_out(cookies, everywhere=what == "everywhere")
                 response = RedirectResponse(LOGIN_PATH, 303)
-        except StoreError as error:  # still logged in: what is not written down would be undone by a restart
+        except StoreError as error:  # still logged in: a log-out that is not stored would be undone by a restart
             return PlainTextResponse(f"You are still logged in. {error}", 503)
         _drop(response, LOGIN_COOKIE)
         if not owners.keeps_anything(cookies):
@@ -115,7 +115,7 @@ def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str)
 
 
 def _is_from_elsewhere(request: Request) -> bool:
-    """What the Origin check leaves: browsers that say where a request comes from, and send no Origin."""
+    """Catches what the Origin check cannot: browsers that state where a request comes from but send no Origin."""
     return request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 
 
@@ -129,13 +129,13 @@ def _logged_in(login: Login) -> Response:
             login.name_of(cookie), value, max_age=age_s, path="/", httponly=True, samesite="lax", secure=login.is_secure
         )
         if login.is_secure:
-            response.delete_cookie(cookie, path="/")  # of an earlier version, or of the time before TLS
+            response.delete_cookie(cookie, path="/")  # from an earlier version, or from before TLS
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
 def _drop(response: Response, cookie: str) -> None:
-    """Under both names."""
+    """Deletes the cookie under both names."""
     response.delete_cookie(cookie, path="/", httponly=True, samesite="lax")
     response.delete_cookie(f"__Host-{cookie}", path="/", httponly=True, samesite="lax", secure=True)
 
@@ -145,15 +145,17 @@ def _page(text: str, status: int = 200) -> HTMLResponse:
 
 
 def _choices(identities: Sequence[Identity]) -> str:
-    """Whose conversations are meant, where this browser keeps some. Nothing of what is in them is said here."""
+    """The choice of owner, if this browser keeps any. Reveals nothing of what is in the conversations."""
     if not identities:
         return ""
     is_default = identities[0].is_default
     rows = [
-        _choice(one.choice, f"Go on with the conversations kept in this browser{_used(one)}", is_default and not number)
+        _choice(
+            one.choice, f"Continue with the conversations kept in this browser{_used(one)}", is_default and not number
+        )
         for number, one in enumerate(identities)
     ]
-    rows.append(_choice(SOMEBODY_NEW, "I am somebody else: start with none", False))
+    rows.append(_choice(NEW_OWNER, "I am someone else: start with none", False))
     return f"<fieldset><legend>Whose conversations?</legend>{''.join(rows)}</fieldset>"
 
 
@@ -173,8 +175,8 @@ def _used(identity: Identity) -> str:
 
 def _foot(identities: Sequence[Identity]) -> str:
     if not identities:
-        return "Your conversations stay with this browser; nobody else sees them."
+        return "Your conversations stay with this browser; no one else sees them."
     return (
-        "This browser keeps conversations from before. Everybody who knows the password and uses this browser can open "
+        "This browser keeps earlier conversations. Everyone who knows the password and uses this browser can open "
         "them, until their owner logs out with “Forget this browser”."
     )

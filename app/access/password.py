@@ -1,4 +1,4 @@
-"""The password of the page: where it is taken from, and that the process list does not tell it."""
+"""The page's password: where it comes from, and how it is hidden from the process list."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Say = Callable[[str], None]
 
 
 def given_password(flag: str | None, file: Path | None, environment: MutableMapping[str, str], say: Say) -> str | None:
-    """From `--password-file`, `--password`, or else the environment, from where it is taken away: what this process
-    starts need not know it. Raises `ValueError` with a sentence."""
+    """The password from `--password-file`, `--password`, or else the environment. It is removed from the environment:
+    child processes need not know it. Raises `ValueError` with a sentence."""
     from_environment = environment.pop(VARIABLE, None)
     if flag is not None and file is not None:
         raise ValueError("Give --password or --password-file, not both.")
@@ -25,18 +25,18 @@ def given_password(flag: str | None, file: Path | None, environment: MutableMapp
     if flag is not None:
         password = _checked(flag, "The password")
         if not hide_from_process_list(flag):
-            say("Other users of this machine can read the password in the process list: --password-file hides it.")
+            say("Other users of this machine can read the password in the process list; --password-file hides it.")
         return password
     return None if from_environment is None else _checked(from_environment, f"The password in {VARIABLE}")
 
 
 def hide_from_process_list(secret: str) -> bool:
-    """Writes over the secret where the kernel reads this process's command line from. False where that is not
-    possible. What was read in the moment before is known, of course."""
+    """Overwrites the secret where the kernel reads this process's command line from. Returns False where that is not
+    possible. It cannot undo what was read in the moment before."""
     raw = os.fsencode(secret)
     cover = ord("x" if set(secret) != {"x"} else "-")
     with contextlib.suppress(OSError, ValueError, IndexError):
-        # The name, in brackets, may hold blanks; of what follows it the 46th and 47th field are arg_start and arg_end.
+        # The name, in brackets, may hold spaces; of the fields after it the 46th and 47th are arg_start and arg_end.
         fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         start, end = int(fields[45]), int(fields[46])
         if 0 < start < end:
@@ -53,7 +53,7 @@ def _command_line() -> bytes:
 
 
 def _parts(line: bytes) -> list[tuple[int, bytes]]:
-    """(offset, argument)."""
+    """(offset, argument) pairs."""
     found, at = [], 0
     for part in line.split(b"\0"):
         found.append((at, part))
@@ -74,14 +74,16 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise ValueError(f"The password file {path} cannot be read ({error.strerror or error}).") from error
     if len(raw) > LARGEST_FILE_BYTES:
-        raise ValueError(f"The password file {path} holds more than {LARGEST_FILE_BYTES} bytes: it is not a password.")
+        raise ValueError(
+            f"The password file {path} holds more than {LARGEST_FILE_BYTES} bytes: that is not a password."
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"The password file {path} is not UTF-8 text.") from error
     text = text.removesuffix("\n").removesuffix("\r")
     if "\n" in text or "\0" in text:
-        raise ValueError(f"The password file {path} holds more than one line: the password is one line.")
+        raise ValueError(f"The password file {path} holds more than one line: the password must be one line.")
     return text
 
 

@@ -1,4 +1,4 @@
-"""The public link: Gradio's tunnel, opened beside the running server, or the reason why the chat is local only."""
+"""The public link: Gradio's tunnel to the running server, or the reason why the chat is local only."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ log = logging.getLogger(__name__)
 
 
 class Share:
-    """State of the public link. `sentence()` is "" when nobody asked for one; any thread may call it."""
+    """State of the public link. `sentence()` is "" when none was requested; any thread may call it."""
 
     def __init__(self) -> None:
         self._sentence = ""
         self._host = ""
 
     def open(self, local_host: str, local_port: int, say: Callable[[str], None]) -> None:
-        """Starts a thread that opens the tunnel and says how it went. Returns at once."""
+        """Starts a thread that opens the tunnel and reports the outcome with `say`. Returns at once."""
         self._sentence = "Opening a public link."
         threading.Thread(
             target=self._open, args=(local_host, local_port, say), name="keepwarm-share", daemon=True
         ).start()
 
     def sentence(self) -> str:
-        """What a person may know: the link, or why there is none."""
+        """The link, or why there is none, as a sentence for a person."""
         return self._sentence
 
     def host(self) -> str:
-        """Host name of the public link, "" while there is none."""
+        """The host name of the public link, "" while there is none."""
         return self._host
 
     def close(self) -> None:
@@ -65,14 +65,14 @@ class Share:
 
 
 class TunnelRefused(Exception):
-    """The tunnel's program is not known to be the one that Gradio published. It was not run."""
+    """The tunnel's program could not be shown to be the one that Gradio published, and was not run."""
 
 
 def check_tunnel_program() -> None:
-    """Fetches the program of Gradio's tunnel if it is not there, and compares what lies there with its checksum.
+    """Downloads the program of Gradio's tunnel if it is missing, and compares the file with its checksum.
 
-    Gradio alone leaves a download whose checksum was wrong where it is, and runs it at the next start without looking
-    again. Raises `TunnelRefused`, and whatever a failed download raises.
+    Gradio on its own leaves a download with a wrong checksum in place, and runs it at the next start without checking
+    again. Raises `TunnelRefused`, and what a failed download raises.
     """
     from gradio import tunneling
     from gradio.exceptions import ChecksumMismatchError
@@ -80,7 +80,7 @@ def check_tunnel_program() -> None:
     path = Path(tunneling.BINARY_PATH)
     expected = tunneling.CHECKSUMS.get(tunneling.BINARY_URL)
     if expected is None:
-        raise TunnelRefused("Gradio publishes no checksum of its tunnel's program for this kind of machine.")
+        raise TunnelRefused("Gradio publishes no checksum of the tunnel's program for this kind of machine.")
     if not path.exists():
         try:
             tunneling.Tunnel.download_binary()
@@ -88,12 +88,12 @@ def check_tunnel_program() -> None:
             path.unlink(missing_ok=True)
             raise TunnelRefused(
                 "the tunnel's program was downloaded, but its checksum is not the one that Gradio published. "
-                "It was not run, and is removed. Try again on another network."
+                "It was not run and has been removed. Try again on another network."
             ) from None
     if _sha256(path) != expected:
         raise TunnelRefused(
             f"the checksum of the tunnel's program at {path} is not the one that Gradio published. "
-            "It was not run. Remove that file and start again: it will be downloaded anew."
+            "It was not run. Remove that file and start again: it will be downloaded again."
         )
 
 

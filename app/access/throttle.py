@@ -1,8 +1,8 @@
-"""How often somebody may try a password: budgets by who tries, and a pace for all of them together.
+"""How often a password may be tried: a budget for each browser or address, and a pace for all of them together.
 
-A browser that logged in here before has a budget of its own, which nobody else can use up. Everybody else is counted by
-address. The pace is for many addresses at once: it makes tries wait, so that a thousand machines guess no faster than
-one a second, and it refuses only strangers, and only while the line is longer than anybody would wait.
+A browser that has logged in before has its own budget, which no one else can use up. All others are counted by address.
+The pace is for many addresses at once: it makes tries wait, so that a thousand machines guess no faster than one a
+second. It refuses only unknown browsers, and only while the queue is longer than a person would wait.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 TRIES_A_MINUTE, TRIES_AN_HOUR = 5, 20  # of one browser or address
-UNHINDERED_A_MINUTE = 30  # tries of all together before they have to keep the pace
+UNHINDERED_A_MINUTE = 30  # tries of all together before the pace applies
 PACE_S = 1.0
 LONGEST_WAIT_S, LONGEST_WAIT_OF_KNOWN_S = 15.0, 5.0
-MOST_BUDGETS = 10_000  # a million addresses take no more memory than this; the one unused for longest goes first
+MOST_BUDGETS = 10_000  # bounds the memory that a million addresses take; the least recently used goes first
 MINUTE_S, HOUR_S = 60.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """`refused_s` > 0: no try now, come back in so many seconds. Else wait `wait_s`, then try. `tries` counts those of
-    the last hour, this one included."""
+    """The right to one try. `refused_s` > 0: no try now, come back in that many seconds. Otherwise wait `wait_s`, then
+    try. `tries` counts the tries of the last hour, including this one."""
 
     wait_s: float
     refused_s: float
@@ -35,7 +35,7 @@ class Permit:
 
 @dataclass(slots=True)
 class _Pace:
-    """Whose tries keep it."""
+    """Times at which tries are allowed, one after another."""
 
     slots: deque[float] = field(default_factory=deque)
 
@@ -46,16 +46,17 @@ class _Pace:
 
 
 class Throttle:
-    """A try counts as failed until it is given back, so that many at once cannot slip through together. Any thread."""
+    """Counts tries. A try counts as failed until it is given back, so that parallel tries cannot slip through together.
+    Any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._budgets: OrderedDict[str, list[float]] = OrderedDict()
-        self._paces = {False: _Pace(), True: _Pace()}  # strangers', and known browsers'
+        self._paces = {False: _Pace(), True: _Pace()}  # of unknown and of known browsers
         self._lock = threading.Lock()
 
     def take(self, key: str, is_known: bool) -> Permit:
-        """One try of whoever `key` stands for."""
+        """A permit for one try of the browser or address that `key` stands for."""
         with self._lock:
             now = self._clock()
             tries = [at for at in self._budgets.get(key, ()) if at > now - HOUR_S]
@@ -74,7 +75,7 @@ class Throttle:
             return Permit(slot - now, 0.0, len(tries) + 1, key, slot)
 
     def give_back(self, permit: Permit) -> None:
-        """It was a right one."""
+        """The password was right: the try no longer counts."""
         with self._lock:
             for pace in self._paces.values():
                 if permit.at in pace.slots:
@@ -86,12 +87,12 @@ class Throttle:
                     del self._budgets[permit.key]
 
     def __len__(self) -> int:
-        """Budgets that take memory."""
+        """How many budgets take memory."""
         return len(self._budgets)
 
 
 def _until_allowed(tries: list[float], now: float) -> float:
-    """Seconds; 0 when one more may be tried now."""
+    """Seconds until the next try is allowed; 0 if it is now."""
     waits = [
         tries[-most] + window_s - now
         for most, window_s in ((TRIES_A_MINUTE, MINUTE_S), (TRIES_AN_HOUR, HOUR_S))

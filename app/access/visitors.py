@@ -1,8 +1,9 @@
-"""Where a request comes from: a program of this very machine, or somewhere else, and whose tries a log-in counts as.
+"""Where a request comes from: a program on this machine or somewhere else, and which address log-in tries count for.
 
-A proxy on this machine looks like a program of this machine: same peer, and often the same Host. It is told by what it
-adds. Nobody can list every header that proxies invent, so it is asked the other way round: a request is local only if
-all its headers are ones that clients send of themselves, or at least say nothing about a connection by name or value.
+A proxy on this machine looks like a program on this machine: same peer, and often the same Host. It is recognised by
+what it adds. No list of the headers that proxies invent can be complete, so the test is the other way round: a request
+is local only if all its headers are ones that clients send themselves, or at least describe no connection by name or
+value.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.access.client_headers import hop_in
 
 SCOPE_KEY = "keepwarm.visitor"
-IPV6_NETWORK_BITS = 64  # what one household gets: its addresses are one visitor
-# Gradio builds its own address from these, whoever sent them.
+IPV6_NETWORK_BITS = 64  # what one household gets: its addresses count as one
+# Gradio builds its own address from these, no matter who sent them.
 SELF_NAMING = frozenset({b"forwarded", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server"})
 PLAIN_COOKIES = re.compile(rb"\s*keepwarm_(?:owner|login)\s*=")
 
@@ -31,8 +32,8 @@ Network = Any  # `IPv4Network | IPv6Network`, which mypy cannot ask for membersh
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """`address` is what a log-in's tries are counted by. `why_not_local` is "" for a program of this machine, else a
-    phrase that says what gave it away."""
+    """Who sent a request. Log-in tries are counted by `address`. `why_not_local` is "" for a program on this machine,
+    otherwise a phrase that says what revealed that it is not."""
 
     address: str
     why_not_local: str
@@ -45,14 +46,15 @@ class Visitor:
 
 
 class Visitors:
-    """Reads a request's scope alone. Any thread. `tunnel_port` is the listener that only the share tunnel knows."""
+    """Recognises senders from a request's scope alone. Any thread. `tunnel_port` belongs to the listener that only the
+    share tunnel knows."""
 
     def __init__(self, trusted_proxies: Sequence[Network] = (), tunnel_port: int | None = None) -> None:
         self._trusted = tuple(trusted_proxies)
         self._tunnel_port = tunnel_port
 
     def of(self, scope: Scope) -> Visitor:
-        """Who sends this. Looked at once: later the scope says what the proxy said."""
+        """Who sent this request. Determined once: later the scope holds what the proxy claimed."""
         known = scope.get(SCOPE_KEY)
         if isinstance(known, Visitor):
             return known
@@ -61,7 +63,7 @@ class Visitors:
         through_tunnel = self._tunnel_port is not None and (scope.get("server") or ("", None))[1] == self._tunnel_port
         is_trusted = self._is_trusted(peer) and not through_tunnel
         why = self._why_not_local(scope, headers, peer, through_tunnel, is_trusted)
-        # A word about TLS is believed from anybody: it only makes cookies stricter, and no page can make a browser lie.
+        # A claim of TLS is believed from anyone: it only makes cookies stricter, and no page can make a browser lie.
         is_https = through_tunnel or scope.get("scheme") in ("https", "wss") or _says_https(headers)
         return Visitor(self._budget_of(headers, peer, is_trusted, why), why, is_https, through_tunnel)
 
@@ -75,11 +77,11 @@ class Visitors:
         if is_trusted:
             return "it came through a proxy named by --trusted-proxy"
         if not is_loopback(_host_name(headers.get("host", ""))):
-            return "it asked for another name than this machine's"
-        if scope.get("http_version") == "1.0":  # what nginx speaks to the server behind it unless told otherwise
+            return "it was sent to a name other than this machine's"
+        if scope.get("http_version") == "1.0":  # what nginx speaks to its upstream by default
             return "it was sent as HTTP/1.0, as proxies do"
         if name := hop_in(headers.items()):
-            return f"it carries the header {name[:60]!r}, as requests do that a proxy passes on"
+            return f"it carries the header {name[:60]!r}, as requests passed on by a proxy do"
         return ""
 
     def _budget_of(self, headers: Headers, peer: Address | None, is_trusted: bool, why: str) -> str:
@@ -89,8 +91,8 @@ class Visitors:
             said = next((one for one in _forwarded(headers) if not self._is_trusted(one)), None)
             return _household(said or peer)
         if peer.is_loopback and why:
-            # A proxy or tunnel that nobody vouched for. What it says last is the best there is to tell its visitors
-            # apart; one that forges it meets the ceiling for all of them together.
+            # An untrusted proxy or tunnel. The last address it names is the best way to tell its visitors apart; a
+            # visitor that forges it meets the limit for all of them together.
             said = next(_forwarded(headers), None)
             return f"{_household(peer)} for {_household(said)}" if said else f"{_household(peer)} for others"
         return _household(peer)
@@ -103,9 +105,9 @@ NO_PROXIES = Visitors()
 
 
 class VisitorGate:
-    """Plain ASGI, the outermost: notes who sends a request while the scope still says so, then lets the rest see one
-    truth: the scheme that the browser sees, no other host than its own, and over TLS only cookies that no
-    other host can have set."""
+    """The outermost ASGI layer: records who sent a request while the scope still shows it, then gives the other layers
+    one consistent view: the scheme that the browser sees, no host but its own, and over TLS only cookies that no other
+    host can have set."""
 
     def __init__(self, app: ASGIApp, visitors: Visitors) -> None:
         self._app = app
@@ -119,14 +121,15 @@ class VisitorGate:
                 headers.append((b"x-forwarded-proto", b"https"))
                 secure = "wss" if scope["type"] == "websocket" else "https"
                 scope = {**scope, "scheme": secure}
-                if visitor.through_tunnel:  # a new name at every start: nothing of before can lie in a browser
+                if visitor.through_tunnel:  # a new host name at every start: browsers hold no older cookies for it
                     headers = [_without_plain_cookies(*header) for header in headers]
             scope = {**scope, "headers": headers, SCOPE_KEY: visitor}
         await self._app(scope, receive, send)
 
 
 def trusted_networks(text: str) -> tuple[Network, ...]:
-    """`--trusted-proxy`: addresses or networks with commas between. Raises `ValueError` with a sentence."""
+    """The networks in `--trusted-proxy`: addresses or networks, separated by commas. Raises `ValueError` with a
+    sentence."""
     parts = [part.strip() for part in text.split(",")]
     try:
         return tuple(ip_network(part) for part in parts)
@@ -137,7 +140,7 @@ def trusted_networks(text: str) -> tuple[Network, ...]:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether only this machine can reach what has this name or address."""
+    """Whether only this machine can reach this name or address."""
     if name == "localhost":
         return True
     address = _address(name)
@@ -145,7 +148,7 @@ def is_loopback(name: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, "" where it is none."""
+    """The host name in a Host header, "" if it has none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -168,7 +171,7 @@ def _household(address: Address) -> str:
 
 
 def _forwarded(headers: Headers) -> Iterator[Address]:
-    """What stands in X-Forwarded-For, the nearest first. Ends at the first thing that is no address."""
+    """The addresses in X-Forwarded-For, the nearest first. Ends at the first entry that is not an address."""
     said = ",".join(headers.getlist("x-forwarded-for"))
     for part in reversed(said.split(",")) if said else ():
         address = _address(_without_port(part.strip()))

@@ -1,1 +1,1 @@
-"""The service that other programs use: OpenAI's shapes over HTTP. Imports no Gradio, so that it can run alone."""
+"""The API for other programs, in OpenAI's shapes over HTTP. Imports no Gradio, so that it can run without the page."""

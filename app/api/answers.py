@@ -1,4 +1,4 @@
-"""A run as OpenAI's response: whole, or as a stream of chunks, with the usage and the receipt at its end."""
+"""A run as an OpenAI response: whole, or as a stream of chunks that ends with the usage and the receipt."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DONE = "data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is the same in every chunk of one response."""
+    """Builds one response. Holds what is the same in all of its chunks."""
 
     run: Run
     model: str
     created: int  # seconds since the epoch
-    # Random: a count would tell how much others ask.
+    # Random: a counter would reveal how many requests others send.
     completion_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
 
     def whole(self, message: MessageView, said: ChatMessage) -> dict[str, Any]:
@@ -49,12 +49,12 @@ class Reply:
         self, delta: dict[str, Any], finish: str | None = None, logprobs: Sequence[TokenLogprobs] = (), **more: Any
     ) -> str:
         """A chunk with one choice."""
-        told = _logprobs(logprobs) if logprobs else None
-        choice = {"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}
+        found = _logprobs(logprobs) if logprobs else None
+        choice = {"index": 0, "delta": delta, "logprobs": found, "finish_reason": finish}
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **more})
 
     def last_chunk(self, finish: str, message: MessageView) -> str:
-        """The end of a stream without usage: the receipt comes here then."""
+        """The last chunk of a stream without usage, which carries the receipt."""
         return self.chunk({}, finish, keepwarm=receipt(self.run, message))
 
     def last_usage(self, message: MessageView) -> str:
@@ -82,7 +82,7 @@ def event(body: dict[str, Any]) -> str:
 
 
 def refuse_failed(message: MessageView) -> None:
-    """Raises `Problem` when there is no answer to be had."""
+    """Raises `Problem` if the answer failed or was interrupted."""
     if message.status is MessageStatus.FAILED:
         raise Problem(500, message.note, "generation_failed")
     if message.status is MessageStatus.INTERRUPTED:
@@ -108,7 +108,7 @@ def tool_calls(said: ChatMessage, with_index: bool = False) -> list[dict[str, An
 
 
 def usage(run: Run, message: MessageView) -> dict[str, Any]:
-    """`cached_tokens` are those that came from a KV and were not computed for this request."""
+    """Token counts. `cached_tokens` came from a KV and were not computed for this request."""
     prompt_tokens = len(run.plan.turn.ledger)
     sampled_tokens = message.receipt.sampled_tokens if message.receipt else len(run.sampled)
     cached_tokens = message.receipt.reused_tokens if message.receipt else 0
@@ -121,7 +121,7 @@ def usage(run: Run, message: MessageView) -> dict[str, Any]:
 
 
 def receipt(run: Run, message: MessageView) -> dict[str, Any]:
-    """What the turn cost, in the words of the page."""
+    """What the turn cost, in the page's terms."""
     found = message.receipt or _NOTHING
     return {
         "session_id": run.conversation_id,
@@ -142,23 +142,23 @@ _NOTHING = Receipt(0, 0, 0, 0, Tier.NONE, None, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(slots=True)
 class Progress:
-    """What of a run a stream has told."""
+    """How much of a run a stream has sent."""
 
     chars: int = 0
     logprobs: int = 0
     news: list[TokenLogprobs] = field(default_factory=list)
 
     def take(self, run: Run, shown: str) -> str:
-        """The text that is new; its log-probabilities are in `news`."""
+        """The new text of the run; its log-probabilities are in `news`."""
         text, self.chars = shown[self.chars :], max(self.chars, len(shown))
         self.news = run.logprobs[self.logprobs :]
         self.logprobs += len(self.news)
         return text
 
 
-def _logprobs(told: Sequence[TokenLogprobs]) -> dict[str, Any]:
+def _logprobs(found: Sequence[TokenLogprobs]) -> dict[str, Any]:
     return {
-        "content": [{**_logprob(one.chosen), "top_logprobs": [_logprob(top) for top in one.top]} for one in told],
+        "content": [{**_logprob(one.chosen), "top_logprobs": [_logprob(top) for top in one.top]} for one in found],
         "refusal": None,
     }
 

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`."""
+"""`POST /v1/chat/completions`: answers a conversation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_OPEN_REQUESTS = 64  # of one key-holder; the others' turns come no sooner by its queueing more
+MOST_OPEN_REQUESTS = 64  # of one owner; further ones in the queue would not be answered any sooner
 
 EVENTS = {
     "description": "The completion, or with `stream` server-sent events of `chat.completion.chunk` objects.",
@@ -38,7 +38,7 @@ EVENTS = {
 
 
 def completions_router(services: Services, bodies: Bodies) -> APIRouter:
-    """The route. Everything it remembers is the number of open requests, on the event loop alone."""
+    """The route. Its only state is the number of open requests by owner, used on the event loop only."""
     router = APIRouter(route_class=json_route(services, bodies, ChatCompletionRequest))
     manager, open_requests = services.manager, Counter[str]()
 
@@ -51,7 +51,7 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
     async def complete(body: ChatCompletionRequest, request: Request) -> Response:
         owner_id = request.state.owner_id
         if open_requests[owner_id] >= MOST_OPEN_REQUESTS:
-            raise Problem(429, f"{MOST_OPEN_REQUESTS} requests of yours are open already.", "too_many_requests",
+            raise Problem(429, f"{MOST_OPEN_REQUESTS} of your requests are already open.", "too_many_requests",
                           retry_after_s=RETRY_BUSY_S)  # fmt: skip
         open_requests[owner_id] += 1
 
@@ -64,7 +64,7 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
 
         try:
             run = await run_in_threadpool(begin, owner_id, body)
-            await request.state.body_held.aclose()  # tokenised: another large one's turn
+            await request.state.body_held.aclose()  # its text is tokenised: the next large body may be parsed
         except BaseException:
             ended()
             raise
@@ -89,7 +89,7 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
 
 
 def _log(owner_id: str, run: Run, message: MessageView | None) -> None:
-    """What a completion cost, and how it ended: "gone" when its client went first."""
+    """Logs what a completion cost and how it ended: "gone" if its client disconnected first."""
     found = message.receipt if message else None
     log.info(
         "completion owner=%s session=%s status=%s fed=%s reused=%s sampled=%s ttft_s=%s miss=%s",

@@ -1,5 +1,5 @@
-"""How the API takes a JSON body: its caller first, then its bytes, then its shape; what is left is parsed and validated
-away from the event loop. FastAPI would read and validate all of it there before anybody asks who is calling."""
+"""Receives the API's JSON bodies: checks the caller first, then the size, then the shape, then parses and validates off
+the event loop. FastAPI would read and validate the whole body on the event loop before checking the caller."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from app.services import Services
 
 MOST_BODY_BYTES = 8 * MIB  # two million tokens of English, or one of Chinese in escapes
-MOST_SHAPE = Shape(values=200_000, depth=100)  # 20,000 messages with a part each, beside their tools
-LONGEST_SENTENCE_CHARS = 300  # a validator's sentence may quote what was sent
-CLIENT_GONE = 499  # nobody reads it; the log does
+MOST_SHAPE = Shape(values=200_000, depth=100)  # 20,000 messages with one part each, and their tools
+LONGEST_SENTENCE_CHARS = 300  # a validator's message may quote what was sent
+CLIENT_GONE = 499  # appears only in the log: the client is gone
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 def json_route(services: Services, bodies: Bodies, model: type[BaseModel]) -> type[APIRoute]:
     """A class for routes whose only body is a `model`. The request's state has the `owner_id`, and `body_held`, which
-    is closed once the body's texts were tokenised: until then the next large body waits."""
+    the route closes once the texts are tokenised: until then the next large body waits."""
 
     class JsonRoute(APIRoute):
         def get_route_handler(self) -> Handler:
@@ -45,8 +45,8 @@ def json_route(services: Services, bodies: Bodies, model: type[BaseModel]) -> ty
                 async with contextlib.AsyncExitStack() as held:
                     request.state.body_held = held
                     try:
-                        taken = bodies.taken(request.scope, request.receive, owner_id, MOST_BODY_BYTES)
-                        body = await held.enter_async_context(taken)
+                        receiving = bodies.received(request.scope, request.receive, owner_id, MOST_BODY_BYTES)
+                        body = await held.enter_async_context(receiving)
                         await held.enter_async_context(bodies.turn(owner_id, len(body)))
                         parsed = await run_in_threadpool(_parsed, body, model)
                     except ClientDisconnect:
@@ -59,21 +59,21 @@ def json_route(services: Services, bodies: Bodies, model: type[BaseModel]) -> ty
 
 
 class _Parsed(Request):
-    """A request whose body was taken: FastAPI finds a model, which it passes on as it is."""
+    """A request whose body was already parsed: FastAPI receives the model and passes it on unchanged."""
 
     def __init__(self, request: Request, parsed: BaseModel) -> None:
         super().__init__(request.scope, request.receive)
         self._parsed = parsed
 
     async def body(self) -> bytes:
-        return b"{}"  # not empty: that would count as no body
+        return b"{}"  # an empty one would count as no body
 
     async def json(self) -> Any:
         return self._parsed
 
 
 def _parsed(body: bytearray, model: type[BaseModel]) -> BaseModel:
-    """Raises `Problem` or `RequestValidationError`. Runs on a thread of its own."""
+    """The validated body. Raises `Problem` or `RequestValidationError`. Runs on a worker thread."""
     try:
         value = load_json(body, MOST_SHAPE)
     except ShapeRefused as error:
@@ -88,9 +88,9 @@ def _parsed(body: bytearray, model: type[BaseModel]) -> BaseModel:
 
 
 def _refuse_other_content(request: Request) -> None:
-    """Raises `Problem` 415 for what is not plain JSON."""
+    """Refuses a body that is not plain JSON: raises `Problem` 415."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise Problem(415, "A compressed body is not taken: send the JSON as it is.", "unsupported_encoding")
+        raise Problem(415, "Compressed bodies are not supported: send plain JSON.", "unsupported_encoding")
     kind = Message()
     kind["content-type"] = request.headers.get("content-type", "")
     if kind.get_content_type() != "application/json" and not kind.get_content_subtype().endswith("+json"):

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model that is served."""
+"""`GET /v1/models`: the one model that this server runs."""
 
 from __future__ import annotations
 

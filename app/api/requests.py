@@ -1,5 +1,5 @@
-"""What a client may send, as OpenAI's API has it. Types are strict; fields that cannot be honoured are refused in
-`translate`, hints that change no answer (`user`, `metadata`, `store`, ...) are ignored."""
+"""What a client may send, as in OpenAI's API. Types are strict. `translate` refuses fields that cannot be honoured;
+hints that do not affect the answer (`user`, `metadata`, `store`, ...) are ignored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 MOST_MESSAGES = 20_000
 MOST_PARTS = 20_000
 MOST_TOOLS = 1_000
-# Every list fails fast: one wrong element is told, not a hundred thousand.
+# Every list fails fast: one wrong element is reported, not a hundred thousand.
 
 
 class _Strict(BaseModel):
@@ -41,7 +41,7 @@ class MessageToolCall(_Strict):
 
 
 class Message(_Strict):
-    """One message. Texts are compared letter by letter with what was said before."""
+    """One message. Its text must match an earlier turn exactly for that turn to be reused."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
@@ -74,7 +74,8 @@ class StreamOptions(_Strict):
 
 
 class ChatCompletionRequest(_Strict):
-    """A chat completion. Without `prompt_cache_key` the conversation with the longest known beginning is continued."""
+    """A chat completion. Without `prompt_cache_key` the conversation with the longest matching beginning is
+    continued."""
 
     model: str = Field(description="An id that GET /v1/models lists.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
@@ -87,9 +88,11 @@ class ChatCompletionRequest(_Strict):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=1_000_000, description="Not OpenAI's: tokens kept, 0 is off.")
-    min_p: float | None = Field(default=None, ge=0, le=1, description="Not OpenAI's.")
-    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Not OpenAI's.")
+    top_k: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="Not part of OpenAI's API: number of tokens kept, 0 is off."
+    )
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Not part of OpenAI's API.")
+    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Not part of OpenAI's API.")
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
@@ -98,13 +101,13 @@ class ChatCompletionRequest(_Strict):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto" (the default with tools) or "none".')
-    n: int | None = Field(default=1, description="1: one choice.")
-    response_format: Any = Field(default=None, description='{"type": "text"} or nothing.')
-    logit_bias: dict[str, Any] | None = Field(default=None, description="Empty or nothing.")
+    n: int | None = Field(default=1, description="Must be 1.")
+    response_format: Any = Field(default=None, description='{"type": "text"} or null.')
+    logit_bias: dict[str, Any] | None = Field(default=None, description="Empty or null.")
     modalities: Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        default=None, description='["text"] or nothing.'
+        default=None, description='["text"] or null.'
     )
-    audio: Any = Field(default=None, description="Nothing.")
-    functions: Any = Field(default=None, description="Nothing: use `tools`.")
-    function_call: Any = Field(default=None, description="Nothing: use `tool_choice`.")
-    web_search_options: Any = Field(default=None, description="Nothing.")
+    audio: Any = Field(default=None, description="Must be null.")
+    functions: Any = Field(default=None, description="Must be null: use `tools`.")
+    function_call: Any = Field(default=None, description="Must be null: use `tool_choice`.")
+    web_search_options: Any = Field(default=None, description="Must be null.")

@@ -1,4 +1,4 @@
-"""The shapes of what is answered, for the OpenAPI document; schemathesis holds the answers against them."""
+"""The shapes of responses, for the OpenAPI document. schemathesis checks the responses against them in a test."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ class Usage(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What the turn cost. `session_id` is the conversation it landed in; `miss_reason` says why more was fed than the
-    turn added. `stored` is false while the answer is kept in the server's memory, because its disk takes nothing."""
+    """What the turn cost. `session_id` is the conversation it belongs to; `miss_reason` says why more tokens were fed
+    than the turn added. `stored` is false while the answer is only in the server's memory, because its disk is full or
+    broken."""
 
     session_id: str
     fed: int
@@ -107,7 +108,7 @@ class ModelList(BaseModel):
 
 
 class HeldMemory(BaseModel):
-    """What one tier holds of a session."""
+    """How much of a session one tier holds."""
 
     tokens: int
     used_bytes: int
@@ -155,16 +156,16 @@ class Deleted(BaseModel):
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Error, "description": "The request cannot be honoured; the message says why."},
+    400: {"model": Error, "description": "The request cannot be fulfilled; the message says why."},
     401: {"model": Error, "description": "A valid API key is needed."},
-    403: {"model": Error, "description": "Without any key only this machine is answered."},
+    403: {"model": Error, "description": "Without any key only programs on this machine are answered."},
     404: {"model": Error, "description": "No such model or session for this key."},
-    408: {"model": Error, "description": "The request's body came too slowly."},
-    409: {"model": Error, "description": "An answer is being written in this session. Retry-After says when to try."},
+    408: {"model": Error, "description": "The request's body arrived too slowly."},
+    409: {"model": Error, "description": "An answer is being written in this session. Retry-After says when to retry."},
     413: {"model": Error, "description": "The request is too large."},
     415: {"model": Error, "description": "The body is compressed, or is not JSON."},
-    422: {"model": Error, "description": "Not used: what cannot be understood is a 400."},
-    429: {"model": Error, "description": "Too many requests of this key are open. Retry-After says when to try."},
+    422: {"model": Error, "description": "Not used: an invalid request is a 400."},
+    429: {"model": Error, "description": "Too many requests of this key are open. Retry-After says when to retry."},
     500: {"model": Error, "description": "The answer failed."},
-    503: {"model": Error, "description": "The server is shutting down or cannot work. Retry-After says when to try."},
+    503: {"model": Error, "description": "The server is shutting down or cannot work. Retry-After says when to retry."},
 }

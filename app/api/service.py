@@ -1,4 +1,4 @@
-"""The API as an application of its own, mounted at /v1: its errors and its OpenAPI document are not the page's."""
+"""The API as a separate application, mounted at /v1, with its own error shape and OpenAPI document."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 SHOWN_PATH_CHARS = 80
 DESCRIPTION = (
     "OpenAI-compatible chat completions on conversations whose KV stays warm. Send a key as `Authorization: Bearer "
-    "kw-...`; without any key only programs of this machine are answered."
+    "kw-...`; without any key only programs on this machine are answered."
 )
 
 
 def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
-    """Everything below /v1."""
+    """The application that answers everything below /v1."""
     api = FastAPI(
         title="Keepwarm",
         version="1",
@@ -61,7 +61,7 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
 
 
 class RequestLog:
-    """One line a request, when its last byte was sent: never a word of what was said."""
+    """Logs one line per request after its last byte was sent, never the text of a message."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""`/v1/sessions`: what the memory panel shows and can do, as JSON."""
+"""`/v1/sessions`: what the memory panel shows and does, as JSON."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from app.services import Services
 
 VERIFY_WAIT_S = 20.0
-ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Session, "description": "Begun; look again later."}}
+ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Session, "description": "Started; check again later."}}
 
 
 def sessions_router(services: Services) -> APIRouter:
     router, manager = APIRouter(responses=REFUSALS), services.manager
 
     def found(owner_id: str, session_id: str) -> dict[str, Any]:
-        manager.view(owner_id, session_id)  # a stranger's id, or none at all, is refused here
+        manager.view(owner_id, session_id)  # raises for another owner's id and for an unknown one
         row = next((r for r in manager.memory_view(owner_id).rows if r.conversation_id == session_id), None)
         if row is None:
             raise ConversationNotFound("This conversation was deleted.")
@@ -35,7 +35,7 @@ def sessions_router(services: Services) -> APIRouter:
     def list_sessions(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        after: Annotated[str | None, Query(max_length=64, description="The last id of the page before.")] = None,
+        after: Annotated[str | None, Query(max_length=64, description="The last id of the previous page.")] = None,
     ) -> dict[str, Any]:
         rows = manager.memory_view(services.callers.owner_of(request)).rows
         start = next((n + 1 for n, row in enumerate(rows) if row.conversation_id == after), 0) if after else 0
@@ -60,7 +60,7 @@ def sessions_router(services: Services) -> APIRouter:
 
     act("pin", "Keep it on the device, across restarts", manager.pin)
     act("unpin", "Let it be evicted again", manager.unpin)
-    act("drop", "Free its memory and delete what is saved of it", manager.drop_kv)
+    act("drop", "Free its memory and delete its saved copies", manager.drop_kv)
 
     @router.post("/sessions/{session_id}/park", summary="Move its memory off the device", response_model=Session)
     def park(session_id: str, request: Request, tier: Literal["host", "disk"] = "disk") -> dict[str, Any]:
@@ -73,7 +73,7 @@ def sessions_router(services: Services) -> APIRouter:
 
     @router.post(
         "/sessions/{session_id}/warm",
-        summary="Begin to bring its memory back to the device",
+        summary="Start to restore its memory to the device",
         response_model=Session,
         responses=ACCEPTED,
     )
@@ -84,7 +84,7 @@ def sessions_router(services: Services) -> APIRouter:
 
     @router.post(
         "/sessions/{session_id}/verify",
-        summary="Hold its memory against a re-read; what disagrees is dropped",
+        summary="Compare its memory with a fresh read; memory that disagrees is dropped",
         response_model=Session,
         responses=ACCEPTED,
     )
@@ -97,7 +97,7 @@ def sessions_router(services: Services) -> APIRouter:
 
 
 def session(row: MemoryRow) -> dict[str, Any]:
-    """A row of the memory panel. Bytes are bytes, not sentences."""
+    """A row of the memory panel as JSON, with sizes in bytes."""
     check = row.check
     return {
         "id": row.conversation_id,

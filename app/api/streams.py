@@ -1,4 +1,4 @@
-"""Following a run from the event loop: no thread waits for it, and it ends when its client has gone."""
+"""Follows runs from the event loop: no thread waits for a run, and a run ends when its client has gone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sessions.manager import SessionManager
 from sessions.turns.run import Run
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
-KEEP_ALIVE_S = 15.0  # proxies give up on a connection that says nothing for a minute
+KEEP_ALIVE_S = 15.0  # proxies close a connection that is silent for a minute
 KEEP_ALIVE = ": waiting\n\n"
 
 T = TypeVar("T")
 
 
 class EventStream(Response):
-    """Server-sent events. When the client goes, the producer is cancelled at once, not at its next event."""
+    """Server-sent events. When the client disconnects, the producer is cancelled at once, not at its next event."""
 
     media_type = "text/event-stream"
 
@@ -45,7 +45,7 @@ class EventStream(Response):
 
 
 async def until_gone(work: Awaitable[T], receive: Receive) -> T | None:
-    """The work's value, or None when the client went first; the work is cancelled then."""
+    """The value of `work`, or None if the client disconnected first; then the work is cancelled."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -62,12 +62,12 @@ async def until_gone(work: Awaitable[T], receive: Receive) -> T | None:
 
 
 async def snapshots(run: Run, manager: SessionManager) -> AsyncIterator[RunSnapshot | None]:
-    """The run at every change, the last one DONE; None when nothing changed for a while. Whoever stops listening stops
-    the run."""
+    """The run at every change, the last one DONE; None when nothing has changed for a while. Closing the iterator early
+    stops the run."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
     def on_change() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing follows the run any more
             loop.call_soon_threadsafe(changed.set)
 
     end = run.watch(on_change)
@@ -90,7 +90,7 @@ async def snapshots(run: Run, manager: SessionManager) -> AsyncIterator[RunSnaps
 
 
 async def answer_of(run: Run, manager: SessionManager, request: Request) -> MessageView | None:
-    """The committed answer, or None when the client has gone."""
+    """The committed answer, or None if the client disconnected."""
 
     async def wait() -> MessageView | None:
         message = None
@@ -105,7 +105,7 @@ async def answer_of(run: Run, manager: SessionManager, request: Request) -> Mess
 async def chunks(
     reply: Reply, manager: SessionManager, include_usage: bool, on_end: Callable[[MessageView | None], None]
 ) -> AsyncIterator[str]:
-    """The whole stream. `on_end` is told the answer, None when the client went before its end."""
+    """The whole stream. `on_end` gets the answer, None if the client disconnected before its end."""
     run, progress, message = reply.run, Progress(), None
     completions = manager.completions
     try:
@@ -122,7 +122,7 @@ async def chunks(
             return
         try:
             ending = _ending(reply, manager, message, progress, include_usage)
-        except Exception as error:  # the status is sent already: what is left is to say it, and to end as a stream does
+        except Exception as error:  # the status was already sent: report the error as an event and end the stream
             ending = [event(problem_of(error, "ending this answer").body()), DONE]
         for text in ending:
             yield text

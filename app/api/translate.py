@@ -1,4 +1,4 @@
-"""From a client's request to a `ChatRequest`. What cannot be honoured is refused here, never quietly left out."""
+"""Translates a client's request into a `ChatRequest`. Refuses what cannot be honoured instead of ignoring it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOOL_KEYS = ("name", "description", "parameters", "strict")
 
 
 def chat_request(body: ChatCompletionRequest, info: ModelInfo, takes_tools: bool) -> ChatRequest:
-    """Raises `Problem`, or `ValueError` with a sentence."""
+    """The request for the session manager. Raises `Problem`, or `ValueError` with a sentence."""
     if body.model != info.name:
         raise Problem(
             404, f"The model {body.model[:200]!r} is not served here; {info.name!r} is.", "model_not_found", "model"
@@ -35,17 +35,17 @@ def chat_request(body: ChatCompletionRequest, info: ModelInfo, takes_tools: bool
 
 def _refuse_unsupported(body: ChatCompletionRequest) -> None:
     if body.n not in (None, 1):
-        raise _unsupported("n", "One choice is given: n must be 1.")
+        raise _unsupported("n", "Only one choice is supported: n must be 1.")
     if body.response_format not in (None, {"type": "text"}):
         raise _unsupported("response_format", "Only the response format {'type': 'text'} is supported.")
     if body.logit_bias:
         raise _unsupported("logit_bias", "A logit bias is not supported.")
     if body.modalities not in (None, ["text"]) or body.audio is not None:
-        raise _unsupported("modalities", "Only text is written here.")
+        raise _unsupported("modalities", "Only text is supported.")
     if body.functions or body.function_call not in (None, "none", "auto"):
-        raise _unsupported("functions", "Functions are given as tools.")
+        raise _unsupported("functions", "Functions are not supported: send them as tools.")
     if body.web_search_options is not None:
-        raise _unsupported("web_search_options", "There is no web search here.")
+        raise _unsupported("web_search_options", "Web search is not supported.")
     if body.top_logprobs is not None and not body.logprobs:
         raise _unsupported("top_logprobs", "top_logprobs needs logprobs to be true.")
     if body.stream_options is not None and not body.stream:
@@ -68,7 +68,7 @@ def _sampling(body: ChatCompletionRequest, defaults: SamplingParams) -> Sampling
         asked["seed"] = body.seed % 2**63
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > MOST_STOPS:
-        raise _unsupported("stop", f"At most {MOST_STOPS} stop strings are taken, not {len(stops)}.")
+        raise _unsupported("stop", f"At most {MOST_STOPS} stop strings are supported, not {len(stops)}.")
     asked["stop_strings"] = tuple(clean_exactly(stop) for stop in stops)
     if body.logprobs:
         asked["top_logprobs"] = body.top_logprobs or 0
@@ -90,7 +90,8 @@ def _tools(body: ChatCompletionRequest, takes_tools: bool) -> tuple[str, ...]:
 
 
 def _tool(tool: Tool) -> str:
-    """Only what OpenAI's API defines, in one order: the same tools always begin the same history."""
+    """The tool as JSON with only the fields that OpenAI's API defines, in a fixed order, so that the same tools always
+    begin the same history."""
     try:
         function = tool.function.model_dump(exclude_none=True, include=set(TOOL_KEYS))
         return clean_exactly(json.dumps({"type": "function", "function": function}, ensure_ascii=False))
@@ -100,12 +101,14 @@ def _tool(tool: Tool) -> str:
 
 def _message(message: Message) -> ChatMessage:
     if message.role != "assistant" and message.content is None:
-        raise Problem(400, f"A {message.role}'s message needs content.", "invalid_messages", "messages")
+        raise Problem(400, f"A message with role '{message.role}' needs content.", "invalid_messages", "messages")
     calls = message.tool_calls or ()
     if calls and message.role != "assistant":
-        raise Problem(400, "Only an assistant's message has tool_calls.", "invalid_messages", "messages")
+        raise Problem(400, "Only a message with role 'assistant' may have tool_calls.", "invalid_messages", "messages")
     if message.role == "tool" and not message.tool_call_id:
-        raise Problem(400, "A tool's message needs the tool_call_id it answers.", "invalid_messages", "messages")
+        raise Problem(
+            400, "A message with role 'tool' needs the tool_call_id it answers.", "invalid_messages", "messages"
+        )
     return ChatMessage(
         role=message.role,
         text=_text(message),

@@ -1,1 +1,1 @@
-"""The commands beside `serve`: what a person runs in a terminal."""
+"""The sub-commands of `keepwarm`, one module each, and what they share."""

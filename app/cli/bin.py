@@ -1,4 +1,4 @@
-"""`keepwarm bin list|restore|empty`: conversations that were pruned. Works beside a running server."""
+"""`keepwarm bin list|restore|empty`: conversations that were pruned. Works while a server is running."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
     days = round(KEEP_S / DAY_S)
     command = commands.add_parser("bin", help=f"conversations that were pruned in the last {days} days")
     actions = command.add_subparsers(dest="action", required=True, metavar="{list,restore,empty}")
-    shown = actions.add_parser("list", help="show what is in the bin, everybody's")
-    restore = actions.add_parser("restore", help="give a conversation back to its owner")
+    shown = actions.add_parser("list", help="show the bin's conversations of all owners")
+    restore = actions.add_parser("restore", help="return a conversation to its owner")
     restore.add_argument("id", help="as `keepwarm bin list` shows it")
-    empty = actions.add_parser("empty", help="delete all of it now, for good")
+    empty = actions.add_parser("empty", help="delete all of them now, permanently")
     for action in (shown, restore, empty):
         action.add_argument(
             "--data-dir", type=Path, default=data_dir, metavar="DIR", help="as given to `keepwarm serve`"
@@ -29,15 +29,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
 
 
 def run(arguments: argparse.Namespace, say: Say) -> int:
-    """Raises `SessionError` with a sentence."""
+    """Lists, restores or deletes. Raises `SessionError` with a sentence."""
     found, database = open_bin(arguments.data_dir)
     try:
         if arguments.action == "restore":
             one = found.restore(arguments.id)
-            say(f"{one.title or 'The conversation'} is back with {one.owner_id}, all {one.messages} messages of it.")
+            say(f"{one.title or 'The conversation'} is back with {one.owner_id}, with all {one.messages} messages.")
         elif arguments.action == "empty":
             count = found.empty()
-            say(f"{count} {'conversation was' if count == 1 else 'conversations were'} deleted for good.")
+            say(f"{count} {'conversation was' if count == 1 else 'conversations were'} deleted permanently.")
         else:
             _list(found, say)
     finally:

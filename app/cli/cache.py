@@ -16,13 +16,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
     """Adds the `cache` command."""
     command = commands.add_parser("cache", help="list or delete the saved memory of conversations, never their texts")
     actions = command.add_subparsers(dest="action", required=True, metavar="{list,clear}")
-    shown = actions.add_parser("list", help="show what is saved, by model and settings; works beside a running server")
-    clear = actions.add_parser("clear", help="delete saved memory of a server that is stopped")
+    shown = actions.add_parser(
+        "list", help="show what is saved, by model and settings; works while a server is running"
+    )
+    clear = actions.add_parser("clear", help="delete saved memory while no server is running")
     which = clear.add_mutually_exclusive_group()
     which.add_argument(
         "--other-models",
         action="store_true",
-        help="what other models or settings saved than those that were served last (the default)",
+        help="memory saved by models or settings other than those served last (the default)",
     )
     which.add_argument("--all", action="store_true", help="everything; the next turns read their conversations again")
     for action in (shown, clear):
@@ -32,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
 
 
 def run(arguments: argparse.Namespace, say: Say) -> int:
-    """Raises `SessionError` with a sentence."""
+    """Lists or deletes. Raises `SessionError` with a sentence."""
     if arguments.action == "list":
         _list(arguments.data_dir, say)
         return 0
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
 
     cleared = cache.clear(arguments.data_dir, arguments.all, before)
     if cleared.files_left:
-        say(f"{_files(cleared.files_left)} are not Keepwarm's and were left alone; the log names them.")
+        say(f"{_files(cleared.files_left)} were not written by Keepwarm and were left alone; the log names them.")
     if cleared.segments:
         say("Done. No text was touched.")
     return 0
@@ -60,7 +62,7 @@ def _list(data_dir: Path, say: Say) -> None:
         say(_line(one))
     other_bytes = sum(one.size_bytes for one in every if not one.is_last)
     if other_bytes:
-        say(f"Other models and settings: {units.size(other_bytes)}. They go first when room is needed.")
+        say(f"Other models and settings: {units.size(other_bytes)}. They are deleted first when space is needed.")
 
 
 def _line(one: Served) -> str:

@@ -1,4 +1,4 @@
-"""What is printed gets there, or is lost: a terminal, a pipe or a full disk never ends a server."""
+"""Prints lines to the terminal. A closed terminal, a broken pipe or a full disk never ends the server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ Say = Callable[[str], None]
 
 
 def prepare() -> None:
-    """Call before anything is opened. Closed standard streams become the null device, so that no database or socket
-    gets their numbers; what the terminal's encoding lacks is printed as an escape."""
+    """Prepares the standard streams; call it before any file is opened. Closed streams become the null device, so that
+    no database or socket gets their descriptors. Characters that the terminal's encoding lacks are printed as
+    escapes."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -29,18 +30,18 @@ def prepare() -> None:
 
 
 def say(sentence: str) -> None:
-    """One line on stdout."""
+    """Prints one line on stdout."""
     _print(sentence, sys.stdout)
 
 
 def fail(sentence: str, code: int) -> int:
-    """One line on stderr; returns `code`."""
+    """Prints one line on stderr; returns `code`."""
     _print(f"keepwarm: {sentence}", sys.stderr)
     return code
 
 
 def on_one_line(sentence: str) -> str:
-    """Line feeds and other control characters, of a path for example, as escapes."""
+    """The sentence with line feeds and other control characters, for example from a path, as escapes."""
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in sentence)
 
 
@@ -53,7 +54,7 @@ def _print(sentence: str, stream: TextIO) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """What is still in the buffer would fail again, at the latest when Python ends."""
+    """Redirects the stream to the null device: what is still in its buffer would fail again, at the latest at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,5 +1,5 @@
-"""Takes connections off the listening socket. asyncio's own loop takes all that wait at once, and logs a traceback for
-each that finds no descriptor left: 133,539 in 16 s."""
+"""Accepts connections from the listening socket. asyncio's own accept loop takes all waiting connections at once, and
+logs a traceback for each one that finds no descriptor left: 133,539 in 16 s."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.http.connection_limits import Connections
 from app.http.response_headers import LOCKED_POLICY, headers_with
 
 BACKLOG = 512
-AT_ONCE = 16  # of those that wait, so that the loop turns between them
+AT_ONCE = 16  # waiting connections accepted in one pass, so that the event loop runs in between
 CROWDED_S = 0.01
 RETRY_S = 0.1
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -29,15 +29,15 @@ REFUSAL = (
 
 
 class Acceptor:
-    """One listening socket, on the event loop alone. A descriptor is kept in hand, so that a client can be refused when
-    there is none left."""
+    """Accepts from one listening socket, on the event loop only. Keeps one descriptor in reserve, so that a client can
+    be refused when no other is left."""
 
     def __init__(self, listener: socket.socket, connections: Connections, make: Callable[[], Connection]) -> None:
         self._listener = listener
         self._connections = connections
         self._make = make
         self._loop = asyncio.get_running_loop()
-        self._in_hand: int | None = os.open(os.devnull, os.O_RDONLY)
+        self._reserve: int | None = os.open(os.devnull, os.O_RDONLY)
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_stopped = False
 
@@ -47,12 +47,12 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._accept)
 
     def stop(self) -> None:
-        """Takes no more. The socket stays open."""
+        """Accepts no more. The socket stays open."""
         self._has_stopped = True
         self._loop.remove_reader(self._listener)
-        if self._in_hand is not None:
-            os.close(self._in_hand)
-            self._in_hand = None
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
@@ -78,27 +78,27 @@ class Acceptor:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        with client, contextlib.suppress(OSError):  # it may be gone already
+        with client, contextlib.suppress(OSError):  # the client may be gone already
             client.send(REFUSAL)
             client.shutdown(socket.SHUT_WR)
 
     async def _serve(self, client: socket.socket, connection: Connection) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, client)
-        except OSError:  # it is gone already
+        except OSError:  # the client is gone already
             self._connections.remove(connection)
             client.close()
 
     def _refuse_without_descriptor(self) -> None:
-        """Something else has taken the descriptors that were counted on. The one in hand lets the client be closed."""
+        """Something else took the descriptors that were counted on. Gives up the one in reserve to close the client."""
         self._connections.note("no_descriptor")
-        if self._in_hand is not None:
-            os.close(self._in_hand)
-            self._in_hand = None
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
             with contextlib.suppress(OSError):
                 self._listener.accept()[0].close()
         try:
-            self._in_hand = os.open(os.devnull, os.O_RDONLY)
+            self._reserve = os.open(os.devnull, os.O_RDONLY)
         except OSError:
             self._pause(RETRY_S)
 

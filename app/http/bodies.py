@@ -1,5 +1,5 @@
-"""How the body of a request is taken: once it is known who sends it, up to a limit, within a time, and within what all
-bodies together may take of the memory."""
+"""Receives request bodies: only after the sender is known, up to a size, within a time, and within a memory limit for
+all bodies together."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from app.problems import RETRY_BUSY_S, Problem
 
 BODYLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KIB, MIB = 1024, 1024 * 1024
-MOST_BYTES_IN_FLIGHT = 64 * MIB  # of all bodies that are being received and read
-SMALL_BODY_BYTES = 64 * KIB  # is not counted: how many there are, the number of connections limits
-PATIENCE_S = 20.0  # for a whole body, and a second more for every SLOWEST_BYTES_PER_S that came
+MOST_BYTES_IN_FLIGHT = 64 * MIB  # of all bodies being received and parsed
+SMALL_BODY_BYTES = 64 * KIB  # not counted: the number of connections limits how many there are
+PATIENCE_S = 20.0  # for a whole body, plus one second for every SLOWEST_BYTES_PER_S received
 SLOWEST_BYTES_PER_S = 32 * KIB
-ROOM_PATIENCE_S = 10.0  # for other bodies to be done with
+MEMORY_PATIENCE_S = 10.0  # how long to wait for other bodies to be finished
 
-FORM_BYTES = 8 * KIB  # a password, and what browsers put around it
+FORM_BYTES = 8 * KIB  # a password, with what browsers add to it
 PLAIN_EVENT_BYTES = 16 * KIB
 MESSAGE_PATHS = ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/component_server")
 EVENT_SHAPE = Shape(values=5_000, depth=50)
@@ -35,29 +35,27 @@ EVENT_SHAPE = Shape(values=5_000, depth=50)
 
 @dataclass(frozen=True, slots=True)
 class BodyLimit:
-    """What a body may be. Without a shape it is not read as JSON."""
+    """How large a body may be. Without a shape it is not checked as JSON."""
 
     most_bytes: int
     shape: Shape | None = None
 
 
 class Bodies:
-    """The bodies of one server, on its event loop alone."""
+    """Receives the bodies of one server, on its event loop only."""
 
     def __init__(self, most_bytes_in_flight: int = MOST_BYTES_IN_FLIGHT) -> None:
-        self._room = FairShare(most_bytes_in_flight)
-        self._turn = FairShare(
-            1
-        )  # two that are parsed at once would only keep the interpreter from the rest for longer
+        self._bytes = FairShare(most_bytes_in_flight)
+        self._turn = FairShare(1)  # parsing two at once would only block the interpreter for the rest for longer
 
     @property
     def bytes_in_flight(self) -> int:
-        """What large bodies hold or have claimed."""
-        return self._room.held
+        """The bytes that large bodies hold or have claimed."""
+        return self._bytes.held
 
     @contextlib.asynccontextmanager
-    async def taken(self, scope: Scope, receive: Receive, caller: str, most_bytes: int) -> AsyncIterator[bytearray]:
-        """The whole body. Its bytes count as in flight until the block ends.
+    async def received(self, scope: Scope, receive: Receive, caller: str, most_bytes: int) -> AsyncIterator[bytearray]:
+        """Receives the whole body. Its bytes count as in flight until the block ends.
 
         Raises `Problem` 408, 413 or 503, or `ClientDisconnect`.
         """
@@ -77,7 +75,7 @@ class Bodies:
 
     @contextlib.asynccontextmanager
     async def turn(self, caller: str, size_bytes: int) -> AsyncIterator[None]:
-        """The right to parse a body of this size: one large body at a time, callers in rotation."""
+        """The right to parse a body of this size: one large body at a time, with callers in rotation."""
         if size_bytes <= SMALL_BODY_BYTES:
             yield
             return
@@ -86,20 +84,20 @@ class Bodies:
 
     async def _claim(self, stack: contextlib.AsyncExitStack, caller: str, size_bytes: int) -> None:
         try:
-            await stack.enter_async_context(self._room.hold(caller, size_bytes, ROOM_PATIENCE_S))
+            await stack.enter_async_context(self._bytes.hold(caller, size_bytes, MEMORY_PATIENCE_S))
         except TimeoutError as error:
             sentence = "Too many large requests are being read; try again in a moment."
             raise Problem(503, sentence, "busy", retry_after_s=RETRY_BUSY_S) from error
 
 
 class BodyGate:
-    """Takes the bodies of page events and forms before the page's routes see them. The API takes its own, once it knows
-    the caller: app/api/json_route.py. Comes inside the guard, which has checked the cookie by then."""
+    """Receives the bodies of page events and forms before the page's routes see them. The API receives its own once it
+    knows the caller: app/api/json_route.py. Runs inside the guard, which has already checked the cookie."""
 
     def __init__(self, app: ASGIApp, bodies: Bodies, most_message_bytes: int) -> None:
         self._app = app
         self._bodies = bodies
-        # A message of quotes or line feeds takes twice its size as JSON.
+        # A message of only quotes or line feeds takes twice its size as JSON.
         self._message_limit = BodyLimit(2 * most_message_bytes + PLAIN_EVENT_BYTES, EVENT_SHAPE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,10 +105,10 @@ class BodyGate:
             await self._app(scope, receive, send)
             return
         limit = self._limit(scope["path"])
-        # By address: behind a password a browser is known by its cookie, but the log-in form has none yet.
+        # By address: behind a password the cookie identifies a browser, but the log-in form has none yet.
         caller = scope["client"][0] if scope.get("client") else ""
         try:
-            async with self._bodies.taken(scope, receive, caller, limit.most_bytes) as body:
+            async with self._bodies.received(scope, receive, caller, limit.most_bytes) as body:
                 if limit.shape is not None and body:
                     async with self._bodies.turn(caller, len(body)):
                         await _check(body, limit.shape)
@@ -139,7 +137,7 @@ async def _check(body: bytearray, shape: Shape) -> None:
 
 
 async def _read(receive: Receive, body: bytearray, most_bytes: int) -> bool:
-    """Adds to `body` until its end (true) or until it is longer than `most_bytes` (false)."""
+    """Appends to `body` until the body ends (True) or is longer than `most_bytes` (False)."""
     loop = asyncio.get_running_loop()
     began, had_bytes = loop.time(), len(body)
     while len(body) <= most_bytes:
@@ -147,7 +145,7 @@ async def _read(receive: Receive, body: bytearray, most_bytes: int) -> bool:
             async with asyncio.timeout_at(began + PATIENCE_S + (len(body) - had_bytes) / SLOWEST_BYTES_PER_S):
                 message = await receive()
         except TimeoutError as error:
-            raise Problem(408, "The body of this request came too slowly.", "too_slow") from error
+            raise Problem(408, "The body of this request arrived too slowly.", "too_slow") from error
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
@@ -157,7 +155,7 @@ async def _read(receive: Receive, body: bytearray, most_bytes: int) -> bool:
 
 
 def _replayed(body: bytearray, receive: Receive) -> Receive:
-    """Gives the body once; then what `receive` gives."""
+    """A `receive` that returns the body once, and after that what `receive` returns."""
     left: bytearray | None = body
 
     async def replay() -> Message:
@@ -171,7 +169,7 @@ def _replayed(body: bytearray, receive: Receive) -> Receive:
 
 
 def _declared_bytes(headers: Headers) -> int | None:
-    """None for a chunked body. No header at all means no body."""
+    """The declared length, None for a chunked body. No header at all means no body."""
     if "transfer-encoding" in headers:
         return None
     try:

@@ -1,7 +1,7 @@
-"""One HTTP connection: uvicorn's, with an end to every wait.
+"""One HTTP connection: uvicorn's, with a limit to every wait.
 
-uvicorn's own waits for headers and bodies for ever, ends a connection whose client has said all it wants to say, cuts
-refusals off while the request is still on its way, and logs a warning for every client that speaks nonsense.
+uvicorn's own connection waits for headers and bodies forever, closes when a client has finished sending, cuts refusals
+off while the request is still arriving, and logs a warning for every client that sends nonsense.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TCP_CLOSE = 7  # of Linux, in the first byte of `tcp_info`
 PROBE_EVERY_S = 0.05
 PIECE_BYTES, CHUNKED_PIECE_BYTES = 32 * 1024, 1024  # fed to the parser at once
 
-quiet = logging.getLogger(f"{__name__}.program")  # for what the program does wrong, not its clients
+quiet = logging.getLogger(f"{__name__}.program")  # for faults of this program, not of its clients
 quiet.setLevel(logging.ERROR)
 
 
 class Connection(H11Protocol):
-    """Registers itself; `is_spare` is set by the register before its first byte."""
+    """One client's connection. The register sets `is_spare` before the first byte arrives."""
 
     def __init__(
         self, config: Config, state: ServerState, app_state: dict[str, Any], connections: Connections, feeder: Feeder
@@ -59,16 +59,16 @@ class Connection(H11Protocol):
         self._feeder = feeder
         self._unfed = bytearray()
         self._has_client_ended = False
-        self._since_s = self._received_s = self.loop.time()  # of the wait for a request; of the request
+        self._since_s = self._received_s = self.loop.time()  # start of the wait for a request; of the request itself
         self._received_bytes = 0
         self._stalled_s: float | None = None
         self._closing_s: float | None = None
         self._is_lingering = self._is_cut = self._has_probed = False
 
-    # What the register asks
+    # For the register
 
     def idle_s(self, now_s: float) -> float | None:
-        """How long it has kept a place without using it; None while it may not be put out."""
+        """How long it has kept a place without using it; None while it may not be closed for another."""
         if self._is_answering():
             age_s = now_s - self._received_s
             is_slow = self._received_bytes < age_s * SLOWEST_BYTES_PER_S / 4
@@ -77,7 +77,7 @@ class Connection(H11Protocol):
         return age_s if age_s >= (YOUNG_SPARE_S if self.is_spare else YOUNG_S) else None
 
     def overdue(self, now_s: float) -> str | None:
-        """Why it is to be cut, if it is."""
+        """Why it must be cut, None if it need not be."""
         if self._is_lingering:
             reason, since_s, patience_s = "unread", self._closing_s, LINGER_S
         elif self._closing_s is not None or self._stalled_s is not None:
@@ -96,7 +96,7 @@ class Connection(H11Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    # What asyncio tells
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Lingering(transport, self._close))  # type: ignore[arg-type]
@@ -115,14 +115,14 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing_s is not None:
-            return  # what nobody will read
+            return  # nothing reads it any more
         self._unset_keepalive_if_required()
         self._unfed += data
         self._feed_on()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client has said all it wants to say, or is gone: an end of data looks the same. True keeps the
-        connection, for the answer."""
+        """The client has finished sending, or is gone: both look like the end of data. Returns True to keep the
+        connection for the answer."""
         self._has_client_ended = True
         if self._closing_s is not None or not (self._unfed or (self._is_answering() and not self.cycle.more_body)):
             return False
@@ -137,11 +137,11 @@ class Connection(H11Protocol):
         self._stalled_s = None
         super().resume_writing()
 
-    # What uvicorn tells
+    # Called by uvicorn
 
     def on_response_complete(self) -> None:
         self._since_s = self.loop.time()
-        if self.is_spare:  # no place for another request
+        if self.is_spare:  # a spare connection serves one request
             self.transport.close()
             return
         super().on_response_complete()
@@ -151,7 +151,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._unfed.clear()
-        if self._is_answering():  # who is told this hears of no other answer
+        if self._is_answering():  # this refusal replaces the answer
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
@@ -160,7 +160,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, sentence: str) -> None:
-        """As uvicorn does, with the headers that every response has."""
+        """Refuses as uvicorn does, with the headers that every response has."""
         headers = {"Content-Type": "text/plain; charset=utf-8", "Connection": "close", **headers_with(LOCKED_POLICY)}
         lines = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         for event in (
@@ -180,7 +180,7 @@ class Connection(H11Protocol):
     # Feeding the parser
 
     def feed(self) -> bool:
-        """Gives the parser one piece of what came. Whether there is more, and room for it."""
+        """Gives the parser one piece of the received bytes. Returns whether there is more, and room for it."""
         if self.flow.read_paused or not self._unfed or self.transport.is_closing():
             return False
         size_bytes = CHUNKED_PIECE_BYTES if self._is_chunked() else PIECE_BYTES
@@ -190,7 +190,7 @@ class Connection(H11Protocol):
         self._received_bytes += len(piece)
         try:
             super().data_received(piece)
-        except h11.LocalProtocolError:  # a client that talks on after it was refused
+        except h11.LocalProtocolError:  # a client that keeps sending after it was refused
             self.cut()
         if self._is_answering() and not was_answering:
             self._received_s, self._received_bytes = self.loop.time(), len(piece)
@@ -211,11 +211,11 @@ class Connection(H11Protocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    # The end
+    # Closing
 
     def _announcing(self, app: ASGIApp) -> ASGIApp:
-        """Says that the connection ends when an answer comes before a long request was sent: its rest is not waited
-        for. A short rest is, so that a client may use the connection again."""
+        """Adds `Connection: close` when the answer comes before a long request was received: its rest is not waited
+        for. A short rest is waited for, so that a client may use the connection again."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_announcing(message: Message) -> None:
@@ -234,8 +234,8 @@ class Connection(H11Protocol):
         return declared is None or int(declared) > SMALL_BODY_BYTES
 
     def _close(self, transport: asyncio.Transport) -> None:
-        """Closes; but a client that is still sending gets time to read why it was refused. A socket that is closed with
-        bytes unread is reset, and the answer is lost with it."""
+        """Closes, but gives a client that is still sending time to read why it was refused. Closing a socket with
+        unread bytes resets it, and the answer would be lost."""
         if self._closing_s is not None:
             return
         self._closing_s = self.loop.time()
@@ -250,9 +250,9 @@ class Connection(H11Protocol):
             transport.close()
 
     def _probe(self) -> None:
-        """After the client's end of data: is it still there? One byte of urgent data tells. It stands outside the
-        stream, so that nobody who waits for an answer sees it; a client that has closed its socket answers it with a
-        reset. Once only: a second urgent byte would make the first an ordinary one."""
+        """Finds out whether a client that ended its data is still there, by sending one byte of urgent data. The byte
+        lies outside the stream, so a client waiting for an answer does not see it; a client that has closed its socket
+        replies with a reset. Only once: a second urgent byte would turn the first into an ordinary one."""
         if self._has_probed:
             return
         self._has_probed = True
@@ -273,7 +273,7 @@ class Connection(H11Protocol):
 
 
 def _is_reset(own: Any) -> bool:
-    """Whether the other side's socket is closed. The error is told once, to whoever asks first; the state stays."""
+    """Whether the other side closed its socket. The error is reported once, to the first caller; the state stays."""
     if own.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         return True
     state = getattr(socket, "TCP_INFO", None)
@@ -281,7 +281,7 @@ def _is_reset(own: Any) -> bool:
 
 
 class _Flow(FlowControl):
-    """Goes on feeding when reading goes on."""
+    """Continues to feed the parser when reading resumes."""
 
     def __init__(self, transport: asyncio.Transport, on_resume: Callable[[], None]) -> None:
         super().__init__(transport)
@@ -295,7 +295,7 @@ class _Flow(FlowControl):
 
 
 class _Lingering:
-    """A transport whose `close` is another one's affair."""
+    """A transport with its own `close`."""
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[asyncio.Transport], None]) -> None:
         self._transport = transport
@@ -309,7 +309,7 @@ class _Lingering:
 
 
 def _probes_alone(app: ASGIApp) -> ASGIApp:
-    """Answers a probe, and nobody else: there is no room."""
+    """Answers only health probes; refuses every other request, because all places are taken."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == HEALTH_PATH:

@@ -1,4 +1,4 @@
-"""How many connections there may be, from where, and how long each may keep the server waiting."""
+"""Limits how many connections may be open, from where, and how long each may keep the server waiting."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS = 1000
 FEWEST_CONNECTIONS = 4
-ADDRESS_SHARE = 0.75  # of all connections that one address may have: a proxy's too, and this machine's
-SPARE_CONNECTIONS = 4  # beyond the limit; only a probe's question is answered on them
+ADDRESS_SHARE = 0.75  # of all connections, for one address: also for a proxy's, and for this machine's
+SPARE_CONNECTIONS = 4  # beyond the limit; only health probes are answered on them
 
 MOST_THREADS = 40
 FEWEST_THREADS = 3
-FILES_A_THREAD = (
-    4  # SQLite's database and log: every thread has a connection of its own; the page's threads come on top
-)
-OTHER_FILES = 16  # segments, pages, what libraries open for a moment
+# SQLite's database and log: every thread has its own connection, and the page's threads come on top.
+FILES_A_THREAD = 4
+OTHER_FILES = 16  # segments, pages, files that libraries open briefly
 
 HEADER_PATIENCE_S = 10.0  # from the first byte (or the connection) to the end of the headers
 SPARE_PATIENCE_S = 2.0
-YOUNG_S = 0.05  # so long nobody is put out for a newcomer
-YOUNG_SPARE_S = 0.01  # its request was sent while it waited to be accepted
-SLOW_BODY_S = 2.0  # so long a body may take before its connection counts as one that can be given to a newcomer
+YOUNG_S = 0.05  # a younger connection is never closed for a new one
+YOUNG_SPARE_S = 0.01  # shorter: its request was sent while it waited to be accepted
+SLOW_BODY_S = 2.0  # after this a connection with a slow body may be closed for a new one
 WRITE_PATIENCE_S = 60.0  # for a client that does not read what it asked for
 LINGER_S = 2.0  # for a client to read a refusal that came before its request was sent
 LOG_EVERY_S = 60.0
@@ -39,7 +38,7 @@ LOG_EVERY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Numbers of connections, and of threads that work for them."""
+    """How many connections may be open, and how many threads work for them."""
 
     most: int = MOST_CONNECTIONS
     most_of_one_address: int = int(MOST_CONNECTIONS * ADDRESS_SHARE)
@@ -47,7 +46,7 @@ class Limits:
 
 
 def limits_of(files: int, open_files: int) -> Limits:
-    """What `files` descriptors in all, of which `open_files` are taken for good, leave room for."""
+    """The limits that `files` descriptors allow, of which `open_files` are permanently taken."""
     free = files - open_files - OTHER_FILES - SPARE_CONNECTIONS
     threads = max(FEWEST_THREADS, min(MOST_THREADS, free // (3 * FILES_A_THREAD)))  # a third of what is free
     most = max(FEWEST_CONNECTIONS, min(MOST_CONNECTIONS, free - threads * FILES_A_THREAD))
@@ -55,7 +54,7 @@ def limits_of(files: int, open_files: int) -> Limits:
 
 
 def own_limits() -> Limits:
-    """Those of this process, as it is now."""
+    """The limits of this process as it is now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MOST_CONNECTIONS * 10 if soft == resource.RLIM_INFINITY else soft
     return limits_of(files, _open_files())
@@ -69,7 +68,7 @@ def _open_files() -> int:
 
 
 def address_of(host: str) -> str:
-    """What counts as one address: of IPv6 the network that one household gets."""
+    """What counts as one address: for IPv6 the network that one household gets."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:
@@ -81,7 +80,7 @@ def address_of(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionCounts:
-    """A moment of the register. `ended`: connections that were refused or cut, by reason."""
+    """The register at one moment. `ended`: refused or cut connections, by reason."""
 
     open: int
     most: int
@@ -104,7 +103,7 @@ class Registered(Protocol):
 
 
 class Connections:
-    """The register of all open connections. On the event loop alone, except `counts`."""
+    """The register of all open connections. On the event loop only, except `counts`."""
 
     def __init__(self, limits: Limits = Limits()) -> None:
         self.limits = limits
@@ -112,20 +111,20 @@ class Connections:
         self._of_address: Counter[str] = Counter()
         self._spare: set[Registered] = set()
         self._ended: Counter[str] = Counter()
-        self._untold = 0
-        self._told_at = -LOG_EVERY_S
+        self._unreported = 0
+        self._reported_at = -LOG_EVERY_S
 
     def counts(self) -> ConnectionCounts:
         return ConnectionCounts(len(self._open) + len(self._spare), self.limits.most, dict(self._ended))
 
     def admit(self, connection: Registered, host: str, now_s: float) -> bool:
-        """Whether it may stay. When there is no room, one that only waits is put out for it; when none does, it stays
-        as one of the few that are spare, on which a probe alone is answered."""
+        """Whether a new connection may stay. When all places are taken, an idle connection is closed for it; if none is
+        idle, it becomes one of the few spare connections, on which only health probes are answered."""
         address = address_of(host)
         if self._of_address[address] >= self.limits.most_of_one_address:
-            has_room = self._put_out(address, now_s)
+            has_room = self._close_idle(address, now_s)
         elif len(self._open) >= self.limits.most:
-            has_room = self._put_out(self._of_address.most_common(1)[0][0], now_s) or self._put_out(None, now_s)
+            has_room = self._close_idle(self._of_address.most_common(1)[0][0], now_s) or self._close_idle(None, now_s)
         else:
             has_room = True
         if has_room:
@@ -140,11 +139,11 @@ class Connections:
         return True
 
     def is_crowded(self, now_s: float) -> bool:
-        """Whether newcomers are better left to wait for a moment, where their requests wait with them."""
+        """Whether new connections should wait for a moment in the listening socket, where their requests wait too."""
         return len(self._spare) >= SPARE_CONNECTIONS and self._longest_waiting(self._spare, now_s) is None
 
     def remove(self, connection: Registered) -> None:
-        """It has ended. May be called twice."""
+        """The connection has ended. May be called twice."""
         self._spare.discard(connection)
         address = self._open.pop(connection, None)
         if address is not None:
@@ -153,26 +152,26 @@ class Connections:
                 del self._of_address[address]
 
     def note(self, reason: str) -> None:
-        """One was refused or cut. The log says so once a minute."""
+        """Counts a connection that was refused or cut. Logs a summary once a minute."""
         self._ended[reason] += 1
-        self._untold += 1
+        self._unreported += 1
         now_s = asyncio.get_running_loop().time()
-        if now_s - self._told_at >= LOG_EVERY_S:
+        if now_s - self._reported_at >= LOG_EVERY_S:
             log.warning(
                 "connections refused_or_cut=%d open=%d limit=%d reason=%s",
-                *(self._untold, len(self._open), self.limits.most, reason),
+                *(self._unreported, len(self._open), self.limits.most, reason),
             )
-            self._untold, self._told_at = 0, now_s
+            self._unreported, self._reported_at = 0, now_s
 
     def sweep(self, now_s: float) -> None:
-        """Ends those whose patience is over. Called about twice a second."""
+        """Cuts connections that kept the server waiting for too long. Called about twice a second."""
         for connection in [*self._open, *self._spare]:
             if reason := connection.overdue(now_s):
                 self.note(reason)
                 connection.cut()
 
-    def _put_out(self, address: str | None, now_s: float) -> bool:
-        """Ends the connection, of one address or of any, that has kept the server waiting for longest."""
+    def _close_idle(self, address: str | None, now_s: float) -> bool:
+        """Closes the connection, of one address or of any, that has kept the server waiting longest."""
         own = (connection for connection, its in self._open.items() if address is None or its == address)
         return self._end(self._longest_waiting(own, now_s))
 

@@ -1,5 +1,5 @@
-"""Something of which there is only so much (bytes, turns), handed out by caller in rotation, so that nobody who asks
-often keeps the others waiting."""
+"""Hands out a limited amount of something (bytes, turns) to callers in rotation, so that a caller with many requests
+does not keep the others waiting."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class _Claim:
 
 
 class FairShare:
-    """`total` units. One caller holds at most half of them while it holds any, so that there is always room for another
-    one. On one event loop alone."""
+    """Hands out `total` units. A caller that already holds some gets no more than half of them in all, so that there is
+    always room for another caller. On one event loop only."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -27,12 +27,12 @@ class FairShare:
 
     @property
     def held(self) -> int:
-        """What is handed out now."""
+        """How many units are handed out now."""
         return self._held.total()
 
     @contextlib.asynccontextmanager
     async def hold(self, caller: str, amount: int, patience_s: float | None = None) -> AsyncIterator[None]:
-        """`amount` units until the block ends, waited for. Raises `TimeoutError` after `patience_s`."""
+        """Waits for `amount` units and holds them until the block ends. Raises `TimeoutError` after `patience_s`."""
         claim = _Claim(min(amount, self._total), asyncio.get_running_loop().create_future())
         self._waiting.setdefault(caller, deque()).append(claim)
         self._grant()
@@ -57,7 +57,7 @@ class FairShare:
         self._grant()
 
     def _grant(self) -> None:
-        """Looks at the first claim of every caller, until a whole round grants none."""
+        """Grants the first claim of each caller in turn, until a whole round grants none."""
         is_moving = True
         while is_moving:
             is_moving = False

@@ -1,8 +1,8 @@
-"""How many values a JSON text holds and how deep they lie, counted before anything is built of them.
+"""Counts the values in a JSON text and how deep they are nested, before any of them is built.
 
-`json.loads` keeps every other thread of Python waiting until it is done: 1.3 s for 16 MiB of `{"r":1},`, 0.1 s for as
-much text in one string. What costs is the number of values, so that is counted first, in windows between which other
-threads run, and only up to the limit.
+`json.loads` blocks every other Python thread until it is done: 1.3 s for 16 MiB of `{"r":1},`, 0.1 s for the same
+amount of text in one string. The number of values determines the cost, so it is counted first, only up to the limit,
+and in windows between which other threads run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-LONGEST_NUMBER_CHARS = 400  # a float64 has 309 digits before the point at most
-WINDOW_BYTES = 64 * 1024  # about 3 ms at worst: so long nobody else runs
+LONGEST_NUMBER_CHARS = 400  # a float64 has at most 309 digits before the point
+WINDOW_BYTES = 64 * 1024  # other threads wait for one window: about 3 ms at worst
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _WHOLE = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)  # up to a string that does not end here
@@ -25,22 +25,22 @@ _OPENING = frozenset(b"[{")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a JSON text may be at most. Every comma and every opening bracket counts as a value."""
+    """The most that a JSON text may hold. Every comma and every opening bracket counts as a value."""
 
     values: int
     depth: int
 
 
 class ShapeRefused(ValueError):
-    """The text is more than it may be, or is not JSON. The sentence is for its sender."""
+    """The text holds too much, or is not JSON. The message is a sentence for the sender."""
 
 
 def check_shape(text: bytes | bytearray, most: Shape) -> None:
-    """Raises `ShapeRefused`. Whether the text is JSON at all is not looked at."""
+    """Raises `ShapeRefused` if the text holds more than `most`. Does not check whether it is JSON at all."""
     values = depth = at = 0
     while at < len(text):
         whole = _WHOLE.match(text, at, at + WINDOW_BYTES)
-        assert whole is not None, "it matches nothing at least"
+        assert whole is not None, "the expression also matches the empty string"
         marks = _STRING.sub(b"", whole[0])
         values += marks.count(b",") + marks.count(b"[") + marks.count(b"{")
         if values > most.values:
@@ -67,7 +67,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _depth(depth: int, marks: bytes | bytearray, most: int) -> int:
-    """The depth behind `marks`, which begin at `depth`."""
+    """The depth after `marks`, which begin at `depth`. Raises `ShapeRefused`."""
     for bracket in _NO_BRACKETS.sub(b"", marks):
         depth += 1 if bracket in _OPENING else -1
         if depth > most:
@@ -76,10 +76,10 @@ def _depth(depth: int, marks: bytes | bytearray, most: int) -> int:
 
 
 def _end_of_string(text: bytes | bytearray, at: int) -> int:
-    """Behind the quote that ends the string whose content goes on at `at`."""
+    """The position after the quote that ends the string whose content continues at `at`."""
     while at < len(text):
         match = _REST_OF_STRING.match(text, at, at + WINDOW_BYTES)
-        assert match is not None, "it matches nothing at least"
+        assert match is not None, "the expression also matches the empty string"
         if match.end() == at:  # the quote, or a backslash at the end of the text
             return at + 1
         at = match.end()

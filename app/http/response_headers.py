@@ -1,10 +1,10 @@
-"""What every response tells the browser: where its scripts, styles and pictures may come from, and who may embed it."""
+"""The security headers of responses: where scripts, styles and pictures may come from, and who may embed the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-# Nothing loads, nothing is sent, nobody frames it: for whatever is not a page of ours.
+# For everything that is not one of our pages: nothing loads, nothing is sent, no site frames it.
 LOCKED_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 LOGIN_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; object-src 'none'; frame-src 'none'; "
@@ -17,7 +17,7 @@ UNUSED_FEATURES = (
 COMMON_HEADERS: Mapping[str, str] = {
     "Referrer-Policy": "same-origin",  # "no-referrer" would make a form's own Origin "null"
     "X-Content-Type-Options": "nosniff",
-    "X-DNS-Prefetch-Control": "off",  # a link in an answer is not looked up before somebody follows it
+    "X-DNS-Prefetch-Control": "off",  # a link in an answer is not looked up before it is followed
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -26,8 +26,8 @@ COMMON_HEADERS: Mapping[str, str] = {
 
 
 def page_policy(nonce: str, style_hashes: Sequence[str] = ()) -> str:
-    """The chat page's policy: an inline script or style counts only with `nonce`, a style attribute only if it is one
-    of those that the page was written with, and a string is never run as a script."""
+    """The chat page's policy: an inline script or style needs `nonce`, a style attribute must be one that the page was
+    generated with, and a string is never run as a script."""
     styles = " ".join(["'self'", f"'nonce-{nonce}'", "'unsafe-hashes'", *style_hashes])
     return (
         f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src {styles}; img-src 'self'; font-src 'self'; "

@@ -1,5 +1,5 @@
-"""What the page's script asked for, taken field by field. Anybody can send anything: what is not of the field's kind is
-answered with one sentence, and reaches nothing else."""
+"""Reads the fields of a request of the page's script. Anyone can send anything: a value of the wrong type is answered
+with one sentence and reaches nothing else."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 Asked = Mapping[str, Any]
-LARGEST_WHOLE = 2**53 - 1  # the largest that a script can count to
+LARGEST_WHOLE = 2**53 - 1  # the largest integer that a script represents exactly
 MOST_LINE_CHARACTERS = 1000  # of a title or a search
 _ID = re.compile(r"[0-9A-Za-z_-]{1,100}")
 
 
 class BadRequest(ValueError):
-    """The script sent something that this server does not know."""
+    """The request has a field or value that the page's script never sends."""
 
     def __init__(self) -> None:
         super().__init__("The page asked for something that this server does not understand. Reload the page.")
 
 
 def asked(sent: object) -> Asked:
-    """The fields, none where it was no object; "seq" only where it is a number or a word to answer with."""
+    """The fields of a request, none if it is not an object. "seq" is dropped unless it is a number or a short word."""
     if not isinstance(sent, dict):
         return {}
     seq = sent.get("seq")
@@ -32,18 +32,18 @@ def asked(sent: object) -> Asked:
 
 
 def conversation_id(fields: Asked) -> str:
-    """The conversation that is meant; "" for what can be nobody's. Raises `BadRequest`."""
+    """The conversation's id; "" for what cannot be an id. Raises `BadRequest`."""
     value = _string(fields, "conversation_id")
     return value if _ID.fullmatch(value) else ""
 
 
 def text(fields: Asked, name: str) -> str:
-    """A message or a draft, "" where there is none. Its length is the conversation's matter."""
+    """A message or a draft, "" if there is none. The session manager checks its length. Raises `BadRequest`."""
     return _string(fields, name)
 
 
 def line(fields: Asked, name: str) -> str:
-    """A title or a search: short, and without what no database stores."""
+    """A title or a search: short, and without characters that a database cannot store. Raises `BadRequest`."""
     value = _string(fields, name)
     if len(value) > MOST_LINE_CHARACTERS:
         raise BadRequest
@@ -59,7 +59,7 @@ def whole(fields: Asked, name: str, default: int = 0) -> int:
 
 
 def flag(fields: Asked, name: str) -> bool:
-    """A switch, off where it is not there."""
+    """A switch, off if it is missing. Raises `BadRequest`."""
     value = fields.get(name, False)
     if not isinstance(value, bool):
         raise BadRequest
@@ -67,7 +67,7 @@ def flag(fields: Asked, name: str) -> bool:
 
 
 def word(fields: Asked, name: str) -> str:
-    """The name of what is to be done, or one of a few choices."""
+    """The name of an action, or one of a few choices. Raises `BadRequest`."""
     return _string(fields, name)
 
 

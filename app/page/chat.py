@@ -1,8 +1,8 @@
-"""What the centre of the page can do: open a conversation, send, regenerate, edit, continue, switch, follow a run.
+"""The centre of the page: opens a conversation, sends, regenerates, edits, continues, switches, follows a run.
 
-Every method takes the owner, who comes from the signed cookie, never from what the browser sent. Generation does not
-live here: a run belongs to the session manager, and the page follows it with short requests. A stream for every tab
-would use up the six connections a browser opens to one host; the seventh tab would hang.
+Every method takes the owner, which comes from the signed cookie and never from the request's fields. Generation happens
+elsewhere: a run belongs to the session manager, and the page follows it with short requests. One stream per tab would
+use up the six connections that a browser opens to one host; the seventh tab would hang.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Chat:
         }
 
     def act(self, owner_id: str, request: Request) -> dict[str, Any]:
-        """The conversation after what was asked, or what is new of its run, or an "error" sentence."""
+        """Performs a request. Returns the conversation after it, what is new in its run, or an "error" sentence."""
         name = "act"
         reply: dict[str, Any] = {"seq": request.get("seq")}
         try:
@@ -57,19 +57,19 @@ class Chat:
             return reply | {"error": sentence(error, name)}
 
     def draw(self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES) -> dict[str, Any]:
-        """The conversation now, its running answer included."""
+        """The conversation as it is now, including its running answer."""
         run = self._manager.active_run(owner_id, conversation_id)
         view = self._manager.view(owner_id, conversation_id)
         return thread.draw(view, run.snapshot() if run is not None else None, self._answers, shown)
 
     def _follow(self, owner_id: str, request: Request) -> dict[str, Any]:
-        """News of a run since the version the page has. Ends with the whole conversation when the run has ended."""
+        """What is new in a run since the version that the page has; the whole conversation once the run has ended."""
         where = conversation_id(request)
         run = self._manager.active_run(owner_id, where)
         version = whole(request, "version")
         snapshot = run.wait(version, FOLLOW_WAIT_S) if run is not None else None
         reply: dict[str, Any] = {}
-        if flag(request, "memory"):  # the panel beside a run is pushed with it; the page asks about once a second
+        if flag(request, "memory"):  # during a run the page asks for the memory panel about once a second
             reply["memory"] = memory_panel.draw(self._manager.memory_view(owner_id))
         if snapshot is None or snapshot.phase is RunPhase.DONE:
             return reply | self.draw(owner_id, where, _shown(request))
@@ -80,7 +80,7 @@ class Chat:
         return reply
 
     def _open(self, owner_id: str, request: Request) -> None:
-        """The drawing follows every action; a saved KV begins to come back, for a message will probably follow."""
+        """Starts to restore a saved KV, because a message will probably follow. `act` draws after every action."""
         self._manager.prepare(owner_id, conversation_id(request))
 
     def _send(self, owner_id: str, request: Request) -> None:
@@ -105,5 +105,5 @@ def _shown(request: Request) -> int:
 
 
 def _known(request: Request) -> frozenset[str]:
-    """The keys of the blocks that the page has, in one line: an event carries plain values only."""
+    """The keys of the blocks that the page has. They come as one string: an event carries only plain values."""
     return frozenset(word(request, "known").split(","))

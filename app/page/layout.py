@@ -1,8 +1,8 @@
-"""Layout and bindings. The displays and the form are Gradio's; app/page/assets/*.js draws what stands around them.
+"""The page's layout and event bindings. Gradio provides the boxes and the form; app/page/assets/*.js draws the rest.
 
-Text of people and models reaches the page as JSON only, from which the scripts build nodes with `textContent`
+Text from people and models reaches the page only as JSON, from which the scripts build nodes with `textContent`
 (answers: app/page/markdown). It never goes into a `gr.HTML` template, which Gradio evaluates, nor into a `gr.Chatbot`.
-There is no `gr.State` and no unload event: each would hold a connection open for every tab.
+There is no `gr.State` and no unload event: each would keep a connection open for every tab.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DIRECT: dict[str, Any] = {
 
 
 def build_page(services: Services) -> gr.Blocks:
-    """The page. Every handler asks the request, never the event, whose conversations are meant."""
+    """Builds the page. Every handler takes the owner from the request, never from the event."""
     with gr.Blocks(title="Keepwarm", analytics_enabled=False, fill_width=True) as page:
         page.max_threads = min(100, own_limits().threads * 2)
         conversation_id = gr.Textbox(visible="hidden", elem_id="kw-conversation-id")
@@ -74,7 +74,8 @@ def build_page(services: Services) -> gr.Blocks:
 
 
 def _panel(name: str, facts: dict[str, Any], elem_id: str | None = None) -> gr.HTML:
-    """An empty box that app/page/assets/<name>.js fills. `facts` are known when the server starts, never text."""
+    """An empty box that app/page/assets/<name>.js fills. `facts` are known when the server starts and never include
+    text from people or models."""
     return gr.HTML(
         facts,
         elem_id=elem_id or f"kw-{name}",
@@ -87,13 +88,13 @@ def _panel(name: str, facts: dict[str, Any], elem_id: str | None = None) -> gr.H
 def _bridge(services: Services) -> gr.HTML:
     panels = Panels(services.manager, services.share, services.process)
 
-    def ask(question: object, request: gr.Request) -> dict[str, Any]:
+    def ask(query: object, request: gr.Request) -> dict[str, Any]:
         owner_id = services.owner_of(request)
         if owner_id is None:
             return {"error": "Please log in again.", "login": True}
-        return panels.ask(owner_id, asked.asked(question))
+        return panels.ask(owner_id, asked.asked(query))
 
-    # The script may name its events only in quotes: that is how `gr.HTML` learns of them.
+    # `gr.HTML` finds the names of its events by looking for quoted words in this script.
     return gr.HTML(
         None,
         elem_id="kw-bridge",
@@ -138,7 +139,8 @@ def _bind_settings(services: Services, bridge: gr.HTML, conversation_id: gr.Text
     fields = [form[field.name] for field in settings.FIELDS]
 
     def show(event: gr.EventData, request: gr.Request) -> list[Any]:
-        reply = {"seq": "settings"}  # the sheet opens when this arrives: nobody types into the values of another one
+        # The sheet opens only when this reply arrives, so that no one edits the values of another conversation.
+        reply = {"seq": "settings"}
         try:
             where = asked.conversation_id(asked.asked(event._data))
             view = services.manager.view(services.required_owner_of(request), where)
@@ -152,7 +154,7 @@ def _bind_settings(services: Services, bridge: gr.HTML, conversation_id: gr.Text
             services.manager.update_settings(services.required_owner_of(request), where, settings.from_form(values))
         except Exception as error:
             return sentence(error, "save_settings")
-        return "Saved. The next answer uses them."
+        return "Saved. The next answer uses these settings."
 
     bridge.settings(show, None, [*fields, form["note"], bridge], **DIRECT)
     form["save"].click(save, [conversation_id, *fields], form["note"], **DIRECT)

@@ -1,4 +1,4 @@
-"""The right sidebar: what every tier holds, what each conversation's next turn costs, and what can be done about it."""
+"""The right sidebar: what each tier holds, what each conversation's next turn costs, and the actions on its memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
 PINNED = "It is pinned to the device. Unpin it first."
 PROCESS_HINT = (
-    "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: what answers "
-    "work with, open connections, files on their way to the disk."
+    "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: working memory "
+    "of answers, open connections, files on their way to the disk."
 )
 MOST_POINTS = 72
 _BYTES: dict[Tier, Callable[[Usage], int]] = {
@@ -42,7 +42,7 @@ def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
 
 
 def draw_process(memory: ProcessMemory) -> dict[str, str]:
-    """What the whole process takes of this machine's memory, as JSON for the page's script."""
+    """The memory that the whole process takes, as JSON for the page's script."""
     parts = (
         ("weights", memory.weights_bytes),
         ("KV", memory.kv_bytes),
@@ -57,7 +57,7 @@ def draw_process(memory: ProcessMemory) -> dict[str, str]:
 
 
 def _bars(view: MemoryView) -> list[dict[str, Any]]:
-    """One for each tier that has a budget. What is pinned counts inside what is used."""
+    """One bar for each tier with a budget. Pinned bytes are part of the used bytes."""
     bars = [
         _bar(Tier.DEVICE, view.device_used_bytes, view.device_reserved_bytes, view.device_budget_bytes),
     ]
@@ -77,12 +77,15 @@ def _bars(view: MemoryView) -> list[dict[str, Any]]:
 
 
 def _disk_note(view: MemoryView) -> tuple[str, str]:
-    """What of the disk is of no use now, and why it is there."""
+    """(note, hint) about saved KVs that cannot be used now, and why they are kept."""
     if not view.disk_budget_bytes:
-        return "not read now", "The server runs with --disk-kv-budget 0. Nothing of what was saved before is deleted."
+        return "not read now", "The server runs with --disk-kv-budget 0. What was saved before is not deleted."
     if not view.disk_other_bytes:
         return "", ""
-    hint = "Saved by other models or settings, for when the server is started with them again. Goes first for room."
+    hint = (
+        "Saved by other models or settings, for when the server is started with them again. Deleted first when space "
+        "is needed."
+    )
     return f"other models: {units.size(view.disk_other_bytes)}", hint
 
 
@@ -90,7 +93,7 @@ def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
     whole = max(budget, 1)
     parts = [_part("used", used, whole), _part("reserved", reserved, whole)]
     parts.append(_part("free", max(0, budget - used - reserved), whole))
-    if not budget:  # what is there takes all of nothing
+    if not budget:  # a budget of 0: the bar is full
         parts[0]["share"] = 1.0
     return {
         "tier": tier.value,
@@ -127,7 +130,7 @@ def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
 
 
 def _places(row: MemoryRow) -> list[dict[str, Any]]:
-    """Where its rows are, the fastest tier first."""
+    """What each tier holds of the conversation's KV, the fastest tier first."""
     held = [
         (Tier.DEVICE, row.kv_tokens, row.used_bytes, row.reserved_bytes),
         (Tier.HOST, row.host_tokens, row.host_bytes, 0),
@@ -146,7 +149,7 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
 
 
 def _check(row: MemoryRow) -> dict[str, Any] | None:
-    """The newest verification. What was found before the last turn is not about what is held now."""
+    """The newest verification, unless a later turn has changed the memory since."""
     check = row.check
     if check is None or (not check.is_running and check.at + 1 < row.last_used_at):
         return None
@@ -156,27 +159,27 @@ def _check(row: MemoryRow) -> dict[str, Any] | None:
 
 
 def _actions(view: MemoryView, row: MemoryRow) -> list[Action]:
-    """What can be done to it, in reading order. One that cannot be done now says why."""
+    """The actions on a conversation's memory, in reading order. One that is disabled says why."""
     kept = row.tier is not Tier.NONE
     busy = BUSY if row.is_running else ""
-    held = PINNED if row.is_pinned else busy
+    fixed = PINNED if row.is_pinned else busy
     actions = [
-        _action("unpin", "Unpin", "It may leave the device again when others need the room.", "")
+        _action("unpin", "Unpin", "It may leave the device again when others need the space.", "")
         if row.is_pinned
         else _action("pin", "Pin", "Keeps it on the device, across restarts.", busy)
     ]
     if row.tier is Tier.DEVICE and view.host_budget_bytes:
-        actions.append(_action("host", "To host", "Moves it to host memory, and frees the device.", held))
+        actions.append(_action("host", "To host", "Moves it to host memory, and frees the device.", fixed))
     if row.tier in (Tier.DEVICE, Tier.HOST) and view.disk_budget_bytes:
-        actions.append(_action("disk", "To disk", "Moves it to disk, and frees the memory.", held))
+        actions.append(_action("disk", "To disk", "Moves it to disk, and frees the memory.", fixed))
     if row.tier in (Tier.HOST, Tier.DISK):
         actions.append(_action("warm", "Warm now", "Brings it back to the device before the next message.", busy))
     if kept:
         verifying = row.check is not None and row.check.is_running
-        hint = "Reads the conversation again and compares. What disagrees is dropped."
-        actions.append(_action("verify", "Verify", hint, "It is being verified." if verifying else ""))
+        hint = "Reads the conversation again and compares. Memory that disagrees is dropped."
+        actions.append(_action("verify", "Verify", hint, "It is being verified now." if verifying else ""))
         hint = "Frees the memory and the saved copies. The text stays; the next turn reads it again."
-        actions.append(_action("drop", "Drop", hint, held))
+        actions.append(_action("drop", "Drop", hint, fixed))
     return actions
 
 
@@ -185,13 +188,13 @@ def _action(name: str, label: str, hint: str, refused: str) -> Action:
 
 
 def draw_plot(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> dict[str, Any] | None:
-    """A line for each of `tiers`: points `[x, y]` from the oldest on, `x` a fraction of the time and `y` of the largest
-    value. None before there is anything to see."""
+    """Bytes by tier over time, as fractions for the page's script to draw: for each tier points `[x, y]` from the
+    oldest on, `x` a fraction of the time span and `y` of the largest value. None while there is nothing to show."""
     shown = _thinned(history)
     largest = max((_BYTES[tier](usage) for usage in shown for tier in tiers), default=0)
     if len(history) < 2 or largest <= 0:
         return None
-    times = list(accumulate((usage.at for usage in shown), max))  # a clock that was set back draws nothing backwards
+    times = list(accumulate((usage.at for usage in shown), max))  # no line goes back, even if the clock was set back
     begin, span = times[0], max(times[-1] - times[0], 1e-6)
     lines = []
     for tier in tiers:
@@ -206,13 +209,13 @@ def draw_plot(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> di
 
 
 def _thinned(history: Sequence[Usage]) -> list[Usage]:
-    """At most about `MOST_POINTS`, the newest among them."""
+    """At most about `MOST_POINTS` entries, including the newest."""
     step = max(1, -(-len(history) // MOST_POINTS))
     return list(history[::-step])[::-1]
 
 
 def _words(shown: Sequence[Usage], tiers: Sequence[Tier], ago: str) -> str:
-    """The plot for somebody who does not see it."""
+    """The plot as text for screen readers."""
     clauses = []
     for tier in tiers:
         values = [_BYTES[tier](usage) for usage in shown]

@@ -1,4 +1,4 @@
-"""The page: login, its own files, and Gradio's part mounted below them. Only this module and `ui` import Gradio."""
+"""Mounts the page: login, its own files, and Gradio below them. Only this module and `layout` import Gradio."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from app.page.layout import HEAD, THEME, build_page
 from app.paths import ASSETS_PATH
 from app.services import Services
 
-LARGEST_UPLOAD = "1b"  # the door lets no upload through; should one get past it, it is refused there
+LARGEST_UPLOAD = "1b"  # the door lets no upload through; this limit refuses any that should get past it
 
 
 def add_page(app: FastAPI, services: Services) -> None:
-    """Everything that a browser sees. Comes last: Gradio's door answers every path that is left."""
+    """Adds everything that a browser sees. Call it last: Gradio's door answers every remaining path."""
     add_login(app, services.owners, services.callers.visitors, services.manager.info.name)
     app.mount(ASSETS_PATH, FreshFiles(directory=assets_directory()))
     page = build_page(services)
@@ -31,7 +31,7 @@ def add_page(app: FastAPI, services: Services) -> None:
         app,
         page,
         path="/",
-        # Gradio writes into the page what this returns: only that somebody may see it, not who it is.
+        # Gradio writes what this returns into the page: it says only that the visitor may see it, not who it is.
         auth_dependency=lambda request: "you" if services.owner_of(request) is not None else None,
         show_error=False,
         run_history=False,
@@ -48,7 +48,7 @@ def add_page(app: FastAPI, services: Services) -> None:
 
 
 class FreshFiles(StaticFiles):
-    """Static files a browser asks about every time: after an update nobody runs yesterday's script."""
+    """Static files that a browser revalidates every time, so that after an update none runs an old script."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -57,6 +57,6 @@ class FreshFiles(StaticFiles):
 
 
 def assets_directory() -> Path:
-    """Where the scripts and style sheets lie."""
+    """The directory of the scripts and style sheets."""
     with as_file(files("app.page") / "assets") as directory:
         return directory

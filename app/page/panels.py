@@ -1,4 +1,4 @@
-"""What the sidebars ask for beside the chat itself: lists, memory, renaming, deleting, dropping, stopping."""
+"""Answers the sidebars: lists, memory, renaming, deleting, pinning, dropping, stopping, counting tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Reply = dict[str, Any]
 
 
 class Panels:
-    """Answers one question of the page's script at a time; errors become `{"error": sentence}`."""
+    """Answers the queries of the page's script; errors become `{"error": sentence}`."""
 
     def __init__(self, manager: SessionManager, share: Share, process: ProcessMeter) -> None:
         self._manager = manager
@@ -42,7 +42,7 @@ class Panels:
         }
 
     def ask(self, owner_id: str, request: Request) -> Reply:
-        """The answer, or a sentence why not."""
+        """The reply, or an "error" sentence."""
         name = "ask"
         try:
             name = word(request, "ask")
@@ -53,7 +53,7 @@ class Panels:
             return {"error": sentence(error, name), "trouble": self._trouble()}
 
     def _pulse(self, owner_id: str, request: Request) -> Reply:
-        """All that changes without the page's doing. The page asks every second or two while somebody looks at it."""
+        """Everything that changes without the page's own actions. A visible page asks every second or two."""
         search = line(request, "search")
         found = self._manager.list_conversations(owner_id, search)
         view = self._manager.memory_view(owner_id)
@@ -66,11 +66,11 @@ class Panels:
         }
 
     def _trouble(self) -> str:
-        """What keeps the server from its work, for everybody who looks at the page; "" mostly."""
+        """What keeps the server from working normally, shown to every visitor; usually ""."""
         storage = self._manager.storage
         if storage.can_store:
             return " ".join(storage.reasons)
-        return " ".join(("New messages cannot be stored now, so none is answered.", *storage.reasons))
+        return " ".join(("New messages cannot be stored now, so none are answered.", *storage.reasons))
 
     def _new(self, owner_id: str, request: Request) -> Reply:
         return {"conversation_id": self._manager.create_conversation(owner_id).conversation_id}
@@ -98,10 +98,10 @@ class Panels:
     def _warm(self, owner_id: str, request: Request) -> Reply:
         if self._manager.warm(owner_id, conversation_id(request)):
             return {}
-        return {"error": "There is no free room on the device for it now. Its next message brings it back."}
+        return {"error": "There is not enough free memory on the device for it now. Its next message brings it back."}
 
     def _verify(self, owner_id: str, request: Request) -> Reply:
-        """The rows of the memory panel say how far it is, and what was found."""
+        """Starts a verification. The rows of the memory panel show its progress and result."""
         self._manager.verify(owner_id, conversation_id(request))
         return {}
 
@@ -114,7 +114,7 @@ class Panels:
         return {}
 
     def _count(self, owner_id: str, request: Request) -> Reply:
-        """A draft's tokens; with "ahead" it is read, too, while nobody waits."""
+        """A draft's token count; with "ahead" the draft is also read while no request is waiting."""
         draft = text(request, "draft")
         draft_tokens, free_tokens = self._manager.count_tokens(owner_id, conversation_id(request), draft)
         fits = draft_tokens <= free_tokens

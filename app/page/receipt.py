@@ -33,19 +33,19 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
     if receipt.ahead_tokens:
         rows.insert(1, ("Read ahead", f"{units.tokens(receipt.ahead_tokens)} tokens, before the message was sent"))
     if receipt.waited_s >= 0.05:
-        rows.append(("Waited in line", units.seconds(receipt.waited_s)))
+        rows.append(("Waited in the queue", units.seconds(receipt.waited_s)))
     if receipt.ttft_s is not None:
         rows.append(("First token", f"after {units.seconds(receipt.ttft_s)}"))
     rows.append(("Written", _written(receipt)))
     if receipt.drafted_tokens:
         rows.append(("Guessed from the conversation", _guessed(receipt)))
     if receipt.saved_s >= 0.005:
-        rows.append(("Saved", f"about {units.seconds(receipt.saved_s)} against reading everything again"))
+        rows.append(("Saved", f"about {units.seconds(receipt.saved_s)} compared with reading everything again"))
     if receipt.restored_bytes:
         restored = f"{units.size(receipt.restored_bytes)} in {units.seconds(receipt.restore_s)}"
         rows.append(("Brought back from disk", restored))
     if receipt.choice:
-        rows.append(("Why so", receipt.choice))
+        rows.append(("Why", receipt.choice))
     if receipt.miss_detail:
         rows.append(("Why it was read", receipt.miss_detail))
     return rows
@@ -60,7 +60,7 @@ def _reused(receipt: Receipt) -> str:
 
 
 def _kept_tokens(receipt: Receipt) -> int:
-    """What this conversation's own memory held from earlier turns."""
+    """Tokens that this conversation's own memory held from earlier turns."""
     return receipt.reused_tokens - receipt.ahead_tokens - receipt.shared_tokens
 
 

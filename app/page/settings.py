@@ -1,4 +1,4 @@
-"""The settings of one conversation, between the form's fields and the checked dataclass."""
+"""Converts one conversation's settings between the form's fields and the validated dataclass."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ class Field:
 
 FIELDS = (
     Field(
-        "system_prompt", "System prompt", "Who the model should be. Changing it reads the conversation again.", "lines"
+        "system_prompt",
+        "System prompt",
+        "Instructions for the model. Changing them makes it read the conversation again.",
+        "lines",
     ),
-    Field("temperature", "Temperature", "0 always takes the likeliest word.", "number"),
-    Field("top_p", "Top-p", "Share of likely words kept; 1 is off.", "number"),
-    Field("top_k", "Top-k", "Number of words kept; 0 is off.", "whole"),
-    Field("min_p", "Min-p", "Least likelihood against the best; 0 is off.", "number"),
-    Field("repetition_penalty", "Repetition penalty", "Above 1 avoids repeats; 1 is off.", "number"),
-    Field("max_new_tokens", "Max new tokens", "Length limit of one answer.", "whole"),
-    Field("seed", "Seed", "Empty: a new one for every answer.", "whole"),
-    Field("stop_strings", "Stop strings", "One a line; an answer ends before any of them.", "lines"),
+    Field("temperature", "Temperature", "0 always picks the likeliest token.", "number"),
+    Field("top_p", "Top-p", "Probability mass of the likeliest tokens to keep; 1 is off.", "number"),
+    Field("top_k", "Top-k", "Number of likeliest tokens to keep; 0 is off.", "whole"),
+    Field("min_p", "Min-p", "Least probability relative to the best token; 0 is off.", "number"),
+    Field("repetition_penalty", "Repetition penalty", "Above 1 discourages repetition; 1 is off.", "number"),
+    Field("max_new_tokens", "Max new tokens", "Most tokens in one answer.", "whole"),
+    Field("seed", "Seed", "Empty: a new seed for every answer.", "whole"),
+    Field("stop_strings", "Stop strings", "One per line; an answer ends before any of them.", "lines"),
 )
 
 
@@ -44,7 +47,7 @@ def to_form(settings: ConversationSettings) -> list[Any]:
 
 
 def from_form(values: Sequence[Any]) -> ConversationSettings:
-    """Checked settings. Raises `ValueError` with a sentence."""
+    """The validated settings. Raises `ValueError` with a sentence."""
     form = dict(zip((field.name for field in FIELDS), values, strict=True))
     for field in FIELDS:
         if field.kind in ("number", "whole") and field.name != "seed" and form[field.name] is None:

@@ -1,4 +1,4 @@
-"""The left sidebar: conversations under the day they were last used, each with its tier."""
+"""The left sidebar: conversations grouped by the day of last use, each with its tier."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def draw(summaries: Sequence[ConversationSummary], now: float | None = None) -> 
 
 
 def _in_order(times: Sequence[float]) -> list[float]:
-    """Times of use, the last use first. One that is earlier than an older one was taken while the clock was wrong."""
+    """Times of use, the latest first, made monotonic: a time before that of an earlier use was taken while the clock
+    was wrong."""
     return list(accumulate(reversed(times), max))[::-1]
 
 
 def without_one_offs(summaries: Sequence[ConversationSummary]) -> list[ConversationSummary]:
-    """Programs on this machine ask for titles and tags in their own chats' names; a person looks for none of them."""
+    """Without conversations that programs start for a single request, such as a title or tags for their own chats: no
+    person looks for them."""
     return [summary for summary in summaries if summary.origin is not Origin.ONE_OFF]
 
 

@@ -1,7 +1,7 @@
-"""One conversation as the page draws it: JSON for the page's script.
+"""One conversation as JSON for the page's script.
 
-A person's message is text. An answer comes as blocks (app/page/markdown), each with a key: while it grows, only blocks
-that the page does not have yet are sent.
+A person's message is text. An answer is a list of blocks (app/page/markdown), each with a key: while it grows, only the
+blocks that the page does not have yet are sent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHOWN_MESSAGES = 30
 def draw(
     view: ConversationView, run: RunSnapshot | None, answers: Answers, shown: int = SHOWN_MESSAGES
 ) -> dict[str, Any]:
-    """The last `shown` messages of a conversation, with its running answer as far as it got."""
+    """The last `shown` messages of a conversation, including its running answer so far."""
     messages = view.messages[-shown:]
     running = run if run is not None and run.phase is not RunPhase.DONE else None
     drawn = [_message(message) for message in messages]
@@ -40,7 +40,7 @@ def draw(
 
 
 def news(blocks: Collection[DrawnBlock], known: Collection[str]) -> dict[str, Any]:
-    """The blocks of a growing answer in order, by key, and those of them that the page does not know."""
+    """The keys of a growing answer's blocks in order, and the blocks that the page does not have."""
     return {
         "keys": [block.key for block in blocks],
         "fresh": {block.key: block.json for block in blocks if block.key not in known},
@@ -48,10 +48,10 @@ def news(blocks: Collection[DrawnBlock], known: Collection[str]) -> dict[str, An
 
 
 def run_state(run: RunSnapshot) -> dict[str, Any]:
-    """Where a run is, in words and as a fraction for the progress line (None: no line)."""
+    """A run's progress, as a label and as a fraction for the progress line (None: no line)."""
     label, fraction = "", None
     if run.phase is RunPhase.WAITING:
-        label = "Next in line" if run.queue_position <= 1 else f"{units.ordinal(run.queue_position)} in line"
+        label = "Next in the queue" if run.queue_position <= 1 else f"{units.ordinal(run.queue_position)} in the queue"
     elif run.phase is RunPhase.READING:
         fed, total = run.fed_tokens, max(run.total_tokens, 1)
         label = f"reading {units.tokens(fed)} of {units.tokens(run.total_tokens)} tokens"
@@ -96,7 +96,7 @@ def _message(message: MessageView) -> dict[str, Any]:
 
 
 def _status_word(message: MessageView) -> str:
-    """A badge before the note, unless the note says it itself."""
+    """The status as a badge before the note, unless the note starts with it."""
     if message.status in (MessageStatus.COMPLETE, MessageStatus.RUNNING):
         return ""
     word = message.status.value

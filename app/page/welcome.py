@@ -1,4 +1,4 @@
-"""What somebody sees before the first message."""
+"""What a person sees before the first message."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def _good_for(info: ModelInfo) -> str:
     if info.weights_bytes < SMALL_MODEL_BYTES:
         return (
             "A small demonstration model: quick, good at short texts and simple questions, "
-            "and often wrong about facts. It runs on this machine alone."
+            "and often wrong about facts. It runs only on this machine."
         )
-    return "It runs on this machine alone: nothing you write leaves it."
+    return "It runs only on this machine: nothing you write leaves it."

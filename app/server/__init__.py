@@ -1,1 +1,1 @@
-"""One web server: its site, its socket, its health, its end."""
+"""The web server: its site, its socket, its health, its shutdown."""

@@ -1,4 +1,4 @@
-"""The polite end: no new turn begins, running answers finish within a limit, or are stopped and marked."""
+"""Graceful shutdown: no new turn begins; running answers finish within a limit, or are stopped and marked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sessions.awake import AwakeClock
 if TYPE_CHECKING:
     from sessions.manager import SessionManager
 
-STOP_S = 2.0  # what a stopped answer may take to be stored and told
+STOP_S = 2.0  # how long a stopped answer may take to be stored and sent
 
 
 class Drain:
-    """`begin` once, from any thread or signal handler; then `is_over` is asked many times a second until it is true.
-    The limit is of seconds that this process was awake for."""
+    """Call `begin` once, from any thread or signal handler, then `is_over` many times a second until it is true. The
+    limit counts only seconds for which this process was awake."""
 
     def __init__(self, manager: SessionManager, limit_s: float, say: Callable[[str], None]) -> None:
         self._manager = manager
@@ -30,13 +30,13 @@ class Drain:
         return self._waited is not None
 
     def begin(self) -> None:
-        """Returns at once: the runs' lock may be held by the very thread that a signal has interrupted."""
+        """Starts to drain and returns at once: the thread that a signal interrupted may itself hold the runs' lock."""
         if self._waited is None:
             self._waited = AwakeClock()
             threading.Thread(target=self._refuse_new, name="keepwarm-drain", daemon=True).start()
 
     def is_over(self) -> bool:
-        """Whether the server may end. Stops what is left when the limit is reached."""
+        """Whether the server may end. Stops the remaining answers when the limit is reached."""
         if self._waited is None:
             return False
         waited_s = self._waited.look()

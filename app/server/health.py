@@ -1,4 +1,4 @@
-"""`GET /health` for probes and people, `GET /metrics` for Prometheus. Strangers learn that it lives, no more."""
+"""`GET /health` for probes and people, `GET /metrics` for Prometheus. Unknown callers learn only that it is alive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBES_AT_ONCE = 4
 
 
 def add_health(app: FastAPI, services: Services, metrics: Metrics) -> None:
-    """Both addresses. Their threads are their own: requests that take all the others' do not silence them."""
+    """Adds both routes. They have threads of their own, and answer even when other requests take all the rest."""
     threads = anyio.CapacityLimiter(PROBES_AT_ONCE)
 
     @app.get(HEALTH_PATH)
@@ -68,7 +68,7 @@ def add_health(app: FastAPI, services: Services, metrics: Metrics) -> None:
 
 
 def _memory(services: Services) -> MemoryView | None:
-    """None while the database cannot even be read: health is told all the same."""
+    """The memory of all tiers, None while the database cannot be read: the rest of the report is sent all the same."""
     try:
         return services.manager.memory_view("")
     except SessionError:
@@ -76,7 +76,7 @@ def _memory(services: Services) -> MemoryView | None:
 
 
 def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
-    """Bytes; a tier with a budget of 0 is off."""
+    """Bytes by tier; a tier with a budget of 0 is off."""
     return {
         "device": {
             "used": view.device_used_bytes,
@@ -98,15 +98,15 @@ def _tiers(view: MemoryView) -> dict[str, dict[str, int]]:
 
 
 def _is_known(services: Services, request: Request) -> bool:
-    """A browser that is logged in, the page of a server that asks for no password, or a program that the API would
-    answer."""
+    """Whether the request comes from a logged-in browser, from the page of a server without a password, or from a
+    program that the API would answer."""
     if services.owners.needs_login and services.owner_of(request) is not None:
         return True
-    is_own_page = request.headers.get("sec-fetch-site") == "same-origin"  # a browser's own word: no script can set it
+    is_own_page = request.headers.get("sec-fetch-site") == "same-origin"  # set by the browser: no script can set it
     if is_own_page and not services.owners.needs_login and services.callers.visitors.of(request.scope).is_local:
         return True
     try:
         services.callers.owner_of(request)
-    except (Problem, SessionError):  # a stranger, or nobody can tell now
+    except (Problem, SessionError):  # an unknown caller, or one that cannot be checked now
         return False
     return True

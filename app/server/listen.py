@@ -1,4 +1,4 @@
-"""The listening socket. It is bound before anything slow happens, so that a taken port is said at once."""
+"""Binds the listening socket, before anything slow happens, so that a port in use is reported at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sessions.errors import SessionError
 
 
 class PortError(SessionError):
-    """The address cannot be listened on."""
+    """The server cannot listen on the address."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -18,7 +18,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (OSError, ValueError) as error:  # UnicodeError for what cannot be a name
+    except (OSError, ValueError) as error:  # UnicodeError for an impossible name
         raise PortError(f"The address '{host}' is not known on this machine; try --host 127.0.0.1.") from error
     listener = socket.socket(family, kind, protocol)
     try:
@@ -31,7 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(host: str, port: int) -> str:
-    """What to type into a browser on this machine."""
+    """The URL to type into a browser on this machine."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{name}:{port}"
 

@@ -1,4 +1,4 @@
-"""The web server: health, metrics and the API, and the page unless it runs headless."""
+"""Assembles the site: health, metrics and the API, and the page unless it runs headless."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def create_app(services: Services, bind_host: str, headless: bool = False) -> Fa
     connections, bodies = Connections(), Bodies()
     app.state.connections = connections
     app.add_middleware(BodyGate, bodies=bodies, most_message_bytes=services.manager.most_message_bytes)
-    # Gradio would otherwise reflect any foreign Origin, credentials allowed, when served under a public name.
+    # Without this Gradio would allow any foreign Origin, with credentials, when served under a public name.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(
         Guard,
@@ -37,7 +37,8 @@ def create_app(services: Services, bind_host: str, headless: bool = False) -> Fa
         share_host=services.share.host,
         visitors=services.callers.visitors,
     )
-    app.add_middleware(VisitorGate, visitors=services.callers.visitors)  # the outermost: the one that is added last
+    # The outermost: middleware that is added last runs first.
+    app.add_middleware(VisitorGate, visitors=services.callers.visitors)
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(Exception, went_wrong)
     metrics = Metrics(services.manager, services.process, connections)
@@ -51,7 +52,8 @@ def create_app(services: Services, bind_host: str, headless: bool = False) -> Fa
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """An address that no route takes. A line feed in it keeps it from the mounted API, whose clients read JSON."""
+    """Answers a path without a route. API paths need JSON here too: one with a line feed does not reach the mounted
+    API."""
     assert isinstance(error, HTTPException)
     if is_api(request.scope["path"]):
         return problem_of(error, "routing").response()
@@ -59,7 +61,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 async def went_wrong(request: Request, error: Exception) -> Response:
-    """What nobody expected. It is answered outside the guard, so that it brings the security headers itself."""
+    """Answers an unexpected error. This happens outside the guard, so it adds the security headers itself."""
     return PlainTextResponse(
         "Something went wrong on the server; its log has the details.", 500, headers_with(LOCKED_POLICY)
     )

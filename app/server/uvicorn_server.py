@@ -1,4 +1,4 @@
-"""uvicorn, with an end to every wait, a word when it is ready and a short farewell."""
+"""uvicorn with a limit to every wait, a call when it is ready, and a quick shutdown."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SWEEP_TICKS = 5  # of ten a second
 
 
 class Server(uvicorn.Server):
-    """Serves until SIGTERM or SIGINT, and goes on while `drain` lets answers finish; a second signal ends that. Open
-    tabs delay the end by `graceful_stop_s` at most."""
+    """Serves until SIGTERM or SIGINT, then continues while `drain` lets answers finish; a second signal ends that. Open
+    tabs delay the end by at most `graceful_stop_s`."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
                 app,
                 log_level="warning",
                 access_log=False,
-                proxy_headers=False,  # believed where they come from: app/access/visitors.py
+                proxy_headers=False,  # app/access/visitors.py decides which proxies to trust
                 server_header=False,
                 timeout_graceful_shutdown=graceful_stop_s,
                 http="h11",
@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
         self._acceptors: list[Acceptor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Like uvicorn's; then says so."""
+        """Like uvicorn's, with our own acceptors; then calls `on_ready`."""
         await super().startup([])
         if not self.started:
             return
@@ -66,13 +66,13 @@ class Server(uvicorn.Server):
         self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Like uvicorn's."""
+        """Like uvicorn's, but first stops accepting connections."""
         for acceptor in self._acceptors:
             acceptor.stop()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came."""
+        """The first signal begins the drain; the second ends the server at once."""
         if self._drain is not None and not self._drain.is_on:
             self._drain.begin()
         else:

@@ -1,5 +1,5 @@
-"""Fixtures of the page's and the API's tests: one Chromium, OpenAI's own client, and sites and tabs that are closed
-whatever happens."""
+"""Fixtures for tests of the page and the API: one Chromium, OpenAI's client, and sites and tabs that are always
+closed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """`connect(site, key)`: a client that never retries by itself."""
+    """`connect(site, key)`: an OpenAI client that never retries by itself."""
     clients: list[OpenAI] = []
 
     def start(site: Site, key: str = "unused") -> OpenAI:

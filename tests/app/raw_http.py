@@ -1,4 +1,4 @@
-"""Requests as nobody's library would send them: the target and the headers go out exactly as they are given."""
+"""Requests that no library would send: target and headers are sent exactly as given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, header lines in lower case, and the text."""
+    """A response: status, header lines in lower case, and text."""
 
     status: int
     headers: dict[str, str]
@@ -17,7 +17,7 @@ class Answer:
 
 
 def ask(url: str, request_line: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Answer:
-    """One request to the server at `url` on a connection of its own."""
+    """One request to the server at `url` on its own connection."""
     address = urlsplit(url)
     lines = {"Host": address.netloc, "Connection": "close", **(headers or {})}
     if body:

@@ -1,13 +1,11 @@
-"""The real engine over a tiny model behind the real server, in a process of its own: for tests that stop it, starve it
-or hang it. SIGUSR1 has the next step hang for good."""
+"""The real engine with a tiny model behind the real server, in a separate process, for tests that stop it, starve it or
+hang it. SIGUSR1 makes the next step hang forever."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.access.auth import Owners
@@ -18,25 +16,24 @@ from app.server.listen import bind, url_of
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
 from app.services import Services
-from model_runtime.forward.transformers_forward import Feed
 from sessions.store.store import Store
 from tests.model_runtime.harness import WatchedEngine
+from tests.polling import pause
 from tests.sessions.real_house import load, manager_of
 
 
 def main(model_dir: str, data_dir: str, step_s: str, hang_after_s: str) -> None:
     loaded = load(Path(model_dir))
     engine, store = WatchedEngine(loaded), Store(Path(data_dir))
-    hangs, run = threading.Event(), engine.engine._forward.run
+    hangs = threading.Event()
 
-    def slowly(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> object:
+    def slowly(*_: object) -> None:
         if hangs.is_set():
             hangs.clear()
             threading.Event().wait()
-        time.sleep(float(step_s))
-        return run(feeds, abort_if)
+        pause(float(step_s))
 
-    engine.engine._forward.run = slowly  # type: ignore[method-assign, assignment]
+    loaded.model.get_input_embeddings().register_forward_pre_hook(slowly)
     signal.signal(signal.SIGUSR1, lambda *_: hangs.set())
     manager = manager_of(store, engine, loaded, hang_after_s=float(hang_after_s))
     manager.start()

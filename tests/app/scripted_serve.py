@@ -1,4 +1,4 @@
-"""The scripted engine behind the real server in a process of its own, for tests that send it signals."""
+"""The scripted engine behind the real server in a separate process, for tests that send it signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real page on a free loopback port, with a scripted engine behind it, and one browser tab as a person uses it."""
+"""The real page on a free loopback port with a scripted engine behind it, and a browser tab as a person uses it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUDGET_BYTES = 64 * 1024 * 1024
 
 
 def echo(ledger: tuple[int, ...]) -> Sequence[int]:
-    """Says what was asked, word by word; "long" asks for an answer of a few hundred tokens."""
+    """Repeats the message; "long" in it makes the answer a few hundred tokens longer."""
     last_user = max(index for index, token in enumerate(ledger) if token == USER)
     asked = bytes(token for token in ledger[last_user + 1 :] if token < 256).decode("utf-8", errors="replace").strip()
     text = f"You said: {asked}"
@@ -88,7 +88,7 @@ class Site:
 
 
 def app_in_a_loop(services: Services, headless: bool) -> FastAPI:
-    """Where no event loop runs, Gradio makes some of its own and never closes them."""
+    """Builds the app inside an event loop: without one Gradio makes its own and never closes them."""
 
     async def build() -> FastAPI:
         return create_app(services, "127.0.0.1", headless)

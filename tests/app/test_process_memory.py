@@ -1,4 +1,4 @@
-"""What the process holds beyond weights and KVs: bounded, not growing, and shown as what it is."""
+"""The memory of the process beyond weights and KVs: bounded, not growing, and reported correctly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import random
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from app.page import memory_panel
 from app.process_memory import ProcessMemory
 from tests.app.cli.start_process import StartedProcess, ask, get
+from tests.polling import pause
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(1800)]
 
@@ -27,7 +27,7 @@ PROSE = (Path(__file__).parent.parent / "model_runtime" / "prose.txt").read_text
 
 
 class Crowd:
-    """Clients that go on with any conversation, while the process's memory is looked at."""
+    """Clients that continue any conversation while the process's memory is measured."""
 
     def __init__(self, url: str, pid: int, words: tuple[int, ...], tokens: int) -> None:
         self._url, self._words, self._tokens = url, words, tokens
@@ -39,7 +39,7 @@ class Crowd:
         self.trouble: list[str] = []
 
     def send(self, requests: int) -> int:
-        """Sends so many, and returns the most that was resident meanwhile."""
+        """Sends this many requests and returns the peak of resident bytes meanwhile."""
         self._left = requests
         clients = [threading.Thread(target=self._client) for _ in range(CLIENTS)]
         for client in clients:
@@ -47,7 +47,7 @@ class Crowd:
         most_bytes = 0
         while any(client.is_alive() for client in clients):
             most_bytes = max(most_bytes, self._process.memory_info().rss)
-            time.sleep(0.05)
+            pause(0.05)
         assert not self.trouble
         return most_bytes
 
@@ -80,7 +80,7 @@ def served(embedded_cache: Path, tmp_path: Path) -> Iterator[StartedProcess]:
 
 
 def shown(url: str) -> dict[str, float]:
-    """The parts of the process's memory as `/metrics` has them, and their sum as "resident"."""
+    """The parts of the process's memory in `/metrics`, and the total as "resident"."""
     text = get(f"{url}/metrics").decode()
     found = {m[1]: float(m[2]) for m in re.finditer(r'keepwarm_process_memory_bytes\{part="(\w+)"\} (\S+)', text)}
     resident = re.search(r"^keepwarm_process_resident_bytes (\S+)", text, re.MULTILINE)
@@ -89,7 +89,7 @@ def shown(url: str) -> dict[str, float]:
 
 
 def test_the_process_holds_little_beside_weights_and_budget(served: StartedProcess) -> None:
-    """`test_two_hundred_requests` in short."""
+    """A short version of `test_two_hundred_requests`."""
     url = served.url()
     most_bytes = Crowd(url, served.process.pid, (20, 60), 4).send(60)
     parts = shown(url)
@@ -109,7 +109,7 @@ def test_two_hundred_requests(served: StartedProcess) -> None:
     second = crowd.send(100)
     assert second < first + 32 * MIB
     assert second < parts["program"] + parts["weights"] + BUDGET_BYTES + MOST_OTHER_BYTES
-    time.sleep(15)  # small files become large ones, and the heap is tidied
+    pause(15)  # small files become large ones, and the heap is tidied
     assert shown(url)["other"] < MOST_OTHER_BYTES
 
 

@@ -1,5 +1,5 @@
-// A model's answer, from the server's tree (app/page/markdown/nodes.py) to elements. Only what stands in this file can come
-// of an answer: elements by createElement, attributes one by one with their values checked, everything else as text.
+// Builds elements for a model's answer from the server's tree (app/page/markdown/nodes.py). An answer can only become
+// what this file lists: elements by createElement, attributes one by one with checked values, everything else as text.
 // There is no innerHTML here, and no attribute that loads, runs or covers anything.
 import { copyText, el } from "./dom.js";
 
@@ -49,7 +49,7 @@ const MATH_ATTRIBUTES = {
   rspace: SMALL,
 };
 
-// Makes `body` show these blocks (JSON each). What did not change is not touched: a selection in it stays.
+// Makes `body` show these blocks, each a JSON string. Unchanged blocks are not touched, so a selection in them stays.
 export function drawAnswer(body, blocks) {
   const drawn = body.kwBlocks ?? [];
   blocks.forEach((json, index) => {
@@ -80,7 +80,7 @@ function build(tree) {
   return node;
 }
 
-// Where a node's children are: a table or a code block has something around it.
+// The element that holds a node's children: a table or a code block is wrapped in another element.
 function inside(node) {
   return node.kwInside ?? node;
 }
@@ -153,7 +153,7 @@ async function copyCode(button, code) {
   }, 1500);
 }
 
-// A picture becomes a link as well: fetching it would tell its host what its address says, without a click.
+// A picture becomes a link too: fetching it would reveal its address's contents to its host without a click.
 function link({ href, picture }) {
   if (!isSafe(href)) return el("span");
   return el("a", {
@@ -182,7 +182,7 @@ function mathElement(kind, attributes) {
   return node;
 }
 
-// Changes `node`, drawn from the tree `was`, into what the tree `now` says.
+// Updates `node`, which was built from the tree `was`, to match the tree `now`.
 function patch(node, was, now) {
   if (typeof now === "string" && typeof was === "string") {
     if (now.startsWith(was)) node.appendData(now.slice(was.length));

@@ -1,5 +1,5 @@
-// The two ways to the server. `ask` returns JSON (sidebars, stop). `act` goes through a Gradio event, because only
-// that may change the chat displays; one at a time, so that an answer never arrives for a conversation that was left.
+// The two channels to the server. `ask` returns JSON (sidebars, stop). `act` goes through a Gradio event, because only
+// an event may change the chat; one at a time, so that a reply never arrives for a conversation that was left.
 import { emit, mounted } from "./bus.js";
 
 export const LOST = "The server does not answer. What you wrote is still here; try again in a moment.";
@@ -9,7 +9,7 @@ const PATIENCE_MS = 120000;
 let port = null;
 let lastSeq = 0;
 let pending = null;
-let line = Promise.resolve();
+let queue = Promise.resolve();
 
 export function mount(_element, _value, gradio) {
   port = gradio;
@@ -27,15 +27,15 @@ export async function ask(name, details = {}) {
     if (reply?.login) location.assign("/login");
     if (reply) return reply;
   } catch {
-    // Said below: a server that is gone and one that answers with nothing are the same to a person.
+    // Reported below: to a person, a server that is gone and one that answers with nothing are the same.
   }
   return { error: LOST, lost: true };
 }
 
-// Resolves with the server's reply; `still` may call it off while it waits for its turn (then null).
+// Resolves with the server's reply. `still` may cancel the action while it waits for its turn; then it resolves to null.
 export function act(action, details = {}, still = () => true) {
-  const turn = line.then(() => (still() ? exchange(action, details) : null));
-  line = turn.catch(() => null);
+  const turn = queue.then(() => (still() ? exchange(action, details) : null));
+  queue = turn.catch(() => null);
   return turn;
 }
 
@@ -54,7 +54,7 @@ function exchange(action, details) {
       if (reply.login) location.assign("/login");
       resolve(reply);
     };
-    // Gradio does not tell us of a request that failed, so from time to time we look whether anybody is there.
+    // Gradio does not report a failed request, so check from time to time whether the server still answers.
     const watchdog = setInterval(async () => {
       const there = await isServerThere();
       if (pending?.seq === seq && (!there || performance.now() - began > PATIENCE_MS)) settle(lost);
@@ -67,7 +67,7 @@ function exchange(action, details) {
 async function isServerThere() {
   try {
     const health = await (await fetch("/health", { cache: "no-store" })).json();
-    if (!health.model) location.assign("/login"); // strangers are told less
+    if (!health.model) location.assign("/login"); // without a login /health reports less
     return true;
   } catch {
     return false;

@@ -1,4 +1,4 @@
-// What the parts of the page know together, and how they tell each other.
+// The state that the parts of the page share, and the events by which they notify each other.
 
 export const state = {
   conversationId: "",
@@ -9,7 +9,7 @@ export const state = {
   shown: 30,
   run: null,
   context: null,
-  answer: null, // the blocks of the answer that grows, once there is news of it
+  answer: null, // the blocks of the growing answer, once the first update has arrived
 };
 
 const target = new EventTarget();
@@ -22,8 +22,8 @@ export function emit(name, detail) {
   target.dispatchEvent(new CustomEvent(name, { detail }));
 }
 
-// Gradio mounts the parts in any order, and on a busy machine seconds apart. The page starts when all are there: a part
-// that comes late would miss what the others said.
+// Gradio mounts the parts in any order, and on a busy machine seconds apart. The page starts when all are mounted: a
+// part that mounts late would miss events from the others.
 
 const parts = new Set(["bridge", "header", "conversations", "welcome", "thread", "composer", "memory", "settings"]);
 let start = null;

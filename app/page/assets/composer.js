@@ -1,13 +1,13 @@
-// Where one writes. The text leaves the composer only when the server has it.
+// The message box. Text leaves it only once the server has it.
 import { ask } from "./bridge.js";
 import { mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
 
-// Soon behind a key, for the model reads to the end what stays as it is for a moment; Enter ends that.
+// Soon after a key: once the draft is unchanged for a moment, the model reads all of it, until Enter is pressed.
 const COUNT_AFTER_MS = 30;
-const COUNT_EVERY_MS = 100; // at most: more often than a draft takes to count as quiet
-const LARGE_DRAFT = 200000; // characters: counted more patiently
+const COUNT_EVERY_MS = 100; // at most this often: more often than a draft takes to count as unchanged
+const LARGE_DRAFT = 200000; // characters: a larger draft is counted less often
 const COUNT_LARGE_EVERY_MS = 1000;
 const HIGHEST_PX = 260;
 
@@ -65,7 +65,7 @@ export function mount(element, facts) {
     sending = true;
     try {
       const reply = await conversation.send(text);
-      // What was typed while the message was on its way stays.
+      // Text typed while the message was being sent stays.
       if (reply && !reply.error && area.value.startsWith(text)) {
         wasRead = "";
         setText(area.value.slice(text.length));
@@ -96,7 +96,7 @@ export function mount(element, facts) {
       count.classList.remove("kw-too-long");
       if (!sending) forgetDraft();
     } else if (!counter) {
-      // Not put off by every key: somebody who types on is read ahead all the same.
+      // Not delayed by every key: a person who keeps typing is read ahead too.
       const every = area.value.length > LARGE_DRAFT ? COUNT_LARGE_EVERY_MS : COUNT_EVERY_MS;
       counter = setTimeout(countDraft, Math.max(COUNT_AFTER_MS, countedAt + every - performance.now()));
     }
@@ -122,7 +122,7 @@ export function mount(element, facts) {
     count.classList.toggle("kw-too-long", !reply.fits);
   }
 
-  // The draft is gone, or is not to be read any more: what was read of it is cropped.
+  // The draft is gone, or must not be read any more: the part that was read is cropped from the KV.
   function forgetDraft() {
     if (wasRead) ask("count", { conversation_id: wasRead, draft: "", ahead: true });
     wasRead = "";
@@ -181,10 +181,10 @@ export function mount(element, facts) {
   on("run", drawButton);
   on("thread", drawContext);
   on("stopping", () => {
-    button.disabled = true; // until the run's end draws it anew
+    button.disabled = true; // until the end of the run redraws it
   });
   on("sent", focus);
-  // At once, not when the conversation has come: what is written or counted until then belongs to this one.
+  // At once, not when the conversation has loaded: what is written or counted until then belongs to the new one.
   on("leaving", () => {
     show("");
     setText(recall());
@@ -198,13 +198,13 @@ function isAheadOn(toggle) {
   return toggle?.getAttribute("aria-pressed") === "true";
 }
 
-// The choice is this browser's, and remembered.
+// The choice is stored in this browser.
 
 function keepChoice(on) {
   try {
     localStorage.setItem("kw-read-ahead", on ? "on" : "off");
   } catch {
-    // A browser that keeps nothing: the choice lasts as long as the page.
+    // A browser without storage: the choice lasts as long as the page.
   }
 }
 
@@ -216,14 +216,14 @@ function keptChoice() {
   }
 }
 
-// Each conversation keeps its own draft, over a reload too.
+// Each conversation keeps its own draft, also across a reload.
 
 function remember(text) {
   try {
     if (text) sessionStorage.setItem(`kw-draft-${state.conversationId}`, text);
     else sessionStorage.removeItem(`kw-draft-${state.conversationId}`);
   } catch {
-    // A draft larger than the browser's store: it stays in the composer.
+    // A draft larger than the browser's storage: it stays in the message box.
   }
 }
 

@@ -1,10 +1,10 @@
-// The conversation that is open: actions on it, and following its running answer.
+// The open conversation: actions on it, and following its running answer.
 import { act, ask } from "./bridge.js";
 import { emit, state } from "./bus.js";
 
 const UPDATE_MS = 110; // nine updates a second
 const SHOWN = 30;
-const MEMORY_MS = 1000; // so often the memory panel comes with the run
+const MEMORY_MS = 1000; // how often the memory panel is updated during a run
 let following = false;
 let held = new Map(); // the blocks of the growing answer by key
 
@@ -20,7 +20,7 @@ export async function open(conversationId) {
   const reply = await perform("open", {}, conversationId);
   if (reply?.gone && !reply.lost) {
     await openNew();
-    emit("problem", "That conversation is not there any more.");
+    emit("problem", "That conversation no longer exists.");
   } else if (changed) {
     emit("opened");
   }

@@ -1,4 +1,4 @@
-// The left sidebar.
+// The left sidebar: search, the list of conversations, renaming and deleting.
 import { ask } from "./bridge.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
@@ -75,7 +75,7 @@ function flatten(groups) {
 
 function build(item, old) {
   if (item.heading) return el("p", { class: "kw-day", text: item.heading });
-  if (item.edited && old?.dataset.edited === item.edited) return old; // a name half typed survives the pulse
+  if (item.edited && old?.dataset.edited === item.edited) return old; // a half-typed name survives the pulse
   const row = el("div", {
     class: "kw-row",
     role: "listitem",
@@ -169,7 +169,7 @@ async function tell(name, details) {
   return !reply.error;
 }
 
-// A page of its own asks whether this browser is to keep the conversations.
+// A separate page asks whether this browser should keep the conversations.
 function leave() {
   return el(
     "form",
@@ -188,7 +188,7 @@ function leave() {
   );
 }
 
-// A kettle's worth of warmth: three rising lines.
+// The logo: three rising lines, like warm air.
 function brandMark() {
   return el("span", { class: "kw-brand-mark", "aria-hidden": "true" }, el("i"), el("i"), el("i"));
 }

@@ -1,4 +1,4 @@
-// Builds nodes. Text is only ever set with textContent, so nothing that anybody wrote can become markup.
+// Builds nodes. Text is only ever set with textContent, so nothing that a person or model wrote can become markup.
 
 export function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
@@ -49,7 +49,7 @@ export function icon(name) {
   return svg("svg", { viewBox: "0 0 16 16", class: `kw-icon kw-icon-${name}`, "aria-hidden": "true" }, ...lines);
 }
 
-// A button with a picture. `label` is its name for everyone who cannot see it, and its tooltip.
+// A button with an icon. `label` is its accessible name and its tooltip.
 export function iconButton(name, label, click, props = {}) {
   const kind = props.class ? ` ${props.class}` : "";
   return el(
@@ -82,8 +82,8 @@ export function tierMark(tier, quiet = false) {
   );
 }
 
-// Makes `parent`'s children match `items`, rebuilding only those whose JSON changed: a pointer that is down on one
-// row, or the focus in it, survives a change of another.
+// Makes `parent`'s children match `items`, rebuilding only those whose JSON changed: a press on one row, or the focus in
+// it, survives a change of another row.
 export function reconcile(parent, items, build) {
   const known = parent.kwRows ?? new Map();
   const rows = new Map();
@@ -100,7 +100,7 @@ export function reconcile(parent, items, build) {
   parent.kwRows = rows;
 }
 
-// A click on `button` copies `text`; the button says so for a moment.
+// Copies `text` and shows that on `button` for a moment.
 export async function copyFrom(button, text) {
   await copyText(text);
   const before = button.firstChild;
@@ -116,7 +116,7 @@ export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Not a secure context (http on another machine's address): the old way still works there.
+    // Not a secure context (http on another machine's address): the old method still works there.
     const area = el("textarea", { class: "kw-unseen" });
     area.value = text;
     document.body.append(area);

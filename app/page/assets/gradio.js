@@ -1,8 +1,8 @@
-// Runs before Gradio. Its HTML component turns strings into functions, which the page's policy forbids ('unsafe-eval' is
-// not in it). app/page/layout.py gives it two kinds of strings, an empty template and the name of a panel to mount. Here are their
-// functions; any other string is refused.
+// Runs before Gradio. Gradio's HTML component turns strings into functions, which the page's policy forbids (it has no
+// 'unsafe-eval'). app/page/layout.py passes two kinds of strings: an empty template, and the name of a panel to mount.
+// This script provides functions for them and refuses any other string.
 (() => {
-  const EMPTY_TEMPLATE = ['return "";', "return ``;"]; // as Handlebars has compiled it, and what becomes of that
+  const EMPTY_TEMPLATE = ['return "";', "return ``;"]; // as Handlebars compiles it, and as Gradio passes it on
   const MOUNT = /^mount\("(\w+)"[^;]*\);$/;
 
   function functionOf(source) {
@@ -21,7 +21,7 @@
     construct: (_, parts) => functionOf(parts.at(-1)),
   });
 
-  // Styles that scripts make belong to the page; one that comes as markup does not, and has no effect.
+  // Gives the page's nonce to style elements that scripts create; styles that arrive as markup have no effect.
   const { nonce } = document.currentScript;
   const create = Document.prototype.createElement;
   Document.prototype.createElement = function createElement(name, options) {
@@ -30,6 +30,6 @@
     return node;
   };
 
-  // Where the server is, the browser knows best: it is where the page came from. No header decides it.
+  // The server's address is where the page came from, whatever a request header claimed.
   window.gradio_config.root = new URL(".", location.href).href.replace(/\/$/, "");
 })();

@@ -1,4 +1,4 @@
-// Above the chat: the title, what runs, and the buttons for both sidebars and the settings.
+// The header: the title, the model, and the buttons for both sidebars and the settings.
 import { mounted, on, state, whenAllAreMounted } from "./bus.js";
 import { el, iconButton } from "./dom.js";
 import * as page from "./page.js";
@@ -32,7 +32,7 @@ export function mount(element, facts) {
   on("pulse", (news) => {
     const here = news.conversations.flatMap((group) => group.rows).find((row) => row.id === state.conversationId);
     if (here && state.title && here.title !== state.title) {
-      state.title = here.title; // the model found one
+      state.title = here.title; // the model wrote a title
       draw();
     }
     if (share.textContent !== news.share) share.textContent = news.share;

@@ -1,4 +1,4 @@
-// The right sidebar: what the memory holds and what that is worth.
+// The right sidebar: what memory holds and what that saves.
 import { mounted, on } from "./bus.js";
 import { el, iconButton, reconcile, tierMark } from "./dom.js";
 import { card, known } from "./memory_card.js";
@@ -12,8 +12,8 @@ export function mount(element) {
   const whole = el("p", { class: "kw-process kw-figures", "data-testid": "process-memory" });
   const rows = el("div", { class: "kw-memory-rows", role: "list", "aria-label": "Memory of each conversation" });
   const log = el("ol", { class: "kw-log", "data-testid": "log" });
-  const empty = el("p", { class: "kw-empty", text: "Nothing is held yet. The first answer warms a conversation up." });
-  const logBox = el("section", { class: "kw-log-box", "aria-label": "What happened" }, log);
+  const empty = el("p", { class: "kw-empty", text: "Nothing is held yet. The first answer makes a conversation warm." });
+  const logBox = el("section", { class: "kw-log-box", "aria-label": "Memory events" }, log);
   element.append(
     el(
       "aside",
@@ -60,7 +60,7 @@ export function mount(element) {
   mounted("memory");
 }
 
-// Used and reserved apart; the rest of the track is free.
+// Used and reserved are shown separately; the rest of the track is free.
 function bar({ tier, budget, used, reserved, parts, note, hint }) {
   const words = parts.map((part) => `${part.size} ${part.name}`).join(", ");
   const track = el("div", { class: "kw-bar", role: "img", "aria-label": `${tier}: ${words}, of ${budget}` });

@@ -1,14 +1,14 @@
-// One conversation in the memory panel: what it holds and costs, and what can be done about it. Its parts are redrawn
-// one by one, so that a button that is being pressed, or has the focus, survives news about the rest.
+// One conversation in the memory panel: what it holds and costs, and the actions on it. Its parts are redrawn one by
+// one, so that a button that is being pressed or has the focus survives changes to the rest.
 import { ask } from "./bridge.js";
 import { emit, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, reconcile, textButton, tierMark } from "./dom.js";
 
-const opened = new Map(); // conversation -> whether somebody opened or closed its card by hand
-const pending = new Map(); // conversation -> the action that is under way
+const opened = new Map(); // conversation -> whether the person opened or closed its card
+const pending = new Map(); // conversation -> the action in progress
 
-// A row of the server's with what the page alone knows of it.
+// A row from the server with what only the page knows about it.
 export function known(row) {
   const here = row.id === state.conversationId;
   return { key: row.id, ...row, here, open: opened.get(row.id) ?? here, pending: pending.get(row.id) ?? "" };
@@ -24,12 +24,12 @@ export function card(row, old, redraw) {
     { key: "held", draw: held, tier, tokens: row.tokens, size: row.size, next: row.next, cold: row.cold },
   ];
   if (open) parts.push({ key: "places", draw: places, tier, places: row.places, used: row.used_at, cold: row.cold });
-  // What is wrong, or under way, is seen without opening anything.
+  // A problem or a check in progress is visible without opening the card.
   if (row.check && (open || row.check.state !== "true")) parts.push({ key: "check", draw: checked, ...row.check });
   if (open) parts.push({ key: "actions", draw: actions, id, title, actions: row.actions, pending: row.pending });
   const focused = node.contains(document.activeElement) ? document.activeElement.dataset.testid : null;
   reconcile(node, parts, (part) => part.draw(part, redraw));
-  // The button that was redrawn under the focus keeps it; one that is gone leaves it to the card's own.
+  // A redrawn button keeps the focus; if the button is gone, the card's toggle gets it.
   if (focused && !node.contains(document.activeElement)) {
     (node.querySelector(`[data-testid="${focused}"]`) ?? node.querySelector(".kw-card-toggle")).focus();
   }
@@ -68,7 +68,7 @@ function head({ id, title, tier, pinned, open }, redraw) {
 
 function held({ tokens, size, next, cold, tier }) {
   const weight = [`${tokens} tokens`, size].filter(Boolean).join(" · ");
-  const cost = tier === "cold" ? `next turn ≈ ${cold}, read anew` : `next turn ≈ ${next}`;
+  const cost = tier === "cold" ? `next turn ≈ ${cold}, read again` : `next turn ≈ ${next}`;
   return el("p", { class: "kw-card-held kw-figures" }, el("span", { text: weight }), el("span", { text: cost }));
 }
 
@@ -96,7 +96,7 @@ function checked({ state: found, text, clock }) {
 
 function actions({ id, title, actions: offered, pending: under }, redraw) {
   const buttons = offered.map(({ name, label, hint, disabled }) => {
-    // Not `disabled`, which would take the focus away, and the reason with it.
+    // Not `disabled`, which would remove the focus and with it the reason.
     const refused = disabled || under !== "";
     const click = () => (refused ? disabled && emit("problem", hint) : act(id, name, redraw));
     return textButton(label, click, {

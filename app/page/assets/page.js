@@ -1,4 +1,4 @@
-// Start, keyboard, theme, sidebars, and the address: #<conversation> names what is open.
+// Start-up, keyboard, theme, sidebars, and the address: #<conversation> names the open conversation.
 import { emit, on } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { startPulse } from "./pulse.js";
@@ -25,7 +25,7 @@ export async function start() {
   document.documentElement.dataset.keepwarm = "ready";
 }
 
-// Sidebars: side by side where there is room, above the chat where there is not. Wide screens remember the choice.
+// Sidebars stand beside the chat on wide screens, which remember whether they are open, and overlay it on narrow ones.
 
 const chosen = { left: null, right: null };
 
@@ -117,7 +117,7 @@ function shortcut(event) {
   }
 }
 
-// Theme: the system's, until somebody chooses. Gradio reads the class `dark` on the body, and so do our styles.
+// Theme: the system's until the person chooses one. Gradio reads the class `dark` on the body, and so do our styles.
 
 export function toggleTheme() {
   const dark = !document.body.classList.contains("dark");

@@ -1,4 +1,4 @@
-// Bytes by tier over time: a line each, told apart by its dashes as well as by its colour.
+// Plots bytes by tier over time: one line per tier, distinguished by dashes as well as colour.
 import { el, svg, tierMark } from "./dom.js";
 
 const WIDTH = 280;
@@ -23,7 +23,7 @@ export function plot({ lines, largest, since, words }) {
       "div",
       { class: "kw-plot-axis kw-figures" },
       el("span", { text: since }),
-      el("span", { text: `top: ${largest}` }),
+      el("span", { text: `max: ${largest}` }),
       el("span", { text: "now" }),
     ),
   );

@@ -1,4 +1,4 @@
-// Asks for what changes without our doing: other conversations' runs, memory, what another tab did.
+// Polls for changes that this page did not cause: other conversations' runs, memory, actions in another tab.
 import { ask, LOST } from "./bridge.js";
 import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
@@ -37,17 +37,17 @@ async function beat() {
   const asked = search;
   const news = await ask("pulse", { search: asked });
   asking = false;
-  hear(news);
+  noteReply(news);
   if (!news.lost) emit("trouble", news.trouble ?? "");
   let busy = false;
   if (!news.error) {
     emit("pulse", news);
     const rows = news.conversations.flatMap((group) => group.rows);
-    // Our own run brings its news itself.
+    // The open conversation's run sends its own updates.
     const elsewhere = rows.some((row) => row.is_running && row.id !== state.conversationId);
     busy = elsewhere || news.memory.rows.some((row) => row.check?.state === "running");
     const here = rows.find((row) => row.id === state.conversationId);
-    // Somebody went on with this conversation in another tab: show it.
+    // This conversation continued in another tab: show it.
     if (here && !state.run && (here.is_running || here.updated_at !== state.updatedAt)) {
       await conversation.open(state.conversationId);
     }
@@ -56,8 +56,8 @@ async function beat() {
   else timer = setTimeout(beat, document.hidden ? HIDDEN_MS : busy ? BUSY_MS : CALM_MS);
 }
 
-// A server that was restarted is found again without a reload.
-function hear(news) {
+// Reports a lost server, and notices without a reload when it is back.
+function noteReply(news) {
   if (news.lost) {
     misses += 1;
     if (misses === 2) emit("problem", LOST);

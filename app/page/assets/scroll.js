@@ -1,9 +1,9 @@
-// Keeps the end in sight while text grows, until somebody scrolls up; then a button leads back.
+// Keeps the end in view while text grows, until the person scrolls up; then a button leads back.
 import { on } from "./bus.js";
 import { el, icon } from "./dom.js";
 
 const NEAR_PX = 48;
-const HAND_MS = 800;
+const INPUT_MS = 800;
 
 export function followEnd(scroller, contents) {
   let pinned = true;
@@ -30,20 +30,20 @@ export function followEnd(scroller, contents) {
     button.hidden = pinned || isNear();
   };
 
-  // While messages change places the browser moves the text too; only what follows a hand is a person's scrolling.
-  let handUntil = 0;
-  const hand = () => {
-    handUntil = performance.now() + HAND_MS;
+  // While messages move, the browser scrolls too; only scrolling right after an input event is a person's.
+  let inputUntil = 0;
+  const noteInput = () => {
+    inputUntil = performance.now() + INPUT_MS;
   };
   for (const type of ["wheel", "touchmove", "pointerdown", "keydown"]) {
-    scroller.addEventListener(type, hand, { passive: true });
+    scroller.addEventListener(type, noteInput, { passive: true });
   }
   scroller.addEventListener(
     "scroll",
     () => {
       if (isNear()) pin(true);
-      else if (performance.now() < handUntil) {
-        hand();
+      else if (performance.now() < inputUntil) {
+        noteInput();
         pin(false);
       }
     },

@@ -1,4 +1,4 @@
-// Opens and closes the settings form, which is Gradio's own.
+// Opens and closes the settings form, which Gradio draws.
 import { trigger } from "./bridge.js";
 import { emit, mounted, on, state } from "./bus.js";
 import { el, iconButton } from "./dom.js";

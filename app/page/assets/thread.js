@@ -1,4 +1,4 @@
-// The messages: what was said, and what stands below each: progress, receipt, actions.
+// The messages, and below each its progress, receipt and actions.
 import { drawAnswer } from "./answer.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
@@ -6,7 +6,7 @@ import { copyFrom, el, icon, iconButton, textButton } from "./dom.js";
 import { followEnd } from "./scroll.js";
 
 let openReceipts = new Set();
-let rows = new Map(); // by the message's id
+let rows = new Map(); // by message id
 let list = null;
 
 export function mount(element) {
@@ -40,7 +40,7 @@ function drawThread() {
   drawProgress();
 }
 
-// A person's message is shown letter by letter; the style keeps its spaces.
+// A person's message is shown exactly as written; the style preserves its spaces.
 function build(message) {
   const yours = message.role === "user";
   return el(

@@ -1,4 +1,4 @@
-// Before the first message, and the way to messages further up.
+// The empty state before the first message, and the button that shows earlier messages.
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, textButton } from "./dom.js";

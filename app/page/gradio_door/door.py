@@ -19,14 +19,14 @@ from app.page.gradio_door.page_events import GradioEvents
 from app.page.gradio_door.page_routes import Route, route_of
 
 NOT_HERE = "There is nothing at this address."
-# Gradio builds its own address from these and writes it into the page; app/page/assets/gradio.js knows better.
+# Gradio builds its own address from these and writes it into the page; app/page/assets/gradio.js corrects it.
 REPEATED_HEADERS = (b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server")
 HERE = b"localhost"
 PARSED_AT_ONCE_BYTES = 64 * 1024  # a longer body is read in a thread
 
 
 class GradioDoor:
-    """Stands before Gradio's own application. Expects to be mounted at the root."""
+    """Filters requests before Gradio's own application. Must be mounted at the root."""
 
     def __init__(self, app: ASGIApp, events: GradioEvents) -> None:
         self._app = app
@@ -46,7 +46,7 @@ class GradioDoor:
                 await PlainTextResponse(NOT_HERE, 404)(scope, receive, send)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gradio's page with a nonce of this response's own."""
+        """Sends Gradio's page with a nonce for this response only."""
         nonce = secrets.token_urlsafe(18)
         start: Message = {}
         body = bytearray()
@@ -75,10 +75,11 @@ class GradioDoor:
     async def _checked(
         self, check: Callable[[Any], dict[str, Any]], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Hands on a body that this page may have sent, written anew; refuses any other with one sentence."""
+        """Passes on a body that this page may have sent, rebuilt from its checked fields; refuses any other with one
+        sentence."""
         headers = Headers(scope=scope)
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            await _refusal("This address takes JSON.", 415)(scope, receive, send)
+            await _refusal("This address accepts only JSON.", 415)(scope, receive, send)
             return
         body = await _whole_body(receive)
         if body is None:
@@ -102,17 +103,17 @@ class GradioDoor:
 
 def _written(check: Callable[[Any], dict[str, Any]], body: bytes) -> bytes:
     try:
-        # As UTF-8, as its shape was counted: `json` alone would read UTF-16 and 32 too.
+        # As UTF-8, like the check of its shape: `json` itself would also accept UTF-16 and UTF-32.
         asked = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
         raise BadRequest from None
     written = json.dumps(check(asked), ensure_ascii=False)
-    # Half a surrogate pair is no character, and cannot be stored or sent.
+    # Half a surrogate pair is not a character and cannot be stored or sent.
     return written.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 async def _whole_body(receive: Receive) -> bytes | None:
-    """None: the client went away."""
+    """The whole body, None if the client disconnected."""
     body = bytearray()
     while True:
         message = await receive()
@@ -124,18 +125,18 @@ async def _whole_body(receive: Receive) -> bytes | None:
 
 
 def _plain(scope: Scope) -> Scope:
-    """The request without its query and with no header but cookies: files and the page depend on nothing else."""
+    """The request without its query and most headers: files and the page depend on nothing but cookies and ETags."""
     kept = [(name, value) for name, value in scope["headers"] if name in (b"cookie", b"if-none-match")]
     return {**scope, "query_string": b"", "headers": [(b"host", HERE), *kept]}
 
 
 def _known(scope: Scope) -> dict[bytes, bytes]:
-    """Neutral values for headers that Gradio repeats; a request that has none of them gets none."""
+    """Neutral values for the headers of this request that Gradio repeats in its responses."""
     return {name: HERE for name, _ in scope["headers"] if name in REPEATED_HEADERS}
 
 
 def _with(scope: Scope, values: dict[bytes, bytes]) -> Scope:
-    """The request with these headers' values, and without a query."""
+    """The request with these header values, and without its query."""
     kept = [(name, value) for name, value in scope["headers"] if name not in values]
     return {**scope, "query_string": b"", "headers": [*kept, *values.items()]}
 

@@ -1,4 +1,4 @@
-"""Gradio's index page, made to run under a policy that allows no inline script or style but what is named."""
+"""Rewrites Gradio's index page to run under a policy that allows only listed inline scripts and styles."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 
 from app.paths import ASSETS_PATH
 
-# What Gradio adds for pages that are shown in other sites' frames; ours never is.
+# Gradio adds this for pages shown in other sites' frames; ours never is.
 FRAME_RESIZER = "iframeResizer.contentWindow"
 
 
 @dataclass(frozen=True, slots=True)
 class StrictPage:
-    """The page, and the hashes of the style attributes that it was written with, as a policy names them."""
+    """The page, and the hashes of its style attributes in the form that a policy uses."""
 
     html: str
     style_hashes: tuple[str, ...]
@@ -23,11 +23,12 @@ class StrictPage:
 
 def strict_page(page: str, nonce: str) -> StrictPage:
     """The page with `nonce` on its inline scripts and styles, our icon and first script before its modules, and
-    without a `<base>`, a manifest, or the script that lets a foreign frame resize it."""
+    without a `<base>`, a manifest, or the script that lets another site's frame resize it."""
     tags = _Tags(page)
     tags.feed(page)
     tags.close()
-    # Nothing shows before our style sheets are there. The script runs before Gradio's: see app/page/assets/gradio.js.
+    # The page stays hidden until our style sheets are loaded. Our script runs before Gradio's: see
+    # app/page/assets/gradio.js.
     ours = (
         f'<style nonce="{nonce}">#kw {{ visibility: hidden }}</style>'
         f'<link rel="icon" href="{ASSETS_PATH}/icon.svg">'
@@ -54,7 +55,7 @@ def _hash(text: str) -> str:
 
 @dataclass(slots=True)
 class _Piece:
-    """A whole `<script>` or `<style>` element, or a tag that has no content."""
+    """A whole `<script>` or `<style>` element, or a tag without content."""
 
     tag: str
     start: int
@@ -64,7 +65,7 @@ class _Piece:
 
 
 class _Tags(HTMLParser):
-    """Finds what must be changed by parsing, so that text inside a script is never mistaken for a tag."""
+    """Finds the pieces to change by parsing, so that text inside a script is never mistaken for a tag."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=False)

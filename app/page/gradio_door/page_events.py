@@ -1,7 +1,7 @@
-"""The events that the page has, as Gradio numbers them, and what a request for one may carry.
+"""Checks requests for the page's events and server functions, which Gradio identifies by number.
 
-A request is written anew from what was checked: Gradio sees its own numbers, values of the components' kinds, and no
-session. (It would keep the last values of every session that anybody names, up to 10,000 of them.)
+A request is rebuilt from its checked fields: Gradio sees its own numbers, values of the components' types, and no
+session. (It would keep the last values of every session that a request names, up to 10,000 of them.)
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ _KINDS: Mapping[str, tuple[type, ...]] = {"Textbox": (str,), "Number": (int, flo
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One handler: the component whose event it is, and the kinds of its inputs."""
+    """One handler: the component that triggers it, and the types of its inputs."""
 
     target_id: int
     inputs: tuple[tuple[type, ...], ...]
 
 
 class GradioEvents:
-    """Checks requests against the events and server functions of one page."""
+    """The events and server functions of one page: `events` by number, `functions` as (component id, name)."""
 
     def __init__(self, page: Any) -> None:
-        """`page` is the finished `gr.Blocks`. Raises `KeyError` for an input of a kind that nobody checks."""
-        self._events = {
+        """`page` is the finished `gr.Blocks`. Raises `KeyError` for an input whose type has no check."""
+        self.events = {
             number: Event(function.targets[0][0], tuple(_KINDS[type(one).__name__] for one in function.inputs))
             for number, function in page.fns.items()
         }
-        self._functions = {
+        self.functions = {
             (number, function.__name__)
             for number, block in page.blocks.items()
             for function in getattr(block, "server_fns", ())
         }
 
     def event(self, sent: object) -> dict[str, Any]:
-        """A request for a handler, written anew. Raises `BadRequest`."""
+        """A request for a handler, rebuilt. Raises `BadRequest`."""
         fields = _object(sent)
-        event = self._events.get(_number(fields.get("fn_index")))
+        event = self.events.get(_number(fields.get("fn_index")))
         values = fields.get("data")
         if event is None or not isinstance(values, list) or len(values) != len(event.inputs):
             raise BadRequest
@@ -57,10 +57,10 @@ class GradioEvents:
         }
 
     def question(self, sent: object) -> dict[str, Any]:
-        """A request for a component's server function, written anew. Raises `BadRequest`."""
+        """A request for a component's server function, rebuilt. Raises `BadRequest`."""
         fields = _object(sent)
         component_id, name = _number(fields.get("component_id")), fields.get("fn_name")
-        if not isinstance(name, str) or (component_id, name) not in self._functions:
+        if not isinstance(name, str) or (component_id, name) not in self.functions:
             raise BadRequest
         return {
             "component_id": component_id,
@@ -71,8 +71,9 @@ class GradioEvents:
 
 
 def _flat(sent: object) -> dict[str, Any]:
-    """The page's script sends words, numbers and switches by name. Anything deeper is left out, and so is "path": what
-    has one is a file to Gradio, which moves it, or fails because it is not its own."""
+    """The named strings, numbers and flags of an object; the page's script sends nothing else. Nested values are
+    dropped, and so is "path": Gradio treats an object with a path as a file, and moves it or fails because it does not
+    own it."""
     if not isinstance(sent, dict):
         return {}
     return {name: value for name, value in sent.items() if isinstance(value, str | int | float) and name != "path"}
@@ -91,7 +92,7 @@ def _number(value: object) -> int:
 
 
 def _fits(value: object, kind: tuple[type, ...]) -> bool:
-    """An empty field is null. Numbers are finite."""
+    """Whether a value has an input's type. An empty field is null; numbers must be finite."""
     if value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, kind):

@@ -1,5 +1,5 @@
-"""The few of Gradio's routes that the page uses. Whatever is not listed does not exist: Gradio's own relay and file
-server, uploads, its queue, its API and its documentation, and every route that a later version may add."""
+"""The few of Gradio's routes that the page uses. Every other route does not exist: Gradio's own proxy and file server,
+uploads, its queue, its API and its documentation, and any route that a later version may add."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Route(Enum):
     QUESTION = auto()  # a server function of a component
 
 
-# By the raw path, exactly as it was sent: nothing in these needs an escape, a second slash or a dot segment.
+# Matched against the raw path exactly as sent: none of these needs an escape, a double slash or a dot segment.
 _ROUTES: tuple[tuple[frozenset[str], re.Pattern[str], Route], ...] = (
     (frozenset({"GET", "HEAD"}), re.compile(r"/"), Route.PAGE),
     (frozenset({"GET"}), re.compile(r"/assets/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.(js|css)"), Route.FILE),
@@ -29,7 +29,7 @@ _ROUTES: tuple[tuple[frozenset[str], re.Pattern[str], Route], ...] = (
 
 
 def route_of(scope: Scope) -> Route | None:
-    """The route that an HTTP request asks for, or None when the page has no such route."""
+    """The route of an HTTP request, None if the page has no such route."""
     if scope["type"] != "http" or scope.get("root_path"):
         return None
     path: str = scope["path"]

@@ -1,6 +1,6 @@
-"""A model's answer, from Markdown to a tree of allowed nodes that the page's script builds elements from.
+"""Turns a model's Markdown answer into a tree of allowed nodes, from which the page's script builds elements.
 
-There is no HTML on the way. `parser` turns text into tokens (markdown-it-py, HTML off), `tree` turns tokens into
-`nodes`, and app/page/assets/answer.js turns nodes into elements by a list of its own. Whatever an answer says, it can
-only become one of those nodes, or text.
+No HTML is involved. `parser` turns text into tokens (markdown-it-py, HTML off), `tree` turns tokens into `nodes`, and
+app/page/assets/answer.js turns nodes into elements by its own list. Whatever an answer says, it can only become one of
+those nodes, or text.
 """

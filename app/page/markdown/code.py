@@ -1,8 +1,8 @@
-"""Colours for code, in time proportional to its length.
+"""Highlights code in time proportional to its length.
 
-Pygments would know more languages better, but its expressions are quadratic and worse for text that is no program
-(C: 1 s for 4,000 empty lines), and Python cannot interrupt one while everybody waits. These see comments, strings,
-numbers, words and calls; each sign is looked at once.
+Pygments knows more languages in more detail, but its expressions take quadratic time and worse for text that is not a
+program (C: 1 s for 4,000 empty lines), and Python cannot interrupt an expression while all requests wait. These
+expressions see comments, strings, numbers, words and calls, and look at each character once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def highlighted(text: str, language: str) -> tuple[Child, ...]:
-    """Pieces of code as text and "token" nodes; plain text for a language that is not known."""
+    """The code as text and "token" nodes; plain text for an unknown language."""
     plain = (text,) if text else ()
     known = language_of(language)
     if known is None or len(text) > LONGEST_CHARACTERS:
         return plain
     try:
         return _coloured(text, known)
-    except Exception:  # code without colours is still code; an answer without its code is none
+    except Exception:  # code without colours is still useful; an answer without its code is not
         log.exception("code is shown without colours language=%s", known.names[0])
         return plain
 
@@ -61,7 +61,7 @@ def _kind(found: re.Match[str], text: str, language: Language) -> str | None:
 
 @cache
 def _expression(language: Language) -> re.Pattern[str]:
-    """One expression of alternatives that never go back: every repetition is possessive."""
+    """One expression whose alternatives never backtrack: every repetition is possessive."""
     alternatives: list[str] = []
     for begin, end in language.block_comments:
         alternatives.append(f"(?P<comment_{len(alternatives)}>{re.escape(begin)}(?s:.*?)(?:{re.escape(end)}|\\Z))")

@@ -1,8 +1,8 @@
-"""Answers as lists of blocks, each as JSON: whole ones, and ones that grow.
+"""Draws finished and growing answers as lists of blocks, each as JSON.
 
-A block that did not change is not parsed, sent or drawn again. Nothing reaches over an empty line between two blocks of
-the outermost level (`math_rules` keeps to that), so what stands before the last such line is done, unless the text
-defines references, which may turn an earlier `[word]` into a link.
+A block that did not change is not parsed, sent or drawn again. No construct spans an empty line between two outermost
+blocks (`math_rules` keeps to that), so everything before the last such line is final, unless the text defines
+references, which may turn an earlier `[word]` into a link.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.page.markdown.nodes import Node, to_json
 from app.page.markdown.parser import AnswerParser
 from app.page.markdown.tree import Block, Tree
 
-LONGEST_CHARACTERS = 200_000  # a longer text is shown as it was written
+LONGEST_CHARACTERS = 200_000  # a longer text is shown as plain text
 KEPT_CHARACTERS = 2_000_000
 KEPT_GROWING = 32
 LONGEST_SHARE = 0.25  # of one core that drawing a growing answer may take
@@ -37,7 +37,7 @@ class DrawnBlock:
 
 
 class Answers:
-    """Draws answers, and keeps the drawings of those asked for last. For any thread."""
+    """Draws answers and caches the most recent drawings. Any thread."""
 
     def __init__(self) -> None:
         self._parser = AnswerParser()
@@ -47,7 +47,7 @@ class Answers:
         self._growing: OrderedDict[str, GrowingAnswer] = OrderedDict()
 
     def whole(self, text: str) -> tuple[DrawnBlock, ...]:
-        """The blocks of a text that is not expected to grow."""
+        """The blocks of a finished text."""
         with self._lock:
             if text in self._whole:
                 self._whole.move_to_end(text)
@@ -62,7 +62,7 @@ class Answers:
         return blocks
 
     def growing(self, name: str, text: str) -> tuple[DrawnBlock, ...]:
-        """The blocks of the answer `name` as far as it got. While it is costly to draw, those of a moment ago."""
+        """The blocks of the growing answer `name`. If it is costly to draw, they may be a moment old."""
         with self._lock:
             answer = self._growing.setdefault(name, GrowingAnswer(self._parser))
             self._growing.move_to_end(name)
@@ -72,7 +72,7 @@ class Answers:
 
 
 class GrowingAnswer:
-    """One answer whose text mostly grows at its end. For any thread, one at a time."""
+    """One answer whose text mostly grows at its end. Any thread; calls wait for each other."""
 
     def __init__(self, parser: AnswerParser) -> None:
         self._parser = parser
@@ -85,7 +85,8 @@ class GrowingAnswer:
         self._due_s = 0.0
 
     def draw_when_due(self, text: str) -> tuple[DrawnBlock, ...]:
-        """As `draw`, but what took long is not drawn again before it has rested for longer."""
+        """Like `draw`, but limited to `LONGEST_SHARE` of one core: after a slow drawing it returns the last one for a
+        while."""
         with self._lock:
             if time.monotonic() < self._due_s and text.startswith(self._drawn_text):
                 return self._drawn
@@ -96,14 +97,14 @@ class GrowingAnswer:
             return drawn
 
     def draw(self, text: str) -> tuple[DrawnBlock, ...]:
-        """The blocks of the text now."""
+        """The blocks of the text as it is now."""
         with self._lock:
             return self._draw(text)
 
     def _draw(self, text: str) -> tuple[DrawnBlock, ...]:
         try:
             self._drawn = tuple(self._blocks(_mended(text)))
-        except Exception:  # a fault of ours or the parser's: a person still reads every word
+        except Exception:  # a bug of ours or the parser's: the person still sees every word
             log.exception("an answer is shown as plain text characters=%d", len(text))
             self._restart()
             self._drawn = (_drawn(_plain(_mended(text))),)
@@ -120,7 +121,7 @@ class GrowingAnswer:
         if env.get("references"):
             if self._done_text:
                 tokens, env = self._parser.blocks(text)
-            self._restart()  # a reference that is written on may cease to be one: nothing of this is kept
+            self._restart()  # a reference that grows may stop being one: none of this is kept
             return [_drawn(block.node) for block in Tree(self._parser).blocks(tokens, env)]
         blocks = self._tree.blocks(tokens, env)
         drawn = [_drawn(block.node) for block in blocks]
@@ -129,7 +130,7 @@ class GrowingAnswer:
         return before + drawn
 
     def _finish(self, rest: str, blocks: list[Block], drawn: list[DrawnBlock]) -> None:
-        """Sets aside what nothing that follows can change."""
+        """Stores the blocks that no following text can change."""
         lines = rest.split("\n")
         for number in range(len(blocks) - 1, 0, -1):
             line = blocks[number].first_line
@@ -154,5 +155,5 @@ def _plain(text: str) -> Node:
 
 
 def _mended(text: str) -> str:
-    """Line ends of one kind; a half of a surrogate pair (JSON cannot carry it) as the sign for a broken character."""
+    """The text with uniform line ends, and with U+FFFD for half a surrogate pair, which JSON cannot carry."""
     return _SURROGATE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -1,4 +1,4 @@
-"""What the code colours know of each language: comments, strings, words. Short on purpose."""
+"""What the highlighter knows of each language: comments, strings, keywords. Short on purpose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """`line_comments` are expressions, everything else is text. The first names a language is known by are its own."""
+    """The syntax of one language. `line_comments` are regular expressions, everything else is plain text. The first of
+    `names` is the language's own, the others are aliases and close relatives."""
 
     names: tuple[str, ...]
     keywords: frozenset[str]
@@ -21,7 +22,7 @@ class Language:
 
 
 def language_of(name: str) -> Language | None:
-    """The language that a fence names, in lower case."""
+    """The language that a fence names in lower case, None if it is unknown."""
     return _BY_NAME.get(name)
 
 

@@ -1,4 +1,4 @@
-r"""LaTeX to MathML nodes, for what latex2mathml turns into elements and attributes that are on the list below.
+r"""LaTeX to MathML nodes, as far as latex2mathml produces only elements and attributes listed below.
 
 Anything else (macros, unknown commands, lengths that could cover the page as `\rule{4000em}{4000em}` would, colours,
 links, styles, unfinished input) is shown as its exact source. Half a formula would be worse than none.
@@ -21,7 +21,7 @@ CLOSERS = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 LONGEST_CHARACTERS = 1_000
 DEEPEST = 16
 _MACROS = re.compile(r"\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|newenvironment|require)\b")
-# Element -> how many children it must have (None: any number).
+# Element -> required number of children (None: any number).
 _ELEMENTS: dict[str, int | None] = {
     "mrow": None,
     "mstyle": None,
@@ -64,15 +64,15 @@ _ATTRIBUTES: dict[str, re.Pattern[str]] = {
     "lspace": _SMALL,
     "rspace": _SMALL,
 }
-_NEEDLESS = frozenset({"columnalign", "rowspacing", "columnspacing"})  # the browser knows none of them
+_IGNORED = frozenset({"columnalign", "rowspacing", "columnspacing"})  # browsers support none of them
 
 
 class _Unknown(Exception):
-    """Something that is not on the list."""
+    """An element, attribute or value that is not listed."""
 
 
 def math(latex: str, opener: str, is_block: bool) -> Node:
-    """A "math" node, or "math_source" with the text as it was written."""
+    """A "math" node, or "math_source" with the original text."""
     display = is_block or opener in ("$$", "\\[")
     source = f"{opener}{latex}{CLOSERS[opener]}"
     children = _mathml(latex, display)
@@ -87,7 +87,7 @@ def _mathml(latex: str, display: bool) -> tuple[Child, ...] | None:
     try:
         element = convert_to_element(latex.strip(), display="block" if display else "inline")
         return tuple(_node(child, 0) for child in element)
-    except Exception:  # the library raises errors of many kinds, RecursionError and StopIteration among them
+    except Exception:  # the library raises many kinds of errors, RecursionError and StopIteration among them
         return None
 
 
@@ -98,7 +98,7 @@ def _node(element: Element, depth: int) -> Node:
     text = html.unescape(element.text or "")
     if element.tag != "mtext" and (text.startswith("\\") or text == "&"):
         raise _Unknown(text)
-    attributes = tuple((name, _checked(name, value)) for name, value in element.attrib.items() if name not in _NEEDLESS)
+    attributes = tuple((name, _checked(name, value)) for name, value in element.attrib.items() if name not in _IGNORED)
     children: tuple[Child, ...] = tuple(_node(child, depth + 1) for child in element)
     return Node(element.tag, (text, *children) if text else children, attributes)
 

@@ -1,7 +1,8 @@
-r"""Where mathematics begins and ends: `$..$`, `$$..$$`, `\(..\)`, `\[..\]`.
+r"""Finds mathematics: `$..$`, `$$..$$`, `\(..\)`, `\[..\]`.
 
-Dollars are money and shell variables, too. One opens mathematics only before something other than a space, and the
-next one closes it only behind something other than a space and not before a letter or digit: "$5 and $6" stays.
+A dollar can also be money or a shell variable. It opens mathematics only if a character other than a space follows, and
+the next dollar closes it only after a character other than a space and not before a letter or digit: "$5 and $6" stays
+text.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _brackets(state: StateInline, silent: bool) -> bool:
 
 
 def _find(src: str, closer: str, start: int, end: int) -> int:
-    """Where the next `closer` stands that is not escaped, or -1 when there is none near."""
+    """The position of the next `closer` that is not escaped, -1 if there is none within `LONGEST_CHARACTERS`."""
     end = min(end, start + LONGEST_CHARACTERS)
     found = src.find(closer, start, end)
     while found > start and closer[0] == "$" and src[found - 1] == "\\":
@@ -81,7 +82,8 @@ def _as_text(state: StateInline, text: str, silent: bool) -> bool:
 
 
 def _block(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    """Lines from one that begins with an opener to one that ends with its closer, without an empty line between."""
+    """Parses lines from one that begins with an opener to one that ends with its closer, without an empty line
+    between."""
     if state.is_code_block(start_line):
         return False
     first = _line(state, start_line)
@@ -95,7 +97,7 @@ def _block(state: StateBlock, start_line: int, end_line: int, silent: bool) -> b
     last = start_line
     text = first[2:]
     while not text.endswith(closer):
-        if closer in text:  # something follows: the paragraph's own rule decides
+        if closer in text:  # text follows: the inline rules decide
             return False
         last += 1
         if last >= min(end_line, start_line + LONGEST_LINES) or state.isEmpty(last):

@@ -1,4 +1,4 @@
-"""What an answer may consist of. app/page/assets/answer.js knows the same kinds, and no others."""
+"""The nodes that an answer may consist of. app/page/assets/answer.js knows the same kinds, and no others."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-# A page nested deeper than this can overflow the stack of whoever walks it: Python's JSON, the browser's layout.
+# A page nested deeper than this can overflow the stack of code that walks it: Python's JSON, the browser's layout.
 DEEPEST = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node: its kind, its children in order (text is a plain string), and its attributes as (name, value)."""
+    """One node: its kind, its children in order (text is a plain string), and its attributes as (name, value) pairs."""
 
     kind: str
     children: tuple[Node | str, ...] = ()
@@ -39,24 +39,24 @@ def _plain(child: Child) -> Any:
 
 
 class Builder:
-    """Collects nodes as they open and close. Joins neighbouring text; what is nested too deep loses its wrapping
-    but not its text."""
+    """Builds nodes from opening and closing calls. Joins neighbouring text. A node nested too deep is replaced by its
+    children, so that its text stays."""
 
     def __init__(self) -> None:
         self.top: list[Child] = []
         self._open: list[tuple[str, tuple[tuple[str, str | int | bool], ...], list[Child]]] = []
 
     def open(self, kind: str, **attributes: str | int | bool) -> None:
-        """Begins a node; what is added next goes into it."""
+        """Opens a node; what is added next becomes its child."""
         self._open.append((kind, tuple(attributes.items()), []))
 
     def mark(self, attribute: str) -> None:
-        """Gives the node that was opened last one more attribute."""
+        """Sets one more attribute on the node that was opened last."""
         kind, attributes, children = self._open[-1]
         self._open[-1] = (kind, (*attributes, (attribute, True)), children)
 
     def close(self) -> None:
-        """Ends the node that was opened last."""
+        """Closes the node that was opened last."""
         kind, attributes, children = self._open.pop()
         if len(self._open) >= DEEPEST:
             for child in children:
@@ -65,7 +65,7 @@ class Builder:
             self.add(Node(kind, tuple(children), attributes))
 
     def add(self, child: Child) -> None:
-        """A finished node, or text."""
+        """Adds a finished node, or text."""
         into = self._open[-1][2] if self._open else self.top
         if isinstance(child, str):
             if not child:

@@ -1,7 +1,7 @@
-"""CommonMark with GitHub's tables, task lists and ~~struck~~ text, and with mathematics. Never HTML.
+"""Parses CommonMark with GitHub's tables, task lists and ~~struck~~ text, and mathematics. Never HTML.
 
-markdown-it-py is bounded in depth, but drops what lies deeper, lets two kilobytes become 65,000 table cells, and finds
-links in text in quadratic time; the rules here put limits where text stays text instead.
+markdown-it-py limits the depth but drops what lies deeper, lets two kilobytes become 65,000 table cells, and finds
+links in text in quadratic time. The rules here set limits beyond which text stays plain text instead.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from app.page.markdown import math_rules
 SAFE_LINK = re.compile(r"(https?://[^/?#\s]|mailto:[^\s])", re.IGNORECASE)
 DEEPEST_BLOCK = 24
 DEEPEST = 40  # of the parser's own levels: a list takes two
-DEEPEST_BRACKETS = 10  # time grows with the length times this
+DEEPEST_BRACKETS = 10  # parsing time grows with length times this
 MOST_EMPTY_CELLS = 5_000
 Env = MutableMapping[str, Any]
 _SCHEME = re.compile(r"https?\Z", re.IGNORECASE)
-# An address ends where a sentence in Chinese or Japanese goes on, and at every sign that ends it in Markdown.
+# An address ends where a Chinese or Japanese sentence continues, and at every character that ends it in Markdown.
 _ADDRESS = re.compile(r"://[^\W_][^\s<>\[\]\"`{}|\\^\u3000-\u303f\uff00-\uffef\u2018-\u201f]*")
 _CELL_END = re.compile(r"(?<!\\)\|")
 _TRAILING = "?!.,:;*_~'"
 
 
 class AnswerParser:
-    """Parses blocks and the text of one apart, so that a paragraph that did not change need not be parsed again."""
+    """Parses blocks separately from the text inside them, so that an unchanged paragraph is not parsed again."""
 
     def __init__(self) -> None:
         self._blocks = _Parser(DEEPEST)
@@ -39,12 +39,12 @@ class AnswerParser:
         self._inline = _Parser(DEEPEST_BRACKETS)
 
     def blocks(self, text: str) -> tuple[list[Token], Env]:
-        """The blocks of a text, and what it defines: a reference may concern any other block."""
+        """The blocks of a text, and the references it defines, which may apply to any other block."""
         env: Env = {}
         return self._blocks.parse(text, env), env
 
     def inline_tokens(self, text: str, env: Env) -> list[Token]:
-        """The tokens of one paragraph's (heading's, cell's) text."""
+        """The tokens of the text of one paragraph, heading or cell."""
         return self._inline.inline.parse(text, self._inline, env, [])
 
 
@@ -60,12 +60,12 @@ class _Parser(MarkdownIt):
         math_rules.add_to(self)
 
     def validateLink(self, url: str) -> bool:
-        """Only what a browser may safely open; anything else stays as it was written."""
+        """Allows only addresses that a browser may safely open; any other link stays plain text."""
         return SAFE_LINK.match(url) is not None
 
 
 def _too_deep(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    """Shows what is nested deeper than anybody reads as a paragraph; the library would drop it."""
+    """Turns blocks nested deeper than `DEEPEST_BLOCK` into a paragraph; the library would drop them."""
     if silent or state.level < DEEPEST_BLOCK:
         return False
     line = start_line
@@ -83,7 +83,8 @@ def _too_deep(state: StateBlock, start_line: int, end_line: int, silent: bool) -
 
 
 def _table_of_bearable_size(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    """A table, unless most of its cells are none that anybody wrote, so many that they would stop the page."""
+    """Parses a table unless it has so many cells, most of them not written in the text, that they would freeze the
+    page."""
     if not table(state, start_line, end_line, True):
         return False
     begin, end = state.bMarks[start_line], state.src.find("\n\n", state.eMarks[start_line])
@@ -101,8 +102,8 @@ def _table_of_bearable_size(state: StateBlock, start_line: int, end_line: int, s
 
 
 def _keep_surplus_cells(state: StateBlock, first: int) -> None:
-    """A row with more cells than the table has columns (a "|" within code, mostly): the last one takes what is left,
-    which the library, like GitHub, would drop."""
+    """Keeps the text of a row with more cells than the table has columns (usually a "|" within code): the last cell
+    takes the rest, which the library, like GitHub, would drop."""
     cells: list[Token] = []
     for token in state.tokens[first:]:
         if token.type == "tr_open":
@@ -119,7 +120,7 @@ def _keep_surplus_cells(state: StateBlock, first: int) -> None:
 
 
 def _bare_address(state: StateInline, silent: bool) -> bool:
-    """Makes http://... in running text a link."""
+    """Turns http://... in running text into a link."""
     if silent or state.linkLevel > 0 or state.src[state.pos] != ":":
         return False
     scheme = _SCHEME.search(state.pending[-5:])
@@ -149,12 +150,14 @@ def _sign_before(state: StateInline, length: int) -> str:
 
 
 def _may_begin_after(sign: str) -> bool:
-    """As on GitHub, and behind letters that know no spaces between words; not within an attribute that is shown."""
+    """Whether a link may begin after this character: as on GitHub, and also after letters of scripts that put no spaces
+    between words, but not within an HTML attribute shown as text."""
     return not sign or sign.isspace() or sign in "*_~([" or ord(sign) > 0x2E80
 
 
 def _without_trailing(address: str) -> str:
-    """Without the sentence's own signs at the end: a full stop, a closing bracket that was opened before."""
+    """The address without the sentence's punctuation at its end: a full stop, or a bracket
+    that closes one opened before the address."""
     unopened = address.count(")") - address.count("(")
     end = len(address)
     while end > 4:

@@ -1,4 +1,4 @@
-"""Tokens to nodes. What is not named here becomes nothing but its text."""
+"""Turns tokens into nodes. A token that is not listed here becomes plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.page.markdown.nodes import Builder, Child, Node
 from app.page.markdown.parser import AnswerParser, Env
 
 LONGEST_PARAGRAPH_CHARACTERS = 20_000
-LONGEST_NARROW_CELL = 20  # characters; a column with a longer one is not squeezed to a word a line
+LONGEST_NARROW_CELL = 20  # characters; a column with a longer cell is not squeezed to one word per line
 _BLOCKS = {
     "paragraph": "paragraph",
     "blockquote": "quote",
@@ -34,15 +34,14 @@ _ALIGN = "text-align:"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block of the outermost level, and the line it begins on, counted from 0."""
+    """One outermost block, and the line it begins on, counted from 0."""
 
     node: Node
     first_line: int
 
 
 class Tree:
-    """Builds the nodes of one answer. Paragraphs and code that did not change since the last time are taken from
-    memory: an answer that grows is built many times."""
+    """Builds the nodes of one answer. Caches paragraphs and code, because a growing answer is built many times."""
 
     def __init__(self, parser: AnswerParser) -> None:
         self._parser = parser
@@ -81,7 +80,7 @@ class Tree:
             builder.add(token.content)
 
     def _open_or_close(self, builder: Builder, token: Token) -> None:
-        if token.hidden:  # the paragraphs of a list without empty lines
+        if token.hidden:  # paragraphs of a list without empty lines
             if token.nesting < 0:
                 builder.add("\n")
             return
@@ -90,7 +89,7 @@ class Tree:
             return
         if token.nesting < 0:
             builder.close()
-            if token.level > 0:  # as in a source: who reads the text alone finds words apart
+            if token.level > 0:  # separates words for readers of the text alone
                 builder.add("\n")
             return
         builder.open(kind, **_block_attributes(kind, token))
@@ -155,8 +154,8 @@ def _add_span(builder: Builder, token: Token) -> None:
 
 
 def _picture(builder: Builder, token: Token) -> None:
-    """A link to it: a picture that is fetched would tell its host who reads this, and carry away what its address
-    says."""
+    """Adds a link to the picture: fetching it would tell its host who reads the answer, and leak what its address
+    contains."""
     href = str(token.attrs["src"])
     alt = _alternative(token.children or []).strip() or href
     builder.add(Node("link", (alt,), (("href", href), ("picture", True))))
@@ -185,7 +184,7 @@ def _as_block(child: Child) -> Node:
     return Node("paragraph", (child,)) if isinstance(child, str) else child
 
 
-# A line break in a chat is meant: nobody there wraps lines by hand.
+# A line break in a chat is intentional: no one wraps lines by hand there.
 _LEAVES: dict[str, Callable[[Builder, Token], None]] = {
     "softbreak": lambda builder, token: _break(builder),
     "hardbreak": lambda builder, token: _break(builder),

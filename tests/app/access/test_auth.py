@@ -1,7 +1,8 @@
-"""Who is asking: cookies, passwords, patience."""
+"""Owners, cookies, passwords, and the limits on log-in tries."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
@@ -13,7 +14,7 @@ import pytest
 from itsdangerous import URLSafeTimedSerializer
 
 import sessions.store.tables.logins
-from app.access.auth import LOCAL_OWNER, LOGIN_COOKIE, OWNER_COOKIE, SOMEBODY_NEW, Login, Owners, Refusal, _digest
+from app.access.auth import LOCAL_OWNER, LOGIN_COOKIE, NEW_OWNER, OWNER_COOKIE, Login, Owners, Refusal
 from app.access.cookie_key import load_secret
 from app.access.throttle import MOST_BUDGETS, Throttle
 from app.access.visitors import Visitor
@@ -29,7 +30,7 @@ Make = Callable[..., Owners]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """`make(password)`: as after a start with this password, on the same database."""
+    """`make(password)`: the owners after a start with this password, on the same database."""
     opened: list[Database] = []
 
     def start(password: str | None = "kettle") -> Owners:
@@ -59,8 +60,8 @@ def cookies_of(login: object) -> dict[str, str]:
 
 
 def old_cookies(owner_id: str, password: str = "kettle") -> dict[str, str]:
-    """As versions before wrote them."""
-    login = URLSafeTimedSerializer(SECRET, salt=f"keepwarm-login-{_digest(password).hex()}")
+    """Cookies as earlier versions wrote them."""
+    login = URLSafeTimedSerializer(SECRET, salt=f"keepwarm-login-{hashlib.sha256(password.encode()).hexdigest()}")
     return {
         OWNER_COOKIE: URLSafeTimedSerializer(SECRET, salt="keepwarm-owner").dumps(owner_id),
         LOGIN_COOKIE: login.dumps(owner_id),
@@ -111,12 +112,18 @@ def test_only_hashes_are_stored(make: Make, tmp_path: Path) -> None:
     code = owners.forget(cookies)
     assert code is not None
     raw = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    for secret in (*cookies.values(), code, code.replace("-", ""), "a long kettle", _digest("a long kettle").hex()):
+    for secret in (
+        *cookies.values(),
+        code,
+        code.replace("-", ""),
+        "a long kettle",
+        hashlib.sha256(b"a long kettle").hexdigest(),
+    ):
         assert secret.encode() not in raw
 
 
 def test_a_log_in_that_ended_opens_nothing(make: Make) -> None:
-    """Copies of its cookies neither, and not after a restart."""
+    """Copies of its cookies open nothing either, and neither does a restart."""
     owners = make()
     cookies = cookies_of(log_in(owners))
     other = cookies_of(log_in(owners))
@@ -190,7 +197,7 @@ def test_after_a_log_out_the_next_one_is_asked(make: Make) -> None:
     again = log_in(owners, cookies=cookies_of(somebody), choice=kept.choice)
     assert isinstance(again, Login)
     assert again.owner_id == login.owner_id
-    third = log_in(owners, cookies=cookies_of(again), choice=SOMEBODY_NEW)
+    third = log_in(owners, cookies=cookies_of(again), choice=NEW_OWNER)
     assert isinstance(third, Login)
     assert third.owner_id not in (login.owner_id, somebody.owner_id)
 

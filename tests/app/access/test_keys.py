@@ -1,4 +1,4 @@
-"""Who is let in: keys and their own conversations; without any key, this machine alone."""
+"""API keys and their own conversations; without any key, only programs on this machine are answered."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sqlite_utils
 
 from app.__main__ import main
 from sessions.errors import StoreError
+from sessions.store.database import Database
 from sessions.store.migrations import MIGRATIONS
 from sessions.store.tables.keys import KeyStore, open_keys
 from tests.app.conftest import MODEL, Connect, Serve, user
@@ -88,7 +89,7 @@ def test_taking_the_last_key_away_lets_nobody_in(serve: Serve, http: httpx.Clien
 
 
 def test_a_key_of_before_counts(tmp_path: Path) -> None:
-    """A database that was written before it was noted that a key existed."""
+    """A database from before the existence of keys was recorded."""
     database = sqlite3.connect(tmp_path / "keepwarm.db")
     db = sqlite_utils.Database(database)
     MIGRATIONS.apply(db, stop_before="a_key_has_existed")
@@ -113,15 +114,15 @@ def test_a_key_can_be_asked_for_from_the_start(serve: Serve) -> None:
 def test_a_full_disk_turns_no_valid_key_away(site: Site, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     text = add(site, "ada")
 
-    def full() -> None:
+    def full(database: Database) -> None:
         raise StoreError("The disk is full.")
 
-    monkeypatch.setattr(site.store._database, "write", full)
+    monkeypatch.setattr(Database, "write", full)
     assert http.get("/v1/models", headers={"Authorization": f"Bearer {text}"}).status_code == 200
 
 
 def test_health_and_metrics_hold_nothing_of_people(serve: Serve) -> None:
-    """Not even for those who may know: totals only."""
+    """Not even for callers who may see everything: they contain only totals."""
     site = serve(headless=True)
     with httpx.Client(base_url=site.url) as client:
         said = [user("My secret is a kettle")]

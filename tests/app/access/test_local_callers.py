@@ -1,4 +1,4 @@
-"""Which requests come from this very machine: headers of proxies, listed ones and ones that nobody has heard of."""
+"""Which requests come from this machine: known and unknown headers of proxies."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_each_header_of_a_hop_needs_a_key(site: Site, http: httpx.Client) -> Non
 
 
 def test_the_page_without_a_password_is_for_this_machine_too(serve: Serve) -> None:
-    """Through a proxy it would be the same conversations as without a key."""
+    """Through a proxy the owner would be the same as without a key."""
     site = serve()
     with httpx.Client(base_url=site.url) as client:
         assert client.get("/theme.css").status_code == 200
@@ -275,7 +275,7 @@ def scope_of(peer: str, *headers: tuple[str, str], server: tuple[str, int] = ("1
         ("203.0.113.7", "198.51.100.1", "203.0.113.7"),  # it may say what it likes
         ("2001:db8:1:2:3::4", "", "2001:db8:1:2::/64"),
         ("10.1.1.1", "198.51.100.1", "198.51.100.1"),
-        ("10.1.1.1", "192.0.2.1, 198.51.100.1, 10.2.2.2", "198.51.100.1"),  # the first from behind that is no proxy
+        ("10.1.1.1", "192.0.2.1, 198.51.100.1, 10.2.2.2", "198.51.100.1"),  # the last that is not a proxy
         ("10.1.1.1", "192.0.2.1, 198.51.100.1:4711", "198.51.100.1"),
         ("10.1.1.1", "[2001:db8::7]:4711", "2001:db8::/64"),
         ("10.1.1.1", "198.51.100.1, <script>", "10.1.1.1"),

@@ -1,7 +1,8 @@
-"""`/login` and `/logout` over HTTP: which cookies are set, which open anything, and who is asked what."""
+"""`/login` and `/logout` over HTTP: which cookies are set, what they open, and what the pages ask."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from http.cookies import SimpleCookie
@@ -12,9 +13,9 @@ import pytest
 from itsdangerous import URLSafeTimedSerializer
 from playwright.sync_api import expect
 
-from app.access.auth import _digest
 from app.access.cookie_key import load_secret
 from sessions.errors import StoreError
+from sessions.store.database import Database
 from sessions.store.store import Store
 from tests.app.site import Site, Tab
 
@@ -27,7 +28,7 @@ PASSWORD = {"password": "a kettle"}
 
 
 def cookie_header(response: httpx.Response) -> dict[str, str]:
-    """What a browser would send from now on, on any port and scheme that it may."""
+    """The cookies that a browser would send from now on, for any port and scheme."""
     return {"Cookie": "; ".join(f"{name}={one.value}" for name, one in set_by(response).items() if one.value)}
 
 
@@ -83,7 +84,7 @@ def test_what_ended_opens_nothing_and_no_other_site_can_end_it(serve: Serve) -> 
         assert asking.headers["cache-control"] == "no-store"
         assert "Whose conversations?" in asking.text
         assert "checked" not in asking.text
-        assert "Everybody who knows the password and uses this browser can open" in asking.text
+        assert "Everyone who knows the password and uses this browser can open" in asking.text
         assert "Whose conversations?" not in client.get("/login").text
 
         third = cookie_header(log_in(second))
@@ -153,7 +154,10 @@ def test_who_may_try_how_often(serve: Serve, caplog: pytest.LogCaptureFixture) -
 def test_a_browser_of_an_earlier_version_stays_logged_in(serve: Serve, tmp_path: Path) -> None:
     Store(tmp_path / "data").close()
     secret = load_secret(tmp_path / "data" / "secret")
-    salts = {"keepwarm_owner": "keepwarm-owner", "keepwarm_login": f"keepwarm-login-{_digest('a kettle').hex()}"}
+    salts = {
+        "keepwarm_owner": "keepwarm-owner",
+        "keepwarm_login": f"keepwarm-login-{hashlib.sha256(b'a kettle').hexdigest()}",
+    }
     old = "; ".join(f"{name}={URLSafeTimedSerializer(secret, salt=salt).dumps('ada')}" for name, salt in salts.items())
     site = serve(password="a kettle")
     c = site.manager.create_conversation("ada").conversation_id
@@ -175,10 +179,10 @@ def test_a_full_disk_is_said(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> N
     with httpx.Client(base_url=site.url) as client:
         cookies = cookie_header(client.post("/login", data=PASSWORD))
 
-        def full() -> None:
+        def full(database: Database) -> None:
             raise StoreError("The disk is full.")
 
-        monkeypatch.setattr(site.store._database, "write", full)
+        monkeypatch.setattr(Database, "write", full)
         assert is_in(client, cookies)
         for what in ("keep", "forget", "everywhere"):
             refused = client.post("/logout", data={"what": what}, headers=cookies)
@@ -208,8 +212,8 @@ def test_the_next_person_at_a_browser_sees_nothing_unasked(serve: Serve, tab: Op
     one.page.get_by_label("Password").fill("a kettle")
     one.page.keyboard.press("Enter")  # nothing was chosen: the browser asks for it
     expect(one.page.get_by_role("group", name="Whose conversations?")).to_be_visible()
-    one.page.get_by_label("I am somebody else").check()
-    one.page.get_by_role("button", name="Go on").click()
+    one.page.get_by_label("I am someone else").check()
+    one.page.get_by_role("button", name="Continue").click()
     one.wait_ready()
     expect(one.by("conversation").filter(has_text="only mine")).to_have_count(0)
 
@@ -217,8 +221,8 @@ def test_the_next_person_at_a_browser_sees_nothing_unasked(serve: Serve, tab: Op
     one.page.get_by_role("button", name="Log out", exact=True).click()
     one.page.wait_for_url("**/login")
     one.page.get_by_label("Password").fill("a kettle")
-    one.page.get_by_label("Go on with the conversations kept in this browser").last.check()
-    one.page.get_by_role("button", name="Go on").click()
+    one.page.get_by_label("Continue with the conversations kept in this browser").last.check()
+    one.page.get_by_role("button", name="Continue").click()
     one.wait_ready()
     expect(one.by("conversation").filter(has_text="only mine")).to_have_count(1)
 

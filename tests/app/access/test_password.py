@@ -91,7 +91,8 @@ def test_the_process_list_does_not_tell_it(shape: list[str], password: str) -> N
         "print(said, flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", *spelled, "--port", password],  # the last one is no password, but equal
+        # The port is not a password, but equal to it.
+        [sys.executable, "-c", code, "serve", *spelled, "--port", password],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[3],
@@ -109,4 +110,4 @@ def test_where_it_cannot_be_hidden_that_is_said(monkeypatch: pytest.MonkeyPatch)
     said: list[str] = []
     monkeypatch.setattr("app.access.password.hide_from_process_list", lambda secret: False)
     assert given_password("a kettle", None, {}, said.append) == "a kettle"
-    assert said == ["Other users of this machine can read the password in the process list: --password-file hides it."]
+    assert said == ["Other users of this machine can read the password in the process list; --password-file hides it."]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -12,13 +11,14 @@ import pytest
 from gradio import tunneling
 
 from app.access.public_link import Share
+from tests.polling import pause
 
 URL = "https://tunnel.invalid/frpc"
 
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the tunnel's program belongs. There is none yet, nor a checksum."""
+    """The path of the tunnel's program. Neither the program nor its checksum exists yet."""
     path = tmp_path / "frpc" / "program"
     monkeypatch.setattr(tunneling, "BINARY_PATH", str(path))
     monkeypatch.setattr(tunneling, "BINARY_FOLDER", path.parent)
@@ -30,12 +30,12 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tunnel_script(mark: Path) -> bytes:
-    """A program that leaves a mark when it runs, and says what the real one says."""
+    """A program that leaves a mark when it runs, and prints what the real one prints."""
     return f"#!/bin/sh\ntouch {mark}\necho start proxy success: https://abc.gradio.live\nexec sleep 60\n".encode()
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    """The checksum that Gradio knows becomes that of `content`."""
+    """Sets the checksum that Gradio knows to that of `content`."""
     monkeypatch.setitem(tunneling.CHECKSUMS, URL, hashlib.sha256(content).hexdigest())
 
 
@@ -46,7 +46,7 @@ def lay(program: Path, content: bytes) -> None:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, content: bytes) -> list[str]:
-    """What a download of the program brings; the list fills with the addresses that were asked."""
+    """Sets what a download of the program returns; the list fills with the requested addresses."""
     asked: list[str] = []
 
     def get(url: str, **_: object) -> httpx.Response:
@@ -115,7 +115,7 @@ def test_a_download_with_a_wrong_checksum_is_not_run_and_does_not_stay(
         assert opened(share).startswith("Local only: the tunnel's program was downloaded, but its checksum")
         assert share.host() == ""
         assert not program.exists()
-    time.sleep(0.2)
+    pause(0.2)
     assert not mark.exists()
     assert asked == [URL, URL]
     assert tunneling.CURRENT_TUNNELS == []
@@ -135,7 +135,7 @@ def test_a_program_on_disk_with_a_wrong_checksum_is_not_run(
     sentence = opened(share)
     assert sentence.startswith("Local only: ")
     assert (str(program) if is_published else "publishes no checksum") in sentence
-    time.sleep(0.2)
+    pause(0.2)
     assert not mark.exists()
     assert asked == []
-    assert program.exists()  # it may be somebody's
+    assert program.exists()  # it may belong to someone else

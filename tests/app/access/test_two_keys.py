@@ -1,4 +1,4 @@
-"""Two keys and every route of the API's own document: neither finds, changes or is warmed by what the other has."""
+"""Two keys and every route of the OpenAPI document: neither key finds, changes or reuses what the other has."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_without_a_key_no_route_answers(site: Site, http: httpx.Client) -> None:
 
 
 def _talk(http: httpx.Client, name: str, key: dict[str, str]) -> Iterator[str]:
-    """Conversations under names that both use, and with texts of one's own."""
+    """Conversations under names that both keys use, and with each key's own texts."""
     for number in range(EACH_HAS):
         body = {"model": MODEL, "messages": [user(f"{name} says {number}")], "prompt_cache_key": f"{name} {number}"}
         if number % 2:
@@ -82,6 +82,6 @@ def _talk(http: httpx.Client, name: str, key: dict[str, str]) -> Iterator[str]:
 
 
 def _sessions(http: httpx.Client, key: dict[str, str]) -> list[dict[str, Any]]:
-    """Without what goes on by itself."""
+    """The snapshot without what changes by itself."""
     rows = http.get("/v1/sessions", headers=key).json()["data"]
     return [{name: row[name] for name in ("id", "title", "tokens", "is_pinned", "last_used_at")} for row in rows]

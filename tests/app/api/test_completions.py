@@ -1,4 +1,4 @@
-"""The official client over loopback: whole answers, streams, and what each costs."""
+"""OpenAI's client over loopback: whole answers, streams, and what each costs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openai import OpenAI
 
 from tests.app.conftest import MODEL, Connect, Serve, assistant, user
 from tests.app.site import Site
-from tests.sessions.house import until
+from tests.polling import until
 
 
 def ask(client: OpenAI, messages: list[Any], **more: Any) -> Any:
@@ -136,7 +136,7 @@ def test_an_edit_in_the_middle_keeps_what_is_before_it(site: Site, connect: Conn
 
 
 def test_an_open_webui_like_client(site: Site, connect: Connect) -> None:
-    """It resends the whole history, and asks for titles and tags on the side with other parameters."""
+    """The client resends the whole history, and requests titles and tags on the side with other parameters."""
     client = connect(site)
     messages: list[Any] = []
     total = 0
@@ -158,7 +158,7 @@ def test_an_open_webui_like_client(site: Site, connect: Connect) -> None:
 def test_two_conversations_with_the_same_first_2000_tokens(
     site: Site, connect: Connect, keys: tuple[str | None, str | None]
 ) -> None:
-    """The second takes the beginning from the first, and neither ever costs the other anything."""
+    """The second copies the beginning from the first, and neither ever slows the other."""
     client, manual = connect(site), "The manual. " * 200
     chats: list[list[Any]] = [[{"role": "system", "content": manual}] for _ in keys]
     totals, sessions = [0, 0], ["", ""]
@@ -190,7 +190,7 @@ def test_another_keys_holder_gets_nothing_of_the_same_2000_tokens(serve: Serve, 
 
 
 def test_the_client_that_goes_stops_its_answer_within_a_step(serve: Serve, connect: Connect) -> None:
-    """The step that is under way when the connection ends, and the one that begins before the server has heard."""
+    """The step in progress when the connection ends, and the one that begins before the server notices."""
     site = serve(headless=True, token_delay_s=0.1)
     stream = ask(connect(site), [user("a long one")], stream=True)
     for _, chunk in zip(range(5), stream, strict=False):
@@ -262,7 +262,7 @@ def test_too_many_open_requests_of_one_holder_are_a_429(
     site = serve(headless=True, token_delay_s=0.02)
     ada, eve = (connect(site, site.store.keys.add(name)[1]) for name in ("ada", "eve"))
     streams = [ask(ada, [user(f"{n}, a long one")], stream=True) for n in range(3)]
-    with pytest.raises(openai.RateLimitError, match="3 requests of yours are open") as refused:
+    with pytest.raises(openai.RateLimitError, match="3 of your requests are already open") as refused:
         ask(ada, [user("One more")])
     assert int(refused.value.response.headers["Retry-After"]) >= 1
     assert ask(eve, [user("Mine")]).choices[0].message.content == "You said: Mine"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from openai import OpenAI
 
 from tests.app.cli.test_keepwarm_serve import Process
 from tests.app.conftest import user
+from tests.polling import pause
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(600)]
 
@@ -63,7 +63,7 @@ def test_stateless_turns_are_warm_before_and_after_a_restart(start: Callable[[],
         assert "".join(one.token for one in told) == made.choices[0].message.content
         assert all(one.logprob <= 0 and len(one.top_logprobs) == 2 for one in told)
         turn(client, "And another one?", "device")
-    time.sleep(0.5)
+    pause(0.5)
     first.end(signal.SIGTERM)
     assert first.process.returncode == 0
     assert not [line for line in first.lines if "Traceback" in line]

@@ -1,4 +1,4 @@
-"""schemathesis over the OpenAPI document, and requests that no schema would make: never a 500."""
+"""schemathesis over the OpenAPI document, and requests that no schema generates: never a 500."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPERATIONS = {
 
 @pytest.fixture
 def document(serve: Serve) -> Any:
-    """The document as it is served, with the served model's name and a known session among the examples."""
+    """The served document, with the model's name and a known session among the examples."""
     site = serve(headless=True)
     with httpx.Client(base_url=site.url) as http:
         raw = http.get("/v1/openapi.json").json()
@@ -47,7 +47,7 @@ def document(serve: Serve) -> Any:
 
 
 def test_no_request_makes_a_500(document: Any) -> None:
-    """Each operation with what its schema allows; the answers hold to the document too."""
+    """Calls each operation with values that its schema allows; the responses match the document too."""
     for found in document.get_all_operations():
         operation = found.ok()
 

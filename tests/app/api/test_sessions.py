@@ -1,4 +1,4 @@
-"""The memory panel as JSON; health and metrics beside it."""
+"""The memory panel as JSON, and the health and metrics routes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.app.conftest import MODEL, Serve, user
 from tests.app.site import Site
-from tests.sessions.house import until
+from tests.polling import until
 
 
 def begin(http: httpx.Client, text: str = "Hello", **more: Any) -> str:
@@ -20,7 +20,7 @@ def begin(http: httpx.Client, text: str = "Hello", **more: Any) -> str:
 
 
 def saved(http: httpx.Client, session_id: str) -> bool:
-    """Whether its KV has been written through, which happens behind the answer."""
+    """Whether its KV has been written to disk, which happens after the answer."""
     return bool(http.get(f"/v1/sessions/{session_id}").json()["disk"]["used_bytes"])
 
 

@@ -18,7 +18,7 @@ WEATHER: Any = {
 
 
 def caller(ledger: tuple[int, ...]) -> tuple[int, ...]:
-    """Calls the tool once, then says what it said."""
+    """Calls the tool once, then repeats its result."""
     if TOOL in ledger:
         start = max(n for n, token in enumerate(ledger) if token == TOOL)
         said = bytes(token for token in ledger[start:] if token < 256).decode()

@@ -1,4 +1,4 @@
-"""`keepwarm serve` as a process of its own, in surroundings that a test chooses, on a tiny model."""
+"""`keepwarm serve` as a separate process on a tiny model, in an environment that a test chooses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.polling import until
 
 START_TIMEOUT_S = 240.0
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -20,7 +21,7 @@ _PASSED_ON = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """Nothing of the tests' own surroundings but where programs and libraries are."""
+    """The environment without anything of the tests' own but the paths of programs and libraries."""
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | changes
 
 
@@ -58,24 +59,28 @@ class StartedProcess:
         return self._printed.read_text(encoding="utf-8", errors="surrogateescape")
 
     def url(self) -> str:
-        """Once it is ready. Fails with what was printed when it ended instead."""
+        """The URL, once the server is ready. Fails with what was printed if the process ends before."""
         return self.wait_for(lambda: re.search(r"Keepwarm is ready: (\S+)", self.printed))[1]
 
     def wait_for(self, found: Any) -> Any:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
+        """The first true value of `found()`. Fails with what was printed if the process ends before."""
+        results: list[Any] = []
+
+        def is_found() -> bool:
             if result := found():
-                return result
-            assert self.process.poll() is None, self.printed
-            time.sleep(0.05)
-        raise AssertionError(self.printed)
+                results.append(result)
+            assert results or self.process.poll() is None, self.printed
+            return bool(results)
+
+        until(is_found, START_TIMEOUT_S, 0.05)
+        return results[0]
 
     def ended(self) -> int:
-        """Its exit code, once it has ended by itself."""
+        """The exit code, once the process has ended by itself."""
         return self.process.wait(START_TIMEOUT_S)
 
     def stop(self) -> int:
-        """Ends it politely, whatever state it is in; its exit code."""
+        """Ends the process with SIGTERM, in whatever state it is; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -104,6 +109,6 @@ def ask(url: str, key: str, text: str, tokens: int = 4, **more: Any) -> dict[str
 
 
 def get(url: str) -> bytes:
-    """What is there, in spite of any proxy."""
+    """The body at `url`, without any proxy."""
     with _NO_PROXY.open(url, timeout=60) as response:
         return bytes(response.read())

@@ -1,4 +1,4 @@
-"""`keepwarm backup` of a real server while many clients talk: every answer that came before it began is in it."""
+"""`keepwarm backup` of a real server under load: it holds every answer that arrived before it began."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from sessions.store.store import Store
 from sessions.types import MessageStatus
 from tests.app.conftest import MODEL, user
 from tests.app.server.test_full_disk import ANSWER, Server, start
+from tests.polling import pause
 
 __all__ = ["start"]
 
@@ -25,7 +25,7 @@ CLIENTS, BACKUPS = 6, 3
 
 
 class Clients:
-    """Each talks in conversations of its own until told to end. `answered` are the messages whose answers came."""
+    """Each client talks in its own conversations until `end`. `answered` are the messages whose answers arrived."""
 
     def __init__(self, url: str) -> None:
         self.answered: list[str] = []
@@ -57,8 +57,8 @@ def keepwarm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def answers_in(data_dir: Path) -> dict[str, str]:
-    """Of every message in it its answer, if that is complete and has its receipt. A conversation that was just being
-    begun has none yet."""
+    """The answer to every message in the directory, if it is complete and has its receipt. A conversation that was just
+    starting has none yet."""
     store = Store(data_dir)
     try:
         paths = [store.messages.views(c.leaf_id) for c in store.every_conversation()]
@@ -80,7 +80,7 @@ def test_every_answer_of_before_is_in_the_backup(start: Callable[..., Server], t
     checked = 0
     try:
         for number in range(BACKUPS):
-            time.sleep(1.0)
+            pause(1.0)
             before = list(clients.answered)
             made = keepwarm("backup", str(tmp_path / f"backup {number}"), "--data-dir", str(tmp_path / "data"))
             assert made.returncode == 0, made.stderr

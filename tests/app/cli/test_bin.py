@@ -1,4 +1,4 @@
-"""`keepwarm bin`, beside a running server."""
+"""`keepwarm bin` while a server is running."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_lists_gives_back_and_empties(
     assert all("2 messages of ada, 20" in line and "30 days of running left" in line for line in lines)
     assert {line.split()[0] for line in lines} == {first[:8], second[:8]}
     assert "No conversation in the bin has an id that begins with" in said("restore", "nothing", code=1)
-    assert said("restore", first[:8]) == "Rivers is back with ada, all 2 messages of it.\n"
+    assert said("restore", first[:8]) == "Rivers is back with ada, with all 2 messages.\n"
     assert services.texts(first)[0] == "Rivers"
-    assert said("empty") == "1 conversation was deleted for good.\n"
+    assert said("empty") == "1 conversation was deleted permanently.\n"
     assert said("list") == "The bin is empty.\n"
     assert KEEP_S == 30 * DAY_S
 

@@ -1,7 +1,9 @@
-"""`keepwarm cache list` and `clear` on directories of servers that ran with one model after another."""
+"""`keepwarm cache list` and `clear` on directories that were served with one model after another."""
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def house_with(data: Path, name: str, **settings: object) -> House:
 
 @pytest.fixture
 def served(tmp_path: Path) -> tuple[Path, str]:
-    """A conversation that two models have saved, the second one last."""
+    """A conversation saved by two models, one after the other."""
     data, c = tmp_path / "data", ""
     for name in ("First-1B", "Second-2B"):
         services = house_with(data, name)
@@ -47,7 +49,7 @@ def test_list(served: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> N
     assert second.startswith("  Second-2B (quantization none): ")
     assert second.endswith(", served last")
     assert first.startswith("  First-1B (quantization none): ")
-    assert others.endswith("They go first when room is needed.")
+    assert others.endswith("They are deleted first when space is needed.")
 
 
 @pytest.mark.parametrize("flags", [[], ["--other-models"]])
@@ -80,11 +82,10 @@ def test_clear_all(served: tuple[Path, str], capsys: pytest.CaptureFixture[str])
 def test_clear_where_it_is_not_known_what_was_served_last(
     served: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A directory of an earlier version: nothing is guessed."""
-    services = house_with(served[0], "Second-2B")
-    with services.store._database.write() as db:
-        db.execute("DELETE FROM kv_served")
-    services.close()
+    """A directory of an earlier version: the command does not guess."""
+    house_with(served[0], "Second-2B").close()
+    with contextlib.closing(sqlite3.connect(served[0] / "keepwarm.db", isolation_level=None)) as database:
+        database.execute("DELETE FROM kv_served")
     files = sorted((served[0] / "kv").rglob("*.kv"))
     assert main(["cache", "clear", "--data-dir", str(served[0])]) == 1
     assert "not known which model this directory was last served with" in capsys.readouterr().err

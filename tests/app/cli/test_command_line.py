@@ -1,4 +1,4 @@
-"""Flags, and one clear sentence when something is in the way. No model is loaded here."""
+"""Flags, and one clear sentence for every failure. No model is loaded here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_help_names_defaults_and_units(capsys: pytest.CaptureFixture[str]) -> No
         (["--trusted-proxy", "10.0.0.0/8"], "A proxy lets other machines in: add --password-file"),
         (["--share", "--headless", "--password", "x"], "A share link is for the page"),
         (["--device-kv-budget", "lots"], "A size looks like"),
-        (["--device-kv-budget", "200%"], "at most at 100%"),
+        (["--device-kv-budget", "200%"], "at most 100%"),
         (["--context-limit", "3"], "at least 16 tokens"),
         (["--model", " "], "Name a model"),
     ],
@@ -53,7 +53,7 @@ def test_a_proxy_is_named_by_its_address(networks: str, capsys: pytest.CaptureFi
 def test_a_user_without_a_home(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A number that the machine has no name for, as containers are given one."""
+    """A user id without a name on this machine, as containers often have."""
 
     def unknown(number: int) -> None:
         raise KeyError(number)

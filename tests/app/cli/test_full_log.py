@@ -1,4 +1,4 @@
-"""A server whose output goes to a disk that is full goes on."""
+"""A server whose output goes to a full disk keeps running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real command with the real embedded model and a real browser: killed, restarted, ended politely."""
+"""The real command with the real embedded model and a real browser: killed, restarted, shut down."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sessions.manager import SessionManager
 from sessions.store.store import Store
 from sessions.types import MessageStatus
 from tests.app.site import Tab
+from tests.polling import pause, until
 from tests.sessions.scripted_engine import ByteTemplate, ScriptedEngine
 
 pytestmark = [pytest.mark.browser, pytest.mark.embedded, pytest.mark.timeout(600)]
@@ -29,7 +30,7 @@ OpenTab = Callable[..., Tab]
 
 
 class Process:
-    """`keepwarm serve` on a free port, its lines collected."""
+    """`keepwarm serve` on a free port; collects its lines."""
 
     def __init__(self, data_dir: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--data-dir", str(data_dir), *flags]
@@ -45,14 +46,13 @@ class Process:
         self._reader.start()
 
     def url(self) -> str:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            for line in self.lines:
-                if line.startswith("Keepwarm is ready: "):
-                    return line.split()[-1]
-            assert self.process.poll() is None, "\n".join(self.lines)
-            time.sleep(0.05)
-        raise AssertionError("\n".join(self.lines))
+        def ready() -> list[str]:
+            found = [line for line in self.lines if line.startswith("Keepwarm is ready: ")]
+            assert found or self.process.poll() is None, "\n".join(self.lines)
+            return found
+
+        until(ready, START_TIMEOUT_S, 0.05)
+        return ready()[0].split()[-1]
 
     def end(self, number: int) -> float:
         """Seconds from the signal to the end of the process."""
@@ -97,7 +97,7 @@ def limit_answers(one: Tab, tokens: int) -> None:
 def say(one: Tab, text: str) -> None:
     before = one.messages.count()
     one.write(text)
-    expect(one.messages).to_have_count(before + 2)  # 16 tokens may be over before anybody looks for a running answer
+    expect(one.messages).to_have_count(before + 2)  # 16 tokens may be over before a running answer is seen
     expect(one.by("send")).to_be_visible(timeout=120_000)
 
 
@@ -115,11 +115,11 @@ def test_talks_survives_a_kill_goes_on_and_ends_politely(
         re.compile(r"[1-9]\d* reused / (\d+ read ahead / )?\d+ new")
     )
     one.new()
-    limit_answers(one, 6000)  # nobody is quick enough to see the end of it
+    limit_answers(one, 6000)  # too long to end during this test
     one.write("Write the numbers from 1 to 500, separated by commas.")
     expect(one.message(1)).to_contain_text(re.compile(r"\d\D+\d\D+\d"), timeout=60_000)
     begun = one.message(1).inner_text()
-    time.sleep(1.5)  # longer than the checkpoint interval
+    pause(1.5)  # longer than the checkpoint interval
     one.wait_running()
     address = one.page.url.split("#")[1]
     one.page.context.close()
@@ -163,12 +163,9 @@ def test_an_unknown_model_is_one_sentence(start: Callable[..., Process], tmp_pat
 
 
 def test_a_signal_while_the_model_loads_ends_it_at_once(start: Callable[..., Process], tmp_path: Path) -> None:
-    """With a status of its own: a container's first process would never hear of a signal that it left to the kernel."""
+    """It sets its own exit status: a container's first process never receives a signal without a handler."""
     process = start()
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "data" / "keepwarm.lock").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until((tmp_path / "data" / "keepwarm.lock").exists, 60.0)
     assert process.end(signal.SIGTERM) < 3.0
     assert process.process.returncode == 128 + signal.SIGTERM
     assert not [line for line in process.lines if "ready" in line or "Traceback" in line]

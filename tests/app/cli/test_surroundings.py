@@ -1,4 +1,4 @@
-"""A start in surroundings that nobody planned for: a working server, or one true sentence and an exit code."""
+"""Starts in unusual environments: a working server, or one true sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARED_TMP = "tmp"
 
 @dataclass(frozen=True)
 class Surroundings:
-    """`{folder}` in a value is the test's own directory."""
+    """`{folder}` in a value stands for the test's own directory."""
 
     environment: dict[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
@@ -68,11 +68,11 @@ SILENT = ("nobody listens to what it prints", "closed standard streams", "a full
 
 @pytest.fixture
 def start(tmp_path: Path, tiny_dir: Callable[[str], Path]) -> Iterator[Start]:
-    """`start(surroundings)`: the command in them."""
+    """`start(surroundings)` starts the command in that environment."""
     processes: list[StartedProcess] = []
 
     def run(there: Surroundings, model: str = "llama") -> StartedProcess:
-        """On a fresh copy of that model; "" for what is there."""
+        """On a fresh copy of that model; "" for the existing one."""
         shared = tmp_path / SHARED_TMP
         shared.mkdir(exist_ok=True)
         (shared / "gradio").touch()
@@ -99,7 +99,7 @@ def works(process: StartedProcess, url: str) -> None:
 
 
 def test_all_that_does_not_matter_at_once(start: Start, tmp_path: Path) -> None:
-    """What each of the cases below does alone, minutes in all, which `make test-long` takes."""
+    """Each of the cases below on its own, minutes in all; `make test-long` runs it."""
     process = start(
         Surroundings(
             {
@@ -152,7 +152,7 @@ def test_one_sentence_at_once(start: Start, name: str) -> None:
 
 
 def test_a_model_that_is_nowhere_has_an_odd_name(start: Start) -> None:
-    """On a terminal that knows neither its letters nor its line feed."""
+    """On a terminal whose encoding lacks the letters, with a line feed in the path."""
     there = Surroundings(
         {"HOME": "{folder}", "PYTHONIOENCODING": "ascii"}, ("--headless", "--model", "/no/模型\n\x1b[2J100%s")
     )

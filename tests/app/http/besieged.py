@@ -1,4 +1,4 @@
-"""A server in a process of its own with few descriptors, asked by raw sockets, while a probe looks at its health."""
+"""A server in a separate process with few descriptors, raw-socket clients, and a probe that watches its health."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Served:
 
 
 def fetch(port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Any:
-    """(status, body) on a connection of its own."""
+    """(status, body) of a request on its own connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, body or None, headers or {})
@@ -74,7 +74,7 @@ def head(path: str = "/v1/chat/completions", method: str = "POST", **headers: An
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Until its end. A reset counts as one."""
+    """Everything until the end of the data. A reset counts as the end."""
     got = b""
     try:
         while piece := client.recv(65536):
@@ -85,7 +85,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 class Probe:
-    """`tests.app.http.probe` while the block lasts; then what it saw."""
+    """Runs `tests.app.http.probe` while the block lasts; then holds what it saw."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -106,7 +106,7 @@ class Probe:
 
 
 class PeakMemory:
-    """The most a process held, above what it held at first."""
+    """The most memory that a process held above its first value."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process = process
@@ -132,7 +132,7 @@ class PeakMemory:
 
 
 def at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What each gives, or the exception it ended with."""
+    """The value of each call, or the exception it raised."""
     results: list[Any] = [None] * len(works)
 
     def run(number: int) -> None:

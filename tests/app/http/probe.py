@@ -1,5 +1,5 @@
-"""Asks for /health over and over, each time on a new connection, as a supervisor does: in a process of its own, whose
-interpreter nobody else keeps busy. Until its input ends; then it prints what it saw."""
+"""Requests /health over and over, each time on a new connection, like a supervisor, until its input ends; then prints
+what it saw. It is a separate process, so that no other work keeps its interpreter busy."""
 
 from __future__ import annotations
 

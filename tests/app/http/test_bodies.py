@@ -1,4 +1,4 @@
-"""Bodies that cost more than they are worth: refused by a sentence, quickly, while everybody else is answered."""
+"""Bodies that would cost too much: refused quickly with a sentence, while all other requests are answered."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.app.conftest import MODEL, Serve
 from tests.app.http.besieged import PeakMemory, Probe, Served, at_once, chat, fetch, head, read_all
 from tests.app.http.test_connections import JSON, besieged, connect
 from tests.app.site import Site
+from tests.polling import pause
 
 __all__ = ["besieged"]  # a fixture
 MIB = 2**20
@@ -73,7 +74,7 @@ def test_what_costs_too_much_is_refused_in_a_sentence(site: Site, http: httpx.Cl
 
 @pytest.mark.parametrize("password", ["", "secret"])
 def test_nobodys_body_is_read_before_it_is_known_who_sends_it(serve: Serve, password: str) -> None:
-    """The refusal comes although not one byte of the body was sent."""
+    """The refusal arrives although no byte of the body was sent."""
     site = serve(headless=True, password=password or None)
     site.store.keys.add("ada")
     for framing in ({"Content_Length": 7 * MIB}, {"Transfer_Encoding": "chunked"}, {"Expect": "100-continue"}):
@@ -127,7 +128,7 @@ def test_the_other_routes_of_the_api_leave_bodies_unread(http: httpx.Client, sit
 
 
 def besiege(served: Served, bodies: dict[str, bytes], headers: dict[str, str]) -> list[dict[str, Any]]:
-    """32 of each at once; what the probe and the memory showed."""
+    """Sends 32 of each kind at once; returns what the probe and the memory showed."""
     figures = []
     for kind, body in bodies.items():
         asks = [lambda body=body: fetch(served.port, "POST", "/v1/chat/completions", body, headers)] * 32
@@ -156,7 +157,7 @@ def besiege(served: Served, bodies: dict[str, bytes], headers: dict[str, str]) -
 def test_health_answers_while_32_such_requests_run(besieged: Callable[..., Served]) -> None:
     served = besieged()
     with Probe(served.port) as idle:
-        time.sleep(2)
+        pause(2)
     kind = "messages that are none"
     (found,) = besiege(served, {kind: KINDS[kind](4 * MIB)}, JSON)
     assert found["failures"] == []
@@ -182,7 +183,7 @@ def test_health_answers_while_32_of_every_kind_run(
         if caller == "with a key":
             headers["Authorization"] = f"Bearer {text}"
     with Probe(served.port) as idle:
-        time.sleep(5)
+        pause(5)
     figures = besiege(served, {kind: make(int(size_mib * MIB)) for kind, make in KINDS.items()}, headers)
     for found in figures:
         assert found["failures"] == [], found

@@ -1,4 +1,4 @@
-"""Waits that would never end, crowds, and clients that end their half of the connection: on real sockets."""
+"""Endless waits, crowds, and clients that close their half of the connection, on real sockets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.http.connection_limits import Limits, address_of, limits_of
 from tests.app.conftest import Serve
 from tests.app.http.besieged import Probe, Served, at_once, chat, fetch, head, read_all
 from tests.app.site import Site
-from tests.sessions.house import until
+from tests.polling import pause, until
 
 JSON = {"Content-Type": "application/json"}
 HALF = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Unfinished: "
@@ -61,7 +61,7 @@ def test_half_open_requests_keep_nobody_out(besieged: Callable[..., Served], beg
                 client.sendall(begun)
             except ConnectionError:
                 continue  # refused already
-        time.sleep(1.5)
+        pause(1.5)
         for client in clients:
             client.close()
     assert probe.failures == []
@@ -137,7 +137,7 @@ def test_a_client_that_reads_nothing_is_cut(serve: Serve, monkeypatch: pytest.Mo
             try:
                 client.send(request * 20)
             except BlockingIOError:
-                time.sleep(0.05)
+                pause(0.05)
             except ConnectionError:
                 break
         until(lambda: metric(site, "slow_reader") == 1)
@@ -182,7 +182,7 @@ def test_a_refusal_is_read_although_the_request_is_still_being_sent(site: Site) 
     site.store.keys.add("ada")
     with connect(site) as client:
         client.sendall(head(Content_Type="application/json", Content_Length=30 * 2**20))
-        time.sleep(0.2)
+        pause(0.2)
         for _ in range(64):
             client.sendall(b"x" * 65536)
         client.shutdown(socket.SHUT_WR)
@@ -203,7 +203,7 @@ def test_a_connection_is_used_again_after_a_short_body_was_refused_unread(site: 
 
 
 def test_the_limits_follow_the_descriptors() -> None:
-    """Few: few threads, few connections, something always left for files. Many: as many as are ever useful."""
+    """Few descriptors: few threads and connections, and always some left for files. Many: as many as are useful."""
     for files in (64, 128, 256, 300, 1024, 4096, 1_000_000):
         found = limits_of(files, open_files=20)
         assert found.most + 4 * found.threads + 16 + 4 + 20 <= files or found == Limits(4, 3, 3)

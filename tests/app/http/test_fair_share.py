@@ -1,4 +1,4 @@
-"""Units handed out by caller in rotation."""
+"""Units are handed out to callers in rotation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def run_alone(coroutine: Coroutine[Any, Any, T]) -> T:
-    """In a thread of its own: a browser test before this one may have left a loop running in the main thread."""
+    """Runs in a separate thread: an earlier browser test may have left a loop running in the main thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
 

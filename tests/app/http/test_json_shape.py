@@ -1,4 +1,4 @@
-"""The count of values and the depth, held against the parsed value."""
+"""The count of values and the depth, compared with the parsed value."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_taken(text: bytes, most: Shape) -> bool:
 
 @given(VALUES, st.booleans(), st.sampled_from([None, 1]), st.integers(2, 70))
 def test_it_counts_what_the_parser_would_build(value: Any, is_ascii: bool, indent: int | None, window: int) -> None:
-    """With windows so small that strings, escapes and numbers lie across their ends."""
+    """With windows small enough that strings, escapes and numbers cross their ends."""
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode("utf-8", "replace")
     before, json_shape.WINDOW_BYTES = json_shape.WINDOW_BYTES, window
     try:

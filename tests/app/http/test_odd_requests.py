@@ -1,4 +1,4 @@
-"""Requests that mean two things, or nothing: an answer or an end, never a traceback and never a wait."""
+"""Ambiguous and meaningless requests: an answer or a closed connection, never a traceback or an endless wait."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def test_odd_requests_are_answered(site: Site, name: str, caplog: pytest.LogCapt
 
 
 def test_what_follows_an_early_refusal_is_nobodys_request(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """The body was refused unread: nothing in it may be taken for the next request, and nonsense in it is no error."""
+    """The body was refused unread: nothing in it may be read as the next request, and nonsense in it is not an
+    error."""
     site.store.keys.add("ada")
     framing = (b"Content-Length: 100000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n")
     for lengths in framing:
@@ -103,7 +104,7 @@ def test_what_follows_an_early_refusal_is_nobodys_request(site: Site, caplog: py
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(sorted(ODD)))
 def test_damaged_requests_end(site: Site, caplog: pytest.LogCaptureFixture, seed: int, name: str) -> None:
-    """Any request with bytes changed, dropped or doubled, then the end of what the client says."""
+    """Any request with bytes changed, dropped or doubled, followed by the end of the data."""
     chance, request = random.Random(seed), bytearray(ODD[name][0][:4096])
     for _ in range(chance.randint(1, 6)):
         at = chance.randrange(len(request))
@@ -127,7 +128,7 @@ def test_damaged_requests_end(site: Site, caplog: pytest.LogCaptureFixture, seed
 
 
 def test_ids_of_completions_tell_nothing_of_each_other(site: Site) -> None:
-    """And one stream has one id."""
+    """All chunks of one stream have the same id."""
     port = int(site.url.rsplit(":", 1)[1])
     kind = {"Content-Type": "application/json"}
     ids = {json.loads(fetch(port, "POST", "/v1/chat/completions", chat(), kind)[1])["id"] for _ in range(5)}

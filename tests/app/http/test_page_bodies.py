@@ -1,4 +1,4 @@
-"""What the page's routes take of a body. Beside Chromium, whose event loop Gradio uses instead of one of its own."""
+"""Which bodies the page's routes accept. Runs beside Chromium, whose event loop Gradio uses instead of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every response tells the browser, whoever answers and whatever went wrong; and whose requests are answered."""
+"""The security headers of every response, errors included, and whose requests are answered."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Serve = Callable[..., Site]
 
 @pytest.fixture(scope="module")
 def module_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A site that many requests share: none of them changes anything."""
+    """A site that many requests share, because none of them changes anything."""
     site = Site(tmp_path_factory.mktemp("headers") / "data")
     yield site.url
     site.close()
 
 
 def check(answer: Answer) -> dict[str, str]:
-    """The policy's directives, after all that must be there was found."""
+    """The policy's directives, after checking that all required ones are there."""
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "same-origin"
     assert answer.headers["x-frame-options"] == "DENY"

@@ -1,4 +1,4 @@
-"""Nothing that a model writes becomes an element, an attribute, a request or a script of its own (real Chromium)."""
+"""Nothing that a model writes becomes its own element, attribute, request or script (real Chromium)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def holds(tab: Tab, document: str, cuts: list[int]) -> None:
 
 
 def only_own_requests(tab: Tab, since: int) -> None:
-    """None to another host, and none to a route that the page does not need, such as Gradio's relay `file=`."""
+    """No request to another host, and none to a route that the page does not need, such as Gradio's proxy `file=`."""
     for url in tab.requests[since:]:
         parts = urlsplit(url)
         assert url.startswith(tab.url)
@@ -153,7 +153,7 @@ def test_nothing_but_allowed_elements_long(serve: Serve, tab: OpenTab) -> None:
 
 
 def test_a_forged_tree_is_held_by_the_page_alone(serve: Serve, tab: OpenTab) -> None:
-    """The page has a list of its own: even a server that was deceived could not make it build anything else."""
+    """The page has its own list: even a deceived server could not make it build anything else."""
     one = tab(serve().url).open()
     evil = "javascript:window.hacked=1"
     forged = [
@@ -181,7 +181,7 @@ def test_a_forged_tree_is_held_by_the_page_alone(serve: Serve, tab: OpenTab) -> 
 
 
 def test_hostile_answers_on_the_page(serve: Serve, tab: OpenTab) -> None:
-    """The whole way: engine, database, server, page, and once more after a reload."""
+    """From engine through database and server to the page, and once more after a reload."""
     cases = list(ANSWERS.values())
     said: list[str] = []
 

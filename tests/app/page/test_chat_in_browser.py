@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.app.site import Site, Tab
+from tests.polling import pause
 
 pytestmark = pytest.mark.browser
 
@@ -45,7 +46,7 @@ def test_an_answer_grows_while_it_is_written(serve: Serve, tab: OpenTab) -> None
     lengths = set()
     for _ in range(6):
         lengths.add(len(one.message(1).inner_text()))
-        time.sleep(0.15)
+        pause(0.15)
     assert len(lengths) >= 4
     one.page.keyboard.press("Escape")
     one.wait_idle()
@@ -194,7 +195,7 @@ def test_settings_are_kept_and_wrong_ones_refused(serve: Serve, tab: OpenTab) ->
     expect(note).to_have_value("Max new tokens must be a positive whole number, not 0.")
     tokens.fill("4")
     one.page.locator("#kw-settings-save").click()
-    expect(note).to_have_value("Saved. The next answer uses them.")
+    expect(note).to_have_value("Saved. The next answer uses these settings.")
     one.page.keyboard.press("Escape")
     one.say("hello")
     expect(one.message(1)).to_have_text("You")

@@ -1,4 +1,4 @@
-"""Several conversations, several tabs, restarts: nothing is lost and nothing is mixed."""
+"""Several conversations, several tabs, restarts: nothing is lost and nothing is mixed up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from tests.app.site import Site, Tab
+from tests.polling import pause, until
 
 pytestmark = pytest.mark.browser
 
@@ -59,7 +60,7 @@ def test_seven_tabs_work_at_once(serve: Serve, tab: OpenTab) -> None:
 
 
 def test_a_programs_one_off_is_not_in_the_way(serve: Serve, tab: OpenTab) -> None:
-    """It is found when it is looked for, and its memory is shown; gone on with, it is a conversation like any other."""
+    """A search finds it and its memory is shown; once continued, it is a conversation like any other."""
     site = serve()
     one = tab(site.url).open()
     one.say("Mine")
@@ -199,7 +200,7 @@ def test_waiting_runs_know_their_place_in_line(serve: Serve, tab: OpenTab) -> No
         one.new()
         one.write(name)
         expect(one.message(0)).to_have_text(name)
-    expect(one.page.locator(".kw-progress-label")).to_have_text("2nd in line")
+    expect(one.page.locator(".kw-progress-label")).to_have_text("2nd in the queue")
     one.by("stop").click()
     one.wait_idle()
     expect(one.messages.nth(1)).to_contain_text("Stopped")
@@ -210,8 +211,7 @@ def test_long_histories_show_their_end_and_the_rest_on_demand(serve: Serve, tab:
     conversation_id = site.manager.create_conversation("local").conversation_id
     for number in range(20):
         site.manager.send("local", conversation_id, f"turn {number}").wait(10**9, 0.0)
-        while site.manager.active_run("local", conversation_id):
-            time.sleep(0.01)
+        until(lambda: site.manager.active_run("local", conversation_id) is None)
     one = tab(site.url).open(f"{site.url}/#{conversation_id}")
     expect(one.messages).to_have_count(30)
     expect(one.message(-1)).to_have_text("You said: turn 19")
@@ -224,7 +224,7 @@ def test_an_address_of_nothing_opens_a_new_conversation(serve: Serve, tab: OpenT
     site = serve()
     one = tab(site.url).open(f"{site.url}/#{'0' * 32}")
     expect(one.by("welcome")).to_be_visible()
-    expect(one.by("problem")).to_contain_text("not there any more")
+    expect(one.by("problem")).to_contain_text("no longer exists")
 
 
 @pytest.mark.parametrize("late", ["composer", "bridge", "header"])
@@ -232,7 +232,7 @@ def test_the_page_starts_whichever_part_comes_last(serve: Serve, tab: OpenTab, l
     one = tab(serve().url)
 
     def delay(route: Route) -> None:
-        time.sleep(0.8)
+        pause(0.8)
         route.continue_()
 
     one.page.route(f"**/keepwarm/{late}.js", delay)

@@ -1,4 +1,4 @@
-"""The memory panel's JSON: numbers in words, what can be done and why not, and the plot's lines."""
+"""The memory panel's JSON: formatted numbers, actions and why some are disabled, and the plot's lines."""
 
 from __future__ import annotations
 

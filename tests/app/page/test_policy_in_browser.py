@@ -1,4 +1,5 @@
-"""The page's policy in a real Chromium: it hinders nothing that the page does, elsewhere and behind a proxy too."""
+"""The page's policy in a real Chromium: it blocks nothing that the page does, also on other hosts and behind a
+proxy."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ OpenTab = Callable[..., Tab]
 
 
 class Witness:
-    """What a page complained of, and what it asked for."""
+    """What a page reported to its console, and what it requested."""
 
     def __init__(self, page: Page) -> None:
         self.complaints: list[str] = []
@@ -55,7 +56,7 @@ def test_a_long_session_needs_the_listed_routes_only_and_nothing_complains(serve
     one.page.locator("#kw-open-settings").click()
     one.page.locator("#kw-set-temperature input").fill("0.5")
     one.page.locator("#kw-settings-save").click()
-    expect(one.page.locator("#kw-settings-note textarea")).to_have_value("Saved. The next answer uses them.")
+    expect(one.page.locator("#kw-settings-note textarea")).to_have_value("Saved. The next answer uses these settings.")
     one.page.keyboard.press("Escape")
     one.by("search").fill("hello")
     expect(one.by("conversation")).to_have_count(1)
@@ -150,7 +151,7 @@ def test_the_login_page_runs_under_its_own_policy(serve: Serve, tab: OpenTab) ->
 
 
 class OtherSite(BaseHTTPRequestHandler):
-    """A page of another site that embeds whatever it can of `target`."""
+    """A page of another site that embeds everything it can of `target`."""
 
     target = ""
 
@@ -207,7 +208,7 @@ def test_another_site_leads_to_the_page_but_embeds_nothing_of_it(
 
 
 class Proxy(BaseHTTPRequestHandler):
-    """A reverse proxy as docs/tls-proxy.md describes it, that also tells what nobody should believe."""
+    """A reverse proxy as docs/tls-proxy.md describes it that also sends headers which must not be trusted."""
 
     target = ""
     client: httpx.Client
@@ -236,7 +237,7 @@ class Proxy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def tls_proxy(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """`tls_proxy(target)`: the https address of a proxy on this machine with a certificate that nobody signed."""
+    """`tls_proxy(target)`: the https address of a proxy on this machine with a self-signed certificate."""
     import ssl
 
     certificate, key = tmp_path / "proxy.pem", tmp_path / "proxy.key"

@@ -1,9 +1,8 @@
-"""Reading ahead as a person sees it: a switch, a receipt that costs the last words, a title that appears."""
+"""Reading ahead as a person sees it: a switch, a receipt that counts only the last words, a title that appears."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +11,8 @@ from playwright.sync_api import expect
 from app.access.auth import LOCAL_OWNER
 from sessions.background.titles import TITLE_QUESTION
 from tests.app.site import Site, Tab, echo
+from tests.polling import pause, until
 from tests.sessions.byte_template import END
-from tests.sessions.house import until
 
 pytestmark = pytest.mark.browser
 
@@ -73,7 +72,7 @@ def test_the_switch_is_remembered_and_off_means_off(serve: Serve, tab: OpenTab) 
     before = len(site.engine.idle_counts)
     one.by("composer").fill(f"{TEXT} and then")
     expect(one.by("count")).to_contain_text("47 tokens")
-    time.sleep(0.3)
+    pause(0.3)
     assert len(site.engine.idle_counts) == before
     one.page.keyboard.press("Enter")
     one.wait_idle()

@@ -26,8 +26,8 @@ def test_a_warm_turn() -> None:
     details = dict(receipt.details(WARM))
     assert details["Reused"] == "1,812 tokens, from ● device"
     assert details["Read now"] == "46 tokens in 0.19 s"
-    assert details["Saved"] == "about 8.2 s against reading everything again"
-    assert "Waited in line" not in details
+    assert details["Saved"] == "about 8.2 s compared with reading everything again"
+    assert "Waited in the queue" not in details
 
 
 def test_a_miss_says_why() -> None:
@@ -43,7 +43,7 @@ def test_a_miss_says_why() -> None:
     assert receipt.line(missed).startswith("5,020 read again · ")
     details = dict(receipt.details(missed))
     assert details["Read now"] == "5,020 tokens in 0.19 s (this turn added 46)"
-    assert details["Waited in line"] == "2.0 s"
+    assert details["Waited in the queue"] == "2.0 s"
     assert details["Why it was read"] == "The model was changed, so this conversation was read again."
 
 

@@ -1,4 +1,4 @@
-"""Hostile texts, strangers, small screens."""
+"""Hostile texts, other users, small screens."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_behind_a_password_every_browser_is_its_own_owner(serve: Serve, tab: Ope
     other.wait_ready()
     other.page.goto(one.page.url)
     other.reload()
-    expect(other.by("problem")).to_contain_text("not there any more")
+    expect(other.by("problem")).to_contain_text("no longer exists")
     expect(other.by("conversation").filter(has_text="only mine")).to_have_count(0)
     assert all("only mine" not in title for title in other.by("memory-row").all_inner_texts())
     cookies = {cookie["name"]: cookie for cookie in one.page.context.cookies()}

@@ -1,4 +1,4 @@
-"""What the page says while nothing can be stored: a sentence at its top, and what was typed stays where it is."""
+"""The page while nothing can be stored: it shows a sentence at its top, and typed text stays where it is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_data_directory_that_goes_and_comes_back(
     one.write("Are you still there")
     one.wait_running()
     (tmp_path / "data").rename(tmp_path / "away")
-    expect(one.by("trouble")).to_contain_text("New messages cannot be stored now, so none is answered. The file ")
+    expect(one.by("trouble")).to_contain_text("New messages cannot be stored now, so none are answered. The file ")
     one.wait_idle()
     expect(one.message(-1)).to_contain_text("You said: Are you still there")
     expect(one.messages.nth(3)).to_contain_text("Not stored yet: it is kept in memory until it can be.")

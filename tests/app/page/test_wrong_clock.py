@@ -1,4 +1,4 @@
-"""What the page and the cookies make of a clock that was wrong for a while."""
+"""The page and the cookies after the clock was wrong for a while."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROW = ConversationSummary("a", "A", NOW, Tier.NONE, False, 0)
 
 
 def headings(*days: float) -> list[tuple[str, int]]:
-    """Of conversations that were used so many days from now, the last use first."""
+    """Conversations that were used this many days from now, the latest use first."""
     groups: list[dict[str, Any]] = sidebar.draw([replace(ROW, updated_at=NOW + d * DAY_S) for d in days], NOW)
     return [(group["heading"], len(group["rows"])) for group in groups]
 

@@ -1,4 +1,4 @@
-"""SIGTERM: nothing new begins, what runs finishes or is stopped and marked, and the memory is saved."""
+"""SIGTERM: nothing new begins, running answers finish or are stopped and marked, and memory is saved."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sessions.manager import SessionManager
 from sessions.store.store import Store
 from sessions.types import MessageStatus, MessageView
 from tests.app.conftest import MODEL, user
+from tests.polling import until
 from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine
 
@@ -28,7 +29,7 @@ Start = Callable[[float, float], "Process"]
 
 
 class Process:
-    """A server that is told to end by a signal."""
+    """A server that a signal ends."""
 
     def __init__(self, data_dir: Path, token_delay_s: float, limit_s: float) -> None:
         arguments = [str(data_dir), str(token_delay_s), str(limit_s)]
@@ -64,7 +65,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def stored(data_dir: Path) -> list[MessageView]:
-    """The last answer of every conversation, and that its whole KV was saved."""
+    """The last answer of every conversation; checks that its whole KV was saved."""
     engine, store = ScriptedEngine(), Store(data_dir)
     manager = SessionManager(store, engine, ByteTemplate(), SessionConfig(device_kv_budget_bytes=2**26))
     views = [manager.view("local", c.conversation_id) for c in manager.list_conversations("local")]
@@ -109,8 +110,7 @@ def test_what_takes_too_long_is_stopped_and_marked(start: Start, tmp_path: Path)
 
     thread = threading.Thread(target=listen)
     thread.start()
-    while not outcomes:
-        time.sleep(0.01)
+    until(lambda: outcomes)
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) == 0

@@ -1,5 +1,5 @@
-"""A disk that fills up under a running server, by the kernel's own hand: what was streamed is kept and stored later, no
-turn begins that cannot be stored, and everybody is told why. Then there is room again, and all goes on by itself."""
+"""A real disk that fills up under a running server: streamed answers are kept and stored later, no turn begins that
+cannot be stored, and every caller learns why. When there is space again, the server recovers by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 from sessions.store.store import Store
 from sessions.types import MessageStatus
 from tests.app.conftest import MODEL, user
+from tests.polling import until
 from tests.sessions.memory.saved.test_bad_disk import NAMESPACE, can_mount
 
 ANSWER = "word " * 40
@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 
 
 class Server:
-    """The scripted server, on a small disk of its own when it is told to."""
+    """The scripted server, on a separate small disk if requested."""
 
     def __init__(self, data_dir: Path, on_small_disk: bool, token_delay_s: float) -> None:
         data_dir.mkdir()
@@ -56,7 +56,7 @@ class Server:
         return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
     def close(self) -> str:
-        """What it had logged."""
+        """What the server logged."""
         self.process.terminate()
         logged = self.process.communicate(timeout=30)[1]
         return str(logged)
@@ -77,16 +77,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             server.process.communicate()
 
 
-def until(condition: Callable[[], object], timeout_s: float = 15.0) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, "it did not happen in time"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
 def fill(folder: Path) -> Path:
-    """Until not a byte more fits."""
+    """Fills the disk until not one more byte fits."""
     filler = folder / "filler"
     descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
     size = 64 * 1024
@@ -100,13 +92,13 @@ def fill(folder: Path) -> Path:
 
 
 def check_kept_answers(server: Server, take_away: Callable[[], Callable[[], None]], said: str) -> None:
-    """`take_away` has the disk take nothing more; what it returns undoes that."""
+    """`take_away` makes the disk refuse every write; what it returns undoes that."""
     assert server.ask("Before", "a").json()["keepwarm"]["stored"] is True
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         whole, streamed = pool.submit(server.ask, "Whole", "b"), pool.submit(server.stream, "Streamed", "c")
-        until(lambda: server.health()["running"] == 2)
+        until(lambda: server.health()["running"] == 2, 15.0)
         give_back = take_away()
-        assert until(lambda: not server.health()["ready"]) < 4.0
+        until(lambda: not server.health()["ready"], 4.0)
         answer, events = whole.result().json(), streamed.result()
     assert answer["choices"][0]["message"]["content"] == ANSWER.strip() + " "
     assert answer["keepwarm"]["stored"] is False
@@ -114,7 +106,7 @@ def check_kept_answers(server: Server, take_away: Callable[[], Callable[[], None
     assert (events[-1], events[-2]["keepwarm"]["stored"]) == ("[DONE]", False)
 
     kept = "2 answers are kept in memory and will be stored as soon as possible."
-    until(lambda: server.health()["degraded"][1:] == [kept])  # looked at again since the second one ended
+    until(lambda: server.health()["degraded"][1:] == [kept], 15.0)  # looked at again since the second one ended
     assert said in server.health()["degraded"][0]
     refused = server.ask("Refused", "d")
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
@@ -122,13 +114,13 @@ def check_kept_answers(server: Server, take_away: Callable[[], Callable[[], None
     assert "keepwarm_can_store 0.0" in httpx.get(f"{server.url}/metrics").text
 
     give_back()
-    assert until(lambda: server.health()["ready"]) < 4.0
+    until(lambda: server.health()["ready"], 4.0)
     assert server.health()["degraded"] == []
     assert server.ask("After", "e").json()["keepwarm"]["stored"] is True
 
 
 def check_stored(data_dir: Path) -> None:
-    """Every answer with its receipt, and nothing of what was refused."""
+    """Every answer is stored with its receipt, and nothing that was refused."""
     store = Store(data_dir)
     try:
         paths = [store.messages.views(c.leaf_id) for c in store.every_conversation()]

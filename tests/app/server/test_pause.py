@@ -1,4 +1,4 @@
-"""A process that is stopped and goes on, or gets next to no processor, has not lost its engine; one that hangs has."""
+"""A process that is stopped and continues, or gets almost no processor, has not lost its engine; one that hangs has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from model_runtime.engine.inbox import GIVEN_UP
 from tests.app.conftest import user
 from tests.conftest import TinyDir
+from tests.polling import pause, until
 
 STEP_S, HANG_AFTER_S = 0.03, 1.0
 ANSWERS, TOKENS = 3, 150
@@ -81,24 +81,17 @@ def start(tiny_dir: TinyDir, tmp_path: Path) -> Iterator[Start]:
 
 
 def answers_during(server: Process, disturb: Callable[[], None]) -> list[dict[str, Any]]:
-    """Answers that are at work while `disturb` is."""
+    """The answers that run while `disturb` runs."""
     with concurrent.futures.ThreadPoolExecutor(ANSWERS) as pool:
         asked = [pool.submit(server.ask, number) for number in range(ANSWERS)]
-        until(lambda: server.is_at_work(ANSWERS))
+        until(lambda: server.is_at_work(ANSWERS), 60.0)
         disturb()
         return [one.result() for one in asked]
 
 
-def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def stop_for(server: Process, seconds: float) -> None:
     server.signal(signal.SIGSTOP)
-    time.sleep(seconds)
+    pause(seconds)
     server.signal(signal.SIGCONT)
 
 
@@ -118,23 +111,23 @@ def test_a_stopped_process_goes_on_with_its_answers_and_a_hang_is_noticed(start:
     def starve() -> None:
         for _ in range(12):  # awake for 20 ms of every 320
             server.signal(signal.SIGSTOP)
-            time.sleep(0.3)
+            pause(0.3)
             server.signal(signal.SIGCONT)
-            time.sleep(0.02)
+            pause(0.02)
 
     check_whole(server, answers_during(server, starve))
 
     server.signal(signal.SIGUSR1)  # it hangs, and is stopped in the middle of that
     failed = answers_during(server, lambda: stop_for(server, 2.0))
     assert {answer["error"]["message"] for answer in failed} == {GIVEN_UP}
-    until(lambda: server.health()["ready"])
+    until(lambda: server.health()["ready"], 60.0)
     assert "choices" in server.ask(9)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_75_seconds_of_being_stopped(start: Start) -> None:
-    """With the watchdog's own limits."""
+    """With the watchdog's default limits."""
     server = start(STEP_S, 60.0)
     check_whole(server, answers_during(server, lambda: stop_for(server, 75.0)))
 
@@ -142,7 +135,7 @@ def test_75_seconds_of_being_stopped(start: Start) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_machine_whose_processors_are_all_taken(start: Start) -> None:
-    """Eight busy processes a core beside a server that may be put off: it is slow, and does not hang."""
+    """Eight busy processes per core beside a low-priority server: it is slow but does not hang."""
     server = start(0.0, HANG_AFTER_S)
     os.setpriority(os.PRIO_PROCESS, server.process.pid, 19)
     burn = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"

@@ -1,4 +1,4 @@
-"""Which of Gradio's routes exist for a browser, and what may be asked of them."""
+"""Which of Gradio's routes exist for a browser, and what requests to them may contain."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OURS = {(method, path) for method in ("GET", "POST") for path in ("/login", "/lo
 
 
 class WatchedDoor(GradioDoor):
-    """The door, with a list of what went through it to Gradio."""
+    """The door, with a list of the requests that it passed on to Gradio."""
 
     last: WatchedDoor
 
@@ -83,7 +83,7 @@ def module_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 @pytest.fixture
 def site(module_site: Watched) -> Watched:
-    """One site without a password for all tests here: none of them leaves anything behind but conversations."""
+    """One site without a password for all tests here: they leave nothing behind but conversations."""
     module_site.door.passed.clear()
     return module_site
 
@@ -315,7 +315,7 @@ FIELDS += ("shown", "version", "message_id", "step")
 
 
 def some(names: st.SearchStrategy[Any], key: str, ids: list[str]) -> st.SearchStrategy[Any]:
-    """What a page might send, with any of its fields of any kind, or anything at all."""
+    """What a page might send, with fields of any type, or anything at all."""
     fields = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JUNK))
     named = st.fixed_dictionaries({key: names | JUNK, "conversation_id": st.sampled_from(ids) | JUNK})
     return JUNK | st.tuples(fields, named).map(lambda both: {**both[0], **both[1]})
@@ -327,9 +327,9 @@ def test_whatever_an_event_carries_is_answered_quietly(
 ) -> None:
     ids = [site.site.manager.create_conversation("local").conversation_id, "no-such-conversation"]
     page = site.door.events
-    numbers = sorted(page._events)
-    component_id, name = next(iter(page._functions))
-    widths = {number: len(page._events[number].inputs) for number in numbers}
+    numbers = sorted(page.events)
+    component_id, name = next(iter(page.functions))
+    widths = {number: len(page.events[number].inputs) for number in numbers}
     save = max(numbers, key=lambda number: widths[number])
     act, settings_event = sorted(set(numbers) - {save})
     caplog.set_level(logging.WARNING)
@@ -418,7 +418,7 @@ def test_a_body_that_is_no_event_is_answered_quietly(
 
 
 def test_an_event_is_read_as_its_values_were_counted(site: Watched) -> None:
-    """As UTF-8. Read as UTF-16 the same bytes may hold values that no one counted."""
+    """It is read as UTF-8. Read as UTF-16 the same bytes may hold values that were not counted."""
     event = '{"fn_index":0,"data":[null],"event_data":{"action":"x\u2230","z":[' + "[]," * 6_000 + "0]}}"
     for encoding in ("utf-16-le", "utf-16", "utf-32"):
         refused = httpx.post(
@@ -451,8 +451,8 @@ def test_unknown_actions_are_answered_with_a_sentence(site: Watched) -> None:
 
 
 def test_nothing_that_a_page_sends_is_taken_for_a_file(site: Watched, capfd: pytest.CaptureFixture[str]) -> None:
-    """Gradio searches what events carry, and what handlers answer, for files to move or to refuse."""
-    (component_id, name), *_ = site.door.events._functions
+    """Gradio searches event data and handler results for files to move or refuse."""
+    (component_id, name), *_ = site.door.events.functions
     with httpx.Client(base_url=site.url, timeout=20) as client:
         for sent in (FILE, {"seq": FILE, "action": "open"}, {"action": FILE}, {"action": "send", "text": [FILE]}):
             event = {"data": [], "fn_index": 0, "event_data": sent}
@@ -469,7 +469,7 @@ def test_gradio_keeps_nothing_of_a_session_and_its_page_nothing_of_people(locked
     site = locked
     with httpx.Client(base_url=site.url, timeout=20) as client:
         client.post("/login", data={"password": "a kettle"})
-        component_id, name = next(iter(site.door.events._functions))
+        component_id, name = next(iter(site.door.events.functions))
         question = {"component_id": component_id, "fn_name": name, "session_hash": "mine"}
         one = client.post("/gradio_api/component_server/", json={**question, "data": {"ask": "new"}}).json()
         where = one["conversation_id"]

@@ -1,4 +1,4 @@
-"""Answers that try to become something, and nested Markdown around them. `leak.invalid` stands for a foreign host."""
+"""Answers that try to become markup, and nested Markdown around them. `leak.invalid` stands for a foreign host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers look like as a tree: each case was wrong on the page of a former version, or is a rule of ours."""
+"""Answers as trees: each case was wrong on the page of an earlier version, or is a rule of ours."""
 
 from __future__ import annotations
 

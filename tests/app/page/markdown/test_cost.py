@@ -1,4 +1,4 @@
-"""No text, however odd, may keep the process busy for long: Python cannot interrupt it while everybody waits."""
+"""No text, however odd, may keep the process busy for long: Python cannot interrupt it while all requests wait."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from app.page.markdown.growing import Answers, GrowingAnswer
 from app.page.markdown.languages import LANGUAGES
 from tests.app.page.markdown.trees import PARSER, draw
+from tests.polling import pause
 
 LENGTH = 36_000
 SEEDS = (
@@ -79,7 +80,7 @@ CODE_SEEDS = (
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_time_grows_with_length_not_faster(seed: str) -> None:
-    """36 kB of backticks took 9 s once. A bound of seconds on any machine; measured, 1 s at most."""
+    """36 kB of backticks once took 9 s. The bound is generous for any machine; 1 s at most was measured."""
     text = (seed * (LENGTH // len(seed) + 1))[:LENGTH]
     began = time.thread_time()
     draw(text)
@@ -120,7 +121,7 @@ def test_an_answer_that_grows_is_not_parsed_from_its_beginning_each_time() -> No
 
 
 def test_what_is_costly_is_drawn_less_often() -> None:
-    """A single block that never ends: drawing it must leave the most of the processor to the model."""
+    """A single block that never ends: drawing it must leave most of the processor to the model."""
     answers = Answers()
     text = "| a | b |\n| - | - |\n"
     began = time.monotonic()
@@ -130,7 +131,7 @@ def test_what_is_costly_is_drawn_less_often() -> None:
         before = time.thread_time()
         answers.growing("one", text)
         busy_s += time.thread_time() - before
-        time.sleep(0.05)
+        pause(0.05)
     assert busy_s < 0.5 * (time.monotonic() - began)
     assert answers.whole(text)[0].json.count('"row"') == text.count("\n") - 1
 

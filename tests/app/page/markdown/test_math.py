@@ -1,4 +1,4 @@
-r"""Mathematics: typeset where every part of it is known, else its exact source."""
+r"""Mathematics is typeset if every part of it is known; otherwise its exact source is shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.app.page.markdown.trees import draw, kinds, nodes, text
 
 
 def sources(answer: str) -> list[str]:
-    """What was taken for mathematics, as it was written."""
+    """The source of everything that was recognised as mathematics."""
     found = []
     for kind, attributes, children, _ in nodes(draw(answer)):
         if kind == "math":

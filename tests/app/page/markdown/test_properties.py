@@ -1,4 +1,4 @@
-"""Whatever is written, the tree holds allowed nodes only, and growing by any steps ends where drawing at once does."""
+"""For any text the tree holds only allowed nodes, and growing in any steps ends like drawing at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def holds_for(document: str) -> None:
 
 
 def grows_to_the_same(document: str, data: st.DataObject) -> None:
-    """Every prefix is drawn as a fresh reader would see it, and safe."""
+    """Every prefix is safe, and drawn as if it were drawn for the first time."""
     steps = data.draw(st.lists(st.integers(1, max(1, len(document) // 3)), max_size=30))
     growing = GrowingAnswer(PARSER)
     end = 0
@@ -102,7 +102,7 @@ _marks = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.lists(_lines, max_size=40).map("".join), _marks), min_size=1, max_size=8))
 def test_no_word_is_lost(lines: list[tuple[str, str]]) -> None:
-    """However deep it is nested: a parser that stops at a depth must not swallow what lies below."""
+    """At any nesting depth: a parser that stops at a depth must not drop what lies below."""
     words = [f"word{number}x" for number in range(len(lines))]
     document = "\n".join(start + mark.replace("{}", word) for (start, mark), word in zip(lines, words, strict=True))
     shown = text(draw(document))

@@ -1,4 +1,4 @@
-"""Draws an answer as the server does, and looks at what came out."""
+"""Draws an answer as the server does, and inspects the result."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def nodes(blocks: list[Any]) -> list[tuple[str, dict[str, Any], list[Any], int]]
 
 
 def text(tree: Any) -> str:
-    """All that a person can read of it. A list of blocks: a line each."""
+    """All text that a person can read; for a list of blocks one line each."""
     if isinstance(tree, str):
         return tree
     if tree and isinstance(tree[0], str) and isinstance(tree[1], dict):
