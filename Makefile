@@ -9,8 +9,10 @@ ARGS ?=
 
 BIOME := PATH="$(abspath $(BIN)):$$PATH" $(VENV)/biome/node_modules/.bin/biome
 C_SOURCES := $(wildcard model_runtime/native/*.[ch] model_runtime/forward/few_rows/cuda/*.cu*)
-# Folders whose tests need neither a browser nor a server process; those that load models have markers.
-FAST := tests/app/api tests/app/page/markdown tests/model_runtime/interface tests/model_runtime/text tests/sessions
+# What is tested without a browser or a server. Left out are files that start processes, fill disks or run real models.
+FAST := tests/app/page/markdown $(addprefix tests/model_runtime/,decoding interface text) \
+	$(addprefix tests/sessions/,background ledger memory turns verify) \
+	$(addprefix --ignore-glob=*/,test_bad_disk.py test_settings_switched.py test_real_*.py test_arena_under_pressure.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help chat test test-fast test-long lint format docs clean browser
@@ -24,7 +26,7 @@ chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf f
 test: $(VENV)/.test browser  ## Run all tests, Chromium included
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: $(VENV)/.test  ## Run what one wants after each change: no browser, no server, no embedded model
+test-fast: $(VENV)/.test  ## Run what one wants after each change: no browser, no server, no real model
 	$(BIN)/python -m pytest -m "not long and not browser and not embedded and not gpu" $(FAST) $(ARGS)
 
 test-long: $(VENV)/.test browser  ## Run the tests that take minutes each: long fuzzing, kills, crowds
