@@ -9,15 +9,15 @@ import pytest
 from app.__main__ import main
 from sessions.store.tables.bin import KEEP_S
 from sessions.store.tables.served_time import DAY_S
-from tests.sessions.background.test_pruner import ask, hands, prune, timed_house
+from tests.sessions.background.test_pruner import FakeClock, ask, fake_clock, prune, timed_house
 from tests.sessions.conftest import make_house as make_house
 from tests.sessions.house import House
 
-__all__ = ["hands", "make_house", "timed_house"]
+__all__ = ["fake_clock", "make_house", "timed_house"]
 
 
 def test_lists_gives_back_and_empties(
-    timed_house: House, hands: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    timed_house: House, fake_clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     services, where = timed_house, ["--data-dir", str(tmp_path / "data")]
 
@@ -28,7 +28,7 @@ def test_lists_gives_back_and_empties(
     assert said("list") == "The bin is empty.\n"
     first, second = ask(services, "Rivers"), ask(services, "Mountains")
     prune(services)
-    hands.pass_days(services, 31)  # type: ignore[attr-defined]
+    fake_clock.pass_days(services, 31)
     assert prune(services) == (2, 0)
     lines = said("list").splitlines()
     assert len(lines) == 2
