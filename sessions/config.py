@@ -22,7 +22,7 @@ class SessionConfig:
 
     device_kv_budget_bytes: int
     checkpoint_interval_s: float = 1.0  # a crash loses at most this much of a running answer
-    finished_run_keep_s: float = 60.0  # how long `SessionManager.find_run` still finds a finished run
+    finished_run_keep_s: float = 60.0  # how long `RunTable.find` still finds a finished run
     event_log_length: int = 50  # lines of the memory log kept per owner
     max_message_bytes: int = 4 * MIB  # refused before tokenising
     min_answer_tokens: int = 16  # a turn that leaves less room than this is refused

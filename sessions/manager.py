@@ -213,11 +213,6 @@ class SessionManager:
         self._store.conversation(owner_id, conversation_id)
         return self.runs.active(conversation_id)
 
-    def find_run(self, owner_id: str, conversation_id: str, message_id: int) -> Run | None:
-        """The run that writes this answer, or wrote it within the last minute or so."""
-        self._store.conversation(owner_id, conversation_id)
-        return self.runs.find(conversation_id, message_id)
-
     # Conversations
 
     def list_conversations(self, owner_id: str, search: str = "") -> list[ConversationSummary]:

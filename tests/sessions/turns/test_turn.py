@@ -98,7 +98,7 @@ def test_a_run_outlives_whoever_asked_for_it(make_house: MakeHouse) -> None:
     assert found is not None
     done = finish(found)
     assert house.manager.active_run(ADA, c) is None
-    late = house.manager.find_run(ADA, c, message_id)
+    late = house.manager.runs.find(c, message_id)
     assert late is not None
     assert late.snapshot().message == done
     assert house.manager.view(ADA, c).messages[-1] == done
@@ -109,7 +109,7 @@ def test_finished_runs_are_forgotten_after_a_while(make_house: MakeHouse) -> Non
     c = house.conversation()
     first = house.say(c, "Hello")
     house.say(c, "Hello again")
-    assert house.manager.find_run(ADA, c, first.message_id) is None
+    assert house.manager.runs.find(c, first.message_id) is None
 
 
 def test_one_answer_at_a_time(make_house: MakeHouse) -> None:
