@@ -288,11 +288,6 @@ class Disk:
                     "budget is 0 (`keepwarm cache clear --all` deletes them)."
                 )
             return
-        if other_bytes:
-            say(
-                f"{mib(other_bytes)} of the saved memory belong to other models or settings. They stay in case you "
-                "change back, and are deleted first when room is needed (`keepwarm cache list`)."
-            )
         if excess_bytes:
             sentence = (
                 f"The saved memory takes {mib(used_bytes)}, and the disk budget is {mib(self.budget_bytes)}: "
@@ -300,6 +295,11 @@ class Disk:
             )
             log.warning("kv_over_budget used=%d budget=%d", used_bytes, self.budget_bytes)
             say(sentence)
+        if staying_bytes := max(0, other_bytes - excess_bytes):
+            say(
+                f"{mib(staying_bytes)} of the saved memory belong to other models or settings. They stay in case you "
+                "change back, and are deleted first when room is needed (`keepwarm cache list`)."
+            )
 
     def _lost_s(self, start_tokens: int, tokens: int) -> float:
         """The seconds that restoring these rows saves over reading them again."""
