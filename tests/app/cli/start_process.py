@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -85,10 +86,10 @@ class StartedProcess:
             self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(60)
-        finally:
-            if self.process.poll() is None:
+        finally:  # a shell that wraps the server may end before it
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+            self.process.wait()
 
 
 def ask(url: str, key: str, text: str, tokens: int = 4, **more: Any) -> dict[str, Any]:
