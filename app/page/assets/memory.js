@@ -12,7 +12,10 @@ export function mount(element) {
   const whole = el("p", { class: "kw-process kw-figures", "data-testid": "process-memory" });
   const rows = el("div", { class: "kw-memory-rows", role: "list", "aria-label": "Memory of each conversation" });
   const log = el("ol", { class: "kw-log", "data-testid": "log" });
-  const empty = el("p", { class: "kw-empty", text: "Nothing is held yet. The first answer makes a conversation warm." });
+  const empty = el("p", {
+    class: "kw-empty",
+    text: "Nothing is held yet. The first answer makes a conversation warm.",
+  });
   const logBox = el("section", { class: "kw-log-box", "aria-label": "Memory events" }, log);
   element.append(
     el(
