@@ -88,7 +88,7 @@ class Guard:
                 "To let others in, start the server with --password-file.",
                 403,
             )
-        if not self._is_own_origin(headers.get("origin"), host):
+        if not all(self._is_own_origin(origin, host) for origin in headers.getlist("origin")):
             return refuse(FROM_ANOTHER_SITE, 403)
         if not _is_from_here(scope, headers):
             return refuse(FROM_ANOTHER_SITE, 403)
@@ -104,9 +104,7 @@ class Guard:
         name = urlsplit(f"//{host}").hostname or ""
         return name in ("localhost", self._bind_host) or is_loopback(name)
 
-    def _is_own_origin(self, origin: str | None, host: str) -> bool:
-        if origin is None:
-            return True
+    def _is_own_origin(self, origin: str, host: str) -> bool:
         return _netloc(origin) in {host, self._share_host()} - {""}
 
 

@@ -24,6 +24,7 @@ SCOPE_KEY = "keepwarm.visitor"
 IPV6_NETWORK_BITS = 64  # what one household gets: its addresses count as one
 # Gradio builds its own address from these, no matter who sent them.
 SELF_NAMING = frozenset({b"forwarded", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server"})
+PLAIN_LOGIN = re.compile(rb"\s*keepwarm_login\s*=")
 PLAIN_COOKIES = re.compile(rb"\s*keepwarm_(?:owner|login)\s*=")
 
 Address = IPv4Address | IPv6Address
@@ -121,8 +122,11 @@ class VisitorGate:
                 headers.append((b"x-forwarded-proto", b"https"))
                 secure = "wss" if scope["type"] == "websocket" else "https"
                 scope = {**scope, "scheme": secure}
-                if visitor.through_tunnel:  # a new host name at every start: browsers hold no older cookies for it
-                    headers = [_without_plain_cookies(*header) for header in headers]
+                # Over TLS a log-in made without it does not count. Whose conversations a browser kept may still be
+                # chosen at the new log-in, except through the tunnel: its host name is new at every start, so that no
+                # browser holds older cookies for it.
+                plain = PLAIN_COOKIES if visitor.through_tunnel else PLAIN_LOGIN
+                headers = [_without_cookies(plain, *header) for header in headers]
             scope = {**scope, "headers": headers, SCOPE_KEY: visitor}
         await self._app(scope, receive, send)
 
@@ -191,7 +195,7 @@ def _says_https(headers: Headers) -> bool:
     return bool({part.strip().strip('"') for part in said.split(",")} & {"https", "wss", "proto=https", 'proto="https'})
 
 
-def _without_plain_cookies(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+def _without_cookies(unwanted: re.Pattern[bytes], name: bytes, value: bytes) -> tuple[bytes, bytes]:
     if name != b"cookie":
         return name, value
-    return name, b";".join(part for part in value.split(b";") if not PLAIN_COOKIES.match(part))
+    return name, b";".join(part for part in value.split(b";") if not unwanted.match(part))

@@ -17,6 +17,7 @@ from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.checkpoint import is_quantised, load_checkpoint, load_tokenizer
+from model_runtime.loading.checks.checkpoint_check import check_files
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
 from model_runtime.loading.fingerprint import model_fingerprint, tokenizer_fingerprint
 from model_runtime.loading.hub import hub_directory, looks_like_model_id
@@ -120,6 +121,7 @@ def _find(config: ModelConfig, say: Say) -> _Found:
         return _Found(SMOLLM2.name, converted_gguf(lambda: embedded_gguf(cache_dir, say), key, cache_dir, say), True)
     path = Path(name).expanduser()
     if path.is_dir():
+        check_files(path)
         is_quantised(path)  # raises a message if the directory does not contain a model
         return _Found(path.resolve().name, path, False)
     if path.is_file():

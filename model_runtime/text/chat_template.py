@@ -14,19 +14,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import ModelLoadError, TemplateRefused
-from model_runtime.text.encoding import ShortestEncoding, ids_of, text_of
-from model_runtime.text.plain_text import control_contents, without_tokens
+from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
+from model_runtime.text.plain_text import control_contents, exact_copy, without_tokens
+from model_runtime.text.template_check import check_template
 from model_runtime.text.tool_calls import probe_tool_format
 
 _SENTINEL = "kw{}sentinel"
 _SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
 _ROLES = ("system", "user", "assistant")
 _LONGEST_WORD_CHARS = 32
+_SAMPLE_TEXTS = (
+    "It is 12:30, isn't it?\n",
+    "الساعة 下午一点",
+    "e\u0301 \u1100\u1161\u11a8 👩\u200d🚀",
+    "  \t\n ",
+    "\0\x7f",
+)
 _LAST_WORD = re.compile(r"\s+\S*$")  # includes the white space before it
 
 
@@ -39,10 +46,20 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_token_ids: Iterable[int]) -> None:
         if not tokenizer.chat_template:
             raise ModelLoadError("This model has no chat template; choose an instruction-tuned one.")
+        check_template(_template_text(tokenizer))
         self._tokenizer = tokenizer
         self._stop_token_ids = frozenset(stop_token_ids)
-        self._markup = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._markup.no_truncation()
+        try:
+            self._probe()
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise ModelLoadError(f"This model's chat template or tokenizer cannot be used: {error}.") from error
+        except TokenizerFailed as error:
+            raise ModelLoadError(f"This model cannot be used: {error}") from error
+
+    def _probe(self) -> None:
+        """Finds out what the template and the tokenizer do, by using them."""
+        tokenizer = self._tokenizer
+        self._markup = exact_copy(tokenizer.backend_tokenizer)
         self._special_tokens = tuple(str(token) for token in tokenizer.all_special_tokens)
         template = _template_text(tokenizer)
         controls = control_contents(self._markup, template) | set(self._special_tokens)
@@ -64,6 +81,9 @@ class ChatTemplate:
             self._answers = without_tokens(self._markup, controls - said)
         self._history = self._probe_history(turn)
         self._tool_format = probe_tool_format(self._render_any, self._is_hidden)
+        for text in _SAMPLE_TEXTS:
+            self.plain(self.first_turn("", text))
+            self.next_turn(False, text)
 
     @property
     def rewrites_history(self) -> str | None:
@@ -141,7 +161,7 @@ class ChatTemplate:
 
     def least_tokens(self, text: str) -> int:
         """A cheap lower bound of `count`."""
-        return self._shortest.least_tokens(text.strip())  # some templates strip it
+        return self._shortest.least_tokens(text.strip() if any(self._trims.values()) else text)
 
     def plain(self, token_ids: Sequence[int]) -> str:
         """The displayable text of ids, without control tokens."""

@@ -6,11 +6,14 @@ thread runs. The batch calls release it; the longest pause is then 0.2 s, to bui
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
+
+from model_runtime.interface.errors import ModelRuntimeError
 
 _SHORT_CHARS = 2048  # takes a few milliseconds; a batch call would cost more than it gains
 _SHORT_TOKENS = 1024
@@ -19,20 +22,37 @@ _NOT_PRINTED = [byte for byte in range(256) if byte not in _PRINTED]
 _NFC_FACTOR = 4  # composing characters never shortens a text to less than a quarter of its bytes
 
 
+class TokenizerFailed(ModelRuntimeError):
+    """The tokenizers library failed on a text: the model's tokenizer is damaged."""
+
+
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The text's own ids, without special tokens. Any thread."""
-    if len(text) <= _SHORT_CHARS:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    else:
-        ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-    return ids
+    """The text's own ids, without special tokens. Any thread. Raises `TokenizerFailed`."""
+    with _panics_are_errors():
+        if len(text) <= _SHORT_CHARS:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        else:
+            ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
 
 
 def text_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """The displayable text of ids, without control tokens. Any thread."""
-    if len(token_ids) <= _SHORT_TOKENS:
-        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
-    return str(tokenizer.decode_batch([list(token_ids)], skip_special_tokens=True)[0])
+    """The displayable text of ids, without control tokens. Any thread. Raises `TokenizerFailed`."""
+    with _panics_are_errors():
+        if len(token_ids) <= _SHORT_TOKENS:
+            return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return str(tokenizer.decode_batch([list(token_ids)], skip_special_tokens=True)[0])
+
+
+@contextlib.contextmanager
+def _panics_are_errors() -> Iterator[None]:
+    """A panic of the library's Rust code is a `BaseException`, which would end a thread or a request without a word."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerFailed("its tokenizer is damaged.") from error
 
 
 class ShortestEncoding:

@@ -36,6 +36,16 @@ def control_contents(tokenizer: Tokenizer, template: str) -> frozenset[str]:
     )
 
 
+def exact_copy(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that gives a text's own ids and no others, the same ones every time: no padding, no truncation, no dropout
+    of merges, which is for training."""
+    description = json.loads(tokenizer.to_str())
+    description |= {"padding": None, "truncation": None}
+    if "dropout" in description["model"]:
+        description["model"]["dropout"] = None
+    return Tokenizer.from_str(json.dumps(description))
+
+
 def without_tokens(tokenizer: Tokenizer, contents: Collection[str]) -> Tokenizer:
     """A copy of the tokenizer that never produces these tokens and treats all others as before."""
     description = json.loads(tokenizer.to_str())

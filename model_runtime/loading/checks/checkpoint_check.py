@@ -60,9 +60,18 @@ def check_checkpoint(directory: Path) -> None:
         )
 
 
+def check_files(directory: Path) -> None:
+    """Raises `ModelLoadError` for pipes, devices and the like among a model's files: reading one may never end."""
+    for path in sorted(directory.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelLoadError(f"{directory.name} cannot be loaded: {path.name} is not a regular file.")
+
+
 def read_config(path: Path) -> dict[str, object]:
     """The JSON object in a file. Raises `FileNotFoundError`, or `ModelLoadError`."""
     try:
+        if path.exists() and not path.is_file():
+            raise ModelLoadError(f"{path} is not a regular file.")
         if path.stat().st_size > MOST_CONFIG_BYTES:
             raise ModelLoadError(f"{path} is too large to be a model's description.")
         found = json.loads(path.read_text(encoding="utf-8"))

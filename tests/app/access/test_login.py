@@ -75,6 +75,9 @@ def test_what_ended_opens_nothing_and_no_other_site_can_end_it(serve: Serve) -> 
         assert set(first["Cookie"].split("; ")) & set(second["Cookie"].split("; ")), "the browser stays the same"
         assert (is_in(client, first), is_in(client, second)) == (False, True)
 
+        own, foreign = ("Origin", site.url), ("Origin", "https://evil.example")
+        for origins in ([own, foreign], [foreign, own]):
+            assert client.post("/logout", headers=[*second.items(), *origins]).status_code == 403
         left = client.post("/logout", headers={**second, "Origin": site.url, "Sec-Fetch-Site": "same-origin"})
         assert (left.status_code, left.headers["location"]) == (303, "/login")
         assert not is_in(client, second)
@@ -115,6 +118,9 @@ def test_over_tls_no_other_host_can_have_set_the_cookies(serve: Serve) -> None:
         planted = cookie_header(at_home)
         assert is_in(plain, planted)
         assert not is_in(shared, planted), "a parent domain could have set it"
+        over_tls = {**planted, "X-Forwarded-Proto": "https"}
+        assert not is_in(plain, over_tls), "somebody between browser and proxy could have set it"
+        assert "Whose conversations?" in plain.get("/login", headers=over_tls).text, "and they can still be chosen"
         tab, space = "\t", "\xa0"
         for disguise in (space, "\x85", "$", ""):
             name = f"{disguise}__Host-keepwarm_login={planted['Cookie'].split('keepwarm_login=')[1]}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from model_runtime.interface.errors import ModelLoadError
@@ -106,3 +109,77 @@ def test_counting_and_showing() -> None:
     assert template.count("") == 0
     assert template.count("hello") == len(template.answer("hello"))
     assert template.plain([START, *template.answer("grüße"), END]) == "grüße"
+
+
+EXPLOSIONS = {
+    "nested ranges": "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+    "a repeated string": "{{ ('x' * 3000000000) | length }}",
+    "a wide string": "{{ 'x' | center(2000000000) }}",
+    "a wide format": "{{ '%2000000000s' | format('x') }}",
+    "a wide method": "{{ 'x'.ljust(999 * 999 * 999 * 9) }}",
+    "an indented text": "{{ ('x\n' * 1000000) | indent(2000) }}",
+    "a string that doubles": "{% set n = namespace(s='x') %}{% for a in 'abcdefghijklmnopqrstuvwxyzabcdefghij' %}"
+    "{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "loops in loops": "{% set a = '0123456789' %}" + "{% for i in a %}" * 11 + "{% endfor %}" * 11,
+    "a macro that calls another": "{% macro a(s) %}{{ s }}{{ s }}{% endmacro %}"
+    + "".join(
+        f"{{% macro m{n}(s) %}}{{{{ m{n - 1}(s) ~ m{n - 1}(s) }}}}{{% endmacro %}}" for n in range(1, 40)
+    ).replace("m0(", "a(")
+    + "{{ m39('x') }}",
+}
+
+
+@pytest.mark.parametrize("explosion", EXPLOSIONS.values(), ids=EXPLOSIONS.keys())
+def test_a_template_that_takes_all_time_or_memory_is_refused(explosion: str) -> None:
+    assert isinstance(CHATML.chat_template, str)
+    with pytest.raises(ModelLoadError, match="more time or memory"):
+        template_of(explosion + CHATML.chat_template)
+
+
+ODD = ("{{ range(10**9) }}", "{{ '\ud800' }}", "{{ 1 // 0 }}", "{{ messages.nothing.more }}")
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_template_that_cannot_run_is_refused_with_a_sentence(odd: str) -> None:
+    assert isinstance(CHATML.chat_template, str)
+    with pytest.raises(ModelLoadError):
+        template_of(odd + CHATML.chat_template)
+
+
+def test_large_numbers_and_ranges_are_no_reason_to_refuse() -> None:
+    assert isinstance(CHATML.chat_template, str)
+    honest = "{% for i in range(3) %}{% endfor %}{% set year = 2026 %}{{ ' ' * 2 }}"
+    assert template_of(honest + CHATML.chat_template).first_turn("", "x")
+
+
+@pytest.mark.parametrize("trims", [False, True])
+def test_a_message_of_white_space_is_bounded_without_tokenising(trims: bool) -> None:
+    said = "{{ m.content | trim }}" if trims else "{{ m.content }}"
+    template = template_of("{% for m in messages %}<|im_start|>{{ m.role }}\n" + said + "<|im_end|>\n{% endfor %}")
+    for text in ("\n" * 100_000, " " * 100_000):
+        least = template.least_tokens(text)
+        assert least <= template.count(text.strip() if trims else text)
+        assert trims or least > 1000
+
+
+def test_padding_truncation_and_dropout_of_a_tokenizer_do_not_count() -> None:
+    tokenizer = tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.enable_padding(length=64, pad_id=0, pad_token="<pad>")
+    backend.enable_truncation(8)
+    backend.model.dropout = 0.5
+    template = ChatTemplate(tokenizer, {END})
+    for _ in range(5):
+        assert template.first_turn("", "hello there how are you") == CHATML_TEMPLATE.first_turn(
+            "", "hello there how are you"
+        )
+
+
+def test_a_tokenizer_that_panics_is_refused_with_a_sentence() -> None:
+    tokenizer = tiny_tokenizer()
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    description["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}
+    damaged = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(description)))
+    damaged.chat_template = CHATML.chat_template
+    with pytest.raises(ModelLoadError, match=r"damaged|cannot be used"):
+        ChatTemplate(damaged, {END})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -201,6 +202,19 @@ def test_a_config_that_does_not_belong_to_the_weights(
 def test_a_config_nested_without_end_is_a_sentence(checkpoint: Path, load: Load) -> None:
     (checkpoint / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(ModelLoadError, match="nested too deeply"):
+        load(checkpoint, "none")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"])
+def test_a_pipe_or_a_device_among_the_files_is_a_sentence(name: str, checkpoint: Path, load: Load) -> None:
+    path = checkpoint / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(ModelLoadError, match=f"{name} is not a regular file"):
+        load(checkpoint, "none")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ModelLoadError, match=f"{name} is not a regular file"):
         load(checkpoint, "none")
 
 
