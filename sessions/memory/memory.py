@@ -101,7 +101,7 @@ class Memory:
         self.leases.start()
 
     def close(self) -> None:
-        """Restores nothing more, and saves what is still to be saved as far as the configured time goes."""
+        """Restores nothing more, and saves what is still to be saved within the configured time."""
         self.usage.close(timeout_s=1.0)
         self._restorer.close(timeout_s=self._config.close_timeout_s)
         self._writer.close(self._config.flush_timeout_s)

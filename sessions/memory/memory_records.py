@@ -101,7 +101,7 @@ class Restored:
     is_gone: bool = False  # it was refused because its file was not there any more
     is_reread_cheaper: bool = False
     tier: Tier = Tier.NONE  # where it came from; DISK when some of it did
-    lender_id: str = ""  # the other conversation whose beginning this is; "" for one's own
+    lender_id: str = ""  # the other conversation whose beginning this is; "" if it is its own
     shared: SharedPrefix | None = None  # what was copied from another conversation
 
 

@@ -32,7 +32,7 @@ class RunPlan:
     turn: Turn
     sampling: SamplingParams
     text: str
-    change: str  # a clause: what of the model was changed since the last turn, so that no KV of then is of use now
+    change: str  # a clause: what of the model was changed since the last turn, so that earlier KVs cannot be used
     link: str = ""  # of the history that is answered, "" where it is not known
     reads_calls: bool = False  # tools were offered
     is_fork: bool = False  # its history was copied from another conversation

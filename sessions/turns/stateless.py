@@ -106,7 +106,7 @@ class StatelessTurns:
         return self._template.takes_tools
 
     def shown(self, run: Run, text: str) -> str:
-        """What of a growing answer is content, whatever follows."""
+        """The part of a growing answer that is content, whatever follows."""
         return text[: self._template.content_chars(text)] if run.plan.reads_calls else text
 
     def message(self, run: Run, text: str) -> ChatMessage:

@@ -80,7 +80,7 @@ class UnstoredAnswers:
         return self._view(run, end)
 
     def store_all(self, at_once: bool = False) -> None:
-        """Tries it again, though not all the time. Raises `StoreError` when something is still kept."""
+        """Tries it again, at most every `TRY_EVERY_S`. Raises `StoreError` when something is still kept."""
         if not self._kept:
             return
         with self._lock:

@@ -61,7 +61,7 @@ class SharedPrefixes:
         )
 
     def taken(self, conversation_id: str, kv: KV) -> SharedPrefix | None:
-        """What was copied into this KV since its last turn. Told once."""
+        """What was copied into this KV since its last turn. Returned once, then forgotten."""
         with self._lock:
             copied = self._copied.pop(conversation_id, None)
         return copied[1] if copied is not None and copied[0] is kv else None

@@ -38,7 +38,7 @@ class Ticket:
 
     def wait(self, timeout_s: float | None = None) -> Lease | None:
         """The lease; None when the ticket was withdrawn before, or when the time is over. Raises `CacheFull` when
-        guaranteed shares and pins of others came in the way after the turn was admitted."""
+        guaranteed shares and pins of others prevented it after the turn was admitted."""
         self._answered.wait(timeout_s)
         if self._refusal:
             raise CacheFull(self._refusal)

@@ -1,4 +1,4 @@
-"""Where KVs go when they leave the device for room, and what that costs their next turn."""
+"""Where evicted KVs go, and what that costs their next turn."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Prefetcher:
         self._warming_lock = threading.Lock()
 
     def warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...]) -> bool:
-        """Begins to restore a conversation in whose KV nothing is, if there is free room. False when it does not."""
+        """Begins to restore a conversation whose KV is empty, if there is free room. False when it does not."""
         if not self._saved_kvs.is_on or not ledger or not self._has_saved(owner_id, conversation_id):
             return False
         with self._warming_lock:

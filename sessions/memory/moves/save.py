@@ -70,7 +70,7 @@ class Writer:
         self._queue.put(job)
 
     def close(self, timeout_s: float) -> None:
-        """Saves what is in the queue, as far as the time goes, then ends. What is not saved is read again when it is
+        """Saves what is in the queue, within the time limit, then ends. What is not saved is read again when it is
         needed."""
         self._queue.put(None)
         self._worker.close(timeout_s)
