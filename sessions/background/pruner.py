@@ -37,7 +37,7 @@ class Pruner:
         clock: Clock,
     ) -> None:
         self._bin = bin_
-        self._served_time = served_time
+        self.served_time = served_time
         self._runs = runs
         self._free_memory = free_memory
         self._keep_s = keep_s
@@ -55,7 +55,7 @@ class Pruner:
     def prune(self) -> tuple[int, int]:
         """Prunes now. Returns how many conversations went to the bin, and how many were deleted from it. Raises
         `StoreError`."""
-        seen = self._served_time.look()
+        seen = self.served_time.look()
         unused = self._bin.unused(seen.observed_s, self._keep_s) if self._keep_s else []
         if not seen.is_calm:
             return 0, 0

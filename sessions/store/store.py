@@ -52,17 +52,17 @@ class Store:
     def __init__(self, data_dir: Path) -> None:
         self._directory = DataDirectory(data_dir)
         try:
-            self._database = Database(self._directory.database_path)
-            self.logins = LoginStore(self._database)
+            self.database = Database(self._directory.database_path)
+            self.logins = LoginStore(self.database)
         except StoreError:
             self._directory.close()
             raise
-        self.messages = MessageTable(self._database)
-        self.segments = SegmentTable(self._database)
-        self.history_hashes = HistoryHashTable(self._database)
-        self.losses = LossTable(self._database)
-        self.keys = KeyStore(self._database)
-        self.bin = Bin(self._database)
+        self.messages = MessageTable(self.database)
+        self.segments = SegmentTable(self.database)
+        self.history_hashes = HistoryHashTable(self.database)
+        self.losses = LossTable(self.database)
+        self.keys = KeyStore(self.database)
+        self.bin = Bin(self.database)
 
     @property
     def kv_dir(self) -> Path:
@@ -77,43 +77,43 @@ class Store:
     @property
     def trouble(self) -> str:
         """Why the last write failed, as a sentence; "" when it succeeded."""
-        return self._database.trouble
+        return self.database.trouble
 
     def moved(self) -> str:
         """A sentence if the database was deleted or replaced since it was opened; otherwise ""."""
-        return self._database.moved()
+        return self.database.moved()
 
     def try_to_write(self) -> None:
         """Raises `StoreError` while nothing can be stored."""
-        with self._database.write(TRY_PATIENCE_S) as db:
+        with self.database.write(TRY_PATIENCE_S) as db:
             db.execute("INSERT OR REPLACE INTO last_try VALUES (1, ?)", [time.time()])
 
     def served_time(self, clock: Clock) -> ServedTime:
         """How long this directory has been served, measured with this clock."""
-        return ServedTime(self._database, clock)
+        return ServedTime(self.database, clock)
 
     def wal_bytes(self) -> int:
         """The size of the WAL: at most this much is not in the database file yet."""
-        return self._database.wal_bytes()
+        return self.database.wal_bytes()
 
     def checkpoint(self) -> bool:
         """Moves the WAL into the database file. False while another thread or program uses the database."""
-        return self._database.checkpoint()
+        return self.database.checkpoint()
 
     def close(self) -> None:
         """Closes the database and releases the data directory. May be called twice."""
-        self._database.close()
+        self.database.close()
         self._directory.close()
 
     def totals(self, owner_id: str) -> Totals:
-        with self._database.read() as db:
+        with self.database.read() as db:
             row = db.execute("SELECT saved_s_total, reused_tokens_total FROM users WHERE id = ?", [owner_id]).fetchone()
         return Totals(*row) if row else Totals(0.0, 0)
 
     def create_conversation(self, owner_id: str, settings: ConversationSettings) -> Conversation:
         """A new conversation, or the owner's newest one if it is still empty."""
         now = time.time()
-        with self._database.write() as db:
+        with self.database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
             newest = db.execute(
                 "SELECT id, leaf_id FROM conversations WHERE owner_id = ? AND key IS NULL AND binned_s IS NULL"
@@ -135,14 +135,14 @@ class Store:
         """Adds a conversation for an API client, which sends the first message at once. `key` is the client's name for
         it. False if the key is taken."""
         now, origin = time.time(), Origin.ONE_OFF if key is None else Origin.PROGRAM
-        with self._database.write() as db:
+        with self.database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
             cursor = db.execute(_INSERT, [conversation_id, owner_id, now, now, _dump(settings), key, origin])
             return bool(cursor.rowcount)
 
     def with_key(self, owner_id: str, key: str) -> str | None:
         """The id of the owner's conversation with this key."""
-        with self._database.read() as db:
+        with self.database.read() as db:
             sql = "SELECT id FROM conversations WHERE owner_id = ? AND key = ?"
             row = db.execute(sql, [owner_id, key]).fetchone()
         return str(row[0]) if row else None
@@ -154,14 +154,14 @@ class Store:
             parameters["like"] = f"%{_escaped(search[:SEARCH_LIMIT_CHARS])}%"
             sql += r""" AND (c.title LIKE :like ESCAPE '\' OR EXISTS (
                 SELECT 1 FROM messages t WHERE t.conversation_id = c.id AND t.text LIKE :like ESCAPE '\'))"""
-        with self._database.read() as db:
+        with self.database.read() as db:
             return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST, parameters)]
 
     def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
         """Raises `ConversationNotFound` if it does not exist or belongs to another owner."""
         row = None
         if isinstance(conversation_id, str) and _CONVERSATION_ID.fullmatch(conversation_id):
-            with self._database.read() as db:
+            with self.database.read() as db:
                 row = next(db.query(_SELECT + "AND c.id = ? AND c.owner_id = ?", [conversation_id, owner_id]), None)
         if row is None:
             raise ConversationNotFound("This conversation does not exist. It may have been deleted in another tab.")
@@ -169,12 +169,12 @@ class Store:
 
     def every_conversation(self) -> list[Conversation]:
         """The conversations of all owners, for the server itself and its maintenance commands."""
-        with self._database.read() as db:
+        with self.database.read() as db:
             return [_conversation(row) for row in db.query(_SELECT + _NEWEST_FIRST)]
 
     def troubles(self) -> list[str]:
         """What SQLite's integrity check finds wrong with the file, and rows that refer to missing rows."""
-        with self._database.read() as db:
+        with self.database.read() as db:
             found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
             dangling = db.execute("PRAGMA foreign_key_check").fetchall()
         broken = [f"a row of {row[0]} refers to a missing row of {row[2]}" for row in dangling]
@@ -182,18 +182,18 @@ class Store:
 
     def title(self, conversation_id: str) -> str:
         """For the memory log; "" if the conversation was deleted."""
-        with self._database.read() as db:
+        with self.database.read() as db:
             row = db.execute("SELECT title FROM conversations WHERE id = ?", [conversation_id]).fetchone()
         return str(row[0]) if row else ""
 
     def rename(self, conversation_id: str, title: str) -> None:
-        with self._database.write() as db:
+        with self.database.write() as db:
             db.execute("UPDATE conversations SET title = ?, title_by = 'person' WHERE id = ?", [title, conversation_id])
 
     def take_model_title(self, conversation_id: str, title: str) -> bool:
         """Stores the model's title, unless a person gave one. With "" the first words stay, and no title is asked for
         again."""
-        with self._database.write() as db:
+        with self.database.write() as db:
             cursor = db.execute(
                 "UPDATE conversations SET title_by = 'model', title = CASE ? WHEN '' THEN title ELSE ? END"
                 " WHERE id = ? AND title_by = 'first words'",
@@ -202,22 +202,22 @@ class Store:
             return bool(cursor.rowcount)
 
     def set_settings(self, conversation_id: str, settings: ConversationSettings) -> None:
-        with self._database.write() as db:
+        with self.database.write() as db:
             db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [_dump(settings), conversation_id])
 
     def set_pinned(self, conversation_id: str, is_pinned: bool) -> None:
-        with self._database.write() as db:
+        with self.database.write() as db:
             db.execute("UPDATE conversations SET is_pinned = ? WHERE id = ?", [is_pinned, conversation_id])
 
     def pinned_conversations(self) -> list[Conversation]:
         """The pinned conversations of all owners, most recently used first."""
-        with self._database.read() as db:
+        with self.database.read() as db:
             sql = _SELECT + "AND c.is_pinned" + _NEWEST_FIRST
             return [_conversation(row) for row in db.query(sql)]
 
     def delete(self, conversation_id: str) -> None:
         """Deletes a conversation with its messages and receipts."""
-        with self._database.write() as db:
+        with self.database.write() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", [conversation_id])
 
 

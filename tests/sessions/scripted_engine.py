@@ -159,7 +159,7 @@ class ScriptedEngine(ScriptedThread):
                 raise ValueError("the KV does not hold these tokens in front of the segment")
             return [self._copy_out(kv, identity) for identity in identities]
 
-        return self._between_steps(copy)
+        return self.between_steps(copy)
 
     def _copy_out(self, kv: ScriptedKV, identity: SegmentIdentity) -> ScriptedSegment:
         start, end = identity.start_tokens, identity.end_tokens
@@ -180,7 +180,7 @@ class ScriptedEngine(ScriptedThread):
                 self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
             return time.perf_counter() - started
 
-        return self._between_steps(copy)
+        return self.between_steps(copy)
 
     def join(self, identity: SegmentIdentity, segments: Sequence[Segment]) -> ScriptedSegment:
         marks = tuple(mark for s in segments if isinstance(s, ScriptedSegment) for mark in s.marks)
@@ -191,7 +191,7 @@ class ScriptedEngine(ScriptedThread):
         assert isinstance(target, ScriptedKV)
         assert not target.busy, "copied into a KV with a running generation"
         self._revive(target)
-        return self._between_steps(lambda: target.copy_beginning(source, list(ids), least_tokens))
+        return self.between_steps(lambda: target.copy_beginning(source, list(ids), least_tokens))
 
     def save(self, segment: Segment, path: Path) -> int:
         assert isinstance(segment, ScriptedSegment)
@@ -220,12 +220,12 @@ class ScriptedEngine(ScriptedThread):
             if must_stop():
                 return None
             pause(len(kept[start : start + CHUNK_TOKENS]) * self.fed_token_delay_s)
-            self._between_steps(lambda s=start: scratch.append(kept[s : s + CHUNK_TOKENS]))  # type: ignore[misc]
+            self.between_steps(lambda s=start: scratch.append(kept[s : s + CHUNK_TOKENS]))  # type: ignore[misc]
             self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
         found = []
         for copy in copies:
             tokens, marks = held_by(copy)
-            found.append(self._between_steps(lambda t=tokens, m=marks: scratch.compare(t, m)))  # type: ignore[misc]
+            found.append(self.between_steps(lambda t=tokens, m=marks: scratch.compare(t, m)))  # type: ignore[misc]
         agrees = found[-1].agrees
         return Verification(len(kept), 0.0 if agrees else 9.0, 0.0 if agrees else 3.0, tuple(found), agrees)
 

@@ -48,7 +48,7 @@ class ScriptedThread:
         self._context_limit_tokens = context_limit_tokens
         self._max_concurrent = max_concurrent
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._running: list[ScriptedGeneration] = []
+        self.running: list[ScriptedGeneration] = []
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="scripted-engine", daemon=True)
@@ -64,7 +64,7 @@ class ScriptedThread:
         self._inbox.put(None)
         self._thread.join(timeout=5)
 
-    def _between_steps(self, call: Callable[[], T]) -> T:
+    def between_steps(self, call: Callable[[], T]) -> T:
         done: Future[T] = Future()
 
         def run() -> None:
@@ -86,7 +86,7 @@ class ScriptedThread:
     def _loop(self) -> None:
         while True:
             try:
-                command = self._inbox.get(block=not self._running)
+                command = self._inbox.get(block=not self.running)
             except queue.Empty:
                 self._step()
                 continue
@@ -96,27 +96,27 @@ class ScriptedThread:
         while not self._inbox.empty():
             if command := self._inbox.get():
                 command()
-        for generation in list(self._running):
+        for generation in list(self.running):
             self._finish(generation, FinishReason.ABORTED)
         for kv in list(self.alive):
             kv.clear()
 
     def _start(self, generation: ScriptedGeneration) -> None:
-        idle = [g for g in self._running if g.is_idle]
-        self._running.append(generation)
-        if generation.is_idle and len(idle) < len(self._running) - 1:
+        idle = [g for g in self.running if g.is_idle]
+        self.running.append(generation)
+        if generation.is_idle and len(idle) < len(self.running) - 1:
             self._finish(generation, FinishReason.PREEMPTED)
             return
         for other in idle if not generation.is_idle else ():
             self._finish(other, FinishReason.PREEMPTED)
-        assert len(self._running) <= self._max_concurrent, "more generations than max_concurrent"
+        assert len(self.running) <= self._max_concurrent, "more generations than max_concurrent"
         generation.begin()
         if generation.only_reads and generation.kv.length_tokens == len(generation.request.ledger):
             self._finish(generation, FinishReason.READ)
 
     def _step(self) -> None:
-        reading = [g for g in self._running if g.answer is None]
-        for generation in [g for g in self._running if g.answer is not None] + reading[:1]:
+        reading = [g for g in self.running if g.answer is None]
+        for generation in [g for g in self.running if g.answer is not None] + reading[:1]:
             if generation.aborted:
                 self._finish(generation, FinishReason.ABORTED)
             elif sentence := self.fail(generation):
@@ -189,7 +189,7 @@ class ScriptedThread:
             self._finish(generation, FinishReason.CONTEXT)
 
     def _finish(self, generation: ScriptedGeneration, reason: FinishReason, error: str | None = None) -> None:
-        self._running.remove(generation)
+        self.running.remove(generation)
         generation.kv.busy = False
         count = (generation.request.ledger, generation.fed, generation.reused)
         self.idle_counts.append((reason, *count)) if generation.is_idle else self.counts.append(count)

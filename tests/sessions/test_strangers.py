@@ -59,7 +59,7 @@ def test_the_page_finds_nothing_of_a_stranger_by_any_action(house: House, actor:
     house.say(c, "My secret")
     before = house.manager.view(ADA, c)
     page = Chat(house.manager) if actor is Chat else Panels(house.manager, Share(), ProcessMeter())
-    names = [*(page._actions if isinstance(page, Chat) else page._answers), "follow", "nonsense"]
+    names = [*(page._actions if isinstance(page, Chat) else page._answers), "follow", "nonsense"]  # noqa: SLF001 - every name that the page can send
     asked = 0
     for name in names:
         for conversation in (c, *mangled(c)):

@@ -25,12 +25,12 @@ class HeldKVs:
         self._queue = FairQueue()
         self._losses: dict[str, Loss] = {}
         self._closed = False
-        self._is_suspended = False
+        self.is_suspended = False
 
     def give_up(self) -> list[tuple[str, str]]:
         """The engine is gone, and all KVs with it. Nothing is granted until `resume`. The owners and conversations."""
         with self._changed:
-            self._is_suspended = True
+            self.is_suspended = True
             lost = [(slot.owner_id, slot.conversation_id) for slot in self._slots.values() if not slot.given_up]
             for slot in list(self._slots.values()):
                 slot.given_up = True
@@ -41,7 +41,7 @@ class HeldKVs:
     def resume(self) -> None:
         """There is an engine again."""
         with self._changed:
-            self._is_suspended = False
+            self.is_suspended = False
             self._changed.notify_all()
 
     def _lose(self, slot: DeviceSlot) -> None:
@@ -74,7 +74,7 @@ class HeldKVs:
         """Whether `reserve` would give a lease now."""
         with self._changed:
             own = self._slots.get(conversation_id)
-            if self._closed or self._is_suspended or self._queue or (own is not None and (own.leased or own.leaving)):
+            if self._closed or self.is_suspended or self._queue or (own is not None and (own.leased or own.leaving)):
                 return False
             if is_idle_work and (self._running_count() or (own is not None and own.unsaved_until > time.monotonic())):
                 return False

@@ -101,7 +101,7 @@ class Leases(HeldKVs):
         """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
         `ConversationBusy` when a run uses it."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._is_leaving(conversation_id) or self._is_warming(conversation_id)))
+            self._changed.wait_for(lambda: not (self.is_leaving(conversation_id) or self._is_warming(conversation_id)))
             slot = self._slots.get(conversation_id)
             if slot is None:
                 return 0
@@ -135,7 +135,7 @@ class Leases(HeldKVs):
         """
         if self._surrendered:
             return partial(self._on_dropped, self._surrendered.pop(0))
-        if self._is_suspended:
+        if self.is_suspended:
             return None
         running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.warming]
         ticket = self._queue.first(running, self._engine.max_concurrent)
@@ -228,7 +228,8 @@ class Leases(HeldKVs):
         log.info("kv_dropped conversation=%s bytes=%d why=%s", slot.conversation_id, freed_bytes, loss.name)
         return freed_bytes
 
-    def _is_leaving(self, conversation_id: str) -> bool:
+    def is_leaving(self, conversation_id: str) -> bool:
+        """Whether its KV is being freed right now. Under the lock where the answer must stay true."""
         slot = self._slots.get(conversation_id)
         return slot is not None and slot.leaving
 

@@ -32,7 +32,7 @@ def wait_until_idle(house: House) -> None:
 
 
 def kv_of(house: House, conversation_id: str) -> ScriptedKV:
-    kv = house.manager.memory.leases._slots[conversation_id].kv
+    kv = house.manager.memory.leases._slots[conversation_id].kv  # noqa: SLF001 - the KV itself, whatever holds it
     assert isinstance(kv, ScriptedKV)
     return kv
 
@@ -105,7 +105,7 @@ def test_a_draft_that_was_sent_is_not_read_again(make_house: MakeHouse, monkeypa
     """Also if the engine ends the reading only after the message was stored: it would be read behind its own answer."""
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     c, long, is_sent = house.conversation(), "word " * 400, threading.Event()
-    perform = house.manager.background.idle_worker._perform
+    perform = house.manager.background.idle_worker._perform  # noqa: SLF001 - wrapped, so that a job ends late
 
     def ends_late(*arguments: Any) -> Any:
         outcome = perform(*arguments)
@@ -336,7 +336,7 @@ def test_a_message_ends_a_whole_reading_at_once(make_house: MakeHouse) -> None:
     house.say(other, "Hello there", owner="eve")
     house.manager.read_ahead(ADA, c, "a " + "w" * 80)  # 82 tokens at its end: more than a second and a half
     until(lambda: _current_kind(house) is JobKind.WHOLE, timeout_s=20)
-    until(lambda: len(house.engine._running) == 1)
+    until(lambda: len(house.engine.running) == 1)
     receipt = house.receipt(house.say(other, "Hi", owner="eve"))
     assert receipt.ttft_s is not None
     assert receipt.ttft_s < 0.4  # five tokens of its own
@@ -350,7 +350,7 @@ def test_the_next_key_ends_a_whole_reading_at_once(make_house: MakeHouse) -> Non
     house = make_house(**WHOLE, engine=ScriptedEngine(fed_token_delay_s=0.02))
     c = house.conversation()
     house.manager.read_ahead(ADA, c, "a " + "w" * 80)
-    until(lambda: _current_kind(house) is JobKind.WHOLE and house.engine._running, timeout_s=20)
+    until(lambda: _current_kind(house) is JobKind.WHOLE and house.engine.running, timeout_s=20)
     began = time.monotonic()
     house.manager.read_ahead(ADA, c, "a " + "w" * 80 + " x")
     until(lambda: text_of(kv_of(house, c).tokens).endswith("ww"))
@@ -377,7 +377,7 @@ def test_a_whole_reading_is_cropped_when_something_else_is_done(make_house: Make
 
 
 def _current_kind(house: House) -> JobKind | None:
-    current = house.manager.background.idle_worker._current
+    current = house.manager.background.idle_worker._current  # noqa: SLF001 - which kind of job runs now
     return current[0].kind if current is not None else None
 
 

@@ -103,7 +103,7 @@ def test_deleting_the_folder_of_saved_memory_costs_one_read(make_house: MakeHous
     house.say(c, LONG)
     house.saved(c)
     house.manager.park(ADA, c)
-    until(lambda: house.manager.background.storage_check._kv_seen is not None)
+    until(lambda: house.manager.background.storage_check._kv_seen is not None)  # noqa: SLF001 - the first look is over
     shutil.rmtree(tmp_path / "data" / "kv")
     until(lambda: bool(house.manager.storage.reasons))
     assert house.manager.storage.can_store

@@ -81,7 +81,7 @@ def test_a_message_goes_before_the_title_which_is_found_later(make_house: MakeHo
     house = make_house(engine=engine, model_titles=True)
     c = house.conversation()
     house.say(c, "Tell me of boats")
-    until(lambda: any(g.is_idle and g.sampled for g in engine._running))
+    until(lambda: any(g.is_idle and g.sampled for g in engine.running))
     message = house.say(c, "And of the sea?")
     assert message.text == house.expected_text(c)
     assert engine.idle_counts[0][0] in (FinishReason.ABORTED, FinishReason.PREEMPTED)

@@ -52,14 +52,14 @@ class Site:
     def hang_once(self) -> tuple[threading.Event, threading.Event]:
         """The next forward sets the first event and blocks until the second is set."""
         reached, gate = threading.Event(), threading.Event()
-        run = self.watched.engine._forward.run
+        run = self.watched.engine._forward.run  # noqa: SLF001 - a forward that hangs
 
         def blocked(feeds: Sequence[Feed], abort_if: Callable[[], bool] = lambda: False) -> torch.Tensor:
             reached.set()
             gate.wait(60)
             return run(feeds)
 
-        self.watched.engine._forward.run = blocked  # type: ignore[method-assign]
+        self.watched.engine._forward.run = blocked  # type: ignore[method-assign]  # noqa: SLF001 - a forward that hangs
         return reached, gate
 
 
@@ -135,7 +135,7 @@ def test_a_dead_engine_thread_is_replaced(site: Site, monkeypatch: pytest.Monkey
         monkeypatch.undo()
         raise MemoryError("no memory for a plan")
 
-    monkeypatch.setattr(site.watched.engine._scheduler, "plan", broken)
+    monkeypatch.setattr(site.watched.engine._scheduler, "plan", broken)  # noqa: SLF001 - a thread that dies in a step
     failed = finish(site.manager.send(ADA, c, "And where does it end?"))
     assert (failed.status, failed.note) == (MessageStatus.FAILED, GIVEN_UP)
     until(lambda: site.manager.is_well)
@@ -151,7 +151,7 @@ def test_an_engine_that_cannot_be_rebuilt_is_reported(make_house: MakeHouse, mon
     assert house.manager.is_well
     house.engine.shown_pulse = Pulse(False, 0.0, 0.0)
     assert not house.manager.is_well
-    until(lambda: house.manager.memory.leases._is_suspended)
+    until(lambda: house.manager.memory.leases.is_suspended)
     house.engine.shown_pulse = Pulse(True, 0.0, 0.0)
     assert not house.manager.is_well  # its KVs are gone, and no other engine has replaced it
 

@@ -75,11 +75,11 @@ def talk(model_dir: Path, data_dir: Path, arena_tokens: int | None) -> list[list
                 assert message.receipt is not None
                 assert number == 0 or message.receipt.fed_tokens == message.receipt.delta_tokens
                 answers[place].append(message.text)
-        forward = engine.engine._forward
+        forward = engine.engine._forward  # noqa: SLF001 - what the arena holds in truth
         assert isinstance(forward, ArenaForward) == (arena_tokens is not None)
         if isinstance(forward, ArenaForward):
             held_tokens = forward.arena.capacity_tokens - forward.arena.free_tokens
-            held_bytes = sum(kv.allocated_bytes for kv in forward.arena._kvs)
+            held_bytes = sum(kv.allocated_bytes for kv in forward.arena._kvs)  # noqa: SLF001 - what the arena holds in truth
             assert held_bytes == held_tokens * bytes_per_token <= budget_bytes
         return answers
     finally:

@@ -247,7 +247,7 @@ class Switching(RuleBasedStateMachine):
     @invariant()
     def rows_and_files_are_the_same(self) -> None:
         disk = self.house.manager.memory.saved_kvs.disk
-        with disk._lock:
+        with disk._lock:  # noqa: SLF001 - rows and files at one moment
             assert {disk.path_of(row.key) for row in self.house.store.segments.every()} == set(self.house.files())
 
 

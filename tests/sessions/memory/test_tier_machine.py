@@ -57,14 +57,14 @@ class TierMachine(Machine):
         engine.fail_save = lambda identity: self.fault("save", identity)
         engine.fail_load = lambda identity: self.fault("load", identity)
         leases = self.house.manager.memory.leases
-        noted = leases._on_dropped
+        noted = leases._on_dropped  # noqa: SLF001 - every drop is checked as it happens
 
         def dropped(what: Dropped) -> None:
             if what.conversation_id in self.pinned:
                 self.broken.append(f"pinned and evicted: {what}")
             noted(what)
 
-        leases._on_dropped = dropped
+        leases._on_dropped = dropped  # noqa: SLF001 - every drop is checked as it happens
 
     def fault(self, what: str, identity: SegmentIdentity) -> str | None:
         self.count += 1
@@ -113,7 +113,7 @@ class TierMachine(Machine):
         owner, c = self.picked(pick)
         with contextlib.suppress(ConversationBusy, CacheFull):
             self.house.manager.pin(owner, c)
-            if not self.house.manager.memory.leases._is_leaving(c):  # else it was on its way out already
+            if not self.house.manager.memory.leases.is_leaving(c):  # else it was on its way out already
                 self.pinned.add(c)
 
     @rule()
@@ -148,7 +148,7 @@ class TierMachine(Machine):
                 assert not kv.busy, "offered a KV that is in use"
                 kv.clear()
 
-        engine._between_steps(free)
+        engine.between_steps(free)
 
     @rule()
     def restart(self) -> None:

@@ -29,7 +29,7 @@ def test_samples_are_taken_regularly_and_the_oldest_are_dropped() -> None:
     seen = [usage.device_bytes for usage in history.samples()]
     assert seen[:4] == [0, 1, 2, 4]
     small = UsageHistory(measure, interval_s=KEPT_S / 2)
-    small._samples.extend(Usage(float(n), n, 0, 0) for n in range(5))
+    small._samples.extend(Usage(float(n), n, 0, 0) for n in range(5))  # noqa: SLF001 - half an hour of samples at once
     assert [usage.device_bytes for usage in small.samples()] == [3, 4]
 
 

@@ -84,7 +84,7 @@ def test_sqlite_keeps_its_own_locks(running: Store, data: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True)
 
     assert other("SELECT count(*) FROM users").returncode == 0
-    with running._database.write() as db:
+    with running.database.write() as db:
         db.execute("UPDATE users SET saved_s_total = 1")
         assert "locked" in other("UPDATE users SET saved_s_total = 2").stderr
     assert other("UPDATE users SET saved_s_total = 3").returncode == 0

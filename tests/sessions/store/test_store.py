@@ -64,7 +64,7 @@ def test_migrations_from_an_empty_file(tmp_path: Path) -> None:
 
 def test_every_migration_applies_on_the_one_before(tmp_path: Path) -> None:
     """A database of each earlier version opens."""
-    for number, migration in enumerate(MIGRATIONS._migrations):
+    for number, migration in enumerate(MIGRATIONS._migrations):  # noqa: SLF001 - each step alone
         data = tmp_path / str(number)
         data.mkdir()
         db = sqlite_utils.Database(data / "keepwarm.db")
@@ -147,19 +147,19 @@ def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     ],
 )
 def test_sqlite_errors_are_translated(store: Store, said: str, sentence: str) -> None:
-    with pytest.raises(StoreError, match=sentence), store._database.write():
+    with pytest.raises(StoreError, match=sentence), store.database.write():
         raise sqlite3.OperationalError(said)
 
 
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     def half() -> None:
-        with store._database.write() as db:
+        with store.database.write() as db:
             db.execute("INSERT INTO users(id, created_at) VALUES ('eve', 0)")
             db.execute("INSERT INTO no_such_table VALUES (1)")
 
     with pytest.raises(StoreError):
         half()
-    with store._database.read() as db:
+    with store.database.read() as db:
         assert db["users"].count == 0
 
 
@@ -175,7 +175,7 @@ def test_every_thread_has_its_own_connection(store: Store) -> None:
     def use() -> None:
         try:
             store.create_conversation(threading.current_thread().name, SETTINGS)
-            connections.add(id(store._database._connection().conn))
+            connections.add(id(store.database._connection().conn))  # noqa: SLF001 - one connection per thread
             barrier.wait(10)
         except Exception as error:
             errors.append(error)
@@ -205,7 +205,7 @@ def test_settings_round_trip(store: Store) -> None:
 
 def test_sampling_that_is_no_longer_allowed_becomes_the_default(store: Store) -> None:
     conversation = store.create_conversation("ada", SETTINGS)
-    with store._database.write() as db:
+    with store.database.write() as db:
         db.execute("""UPDATE conversations SET settings = '{"sampling": {"warmth": 3}, "system_prompt": "Kept."}'""")
     assert store.conversation("ada", conversation.conversation_id).settings == ConversationSettings(
         SamplingParams(), "Kept."
@@ -245,13 +245,13 @@ def test_an_answer_its_ids_and_its_receipt_are_one_transaction(store: Store) -> 
     """If the receipt cannot be written, the answer is still running: nothing is half done."""
     conversation = store.create_conversation("ada", SETTINGS)
     answer = add_turn(store, conversation.conversation_id)
-    with store._database.write() as db:
+    with store.database.write() as db:
         db.execute("CREATE TRIGGER no BEFORE INSERT ON receipts BEGIN SELECT RAISE(ABORT, 'no receipts today'); END")
     with pytest.raises(StoreError, match="no receipts today"):
         store.messages.finish_answer(answer, "Hi", (3,), MessageStatus.COMPLETE, FinishReason.STOP, "", RECEIPT)
     view = store.messages.view(answer)
     assert (view.status, view.text, view.receipt) == (MessageStatus.RUNNING, "", None)
-    with store._database.write() as db:
+    with store.database.write() as db:
         db.execute("DROP TRIGGER no")
     store.messages.finish_answer(answer, "Hi", (3,), MessageStatus.COMPLETE, FinishReason.STOP, "", RECEIPT)
     assert store.messages.view(answer).receipt == RECEIPT
@@ -264,7 +264,7 @@ def test_totals_outlive_their_conversation(store: Store) -> None:
     store.messages.finish_answer(answer, "Hi", (3,), MessageStatus.COMPLETE, FinishReason.STOP, "", RECEIPT)
     store.delete(conversation.conversation_id)
     assert (store.totals("ada").saved_s, store.totals("ada").reused_tokens) == (4.5, 1812)
-    with store._database.read() as db:
+    with store.database.read() as db:
         assert (db["messages"].count, db["receipts"].count, db["conversations"].count) == (0, 0, 0)
 
 

@@ -88,7 +88,7 @@ def test_a_crash_while_compacting_costs_nothing(
     def crash(*arguments: object) -> bool:
         raise KeyboardInterrupt
 
-    target = disk._table if point == "before the rows" else disk
+    target = disk._table if point == "before the rows" else disk  # noqa: SLF001 - a fault between the file and its rows
     monkeypatch.setattr(target, "replace" if point == "before the rows" else "_delete_files", crash)
     with pytest.raises(KeyboardInterrupt):
         disk.compact(1000)

@@ -174,7 +174,7 @@ def test_a_file_in_the_way_of_a_save_stays_and_is_logged(make_house: MakeHouse, 
         raise AssertionError(f"written to {path}")
 
     disk = house.manager.memory.saved_kvs.disk
-    chain = disk._files.prepare
+    chain = disk._files.prepare  # noqa: SLF001 - a file that appears at the worst moment
 
     def plant(path: Path) -> None:
         if put == "a linked folder":
@@ -191,10 +191,10 @@ def test_a_file_in_the_way_of_a_save_stays_and_is_logged(make_house: MakeHouse, 
             else:
                 path.symlink_to(outside / "thesis.odt")
         house.engine.save = planted  # type: ignore[method-assign]
-        disk._files.prepare = chain  # type: ignore[method-assign]
+        disk._files.prepare = chain  # type: ignore[method-assign]  # noqa: SLF001 - a file that appears at the worst moment
         chain(path)
 
-    disk._files.prepare = plant  # type: ignore[method-assign]
+    disk._files.prepare = plant  # type: ignore[method-assign]  # noqa: SLF001 - a file that appears at the worst moment
     until(lambda: run.is_done)
     until(lambda: any("is in the way and does not belong" in e.text for e in house.manager.memory_view(ADA).events))
     assert (outside / "thesis.odt").read_bytes() == THESIS

@@ -34,7 +34,7 @@ def evict(house: House, c: str) -> None:
             assert isinstance(kv, ScriptedKV)
             kv.clear()
 
-    house.engine._between_steps(free)
+    house.engine.between_steps(free)
 
 
 def park_in_host(house: House, c: str) -> None:
@@ -82,7 +82,7 @@ def test_changed_while_its_segment_is_written(make_house: MakeHouse, act: Act, w
     house.engine.save_delay_s = 0.1
     house.say(c, "Second " + LONG)
     if when_s:
-        until(lambda: writing or house.manager.memory._writer._queue.empty())
+        until(lambda: writing or house.manager.memory._writer._queue.empty())  # noqa: SLF001 - every job was taken
     act(house, c)
     house.engine.save_delay_s = 0.0
     message = house.say(c, "What is left?")
