@@ -131,7 +131,7 @@ def test_what_is_costly_is_drawn_less_often() -> None:
         before = time.thread_time()
         answers.growing("one", text)
         busy_s += time.thread_time() - before
-        pause(0.05)
+        pause(0.1)  # as the page asks
     assert busy_s < 0.5 * (time.monotonic() - began)
     assert answers.whole(text)[0].json.count('"row"') == text.count("\n") - 1
 
