@@ -63,7 +63,7 @@ class SessionManager:
         self._actions = MemoryActions(store, self.runs, self.memory)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
         served_time = store.served_time(clock)
-        self.pruner = Pruner(store.bin, served_time, self.runs, self._let_go, config.keep_unnamed_s, clock)
+        self.pruner = Pruner(store.bin, served_time, self.runs, self._free_memory, config.keep_unnamed_s, clock)
 
     # Life
 
@@ -332,7 +332,7 @@ class SessionManager:
         self.memory.events.forget(owner_id, conversation_id)
         self.verifier.forget(conversation_id)
 
-    def _let_go(self, owner_id: str, conversation_id: str) -> None:
+    def _free_memory(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim: it is in the bin, and takes no memory there."""
         self.background.drafts.forget(conversation_id)
         self.memory.leases.forget(conversation_id)

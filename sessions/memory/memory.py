@@ -43,7 +43,7 @@ from sessions.types import Tier, Usage
 log = logging.getLogger(__name__)
 
 
-class Activity(Protocol):
+class RunsInProgress(Protocol):
     """What the memory asks about the turns; `sessions.turns.run.RunTable` answers."""
 
     def is_busy(self, conversation_id: str) -> bool:
@@ -59,18 +59,18 @@ class Memory:
     `leases` has what is on the device, `saved_kvs` what is not. Without a budget for any lower tier, saving and
     restoring cost nothing and do nothing."""
 
-    def __init__(self, store: Store, engine: Engine, config: SessionConfig, activity: Activity) -> None:
+    def __init__(self, store: Store, engine: Engine, config: SessionConfig, runs: RunsInProgress) -> None:
         self._engine = engine
         self._config = config
         self.counters = Counters()
         self.events = EventLog(config.event_log_length)
         self.log = MemoryLog(store, self.events, self.counters)
-        self.pins = Pins(engine, config.device_kv_budget_bytes, activity.is_busy)
+        self.pins = Pins(engine, config.device_kv_budget_bytes, runs.is_busy)
         self._disk = Disk(
             store,
             engine,
             config,
-            lambda: {*activity.active_by_conversation(), *self.pins.conversations()},
+            lambda: {*runs.active_by_conversation(), *self.pins.conversations()},
             self.log.written,
         )
         self._host = Host(config.host_kv_budget_bytes, self._disk.recover_s)
@@ -85,7 +85,7 @@ class Memory:
         self._parking = Parking(engine, self.leases, self.saved_kvs, self._writer)
         self.prefetcher = Prefetcher(engine, self.leases, self.saved_kvs, self._restorer)
         self.usage = UsageHistory(self._usage_now, config.usage_interval_s)
-        engine.give_memory_back_with(self.leases.surrender)
+        engine.give_memory_back_with(self.leases.take_idle)
 
     # Life
 
@@ -111,7 +111,7 @@ class Memory:
 
     def admit(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
         """Raises `CacheFull` with the numbers for a turn that could never be granted its bytes."""
-        self.leases.refuse_hopeless(owner_id, conversation_id, promised_bytes)
+        self.leases.refuse_beyond_shares(owner_id, conversation_id, promised_bytes)
         self.pins.admit(conversation_id, promised_bytes)
 
     def enter(self, ticket: Ticket) -> None:
@@ -153,7 +153,7 @@ class Memory:
             return restored
         known_tokens = restored.tokens or common_prefix(lease.held_ids, turn.ledger)
         self.shared_prefixes.copy(owner_id, conversation_id, lease.kv, ids, known_tokens)
-        shared = self.shared_prefixes.taken(conversation_id, lease.kv)
+        shared = self.shared_prefixes.take_copied(conversation_id, lease.kv)
         if shared is None and restored.lender_id:
             shared = SharedPrefix(restored.lender_id, 0, restored.tokens)
         return replace(restored, shared=shared)

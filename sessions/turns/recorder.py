@@ -136,7 +136,7 @@ class Recorder:
         except SessionError as error:
             log.error("answer_not_stored message=%d", run.message_id)
             message = _unsaved(run, text, f"This answer could not be stored. {error}")
-        self._let_go(run, message)
+        self._end_run(run, message)
         if stored is not None:
             self._memory.log.receipt(run.plan.owner_id, run.conversation_id, stored)
 
@@ -160,9 +160,9 @@ class Recorder:
             self._store.messages.finish_answer(
                 run.message_id, text, run.node_ids, MessageStatus.FAILED, FinishReason.FAILED, run.failure, None
             )
-        self._let_go(run, _unsaved(run, text, run.failure))
+        self._end_run(run, _unsaved(run, text, run.failure))
 
-    def _let_go(self, run: Run, message: MessageView) -> None:
+    def _end_run(self, run: Run, message: MessageView) -> None:
         """The order matters: a client that sees DONE may send at once and must find the KV and the conversation
         free."""
         if run.lease is not None:

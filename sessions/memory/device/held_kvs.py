@@ -64,7 +64,7 @@ class HeldKVs:
             slot = own or DeviceSlot(conversation_id, owner_id, self._engine.new_kv())
             assert slot.owner_id == owner_id, "a KV of another owner"
             self._slots[conversation_id] = slot
-            slot.leased = slot.warming = True
+            slot.leased = slot.without_run = True
             slot.promised_bytes, slot.unwanted, slot.make_way = promised_bytes, False, make_way or slot.make_way
             held = slot.kv.length_tokens
             ids = slot.held_ids[:held]
@@ -93,7 +93,7 @@ class HeldKVs:
     def idle(self, conversation_id: str) -> tuple[KV, tuple[int, ...]] | None:
         """An idle conversation's KV and the ids it holds; None when there is nothing to save. Idle work on it ends."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_warming(conversation_id))
+            self._changed.wait_for(lambda: not self._is_yielding(conversation_id))
             slot = self._slots.get(conversation_id)
             if slot is None or slot.leased or slot.leaving or not slot.kv.length_tokens:
                 return None
@@ -105,7 +105,7 @@ class HeldKVs:
             if self.idle(conversation_id) is None:
                 return None
             slot = self._slots[conversation_id]
-            slot.leased, slot.warming, slot.unwanted = True, True, False
+            slot.leased, slot.without_run, slot.unwanted = True, True, False
             held = slot.kv.length_tokens
             return Lease(conversation_id, slot.kv, held, False, None, slot.held_ids, ahead_from=slot.ahead_from)
 
@@ -140,14 +140,14 @@ class HeldKVs:
             if slot.given_up:
                 self._lose(slot)
                 return
-            was_warming, slot.warming = slot.warming, False
+            was_without_run, slot.without_run = slot.without_run, False
             slot.make_way, slot.ahead_from = lambda: None, ahead_from
             slot.leased, slot.promised_bytes = False, 0
             slot.last_used_at, slot.last_used_s = time.time(), time.monotonic()
             slot.holds(held_ids)
             slot.unsaved_until = time.monotonic() + unsaved_for_s
-            self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_warming)
-            if was_warming and not slot.kv.allocated_bytes:
+            self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_without_run)
+            if was_without_run and not slot.kv.allocated_bytes:
                 del self._slots[lease.conversation_id]  # nothing came of it
             if loss is not None:
                 self._losses[lease.conversation_id] = loss
@@ -192,12 +192,12 @@ class HeldKVs:
             }
 
     def _running_count(self) -> int:
-        return sum(slot.leased and not slot.warming for slot in self._slots.values())
+        return sum(slot.leased and not slot.without_run for slot in self._slots.values())
 
-    def _is_warming(self, conversation_id: str) -> bool:
+    def _is_yielding(self, conversation_id: str) -> bool:
         """Whether it is leased without a run; then that is told to end soon."""
         slot = self._slots.get(conversation_id)
-        if slot is None or not slot.warming:
+        if slot is None or not slot.without_run:
             return False
         slot.unwanted = True
         slot.make_way()

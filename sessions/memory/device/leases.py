@@ -60,14 +60,14 @@ class Leases(HeldKVs):
             self._changed.notify_all()
         self._worker.close(timeout_s)
 
-    def refuse_hopeless(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
+    def refuse_beyond_shares(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
         """Raises `CacheFull` with the numbers when others' guaranteed shares and pins leave too little for a turn."""
         with self._changed:
             shares = self._shares(owner_id, conversation_id)
         if promised_bytes > shares.most_bytes:
             raise CacheFull(_hopeless(promised_bytes, shares.most_bytes, self.budget_bytes))
 
-    def surrender(self) -> list[KV]:
+    def take_idle(self) -> list[KV]:
         """The device refused memory: every idle KV that is not pinned, to be freed by the engine at once. On the engine
         thread, which may take the lock because its holders never wait for the engine."""
         with self._changed:
@@ -101,7 +101,7 @@ class Leases(HeldKVs):
         """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
         `ConversationBusy` when a run uses it."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self.is_leaving(conversation_id) or self._is_warming(conversation_id)))
+            self._changed.wait_for(lambda: not (self.is_leaving(conversation_id) or self._is_yielding(conversation_id)))
             slot = self._slots.get(conversation_id)
             if slot is None:
                 return 0
@@ -137,7 +137,7 @@ class Leases(HeldKVs):
             return partial(self._on_dropped, self._surrendered.pop(0))
         if self.is_suspended:
             return None
-        running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.warming]
+        running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.without_run]
         ticket = self._queue.first(running, self._engine.max_concurrent)
         if ticket is None:
             return None

@@ -60,7 +60,7 @@ class SharedPrefixes:
             default=None,
         )
 
-    def taken(self, conversation_id: str, kv: KV) -> SharedPrefix | None:
+    def take_copied(self, conversation_id: str, kv: KV) -> SharedPrefix | None:
         """What was copied into this KV since its last turn. Returned once, then forgotten."""
         with self._lock:
             copied = self._copied.pop(conversation_id, None)

@@ -294,11 +294,11 @@ def test_who_holds_more_than_the_share_may_lose_it(make_desk: type[Desk]) -> Non
 def test_a_turn_that_others_shares_leave_no_room_for_is_refused_with_the_numbers(make_desk: type[Desk]) -> None:
     desk = make_desk(128)
     desk.take("eve's", 32, owner="eve")
-    desk.leases.refuse_hopeless("ada", "a", 96 * KIB)
+    desk.leases.refuse_beyond_shares("ada", "a", 96 * KIB)
     with pytest.raises(
         CacheFull, match=r"may need 0\.1 MiB of memory; of the 0\.1 MiB budget, 0\.1 MiB are not pinned"
     ):
-        desk.leases.refuse_hopeless("ada", "a", 112 * KIB)
+        desk.leases.refuse_beyond_shares("ada", "a", 112 * KIB)
     refused = desk.ask("a", 112)  # let in before eve came: it waits for her turn to end, and is then refused, not stuck
     desk.ask("b", 16)
     assert desk.granted == ["eve's"]
@@ -317,7 +317,7 @@ def test_an_engine_without_memory_gets_the_idle_kvs(make_desk: type[Desk]) -> No
     for name in ("a", "b"):
         desk.give_back(name)
     desk.leases.pins.pin("b", 32, 0)
-    kvs = desk.leases.surrender()
+    kvs = desk.leases.take_idle()
     assert [kv.length_tokens for kv in kvs] == [32]
     assert set(desk.leases.holdings()) == {"b", "c"}
     until(lambda: [(d.conversation_id, d.kept_on, d.lost_tokens) for d in desk.dropped] == [("a", Tier.NONE, 32)])
