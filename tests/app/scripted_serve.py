@@ -25,7 +25,7 @@ def main(data_dir: str, token_delay_s: str, limit_s: str, password: str = "") ->
     engine = ScriptedEngine(lambda ledger: (*b"word " * 40, END), token_delay_s=float(token_delay_s))
     manager = SessionManager(store, engine, ByteTemplate(), SessionConfig(device_kv_budget_bytes=2**26))
     manager.start()
-    owners = Owners(b"secret", password or None)
+    owners = Owners(b"secret", password or None, store.logins)
     services = Services(manager, owners, Share(), Callers(store.keys, owners))
     listener = bind("127.0.0.1", 0)
 
