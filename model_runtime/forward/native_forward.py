@@ -28,7 +28,7 @@ from model_runtime.forward.attention import StepAborted
 from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.slab import KVSlab
-from model_runtime.native.library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
+from model_runtime.native.native_library import LayerStruct, MatrixStruct, ModelStruct, SpanStruct
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
 EXACT_GAP = 1e-3  # tolerance for another order of summation, in standard deviations of the logits

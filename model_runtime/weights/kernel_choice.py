@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from model_runtime.native.library import NativeUnavailable, native_library
+from model_runtime.native.native_library import NativeUnavailable, native_library
 from model_runtime.weights.linear_int4 import Int4Matrix, KernelPlan, Scratch, packed_kernel_exists
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks
 

@@ -8,7 +8,7 @@ from enum import IntEnum
 import torch
 from torch import nn
 
-from model_runtime.native.library import MatrixStruct
+from model_runtime.native.native_library import MatrixStruct
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks, Q8Blocks
 from model_runtime.weights.stored_weights import Stored
 

@@ -33,7 +33,7 @@ from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import context_limit_tokens, load_model, unload
-from model_runtime.native import library
+from model_runtime.native import native_library
 from tests.model_runtime.harness import GREEDY, Answer, full_read
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import tiny_wide_llama
@@ -215,7 +215,7 @@ def gap_to_transformers(loaded: LoadedModel, model: Path) -> float:
 def run(seed: int, count: int, folder: Path) -> int:
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g")
-        library.FLAGS = (*library.FLAGS, *flags)
+        native_library.FLAGS = (*native_library.FLAGS, *flags)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     transformers_logging.disable_progress_bar()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.native.library import NativeUnavailable, native_library
+from model_runtime.native.native_library import NativeUnavailable, native_library
 from model_runtime.weights import kernel_choice as module
 from model_runtime.weights.kernel_choice import PLAN_FILE, kernel_plan
 from model_runtime.weights.linear_int4 import KernelPlan

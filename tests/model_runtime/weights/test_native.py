@@ -28,7 +28,7 @@ from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.slab import KVSlab
-from model_runtime.native.library import NativeUnavailable, native_library
+from model_runtime.native.native_library import NativeUnavailable, native_library
 from model_runtime.weights.native_matrix import Kind, NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
 from model_runtime.weights.stored_weights import Stored, dense
