@@ -11,8 +11,8 @@ BIOME := PATH="$(abspath $(BIN)):$$PATH" $(VENV)/biome/node_modules/.bin/biome
 C_SOURCES := $(wildcard model_runtime/native/*.[ch] model_runtime/forward/few_rows/cuda/*.cu*)
 # What is tested without a browser or a server. Left out: what starts processes, fills disks, runs models or takes 5 s.
 FAST := tests/app/page/markdown $(addprefix tests/model_runtime/,decoding interface text) \
-	$(addprefix tests/sessions/,background ledger memory turns verify) \
-	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_*tier_machine.py test_bad_disk.py test_settings_switched.py test_arena_under_pressure.py)
+	$(addprefix tests/sessions/,ledger turns verify memory/device memory/test_memory.py memory/test_eviction.py) \
+	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_encoding.py test_history_hash.py) -k "not takes_all"
 
 .DEFAULT_GOAL := help
 .PHONY: help chat test test-fast test-long lint format docs clean browser
