@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 HOST ?= 127.0.0.1
 PORT ?= 7860
 ARGS ?=
+WORKERS ?= 2
 
 BIOME := PATH="$(abspath $(BIN)):$$PATH" $(VENV)/biome/node_modules/.bin/biome
 C_SOURCES := $(wildcard model_runtime/native/*.[ch] model_runtime/forward/few_rows/cuda/*.cu*)
@@ -23,8 +24,8 @@ help:  ## Print this list
 chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf file for another model; ARGS=... for more flags)
 	$(BIN)/keepwarm serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-test: $(VENV)/.test browser  ## Run all tests, Chromium included
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test browser  ## Run all tests, Chromium included, in two processes (WORKERS=1 for one)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.test  ## Run what one wants after each change: no browser, no server, no real model
 	$(BIN)/python -m pytest -m "not long and not browser and not embedded and not gpu" $(FAST) $(ARGS)

@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from model_runtime.loading.loaded import LoadedModel
 
+pytest_plugins = ["tests.alone"]
+
 TinyDir = Callable[[str], Path]
 
 

@@ -226,6 +226,7 @@ def test_a_word_for_a_hop_is_enough_whatever_it_says(shape: str, name: str) -> N
     assert hop_in([(shape.format(name), "1")])
 
 
+@pytest.mark.alone
 def test_long_headers_take_no_time() -> None:
     began = time.perf_counter()
     for piece in ("a.", "a", ".", "/a", "a:", "://a"[1:], " 1", "[", "a-"):

@@ -154,6 +154,7 @@ def besiege(served: Served, bodies: dict[str, bytes], headers: dict[str, str]) -
     return figures
 
 
+@pytest.mark.alone
 def test_health_answers_while_32_such_requests_run(besieged: Callable[..., Served]) -> None:
     served = besieged()
     with Probe(served.port) as idle:
@@ -166,6 +167,7 @@ def test_health_answers_while_32_such_requests_run(besieged: Callable[..., Serve
     assert set(found["statuses"]) <= {400, 503}
 
 
+@pytest.mark.alone
 @pytest.mark.long
 @pytest.mark.parametrize("size_mib", [31, 7.9])
 @pytest.mark.parametrize("caller", ["local", "stranger", "behind a password", "with a key"])

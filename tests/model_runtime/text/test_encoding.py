@@ -61,18 +61,21 @@ def template() -> ChatTemplate:
     return ChatTemplate(tiny_tokenizer(), {0})
 
 
+@pytest.mark.alone
 def test_nobody_waits_while_three_megabytes_are_tokenised(template: ChatTemplate) -> None:
     for work in (lambda: template.count(CHINESE), lambda: template.first_turn("", CHINESE)):
         longest_s, took_s = pauses(work)
         assert longest_s < max(LONGEST_PAUSE_S, LARGEST_SHARE * took_s), f"{longest_s:.2f} of {took_s:.2f} s"
 
 
+@pytest.mark.alone
 def test_nobody_waits_while_a_million_ids_become_text(template: ChatTemplate) -> None:
     ids = list(range(3, 500)) * 2_000
     longest_s, _ = pauses(lambda: template.plain(ids))
     assert longest_s < LONGEST_PAUSE_S
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("what", BIG)
 def test_nobody_waits_while_three_megabytes_are_cleaned(what: str) -> None:
     longest_s, _ = pauses(lambda: (clean_message(BIG[what], 1 << 30), first_title(BIG[what])))

@@ -152,6 +152,7 @@ NESTED = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("what", NESTED)
 def test_what_nests_without_end_is_text_at_once(what: str) -> None:
     for text in (f"<tool_call>\n{NESTED[what]}", f"Let me see. <tool_call>{NESTED[what]}</tool_call>"):

@@ -123,6 +123,7 @@ def test_a_draft_that_was_sent_is_not_read_again(make_house: MakeHouse, monkeypa
     assert longest == len(house.ledger(c)) + 1  # with the mark of the next message
 
 
+@pytest.mark.alone
 def test_an_answer_in_another_conversation_is_not_delayed(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     reader, other = house.conversation(), house.conversation("eve")
@@ -330,6 +331,7 @@ def test_a_long_read_waits_until_the_draft_was_quiet_for_as_long(make_house: Mak
     assert time.monotonic() - began > 2 * 0.18
 
 
+@pytest.mark.alone
 def test_a_message_ends_a_whole_reading_at_once(make_house: MakeHouse) -> None:
     house = make_house(**WHOLE, engine=ScriptedEngine(fed_token_delay_s=0.02))
     c, other = house.conversation(), house.conversation("eve")

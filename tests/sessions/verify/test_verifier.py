@@ -165,6 +165,7 @@ def test_idle_kvs_are_evicted_for_it(make_house: MakeHouse) -> None:
     }
 
 
+@pytest.mark.alone
 def test_it_gives_way_to_a_message_and_starts_again(make_house: MakeHouse) -> None:
     house = make_house(engine=ScriptedEngine(fed_token_delay_s=0.002))
     c = house.conversation()

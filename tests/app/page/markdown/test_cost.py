@@ -78,6 +78,7 @@ CODE_SEEDS = (
 )
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seed", SEEDS)
 def test_time_grows_with_length_not_faster(seed: str) -> None:
     """36 kB of backticks once took 9 s. The bound is generous for any machine; 1 s at most was measured."""
@@ -87,6 +88,7 @@ def test_time_grows_with_length_not_faster(seed: str) -> None:
     assert time.thread_time() - began < 6
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("language", [language.names[0] for language in LANGUAGES])
 def test_code_colours_take_time_by_length(language: str) -> None:
     for seed in CODE_SEEDS:
@@ -120,6 +122,7 @@ def test_an_answer_that_grows_is_not_parsed_from_its_beginning_each_time() -> No
     assert late < 5 * early + 0.002
 
 
+@pytest.mark.alone
 def test_what_is_costly_is_drawn_less_often() -> None:
     """A single block that never ends: drawing it must leave most of the processor to the model."""
     answers = Answers()

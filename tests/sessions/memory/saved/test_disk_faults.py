@@ -280,6 +280,7 @@ def test_the_free_disk_is_respected(make_house: MakeHouse) -> None:
     assert house.files() == []
 
 
+@pytest.mark.alone
 def test_a_slow_disk_delays_no_run(make_house: MakeHouse) -> None:
     """A file takes two seconds; a run waits for an unsaved KV, but not for ever."""
     house = make_house(disk_kv_budget_bytes=64 * MIB, budget_bytes=640 * 1024, save_patience_s=0.3, flush_timeout_s=0.2)
