@@ -7,11 +7,17 @@ alone. A second file is the turnstile: a test that waits to be alone stands in i
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+# Threads of torch that wait for each other spin by default, which takes the processors from the other worker. OpenMP
+# reads this when it is loaded, before any test.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _TURNSTILE = Path(__file__)
 _ROOM = Path(__file__).with_name("__init__.py")

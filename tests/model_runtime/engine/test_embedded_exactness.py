@@ -19,7 +19,7 @@ from model_runtime.weights.kernel_choice import measure
 from tests.model_runtime.harness import WatchedEngine, full_read
 from tests.model_runtime.tiny_models import PROSE_PATH
 
-pytestmark = pytest.mark.embedded
+pytestmark = [pytest.mark.alone, pytest.mark.embedded]  # uses all processors
 
 PROSE = PROSE_PATH.read_text(encoding="utf-8")
 CONTEXT_TOKENS = 8192

@@ -121,6 +121,7 @@ def check_disk(house: House) -> None:
     assert sum(rows.values()) <= DISK_BYTES
 
 
+@pytest.mark.timeout(900)
 def test_two_hundred_random_kills(make_house: MakeHouse, tmp_path: Path) -> None:
     dice, longest_s = random.Random(7), 0.2
     interrupted = from_disk = early = 0
