@@ -35,7 +35,7 @@ from sessions.types import (
     MemoryView,
     Tier,
 )
-from sessions.verify.verifier import Verifier, Verifying
+from sessions.verify.verifier import Verifying
 from sessions.views import Views
 
 DELETE_TIMEOUT_S = 10.0
@@ -58,12 +58,10 @@ class SessionManager:
         self.memory = Memory(store, engine, config, self.runs)
         self.turns = Turns(store, engine, template, config, self.runs, self.memory)
         self.completions = StatelessTurns(store, engine, template, config, self.runs, self.turns)
-        self.verifier = Verifier(store, engine, self.memory, self.runs)
-        self._views = Views(store, engine, self.memory, self.verifier, self.runs, config)
         self._actions = MemoryActions(store, self.runs, self.memory)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
-        served_time = store.served_time(clock)
-        self.pruner = Pruner(store.bin, served_time, self.runs, self._free_memory, config.keep_unnamed_s, clock)
+        self._views = Views(store, engine, self.memory, self.background.verifier, self.runs, config)
+        self.pruner = Pruner(store, self.runs, self._free_memory, config.keep_unnamed_s, clock)
 
     # Life
 
@@ -73,7 +71,6 @@ class SessionManager:
         self._store.messages.interrupt_running()
         self.memory.start(say)
         self.turns.recorder.start()
-        self.verifier.start()
         self.background.start()
         self._actions.load_pins()
         self.pruner.start()
@@ -92,7 +89,7 @@ class SessionManager:
             run.lease = None  # its KV is still the engine's
             self.turns.recorder.put(run, aborted())
         self.turns.recorder.close(timeout_s=1.0)
-        self.verifier.close(timeout_s=1.0)
+        self.background.verifier.close(timeout_s=1.0)
         self.memory.close()
         self.background.close()
 
@@ -279,7 +276,7 @@ class SessionManager:
 
     def verify(self, owner_id: str, conversation_id: str) -> Verifying:
         """Begins to hold the KV, on the device and saved, against a re-read; what disagrees is dropped."""
-        return self.verifier.verify(owner_id, conversation_id)
+        return self.background.verifier.verify(owner_id, conversation_id)
 
     def prepare(self, owner_id: str, conversation_id: str) -> bool:
         """For a page that opens a conversation, or sees its first keystroke: `warm`, because a message will follow."""
@@ -330,7 +327,7 @@ class SessionManager:
         self.memory.leases.forget(conversation_id)  # idle work may have begun between the two
         self.memory.forget(conversation_id)
         self.memory.events.forget(owner_id, conversation_id)
-        self.verifier.forget(conversation_id)
+        self.background.verifier.forget(conversation_id)
 
     def _free_memory(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim: it is in the bin, and takes no memory there."""
@@ -338,7 +335,7 @@ class SessionManager:
         self.memory.leases.forget(conversation_id)
         self.memory.drop_saved(conversation_id)
         self.memory.events.forget(owner_id, conversation_id)
-        self.verifier.forget(conversation_id)
+        self.background.verifier.forget(conversation_id)
 
     def _cleaned(self, settings: ConversationSettings) -> ConversationSettings:
         system_prompt = clean(settings.system_prompt).strip()

@@ -45,7 +45,7 @@ class MemoryActions:
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
-            holding = self._memory.leases.holdings().get(conversation_id)
+            holding = self._memory.held.holdings().get(conversation_id)
             self._memory.pins.pin(conversation_id, conversation.ledger_tokens, holding.used_bytes if holding else 0)
             try:
                 self._store.set_pinned(conversation_id, True)
@@ -61,7 +61,7 @@ class MemoryActions:
         if conversation.is_pinned:
             self._store.set_pinned(conversation_id, False)
             self._memory.pins.unpin(conversation_id)
-            self._memory.leases.look_again()
+            self._memory.held.look_again()
             self._memory.log.pinned(owner_id, conversation_id, False)
 
     def load_pins(self) -> None:

@@ -1,4 +1,4 @@
-"""What goes on while no request waits for it: idle work, the watchdog, the look after the data directory."""
+"""What goes on beside the turns: idle work, the watchdog, verifying, the look after the data directory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sessions.config import SessionConfig
 from sessions.memory.memory import Memory
 from sessions.store.store import Store
 from sessions.turns.turn import Turns
+from sessions.verify.verifier import Verifier
 
 
 class Background:
@@ -28,15 +29,17 @@ class Background:
         turns: Turns,
     ) -> None:
         read_ahead = ReadAhead(store, engine, template, memory, turns.runs, turns.limits)
-        self.idle_worker = IdleWorker(memory.leases, read_ahead.perform, config.draft_quiet_s)
+        self.idle_worker = IdleWorker(memory.held, read_ahead.perform, config.draft_quiet_s)
         self.drafts = Drafts(store, template, turns.limits, self.idle_worker, config)
-        self.watchdog = Watchdog(engine, memory.leases, config.hang_after_s, memory.log.engine_rebuilt)
+        self.watchdog = Watchdog(engine, memory.held, config.hang_after_s, memory.log.engine_rebuilt)
+        self.verifier = Verifier(store, engine, memory, turns.runs)
         self.storage_check = StorageCheck(store, turns.recorder.kept, memory.disk_budget_bytes > 0)
         turns.runs.on_end(self.drafts.after_answer)
 
     def start(self) -> None:
         self.idle_worker.start()
         self.watchdog.start()
+        self.verifier.start()
         self.storage_check.start()
 
     def stop_work(self) -> None:
@@ -45,5 +48,5 @@ class Background:
         self.idle_worker.close(timeout_s=1.0)
 
     def close(self) -> None:
-        """After the recorder: answers that could not be stored are tried once more."""
+        """After the recorder, before the memory: answers that could not be stored are tried once more."""
         self.storage_check.close(timeout_s=1.0)

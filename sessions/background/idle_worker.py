@@ -15,7 +15,7 @@ from enum import Enum, IntEnum, auto
 
 from model_runtime.interface.protocol import Generation
 from sessions.errors import SessionError
-from sessions.memory.device.leases import Leases
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,8 @@ class IdleWorker:
     after it was read is read whole; the next key press makes that useless, so every draft goes before it.
     """
 
-    def __init__(self, leases: Leases, perform: Callable[[IdleJob, Preemption], Outcome], quiet_s: float) -> None:
-        self._leases = leases
+    def __init__(self, held: HeldKVs, perform: Callable[[IdleJob, Preemption], Outcome], quiet_s: float) -> None:
+        self._held = held
         self._perform = perform
         self._quiet_s = quiet_s
         self._changed = threading.Condition()
@@ -148,7 +148,7 @@ class IdleWorker:
 
     def _loop(self) -> None:
         while self._wait_for_job():
-            if not self._leases.wait_quiet(LOOK_AGAIN_S) or (taken := self._take()) is None:
+            if not self._held.wait_quiet(LOOK_AGAIN_S) or (taken := self._take()) is None:
                 continue
             job, preemption = taken
             outcome = Outcome.FAILED

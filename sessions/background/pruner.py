@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable
 
 from sessions.errors import ConversationBusy, StoreError
-from sessions.store.tables.bin import Bin, Unused
-from sessions.store.tables.served_time import Clock, ServedTime
+from sessions.store.store import Store
+from sessions.store.tables.bin import Unused
+from sessions.store.tables.served_time import Clock
 from sessions.turns.run import RunTable
 from sessions.worker import Worker
 
@@ -29,15 +30,14 @@ class Pruner:
 
     def __init__(
         self,
-        bin_: Bin,
-        served_time: ServedTime,
+        store: Store,
         runs: RunTable,
         free_memory: Callable[[str, str], None],
         keep_s: float,
         clock: Clock,
     ) -> None:
-        self._bin = bin_
-        self.served_time = served_time
+        self._bin = store.bin
+        self.served_time = store.served_time(clock)
         self._runs = runs
         self._free_memory = free_memory
         self._keep_s = keep_s

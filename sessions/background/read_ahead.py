@@ -53,6 +53,7 @@ class ReadAhead:
         self._store = store
         self._engine = engine
         self._template = template
+        self._held = memory.held
         self._leases = memory.leases
         self._prefetcher = memory.prefetcher
         self._shared_prefixes = memory.shared_prefixes
@@ -135,7 +136,7 @@ class ReadAhead:
         if job.refusals < 2 and self._prefetcher.warm(owner_id, conversation_id, plan.ledger):
             return Outcome.REFUSED, []  # the saved KV is restored first
         promised_bytes = self._engine.kv_bytes(plan.final_tokens)
-        lease = self._leases.reserve(conversation_id, owner_id, promised_bytes, preemption.request)
+        lease = self._held.reserve(conversation_id, owner_id, promised_bytes, preemption.request)
         if lease is None:
             return Outcome.REFUSED, []
         is_typed = job.kind in (JobKind.DRAFT, JobKind.WHOLE)
@@ -170,7 +171,7 @@ class ReadAhead:
         if ended is not None and (ended.reused_tokens or ended.fed_tokens or length_tokens != lease.held_tokens):
             held_ids = plan.ids[: common_prefix(plan.ids[:length_tokens], plan.ledger)]
             ahead_from = min(ended.reused_tokens, length_tokens if ahead_from is None else ahead_from)
-        self._leases.settle(lease, held_ids, ahead_from=ahead_from)
+        self._held.settle(lease, held_ids, ahead_from=ahead_from)
 
 
 def _reads_everything(turn: Turn) -> bool:

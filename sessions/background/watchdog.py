@@ -18,7 +18,7 @@ from collections.abc import Callable
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.protocol import Engine, Pulse
 from sessions.awake import Starvation
-from sessions.memory.device.leases import Leases
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -71,13 +71,13 @@ class Watchdog:
     def __init__(
         self,
         engine: Engine,
-        leases: Leases,
+        held: HeldKVs,
         hang_after_s: float,
         on_rebuilt: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._leases = leases
+        self._held = held
         self._hang_after_s = hang_after_s
         self._on_rebuilt = on_rebuilt
         self._lost: list[tuple[str, str]] = []
@@ -117,7 +117,7 @@ class Watchdog:
         )
         started = time.monotonic()
         self._is_well = False
-        self._lost += self._leases.give_up()
+        self._lost += self._held.give_up()
         try:
             self._engine.rebuild()
         except ModelRuntimeError as error:
@@ -126,7 +126,7 @@ class Watchdog:
         except Exception:
             log.exception("engine_not_rebuilt")
             return False
-        self._leases.resume()
+        self._held.resume()
         log.warning("engine_rebuilt seconds=%.2f", time.monotonic() - started)
         lost, self._lost = self._lost, []
         try:

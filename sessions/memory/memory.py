@@ -18,6 +18,7 @@ from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
 from sessions.counters import Counters
 from sessions.ledger.ledger import Turn, common_prefix
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.device.leases import Leases
 from sessions.memory.device.pins import Pins
 from sessions.memory.device.shared_prefixes import SharedPrefixes
@@ -56,8 +57,8 @@ class RunsInProgress(Protocol):
 class Memory:
     """Everything that a turn, a person or a view wants of KVs. Any thread but the engine's.
 
-    `leases` has what is on the device, `saved_kvs` what is not. Without a budget for any lower tier, saving and
-    restoring cost nothing and do nothing."""
+    `held` has what is on the device, `leases` the queue for it, `saved_kvs` what is elsewhere. Without a budget for any
+    lower tier, saving and restoring cost nothing and do nothing."""
 
     def __init__(self, store: Store, engine: Engine, config: SessionConfig, runs: RunsInProgress) -> None:
         self._engine = engine
@@ -76,14 +77,13 @@ class Memory:
         self._host = Host(config.host_kv_budget_bytes, self._disk.recover_s)
         self.saved_kvs = SavedKVs(engine, self._host, self._disk)
         self._lower_tiers = LowerTiers(engine, self.saved_kvs)
-        self.leases = Leases(
-            engine, config.device_kv_budget_bytes, self.log.dropped_for_room, self.pins, self._lower_tiers
-        )
-        self.shared_prefixes = SharedPrefixes(engine, self.leases)
-        self._writer = Writer(engine, self.saved_kvs, self.leases, self.log)
-        self._restorer = Restorer(engine, self.saved_kvs, self.leases, self.log)
+        self.held = HeldKVs(engine, config.device_kv_budget_bytes, self.pins)
+        self.leases = Leases(self.held, self.log.dropped_for_room, self._lower_tiers)
+        self.shared_prefixes = SharedPrefixes(engine, self.held)
+        self._writer = Writer(engine, self.saved_kvs, self.held, self.log)
+        self._restorer = Restorer(engine, self.saved_kvs, self.held, self.log)
         self._parking = Parking(engine, self.leases, self.saved_kvs, self._writer)
-        self.prefetcher = Prefetcher(engine, self.leases, self.saved_kvs, self._restorer)
+        self.prefetcher = Prefetcher(engine, self.held, self.saved_kvs, self._restorer)
         self.usage = UsageHistory(self._usage_now, config.usage_interval_s)
         engine.give_memory_back_with(self.leases.take_idle)
 
@@ -162,9 +162,9 @@ class Memory:
         """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background."""
         ids = ids[: lease.kv.length_tokens]
         if not self._disk.budget_bytes or not ids:
-            self.leases.settle(lease, ids)
+            self.held.settle(lease, ids)
             return
-        self.leases.settle(lease, ids, self._config.save_patience_s)
+        self.held.settle(lease, ids, self._config.save_patience_s)
         self._writer.put(SaveJob(owner_id, lease.conversation_id, lease.kv, ids, prompt_tokens, message_id))
 
     def _can_gain(self, lease: Lease, turn: Turn, shared_tokens: int) -> bool:
@@ -214,7 +214,7 @@ class Memory:
 
     def holdings(self) -> dict[str, Holding]:
         """What is on the device, by conversation; everyone's."""
-        return self.leases.holdings()
+        return self.held.holdings()
 
     def saved(self, owner_id: str) -> dict[str, Saved]:
         """What the owner's conversations have on disk."""

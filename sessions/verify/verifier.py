@@ -74,6 +74,7 @@ class Verifier:
     def __init__(self, store: Store, engine: Engine, memory: Memory, runs: RunTable) -> None:
         self._store = store
         self._engine = engine
+        self._held = memory.held
         self._leases = memory.leases
         self._saved_kvs = memory.saved_kvs
         self._memory_log = memory.log
@@ -145,7 +146,7 @@ class Verifier:
         owner_id, conversation_id = request.owner_id, request.conversation_id
         conversation = self._store.conversation(owner_id, conversation_id)
         ledger = fold(self._store.messages.path(conversation.leaf_id))
-        held = self._leases.borrow(conversation_id)
+        held = self._held.borrow(conversation_id)
         result: Check | None = None
         try:
             with self._saved_kvs.using(conversation_id):
@@ -180,14 +181,14 @@ class Verifier:
 
     def _must_stop(self, scratch: Lease, held: Lease | None) -> bool:
         leases = [scratch, *([held] if held else [])]
-        return self._closed or any(self._leases.must_yield(lease) for lease in leases)
+        return self._closed or any(self._held.must_yield(lease) for lease in leases)
 
     def _give_back(self, held: Lease, is_bad: bool) -> None:
         """Returns a borrowed KV. One that disagreed is emptied before any other run can use it."""
         if is_bad:
             self._engine.release(held.kv)
         loss = Loss.DISAGREED if is_bad else None
-        self._leases.settle(held, () if is_bad else held.held_ids, loss=loss, ahead_from=held.ahead_from)
+        self._held.settle(held, () if is_bad else held.held_ids, loss=loss, ahead_from=held.ahead_from)
 
     @contextlib.contextmanager
     def _scratch(self, owner_id: str, conversation_id: str, count: int, held: Lease | None) -> Iterator[Lease | None]:
@@ -195,13 +196,13 @@ class Verifier:
         Raises `CacheFull` when there can never be room."""
         promised_bytes = self._engine.kv_bytes(count)
         held_bytes = held.kv.allocated_bytes if held else 0
-        if promised_bytes + held_bytes > self._leases.budget_bytes:
+        if promised_bytes + held_bytes > self._held.budget_bytes:
             raise CacheFull(
                 f"Reading it again takes {mib(promised_bytes)} in addition to the {mib(held_bytes)} it holds, and the "
-                f"device budget is {mib(self._leases.budget_bytes)}. Park it first; it is then verified from disk."
+                f"device budget is {mib(self._held.budget_bytes)}. Park it first; it is then verified from disk."
             )
         name = f"{conversation_id} read again"
-        lease = self._leases.reserve(name, owner_id, promised_bytes) or self._wait_for_room(
+        lease = self._held.reserve(name, owner_id, promised_bytes) or self._wait_for_room(
             name, owner_id, promised_bytes
         )
         try:
@@ -209,7 +210,7 @@ class Verifier:
         finally:
             if lease is not None:
                 self._engine.release(lease.kv)
-                self._leases.settle(lease)
+                self._held.settle(lease)
                 self._leases.forget(name)
 
     def _wait_for_room(self, name: str, owner_id: str, promised_bytes: int) -> Lease | None:

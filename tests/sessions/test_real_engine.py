@@ -127,7 +127,7 @@ def test_verifying_finds_planted_damage_on_the_device_and_on_disk(
         assert first is not None
         assert first.agrees
         assert first.logit_difference < 1e-4
-        kv = server.manager.memory.leases._slots[c].kv  # noqa: SLF001 - damage is planted in the KV itself
+        kv = server.manager.memory.held.slots[c].kv
         assert isinstance(kv, KVSlab)
         with torch.inference_mode():
             kv.values[2][:, 7] *= -1

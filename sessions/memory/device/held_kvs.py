@@ -14,25 +14,27 @@ from sessions.memory.memory_records import Holding, Lease, Loss
 
 
 class HeldKVs:
-    """Every method may be called from any thread."""
+    """Every method may be called from any thread.
+
+    `Leases` works on the same slots. `changed` is the lock of both: `slots`, `queue` and `losses` are used under it."""
 
     def __init__(self, engine: Engine, budget_bytes: int, pins: Pins) -> None:
         self.budget_bytes = budget_bytes
         self.pins = pins
-        self._engine = engine
-        self._changed = threading.Condition()
-        self._slots: dict[str, DeviceSlot] = {}
-        self._queue = FairQueue()
-        self._losses: dict[str, Loss] = {}
-        self._closed = False
+        self.engine = engine
+        self.changed = threading.Condition()
+        self.slots: dict[str, DeviceSlot] = {}
+        self.queue = FairQueue()
+        self.losses: dict[str, Loss] = {}
+        self.is_closed = False
         self.is_suspended = False
 
     def give_up(self) -> list[tuple[str, str]]:
         """The engine is gone, and all KVs with it. Nothing is granted until `resume`. The owners and conversations."""
-        with self._changed:
+        with self.changed:
             self.is_suspended = True
-            lost = [(slot.owner_id, slot.conversation_id) for slot in self._slots.values() if not slot.given_up]
-            for slot in list(self._slots.values()):
+            lost = [(slot.owner_id, slot.conversation_id) for slot in self.slots.values() if not slot.given_up]
+            for slot in list(self.slots.values()):
                 slot.given_up = True
                 if not (slot.leased or slot.leaving):
                     self._lose(slot)
@@ -40,14 +42,14 @@ class HeldKVs:
 
     def resume(self) -> None:
         """There is an engine again."""
-        with self._changed:
+        with self.changed:
             self.is_suspended = False
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def _lose(self, slot: DeviceSlot) -> None:
-        del self._slots[slot.conversation_id]
-        self._losses[slot.conversation_id] = Loss.ENGINE
-        self._changed.notify_all()
+        del self.slots[slot.conversation_id]
+        self.losses[slot.conversation_id] = Loss.ENGINE
+        self.changed.notify_all()
 
     def reserve(
         self, conversation_id: str, owner_id: str, promised_bytes: int, make_way: Callable[[], None] | None = None
@@ -55,15 +57,15 @@ class HeldKVs:
         """A lease that no run waits for, given only while the queue is empty and there is free room: for a restore into
         an empty KV, or with `make_way` for idle work behind what the KV holds, while no run is at work. `make_way` is
         called under the lock when a ticket arrives; `settle` must then follow at once."""
-        with self._changed:
+        with self.changed:
             if not self.has_room(conversation_id, promised_bytes, make_way is not None):
                 return None
             if not self.pins.may_hold(conversation_id, promised_bytes):
                 return None
-            own = self._slots.get(conversation_id)
-            slot = own or DeviceSlot(conversation_id, owner_id, self._engine.new_kv())
+            own = self.slots.get(conversation_id)
+            slot = own or DeviceSlot(conversation_id, owner_id, self.engine.new_kv())
             assert slot.owner_id == owner_id, "a KV of another owner"
-            self._slots[conversation_id] = slot
+            self.slots[conversation_id] = slot
             slot.leased = slot.without_run = True
             slot.promised_bytes, slot.unwanted, slot.make_way = promised_bytes, False, make_way or slot.make_way
             held = slot.kv.length_tokens
@@ -72,39 +74,39 @@ class HeldKVs:
 
     def has_room(self, conversation_id: str, promised_bytes: int, is_idle_work: bool = False) -> bool:
         """Whether `reserve` would give a lease now."""
-        with self._changed:
-            own = self._slots.get(conversation_id)
-            if self._closed or self.is_suspended or self._queue or (own is not None and (own.leased or own.leaving)):
+        with self.changed:
+            own = self.slots.get(conversation_id)
+            if self.is_closed or self.is_suspended or self.queue or (own is not None and (own.leased or own.leaving)):
                 return False
-            if is_idle_work and (self._running_count() or (own is not None and own.unsaved_until > time.monotonic())):
+            if is_idle_work and (self.running_count() or (own is not None and own.unsaved_until > time.monotonic())):
                 return False
             if not is_idle_work and own is not None and own.kv.length_tokens:
                 return False
             own_bytes = own.held_bytes if own is not None else 0
-            held_bytes = sum(slot.held_bytes for slot in self._slots.values())
+            held_bytes = sum(slot.held_bytes for slot in self.slots.values())
             return held_bytes + max(0, promised_bytes - own_bytes) <= self.budget_bytes
 
     def wait_quiet(self, timeout_s: float) -> bool:
         """Waits until no run is working or queued. False when the time is over first, or after `close`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or not (self._queue or self._running_count()), timeout_s)
-            return not (self._closed or self._queue or self._running_count())
+        with self.changed:
+            self.changed.wait_for(lambda: self.is_closed or not (self.queue or self.running_count()), timeout_s)
+            return not (self.is_closed or self.queue or self.running_count())
 
     def idle(self, conversation_id: str) -> tuple[KV, tuple[int, ...]] | None:
         """An idle conversation's KV and the ids it holds; None when there is nothing to save. Idle work on it ends."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_yielding(conversation_id))
-            slot = self._slots.get(conversation_id)
+        with self.changed:
+            self.changed.wait_for(lambda: not self.is_yielding(conversation_id))
+            slot = self.slots.get(conversation_id)
             if slot is None or slot.leased or slot.leaving or not slot.kv.length_tokens:
                 return None
             return slot.kv, slot.held_ids[: slot.kv.length_tokens]
 
     def borrow(self, conversation_id: str) -> Lease | None:
         """A lease for reading an idle KV, which yields like a reserved one. None when the KV is empty."""
-        with self._changed:
+        with self.changed:
             if self.idle(conversation_id) is None:
                 return None
-            slot = self._slots[conversation_id]
+            slot = self.slots[conversation_id]
             slot.leased, slot.without_run, slot.unwanted = True, True, False
             held = slot.kv.length_tokens
             return Lease(conversation_id, slot.kv, held, False, None, slot.held_ids, ahead_from=slot.ahead_from)
@@ -112,17 +114,17 @@ class HeldKVs:
     def others(self, owner_id: str, conversation_id: str) -> list[tuple[str, KV, tuple[int, ...]]]:
         """The owner's other conversations on the device: their KVs, and the ids that each held when it was last given
         back. The engine knows whether it still does."""
-        with self._changed:
+        with self.changed:
             return [
                 (slot.conversation_id, slot.kv, slot.held_ids)
-                for slot in self._slots.values()
+                for slot in self.slots.values()
                 if slot.owner_id == owner_id and slot.conversation_id != conversation_id and not slot.leaving
             ]
 
     def must_yield(self, lease: Lease) -> bool:
         """Whether a reserved lease blocks a ticket or another use of its KV."""
-        with self._changed:
-            return self._closed or bool(self._queue) or self._slots[lease.conversation_id].unwanted
+        with self.changed:
+            return self.is_closed or bool(self.queue) or self.slots[lease.conversation_id].unwanted
 
     def settle(
         self,
@@ -134,8 +136,8 @@ class HeldKVs:
     ) -> None:
         """Gives the KV back. It stays on the device until the room is needed, `unsaved_for_s` at least unless it is
         `staged` or dropped on request before. `loss`: why what was in it is gone. `ahead_from`: as in `Lease`."""
-        with self._changed:
-            slot = self._slots[lease.conversation_id]
+        with self.changed:
+            slot = self.slots[lease.conversation_id]
             assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
             if slot.given_up:
                 self._lose(slot)
@@ -148,39 +150,39 @@ class HeldKVs:
             slot.unsaved_until = time.monotonic() + unsaved_for_s
             self.pins.settled(lease.conversation_id, slot.kv.allocated_bytes, not was_without_run)
             if was_without_run and not slot.kv.allocated_bytes:
-                del self._slots[lease.conversation_id]  # nothing came of it
+                del self.slots[lease.conversation_id]  # nothing came of it
             if loss is not None:
-                self._losses[lease.conversation_id] = loss
-            self._changed.notify_all()
+                self.losses[lease.conversation_id] = loss
+            self.changed.notify_all()
 
     def look_again(self) -> None:
         """A change elsewhere, such as a removed pin, affects what may be evicted."""
-        with self._changed:
-            self._changed.notify_all()
+        with self.changed:
+            self.changed.notify_all()
 
     def staged(self, conversation_id: str, kv: KV) -> None:
         """The writer has what it needs of this KV."""
-        with self._changed:
-            slot = self._slots.get(conversation_id)
+        with self.changed:
+            slot = self.slots.get(conversation_id)
             if slot is not None and slot.kv is kv:
                 slot.unsaved_until = 0.0
-                self._changed.notify_all()
+                self.changed.notify_all()
 
     def saved(self, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> None:
         """The rows of these ids are on disk, staged for it, or just came from there."""
-        with self._changed:
-            slot = self._slots.get(conversation_id)
+        with self.changed:
+            slot = self.slots.get(conversation_id)
             if slot is not None and slot.kv is kv:
                 slot.saved(ids)
 
     def went_for_room(self, conversation_id: str) -> bool:
         """Whether its KV was freed for others, and nothing came of it since."""
-        with self._changed:
-            return conversation_id not in self._slots and self._losses.get(conversation_id) is Loss.FOR_ROOM
+        with self.changed:
+            return conversation_id not in self.slots and self.losses.get(conversation_id) is Loss.FOR_ROOM
 
     def holdings(self) -> dict[str, Holding]:
         """Of all owners, by conversation."""
-        with self._changed:
+        with self.changed:
             return {
                 slot.conversation_id: Holding(
                     tokens=slot.kv.length_tokens,
@@ -188,17 +190,22 @@ class HeldKVs:
                     reserved_bytes=max(0, slot.promised_bytes - used_bytes),
                     last_used_at=slot.last_used_at,
                 )
-                for slot in self._slots.values()
+                for slot in self.slots.values()
             }
 
-    def _running_count(self) -> int:
-        return sum(slot.leased and not slot.without_run for slot in self._slots.values())
+    def running_count(self) -> int:
+        return sum(slot.leased and not slot.without_run for slot in self.slots.values())
 
-    def _is_yielding(self, conversation_id: str) -> bool:
+    def is_yielding(self, conversation_id: str) -> bool:
         """Whether it is leased without a run; then that is told to end soon."""
-        slot = self._slots.get(conversation_id)
+        slot = self.slots.get(conversation_id)
         if slot is None or not slot.without_run:
             return False
         slot.unwanted = True
         slot.make_way()
         return True
+
+    def is_leaving(self, conversation_id: str) -> bool:
+        """Whether its KV is being freed right now. Under the lock where the answer must stay true."""
+        slot = self.slots.get(conversation_id)
+        return slot is not None and slot.leaving

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from model_runtime.interface.protocol import KV, Engine
+from model_runtime.interface.protocol import KV
 from sessions.errors import CacheFull, ConversationBusy
 from sessions.memory.device.guaranteed_shares import Shares, shares_of
 from sessions.memory.device.held_kvs import HeldKVs
-from sessions.memory.device.pins import Pins
 from sessions.memory.device.slots import DeviceSlot, EvictionTarget, NoLowerTier, Ticket
 from sessions.memory.eviction import Candidate, choose_victims
 from sessions.memory.memory_records import Dropped, Lease, Loss
@@ -30,18 +29,14 @@ from sessions.worker import Worker
 log = logging.getLogger(__name__)
 
 
-class Leases(HeldKVs):
+class Leases:
     """The queue, and evictions for its head. Every method may be called from any thread except the engine's."""
 
     def __init__(
-        self,
-        engine: Engine,
-        budget_bytes: int,
-        on_dropped: Callable[[Dropped], None],
-        pins: Pins | None = None,
-        eviction_target: EvictionTarget | None = None,
+        self, held: HeldKVs, on_dropped: Callable[[Dropped], None], eviction_target: EvictionTarget | None = None
     ) -> None:
-        super().__init__(engine, budget_bytes, pins or Pins(engine, budget_bytes, lambda conversation_id: False))
+        self.held = held
+        self._engine = held.engine
         self._on_dropped = on_dropped
         self._eviction_target = eviction_target or NoLowerTier()
         self._surrendered: list[Dropped] = []  # to be told from a thread that may wait for the database
@@ -53,56 +48,62 @@ class Leases(HeldKVs):
     def close(self, timeout_s: float) -> None:
         """Grants nothing more; tickets that wait are withdrawn. KVs stay with the engine, which frees them when it is
         closed."""
-        with self._changed:
-            self._closed = True
-            for ticket in self._queue.tickets:
+        with self.held.changed:
+            self.held.is_closed = True
+            for ticket in self.held.queue.tickets:
                 ticket.withdraw()
-            self._changed.notify_all()
+            self.held.changed.notify_all()
         self._worker.close(timeout_s)
 
     def refuse_beyond_shares(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
         """Raises `CacheFull` with the numbers when others' guaranteed shares and pins leave too little for a turn."""
-        with self._changed:
+        with self.held.changed:
             shares = self._shares(owner_id, conversation_id)
         if promised_bytes > shares.most_bytes:
-            raise CacheFull(_hopeless(promised_bytes, shares.most_bytes, self.budget_bytes))
+            raise CacheFull(_hopeless(promised_bytes, shares.most_bytes, self.held.budget_bytes))
 
     def take_idle(self) -> list[KV]:
         """The device refused memory: every idle KV that is not pinned, to be freed by the engine at once. On the engine
         thread, which may take the lock because its holders never wait for the engine."""
-        with self._changed:
-            idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s.conversation_id in self.pins)]
+        with self.held.changed:
+            idle = [
+                s
+                for s in self.held.slots.values()
+                if not (s.leased or s.leaving or s.conversation_id in self.held.pins)
+            ]
             for slot in idle:
-                del self._slots[slot.conversation_id]
-                self._losses[slot.conversation_id] = Loss.FOR_ROOM
+                del self.held.slots[slot.conversation_id]
+                self.held.losses[slot.conversation_id] = Loss.FOR_ROOM
             given = [slot for slot in idle if slot.kv.allocated_bytes]
             self._surrendered += [_dropped(s, Tier.DISK if s.saved_tokens else Tier.NONE) for s in given]
-            self._changed.notify_all()
+            self.held.changed.notify_all()
             return [slot.kv for slot in given]
 
     def enter(self, ticket: Ticket) -> None:
         """Joins the queue."""
-        with self._changed:
-            self._queue.enter(ticket)
-            for slot in self._slots.values():
+        with self.held.changed:
+            self.held.queue.enter(ticket)
+            for slot in self.held.slots.values():
                 slot.make_way()
-            self._changed.notify_all()
+            self.held.changed.notify_all()
 
     def leave(self, ticket: Ticket) -> bool:
         """Leaves the queue. True when the ticket was still waiting; then it is withdrawn and never granted."""
-        with self._changed:
-            has_left = self._queue.leave(ticket)
+        with self.held.changed:
+            has_left = self.held.queue.leave(ticket)
             if has_left:
                 ticket.withdraw()
-            self._changed.notify_all()
+            self.held.changed.notify_all()
             return has_left
 
     def drop(self, conversation_id: str) -> int:
         """Frees an idle conversation's KV; returns its bytes once the engine has freed them. Raises
         `ConversationBusy` when a run uses it."""
-        with self._changed:
-            self._changed.wait_for(lambda: not (self.is_leaving(conversation_id) or self._is_yielding(conversation_id)))
-            slot = self._slots.get(conversation_id)
+        with self.held.changed:
+            self.held.changed.wait_for(
+                lambda: not (self.held.is_leaving(conversation_id) or self.held.is_yielding(conversation_id))
+            )
+            slot = self.held.slots.get(conversation_id)
             if slot is None:
                 return 0
             if slot.leased:
@@ -112,17 +113,17 @@ class Leases(HeldKVs):
 
     def forget(self, conversation_id: str) -> None:
         """Frees the KV of a conversation that is being deleted."""
-        self.pins.unpin(conversation_id)
+        self.held.pins.unpin(conversation_id)
         self.drop(conversation_id)
-        with self._changed:
-            self._losses.pop(conversation_id, None)
+        with self.held.changed:
+            self.held.losses.pop(conversation_id, None)
 
     def _serve(self) -> None:
         while True:
-            with self._changed:
-                while (step := self._next_step()) is None and not self._closed:
-                    self._changed.wait(self._patience_s())
-                if self._closed or step is None:
+            with self.held.changed:
+                while (step := self._next_step()) is None and not self.held.is_closed:
+                    self.held.changed.wait(self._patience_s())
+                if self.held.is_closed or step is None:
                     return
             try:
                 step()
@@ -135,18 +136,18 @@ class Leases(HeldKVs):
         """
         if self._surrendered:
             return partial(self._on_dropped, self._surrendered.pop(0))
-        if self.is_suspended:
+        if self.held.is_suspended:
             return None
-        running = [slot.owner_id for slot in self._slots.values() if slot.leased and not slot.without_run]
-        ticket = self._queue.first(running, self._engine.max_concurrent)
+        running = [slot.owner_id for slot in self.held.slots.values() if slot.leased and not slot.without_run]
+        ticket = self.held.queue.first(running, self._engine.max_concurrent)
         if ticket is None:
             return None
-        own = self._slots.get(ticket.conversation_id)
+        own = self.held.slots.get(ticket.conversation_id)
         if own is not None and (own.leased or own.leaving):
             return None
         own_bytes = own.held_bytes if own is not None else 0
-        held_bytes = sum(slot.held_bytes for slot in self._slots.values())
-        needed_bytes = held_bytes + max(0, ticket.promised_bytes - own_bytes) - self.budget_bytes
+        held_bytes = sum(slot.held_bytes for slot in self.held.slots.values())
+        needed_bytes = held_bytes + max(0, ticket.promised_bytes - own_bytes) - self.held.budget_bytes
         if needed_bytes <= 0:
             return self._grant(ticket, own)
         shares = self._shares(ticket.owner_id, ticket.conversation_id)
@@ -156,47 +157,52 @@ class Leases(HeldKVs):
         if victims:
             return partial(self._make_room, victims)
         now = time.monotonic()
-        is_moving = any(s.leased or s.leaving or s.unsaved_until > now for s in self._slots.values())
+        is_moving = any(s.leased or s.leaving or s.unsaved_until > now for s in self.held.slots.values())
         if is_moving or ticket.promised_bytes <= shares.most_bytes:
             return None
-        self._queue.leave(ticket)  # since it was admitted, other owners have acquired shares that it cannot evict
-        return partial(ticket.refuse, _hopeless(ticket.promised_bytes, shares.most_bytes, self.budget_bytes))
+        self.held.queue.leave(ticket)  # since it was admitted, other owners have acquired shares that it cannot evict
+        return partial(ticket.refuse, _hopeless(ticket.promised_bytes, shares.most_bytes, self.held.budget_bytes))
 
     def _shares(self, owner_id: str, conversation_id: str) -> Shares:
         asking = (owner_id, conversation_id)
         return shares_of(
-            [*self._slots.values()], self._queue.owners, asking, self.budget_bytes, self.pins, time.monotonic()
+            [*self.held.slots.values()],
+            self.held.queue.owners,
+            asking,
+            self.held.budget_bytes,
+            self.held.pins,
+            time.monotonic(),
         )
 
     def _patience_s(self) -> float | None:
         """How long until an unsaved KV may go after all; None when no ticket waits for one."""
         now = time.monotonic()
-        left = [s.unsaved_until - now for s in self._slots.values() if s.unsaved_until > now and not s.leased]
-        return min(left) if left and self._queue else None
+        left = [s.unsaved_until - now for s in self.held.slots.values() if s.unsaved_until > now and not s.leased]
+        return min(left) if left and self.held.queue else None
 
     def _choose(self, needed_bytes: int, own: DeviceSlot | None, owner_id: str, shares: Shares) -> list[DeviceSlot]:
         now = time.monotonic()
-        idle = [s for s in self._slots.values() if not (s.leased or s.leaving or s is own or s.unsaved_until > now)]
-        idle = [s for s in idle if s.conversation_id not in self.pins]
+        idle = [s for s in self.held.slots.values() if not (s.leased or s.leaving or s is own or s.unsaved_until > now)]
+        idle = [s for s in idle if s.conversation_id not in self.held.pins]
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
-        needed_bytes -= sum(slot.held_bytes for slot in self._slots.values() if slot.leaving)
+        needed_bytes -= sum(slot.held_bytes for slot in self.held.slots.values() if slot.leaving)
         candidates = [
             Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self._eviction_target.lost_s(s))
             for s in idle
         ]
         chosen = choose_victims(candidates, needed_bytes, owner_id, shares.held_bytes, shares.share_bytes)
-        return [self._slots[candidate.conversation_id] for candidate in chosen or ()]
+        return [self.held.slots[candidate.conversation_id] for candidate in chosen or ()]
 
     def _grant(self, ticket: Ticket, slot: DeviceSlot | None) -> Callable[[], None]:
         if slot is None:
             slot = DeviceSlot(ticket.conversation_id, ticket.owner_id, self._engine.new_kv())
-            self._slots[ticket.conversation_id] = slot
+            self.held.slots[ticket.conversation_id] = slot
         # A KV belongs to one conversation of one owner for all its life.
         assert (slot.conversation_id, slot.owner_id) == (ticket.conversation_id, ticket.owner_id)
-        self._queue.leave(ticket)
+        self.held.queue.leave(ticket)
         is_new, slot.used = not slot.used, True
         slot.leased, slot.promised_bytes = True, ticket.promised_bytes
-        loss = self._losses.pop(ticket.conversation_id, None)
+        loss = self.held.losses.pop(ticket.conversation_id, None)
         held = slot.kv.length_tokens
         ids = slot.held_ids[:held]
         promised_bytes = ticket.promised_bytes
@@ -221,17 +227,12 @@ class Leases(HeldKVs):
             self._engine.release(slot.kv)
         except Exception:  # a dead engine holds no memory; the queue must go on
             log.exception("kv_release_failed conversation=%s", slot.conversation_id)
-        with self._changed:
-            del self._slots[slot.conversation_id]
-            self._losses[slot.conversation_id] = loss
-            self._changed.notify_all()
+        with self.held.changed:
+            del self.held.slots[slot.conversation_id]
+            self.held.losses[slot.conversation_id] = loss
+            self.held.changed.notify_all()
         log.info("kv_dropped conversation=%s bytes=%d why=%s", slot.conversation_id, freed_bytes, loss.name)
         return freed_bytes
-
-    def is_leaving(self, conversation_id: str) -> bool:
-        """Whether its KV is being freed right now. Under the lock where the answer must stay true."""
-        slot = self._slots.get(conversation_id)
-        return slot is not None and slot.leaving
 
 
 def _dropped(slot: DeviceSlot, kept_on: Tier) -> Dropped:

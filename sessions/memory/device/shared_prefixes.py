@@ -8,7 +8,7 @@ import threading
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.protocol import KV, Engine
 from sessions.ledger.ledger import common_prefix
-from sessions.memory.device.leases import Leases
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.memory_records import SharedPrefix
 
 log = logging.getLogger(__name__)
@@ -19,9 +19,9 @@ LEAST_TOKENS = 64  # less is read in the time that a step takes
 class SharedPrefixes:
     """Any thread but the engine's. What was copied into a KV ahead of a message is remembered for its receipt."""
 
-    def __init__(self, engine: Engine, leases: Leases) -> None:
+    def __init__(self, engine: Engine, held: HeldKVs) -> None:
         self._engine = engine
-        self._leases = leases
+        self._held = held
         self._lock = threading.Lock()
         self._copied: dict[str, tuple[KV, SharedPrefix]] = {}
 
@@ -53,7 +53,7 @@ class SharedPrefixes:
         return max(
             (
                 (common_prefix(held_ids[: len(ids)], ids), other_id, other)
-                for other_id, other, held_ids in self._leases.others(owner_id, conversation_id)
+                for other_id, other, held_ids in self._held.others(owner_id, conversation_id)
                 if held_ids[:LEAST_TOKENS] == ids[:LEAST_TOKENS]
             ),
             key=lambda found: found[0],

@@ -25,7 +25,7 @@ class Parking:
     def park(self, owner_id: str, conversation_id: str, tier: Tier, timeout_s: float) -> int:
         """Moves an idle conversation's KV down, then frees it; returns the freed bytes. Inside the conversation's
         claim. Raises `StoreError`, and the KV stays, when it cannot be kept there."""
-        idle = self._leases.idle(conversation_id)
+        idle = self._leases.held.idle(conversation_id)
         if tier is Tier.HOST:
             return self._park_in_host(owner_id, conversation_id, idle)
         if tier is Tier.DISK:

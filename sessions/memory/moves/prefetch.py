@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from model_runtime.interface.protocol import Engine
-from sessions.memory.device.leases import Leases
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.memory_records import NOT_RESTORED, RestoreRequest
 from sessions.memory.moves.restore import Restorer, Urgency
 from sessions.memory.saved.saved_kvs import SavedKVs
@@ -14,9 +14,9 @@ from sessions.memory.saved.saved_kvs import SavedKVs
 class Prefetcher:
     """Any thread but the engine's."""
 
-    def __init__(self, engine: Engine, leases: Leases, saved_kvs: SavedKVs, restorer: Restorer) -> None:
+    def __init__(self, engine: Engine, held: HeldKVs, saved_kvs: SavedKVs, restorer: Restorer) -> None:
         self._engine = engine
-        self._leases = leases
+        self._held = held
         self._saved_kvs = saved_kvs
         self._restorer = restorer
         self._warming: set[str] = set()
@@ -30,7 +30,7 @@ class Prefetcher:
             if conversation_id in self._warming:
                 return True
             promised_bytes = self._engine.kv_bytes(len(ledger))
-            if not self._leases.has_room(conversation_id, promised_bytes):
+            if not self._held.has_room(conversation_id, promised_bytes):
                 return False
             self._warming.add(conversation_id)
         self._restorer.put(Urgency.AHEAD, lambda: self._warm(owner_id, conversation_id, ledger, promised_bytes))
@@ -44,7 +44,7 @@ class Prefetcher:
     def _warm(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], promised_bytes: int) -> None:
         with self._warming_lock:
             self._warming.discard(conversation_id)
-        lease = self._leases.reserve(conversation_id, owner_id, promised_bytes)
+        lease = self._held.reserve(conversation_id, owner_id, promised_bytes)
         if lease is None:
             return
         restored = NOT_RESTORED
@@ -57,9 +57,9 @@ class Prefetcher:
                     ledger=ledger,
                     useful_tokens=0,
                     promised_bytes=promised_bytes,
-                    must_stop=lambda: self._leases.must_yield(lease),
+                    must_stop=lambda: self._held.must_yield(lease),
                 )
             )
         finally:
             # What it holds of other branches' ends is cropped by the next turn; these ids are the useful ones.
-            self._leases.settle(lease, ledger[: restored.tokens])
+            self._held.settle(lease, ledger[: restored.tokens])

@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from model_runtime.interface.errors import ModelRuntimeError, SegmentGone, SegmentRefused
 from model_runtime.interface.protocol import Engine
-from sessions.memory.device.leases import Leases
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.log import MemoryLog
 from sessions.memory.memory_records import NOT_RESTORED, PLACES, Restored, RestoreRequest
 from sessions.memory.moves.segment_reader import SegmentReader
@@ -42,10 +42,10 @@ class Urgency(IntEnum):
 class Restorer:
     """`put` and `restore_for_turn` may be called from any thread; `restore` only inside what was put."""
 
-    def __init__(self, engine: Engine, saved_kvs: SavedKVs, leases: Leases, memory_log: MemoryLog) -> None:
+    def __init__(self, engine: Engine, saved_kvs: SavedKVs, held: HeldKVs, memory_log: MemoryLog) -> None:
         self._engine = engine
         self._saved_kvs = saved_kvs
-        self._leases = leases
+        self._held = held
         self._memory_log = memory_log
         self._order = itertools.count()
         self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()
@@ -86,7 +86,7 @@ class Restorer:
         try:
             restored = self._restore(request)
             if restored.tier is Tier.DISK and not restored.lender_id:
-                self._leases.saved(request.conversation_id, request.kv, request.ledger[: restored.tokens])
+                self._held.saved(request.conversation_id, request.kv, request.ledger[: restored.tokens])
             self._memory_log.restored(request.owner_id, request.conversation_id, restored)
         except Exception:
             log.exception("kv_not_restored conversation=%s", request.conversation_id)

@@ -17,7 +17,7 @@ from model_runtime.interface.errors import EngineClosed, SegmentNotSaved
 from model_runtime.interface.protocol import KV, Engine, Segment
 from sessions.awake import patiently
 from sessions.errors import SessionError
-from sessions.memory.device.leases import Leases
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.log import MemoryLog
 from sessions.memory.saved.chains import cut
 from sessions.memory.saved.saved_kvs import SavedKVs
@@ -53,11 +53,11 @@ class SaveJob:
 class Writer:
     """`put` may be called from any thread and never blocks."""
 
-    def __init__(self, engine: Engine, saved_kvs: SavedKVs, leases: Leases, memory_log: MemoryLog) -> None:
+    def __init__(self, engine: Engine, saved_kvs: SavedKVs, held: HeldKVs, memory_log: MemoryLog) -> None:
         self._engine = engine
         self._saved_kvs = saved_kvs
         self._disk = saved_kvs.disk
-        self._leases = leases
+        self._held = held
         self._memory_log = memory_log
         self._queue: queue.SimpleQueue[SaveJob | None] = queue.SimpleQueue()
         self._gives_up = False
@@ -92,7 +92,7 @@ class Writer:
             except Exception:
                 log.exception("kv_not_saved conversation=%s", job.conversation_id)
             try:
-                self._tell_leases(job)
+                self._tell_holder(job)
             finally:
                 job.end()
             if trouble:
@@ -162,10 +162,10 @@ class Writer:
     def _has_all(self, job: SaveJob) -> bool:
         return self._disk.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens == len(job.ids)
 
-    def _tell_leases(self, job: SaveJob) -> None:
+    def _tell_holder(self, job: SaveJob) -> None:
         """It is on disk, or never will be. A KV that was evicted in between was taken to be saved then."""
         self._are_safe(job, job.ids if job.is_saved else job.ids[: self._on_disk_tokens(job)])
-        if not job.is_saved and job.is_staged and self._leases.went_for_room(job.conversation_id):
+        if not job.is_saved and job.is_staged and self._held.went_for_room(job.conversation_id):
             lost_tokens = len(job.ids) - self._kept_tokens(job)
             if lost_tokens:
                 self._memory_log.lost_on_the_way(job.owner_id, job.conversation_id, lost_tokens)
@@ -173,8 +173,8 @@ class Writer:
     def _are_safe(self, job: SaveJob, ids: tuple[int, ...]) -> None:
         """The device may forget these rows."""
         if job.kv is not None:
-            self._leases.saved(job.conversation_id, job.kv, ids)
-            self._leases.staged(job.conversation_id, job.kv)
+            self._held.saved(job.conversation_id, job.kv, ids)
+            self._held.staged(job.conversation_id, job.kv)
 
     def _on_disk_tokens(self, job: SaveJob) -> int:
         """What earlier turns, or the first of this one's files, left there. Nothing when the database is closed."""

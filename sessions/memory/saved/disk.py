@@ -61,7 +61,7 @@ class Disk:
         self._files = KvFiles(store.kv_dir)
         self._engine = engine
         self.numerics = with_format(engine.info.fingerprint)
-        self._budget = DiskBudget(store.segments, store.losses, self._files, self.numerics, config, busy, self._lost_s)
+        self._budget = DiskBudget(store, self._files, self.numerics, config, busy, self._lost_s)
         self._on_written = on_written
         self.speed = RestoreSpeed()
         self._lock = threading.RLock()

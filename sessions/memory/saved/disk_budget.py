@@ -19,8 +19,9 @@ from model_runtime.interface.errors import SegmentNotSaved
 from sessions.config import SessionConfig, default_disk_kv_budget_bytes
 from sessions.memory.eviction import KEPT_FOR_S, SegmentCandidate, choose_tails
 from sessions.memory.saved.kv_files import KvFiles
-from sessions.store.tables.losses import Cause, LossTable, SavedLoss
-from sessions.store.tables.segments import SavedSegment, SegmentTable
+from sessions.store.store import Store
+from sessions.store.tables.losses import Cause, SavedLoss
+from sessions.store.tables.segments import SavedSegment
 from sessions.text import duration, mib
 
 log = logging.getLogger(__name__)
@@ -35,16 +36,15 @@ class DiskBudget:
 
     def __init__(
         self,
-        table: SegmentTable,
-        losses: LossTable,
+        store: Store,
         files: KvFiles,
         numerics: str,
         config: SessionConfig,
         busy: Callable[[], Container[str]],
         lost_s: Callable[[int, int], float],
     ) -> None:
-        self._table = table
-        self._losses = losses
+        self._table = store.segments
+        self._losses = store.losses
         self._files = files
         self._numerics = numerics
         self._floor_bytes = config.disk_free_floor_bytes

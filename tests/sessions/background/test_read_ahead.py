@@ -32,7 +32,7 @@ def wait_until_idle(house: House) -> None:
 
 
 def kv_of(house: House, conversation_id: str) -> ScriptedKV:
-    kv = house.manager.memory.leases._slots[conversation_id].kv  # noqa: SLF001 - the KV itself, whatever holds it
+    kv = house.manager.memory.held.slots[conversation_id].kv
     assert isinstance(kv, ScriptedKV)
     return kv
 
@@ -90,7 +90,7 @@ def test_a_send_in_the_same_conversation_ends_the_reading_and_keeps_what_was_rea
     c = house.conversation()
     long = "word " * 400
     house.manager.read_ahead(ADA, c, long)
-    until(lambda: house.manager.memory.leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
+    until(lambda: house.manager.memory.held.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
     began = time.monotonic()
     run = house.manager.send(ADA, c, long)
     until(lambda: run.lease is not None)
@@ -114,7 +114,7 @@ def test_a_draft_that_was_sent_is_not_read_again(make_house: MakeHouse, monkeypa
 
     monkeypatch.setattr(house.manager.background.idle_worker, "_perform", ends_late)
     house.manager.read_ahead(ADA, c, long)
-    until(lambda: house.manager.memory.leases.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
+    until(lambda: house.manager.memory.held.holdings().get(c) and kv_of(house, c).length_tokens >= 128)
     run = house.manager.send(ADA, c, long)
     is_sent.set()
     finish(run)
@@ -128,7 +128,7 @@ def test_an_answer_in_another_conversation_is_not_delayed(make_house: MakeHouse)
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     reader, other = house.conversation(), house.conversation("eve")
     house.manager.read_ahead(ADA, reader, "word " * 400)
-    until(lambda: house.manager.memory.leases.holdings().get(reader) and kv_of(house, reader).length_tokens >= 64)
+    until(lambda: house.manager.memory.held.holdings().get(reader) and kv_of(house, reader).length_tokens >= 64)
     receipt = house.receipt(house.say(other, "Hi", owner="eve"))
     assert receipt.ttft_s is not None
     assert receipt.ttft_s < 0.2
@@ -148,7 +148,7 @@ def test_no_draft_is_read_during_an_answer(make_house: MakeHouse) -> None:
     run = house.manager.send("eve", other, "Hi")
     house.manager.read_ahead(ADA, c, TEXT)
     pause(0.1)
-    assert c not in house.manager.memory.leases.holdings()
+    assert c not in house.manager.memory.held.holdings()
     gate.set()
     finish(run)
     wait_until_idle(house)
@@ -228,23 +228,23 @@ def test_the_budget_holds_and_no_kv_is_evicted_for_a_draft(make_house: MakeHouse
     second = house.conversation(max_new_tokens=32)
     house.manager.read_ahead(ADA, second, "word " * 50)
     pause(0.2)
-    assert first in house.manager.memory.leases.holdings()
-    assert second not in house.manager.memory.leases.holdings()
+    assert first in house.manager.memory.held.holdings()
+    assert second not in house.manager.memory.held.holdings()
     house.manager.read_ahead(ADA, second, "a few words")
-    until(lambda: second in house.manager.memory.leases.holdings())
+    until(lambda: second in house.manager.memory.held.holdings())
 
 
 def test_deleting_while_a_draft_is_read_leaves_nothing_behind(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.001))
     c = house.conversation()
     house.manager.read_ahead(ADA, c, "word " * 400)
-    until(lambda: c in house.manager.memory.leases.holdings())
+    until(lambda: c in house.manager.memory.held.holdings())
     began = time.monotonic()
     house.manager.delete(ADA, c)
     assert time.monotonic() - began < 1.0
     house.manager.read_ahead(ADA, house.conversation(), "")
     wait_until_idle(house)
-    assert c not in house.manager.memory.leases.holdings()
+    assert c not in house.manager.memory.held.holdings()
 
 
 def test_a_huge_draft_is_refused_and_one_that_does_not_fit_is_left_alone(make_house: MakeHouse) -> None:
@@ -253,7 +253,7 @@ def test_a_huge_draft_is_refused_and_one_that_does_not_fit_is_left_alone(make_ho
     with pytest.raises(MessageRefused):
         house.manager.read_ahead(ADA, c, "x" * 200_000)
     read(house, c, "word " * 3000)
-    assert house.manager.memory.leases.holdings() == {}
+    assert house.manager.memory.held.holdings() == {}
 
 
 def test_nothing_is_read_when_it_is_switched_off(make_house: MakeHouse) -> None:
@@ -268,7 +268,7 @@ def test_closing_does_not_wait_for_a_reading(make_house: MakeHouse) -> None:
     house = make_house(read_ahead=True, engine=ScriptedEngine(fed_token_delay_s=0.002))
     c = house.conversation()
     house.manager.read_ahead(ADA, c, "word " * 1000)
-    until(lambda: c in house.manager.memory.leases.holdings())
+    until(lambda: c in house.manager.memory.held.holdings())
     began = time.monotonic()
     house.close()
     assert time.monotonic() - began < 2

@@ -117,7 +117,7 @@ def test_a_hanging_step_fails_its_run_and_the_next_turn_works(site: Site) -> Non
 def test_a_queued_run_is_answered_afterwards(site: Site) -> None:
     first, second = site.conversation("One."), site.conversation("Two.")
     promised_bytes = site.watched.engine.kv_bytes(100)
-    site.manager.memory.leases.budget_bytes = promised_bytes  # room for one of the two
+    site.manager.memory.held.budget_bytes = promised_bytes  # room for one of the two
     reached, gate = site.hang_once()
     stuck = site.manager.send(ADA, first, "Go on.")
     assert reached.wait(10)
@@ -151,7 +151,7 @@ def test_an_engine_that_cannot_be_rebuilt_is_reported(make_house: MakeHouse, mon
     assert house.manager.is_well
     house.engine.shown_pulse = Pulse(False, 0.0, 0.0)
     assert not house.manager.is_well
-    until(lambda: house.manager.memory.leases.is_suspended)
+    until(lambda: house.manager.memory.held.is_suspended)
     house.engine.shown_pulse = Pulse(True, 0.0, 0.0)
     assert not house.manager.is_well  # its KVs are gone, and no other engine has replaced it
 

@@ -51,7 +51,7 @@ class Machine(RuleBasedStateMachine):
 
     def look(self) -> None:
         """On the engine thread, after every step."""
-        holdings = self.house.manager.memory.leases.holdings().values()
+        holdings = self.house.manager.memory.held.holdings().values()
         held = sum(h.used_bytes + h.reserved_bytes for h in holdings)
         if held > BUDGET_BYTES:
             self.broken.append(f"{held} bytes held and promised")

@@ -113,7 +113,7 @@ class TierMachine(Machine):
         owner, c = self.picked(pick)
         with contextlib.suppress(ConversationBusy, CacheFull):
             self.house.manager.pin(owner, c)
-            if not self.house.manager.memory.leases.is_leaving(c):  # else it was on its way out already
+            if not self.house.manager.memory.held.is_leaving(c):  # else it was on its way out already
                 self.pinned.add(c)
 
     @rule()

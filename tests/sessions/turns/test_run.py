@@ -46,7 +46,7 @@ def test_who_sees_done_may_send_at_once(house: House, monkeypatch: pytest.Monkey
     tell = Run.finish
 
     def looking(run: Run, message: MessageView) -> None:
-        holding = house.manager.memory.leases.holdings()[run.conversation_id]
+        holding = house.manager.memory.held.holdings()[run.conversation_id]
         seen.append((house.manager.active_run(ADA, run.conversation_id) is None, holding.reserved_bytes))
         tell(run, message)
 

@@ -29,7 +29,7 @@ def shown(house: House, c: str) -> CheckView:
 
 
 def kv_of(house: House, c: str) -> ScriptedKV:
-    kv = house.manager.memory.leases._slots[c].kv  # noqa: SLF001 - damage is planted in the KV itself
+    kv = house.manager.memory.held.slots[c].kv
     assert isinstance(kv, ScriptedKV)
     return kv
 
@@ -203,7 +203,7 @@ def test_a_deleted_conversation_leaves_no_result(house: House) -> None:
     house.say(c, LONG)
     verified(house, c)
     house.manager.delete(ADA, c)
-    assert house.manager.verifier.views() == {}
+    assert house.manager.background.verifier.views() == {}
 
 
 def test_host_memory_is_verified_too(make_house: MakeHouse) -> None:

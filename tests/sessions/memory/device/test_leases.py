@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from sessions.errors import CacheFull, ConversationBusy
+from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.device.leases import Leases
+from sessions.memory.device.pins import Pins
 from sessions.memory.device.slots import Ticket
 from sessions.memory.memory_records import Dropped, Lease, Loss
 from sessions.types import Tier
@@ -43,7 +45,9 @@ class Desk:
         self.held: dict[str, Lease] = {}
         self.places: dict[str, list[int]] = {}
         self.refused: list[str] = []
-        self.leases = Leases(self.engine, budget_tokens * KIB, self.dropped.append)
+        pins = Pins(self.engine, budget_tokens * KIB, lambda conversation_id: False)
+        self.kvs = HeldKVs(self.engine, budget_tokens * KIB, pins)
+        self.leases = Leases(self.kvs, self.dropped.append)
         self.leases.start()
 
     def ask(self, name: str, tokens: int, owner: str = "ada") -> Ticket:
@@ -63,11 +67,11 @@ class Desk:
         return self.held[name]
 
     def give_back(self, name: str) -> None:
-        self.leases.settle(self.held.pop(name))
+        self.kvs.settle(self.held.pop(name))
 
     @property
     def sums(self) -> tuple[int, int]:
-        holdings = self.leases.holdings().values()
+        holdings = self.kvs.holdings().values()
         return sum(h.used_bytes for h in holdings) // KIB, sum(h.reserved_bytes for h in holdings) // KIB
 
 
@@ -128,7 +132,7 @@ def test_nothing_is_dropped_in_vain(make_desk: type[Desk]) -> None:
     desk.take("a", 48)
     desk.ask("b", 64)
     assert desk.dropped == []
-    assert set(desk.leases.holdings()) == {"idle", "a"}
+    assert set(desk.kvs.holdings()) == {"idle", "a"}
     desk.give_back("a")
     until(lambda: "b" in desk.held)
 
@@ -186,7 +190,7 @@ def test_dropping_counts_only_when_the_engine_has_freed_it(make_desk: type[Desk]
 
     desk.engine.release = slow_release  # type: ignore[method-assign, assignment]
     desk.ask("b", 64)
-    until(lambda: desk.leases.is_leaving("a"))
+    until(lambda: desk.kvs.is_leaving("a"))
     assert desk.granted == ["a"]
     assert desk.sums == (64, 0)  # views are not held up either
     desk.ask("a", 16)  # and its own next turn waits for the end of it
@@ -215,7 +219,7 @@ def test_a_deleted_conversation_leaves_no_trace(make_desk: type[Desk]) -> None:
     desk.take("a", 64)
     desk.give_back("a")
     desk.leases.forget("a")
-    assert desk.leases.holdings() == {}
+    assert desk.kvs.holdings() == {}
     assert desk.take("a", 16).loss is None
 
 
@@ -225,7 +229,7 @@ def test_another_owners_ticket_never_gets_the_kv(make_desk: type[Desk]) -> None:
     desk.take("a", 16)
     desk.give_back("a")
     with pytest.raises(AssertionError):
-        desk.leases._grant(Ticket("a", "eve", 16), desk.leases._slots["a"])  # noqa: SLF001 - what cannot happen through the queue
+        desk.leases._grant(Ticket("a", "eve", 16), desk.kvs.slots["a"])  # noqa: SLF001 - what cannot happen through the queue
 
 
 def test_a_ticket_is_waited_for(make_desk: type[Desk]) -> None:
@@ -279,7 +283,7 @@ def test_another_user_does_not_evict_a_guaranteed_share(make_desk: type[Desk]) -
     assert [d.conversation_id for d in desk.dropped] == ["a"]
     desk.take("d", 96)
     assert {d.conversation_id for d in desk.dropped} == {"a", "b", "c"}
-    assert "eve's" in desk.leases.holdings()
+    assert "eve's" in desk.kvs.holdings()
 
 
 def test_who_holds_more_than_the_share_may_lose_it(make_desk: type[Desk]) -> None:
@@ -316,9 +320,9 @@ def test_an_engine_without_memory_gets_the_idle_kvs(make_desk: type[Desk]) -> No
         desk.take(name, 32)
     for name in ("a", "b"):
         desk.give_back(name)
-    desk.leases.pins.pin("b", 32, 0)
+    desk.kvs.pins.pin("b", 32, 0)
     kvs = desk.leases.take_idle()
     assert [kv.length_tokens for kv in kvs] == [32]
-    assert set(desk.leases.holdings()) == {"b", "c"}
+    assert set(desk.kvs.holdings()) == {"b", "c"}
     until(lambda: [(d.conversation_id, d.kept_on, d.lost_tokens) for d in desk.dropped] == [("a", Tier.NONE, 32)])
     assert desk.take("a", 16).loss is Loss.FOR_ROOM
