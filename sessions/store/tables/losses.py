@@ -55,7 +55,7 @@ class LossTable:
             row = db.execute(sql, [conversation_id]).fetchone()
         return SavedLoss(Cause(row[0]), str(row[1])) if row else None
 
-    def lost(self, conversation_ids: Iterable[str], loss: SavedLoss) -> None:
+    def record(self, conversation_ids: Iterable[str], loss: SavedLoss) -> None:
         """Records that some saved memory of these conversations is gone, or could not be saved."""
         with self._database.write() as db:
             for conversation_id in set(conversation_ids):
