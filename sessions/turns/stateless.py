@@ -114,8 +114,8 @@ class StatelessTurns:
         return history_hash.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
 
     def _find(self, owner_id: str, history: ResentHistory, key: str | None) -> Placement:
-        """What another tokenizer wrote is of no use, however deep: its ids mean something else, and the request brings
-        all the texts. So after a change of models and back, one's own part of the history is found again."""
+        """What another tokenizer wrote is ignored, however deep: its ids mean something else, and the request brings
+        all the texts. So after a change of models and back, this model's own part of the history is found again."""
         backwards, tokenizer = history.hashes[::-1], self._engine.info.tokenizer_fingerprint
         named_id = self._store.with_key(owner_id, key) if key is not None else None
         if named_id is not None:
@@ -143,7 +143,7 @@ class StatelessTurns:
         return fork
 
     def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
-        """Whether the conversation can go on behind `path` without losing more KV than is read again in a moment: its
+        """Whether the conversation can go on after `path` without losing more KV than is read again in a moment: its
         own next turn might want it."""
         if self._runs.is_busy(conversation.conversation_id):
             return False
