@@ -41,10 +41,24 @@ class IdleFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is served besides browsers that know the password."""
+    """Who is served. With a password, browsers must log in; with `require_key`, programs always need an API key."""
 
+    password: str | None = None
     visitors: Visitors = field(default_factory=Visitors)
     require_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What a server is started with. `keep_unnamed_s` as in `SessionConfig`."""
+
+    data_dir: Path
+    model: ModelConfig
+    budgets: Budgets
+    access: Access = Access()
+    prompt_lookup: PromptLookup = "auto"
+    idle_work: IdleFeatures = IdleFeatures()
+    keep_unnamed_s: float = KEEP_UNNAMED_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +71,28 @@ class _Memory:
 
 @contextlib.contextmanager
 def open_services(
-    data_dir: Path,
-    model: ModelConfig,
-    prompt_lookup: PromptLookup,
-    budgets: Budgets,
-    password: str | None,
-    say: Say,
-    idle_work: IdleFeatures = IdleFeatures(),
-    keep_unnamed_s: float = KEEP_UNNAMED_S,
-    access: Access = Access(),
-    import_page: Callable[[], None] = lambda: None,
+    settings: ServiceSettings, say: Say, import_page: Callable[[], None] = lambda: None
 ) -> Iterator[Services]:
     """Everything a server needs, until the block ends. `import_page` is called before the model is loaded, which is
     the slow part. Raises `StoreError`, `ModelLoadError` or `ValueError`, and what `import_page` raises."""
+    access, data_dir, budgets = settings.access, settings.data_dir, settings.budgets
     with contextlib.ExitStack() as stack:
         # The data directory first: a second process is refused before it spends minutes on loading a model.
         store = Store(data_dir)
         stack.callback(store.close)
-        owners = Owners(load_secret(data_dir / COOKIE_KEY_NAME, say), password, store.logins)
+        owners = Owners(load_secret(data_dir / COOKIE_KEY_NAME, say), access.password, store.logins)
         stack.enter_context(own_temporary_files(data_dir))
         import_page()
         _import_model_code()
         process = ProcessMeter()
-        engine, template, memory = _load(model, prompt_lookup, budgets, say, stack)
+        engine, template, memory = _load(settings, say, stack)
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
             host_kv_budget_bytes=memory.host_bytes,
             disk_kv_budget_bytes=disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
-            read_ahead=idle_work.read_ahead,
-            model_titles=idle_work.titles,
-            keep_unnamed_s=keep_unnamed_s,
+            read_ahead=settings.idle_work.read_ahead,
+            model_titles=settings.idle_work.titles,
+            keep_unnamed_s=settings.keep_unnamed_s,
         )
         manager = SessionManager(store, engine, template, config)
         manager.start(say)
@@ -106,9 +112,7 @@ def _import_model_code() -> None:
     import model_runtime.text.chat_template  # noqa: F401
 
 
-def _load(
-    config: ModelConfig, prompt_lookup: PromptLookup, budgets: Budgets, say: Say, stack: contextlib.ExitStack
-) -> tuple[Engine, TurnTemplate, _Memory]:
+def _load(settings: ServiceSettings, say: Say, stack: contextlib.ExitStack) -> tuple[Engine, TurnTemplate, _Memory]:
     """The engine, its template and what its KVs may take. Torch is imported here and not at the top of the module,
     because that takes seconds and the flags are checked first."""
     from model_runtime.engine.engine import LocalEngine
@@ -117,6 +121,7 @@ def _load(
     from model_runtime.loading.loading import context_limit_tokens, load_model, unload
     from model_runtime.text.chat_template import ChatTemplate
 
+    config, budgets = settings.model, settings.budgets
     loaded = in_passing_thread(lambda: load_model(config, say))
     stack.callback(unload, loaded)
     template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
@@ -124,10 +129,10 @@ def _load(
     budget_bytes = device_budget_bytes(budgets.device, device, say)
     memory = _Memory(budget_bytes, host_budget_bytes(budgets.host, device, budget_bytes, say))
     engine_config = EngineConfig(
-        prompt_lookup=prompt_lookup, kv_dtype=budgets.kv_dtype, cold_kv_dtype=budgets.cold_kv_dtype
+        prompt_lookup=settings.prompt_lookup, kv_dtype=budgets.kv_dtype, cold_kv_dtype=budgets.cold_kv_dtype
     )
     if device.startswith("cuda"):
-        # A GPU's KVs lie in one arena, which is allocated as a whole; a CPU's KVs take memory as they grow.
+        # A GPU's KVs are in one arena, which is allocated as a whole; a CPU's KVs take memory as they grow.
         pinned_bytes = min(memory.host_bytes, MOST_PINNED_BYTES) + STAGED_BYTES
         engine_config = replace(engine_config, kv_arena_bytes=budget_bytes, pinned_host_bytes=pinned_bytes)
     limit_tokens = context_limit_tokens(loaded, config.context_limit_tokens)

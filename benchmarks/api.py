@@ -30,7 +30,7 @@ from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
 from app.services import Services
-from app.wiring import IdleFeatures, open_services
+from app.wiring import IdleFeatures, ServiceSettings, open_services
 from benchmarks.driver import _PROSE
 from benchmarks.report import device_name, finish, median, table
 from model_runtime.interface.config import ModelConfig
@@ -151,8 +151,9 @@ def main() -> None:
         config = ModelConfig(model=options.model)
         budgets = Budgets("4GiB", "0")
         idle = IdleFeatures(read_ahead=False, titles=False)  # so that no idle work hides a client's cost
+        settings = ServiceSettings(Path(folder), config, budgets, idle_work=idle)
         with (
-            open_services(Path(folder), config, "auto", budgets, None, lambda line: print(f"# {line}"), idle) as opened,
+            open_services(settings, lambda line: print(f"# {line}")) as opened,
             served(opened) as url,
         ):
             model = opened.manager.info.name

@@ -58,7 +58,7 @@ class Person:
         self.conversation_id = self._manager.create_conversation(OWNER, SETTINGS).conversation_id
         if first:
             self.send(first)
-            time.sleep(1.0)  # the user reads the answer; meanwhile the engine reads the glue and generates a title
+            time.sleep(1.0)  # the user reads; the engine reads the next turn's start and makes a title
 
     def type(self, text: str, before: str = "", enter_after_s: float = KEY_S) -> float:
         """Types five characters per second after `before`, until Enter is due. Returns the busy cores."""

@@ -64,7 +64,7 @@ def measure_as_it_is(served: Served, conversation_id: str) -> tuple[float, float
 
 
 def fed_only_the_delta(receipt: Receipt) -> bool:
-    """Whether only the turn's own tokens were fed. One token less is right, too: if the glue of the next turn was read
+    """Whether only the turn's own tokens were fed. One token less is right, too: if the start of the next turn was read
     ahead, the pending token's row is parked with the others."""
     return receipt.miss_reason is None and receipt.delta_tokens - receipt.fed_tokens in (0, 1)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model_runtime.interface.require import require
+
 MIB = 1024 * 1024
 DAY_S = 24 * 3600.0
 KEEP_UNNAMED_S = 30 * DAY_S
@@ -40,35 +42,30 @@ class SessionConfig:
     model_titles: bool = True  # the model finds a title after the first answer, while no run waits
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.device_kv_budget_bytes > 0,
             f"The device KV budget must be a positive number of bytes, not {self.device_kv_budget_bytes}.",
         )
-        _require(self.checkpoint_interval_s > 0, "The checkpoint interval must be longer than 0 seconds.")
-        _require(self.finished_run_keep_s >= 0, "Finished runs cannot be kept for less than 0 seconds.")
-        _require(self.event_log_length >= 0, "The event log cannot be shorter than 0 lines.")
-        _require(self.max_message_bytes > 0, "The largest message must be a positive number of bytes.")
-        _require(self.min_answer_tokens >= 1, "At least 1 token must be left for an answer.")
-        _require(self.close_timeout_s >= 0, "The time to close cannot be less than 0 seconds.")
-        _require(
+        require(self.checkpoint_interval_s > 0, "The checkpoint interval must be longer than 0 seconds.")
+        require(self.finished_run_keep_s >= 0, "Finished runs cannot be kept for less than 0 seconds.")
+        require(self.event_log_length >= 0, "The event log cannot be shorter than 0 lines.")
+        require(self.max_message_bytes > 0, "The largest message must be a positive number of bytes.")
+        require(self.min_answer_tokens >= 1, "At least 1 token must be left for an answer.")
+        require(self.close_timeout_s >= 0, "The time to close cannot be less than 0 seconds.")
+        require(
             self.disk_kv_budget_bytes is None or self.disk_kv_budget_bytes >= 0,
             f"The disk KV budget must be 0 (nothing is saved) or more bytes, not {self.disk_kv_budget_bytes}.",
         )
-        _require(
+        require(
             self.host_kv_budget_bytes >= 0,
             f"The host KV budget must be 0 (no host tier) or more bytes, not {self.host_kv_budget_bytes}.",
         )
-        _require(self.disk_free_floor_bytes >= 0, "The disk space to keep free cannot be less than 0 bytes.")
-        _require(self.save_patience_s >= 0, "The time to wait for a save cannot be less than 0 seconds.")
-        _require(self.usage_interval_s > 0, "The plot's points must be more than 0 seconds apart.")
-        _require(
+        require(self.disk_free_floor_bytes >= 0, "The disk space to keep free cannot be less than 0 bytes.")
+        require(self.save_patience_s >= 0, "The time to wait for a save cannot be less than 0 seconds.")
+        require(self.usage_interval_s > 0, "The plot's points must be more than 0 seconds apart.")
+        require(
             self.hang_after_s > 0, "The time after which the model counts as hanging must be longer than 0 seconds."
         )
-        _require(self.draft_quiet_s >= 0, "The time a draft must be unchanged cannot be less than 0 seconds.")
-        _require(self.keep_unnamed_s >= 0, "Conversations cannot be kept for less than 0 days.")
-        _require(self.flush_timeout_s >= 0, "The time to save at shutdown cannot be less than 0 seconds.")
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)
+        require(self.draft_quiet_s >= 0, "The time a draft must be unchanged cannot be less than 0 seconds.")
+        require(self.keep_unnamed_s >= 0, "Conversations cannot be kept for less than 0 days.")
+        require(self.flush_timeout_s >= 0, "The time to save at shutdown cannot be less than 0 seconds.")

@@ -84,7 +84,7 @@ class Owners:
             return
         assert logins is not None, "behind a password log-ins are stored"
         # Log-ins with another password end. scrypt with the secret as salt and not a plain hash: the database may be
-        # copied and a person's password guessed, but the secret lies elsewhere.
+        # copied and a person's password guessed, but the secret is stored elsewhere.
         mark = hashlib.scrypt(password.encode("utf-8", "surrogatepass"), salt=secret, n=2**14, r=8, p=1, dklen=16)
         self._mark = mark.hex()
         logins.end_of_other_passwords(self._mark)

@@ -90,13 +90,13 @@ class Visitors:
             return "unknown"
         if is_trusted:
             said = next((one for one in _forwarded(headers) if not self._is_trusted(one)), None)
-            return _household(said or peer)
+            return _network_of(said or peer)
         if peer.is_loopback and why:
             # An untrusted proxy or tunnel. The last address it names is the best way to tell its visitors apart; a
             # visitor that forges it meets the limit for all of them together.
             said = next(_forwarded(headers), None)
-            return f"{_household(peer)} for {_household(said)}" if said else f"{_household(peer)} for others"
-        return _household(peer)
+            return f"{_network_of(peer)} for {_network_of(said)}" if said else f"{_network_of(peer)} for others"
+        return _network_of(peer)
 
     def _is_trusted(self, address: Address | None) -> bool:
         return address is not None and any(address in network for network in self._trusted)
@@ -168,7 +168,7 @@ def _address(text: str) -> Address | None:
     return mapped or found
 
 
-def _household(address: Address) -> str:
+def _network_of(address: Address) -> str:
     if isinstance(address, IPv4Address):
         return str(address)
     return str(IPv6Network((int(address), IPV6_NETWORK_BITS), strict=False))

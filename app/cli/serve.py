@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
     with contextlib.ExitStack() as sockets:
         opened = [sockets.enter_context(one) for one in listeners(arguments.host, arguments.port, arguments.share)]
         tunnel_port = opened[1].getsockname()[1] if arguments.share else None
-        from app.wiring import Access, IdleFeatures, open_services
+        from app.wiring import Access, IdleFeatures, ServiceSettings, open_services
 
         budgets = Budgets(
             arguments.device_kv_budget,
@@ -47,18 +47,16 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
             arguments.cold_kv_dtype,
         )
         idle_work = IdleFeatures(arguments.read_ahead, arguments.titles and not arguments.headless)
-        with open_services(
+        settings = ServiceSettings(
             arguments.data_dir,
             model,
-            arguments.prompt_lookup,
             budgets,
-            password,
-            say,
+            Access(password, Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
+            arguments.prompt_lookup,
             idle_work,
             arguments.keep_unnamed * DAY_S,
-            Access(Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
-            (lambda: None) if arguments.headless else import_page,
-        ) as services:
+        )
+        with open_services(settings, say, (lambda: None) if arguments.headless else import_page) as services:
             from app.server.site import create_app
             from app.server.uvicorn_server import Server
 

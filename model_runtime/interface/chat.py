@@ -47,7 +47,7 @@ class TurnTemplate(Protocol):
         """Ids of the start of a conversation: system prompt, first user message, generation prompt."""
 
     def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
-        """Ids that a later turn adds after the answer's own ids: closing glue, user message, generation prompt."""
+        """Ids that a later turn adds after the answer's own ids: closing markup, user message, generation prompt."""
 
     def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """(content, calls without ids) of a finished answer; the whole text and no calls when it contains none."""

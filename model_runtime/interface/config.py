@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from model_runtime.interface.require import require
+
 Quantization = Literal["auto", "shipped", "nf4", "int8", "none"]
 PromptLookup = Literal["auto", "on", "off"]
 KvDtype = Literal["auto", "float32", "float16"]
@@ -40,18 +42,18 @@ class ModelConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.model.strip()), "Name a model: a directory, a .gguf file, a hub id or 'embedded'.")
-        _require("\0" not in self.model, "A model's name cannot contain a NUL character.")
+        require(bool(self.model.strip()), "Name a model: a directory, a .gguf file, a hub id or 'embedded'.")
+        require("\0" not in self.model, "A model's name cannot contain a NUL character.")
         choices = get_args(Quantization)
-        _require(
+        require(
             self.quantization in choices,
             f"Quantization must be one of {', '.join(choices)}, not '{self.quantization}'.",
         )
         limit = self.context_limit_tokens
-        _require(limit is None or limit >= 16, f"The context limit must be at least 16 tokens, not {limit}.")
+        require(limit is None or limit >= 16, f"The context limit must be at least 16 tokens, not {limit}.")
         device = self.device
         known = device is None or device in ("cpu", "cuda") or (device[:5] == "cuda:" and device[5:].isdecimal())
-        _require(known, f"The device must be 'cpu', 'cuda' or 'cuda:<number>', not '{device}'.")
+        require(known, f"The device must be 'cpu', 'cuda' or 'cuda:<number>', not '{device}'.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +89,41 @@ class EngineConfig:
     cold_kv_dtype: SavedKvDtype = "exact"
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             1 <= self.prefill_chunk_tokens <= 65_536,
             f"A prefill chunk must have 1 to 65,536 tokens, not {self.prefill_chunk_tokens}.",
         )
-        _require(
+        require(
             1 <= self.max_concurrent <= 1_024,
             f"Between 1 and 1,024 answers can be generated at once, not {self.max_concurrent}.",
         )
-        _require(
+        require(
             1 <= self.kv_step_tokens <= 65_536,
             f"A KV must grow in steps of 1 to 65,536 tokens, not {self.kv_step_tokens}.",
         )
-        _require(
+        require(
             1 <= self.idle_chunk_tokens <= 65_536,
             f"A chunk of idle reading must have 1 to 65,536 tokens, not {self.idle_chunk_tokens}.",
         )
-        _require(
+        require(
             self.kv_arena_bytes is None or self.kv_arena_bytes > 0,
             f"A KV arena must have a positive size, not {self.kv_arena_bytes} bytes.",
         )
-        _require(
+        require(
             self.pinned_host_bytes >= 0,
             f"The pinned host memory must be 0 or more bytes, not {self.pinned_host_bytes}.",
         )
         choices = get_args(PromptLookup)
-        _require(
+        require(
             self.prompt_lookup in choices,
             f"Prompt lookup must be one of {', '.join(choices)}, not '{self.prompt_lookup}'.",
         )
         choices = get_args(KvDtype)
-        _require(
+        require(
             self.kv_dtype in choices, f"The KV's precision must be one of {', '.join(choices)}, not '{self.kv_dtype}'."
         )
         choices = get_args(SavedKvDtype)
-        _require(
+        require(
             self.cold_kv_dtype in choices,
             f"The precision of saved KVs must be one of {', '.join(choices)}, not '{self.cold_kv_dtype}'.",
         )
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)

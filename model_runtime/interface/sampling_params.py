@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model_runtime.interface.require import require
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -29,32 +31,27 @@ class SamplingParams:
     top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.temperature <= 5.0, f"Temperature must be between 0 and 5, not {self.temperature}.")
-        _require(0.0 < self.top_p <= 1.0, f"Top-p must be above 0 and at most 1, not {self.top_p}.")
-        _require(0 <= self.top_k <= 1_000_000, f"Top-k must be 0 (off) or a positive whole number, not {self.top_k}.")
-        _require(0.0 <= self.min_p <= 1.0, f"Min-p must be between 0 and 1, not {self.min_p}.")
-        _require(
+        require(0.0 <= self.temperature <= 5.0, f"Temperature must be between 0 and 5, not {self.temperature}.")
+        require(0.0 < self.top_p <= 1.0, f"Top-p must be above 0 and at most 1, not {self.top_p}.")
+        require(0 <= self.top_k <= 1_000_000, f"Top-k must be 0 (off) or a positive whole number, not {self.top_k}.")
+        require(0.0 <= self.min_p <= 1.0, f"Min-p must be between 0 and 1, not {self.min_p}.")
+        require(
             0.1 <= self.repetition_penalty <= 10.0,
             f"Repetition penalty must be between 0.1 and 10, not {self.repetition_penalty}.",
         )
-        _require(
+        require(
             1 <= self.max_new_tokens <= 1_000_000,
             f"Max new tokens must be a positive whole number, not {self.max_new_tokens}.",
         )
-        _require(
+        require(
             self.seed is None or 0 <= self.seed < 2**63,
             f"Seed must be empty or a whole number from 0 to 2^63 - 1, not {self.seed}.",
         )
-        _require(len(self.stop_strings) <= 16, f"At most 16 stop strings are allowed, not {len(self.stop_strings)}.")
-        _require(all(self.stop_strings), "A stop string must not be empty.")
+        require(len(self.stop_strings) <= 16, f"At most 16 stop strings are allowed, not {len(self.stop_strings)}.")
+        require(all(self.stop_strings), "A stop string must not be empty.")
         for name, penalty in (("Presence", self.presence_penalty), ("Frequency", self.frequency_penalty)):
-            _require(-2.0 <= penalty <= 2.0, f"{name} penalty must be between -2 and 2, not {penalty}.")
-        _require(
+            require(-2.0 <= penalty <= 2.0, f"{name} penalty must be between -2 and 2, not {penalty}.")
+        require(
             self.top_logprobs is None or 0 <= self.top_logprobs <= 20,
             f"Top logprobs must be between 0 and 20, not {self.top_logprobs}.",
         )
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)

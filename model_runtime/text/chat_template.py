@@ -108,14 +108,14 @@ class ChatTemplate:
         return self._ids(self._parts(messages, tools), messages)
 
     def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
-        """Ids that a later turn adds: closing glue, input, generation prompt."""
+        """Ids that a later turn adds: closing markup, input, generation prompt."""
         messages, parts = _messages(user), [self._glue, self._closing]
         if len(messages) != 1 or messages[0].role != "user":
             parts = self._parts([ChatMessage("user", ""), ChatMessage("assistant", ""), *messages])[2:]
-        glue = self._encode_markup(parts[0])
-        if answer_ended_with_stop_token and glue and glue[0] in self._stop_token_ids:
-            glue = glue[1:]
-        return (*glue, *self._ids(["", *parts[1:]], messages))
+        closing = self._encode_markup(parts[0])
+        if answer_ended_with_stop_token and closing and closing[0] in self._stop_token_ids:
+            closing = closing[1:]
+        return (*closing, *self._ids(["", *parts[1:]], messages))
 
     def unstable_tokens(self, user_text: str) -> int:
         """How many ids at the end of a turn with `user_text` may change as the user types on.

@@ -61,17 +61,17 @@ class ShortestEncoding:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         description = json.loads(tokenizer.to_str())
-        self._lost = _lost_bytes(description)
+        self._dropped_bytes = _dropped_bytes(description)
         self._bytes_a_token = _most_bytes_a_token(description)
 
     def least_tokens(self, text: str) -> int:
         """The least number of tokens that any encoding of the text can have."""
-        if self._lost is None:
+        if self._dropped_bytes is None:
             return 0
-        return len(text.encode("utf-8", "replace").translate(None, self._lost)) // self._bytes_a_token
+        return len(text.encode("utf-8", "replace").translate(None, self._dropped_bytes)) // self._bytes_a_token
 
 
-def _lost_bytes(description: dict[str, Any]) -> bytes | None:
+def _dropped_bytes(description: dict[str, Any]) -> bytes | None:
     """The bytes that have no token (a byte-level tokenizer drops them); None if more may be dropped."""
     model = description["model"]
     steps = [*_steps(description.get("normalizer")), *_steps(description.get("pre_tokenizer"))]

@@ -48,7 +48,7 @@ class Drafts:
     def after_answer(self, run: Run) -> None:
         """Queues reading what the next turn begins with, and asking the model for a first title."""
         if self._config.read_ahead:
-            self._idle_worker.put(IdleJob(JobKind.GLUE, run.plan.owner_id, run.conversation_id))
+            self._idle_worker.put(IdleJob(JobKind.TURN_START, run.plan.owner_id, run.conversation_id))
         if self._config.model_titles:
             self._idle_worker.put(IdleJob(JobKind.TITLE, run.plan.owner_id, run.conversation_id))
 

@@ -31,7 +31,7 @@ class JobKind(IntEnum):
     DRAFT = 0
     WHOLE = 1  # the rest of a draft that was read, as if it were sent now
     TITLE = 2
-    GLUE = 3  # the tokens that every next message begins with
+    TURN_START = 3  # the tokens that every next message begins with
 
 
 class Outcome(Enum):
@@ -143,7 +143,7 @@ class IdleWorker:
             self._drafted.discard(job.conversation_id)
             return
         self._drafted.add(job.conversation_id)
-        for kind in (JobKind.TITLE, JobKind.GLUE):
+        for kind in (JobKind.TITLE, JobKind.TURN_START):
             self._jobs.pop((job.conversation_id, kind), None)
 
     def _loop(self) -> None:

@@ -79,7 +79,7 @@ class ReadAhead:
         ledger, turn = self._turn(conversation, path, job.text)
         stable_tokens = max(0, len(turn.ledger) - self._template.unstable_tokens(job.text))
         ids = turn.ledger[:stable_tokens]
-        if job.kind is JobKind.GLUE and _reads_everything(turn):
+        if job.kind is JobKind.TURN_START and _reads_everything(turn):
             return Outcome.DONE
         if job.kind is JobKind.WHOLE:
             ids = turn.ledger[:-1]  # the engine feeds the last id in any case

@@ -80,7 +80,7 @@ class Watchdog:
         self._held = held
         self._hang_after_s = hang_after_s
         self._on_rebuilt = on_rebuilt
-        self._lost: list[tuple[str, str]] = []
+        self._given_up: list[tuple[str, str]] = []
         self._is_well = True
         self._silence = Silence(clock)
         self._closed = threading.Event()
@@ -117,7 +117,7 @@ class Watchdog:
         )
         started = time.monotonic()
         self._is_well = False
-        self._lost += self._held.give_up()
+        self._given_up += self._held.give_up()
         try:
             self._engine.rebuild()
         except ModelRuntimeError as error:
@@ -128,9 +128,9 @@ class Watchdog:
             return False
         self._held.resume()
         log.warning("engine_rebuilt seconds=%.2f", time.monotonic() - started)
-        lost, self._lost = self._lost, []
+        given_up, self._given_up = self._given_up, []
         try:
-            for owner_id, conversation_id in lost:
+            for owner_id, conversation_id in given_up:
                 self._on_rebuilt(owner_id, conversation_id)
         finally:
             self._is_well = True  # only now, so that a healthy engine means that the log already tells what happened

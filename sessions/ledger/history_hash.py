@@ -1,8 +1,8 @@
 """The hash chain over messages, by which a request that resends its history is recognised. Pure functions.
 
-A link is the hash of a whole history: `after(link of the history before, [message])`. Equal links mean equal histories,
-character by character: the tools, then each message's role, text, white space, name, ids and calls. A link has 160
-bits, so a match needs no comparison of the texts.
+A history hash covers a whole history: `after(hash of the history before, [message])`. Equal hashes mean equal
+histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. A hash
+has 160 bits, so a match needs no comparison of the texts.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ CALL_ID_CHARS = 9  # letters and digits only: some models' templates accept no o
 
 
 def root(tools: Sequence[str], system: Iterable[ChatMessage]) -> str:
-    """The link of the beginning of a history: its tools and its first system messages."""
-    link = blake2b("\0".join(tools).encode(), digest_size=20).hexdigest()
-    return after(link, system)
+    """The hash of the beginning of a history: its tools and its first system messages."""
+    tools_hash = blake2b("\0".join(tools).encode(), digest_size=20).hexdigest()
+    return after(tools_hash, system)
 
 
-def after(link: str, messages: Iterable[ChatMessage]) -> str:
-    """The link of the history that continues `link` with these messages."""
+def after(before: str, messages: Iterable[ChatMessage]) -> str:
+    """The hash of the history that continues the history with the hash `before` with these messages."""
+    chained = before
     for message in messages:
-        link = blake2b(f"{link}{json.dumps(fields(message))}".encode(), digest_size=20).hexdigest()
-    return link
+        chained = blake2b(f"{chained}{json.dumps(fields(message))}".encode(), digest_size=20).hexdigest()
+    return chained
 
 
 def page_root(system_prompt: str) -> str:
-    """The first link of a conversation of the page, so that an API client can continue it."""
+    """The first hash of a conversation of the page, so that an API client can continue it."""
     return root((), [ChatMessage("system", system_prompt)] if system_prompt else [])
 
 

@@ -1,4 +1,4 @@
-"""Parses the messages of a request into a history of questions and answers, with a link after each. Pure functions.
+"""Parses the messages of a request into questions and answers, with a history hash after each. Pure functions.
 
 A request may have system and developer messages first (their texts become one system prompt), then any order of roles
 that the model's template can render. The messages between two answers form one node of the tree: usually a single user
@@ -50,11 +50,11 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class ResentHistory:
-    """`links` alternate: after a question, after its answer; the last one is after the question to be answered."""
+    """`hashes` alternate: after a question, after its answer; the last is after the question to be answered."""
 
     system_prompt: str
     exchanges: tuple[Exchange, ...]
-    links: tuple[str, ...]
+    hashes: tuple[str, ...]
 
 
 def read(messages: Sequence[ChatMessage], tools: Sequence[str], max_message_bytes: int) -> ResentHistory:
@@ -74,7 +74,7 @@ def read(messages: Sequence[ChatMessage], tools: Sequence[str], max_message_byte
     return ResentHistory(
         system_prompt="\n\n".join(message.text for message in cleaned[:head]),
         exchanges=exchanges,
-        links=_links(history_hash.root(tools, cleaned[:head]), exchanges),
+        hashes=_hashes(history_hash.root(tools, cleaned[:head]), exchanges),
     )
 
 
@@ -90,14 +90,15 @@ def _exchanges(messages: Sequence[ChatMessage]) -> tuple[Exchange, ...]:
     return (*found, Exchange(tuple(asked), None))
 
 
-def _links(link: str, exchanges: Sequence[Exchange]) -> tuple[str, ...]:
+def _hashes(root: str, exchanges: Sequence[Exchange]) -> tuple[str, ...]:
+    last = root
     found: list[str] = []
     for exchange in exchanges:
-        link = history_hash.after(link, exchange.asked)
-        found.append(link)
+        last = history_hash.after(last, exchange.asked)
+        found.append(last)
         if exchange.answer is not None:
-            link = history_hash.after(link, [exchange.answer])
-            found.append(link)
+            last = history_hash.after(last, [exchange.answer])
+            found.append(last)
     return tuple(found)
 
 

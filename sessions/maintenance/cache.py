@@ -52,7 +52,7 @@ def clear(data_dir: Path, everything: bool, before: Callable[[int, int], None]) 
         doomed = [row for row in store.segments.every() if row.fingerprint not in kept]
         before(len(doomed), sum(row.size_bytes for row in doomed))
         users = {c for row in doomed for c in row.conversation_ids}
-        store.losses.lost(users, SavedLoss(Cause.CLEARED))
+        store.losses.record(users, SavedLoss(Cause.CLEARED))
         store.segments.remove(row.key for row in doomed)
         paths = [files.path_of(row.key) for row in doomed]
         left = [path for path in paths if not files.delete(path) and path.exists()]

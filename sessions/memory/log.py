@@ -26,8 +26,8 @@ class MemoryLog:
         else:
             place = PLACES[dropped.kept_on]
             sentence = f"Evicted {title} to {place}: {mib(dropped.freed_bytes)}, {dropped.seconds:.2f} s"
-        if lost := dropped.lost_tokens:
-            sentence += f"; its {'last ' if dropped.kept_on is Tier.DISK else ''}{_lost(lost)}"
+        if unsaved := dropped.lost_tokens:
+            sentence += f"; its {'last ' if dropped.kept_on is Tier.DISK else ''}{_unsaved(unsaved)}"
         self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
 
     def written(self, size_bytes: int, seconds: float) -> None:
@@ -65,9 +65,9 @@ class MemoryLog:
     def not_saved(self, owner_id: str, conversation_id: str, why: str) -> None:
         self._events.add(owner_id, conversation_id, f"{self._title(conversation_id)}: {why}")
 
-    def lost_on_the_way(self, owner_id: str, conversation_id: str, lost_tokens: int) -> None:
+    def evicted_unsaved(self, owner_id: str, conversation_id: str, lost_tokens: int) -> None:
         """Evicted while it was being saved, which then failed."""
-        sentence = f"{self._title(conversation_id)} left the device, and its last {_lost(lost_tokens)}"
+        sentence = f"{self._title(conversation_id)} left the device, and its last {_unsaved(lost_tokens)}"
         self._events.add(owner_id, conversation_id, sentence)
 
     def restored(self, owner_id: str, conversation_id: str, restored: Restored) -> None:
@@ -93,6 +93,6 @@ class MemoryLog:
         return self._store.title(conversation_id) or UNTITLED
 
 
-def _lost(count: int) -> str:
+def _unsaved(count: int) -> str:
     verb = "was not saved and is" if count == 1 else "were not saved and are"
     return f"{tokens(count)} {verb} read again next time"

@@ -48,8 +48,8 @@ class NodeIds:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One message on a path, with its ids; or several messages between two answers, which are in `parts`. `link` is the
-    hash of the history up to here, "" if unknown. `message_id` is 0 for a node that is not stored yet."""
+    """One message on a path, with its ids; or several messages between two answers, which are in `parts`.
+    `history_hash` covers the history up to here, "" if unknown. `message_id` is 0 for a node that is not stored yet."""
 
     message_id: int
     parent_id: int | None
@@ -60,7 +60,7 @@ class Node:
     ids: NodeIds
     tokenizer_fingerprint: str
     model_name: str
-    link: str = ""
+    history_hash: str = ""
     parts: str = ""
 
     @property
@@ -105,7 +105,7 @@ class NewMessages:
     numerics: str
     first_title: str
     history: Sequence[Node] = ()
-    user_link: str = ""
+    user_history_hash: str = ""
     user_parts: str = ""
     is_by_person: bool = True
 

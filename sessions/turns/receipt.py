@@ -133,7 +133,7 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         case MissReason.REREAD_CHEAPER:
             return reason, f"Reading was expected to be faster than restoring what is saved, {again}"
         case MissReason.EVICTED:
-            return reason, f"Its memory {_how_lost(lease)}, {again}"
+            return reason, f"Its memory {_how_dropped(lease)}, {again}"
         case MissReason.FILES_MISSING:
             return reason, f"The files of its saved memory were deleted by another program, {again}"
         case MissReason.RESTARTED:
@@ -171,7 +171,7 @@ def _how_not_saved(loss: SavedLoss) -> str:
             return "Its saved memory is gone"
 
 
-def _how_lost(lease: Lease) -> str:
+def _how_dropped(lease: Lease) -> str:
     match lease.loss:
         case Loss.DISAGREED:
             return "disagreed when it was verified"
@@ -181,7 +181,7 @@ def _how_lost(lease: Lease) -> str:
             return "was dropped by hand"
         case Loss.FOR_ROOM:
             return "was dropped to make room"
-        case _:  # in an earlier life of the server
+        case _:  # before the server was restarted
             return "was dropped by hand"
 
 

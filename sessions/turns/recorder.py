@@ -128,7 +128,7 @@ class Recorder:
             event.reason,
             note,
             stored,
-            self._link(run, text),
+            self._history_hash(run, text),
             self._memory.unsaved_cause,
         )
         try:
@@ -140,12 +140,12 @@ class Recorder:
         if stored is not None:
             self._memory.log.receipt(run.plan.owner_id, run.conversation_id, stored)
 
-    def _link(self, run: Run, text: str) -> str:
-        """By which a client that sends this answer back is known again."""
-        if not run.plan.link:
+    def _history_hash(self, run: Run, text: str) -> str:
+        """By which a request that sends this answer back is recognised; "" if what it answers has none."""
+        if not run.plan.history_hash:
             return ""
         answer = history_hash.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
-        return history_hash.after(run.plan.link, [answer])
+        return history_hash.after(run.plan.history_hash, [answer])
 
     def _fail(self, run: Run, event: Event) -> None:
         """Our own code raised. The KV is the engine's until its last event, so a run that is still going is stopped."""

@@ -33,7 +33,7 @@ class RunPlan:
     sampling: SamplingParams
     text: str
     change: str  # a clause: what of the model was changed since the last turn, so that earlier KVs cannot be used
-    link: str = ""  # of the history that is answered, "" where it is not known
+    history_hash: str = ""  # of the history that is answered, "" where it is not known
     reads_calls: bool = False  # tools were offered
     is_fork: bool = False  # its history was copied from another conversation
     loss: SavedLoss | None = None  # what is known of its saved memory, where that is not all there

@@ -45,7 +45,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request goes. `known` of its links lead to the end of `path`, which is copied when `is_fork`.
+    """Where a request goes. `known` of its history hashes lead to the end of `path`, which is copied when `is_fork`.
     `conversation` None: into a new one."""
 
     conversation: Conversation | None
@@ -114,9 +114,9 @@ class StatelessTurns:
         return history_hash.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
 
     def _find(self, owner_id: str, history: ResentHistory, key: str | None) -> Placement:
-        """What another tokenizer wrote is of no use, however deep: its ids mean something else, and the request brings
-        all the texts. So after a change of models and back, one's own part of the history is found again."""
-        backwards, tokenizer = history.links[::-1], self._engine.info.tokenizer_fingerprint
+        """What another tokenizer wrote is ignored, however deep: its ids mean something else, and the request brings
+        all the texts. So after a change of models and back, this model's own part of the history is found again."""
+        backwards, tokenizer = history.hashes[::-1], self._engine.info.tokenizer_fingerprint
         named_id = self._store.with_key(owner_id, key) if key is not None else None
         if named_id is not None:
             named = self._store.conversation(owner_id, named_id)
@@ -143,7 +143,7 @@ class StatelessTurns:
         return fork
 
     def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
-        """Whether the conversation can go on behind `path` without losing more KV than is read again in a moment: its
+        """Whether the conversation can go on after `path` without losing more KV than is read again in a moment: its
         own next turn might want it."""
         if self._runs.is_busy(conversation.conversation_id):
             return False
@@ -168,7 +168,7 @@ class StatelessTurns:
         current: tuple[int, ...] = fold(placement.path)
         if placement.conversation is not None:
             current = fold(self._store.messages.path(placement.conversation.leaf_id))
-        last, is_asked_again = history.exchanges[-1], placement.known == len(history.links)
+        last, is_asked_again = history.exchanges[-1], placement.known == len(history.hashes)
         fingerprint = self._engine.info.tokenizer_fingerprint
         if is_asked_again:
             turn = new_answer(above, current, history.system_prompt, self._template, fingerprint)
@@ -189,7 +189,7 @@ class StatelessTurns:
                     user_text=text,
                     history=above if placement.is_fork else imported,
                     user_parts=last.parts,
-                    link=history.links[-1],
+                    history_hash=history.hashes[-1],
                     reads_calls=bool(request.tools),
                     is_fork=placement.is_fork,
                     is_by_person=False,
@@ -218,7 +218,7 @@ class StatelessTurns:
         soon as they are too many."""
         nodes: list[Node] = []
         ledger_tokens = len(fold(placement.path))
-        for place in range(placement.known, len(history.links) - 1):
+        for place in range(placement.known, len(history.hashes) - 1):
             exchange, above = history.exchanges[place // 2], nodes[-1] if nodes else None
             above = above or (placement.path[-1] if placement.path else None)
             is_answer = bool(place % 2)
@@ -235,7 +235,7 @@ class StatelessTurns:
                     ids=NodeIds(ledger_tokens, ids, system_prompt=root_prompt),
                     tokenizer_fingerprint=self._engine.info.tokenizer_fingerprint,
                     model_name=self._engine.info.name,
-                    link=history.links[place],
+                    history_hash=history.hashes[place],
                     parts="" if is_answer else exchange.parts,
                 )
             )

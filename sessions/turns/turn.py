@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class NewTurn:
     """`turn` below `history` (new nodes, which are committed with it) below `path` (stored ones). `user_text` goes with
     `turn.user`, `user_parts` with a node of several messages; `prefix_text` is what a continued answer says already.
-    `link` stands for the history that is answered, None: worked out here."""
+    `history_hash` is that of the history that is answered, None: computed here."""
 
     conversation: Conversation
     path: Sequence[Node]
@@ -45,7 +45,7 @@ class NewTurn:
     prefix_text: str = ""
     history: Sequence[Node] = ()
     user_parts: str = ""
-    link: str | None = None
+    history_hash: str | None = None
     reads_calls: bool = False
     is_fork: bool = False
     is_by_person: bool = True
@@ -102,7 +102,7 @@ class Turns:
 
     def _commit(self, new: NewTurn) -> RunPlan:
         """The user's message and the running answer, in the database."""
-        conversation, above, link = new.conversation, (*new.path, *new.history), _link(new)
+        conversation, above, asked_hash = new.conversation, (*new.path, *new.history), _history_hash(new)
         info, loss = self._engine.info, self._memory.loss(conversation.conversation_id)  # before the turn is marked
         numerics = with_format(info.fingerprint)
         user = None
@@ -119,7 +119,7 @@ class Turns:
                 numerics=numerics,
                 first_title=first_title(above[0].text if above else new.user_text or ""),
                 history=new.history,
-                user_link=link,
+                user_history_hash=asked_hash,
                 user_parts=new.user_parts,
                 is_by_person=new.is_by_person,
             ),
@@ -135,7 +135,7 @@ class Turns:
             change=_change(conversation, above, info.name, numerics),
             is_upgrade=is_upgrade(conversation.numerics, numerics),
             loss=loss,
-            link=link,
+            history_hash=asked_hash,
             reads_calls=new.reads_calls,
             is_fork=new.is_fork,
         )
@@ -176,17 +176,17 @@ class Turns:
                 self.stop(run)
 
 
-def _link(new: NewTurn) -> str:
-    """What stands for the history that is answered; "" where it is not known, or where the ledger was rewritten
-    under another system prompt."""
-    if new.link is not None:
-        return new.link
+def _history_hash(new: NewTurn) -> str:
+    """The hash of the history that is answered; "" where it is not known, or where the ledger was rewritten under
+    another system prompt."""
+    if new.history_hash is not None:
+        return new.history_hash
     rewrite = new.turn.rewrite
     if rewrite is not None and rewrite.reason is MissReason.SYSTEM_PROMPT_CHANGED:
         return ""
     if new.user_text is None:
-        return new.path[-1].link
-    before = new.path[-1].link if new.path else history_hash.page_root(new.conversation.settings.system_prompt)
+        return new.path[-1].history_hash
+    before = new.path[-1].history_hash if new.path else history_hash.page_root(new.conversation.settings.system_prompt)
     return history_hash.after(before, [ChatMessage("user", new.user_text)]) if before else ""
 
 

@@ -37,7 +37,7 @@ class AnswerEnd:
     reason: FinishReason
     note: str
     receipt: Receipt | None
-    link: str = ""
+    history_hash: str = ""
     unsaved_cause: Cause = Cause.UNSAVED
 
 
@@ -115,7 +115,7 @@ class UnstoredAnswers:
             end.reason,
             end.note,
             end.receipt,
-            end.link,
+            end.history_hash,
             end.unsaved_cause,
             patience_s=PATIENCE_S,
         )

@@ -33,12 +33,12 @@ class HeldKVs:
         """The engine is gone, and all KVs with it. Nothing is granted until `resume`. The owners and conversations."""
         with self.changed:
             self.is_suspended = True
-            lost = [(slot.owner_id, slot.conversation_id) for slot in self.slots.values() if not slot.given_up]
+            given_up = [(slot.owner_id, slot.conversation_id) for slot in self.slots.values() if not slot.given_up]
             for slot in list(self.slots.values()):
                 slot.given_up = True
                 if not (slot.leased or slot.leaving):
                     self._lose(slot)
-            return lost
+            return given_up
 
     def resume(self) -> None:
         """There is an engine again."""

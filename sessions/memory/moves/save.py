@@ -168,7 +168,7 @@ class Writer:
         if not job.is_saved and job.is_staged and self._held.went_for_room(job.conversation_id):
             lost_tokens = len(job.ids) - self._kept_tokens(job)
             if lost_tokens:
-                self._memory_log.lost_on_the_way(job.owner_id, job.conversation_id, lost_tokens)
+                self._memory_log.evicted_unsaved(job.owner_id, job.conversation_id, lost_tokens)
 
     def _are_safe(self, job: SaveJob, ids: tuple[int, ...]) -> None:
         """The device may forget these rows."""

@@ -142,7 +142,7 @@ class Disk:
         """Records that something could not be saved."""
         why = why.removeprefix("This conversation's memory could not be saved: ").rstrip(".")
         is_full = "No space left" in why or why.startswith("the disk has only")
-        self._losses.lost([conversation_id], SavedLoss(Cause.DISK_FULL if is_full else Cause.NOT_SAVED, why))
+        self._losses.record([conversation_id], SavedLoss(Cause.DISK_FULL if is_full else Cause.NOT_SAVED, why))
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """A segment's ids; () if it is not on disk."""
@@ -198,7 +198,7 @@ class Disk:
     def _discard(self, key: str, loss: SavedLoss) -> list[str]:
         with self._lock:
             gone, users = self._table.remove_with_descendants(key)
-            self._losses.lost(users, loss)
+            self._losses.record(users, loss)
             self._delete_files(gone)
             return gone
 
@@ -241,7 +241,7 @@ class Disk:
         with self._lock:
             before_bytes = self.used_bytes
             self._table.release(conversation_id)
-            self._losses.lost([conversation_id], SavedLoss(Cause.BY_HAND))
+            self._losses.record([conversation_id], SavedLoss(Cause.BY_HAND))
             self._delete_files(self._table.remove_unreferenced())
             return before_bytes - self.used_bytes
 

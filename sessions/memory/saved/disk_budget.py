@@ -130,10 +130,10 @@ class DiskBudget:
         for row in doomed:
             is_older = row.last_used_at < self._started_at
             (for_clock if is_older and self._gap_s >= KEPT_FOR_S else for_room).update(row.conversation_ids)
-        self._losses.lost(for_room, SavedLoss(Cause.DISK_BUDGET, budget))
+        self._losses.record(for_room, SavedLoss(Cause.DISK_BUDGET, budget))
         if for_clock:
             detail = f"{budget} while the server's clock was {duration(self._gap_s)} ahead of the last use"
-            self._losses.lost(for_clock, SavedLoss(Cause.CLOCK, detail))
+            self._losses.record(for_clock, SavedLoss(Cause.CLOCK, detail))
 
     def _tails(self, rows: Iterable[SavedSegment]) -> list[SegmentCandidate]:
         busy, now = self._busy(), time.time()

@@ -60,11 +60,11 @@ class HistoryHashTable:
 
 
 def insert_history_hash(
-    db: sqlite_utils.Database, message_id: int, conversation_id: str, link: str, parts: str
+    db: sqlite_utils.Database, message_id: int, conversation_id: str, history_hash: str, parts: str
 ) -> None:
     """Inside a transaction of `MessageTable`. `parts` are the messages of a node, "" for a single one."""
-    if link or parts:
+    if history_hash or parts:
         db.execute(
             "INSERT OR REPLACE INTO message_links SELECT ?, owner_id, ?, ? FROM conversations WHERE id = ?",
-            [message_id, link, parts, conversation_id],
+            [message_id, history_hash, parts, conversation_id],
         )

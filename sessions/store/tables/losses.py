@@ -55,7 +55,7 @@ class LossTable:
             row = db.execute(sql, [conversation_id]).fetchone()
         return SavedLoss(Cause(row[0]), str(row[1])) if row else None
 
-    def lost(self, conversation_ids: Iterable[str], loss: SavedLoss) -> None:
+    def record(self, conversation_ids: Iterable[str], loss: SavedLoss) -> None:
         """Records that some saved memory of these conversations is gone, or could not be saved."""
         with self._database.write() as db:
             for conversation_id in set(conversation_ids):
@@ -86,7 +86,7 @@ def turn_begins(db: sqlite_utils.Database, conversation_id: str, message_id: int
 
 
 def turn_ends(db: sqlite_utils.Database, message_id: int, cause: Cause) -> None:
-    """Inside a transaction. Replaces an earlier cause: what was lost has been read again, and is to be saved anew."""
+    """Inside a transaction. Replaces an earlier cause: what was lost has been read again, and must be saved again."""
     db.execute(
         "INSERT OR REPLACE INTO kv_losses SELECT conversation_id, ?, '', id FROM messages WHERE id = ?",
         [cause, message_id],

@@ -109,7 +109,7 @@ class MessageTable:
                 parent_id = _insert_known(db, common, parent_id, node)
             if new.user is not None:
                 parent_id = _insert(db, common, parent_id, "user", MessageStatus.COMPLETE, *new.user)
-                insert_history_hash(db, parent_id, conversation_id, new.user_link, new.user_parts)
+                insert_history_hash(db, parent_id, conversation_id, new.user_history_hash, new.user_parts)
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
             db.execute(
                 _TURN_TAKEN,
@@ -137,7 +137,7 @@ class MessageTable:
         finish_reason: FinishReason,
         note: str,
         receipt: Receipt | None,
-        link: str = "",
+        history_hash: str = "",
         unsaved_cause: Cause = Cause.UNSAVED,
         patience_s: float = BUSY_TIMEOUT_S,
     ) -> None:
@@ -152,10 +152,10 @@ class MessageTable:
             if not cursor.rowcount:
                 return
             turn_ends(db, message_id, unsaved_cause)
-            if link:
+            if history_hash:
                 sql = "SELECT conversation_id FROM messages WHERE id = ?"
                 if found := db.execute(sql, [message_id]).fetchone():
-                    insert_history_hash(db, message_id, str(found[0]), link, "")
+                    insert_history_hash(db, message_id, str(found[0]), history_hash, "")
             if receipt is not None:
                 stored = {name: value for name, value in asdict(receipt).items() if name != "shared_title"}
                 db["receipts"].insert({"message_id": message_id, **stored})
@@ -246,7 +246,7 @@ def _insert_known(db: sqlite_utils.Database, common: dict[str, Any], parent_id: 
         "finish_reason": node.finish_reason,
     }
     message_id = _insert(db, {**common, **origin}, parent_id, node.role, node.status, node.text, node.ids)
-    insert_history_hash(db, message_id, common["conversation_id"], node.link, node.parts)
+    insert_history_hash(db, message_id, common["conversation_id"], node.history_hash, node.parts)
     return message_id
 
 
@@ -261,7 +261,7 @@ def _node(row: dict[str, Any]) -> Node:
         ids=NodeIds(row["ledger_start"], unpack(row["token_ids"]), row["preamble_tokens"], row["system_prompt"]),
         tokenizer_fingerprint=row["tokenizer_fingerprint"],
         model_name=row["model_name"],
-        link=row["link"] or "",
+        history_hash=row["link"] or "",
         parts=row["parts"] or "",
     )
 

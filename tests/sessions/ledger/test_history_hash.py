@@ -57,7 +57,7 @@ def test_turns_of_the_page_are_linked_too(house: House) -> None:
     place, found = house.store.history_hashes.deepest(ADA, ["unknown", asked])
     assert (place, [one.message_id for one in found]) == (1, [house.path(conversation)[-1].message_id])
     assert house.store.history_hashes.deepest("bob", [asked]) == (-1, [])
-    assert house.path(conversation)[-1].link == asked
+    assert house.path(conversation)[-1].history_hash == asked
 
 
 def test_a_changed_system_prompt_breaks_the_chain(house: House) -> None:
@@ -66,7 +66,7 @@ def test_a_changed_system_prompt_breaks_the_chain(house: House) -> None:
     settings = house.manager.view(ADA, conversation).settings
     house.manager.update_settings(ADA, conversation, type(settings)(settings.sampling, "Changed."))
     house.say(conversation, "Again")
-    assert [bool(node.link) for node in house.path(conversation)] == [True, True, False, False]
+    assert [bool(node.history_hash) for node in house.path(conversation)] == [True, True, False, False]
 
 
 def test_calls_get_ids_that_are_the_same_every_time() -> None:

@@ -1,5 +1,5 @@
-// What all our kernels share. Compiled at start by NVRTC for the GPU at hand (sm_80 or later), without any header: this
-// text is put in front of each source.
+// What all our kernels share. NVRTC compiles the kernels at start for the present GPU (sm_80 or later), without any header:
+// this text is put in front of each source.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -20,8 +20,8 @@ __device__ __forceinline__ float warp_sum(float number) {
     return number;
 }
 
-// From Hopper on a kernel may begin while the one before it ends: until `wait_for_earlier` it may touch nothing but
-// what was there before the forward began: weights, and the rows of the arena that it does not append.
+// From Hopper on, a kernel may begin before the previous one has ended. Until `wait_for_earlier` it may only read what
+// existed before the forward began: the weights, and the arena's rows other than those that it appends.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -33,7 +33,7 @@ __device__ __forceinline__ void wait_for_earlier() {
 #endif
 }
 
-__device__ __forceinline__ uint4 streamed(const void* address) {  // what is read once is not kept in L1
+__device__ __forceinline__ uint4 streamed(const void* address) {  // data that is read only once is not kept in L1
     uint4 got;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(got.x), "=r"(got.y), "=r"(got.z), "=r"(got.w)

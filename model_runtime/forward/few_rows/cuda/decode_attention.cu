@@ -1,7 +1,7 @@
-// The attention of a decode step in one kernel, in bfloat16: one new token a sequence, whose query, key and value come as
-// the product made them. They are normalised (where there are weights for it) and turned, key and value are written to
-// their row of the arena, and the query heads of a group look at all keys of their sequence. Long histories are split
-// among blocks; the last block of a sequence's head to end merges what all of them found (Dao et al. 2023,
+// The attention of a decode step in one kernel, in bfloat16: one new token per sequence, whose query, key and value are the
+// output of the product. Query and key are normalised (if the model has weights for that) and rotated, key and value are
+// written to their row of the arena, and the query heads of a group attend to all keys of their sequence. Long histories
+// are split among blocks; for each sequence and key head, the last block to end merges the results of all (Dao et al. 2023,
 // "Flash-Decoding"). `PlacedAttention` of placed_attention.py does the same in several kernels.
 
 struct Attention {
@@ -14,7 +14,7 @@ struct Attention {
     u16* keys;               // (rows, kv_heads, dim)
     u16* values;
     const int* begins;  // (sequences): the arena's row of the first token
-    const int* used;    // (sequences): tokens, the new one included
+    const int* used;    // (sequences): tokens, including the new one
     u16* attended;      // (sequences, heads, dim)
     float* partial;     // (sequences, kv_heads, splits, MOST_GROUP, dim)
     float2* sums;       // (sequences, kv_heads, splits, MOST_GROUP): the largest score, the sum of exponentials
@@ -26,26 +26,26 @@ struct Attention {
 };
 
 // WARPS, MOST_GROUP and LEAST_SPAN come from decode_attention.py.
-constexpr int CHUNK = 16;  // keys that a warp looks at together, as mma.m16n8k16 has them
+constexpr int CHUNK = 16;  // keys that a warp scores together, as in mma.m16n8k16
 constexpr int STRIDE = WARPS * CHUNK;
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float NOTHING = -1e30f;  // a score that counts for nothing, and is a number
+constexpr float NOTHING = -1e30f;  // a score whose exponential is 0; finite, so that no NaN arises
 
 __device__ __forceinline__ u32 word(const uint4& four, int place) {
     return place == 0 ? four.x : place == 1 ? four.y : place == 2 ? four.z : four.w;
 }
 
-// Rows 0 to 7 of an mma whose other rows are zeros.
+// Rows 0 to 7 of an mma whose other rows are zero.
 __device__ __forceinline__ void mma_half(float (&sum)[2], u32 a0, u32 a2, u32 b0, u32 b1) {
-    [[maybe_unused]] float nobodys, nobodys_either;
+    [[maybe_unused]] float unused_low, unused_high;
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %5}, {%7, %8}, "
         "{%0, %1, %9, %9};"
-        : "+f"(sum[0]), "+f"(sum[1]), "=f"(nobodys), "=f"(nobodys_either)
+        : "+f"(sum[0]), "+f"(sum[1]), "=f"(unused_low), "=f"(unused_high)
         : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-__device__ __forceinline__ float4 from_l2(const float4* address) {  // other blocks wrote it: L1 may not know
+__device__ __forceinline__ float4 from_l2(const float4* address) {  // written by other blocks: L1 may be stale
     float4 got;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(got.x), "=f"(got.y), "=f"(got.z), "=f"(got.w)
@@ -60,11 +60,11 @@ __device__ __forceinline__ float2 from_l2(const float2* address) {
     return got;
 }
 
-// A quarter of a head, normalised and turned: lane t of four has numbers 32 i + 8 t to 32 i + 8 t + 7 of it, two a word. A
-// number is turned with the one half a head further on, which the same lane has.
+// A quarter of a head, normalised and rotated: lane t of four has its numbers 32 i + 8 t to 32 i + 8 t + 7, two per word. A
+// number is rotated with the one half a head further on, which the same lane has.
 template <int DIM>
-__device__ __forceinline__ void turned(u32 (&out)[DIM / 32][4], const u16* head, const u16* norm, const u16* cosine,
-                                       const u16* sine, int t, float epsilon) {
+__device__ __forceinline__ void rotated(u32 (&out)[DIM / 32][4], const u16* head, const u16* norm, const u16* cosine,
+                                        const u16* sine, int t, float epsilon) {
     constexpr int LOADS = DIM / 32, APART = LOADS / 2;
     float x[LOADS][8];
     float sum = 0;
@@ -103,10 +103,10 @@ __device__ __forceinline__ void turned(u32 (&out)[DIM / 32][4], const u16* head,
     }
 }
 
-// A block looks at `span` keys for the query heads of one group; its warps take every fourth chunk of 16 keys. Which column
-// of an mma is which number is free as long as both sides agree, so that every lane reads 16 bytes at once and no key goes
-// through shared memory: in the first product lane t of four has 8 numbers of its key and of its query head (g), in the
-// second 8 numbers of each of its four keys, of which those of two keys are put side by side.
+// A block attends to `span` keys for the query heads of one group; its warps take turns with chunks of 16 keys. The columns
+// of an mma may be assigned to numbers in any order, if both operands use the same one. The order here lets every lane read
+// 16 bytes at once and keeps keys out of shared memory. In the first product, lane t of four has 8 numbers of its key and
+// of its query head (g); in the second, 8 numbers of each of its four keys, with those of two keys put side by side.
 template <int DIM>
 __device__ __forceinline__ void attend(const Attention& p) {
     constexpr int LOADS = DIM / 32, HALVES = DIM / 64;
@@ -156,14 +156,14 @@ __device__ __forceinline__ void attend(const Attention& p) {
     const u16* sine = p.sine + (long)sequence * DIM;
     const u16* heads = p.projected + (long)sequence * all_heads * DIM;
     u32 query[LOADS][4];
-    turned<DIM>(query, heads + (kv_head * group + min(g, group - 1)) * DIM, p.query_norm, cosine, sine, t, p.epsilon);
+    rotated<DIM>(query, heads + (kv_head * group + min(g, group - 1)) * DIM, p.query_norm, cosine, sine, t, p.epsilon);
     const float scale = p.scale * LOG2_E;
     float largest = NOTHING, sum = 0, out[HALVES][8][2] = {};
 
-    // The new token's own key and value never come from the arena: one warp begins with them and puts them there.
+    // The new token's own key and value do not come from the arena: one warp starts with them and writes them there.
     if (split == active - 1 && warp == 0) {
         u32 own[LOADS][4];
-        turned<DIM>(own, heads + (p.heads + kv_head) * DIM, p.key_norm, cosine, sine, t, p.epsilon);
+        rotated<DIM>(own, heads + (p.heads + kv_head) * DIM, p.key_norm, cosine, sine, t, p.epsilon);
         const u16* own_value = heads + (p.heads + p.kv_heads + kv_head) * DIM;
         float score = 0;
 #pragma unroll
@@ -252,7 +252,7 @@ __device__ __forceinline__ void attend(const Attention& p) {
                     out[half][j][side], out[half][j + 1][side], out[half][j + 2][side], out[half][j + 3][side]);
     __syncthreads();
 
-    // The warps' findings become the block's; alone it is done.
+    // Merges the warps' results into the block's. A block that is alone is then done.
     constexpr int FOURS = DIM / 4;
     const long block = (long)blockIdx.y * splits;
     u16* attended = p.attended + ((long)sequence * p.heads + kv_head * group) * DIM;

@@ -1,15 +1,16 @@
-// What a forward of few rows does between its attention kernels, in bfloat16: products with matrices that bitsandbytes
-// packed in 4 bits, RMSNorm, and rotary positions on the way into the KV arena. `TorchOperations` of operations.py
+// The kernels of a forward of few rows, except attention, in bfloat16: products with matrices that bitsandbytes packed in
+// 4 bits, RMSNorm, and rotary positions with the writes to the KV arena. `TorchOperations` of operations.py
 // defines in torch what each kernel computes.
 
-constexpr int BLOCK_COLUMNS = 64;  // of bitsandbytes: columns with a common scale
-constexpr int QUAD = 4;            // blocks that a warp takes at once: 128 bytes of a row
-constexpr int TILE_ROWS = 16;      // of the matrix, as mma.m16n8k16 has them
+constexpr int BLOCK_COLUMNS = 64;  // of bitsandbytes: columns that share a scale
+constexpr int QUAD = 4;            // blocks that a warp multiplies at once: 128 bytes of a row
+constexpr int TILE_ROWS = 16;      // of the matrix, as in mma.m16n8k16
 constexpr int TILE_TOKENS = 8;
 constexpr int MOST_PARTS = 3;
 
-// One matrix as bitsandbytes packs it: two codes a byte, the first in the high bits; a scale for 64 columns, itself one
-// of 256 in a table, times a scale for 256 of them, plus an offset. Without `scale_codes`, `scales` are the blocks' own.
+// One matrix as bitsandbytes packs it: two codes per byte, the first in the high bits. The scale of a block of 64 columns is
+// one of 256 entries of a table, times a scale shared by 256 blocks, plus an offset. Without `scale_codes`, `scales` has the
+// scale of each block.
 struct Matrix {
     const u8* codes;
     const u8* scale_codes;
@@ -19,11 +20,11 @@ struct Matrix {
     long rows;
 };
 
-// y (tokens, rows) = x (tokens, columns) times the parts' rows one behind the other, plus the residual. Gated:
-// silu(x part 0) * (x part 1), `rows` of it.
+// y (tokens, rows) = x (tokens, columns) times the rows of all parts, in order, plus the residual. Gated:
+// silu(x part 0) * (x part 1), with `rows` columns.
 struct Product {
     Matrix parts[MOST_PARTS];
-    const u32* pairs;  // what a byte of codes means: two bfloat16, the first code's in the low half
+    const u32* pairs;  // the value of a byte of codes: two bfloat16, the first code's in the low half
     const float* scale_table;
     const u16* x;
     const u16* residual;  // (tokens, rows), which may be y itself; or null
@@ -57,7 +58,7 @@ __device__ __forceinline__ void normalise_row(const u16* x, const u16* weight, u
         sum += squares(eight.x) + squares(eight.y) + squares(eight.z) + squares(eight.w);
     }
     sum = warp_sum(sum);
-    __syncthreads();  // the row before is done with `sums`
+    __syncthreads();  // `sums` is still used for the previous row
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
     __syncthreads();
     sum = 0;
@@ -71,9 +72,9 @@ __device__ __forceinline__ void normalise_row(const u16* x, const u16* weight, u
     }
 }
 
-// A quad of two rows of a matrix on its way here, `near` and `near + 8`, and what makes its blocks' scales. A lane's 16 bytes
-// are a quarter of two blocks, so that a warp asks for 64 bytes of a row at once: with 32 the L1's tags were the limit
-// (gate and up of an 8B: 31 us instead of 28).
+// A quad of two rows of a matrix (`near`, and `far`, 8 rows below it) that is being loaded, and the inputs of its blocks'
+// scales. A lane's 16 bytes are a quarter of two blocks, so that a warp requests 64 bytes of a row at once: with 32, the
+// L1's tags were the limit (gate and up of an 8B: 31 us instead of 28).
 struct Chunk {
     uint4 near[QUAD / 2], far[QUAD / 2];
 #if NESTED
@@ -118,23 +119,23 @@ struct Chunk {
     }
 };
 
-// The two numbers of a byte of codes: an entry of the table in shared memory takes 256 bytes, of which 4 are this lane's, so
-// that its address is one permutation of bytes and no two lanes of a warp ever want the same bank.
+// The two numbers of a byte of codes. An entry of the table in shared memory takes 256 bytes, 4 of which are this lane's, so
+// that its address is one permutation of bytes and no two lanes of a warp access the same bank.
 constexpr int ENTRY_BYTES = 256;
 constexpr int TABLE_BYTES = 256 * ENTRY_BYTES;
 
 template <int BYTE>
 __device__ __forceinline__ u32 numbers_of(u32 table, u32 codes, u32 lane_bytes) {
     u32 pair;
-    // Written so that the table's place becomes a part of the instruction.
+    // Written so that the table's address becomes part of the instruction.
     asm volatile("ld.shared.u32 %0, [%1];"
                  : "=r"(pair)
                  : "r"(table + __byte_perm(codes, lane_bytes, 0x5504 | BYTE << 4)));
     return pair;
 }
 
-// Two blocks of a row, of which lanes 0 and 1 have the first and lanes 2 and 3 the second: they swap halves, so that each
-// has 8 bytes of both, those of lane t from byte 16 (t & 1) + 8 (t >> 1) on.
+// Two blocks of a row: lanes 0 and 1 have the first, lanes 2 and 3 the second. They swap halves, so that each has 8 bytes of
+// both: lane t those from byte 16 (t & 1) + 8 (t >> 1) on.
 __device__ __forceinline__ void share(uint2& first, uint2& second, const uint4& own, bool has_first) {
     const uint2 kept = has_first ? make_uint2(own.x, own.y) : make_uint2(own.z, own.w);
     const uint2 given = has_first ? make_uint2(own.z, own.w) : make_uint2(own.x, own.y);
@@ -150,10 +151,11 @@ __device__ __forceinline__ void decode(u32 (&numbers)[8], const uint2& codes, u3
     numbers[6] = numbers_of<2>(table, codes.y, lane_bytes), numbers[7] = numbers_of<3>(table, codes.y, lane_bytes);
 }
 
-// A block makes 16 rows of y for all tokens: each warp takes every eighth (or so) quad of the columns, of the gate and the
-// up matrix half the warps each, and the sums meet in shared memory. In an mma, which column of the matrix is which of its
-// 16 is free as long as both sides agree: lane t of four takes 4 columns of its 16 of a block in each of four mmas. While a warp works on a chunk, DEPTH others of its are on their way, the next tile's too: a
-// ring that begins anew with each tile, so that every chunk's place in it is known when this is compiled.
+// A block computes 16 rows of y for all tokens. Each warp takes every STEP-th quad of the columns; for gated products, half
+// of the warps work on the gate and half on the up matrix. The sums meet in shared memory. The columns of the matrix may be
+// assigned to the 16 columns of an mma in any order, if both operands use the same one: lane t of four takes 4 columns of
+// its 16 of a block in each of four mmas. While a warp works on a chunk, DEPTH others are being loaded, including those of
+// the next tile. The ring starts again with each tile, so that every chunk's place in it is a compile-time constant.
 template <int WARPS, int TILES, int DEPTH, bool GATED, bool NORMED>
 __device__ __forceinline__ void multiply(const Product& p) {
     constexpr int STEP = GATED ? WARPS / 2 : WARPS, SHARE = 256 / WARPS, AT_ONCE = SHARE < 32 ? SHARE : 32;
@@ -203,7 +205,7 @@ __device__ __forceinline__ void multiply(const Product& p) {
     __syncthreads();
     wait_for_earlier();
 
-    // Every block normalises all of x for itself, behind the table: of one or two rows that is faster than a kernel.
+    // Every block normalises all of x itself and keeps it after the table: for one or two rows, this beats another kernel.
     const u16* x_all = p.x;
     if constexpr (NORMED) {
         u16* normed = reinterpret_cast<u16*>(table_bytes + TABLE_BYTES);
@@ -310,7 +312,7 @@ PRODUCT(gate_32, 16, 4, 1, true, false, 1)
 PRODUCT(gate_64, 16, 8, 1, true, false, 1)
 PRODUCT(gate_normed, 16, 1, 1, true, true, 1)
 
-// y = x / rms(x) * weight, a block a row of `width` numbers.
+// y = x / rms(x) * weight, one block per row of `width` numbers.
 struct Norm {
     const u16* x;
     const u16* weight;
@@ -326,9 +328,9 @@ extern "C" __global__ void __launch_bounds__(256) normalise(const Norm p) {
     normalise_row<8>(p.x + at, p.weight, p.y + at, p.width, p.epsilon);
 }
 
-// Queries, keys and values of a layer, `(tokens, heads + 2 kv_heads, dim)`: queries and keys are turned (and normalised
-// where there are weights for it), queries where they are, keys on their way to their rows of the arena, as values. A warp
-// a head.
+// Queries, keys and values of a layer, `(tokens, heads + 2 kv_heads, dim)`. Queries and keys are rotated (and normalised if
+// the model has weights for that): queries in place, while keys, and values unchanged, are written to their rows of the
+// arena. One warp per head.
 struct Placing {
     u16* projected;
     const u16* query_norm;
