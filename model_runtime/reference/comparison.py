@@ -127,9 +127,9 @@ def _verdict(
 
 
 def _ids(ours: KeepwarmSide, reference: Reference, notes: list[str]) -> Iterator[IdsFinding]:
-    template = None if reference.tokenizer.chat_template else ours.chat_template
+    template = None if reference.tokenizer.chat_template and not ours.is_preset else ours.chat_template
     if template:
-        notes.append("The tokenizer has no chat template: both sides use Keepwarm's.")
+        notes.append("Both sides use Keepwarm's chat template: the tokenizer has none, or another one was asked for.")
     for turn in ours.turns:
         try:
             theirs = own_ids(reference.tokenizer, template, turn)

@@ -38,7 +38,8 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class KeepwarmSide:
-    """Everything that the comparison needs once the model is gone. `has_float32_weights`: nothing was rounded."""
+    """Everything that the comparison needs once the model is gone. `has_float32_weights`: nothing was rounded.
+    `is_preset`: a person chose the template instead of the tokenizer's."""
 
     name: str
     sentence: str
@@ -48,6 +49,7 @@ class KeepwarmSide:
     quantization_config: Any
     config: PretrainedConfig
     chat_template: str | dict[str, str]
+    is_preset: bool
     turns: tuple[TurnIds, ...]
     said: tuple[Said, ...]
     left_out: tuple[str, ...]
@@ -83,6 +85,7 @@ def run_keepwarm(config: ModelConfig, own_config: PretrainedConfig | None, most_
                 quantization_config=quantization,
                 config=loaded.model.config,
                 chat_template=loaded.tokenizer.chat_template,
+                is_preset=getattr(config, "chat_preset", None) is not None,
                 turns=tuple(turns_of(template)),
                 said=tuple(_answers(recorded, readings)),
                 left_out=tuple(left_out),

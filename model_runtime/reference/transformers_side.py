@@ -75,10 +75,9 @@ def own_config(path: Path) -> PretrainedConfig | None:
 def own_ids(tokenizer: PreTrainedTokenizerFast, chat_template: Any, turn: TurnIds) -> tuple[int, ...] | None:
     """The tokenizer's own ids for the turn; None when its rendering has no place to compare from. Raises what the
     template raises."""
-    messages = [{"role": role, "content": text} for role, text in turn.messages]
-    rendered = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, chat_template=chat_template
-    )
+    rendered = _rendered(tokenizer, chat_template, turn, typed=False)
+    if turn.messages[-1][1].strip() not in rendered:  # a template that reads parts leaves plain text out
+        rendered = _rendered(tokenizer, chat_template, turn, typed=True)
     encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
     ids = tuple(encoded["input_ids"])
     if not turn.behind_answer:
@@ -87,6 +86,15 @@ def own_ids(tokenizer: PreTrainedTokenizerFast, chat_template: Any, turn: TurnId
         return None
     end = rendered.index(ANSWER) + len(ANSWER)
     return tuple(token for token, (start, _) in zip(ids, encoded["offset_mapping"], strict=True) if start >= end)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerFast, chat_template: Any, turn: TurnIds, typed: bool) -> str:
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}] if typed else text} for role, text in turn.messages
+    ]
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, chat_template=chat_template)
+    )
 
 
 def _checkpoint(directory: Path, dtype: torch.dtype, device: str, quantization: Any) -> Reference:
