@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about hub kernels that Keepwarm never uses
     try:
-        if NO_HOME in arguments.data_dir.parents:
+        data_dir = arguments.data_dir or arguments.default_data_dir
+        if NO_HOME in data_dir.parents:
             raise ValueError("This user has no home directory: say where to store conversations with --data-dir.")
         return COMMANDS[arguments.command](arguments, terminal.say)
     except ValueError as error:

@@ -24,6 +24,7 @@ class Reply:
     run: Run
     model: str
     created: int  # seconds since the epoch
+    ignored: tuple[str, ...] = ()  # fields of the request that changed nothing
     # Random: a counter would reveal how many requests others send.
     completion_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
 
@@ -43,7 +44,7 @@ class Reply:
         if said.tool_calls:
             choice["message"]["tool_calls"] = tool_calls(said)  # type: ignore[index]
         head = self._head("chat.completion")
-        return {**head, "choices": [choice], "usage": usage(self.run, message), "keepwarm": receipt(self.run, message)}
+        return {**head, "choices": [choice], "usage": usage(self.run, message), "keepwarm": self._receipt(message)}
 
     def chunk(
         self, delta: dict[str, Any], finish: str | None = None, logprobs: Sequence[TokenLogprobs] = (), **more: Any
@@ -55,16 +56,19 @@ class Reply:
 
     def last_chunk(self, finish: str, message: MessageView) -> str:
         """The last chunk of a stream without usage, which carries the receipt."""
-        return self.chunk({}, finish, keepwarm=receipt(self.run, message))
+        return self.chunk({}, finish, keepwarm=self._receipt(message))
 
     def last_usage(self, message: MessageView) -> str:
         """The chunk that `stream_options.include_usage` asks for."""
         head = self._head("chat.completion.chunk")
-        return event({**head, "choices": [], "usage": usage(self.run, message), "keepwarm": receipt(self.run, message)})
+        return event({**head, "choices": [], "usage": usage(self.run, message), "keepwarm": self._receipt(message)})
 
     @property
     def wants_logprobs(self) -> bool:
         return self.run.plan.sampling.top_logprobs is not None
+
+    def _receipt(self, message: MessageView) -> dict[str, Any]:
+        return {**receipt(self.run, message), "ignored": list(self.ignored)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

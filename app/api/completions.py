@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from app.api import streams
 from app.api.answers import Reply
 from app.api.json_route import CLIENT_GONE, json_route
+from app.api.other_fields import ignored_fields
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
 from app.api.translate import chat_request
@@ -63,12 +64,13 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
                 _log(owner_id, run, message)
 
         try:
+            ignored = ignored_fields(body)
             run = await run_in_threadpool(begin, owner_id, body)
             await request.state.body_held.aclose()  # its text is tokenised: the next large body may be parsed
         except BaseException:
             ended()
             raise
-        reply = Reply(run, manager.info.name, int(time.time()))
+        reply = Reply(run, manager.info.name, int(time.time()), ignored)
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             return streams.EventStream(streams.chunks(reply, manager, include_usage, partial(ended, run)))

@@ -1,20 +1,23 @@
 """What a client may send, as in OpenAI's API. Types are strict. `translate` refuses fields that cannot be honoured;
-hints that do not affect the answer (`user`, `metadata`, `store`, ...) are ignored."""
+fields that are not here end in `other_fields`, which refuses them or names them in the response."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 MOST_MESSAGES = 20_000
 MOST_PARTS = 20_000
 MOST_TOOLS = 1_000
+_TEXT_PARTS = ("text", "refusal")
+_PICTURES, _SOUNDS = ("image_url", "input_image", "image"), ("input_audio", "audio")
 # Every list fails fast: one wrong element is reported, not a hundred thousand.
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="allow")
 
 
 class TextPart(_Strict):
@@ -55,6 +58,18 @@ class Message(_Strict):
     name: str | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _only_text(cls, content: Any) -> Any:
+        """Says what a part is that is no text: the errors of the types below would name all that it is not."""
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in _TEXT_PARTS:
+                what = "Pictures are" if kind in _PICTURES else "Sound is" if kind in _SOUNDS else f"{kind[:40]!r} is"
+                sentence = "{what} not supported: a message's content is text, or parts with the type 'text'"
+                raise PydanticCustomError("unsupported_part", sentence, {"what": what})
+        return content
 
 
 class FunctionDefinition(_Strict):

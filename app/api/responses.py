@@ -69,7 +69,7 @@ class Usage(BaseModel):
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it belongs to; `miss_reason` says why more tokens were fed
     than the turn added. `stored` is false while the answer is only in the server's memory, because its disk is full or
-    broken."""
+    broken. `ignored` names the fields of the request that say nothing about the answer and changed nothing."""
 
     session_id: str
     fed: int
@@ -81,6 +81,7 @@ class Receipt(BaseModel):
     miss_reason: str | None
     miss_detail: str | None
     stored: bool
+    ignored: list[str]
 
 
 class ChatCompletion(BaseModel):

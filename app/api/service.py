@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.completions import completions_router
 from app.api.models import models_router
+from app.api.other_fields import refuse_unused
 from app.api.sessions import sessions_router
 from app.http.bodies import Bodies
 from app.metrics import Metrics
@@ -43,6 +44,7 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(refuse_unused)],
     )
     api.include_router(completions_router(services, bodies))
     api.include_router(models_router(services))

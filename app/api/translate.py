@@ -40,10 +40,14 @@ def _refuse_unsupported(body: ChatCompletionRequest) -> None:
         raise _unsupported("response_format", "Only the response format {'type': 'text'} is supported.")
     if body.logit_bias:
         raise _unsupported("logit_bias", "A logit bias is not supported.")
-    if body.modalities not in (None, ["text"]) or body.audio is not None:
+    if body.modalities not in (None, ["text"]):
         raise _unsupported("modalities", "Only text is supported.")
-    if body.functions or body.function_call not in (None, "none", "auto"):
+    if body.audio is not None:
+        raise _unsupported("audio", "Sound is not supported.")
+    if body.functions:
         raise _unsupported("functions", "Functions are not supported: send them as tools.")
+    if body.function_call not in (None, "none", "auto"):
+        raise _unsupported("function_call", "A function call is not supported: use tools and tool_choice.")
     if body.web_search_options is not None:
         raise _unsupported("web_search_options", "Web search is not supported.")
     if body.top_logprobs is not None and not body.logprobs:

@@ -15,15 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.checkpoint import is_quantised, load_checkpoint, load_tokenizer
 from model_runtime.loading.checks.checkpoint_check import check_files
+from model_runtime.loading.checks.other_files import file_notes, refuse_other_models
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
 from model_runtime.loading.fingerprint import model_fingerprint, tokenizer_fingerprint
+from model_runtime.loading.generation_settings import generation_settings
 from model_runtime.loading.hub import hub_directory, looks_like_model_id
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.model_cache import converted_gguf, gguf_key, half_checkpoint, read_source
 from model_runtime.native import heap
+from model_runtime.text.template_variables import template_notes
 from model_runtime.weights.build import build_dequantised, build_packed
 from model_runtime.weights.kernel_choice import kernel_plan
 from model_runtime.weights.quantization import Precision, choose_precision, dtype_name
@@ -122,6 +124,7 @@ def _find(config: ModelConfig, say: Say) -> _Found:
     path = Path(name).expanduser()
     if path.is_dir():
         check_files(path)
+        refuse_other_models(path)
         is_quantised(path)  # raises a message if the directory does not contain a model
         return _Found(path.resolve().name, path, False)
     if path.is_file():
@@ -166,13 +169,15 @@ def _describe(
     found: _Found, weights: _Weights, tokenizer: PreTrainedTokenizerFast, precision: Precision
 ) -> LoadedModel:
     model, dtype = weights.model, precision.compute_dtype
+    settings = generation_settings(found.directory, model)
+    asked = (*settings.notes, *file_notes(found.directory), *template_notes(tokenizer))
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=found.name,
         quantization=weights.quantization,
         stop_token_ids=_stop_token_ids(model, tokenizer),
-        default_sampling=EMBEDDED_SAMPLING if found.name == SMOLLM2.name else _default_sampling(model),
+        default_sampling=EMBEDDED_SAMPLING if found.name == SMOLLM2.name else settings.sampling,
         kv_dtype=dtype,
         weights_bytes=_weights_bytes(model),
         fingerprint=model_fingerprint(
@@ -183,7 +188,7 @@ def _describe(
             kernel=weights.kernel,
         ),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        notes=weights.notes,
+        notes=(*weights.notes, *asked),
     )
 
 
@@ -195,16 +200,6 @@ def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
         ids |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
     vocabulary = tokenizer.get_vocab()
     return frozenset(ids | {vocabulary[token] for token in _END_TOKENS if token in vocabulary})
-
-
-def _default_sampling(model: PreTrainedModel) -> SamplingParams:
-    """The sampling that the model's authors recommend, if any; values out of range are ignored."""
-    config, fallback = model.generation_config, SamplingParams()
-    advice = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
-    try:
-        return SamplingParams(**{name: type(getattr(fallback, name))(v) for name, v in advice.items() if v is not None})
-    except (TypeError, ValueError):
-        return fallback
 
 
 def _weights_bytes(model: PreTrainedModel) -> int:

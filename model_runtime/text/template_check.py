@@ -91,9 +91,7 @@ def _may_explode(template: str) -> bool:
     """Whether its cost may grow faster than with the messages: large literals, loops over ranges or three deep,
     repeated or widened strings, variables that double, macros that call macros."""
     try:
-        tree = Environment(  # noqa: S701 - it renders nothing
-            extensions=["jinja2.ext.loopcontrols", _Generation]
-        ).parse(template)
+        tree = environment().parse(template)
     except (TemplateError, RecursionError, ValueError, OverflowError):
         return True
     if any(isinstance(node.value, int) and abs(node.value) > LARGE_NUMBER for node in tree.find_all(nodes.Const)):
@@ -106,6 +104,11 @@ def _may_explode(template: str) -> bool:
     if "range" in called or "cycler" in called or (methods | filters) & _WIDENING:
         return True
     return _loops_deep(tree) > _DEEPEST_LOOPS or any(map(_doubles, tree.find_all(nodes.Assign))) or _recurses(tree)
+
+
+def environment() -> Environment:
+    """Parses templates as transformers does."""
+    return Environment(extensions=["jinja2.ext.loopcontrols", _Generation])  # noqa: S701 - it renders nothing
 
 
 class _Generation(Extension):

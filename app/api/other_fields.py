@@ -1,0 +1,145 @@
+"""Fields that Keepwarm does not know: refused by name, unless they ask for nothing or can change no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from app.problems import Problem
+
+# They say who asks, label the request, or order the server's own work. The response lists them as `keepwarm.ignored`.
+HINTS = frozenset(
+    {"user", "metadata", "store", "safety_identifier", "service_tier", "prompt_cache_retention", "session_id"}
+    | {"chat_id", "request_id", "id", "createdAt", "created_at", "timestamp", "cache_control", "priority"}
+    | {"prediction", "provider", "route", "index", "user_id", "include_obfuscation"}
+)
+# The value with which a field asks for what is done anyway. Null, "", [] and {} ask for nothing in any field.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "best_of": (1,),
+        "cache_prompt": (True,),
+        "id_slot": (-1,),
+        "length_penalty": (1,),
+        "min_tokens": (0,),
+        "min_new_tokens": (0,),
+        "mirostat": (0,),
+        "no_repeat_ngram_size": (0,),
+        "num_beams": (1,),
+        "parallel_tool_calls": (True,),
+        "penalty_alpha": (0,),
+        "prompt_logprobs": (0,),
+        "repeat_penalty": (1,),
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True,),
+        "tfs": (1,),
+        "tfs_z": (1,),
+        "top_a": (0,),
+        "top_n_sigma": (-1, 0),
+        "truncate": ("auto", "disabled"),
+        "typical_p": (1,),
+        "verbosity": ("medium",),
+        "xtc_probability": (0,),
+        "add_generation_prompt": (True,),
+    }
+)
+INSTEAD: Mapping[str, str] = MappingProxyType(
+    {
+        "repeat_penalty": "use repetition_penalty",
+        "n_predict": "use max_tokens",
+        "max_new_tokens": "use max_tokens",
+        "stop_sequences": "use stop",
+        "stop_token_ids": "use stop, with the texts",
+        "bad_words": "words cannot be forbidden",
+        "cache_prompt": "memory is kept between requests",
+        "continue_final_message": "the last message must be the user's",
+        "chat_template": "the model's own template is used",
+        "chat_template_kwargs": "the model's template is rendered with its own defaults",
+        "documents": "write them into a message",
+        "enable_thinking": "the model's template is rendered with its own defaults",
+        "thinking": "the model's template is rendered with its own defaults",
+        "reasoning_effort": "the model's template is rendered with its own defaults",
+        "parallel_tool_calls": "the number of calls cannot be limited",
+        "reasoning_content": "write an answer's reasoning into its content, as it was received",
+        "input": "this is not the Responses API: use messages",
+        "prompt": "use messages",
+    }
+)
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+# Switches that are off. A false elsewhere may ask for something: that a model does not think, that there is one call.
+_SWITCHES = frozenset(
+    {"add_special_tokens", "continue_final_message", "continuous_usage_stats", "detailed", "echo", "ignore_eos"}
+    | {"include_obfuscation", "include_stop_str_in_output", "raw", "return_progress", "return_token_ids"}
+    | {"return_tokens_as_token_ids", "timings_per_token", "use_beam_search", "watermark"}
+)
+
+
+def ignored_fields(body: BaseModel) -> tuple[str, ...]:
+    """The names of hints in the request that Keepwarm does not act on, each once. Raises `Problem` for the first field
+    that it does not know and that asks for something."""
+    found: list[str] = []
+    for path, name, value in _others(body, ""):
+        if _asks_for_nothing(name, value):
+            continue
+        if name not in HINTS:
+            raise _unknown(path, name)
+        if path not in found:
+            found.append(path)
+    return tuple(found)
+
+
+async def refuse_unused(request: Request) -> None:
+    """A dependency of every route. Raises `Problem` for query parameters that the route does not have, and for a body
+    that nothing would read."""
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return
+    known = {parameter.alias for parameter in route.dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            also = f" It has {', '.join(sorted(known))}." if known else ""
+            raise Problem(
+                400, f"This address has no query parameter {name[:100]!r}.{also}", "unknown_parameter", name[:100]
+            )
+    if route.body_field is None and await _has_body(request):
+        raise Problem(400, "This address reads no body: use its query parameters, or send none.", "unused_body")
+
+
+async def _has_body(request: Request) -> bool:
+    """Whether a body was sent that asks for something. "{}" is what some clients send for nothing."""
+    length = request.headers.get("content-length", "0")
+    if "transfer-encoding" in request.headers or not length.isdecimal():
+        return True
+    return int(length) > len("{}")
+
+
+def _others(model: BaseModel, where: str) -> Iterator[tuple[str, str, Any]]:
+    """(path without indexes, name, value) of every field that the shapes in `app.api.requests` do not have."""
+    for name, value in (model.model_extra or {}).items():
+        yield f"{where}{name}", name, value
+    for name in model.model_fields_set:
+        value = getattr(model, name, None)
+        for one in value if isinstance(value, list) else (value,):
+            if isinstance(one, BaseModel):
+                yield from _others(one, f"{where}{name}.")
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    if any(value == nothing and type(value) is type(nothing) for nothing in _NOTHING):
+        return True
+    if value is False and name in _SWITCHES:
+        return True
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NEUTRAL.get(name, ()))
+
+
+def _unknown(path: str, name: str) -> Problem:
+    instead = INSTEAD.get(name)
+    why = f": {instead}" if instead else ""
+    return Problem(
+        400, f"{path[:100]} is not supported, so it would change nothing{why}. Leave it out.", "unsupported_parameter",
+        path[:100],
+    )  # fmt: skip

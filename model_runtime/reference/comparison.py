@@ -1,0 +1,195 @@
+"""Compares a model as Keepwarm runs it with the same model as transformers alone runs it, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import release_memory
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from model_runtime.engine.passing_thread import in_passing_thread
+from model_runtime.interface.config import EMBEDDED, ModelConfig
+from model_runtime.interface.errors import ModelLoadError, ModelRuntimeError
+from model_runtime.loading.embedded import embedded_gguf
+from model_runtime.loading.hub import hub_directory, looks_like_model_id
+from model_runtime.reference.findings import IdsFinding, ModelComparison, ReadingFinding, Verdict
+from model_runtime.reference.full_read import full_read
+from model_runtime.reference.keepwarm_side import KeepwarmSide, Said, run_keepwarm
+from model_runtime.reference.transformers_side import Reference, load_reference, own_config, own_ids
+
+Say = Callable[[str], None]
+MOST_TOKENS = 8_448  # past 8,192, the boundary of Llama 3.1 and of many windows
+LARGEST, ROOT_MEAN_SQUARE = "largest difference", "root mean square"
+_TRIAL_IDS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far logits may lie apart, in standard deviations of the reference's logits.
+
+    float32 differs by the order of additions alone: 1e-3 at most. Weights of fewer bits, computed in float32, are
+    de-quantised by two programs (measured on tiny files: 0.01 and less). In 16 bits every activation is rounded, in an
+    order that depends on the kernel: 0.15, as the check at load allows (`model_runtime.forward.probe.logits_gap`).
+    """
+
+    measure: str
+    allowed_std: float
+
+    def gap_std(self, found: torch.Tensor, expected: torch.Tensor) -> float:
+        """The gap between two sets of logits `(positions, vocabulary)`: the largest of all positions' gaps."""
+        width = min(found.shape[-1], expected.shape[-1])  # a padded vocabulary ends with ids that no text has
+        difference = (found[:, :width] - expected[:, :width]) / expected[:, :width].std(dim=-1, keepdim=True)
+        if self.measure == LARGEST:
+            return float(difference.abs().max())
+        return float(difference.square().mean(dim=-1).sqrt().max())
+
+
+EXACT = Tolerance(LARGEST, 1e-3)
+FEWER_BITS = Tolerance(ROOT_MEAN_SQUARE, 0.03)
+ROUNDED = Tolerance(ROOT_MEAN_SQUARE, 0.15)
+
+
+def compare_model(config: ModelConfig, say: Say, most_tokens: int = MOST_TOKENS) -> ModelComparison:
+    """Runs the model twice, never both in memory, and holds one against the other. Raises `ModelLoadError` where there
+    is no model to compare, and `ValueError` for settings that leave no reference."""
+    path = _path_of(config, say)
+    if path.is_file() and config.quantization in ("nf4", "int8"):
+        raise ValueError(
+            f"transformers cannot quantise a .gguf file to {config.quantization}, so there is nothing to compare with. "
+            "Leave --quantization out."
+        )
+    say("Running it through Keepwarm.")
+    try:
+        ours = run_keepwarm(config, own_config(path), most_tokens, say)
+    except ModelRuntimeError as error:
+        return _refused(config, path, str(error), say)
+    release_memory()
+    say("Running it through transformers alone.")
+    try:
+        return in_passing_thread(lambda: _held_against(ours, path, config.model))
+    except Exception as error:  # whatever transformers raises for a model that it cannot read
+        why = _sentence(error)
+        return ModelComparison(
+            config.model,
+            Verdict.NOT_COMPARED,
+            f"Not compared: transformers alone cannot run {config.model}: {why}",
+            ours.sentence,
+            why,
+        )
+
+
+def tolerance_of(ours: KeepwarmSide, reference: Reference) -> Tolerance:
+    """By the precision of both sides."""
+    if ours.dtype != torch.float32:
+        return ROUNDED
+    return EXACT if ours.has_float32_weights and not reference.has_rounded_weights else FEWER_BITS
+
+
+def _path_of(config: ModelConfig, say: Say) -> Path:
+    """The directory or file that the name means. Raises `ModelLoadError`."""
+    if config.model == EMBEDDED:
+        return embedded_gguf(config.cache_dir, say)
+    path = Path(config.model).expanduser()
+    if path.exists() or not looks_like_model_id(config.model):
+        return path
+    return hub_directory(config.model, say)
+
+
+def _held_against(ours: KeepwarmSide, path: Path, model: str) -> ModelComparison:
+    reference = load_reference(path, ours.dtype, ours.device, ours.config, ours.quantization_config)
+    notes = [*ours.left_out, *reference.notes]
+    ids = tuple(_ids(ours, reference, notes))
+    tolerance = tolerance_of(ours, reference)
+    readings = tuple(_reading(said, reference, tolerance) for said in ours.said)
+    wrong = [*(f"the ids of the {i.what}" for i in ids if not i.agrees)]
+    wrong += [f"the logits of the {r.what}" for r in readings if not r.agrees]
+    verdict, sentence = _verdict(readings, tolerance, wrong, reference.unused)
+    return ModelComparison(
+        model, verdict, sentence, ours.sentence, reference.sentence, None, ids, readings, (*notes, *reference.unused)
+    )
+
+
+def _verdict(
+    readings: tuple[ReadingFinding, ...], tolerance: Tolerance, wrong: list[str], unused: tuple[str, ...]
+) -> tuple[Verdict, str]:
+    worst = max(readings, key=lambda r: (not r.agrees, r.gap_std))
+    measured = f"{worst.gap_std:.2g} standard deviations, {tolerance.allowed_std:g} allowed ({tolerance.measure})"
+    if wrong or unused:
+        where = f": {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}" if wrong else f": {unused[0]}"
+        return Verdict.DIFFERS, f"Differs{where.rstrip('.')}. The largest gap of logits is {measured}."
+    if tolerance is EXACT:
+        return Verdict.EXACT, f"Exact: the largest gap of logits is {measured}."
+    return Verdict.AGREES, f"Agrees within the rounding of this precision: {measured}."
+
+
+def _ids(ours: KeepwarmSide, reference: Reference, notes: list[str]) -> Iterator[IdsFinding]:
+    template = None if reference.tokenizer.chat_template and not ours.is_preset else ours.chat_template
+    if template:
+        notes.append("Both sides use Keepwarm's chat template: the tokenizer has none, or another one was asked for.")
+    for turn in ours.turns:
+        try:
+            theirs = own_ids(reference.tokenizer, template, turn)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            notes.append(f"The ids of the {turn.what} were not compared: the template refuses it ({error}).")
+            continue
+        if theirs is None:
+            notes.append(f"The ids of the {turn.what} were not compared: the template does not write the answer once.")
+        else:
+            yield IdsFinding(turn.what, turn.token_ids, theirs)
+
+
+def _reading(said: Said, reference: Reference, tolerance: Tolerance) -> ReadingFinding:
+    """The same ledger in one uncached read. Its greedy tokens are the reference's own as long as all before them were
+    Keepwarm's, so they end with the first that differs."""
+    if not said.sampled:
+        error = said.error or "Keepwarm sampled no token."
+        return ReadingFinding(
+            said.what, len(said.ledger), float("nan"), tolerance.allowed_std, tolerance.measure, (), (), error
+        )
+    expected = full_read(reference.model, (*said.ledger, *said.sampled[:-1]), len(said.sampled)).cpu()
+    picked = [int(token) for token in expected.argmax(dim=-1)]
+    equal = next((n for n, pair in enumerate(zip(said.sampled, picked, strict=True)) if len(set(pair)) > 1), None)
+    return ReadingFinding(
+        what=said.what,
+        ledger_tokens=len(said.ledger),
+        gap_std=tolerance.gap_std(said.logits, expected),
+        allowed_std=tolerance.allowed_std,
+        measure=tolerance.measure,
+        keepwarm_tokens=_pieces(reference.tokenizer, said.sampled),
+        transformers_tokens=_pieces(reference.tokenizer, picked if equal is None else picked[: equal + 1]),
+        error=said.error,
+    )
+
+
+def _pieces(tokenizer: PreTrainedTokenizerFast, ids: object) -> tuple[str, ...]:
+    return tuple(str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids)))  # type: ignore[call-overload]
+
+
+def _refused(config: ModelConfig, path: Path, refusal: str, say: Say) -> ModelComparison:
+    """Whether transformers alone can run what Keepwarm refused."""
+    say("Keepwarm refuses it. Trying transformers alone.")
+    try:
+        theirs = in_passing_thread(lambda: _tried(path))
+        can = "transformers alone can run it"
+    except Exception as error:
+        theirs = _sentence(error)
+        can = f"transformers alone cannot run it either: {theirs}"
+    return ModelComparison(config.model, Verdict.REFUSED, f"Refused: {refusal} {can.rstrip('.')}.", "", theirs, refusal)
+
+
+def _tried(path: Path) -> str:
+    if not path.exists():
+        raise ModelLoadError(f"There is no file or directory {path}.")
+    reference = load_reference(path, torch.float32, "cpu", None, None)
+    if not torch.isfinite(full_read(reference.model, _TRIAL_IDS)).all():
+        raise ModelLoadError("It computes no valid numbers.")
+    return reference.sentence
+
+
+def _sentence(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:300] if line.endswith(".") else f"{line[:300]}."

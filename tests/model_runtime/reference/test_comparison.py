@@ -1,0 +1,229 @@
+"""The comparison itself: right models agree with transformers, and every deliberately broken part shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig, PretrainedConfig, Qwen2Config
+
+from model_runtime.interface.config import ModelConfig
+from model_runtime.kv.slab import KVSlab
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.reference import keepwarm_side
+from model_runtime.reference.comparison import compare_model
+from model_runtime.reference.findings import ModelComparison, Verdict
+from model_runtime.reference.recorded_engine import RecordedEngine
+from tests.conftest import TinyDir
+from tests.model_runtime.tiny_gguf import write_gguf
+from tests.model_runtime.tiny_models import VOCABULARY_TOKENS, tiny_tokenizer
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY_TOKENS,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+}
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+Break = Callable[[LoadedModel], None]
+
+
+def saved(config: PretrainedConfig, directory: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def compared(path: Path, quantization: Any = "none", cache_dir: Path | None = None) -> ModelComparison:
+    return compare_model(
+        ModelConfig(model=str(path), quantization=quantization, device="cpu", cache_dir=cache_dir or path.parent),
+        lambda _: None,
+    )
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[Break], None]:
+    """`broken(change)` changes every model that Keepwarm loads from then on, before its engine sees it."""
+
+    def apply(change: Break) -> None:
+        load = keepwarm_side.load_model
+
+        def load_broken(config: ModelConfig, say: Callable[[str], None]) -> LoadedModel:
+            loaded = load(config, say)
+            change(loaded)
+            return loaded
+
+        monkeypatch.setattr(keepwarm_side, "load_model", load_broken)
+
+    return apply
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gptbigcode"])
+def test_a_right_model_is_exact(tiny_dir: TinyDir, name: str) -> None:
+    found = compared(tiny_dir(name))
+    assert found.verdict is Verdict.EXACT, found.sentence
+    assert {ids.what.split(",")[0] for ids in found.ids} == {
+        "first turn",
+        "first turn with a system prompt",
+        "second turn",
+    }
+    assert all(ids.agrees and len(ids.keepwarm) > 5 for ids in found.ids)
+    assert all(r.gap_std <= 1e-4 and len(r.keepwarm_tokens) == 8 for r in found.readings)
+    assert max(r.ledger_tokens for r in found.readings) > 400
+    assert all(r.keepwarm_tokens == r.transformers_tokens for r in found.readings)
+
+
+def test_four_bits_are_compared_with_the_same_four_bits(tiny_dir: TinyDir) -> None:
+    found = compared(tiny_dir("qwen3"), "nf4")
+    assert found.verdict is Verdict.AGREES, found.sentence
+    assert "NF4" in found.keepwarm
+    assert "bitsandbytes" in found.transformers
+
+
+def drop_window(loaded: LoadedModel) -> None:
+    loaded.model.config.sliding_window = None
+
+
+def drop_bias(loaded: LoadedModel) -> None:
+    for name, parameter in loaded.model.named_parameters():
+        if name.endswith("k_proj.bias"):
+            parameter.zero_()
+
+
+def drop_rope_scaling(loaded: LoadedModel) -> None:
+    rotary: Any = loaded.model.model.rotary_emb
+    width = 2 * len(rotary.inv_freq)
+    rotary.inv_freq.copy_(10000.0 ** -(torch.arange(0, width, 2) / width))
+
+
+def add_prefix_space(loaded: LoadedModel) -> None:
+    loaded.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def drop_template_line_feed(loaded: LoadedModel) -> None:
+    loaded.tokenizer.chat_template = str(loaded.tokenizer.chat_template).replace("'<|im_end|>' + '\n'", "'<|im_end|>'")
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "shows"),
+    [
+        (MistralConfig(**SHAPE, sliding_window=200), drop_window, "the logits of the past 200 tokens (sliding_window)"),
+        (Qwen2Config(**SHAPE), drop_bias, "the logits of the first turn"),
+        (LlamaConfig(**SHAPE, rope_parameters=ROPE), drop_rope_scaling, "the logits of the first turn"),
+        (LlamaConfig(**SHAPE), add_prefix_space, "the ids of the first turn"),
+        (LlamaConfig(**SHAPE), drop_template_line_feed, "the ids of the first turn"),
+    ],
+    ids=["window", "bias", "rope scaling", "prefix space", "line feed of the template"],
+)
+def test_what_is_dropped_shows(
+    tmp_path: Path, broken: Callable[[Break], None], config: PretrainedConfig, change: Break, shows: str
+) -> None:
+    directory = saved(config, tmp_path / "model")
+    assert compared(directory).verdict is Verdict.EXACT
+    broken(change)
+    found = compared(directory)
+    assert found.verdict is Verdict.DIFFERS
+    assert shows in found.sentence
+
+
+def test_a_damaged_kv_shows_at_the_second_turn_only(tiny_dir: TinyDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = RecordedEngine.submit
+
+    def submit_on_zeros(self: RecordedEngine, kv: KVSlab, *others: Any) -> Any:
+        if kv.length_tokens:
+            with torch.inference_mode():
+                for rows in (*kv.keys, *kv.values):
+                    rows.zero_()
+        return submit(self, kv, *others)
+
+    monkeypatch.setattr(RecordedEngine, "submit", submit_on_zeros)
+    found = compared(tiny_dir("llama"))
+    assert found.verdict is Verdict.DIFFERS
+    assert [r.agrees for r in found.readings] == [True, False, True, False]
+
+
+def test_what_is_no_model_is_refused_by_both(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "nowhere"):
+        found = compared(tmp_path / name)
+        assert found.verdict is Verdict.REFUSED
+        assert found.refusal
+        assert found.refusal in found.sentence
+        assert "transformers alone cannot run it either" in found.sentence
+
+
+def test_a_refusal_says_that_transformers_can(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=VOCABULARY_TOKENS, hidden_size=32, num_hidden_layers=2, pad_token_id=None)
+    found = compared(saved(config, tmp_path / "mamba"))
+    assert found.verdict is Verdict.REFUSED
+    assert found.sentence.endswith("transformers alone can run it.")
+    assert "MambaForCausalLM" in found.transformers
+
+
+def test_what_lies_behind_the_limit_is_named(tmp_path: Path) -> None:
+    directory = saved(MistralConfig(**SHAPE, sliding_window=400), tmp_path / "model")
+    config = ModelConfig(model=str(directory), quantization="none", device="cpu")
+    found = compare_model(config, lambda _: None, most_tokens=300)
+    assert found.verdict is Verdict.EXACT
+    assert found.notes == (
+        "Nothing past 400 tokens (sliding_window) was compared: it lies behind the limit of 300 tokens.",
+    )
+    assert max(r.ledger_tokens for r in found.readings) < 300
+
+
+@pytest.fixture
+def gguf(tiny_dir: TinyDir, tmp_path: Path) -> Path:
+    return write_gguf(tiny_dir("wide_llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0)
+
+
+def test_a_gguf_agrees_with_transformers_own_read(gguf: Path, tmp_path: Path) -> None:
+    found = compared(gguf, "auto", tmp_path)
+    assert found.verdict is Verdict.AGREES, found.sentence
+    assert "de-quantised from the file by transformers" in found.transformers
+    with pytest.raises(ValueError, match="cannot quantise"):
+        compared(gguf, "nf4", tmp_path)
+
+
+def test_metadata_that_neither_side_uses_is_no_agreement(
+    tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Break], None]
+) -> None:
+    add = GGUFWriter.add_rope_freq_base
+
+    def add_with_scaling(self: GGUFWriter, base: float) -> None:
+        add(self, base)
+        self.add_rope_scaling_type(RopeScalingType.LINEAR)
+        self.add_rope_scaling_factor(4.0)
+
+    def drop(loaded: LoadedModel) -> None:
+        loaded.model.config.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+        drop_rope_scaling(loaded)
+
+    monkeypatch.setattr(GGUFWriter, "add_rope_freq_base", add_with_scaling)
+    path = write_gguf(tiny_dir("wide_llama"), tmp_path / "scaled.gguf", GGMLQuantizationType.Q8_0)
+    broken(drop)
+    found = compared(path, "auto", tmp_path)
+    assert found.verdict is Verdict.DIFFERS
+    assert "The file's rope.scaling.type is linear, which neither read uses" in found.sentence
