@@ -1,17 +1,15 @@
 """Turns text into token ids with the model's own chat template, one turn at a time.
 
-The template is rendered with sentinels in place of the texts. The parts between them are the template's own, and
-control tokens are parsed there; texts are tokenised alone, with control tokens treated as ordinary characters. So a
-turn's ids never depend on earlier text, and a user cannot inject control tokens through a message.
+A first turn has the ids that the tokenizer gives the template's rendering; a later turn has those that follow the last
+answer in it. So a later turn never depends on earlier text. What people and tools write never becomes a control token.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
@@ -19,14 +17,17 @@ from transformers import PreTrainedTokenizerFast
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import ModelLoadError, TemplateRefused
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
-from model_runtime.text.plain_text import control_contents, exact_copy, without_tokens
+from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
+from model_runtime.text.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
 from model_runtime.text.template_check import check_template
 from model_runtime.text.tool_calls import probe_tool_format
+from model_runtime.text.turn_encoder import TurnEncoder
 
-_SENTINEL = "kw{}sentinel"
-_SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
 _ROLES = ("system", "user", "assistant")
 _LONGEST_WORD_CHARS = 32
+_WINDOW_CHARS = 128  # more than what the ids of a last word depend on
+_ANSWER = "kwanswerkw"
+_HISTORY = (ChatMessage("user", "u"), ChatMessage("assistant", _ANSWER))  # stands for what a later turn follows
 _SAMPLE_TEXTS = (
     "It is 12:30, isn't it?\n",
     "الساعة 下午一点",
@@ -46,41 +47,45 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_token_ids: Iterable[int]) -> None:
         if not tokenizer.chat_template:
             raise ModelLoadError("This model has no chat template; choose an instruction-tuned one.")
-        check_template(_template_text(tokenizer))
-        self._tokenizer = tokenizer
+        self._template = _template_text(tokenizer)
+        check_template(self._template)
         self._stop_token_ids = frozenset(stop_token_ids)
         try:
-            self._probe()
+            self._probe(tokenizer)
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise ModelLoadError(f"This model's chat template or tokenizer cannot be used: {error}.") from error
         except TokenizerFailed as error:
             raise ModelLoadError(f"This model cannot be used: {error}") from error
 
-    def _probe(self) -> None:
+    def _probe(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Finds out what the template and the tokenizer do, by using them."""
-        tokenizer = self._tokenizer
-        self._markup = exact_copy(tokenizer.backend_tokenizer)
+        self._tokenizer = exact_copy(tokenizer.backend_tokenizer, self._template)
         self._special_tokens = tuple(str(token) for token in tokenizer.all_special_tokens)
-        template = _template_text(tokenizer)
-        controls = control_contents(self._markup, template) | set(self._special_tokens)
-        self._control_tokens = tuple(sorted(c for c in controls if c in self._special_tokens or c in template))
-        self._text = without_tokens(self._markup, controls)
-        self._answers = self._text
-        self._shortest = ShortestEncoding(self._text)
-        self._has_system = self._renders([("system", "kwsystem"), ("user", "kwuser")])
-        if not self._renders([("user", "kwuser")]):
+        controls = control_contents(self._tokenizer, self._template) | set(self._special_tokens)
+        self._control_tokens = tuple(sorted(c for c in controls if c in self._special_tokens or c in self._template))
+        hidden = hidden_tokens(self._tokenizer, controls)
+        self._text = hidden.tokenizer
+        self._absorbs = any(
+            (token.lstrip or token.rstrip) and token.content in controls
+            for token in self._tokenizer.get_added_tokens_decoder().values()
+        )
+        self._shortest = ShortestEncoding(self._text, hidden.names.values())
+        self._encoder = TurnEncoder(self._tokenizer, controls, hidden)
+        self._renderer = Renderer(tokenizer, self._encoder.spelled)
+        self._has_system = self._renderer.renders([("system", "kwsystem"), ("user", "kwuser")])
+        if not self._renderer.renders([("user", "kwuser")]):
             raise ModelLoadError("This model's chat template cannot render a user's message.")
         self._trims = {role: self._is_trimmed(role) for role in _ROLES}
-        turn = self._turns(2)
+        self._first, turn = self._turns(1), self._turns(2)
         self._glue, self._closing = turn[2], turn[3]
         frame = "".join((*turn[:3], *self._other_frames()))
         # An answer may contain control tokens that no turn starts or ends with (thoughts, calls), but not those of the
         # next speaker.
-        said = {c for c in controls if c not in self._special_tokens and c not in frame}
-        if said:
-            self._answers = without_tokens(self._markup, controls - said)
+        self._encoder.allow_in_answers(c for c in controls if c not in self._special_tokens and c not in frame)
+        lead = turn[1][len(self._first[1]) :] if turn[1].startswith(self._first[1]) else ""
+        self._before_answer = "" if lead.strip() else lead
         self._history = self._probe_history(turn)
-        self._tool_format = probe_tool_format(self._render_any, self._is_hidden)
+        self._tool_format = probe_tool_format(self._renderer.render, self._is_hidden)
         for text in _SAMPLE_TEXTS:
             self.plain(self.first_turn("", text))
             self.next_turn(False, text)
@@ -96,43 +101,51 @@ class ChatTemplate:
         return self._tool_format is not None
 
     def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
-        """Ids of system prompt, first input and generation prompt."""
-        messages = _messages(user)
+        """Ids of system prompt, first input and generation prompt: those of the tokenizer's own
+        `apply_chat_template`."""
+        messages = self._with_calls_written(user)
         if system_prompt and self._has_system:
             messages.insert(0, ChatMessage("system", system_prompt))
         elif system_prompt:
-            first = messages[0]
-            messages[0] = ChatMessage(first.role, f"{system_prompt}\n\n{first.text}", first.tool_calls)
+            messages[0] = replace(messages[0], text=f"{system_prompt}\n\n{messages[0].text}")
         if tools and not self.takes_tools:
             raise TemplateRefused("This model's chat template does not support tools. Send the request without them.")
-        return self._ids(self._parts(messages, tools), messages)
+        definitions = parsed_tools(tools)
+        self._refuse_control_tokens([written_tools(definitions), *(f"{m.tool_call_id} {m.name}" for m in messages)])
+        return self._encoder.ids(self._renderer.rendered(messages, definitions))
 
     def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
         """Ids that a later turn adds: closing markup, input, generation prompt."""
-        messages, parts = _messages(user), [self._glue, self._closing]
-        if len(messages) != 1 or messages[0].role != "user":
-            parts = self._parts([ChatMessage("user", ""), ChatMessage("assistant", ""), *messages])[2:]
-        closing = self._encode_markup(parts[0])
-        if answer_ended_with_stop_token and closing and closing[0] in self._stop_token_ids:
-            closing = closing[1:]
-        return (*closing, *self._ids(["", *parts[1:]], messages))
+        ids = self._encoder.ids_after(self._later(user))
+        if not answer_ended_with_stop_token:
+            return ids
+        # The answer has its stop token already, and where the template writes white space before it, the model did not.
+        place = next((n for n, token_id in enumerate(ids) if self._encoder.is_control(token_id)), None)
+        if place is None or ids[place] not in self._stop_token_ids or (place and self.plain(ids[:place]).strip()):
+            return ids
+        return ids[place + 1 :]
 
     def unstable_tokens(self, user_text: str) -> int:
         """How many ids at the end of a turn with `user_text` may change as the user types on.
 
         Tokenizers split at white space before they merge, so everything before the last word is stable. Text without
-        white space for long (Chinese, a link) counts a few characters as the word. One more id for tokenizers that add
-        a space at the start of a text.
+        white space for long (Chinese, a link) counts a few characters as the word. The last word may begin in the
+        template's own text. One more id, because a piece of the text may be read differently from the whole.
         """
-        end = user_text[-_LONGEST_WORD_CHARS:]
-        last_word = _LAST_WORD.search(end)
-        tail = last_word.group() if last_word else end
-        closing = max(len(self._encode_markup(part)) for part in (self._closing, self._turns(1)[-1]))
-        return closing + (self.count(tail) + 1 if tail else 0)
+        text = user_text.strip() if self._trims["user"] else user_text
+        return max(
+            self._unstable_tokens(opening, text, closing)
+            for opening, closing in ((self._first[0], self._first[1]), (self._glue, self._closing))
+        )
 
     def answer(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer's text without a stop token."""
-        return self._encode_text("assistant", text)
+        """Ids of an answer's text without a stop token, behind a generation prompt."""
+        core = text.strip() if self._trims["assistant"] else text
+        if not core:
+            return ()
+        lead = self._before_answer
+        spans = (Span(len(lead), len(lead) + len(core), "assistant"),)
+        return self._encoder.ids_after(Rendered(lead + core, spans), self._first[1])
 
     def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """(content, calls) of a finished answer."""
@@ -161,74 +174,49 @@ class ChatTemplate:
 
     def least_tokens(self, text: str) -> int:
         """A cheap lower bound of `count`."""
-        return self._shortest.least_tokens(text.strip() if any(self._trims.values()) else text)
+        may_lose_space = self._absorbs or any(self._trims.values())
+        return self._shortest.least_tokens(text.strip() if may_lose_space else text)
 
     def plain(self, token_ids: Sequence[int]) -> str:
         """The displayable text of ids, without control tokens."""
-        return text_of(self._markup, token_ids)
+        return text_of(self._tokenizer, token_ids)
 
-    def _encode_markup(self, text: str) -> tuple[int, ...]:
-        return tuple(ids_of(self._markup, text))
+    def _with_calls_written(self, user: UserInput) -> list[ChatMessage]:
+        """The messages; an assistant's calls are part of its text."""
+        messages = [ChatMessage("user", user)] if isinstance(user, str) else list(user)
+        return [
+            replace(m, text=self.with_calls(m.text, m.tool_calls), tool_calls=()) if m.tool_calls else m
+            for m in messages
+        ]
 
-    def _encode_text(self, role: str, text: str) -> tuple[int, ...]:
-        if self._trims.get(role):
-            text = text.strip()
-        return tuple(ids_of(self._answers if role == "assistant" else self._text, text))
+    def _later(self, user: UserInput) -> Rendered:
+        """What the template writes behind an answer."""
+        if isinstance(user, str):
+            text = user.strip() if self._trims["user"] else user
+            rest = self._renderer.written([*_HISTORY, ChatMessage("user", user)]).partition(_ANSWER)[2]
+            if rest == f"{self._glue}{text}{self._closing}":
+                return Rendered(rest, (Span(len(self._glue), len(self._glue) + len(text), "user"),))
+        messages = self._with_calls_written(user)
+        self._refuse_control_tokens([f"{m.tool_call_id} {m.name}" for m in messages])
+        whole = self._renderer.rendered([*_HISTORY, *messages])
+        return whole.after(whole.text.index(_ANSWER) + len(_ANSWER))
 
-    def _ids(self, parts: Sequence[str], messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """Ids of messages and the template's `parts` around them, one more than `messages`."""
-        ids = list(self._encode_markup(parts[0]))
-        for message, part in zip(messages, parts[1:], strict=True):
-            ids.extend(self._encode_text(message.role, self.with_calls(message.text, message.tool_calls)))
-            ids.extend(self._encode_markup(part))
-        return tuple(ids)
+    def _unstable_tokens(self, opening: str, text: str, closing: str) -> int:
+        """Those of the turn `opening` + `text` + `closing`."""
+        start = (opening + text)[-_WINDOW_CHARS:]
+        word = _LAST_WORD.search(start[-_LONGEST_WORD_CHARS:])
+        is_whole = bool(word) or len(start) <= _LONGEST_WORD_CHARS
+        word_chars = len(word.group()) if word else min(len(start), _LONGEST_WORD_CHARS)
+        return self._encoder.count_behind(start + closing, len(start) - word_chars) + (not is_whole)
 
-    def _has_control_token(self, text: str) -> bool:
-        return any(token in text for token in self._control_tokens)
+    def _refuse_control_tokens(self, pieces: Sequence[str]) -> None:
+        """The template writes these as its own."""
+        if any(token in piece for token in self._control_tokens for piece in pieces):
+            raise TemplateRefused("A tool's definition, a name or an id contains one of this model's control tokens.")
 
     def _is_hidden(self, text: str) -> bool:
         """Whether the text contains a token that is not shown in answers."""
         return any(token in text for token in self._special_tokens)
-
-    def _render_any(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        options = {"add_generation_prompt": True, **options}
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
-
-    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
-        return self._render_any([{"role": role, "content": text} for role, text in messages])
-
-    def _renders(self, messages: Sequence[tuple[str, str]]) -> bool:
-        try:
-            rendered = self._render(messages)
-        except (TemplateError, TypeError, ValueError, KeyError, RecursionError):
-            return False
-        return all(text in rendered for _, text in messages)
-
-    def _parts(self, messages: Sequence[ChatMessage], tools: Sequence[str] = ()) -> list[str]:
-        """The template's own text around the messages: one part more than messages, the generation prompt last. Raises
-        `TemplateRefused`."""
-        roles = ", ".join(dict.fromkeys(message.role for message in messages))
-        try:
-            definitions = [json.loads(tool) for tool in tools]
-            markup = [json.dumps(definitions, ensure_ascii=False), *(f"{m.tool_call_id} {m.name}" for m in messages)]
-        except RecursionError:
-            raise TemplateRefused("A tool's definition is nested too deeply.") from None
-        if any(self._has_control_token(piece) for piece in markup):
-            raise TemplateRefused("A tool's definition, a name or an id contains one of this model's control tokens.")
-        try:
-            rendered = self._render_any(
-                [_as_template_sees(message, _SENTINEL.format(n)) for n, message in enumerate(messages)],
-                **({"tools": definitions} if definitions else {}),
-            )
-        except RecursionError:
-            raise TemplateRefused(
-                "A tool's definition or a message is nested too deeply for this model's template."
-            ) from None
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise TemplateRefused(f"This model's chat template refuses these messages ({roles}): {error}.") from error
-        if [int(n) for n in _SENTINEL_PATTERN.findall(rendered)] != list(range(len(messages))):
-            raise TemplateRefused(f"This model's chat template leaves out some of these messages ({roles}).")
-        return _SENTINEL_PATTERN.split(rendered)[::2]
 
     def _is_trimmed(self, role: str) -> bool:
         """Whether the template strips white space around that role's text."""
@@ -236,13 +224,13 @@ class ChatTemplate:
             return False
         before = {"system": [], "user": [], "assistant": [("user", "u")]}[role]
         after = [("user", "u")] if role != "user" else []
-        return " \n s \n " not in self._render([*before, (role, " \n s \n "), *after])
+        return " \n s \n " not in self._renderer.render_texts(*before, (role, " \n s \n "), *after)
 
     def _turns(self, count: int) -> list[str]:
         """The template's parts around `count` user messages with answers between them."""
         messages = [ChatMessage(("user", "assistant")[n % 2], "") for n in range(2 * count - 1)]
         try:
-            return self._parts(messages)
+            return self._renderer.parts(messages)
         except TemplateRefused as error:
             raise ModelLoadError("This model's chat template leaves messages out or repeats them.") from error
 
@@ -254,18 +242,20 @@ class ChatTemplate:
             [ChatMessage("user", ""), ChatMessage("assistant", ""), ChatMessage("tool", "", tool_call_id="kwcall001")],
         ):
             with contextlib.suppress(TemplateRefused):
-                found += self._parts(messages)[:-1]
+                found += self._renderer.parts(messages)[:-1]
         return found
 
     def _probe_history(self, turn: list[str]) -> str | None:
-        first, longer = self._turns(1), self._turns(3)
-        if first[0] != turn[0] or first[1] != turn[1] or longer[:3] != turn[:3] or longer[3] != turn[3]:
+        """White space between a generation prompt and its answer is no difference: the model writes its own there."""
+        first, longer = self._first, self._turns(3)
+        prompts = (first[1], turn[1], longer[1]), (turn[3], longer[3])
+        if (first[0], turn[0], turn[2]) != (turn[0], longer[0], longer[2]) or not all(map(_are_alike, prompts)):
             return "This model's chat template writes earlier turns differently once later ones follow."
         if longer[4] != self._glue or longer[5] != self._closing:
             return "This model's chat template writes later turns differently from the second one."
-        if "</think>" in str(self._tokenizer.chat_template):
+        if "</think>" in self._template:
             thought = [("user", "u"), ("assistant", "<think>\nkept?\n</think>\n\na"), ("user", "v")]
-            if "kept?" not in self._render(thought):
+            if "kept?" not in self._renderer.render_texts(*thought):
                 return "This model's chat template removes the reasoning from earlier answers."
         return None
 
@@ -275,16 +265,5 @@ def _template_text(tokenizer: PreTrainedTokenizerFast) -> str:
     return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)
 
 
-def _messages(user: UserInput) -> list[ChatMessage]:
-    return [ChatMessage("user", user)] if isinstance(user, str) else list(user)
-
-
-def _as_template_sees(message: ChatMessage, text: str) -> dict[str, Any]:
-    """A message with a sentinel for its text. An assistant's calls are part of its text, because their JSON is data
-    too."""
-    seen = {"role": "system" if message.role == "developer" else message.role, "content": text}
-    if message.tool_call_id:
-        seen["tool_call_id"] = message.tool_call_id
-    if message.name:
-        seen["name"] = message.name
-    return seen
+def _are_alike(texts: Sequence[str]) -> bool:
+    return len({text.rstrip() for text in texts}) == 1

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from model_runtime.interface.errors import ModelRuntimeError
 
-_SHORT_CHARS = 2048  # takes a few milliseconds; a batch call would cost more than it gains
+SHORT_CHARS = 2048  # takes a few milliseconds; a batch call would cost more than it gains
 _SHORT_TOKENS = 1024
 _PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _NOT_PRINTED = [byte for byte in range(256) if byte not in _PRINTED]
@@ -29,11 +29,19 @@ class TokenizerFailed(ModelRuntimeError):
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     """The text's own ids, without special tokens. Any thread. Raises `TokenizerFailed`."""
     with _panics_are_errors():
-        if len(text) <= _SHORT_CHARS:
+        if len(text) <= SHORT_CHARS:
             ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         else:
             ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
+
+
+def encoding_of(tokenizer: Tokenizer, text: str) -> Encoding:
+    """The text's own ids, with the characters that each one stands for. Any thread. Raises `TokenizerFailed`."""
+    with _panics_are_errors():
+        if len(text) <= SHORT_CHARS:
+            return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
 def text_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
@@ -59,8 +67,10 @@ class ShortestEncoding:
     """A lower bound of a text's token count without tokenising it: its bytes divided by those of the longest token.
     Works for tokenizers that drop nothing but bytes without a token; 0, which means no bound, for all others."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, not_in_text: Collection[str] = ()) -> None:
+        """`not_in_text` are the added tokens that no text contains."""
         description = json.loads(tokenizer.to_str())
+        description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in not_in_text]
         self._dropped_bytes = _dropped_bytes(description)
         self._bytes_a_token = _most_bytes_a_token(description)
 

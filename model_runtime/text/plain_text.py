@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -36,31 +37,53 @@ def control_contents(tokenizer: Tokenizer, template: str) -> frozenset[str]:
     )
 
 
-def exact_copy(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that gives a text's own ids and no others, the same ones every time: no padding, no truncation, no dropout
-    of merges, which is for training."""
+def exact_copy(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """A copy that gives a text's own ids and no others, the same ones every time: no padding, no truncation, nothing
+    added, no dropout of merges, which is for training. Its control tokens are found beside words, too: otherwise a
+    person's text could hide the template's own."""
+    controls = control_contents(tokenizer, template)
     description = json.loads(tokenizer.to_str())
-    description |= {"padding": None, "truncation": None}
+    for token in description["added_tokens"]:
+        token["single_word"] = token["single_word"] and token["content"] not in controls
+    description |= {"padding": None, "truncation": None, "post_processor": None}
     if "dropout" in description["model"]:
         description["model"]["dropout"] = None
     return Tokenizer.from_str(json.dumps(description))
 
 
-def without_tokens(tokenizer: Tokenizer, contents: Collection[str]) -> Tokenizer:
-    """A copy of the tokenizer that never produces these tokens and treats all others as before."""
+@dataclass(frozen=True, slots=True)
+class HiddenTokens:
+    """A tokenizer that produces the control tokens only where `names` has their new names. `unknown_id` is the id of
+    what it cannot write, if there is one."""
+
+    tokenizer: Tokenizer
+    names: Mapping[str, str]
+    unknown_id: int | None
+
+
+def hidden_tokens(tokenizer: Tokenizer, contents: Collection[str]) -> HiddenTokens:
+    """A copy that knows these tokens by names that cannot be typed, finds the names whatever stands beside them, and
+    treats all others as before."""
     description = json.loads(tokenizer.to_str())
-    nonce = secrets.token_hex(8)
-    hidden = {content: f"\0{nonce}{number}\0" for number, content in enumerate(sorted(contents))}
+    nonce = secrets.token_hex(6)
+    hidden = {content: f"<{nonce}{number:04}>" for number, content in enumerate(sorted(contents))}
     for token in description["added_tokens"]:
         if token["content"] in hidden:
-            token |= {"content": hidden[token["content"]], "lstrip": False, "rstrip": False, "normalized": False}
+            token |= {"content": hidden[token["content"]], "normalized": False}
     description["post_processor"] = None  # it names tokens, and nothing is added here
+    unknown = unknown_token(description["model"])
     _hide_in_model(description["model"], hidden)
     copy = Tokenizer.from_str(json.dumps(description))
     copy.no_truncation()
     copy.no_padding()
-    copy.encode_special_tokens = True
-    return copy
+    return HiddenTokens(copy, hidden, None if unknown is None else tokenizer.token_to_id(unknown))
+
+
+def unknown_token(model: dict[str, Any]) -> str | None:
+    """The token for what the vocabulary cannot write."""
+    if isinstance(model.get("vocab"), list) and model.get("unk_id") is not None:
+        return str(model["vocab"][model["unk_id"]][0])
+    return model.get("unk_token")
 
 
 def _hide_in_model(model: dict[str, Any], hidden: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.text.chat_template import ChatTemplate
+from tests.model_runtime.tiny_chats import FAMILIES, KINDS, chat_tokenizer
 from tests.model_runtime.tiny_models import END_TOKEN, tiny_tokenizer
 
 TEXTS = (
@@ -57,3 +58,22 @@ def test_an_empty_draft_leaves_what_every_message_begins_with(template: ChatTemp
 @example(" ")
 def test_the_end_of_any_draft_is_part_of_its_turn(draft: str) -> None:
     assert 0 < TINY_TEMPLATE.unstable_tokens(draft) <= len(TINY_TEMPLATE.first_turn("", draft)) + 1
+
+
+@pytest.mark.parametrize("family", ["chatml", "llama2", "mistral", "octocoder", "phi", "falcon", "alpaca"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_typed_begins_the_message_for_every_kind_of_tokenizer(kind: str, family: str) -> None:
+    tokenizer = chat_tokenizer(kind, family)
+    template = ChatTemplate(tokenizer, {tokenizer.convert_tokens_to_ids(FAMILIES[family].stop)})
+    for text in (
+        "The light.  Two\n\nlines; ",
+        "\n the  keeper",
+        "Ärger 日本語 https://a.org/b",
+        "e\u0301 👩\u200d🚀 - x\n",
+    ):
+        for turn in (lambda typed: template.first_turn("", typed), lambda typed: template.next_turn(True, typed)):
+            sent = turn(text)
+            for length in range(len(text) + 1):
+                ids = turn(text[:length])
+                read = ids[: len(ids) - template.unstable_tokens(text[:length])]
+                assert read == sent[: len(read)], text[:length]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.text.chat_template import ChatTemplate
-from model_runtime.text.plain_text import control_contents, without_tokens
+from model_runtime.text.plain_text import control_contents, hidden_tokens
 from tests.model_runtime import tiny_tokenizers as tiny
 
 FLAGS = [{}, {"lstrip": True, "rstrip": True}, {"normalized": True}, {"single_word": True}]
@@ -56,7 +56,8 @@ def _of(family: str, flags: str):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_what_is_no_control_token_has_the_ids_it_had(family: str) -> None:
     tokenizer = tiny.wrapped(family)
-    plain = without_tokens(tokenizer.backend_tokenizer, control_contents(tokenizer.backend_tokenizer, tiny.TEMPLATE))
+    backend = tokenizer.backend_tokenizer
+    plain = hidden_tokens(backend, control_contents(backend, tiny.TEMPLATE)).tokenizer
     for text in ("The light    of õ the\nlighthouse, 漢字 😀 é", " a", "", "    ", "x < y > z | w"):
         expected = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         assert plain.encode(text, add_special_tokens=False).ids == expected
@@ -84,7 +85,8 @@ def test_the_template_writes_its_own_tokens(family: str) -> None:
 def test_every_way_to_build_a_control_token_out_of_pieces() -> None:
     """Merges of a GGUF conversion build it from any two halves; none of them may be left."""
     tokenizer = tiny.wrapped("byte fallback")
-    plain = without_tokens(tokenizer.backend_tokenizer, control_contents(tokenizer.backend_tokenizer, tiny.TEMPLATE))
+    backend = tokenizer.backend_tokenizer
+    plain = hidden_tokens(backend, control_contents(backend, tiny.TEMPLATE)).tokenizer
     ids = {tokenizer.convert_tokens_to_ids(token) for token in tiny.CONTROLS}
     for token, before, after in itertools.product(tiny.CONTROLS, ("", " ", "a"), ("", " ", "a")):
         assert not ids & set(plain.encode(f"{before}{token}{after}", add_special_tokens=False).ids)

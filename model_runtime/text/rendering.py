@@ -1,0 +1,226 @@
+"""Renders messages with the model's chat template, and knows which part of the result was written by whom.
+
+The result is always the template's own rendering of the real texts. A second rendering, with marks around each text,
+shows where the texts stand in it. The marks stand inside the white space around a text, so a template that trims treats
+both alike.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.errors import TemplateRefused
+
+SENTINEL = "kw{}sentinel"
+_SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
+_NONCE = secrets.token_hex(6)  # people cannot type the marks
+_MARK_PATTERN = re.compile(rf"kwm{_NONCE}([oc])(\d+)k")
+_WORD_PATTERN = re.compile(rf"kww{_NONCE}n(\d+)k")
+_RENDER_ERRORS = (TemplateError, TypeError, ValueError, KeyError)
+_PROBES = {"system": [], "user": [], "assistant": [("user", "kwbefore")]}
+
+Found = Sequence[tuple[int, int]]  # (start, end) in characters
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a message's text stands in a rendering, in characters."""
+
+    start: int
+    end: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What the template wrote. What is outside the spans is the template's own, or white space."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+    def after(self, place: int) -> Rendered:
+        """The rest from a character on."""
+        spans = tuple(Span(s.start - place, s.end - place, s.role) for s in self.spans if s.start >= place)
+        return Rendered(self.text[place:], spans)
+
+
+class Renderer:
+    """`spelled` finds the control tokens in a text of a role. Immutable after construction, hence thread-safe."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, spelled: Callable[[str, str], Found]) -> None:
+        self._tokenizer = tokenizer
+        self._spelled = spelled
+        self._typed_roles: frozenset[str] = frozenset()
+        self._typed_roles = frozenset(role for role in _PROBES if self._wants_parts(role))
+
+    def render(self, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+        """The template's text. Raises what the template raises."""
+        seen = [self._typed(message) for message in messages]
+        options = {"add_generation_prompt": True, **options}
+        return str(self._tokenizer.apply_chat_template(seen, tokenize=False, **options))
+
+    def render_texts(self, *messages: tuple[str, str]) -> str:
+        """The template's text for (role, text) pairs. Raises what the template raises."""
+        return self.render([{"role": role, "content": text} for role, text in messages])
+
+    def renders(self, messages: Sequence[tuple[str, str]]) -> bool:
+        """Whether the template accepts these (role, text) pairs and writes all the texts."""
+        try:
+            rendered = self.render_texts(*messages)
+        except (*_RENDER_ERRORS, RecursionError):
+            return False
+        return all(text in rendered for _, text in messages)
+
+    def written(self, messages: Sequence[ChatMessage]) -> str:
+        """The template's text for these messages. Raises `TemplateRefused`."""
+        return self._render_all(messages, [message.text for message in messages], ())
+
+    def parts(self, messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> list[str]:
+        """The template's own text around any messages of these roles: one part more than messages, the generation
+        prompt last. Raises `TemplateRefused`."""
+        rendered = self._render_all(messages, [SENTINEL.format(n) for n in range(len(messages))], tools)
+        if [int(n) for n in _SENTINEL_PATTERN.findall(rendered)] != list(range(len(messages))):
+            raise TemplateRefused(f"This model's chat template leaves out some of these messages ({_roles(messages)}).")
+        return _SENTINEL_PATTERN.split(rendered)[::2]
+
+    def rendered(self, messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> Rendered:
+        """The template's rendering of the messages. Raises `TemplateRefused`."""
+        texts = [message.text for message in messages]
+        real = self._render_all(messages, texts, tools)
+        try:
+            marked = self._render_all(messages, [_marked(n, text) for n, text in enumerate(texts)], tools)
+        except TemplateRefused:
+            marked = ""
+        found = _unmarked(marked, messages)
+        if found is not None and found.text == real:
+            return found
+        return self._rendered_by_content(messages, real, tools)
+
+    def _rendered_by_content(self, messages: Sequence[ChatMessage], real: str, tools: Sequence[Any]) -> Rendered:
+        """For a template that looks into the texts (it removes thoughts, or obeys "/no_think"). Only the control tokens
+        within the texts are kept apart then, by words in their place."""
+        self.parts(messages, tools)  # raises when it leaves some out
+        words: list[str] = []
+        texts = [_with_words(m.text, self._spelled(m.role, m.text), words) for m in messages]
+        if not words:
+            return Rendered(real, ())
+        roles = [m.role for m in messages for _ in self._spelled(m.role, m.text)]
+        pieces, spans, place, end = [], [], 0, 0
+        rendered = self._render_all(messages, texts, tools)
+        for found in _WORD_PATTERN.finditer(rendered):
+            number = int(found.group(1))
+            pieces += [rendered[end : found.start()], words[number]]
+            place += len(pieces[-2]) + len(pieces[-1])
+            spans.append(Span(place - len(words[number]), place, roles[number]))
+            end = found.end()
+        return Rendered("".join([*pieces, rendered[end:]]), tuple(spans))
+
+    def _render_all(self, messages: Sequence[ChatMessage], texts: Sequence[str], tools: Sequence[Any]) -> str:
+        try:
+            return self.render(
+                [_as_template_sees(message, text) for message, text in zip(messages, texts, strict=True)],
+                **({"tools": list(tools)} if tools else {}),
+            )
+        except RecursionError:
+            raise TemplateRefused(
+                "A tool's definition or a message is nested too deeply for this model's template."
+            ) from None
+        except _RENDER_ERRORS as error:
+            raise TemplateRefused(
+                f"This model's chat template refuses these messages ({_roles(messages)}): {error}."
+            ) from error
+
+    def _typed(self, message: dict[str, Any]) -> dict[str, Any]:
+        if message["role"] not in self._typed_roles or not isinstance(message.get("content"), str):
+            return message
+        return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+    def _wants_parts(self, role: str) -> bool:
+        """Whether the template drops that role's text unless it is given as a list of parts."""
+        messages = [*_PROBES[role], (role, "kwtyped"), *([("user", "kwafter")] if role != "user" else [])]
+
+        def is_written(content: Any) -> bool:
+            seen = [self._typed({"role": r, "content": content if text == "kwtyped" else text}) for r, text in messages]
+            try:
+                written = str(self._tokenizer.apply_chat_template(seen, tokenize=False, add_generation_prompt=True))
+            except (*_RENDER_ERRORS, RecursionError):
+                return False
+            return "kwtyped" in written and "'kwtyped'" not in written
+
+        return not is_written("kwtyped") and is_written([{"type": "text", "text": "kwtyped"}])
+
+
+def parsed_tools(tools: Sequence[str]) -> list[Any]:
+    """The definitions, from JSON texts. Raises `TemplateRefused` when one is nested too deeply."""
+    try:
+        return [json.loads(tool) for tool in tools]
+    except RecursionError:
+        raise TemplateRefused("A tool's definition is nested too deeply.") from None
+
+
+def written_tools(definitions: Sequence[Any]) -> str:
+    """The definitions as a template may write them. Raises `TemplateRefused` when one is nested too deeply."""
+    try:
+        return json.dumps(definitions, ensure_ascii=False)
+    except RecursionError:
+        raise TemplateRefused("A tool's definition is nested too deeply.") from None
+
+
+def _marked(number: int, text: str) -> str:
+    core = text.strip()
+    if not core:
+        return text
+    start = len(text) - len(text.lstrip())
+    opening, closing = (f"kwm{_NONCE}{which}{number}k" for which in "oc")
+    return f"{text[:start]}{opening}{core}{closing}{text[start + len(core) :]}"
+
+
+def _unmarked(marked: str, messages: Sequence[ChatMessage]) -> Rendered | None:
+    """What stands there without the marks. None unless each text stands there once, whole and in order."""
+    expected = [(w, n) for n, message in enumerate(messages) if message.text.strip() for w in "oc"]
+    pieces, spans, place, end, start = [], [], 0, 0, 0
+    seen: list[tuple[str, int]] = []
+    for mark in _MARK_PATTERN.finditer(marked):
+        seen.append((mark.group(1), int(mark.group(2))))
+        pieces.append(marked[end : mark.start()])
+        place, end = place + len(pieces[-1]), mark.end()
+        if seen[-1][0] == "o":
+            start = place
+        elif seen[-1][1] < len(messages):
+            spans.append(Span(start, place, messages[seen[-1][1]].role))
+    if seen != expected:
+        return None
+    return Rendered("".join([*pieces, marked[end:]]), tuple(spans))
+
+
+def _with_words(text: str, found: Found, words: list[str]) -> str:
+    """The text with a word in place of each passage; `words` collects what stood there."""
+    pieces, end = [], 0
+    for start, stop in found:
+        pieces += [text[end:start], f"kww{_NONCE}n{len(words)}k"]
+        words.append(text[start:stop])
+        end = stop
+    return "".join([*pieces, text[end:]])
+
+
+def _roles(messages: Sequence[ChatMessage]) -> str:
+    return ", ".join(dict.fromkeys(message.role for message in messages))
+
+
+def _as_template_sees(message: ChatMessage, text: str) -> dict[str, Any]:
+    """A message as the template gets it. An assistant's calls are part of its text, because their JSON is data too."""
+    seen = {"role": "system" if message.role == "developer" else message.role, "content": text}
+    if message.tool_call_id:
+        seen["tool_call_id"] = message.tool_call_id
+    if message.name:
+        seen["name"] = message.name
+    return seen
