@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -87,8 +88,9 @@ def _skeleton(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     check_config(config, directory.name)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    if (directory / GENERATION_CONFIG_NAME).exists():
-        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    advice = directory / GENERATION_CONFIG_NAME
+    if advice.exists():
+        model.generation_config = GenerationConfig.from_dict(json.loads(advice.read_text(encoding="utf-8")))
     return model
 
 
