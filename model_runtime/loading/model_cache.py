@@ -47,9 +47,19 @@ def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say
         path = gguf()
         say(f"Converting {path.name} (once).")
         convert_gguf(path, fresh, splits_as_stated=not embedded)
+        if not embedded:
+            _drop_older(cache_dir / "models", key)
 
     version = _EMBEDDED_VERSION if embedded else FORMAT_VERSION
     return _kept(cache_dir / "models" / f"{key}-v{version}", fill, say)
+
+
+def _drop_older(directory: Path, key: str) -> None:
+    """Deletes what earlier versions made of the file, which nothing reads any more."""
+    for version in range(1, FORMAT_VERSION):
+        for older in (directory / f"{key}-v{version}", directory / f"{key}-v{version}-float16"):
+            if is_ours(older):
+                shutil.rmtree(older, ignore_errors=True)
 
 
 def half_checkpoint(converted: Path, say: Say) -> Path:
