@@ -28,6 +28,8 @@ def check_config(config: PretrainedConfig, name: str) -> None:
     text = config.get_text_config()
     for key in (*_COUNTS, *_MORE_COUNTS):
         value = getattr(text, key, None)
+        if key == "sliding_window" and value == 0 and not getattr(text, "use_sliding_window", True):
+            continue  # how Qwen2-MoE's config says that nothing slides
         if isinstance(value, bool) or (isinstance(value, (int, float)) and not _is_count(value)):
             raise _impossible(name, key, value)
     context = getattr(text, "max_position_embeddings", None)

@@ -120,7 +120,8 @@ def _find(config: ModelConfig, say: Say) -> _Found:
     name, cache_dir = config.model, config.cache_dir
     if name == EMBEDDED:
         key = f"{SMOLLM2.name}-{SMOLLM2.gguf_sha256[:12]}"
-        return _Found(SMOLLM2.name, converted_gguf(lambda: embedded_gguf(cache_dir, say), key, cache_dir, say), True)
+        gguf = converted_gguf(lambda: embedded_gguf(cache_dir, say), key, cache_dir, say, embedded=True)
+        return _Found(SMOLLM2.name, gguf, True)
     path = Path(name).expanduser()
     if path.is_dir():
         check_files(path)
@@ -140,13 +141,14 @@ def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: P
     source = read_source(found.directory) if found.is_gguf else None
     chosen = (precision.note,) if precision.note else ()
     notes = (*chosen, *(source.notes if source else ()))
-    if source is None or not source.has_blocks:
+    if source is None:
         return _from_checkpoint(found.directory, precision, device, notes)
     if precision.mode in _BITSANDBYTES:
         return _from_checkpoint(half_checkpoint(found.directory, say), precision, device, notes)
     kinds = "/".join(source.matrix_types)
     dtype = precision.compute_dtype
-    if precision.mode == "shipped" and device == "cpu" and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types):
+    is_packable = source.has_blocks and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types)
+    if precision.mode == "shipped" and device == "cpu" and is_packable:
         plan, sentence = kernel_plan(cache_dir, say)
         label = f"4-bit ({kinds} as shipped)" if plan.packed else f"{kinds} de-quantised"
         kernel = "own float32" if plan.kernels else f"int4 packed={plan.packed} above={dtype_name(plan.gemm_dtype)}"

@@ -13,17 +13,19 @@ import torch
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import progress_on_terminals_only
-from model_runtime.loading.gguf import FORMAT_VERSION, SOURCE_FILE, convert_gguf
+from model_runtime.loading.gguf.conversion import FORMAT_VERSION, SOURCE_FILE, convert_gguf
 from model_runtime.loading.sealed_directory import broken_because, build, is_ours, only_one, set_aside, sweep
 from model_runtime.weights.build import build_dequantised
 
 Say = Callable[[str], None]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+_EMBEDDED_VERSION = 1  # its bytes are the same in version 2
+_KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The GGUF types of a converted file's matrices, and notes about it. `has_blocks`: its blocks were kept."""
+    """The GGUF types of a converted file's matrices, and notes about it. `has_blocks`: its model can run on 4-bit
+    blocks as they are."""
 
     matrix_types: tuple[str, ...]
     has_blocks: bool
@@ -37,15 +39,27 @@ def gguf_key(path: Path) -> str:
     return f"{path.stem[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say) -> Path:
-    """The directory that `convert_gguf` filled. `gguf` is called only if the file must be converted."""
+def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say, *, embedded: bool = False) -> Path:
+    """The directory that `convert_gguf` filled. `gguf` is called only if the file must be converted. The embedded model
+    is `embedded`: everything that was read with it stays valid as long as its directory has the same bytes."""
 
     def fill(fresh: Path) -> None:
         path = gguf()
         say(f"Converting {path.name} (once).")
-        convert_gguf(path, fresh)
+        convert_gguf(path, fresh, splits_as_stated=not embedded)
+        if not embedded:
+            _drop_older(cache_dir / "models", key)
 
-    return _kept(cache_dir / "models" / f"{key}-v{FORMAT_VERSION}", fill, say)
+    version = _EMBEDDED_VERSION if embedded else FORMAT_VERSION
+    return _kept(cache_dir / "models" / f"{key}-v{version}", fill, say)
+
+
+def _drop_older(directory: Path, key: str) -> None:
+    """Deletes what earlier versions made of the file, which nothing reads any more."""
+    for version in range(1, FORMAT_VERSION):
+        for older in (directory / f"{key}-v{version}", directory / f"{key}-v{version}-float16"):
+            if is_ours(older):
+                shutil.rmtree(older, ignore_errors=True)
 
 
 def half_checkpoint(converted: Path, say: Say) -> Path:
@@ -56,7 +70,7 @@ def half_checkpoint(converted: Path, say: Say) -> Path:
         say("De-quantising the model to a float16 checkpoint for bitsandbytes (once).")
         with progress_on_terminals_only():
             build_dequantised(converted, torch.float16, "cpu").save_pretrained(fresh)
-        for name in _TOKENIZER_FILES:
+        for name in _KEPT_FILES:
             if (converted / name).exists():
                 shutil.copyfile(converted / name, fresh / name)
 

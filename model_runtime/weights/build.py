@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_config, check_decoder_shapes
@@ -15,7 +17,7 @@ from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks, Q8Blocks
-from model_runtime.weights.stored_weights import Stored, dense, load_weights
+from model_runtime.weights.stored_weights import Packable, Stored, dense, halved, load_weights
 
 
 def build_dequantised(directory: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -33,9 +35,9 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
     norms in float32. The head has 16 bits, or is as stored if our own kernels run."""
     weights = load_weights(directory)
     model = _skeleton(directory, torch.float32)
-    head_weight = weights.pop("lm_head.weight", weights["model.embed_tokens.weight"])
+    head_weight = halved(weights.pop("lm_head.weight", weights["model.embed_tokens.weight"]))
     embedding, scratch = model.get_input_embeddings(), Scratch()
-    model.set_input_embeddings(_embedding(weights.pop("model.embed_tokens.weight"), embedding))
+    model.set_input_embeddings(_embedding(halved(weights.pop("model.embed_tokens.weight")), embedding))
     if plan.kernels is not None:
         model.set_output_embeddings(NativeLinear(NativeMatrix(head_weight, None, plan.kernels)))
     else:
@@ -44,7 +46,7 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
         module, _, kind = name.rpartition(".")
         if kind == "weight":
             bias = weights.pop(f"{module}.bias", None)
-            model.set_submodule(module, _linear(weights.pop(name), bias, plan, scratch))
+            model.set_submodule(module, _linear(halved(weights.pop(name)), bias, plan, scratch))
     for name, stored in weights.items():
         _set_parameter(model, name, dense(stored).float())
     model.config.tie_word_embeddings = False
@@ -54,7 +56,7 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
     return model
 
 
-def _linear(stored: Stored, bias: Stored | None, plan: KernelPlan, scratch: Scratch) -> nn.Module:
+def _linear(stored: Packable, bias: Stored | None, plan: KernelPlan, scratch: Scratch) -> nn.Module:
     bias_numbers = None if bias is None else dense(bias).float()
     columns = (stored.codes if isinstance(stored, Q8Blocks) else stored).shape[1]
     if plan.kernels is not None and columns % GROUP == 0:
@@ -70,7 +72,7 @@ def _linear(stored: Stored, bias: Stored | None, plan: KernelPlan, scratch: Scra
     return linear
 
 
-def _embedding(stored: Stored, replaced: nn.Module) -> nn.Module:
+def _embedding(stored: Packable, replaced: nn.Module) -> nn.Module:
     if isinstance(stored, Q8Blocks):
         return Int8Embedding(Q8Blocks(stored.codes.clone(), stored.scale.clone()))
     table = stored.clone() if isinstance(stored, torch.Tensor) else dense(stored).to(torch.float16)
@@ -85,7 +87,11 @@ def _skeleton(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     check_config(config, directory.name)
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    advice = directory / GENERATION_CONFIG_NAME
+    if advice.exists():
+        model.generation_config = GenerationConfig.from_dict(json.loads(advice.read_text(encoding="utf-8")))
+    return model
 
 
 def _set_parameter(model: PreTrainedModel, name: str, value: torch.Tensor) -> None:

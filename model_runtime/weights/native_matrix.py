@@ -10,7 +10,7 @@ from torch import nn
 
 from model_runtime.native.native_library import MatrixStruct
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks, Q8Blocks
-from model_runtime.weights.stored_weights import Stored
+from model_runtime.weights.stored_weights import Packable
 
 
 class Kind(IntEnum):
@@ -31,7 +31,7 @@ class NativeMatrix:
 
     __slots__ = ("columns", "kernels", "kind", "rows", "struct", "tensors")
 
-    def __init__(self, stored: Stored, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
+    def __init__(self, stored: Packable, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
         self.kernels = kernels
         self.kind, tensors = _tiles(stored, kernels.keepwarm_lanes())
         self.rows, self.columns = stored.codes.shape if isinstance(stored, Q8Blocks) else stored.shape
@@ -106,7 +106,7 @@ def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:
     return -(-rows // pair) * pair
 
 
-def _tiles(stored: Stored, lanes: int) -> tuple[Kind, tuple[torch.Tensor, ...]]:
+def _tiles(stored: Packable, lanes: int) -> tuple[Kind, tuple[torch.Tensor, ...]]:
     """The matrix in the layout of matrix.h: codes, scale and minimum, as far as its kind has them."""
     if isinstance(stored, Q4Blocks):
         nibbles = _padded(stored.codes(), lanes).view(-1, lanes, stored.shape[1] // 8, 8)

@@ -49,19 +49,22 @@ Value = int | float | bool | str | Items
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of the file. `shape` is in torch's order: outputs first."""
+    """One tensor of the file. `shape` is in torch's order: outputs first. `offset` counts bytes from the header's
+    `data_start`."""
 
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The metadata and tensor list of a file."""
+    """The metadata and tensor list of a file. `data_start` is the place of the first tensor, in bytes."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
+    data_start: int
 
     @property
     def architecture(self) -> str:
@@ -103,19 +106,21 @@ class _Walk:
             if key in metadata:
                 raise _Broken(f"its entry {key!r} occurs twice")
             metadata[key] = self._value(self._number("I"))
-        return GgufHeader(metadata, self._tensors(tensor_count, _alignment(metadata)))
+        alignment = _alignment(metadata)
+        tensors = self._tensors(tensor_count, alignment)
+        return GgufHeader(metadata, tensors, -(-self._place // alignment) * alignment)
 
     def _tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
         expected_offset = 0
         for _ in range(count):
-            tensor, offset = self._tensor(), self._number("Q")
+            tensor = self._tensor()
             if tensor.name in tensors:
                 raise _Broken(f"its tensor {tensor.name!r} occurs twice")
-            if offset != expected_offset:
+            if tensor.offset != expected_offset:
                 raise _Broken(f"its tensor {tensor.name!r} is not at the expected offset")
             tensors[tensor.name] = tensor
-            end = offset + _size_bytes(tensor)
+            end = tensor.offset + _size_bytes(tensor)
             expected_offset = -(-end // alignment) * alignment
             last_end = end
         if not tensors:
@@ -140,7 +145,7 @@ class _Walk:
         kind = GGMLQuantizationType(number)
         if sizes[0] % GGML_QUANT_SIZES[kind][0]:
             raise _Broken(f"rows of its tensor {name!r} are not whole blocks of {kind.name}")
-        return TensorInfo(name, tuple(reversed(sizes)), kind)
+        return TensorInfo(name, tuple(reversed(sizes)), kind, self._number("Q"))
 
     def _value(self, kind: int) -> Value:
         if kind == _STRING:

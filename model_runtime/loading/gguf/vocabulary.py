@@ -1,0 +1,187 @@
+"""The tokenizer of a GGUF file: built by transformers, corrected and checked against the file's metadata.
+
+Source of the rules: llama.cpp's `llama_vocab::impl::load` (llama-vocab.cpp).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from gguf import TokenType
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
+from transformers.integrations.gguf import get_gguf_tokenizer
+
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.loading.checks.gguf_header import GgufHeader, Items
+from model_runtime.loading.gguf.text_splits import IGNORES_MERGES, SPLITS, split_rule
+
+_PREFIX = "tokenizer.ggml."
+_NONE = 0xFFFFFFFF  # how some converters write "no such token"
+_BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"
+_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id", "unk": "unknown_token_id"}
+# Each ends an answer in llama.cpp (`special_eog_ids`).
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_LISTED_ENDS = "tokenizer.ggml.eos_token_ids"  # written by Ollama
+_USED = re.compile(
+    r"tokenizer\.(ggml\.(model|pre|tokens|token_type|scores|merges|add_bos_token|add_eos_token|add_space_prefix"
+    r"|(bos|eos|eot|eom|unknown|padding)_token_id|eos_token_ids|fim_(pad|rep|sep)_token_id)|chat_template)"
+)
+# For tasks other than chats, and what llama.cpp does not read either.
+_IRRELEVANT = re.compile(
+    r"tokenizer\.(ggml\.((seperator|separator|mask|cls|fim_(pre|suf|mid)|prefix|suffix|middle)_token_id)"
+    r"|huggingface\.json|chat_templates|chat_template\.\w+)"
+)
+_OFF = ("add_sep_token", "remove_extra_whitespaces")  # only false is supported
+
+
+def check_vocabulary_keys(name: str, header: GgufHeader) -> None:
+    """Raises `ModelLoadError` for a key that is not supported or not known, from the header alone."""
+    for key, value in header.metadata.items():
+        if not key.startswith("tokenizer.") or _USED.fullmatch(key) or _IRRELEVANT.fullmatch(key):
+            continue
+        if key.removeprefix(_PREFIX) in _OFF and not value:
+            continue
+        raise ModelLoadError(f"{name} cannot be used: Keepwarm does not support its entry {key[:80]}.")
+    model = header.metadata.get(f"{_PREFIX}model")
+    if model not in (_BYTE_LEVEL, _SENTENCEPIECE):
+        raise ModelLoadError(
+            f"{name} cannot be used: its tokenizer.ggml.model is {str(model)[:60]}; Keepwarm reads '{_BYTE_LEVEL}' "
+            f"(byte-level) and '{_SENTENCEPIECE}' (SentencePiece)."
+        )
+    split = header.metadata.get(f"{_PREFIX}pre", "default")
+    if model == _BYTE_LEVEL and split not in SPLITS:
+        raise ModelLoadError(
+            f"{name} cannot be used: it splits text as tokenizer.ggml.pre '{str(split)[:60]}' says, which Keepwarm "
+            "does not know."
+        )
+    rows = header.tensors["token_embd.weight"].shape[0]
+    if not all(end in range(rows) for end in _listed_ends(header)):
+        raise ModelLoadError(f"{name} cannot be used: its {_LISTED_ENDS} are not all tokens of its own.")
+    for what in _IDS.values():
+        if header.metadata.get(f"{_PREFIX}{what}") == _NONE:
+            raise ModelLoadError(f"{name} cannot be used: its {what} says that there is no such token.")
+
+
+def token_ids(header: GgufHeader) -> dict[str, int | list[int]]:
+    """The ids of special tokens as transformers' configs have them. What ends an answer is a list if it is more than
+    one token."""
+    found = {key: header.metadata.get(f"{_PREFIX}{name}") for key, name in _IDS.items()}
+    ids: dict[str, Any] = {f"{key}_token_id": found[key] for key in ("bos", "eos", "pad")}
+    if found["unk"] is not None:
+        ids["unk_token_id"] = found["unk"]
+    stated = [header.metadata.get(f"{_PREFIX}{end}_token_id") for end in _ENDS] + list(_listed_ends(header))
+    ends = list(dict.fromkeys(end for end in stated if isinstance(end, int) and end != _NONE))
+    if len(ends) > 1:
+        ids["eos_token_id"] = ends
+    return ids
+
+
+def _listed_ends(header: GgufHeader) -> tuple[float, ...]:
+    listed = header.metadata.get(_LISTED_ENDS)
+    return listed.numbers if isinstance(listed, Items) else ()
+
+
+def save_tokenizer(path: Path, header: GgufHeader, directory: Path, *, splits_as_stated: bool) -> list[str]:
+    """Writes the tokenizer's files and returns notes about it. `splits_as_stated`: see `convert_gguf`. Raises
+    `ModelLoadError` if its ids are not the file's."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+    _, vocabulary, _ = get_gguf_tokenizer(str(path))
+    split = str(header.metadata.get(f"{_PREFIX}pre", "default"))
+    notes = []
+    if vocabulary["tokenizer_type"] == _BYTE_LEVEL:
+        _spell_added_tokens(tokenizer, vocabulary)
+        if splits_as_stated:
+            _split_as_stated(tokenizer, split)
+        if split == "default":
+            notes.append("The file does not say how its tokenizer splits text; GPT-2's rule is used.")
+    else:
+        _set_space_prefix(path.name, tokenizer, vocabulary.get("add_prefix_space"))
+    _check_ids(path.name, tokenizer, vocabulary)
+    tokenizer.save_pretrained(directory)
+    return notes
+
+
+def _split_as_stated(tokenizer: PreTrainedTokenizerFast, split: str) -> None:
+    rule = split_rule(split)
+    if rule is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = rule
+    if split in IGNORES_MERGES:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
+
+
+def _spell_added_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str, Any]) -> None:
+    """transformers writes tokens with characters outside the byte-level alphabet (DeepSeek's "<｜User｜>") in that
+    alphabet and does not add them, so that a template's "<｜User｜>" would be cut into pieces."""
+    kinds = vocabulary.get("token_type") or ()
+    wanted = {
+        token: kind
+        for token, kind in zip(vocabulary["tokens"], kinds, strict=False)
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    }
+    known = tokenizer.get_added_vocab()
+    missing = [token for token in wanted if token not in known]
+    if not missing:
+        return
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids = {token: place for place, token in enumerate(vocabulary["tokens"])}
+    spelled = {place: token for token, place in backend["model"]["vocab"].items()}
+    for token in missing:
+        del backend["model"]["vocab"][spelled[ids[token]]]
+        backend["model"]["vocab"][token] = ids[token]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
+    for token in missing:
+        special = wanted[token] == TokenType.CONTROL
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)], special_tokens=special)
+
+
+def _set_space_prefix(name: str, tokenizer: PreTrainedTokenizerFast, stated: bool | None) -> None:
+    """SentencePiece puts a space before a text unless the file says otherwise."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    has_prefix = "▁" in tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
+    if stated is None or bool(stated) == has_prefix:
+        return
+    if stated:
+        raise ModelLoadError(
+            f"{name} cannot be used: its tokenizer.ggml.add_space_prefix asks for a space before each text, which "
+            "tokenizers of this architecture do not add."
+        )
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        backend[part] = _without_prefix(backend[part])
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
+
+
+def _without_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A step of a tokenizers pipeline that neither adds nor removes the space before a text."""
+    if step is None or step["type"] in ("Prepend", "Strip"):
+        return None
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    for part in ("normalizers", "pretokenizers", "decoders"):
+        if part in step:
+            return {**step, part: [kept for inner in step[part] if (kept := _without_prefix(inner)) is not None]}
+    return step
+
+
+def _check_ids(name: str, tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str, Any]) -> None:
+    """Each token has the id of its place in the file, and those that stand for themselves are never cut."""
+    tokens = vocabulary["tokens"]
+    if len(tokenizer) != len(tokens):
+        raise ModelLoadError(
+            f"{name} cannot be used: its tokenizer has {len(tokenizer):,} tokens instead of {len(tokens):,}."
+        )
+    for key, what in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("pad", "pad_token_id")):
+        stated = vocabulary.get(what)
+        if stated is not None and getattr(tokenizer, f"{key}_token_id") != stated:
+            raise ModelLoadError(f"{name} cannot be used: its {what} {stated} is not a token of its own.")
+    for place, kind in enumerate(vocabulary.get("token_type") or ()):
+        if kind != TokenType.CONTROL or place >= len(tokens):
+            continue
+        found = tokenizer.backend_tokenizer.encode(tokens[place], add_special_tokens=False).ids
+        if found != [place]:
+            raise ModelLoadError(
+                f"{name} cannot be used: its control token {tokens[place][:60]!r} is not one token of its tokenizer."
+            )
