@@ -284,3 +284,9 @@ CASES = {
         {**_GPT2, "attention.layer_norm_epsilon": 1e-5, "feed_forward_length": 256},
     ),
 }
+
+# Keys of the cases that say what is so without them, too.
+SAID_ANYWAY = (
+    *("attention.value_length", "feed_forward_length", "use_parallel_residual", "rope.scaling.type", "rope.freq_base"),
+    "attention.head_count_kv",
+)
