@@ -128,10 +128,12 @@ def _spell_added_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str
         return
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     ids = {token: place for place, token in enumerate(vocabulary["tokens"])}
-    spelled = {place: token for token, place in backend["model"]["vocab"].items()}
-    for token in missing:
-        del backend["model"]["vocab"][spelled[ids[token]]]
-        backend["model"]["vocab"][token] = ids[token]
+    places = {ids[token] for token in missing}
+    vocab = {token: place for token, place in backend["model"]["vocab"].items() if place not in places}
+    vocab |= {token: ids[token] for token in missing}
+    taken = set(vocab.values())  # a token may have lost its place to another that was spelled like it
+    vocab |= {token: place for token, place in ids.items() if place not in taken}
+    backend["model"]["vocab"] = vocab
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
     for token in missing:
         special = wanted[token] == TokenType.CONTROL
@@ -169,16 +171,15 @@ def _without_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
 def _check_ids(name: str, tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str, Any]) -> None:
     """Each token has the id of its place in the file, and those that stand for themselves are never cut."""
     tokens = vocabulary["tokens"]
-    if len(tokenizer) != len(tokens):
-        raise ModelLoadError(
-            f"{name} cannot be used: its tokenizer has {len(tokenizer):,} tokens instead of {len(tokens):,}."
-        )
+    last = max(tokenizer.get_vocab().values())
+    if last >= len(tokens):
+        raise ModelLoadError(f"{name} cannot be used: its tokenizer has a token {last:,}, but lists {len(tokens):,}.")
     for key, what in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("pad", "pad_token_id")):
         stated = vocabulary.get(what)
         if stated is not None and getattr(tokenizer, f"{key}_token_id") != stated:
             raise ModelLoadError(f"{name} cannot be used: its {what} {stated} is not a token of its own.")
     for place, kind in enumerate(vocabulary.get("token_type") or ()):
-        if kind != TokenType.CONTROL or place >= len(tokens):
+        if kind != TokenType.CONTROL or place >= len(tokens) or not tokens[place]:
             continue
         found = tokenizer.backend_tokenizer.encode(tokens[place], add_special_tokens=False).ids
         if found != [place]:

@@ -135,11 +135,11 @@ CASES = {
     "llama yarn with betas": Case(
         "llama",
         "llama",
-        _rope("yarn", beta_fast=16.0, beta_slow=2.0, attention_factor=1.5 * (1 + 0.1 * float(np.log(4))), **_YARN),
+        _rope("yarn", beta_fast=2.0, beta_slow=0.125, attention_factor=1.5 * (1 + 0.1 * float(np.log(4))), **_YARN),
         {
             **_YARN_KEYS,
-            "rope.scaling.yarn_beta_fast": 16.0,
-            "rope.scaling.yarn_beta_slow": 2.0,
+            "rope.scaling.yarn_beta_fast": 2.0,
+            "rope.scaling.yarn_beta_slow": 0.125,
             "rope.scaling.attn_factor": 1.5,
         },
     ),
@@ -284,3 +284,9 @@ CASES = {
         {**_GPT2, "attention.layer_norm_epsilon": 1e-5, "feed_forward_length": 256},
     ),
 }
+
+# Keys of the cases that say what is so without them, too.
+SAID_ANYWAY = (
+    *("attention.value_length", "feed_forward_length", "use_parallel_residual", "rope.scaling.type", "rope.freq_base"),
+    "attention.head_count_kv",
+)

@@ -23,7 +23,7 @@ from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
 from model_runtime.weights.kernel_choice import kernel_plan
-from tests.model_runtime.loading.gguf.cases import CASES, IDS
+from tests.model_runtime.loading.gguf.cases import CASES, IDS, SAID_ANYWAY
 
 Load = Callable[[Path, Quantization], LoadedModel]
 _EXACT = 2e-5  # standard deviations of the logits
@@ -68,31 +68,32 @@ def test_a_file_runs_as_it_was_meant(name: str, tmp_path: Path, load: Load) -> N
     assert gap(logits_of(loaded.model), logits_of(model)) < _EXACT
 
 
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        (name, key)
-        for name, case in CASES.items()
-        for key in case.keys
-        if (name, key) != ("phi3 long", "rope.scaling.original_context_length")
-    ],
-)
+@pytest.mark.long  # two minutes together
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, case in CASES.items() for key in case.keys])
 def test_every_key_matters(name: str, key: str, tmp_path: Path, load: Load) -> None:
-    """Without it the file is refused or means another model, or the key says what is so anyway."""
+    """Without it the file is refused or answers otherwise, or the key says what is so anyway."""
     case = CASES[name]
     model = case.model()
     full = f"{case.architecture}.{key}"
     keys = {other: value for other, value in case.all_keys(model).items() if other != full}
     path = case.write(tmp_path / "model.gguf", model, keys=keys)
-    usual = {
-        *("attention.value_length", "feed_forward_length", "use_parallel_residual", "rope.scaling.type"),
-        *("rope.freq_base", "attention.head_count_kv"),
-    }
     try:
         changed = gap(logits_of(load(path, "none").model), logits_of(model))
     except ModelLoadError:
         return
-    assert changed > 1e-3 or key in usual
+    assert changed > 1e-3 or key in SAID_ANYWAY
+
+
+def test_biases_of_one_layer_are_used(tmp_path: Path, load: Load) -> None:
+    case = CASES["llama attention bias"]
+    model = case.model()
+    has = ("blk.0.attn_q.bias", "blk.0.attn_output.bias")
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and not name.startswith(("model.layers.0.self_attn.q", "model.layers.0.self_attn.o")):
+            parameter.data.zero_()
+    tensors = {name: rows for name, rows in case.all_tensors(model).items() if not name.endswith("bias") or name in has}
+    loaded = load(case.write(tmp_path / "model.gguf", model, tensors=tensors), "none")
+    assert gap(logits_of(loaded.model), logits_of(model)) < _EXACT
 
 
 @pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1])

@@ -15,7 +15,7 @@ from model_runtime.loading.gguf.families import FAMILIES, settings_of
 from model_runtime.loading.gguf.general_keys import check_general_keys, recommended_sampling
 from model_runtime.loading.gguf.metadata import Metadata
 from model_runtime.loading.gguf.vocabulary import check_vocabulary_keys, token_ids
-from tests.model_runtime.loading.gguf.cases import CASES, Case
+from tests.model_runtime.loading.gguf.cases import CASES, SAID_ANYWAY, Case
 
 _ODD: tuple[Value, ...] = (7, 0.37, True, "strange", Items(3, (1, 2, 3)))
 # What may change nothing, and why.
@@ -122,3 +122,16 @@ def test_no_other_key_is_dropped(key: str, headers: dict[str, GgufHeader]) -> No
 @pytest.mark.parametrize("key", ["llama.new_thing", "general.new_thing", "tokenizer.ggml.new_thing", "new.thing"])
 def test_an_unknown_key_is_refused_by_name(key: str, headers: dict[str, GgufHeader]) -> None:
     assert outcomes(headers["llama"], key) == {"refused"}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "phi3 long"])
+def test_every_key_of_a_case_is_used(name: str) -> None:
+    case = CASES[name]
+    header = header_of(case)
+    for key in case.keys.keys() - {*SAID_ANYWAY}:
+        rest = {full: value for full, value in header.metadata.items() if full != f"{case.architecture}.{key}"}
+        try:
+            changed = meaning(GgufHeader(rest, header.tensors, 0)) != meaning(header)
+        except ModelLoadError:
+            continue
+        assert changed, key

@@ -36,7 +36,7 @@ def frequencies(base: float, dim: int, rope: dict[str, object]) -> torch.Tensor:
     return found.double()
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(60))
 def test_any_bend_is_found_again(seed: int) -> None:
     chance = np.random.default_rng(seed)
     dim, base = int(chance.choice([8, 16, 32, 64, 128, 256])), float(chance.choice([100.0, 1e4, 5e5, 1e6]))

@@ -83,6 +83,13 @@ def test_control_tokens_of_any_letters_are_one_token(tmp_path: Path) -> None:
     assert len(tokenizer) == 512
 
 
+def test_spaces_that_are_a_token_do_not_take_the_place_of_those_that_merge(tmp_path: Path) -> None:
+    keys = byte_level_keys({_USER: ("  ", TokenType.USER_DEFINED), _THINK: ("ĠĠ", TokenType.NORMAL)})
+    tokenizer = converted(tmp_path, {**keys, "tokenizer.ggml.merges": ["Ġ Ġ", *keys["tokenizer.ggml.merges"]]})
+    assert tokenizer.encode("  ", add_special_tokens=False) == [_USER]
+    assert tokenizer.convert_ids_to_tokens([_USER, _THINK]) == ["  ", "ĠĠ"]
+
+
 @pytest.mark.parametrize(
     ("split", "text", "pieces"),
     [
