@@ -141,14 +141,15 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     alibi_slopes: torch.Tensor | None = None,
+    key_biases: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **more: object,
 ) -> tuple[torch.Tensor, None]:
     """`query (1, heads, T, key_dim)`, `key` and `value` `(1, kv_heads, T, dim)` -> `(1, T, heads, value_dim)`.
 
     Appends the keys and values of every conversation to its own rows, then attends. `s_aux` is transformers' name for
-    sinks. `alibi_slopes (heads,)` as in `AttentionOptions`. Raises `StepAborted`, or `ValueError` for attention that it
-    cannot compute: also for any argument that it does not know.
+    sinks. `alibi_slopes (heads,)` and `key_biases` as in `AttentionOptions`. Raises `StepAborted`, or `ValueError` for
+    attention that it cannot compute: also for any argument that it does not know.
     """
     packed = _BATCH.get()
     if packed is None:
@@ -162,7 +163,7 @@ def packed_attention(
         raise StepAborted
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     packed.layers_seen.append(layer)
-    options = AttentionOptions(scaling, sliding_window, None, softcap, s_aux, alibi_slopes)
+    options = AttentionOptions(scaling, sliding_window, None, softcap, s_aux, alibi_slopes, key_biases)
     return packed.attend(layer, query, key, value, options), None
 
 

@@ -16,6 +16,7 @@ class AttentionOptions:
 
     - `softcap`: the score becomes `softcap * tanh(score / softcap)` (Gemma 2).
     - `slopes` float32 `(heads,)`: `slope * (k - p)` is added (ALiBi, Press et al. 2021).
+    - `key_biases` float32 `(heads, positions)`: the one of position k is added (Falcon's rounded ALiBi).
     - `window`: only keys with `p - window < k <= p` are seen. It counts the token itself.
     - `chunk`: only keys with `k // chunk == p // chunk` are seen (Llama 4).
     - `sinks (heads,)`: one more score in the softmax's sum, whose value is 0 (gpt-oss; Xiao et al. 2023).
@@ -27,17 +28,18 @@ class AttentionOptions:
     softcap: float | None = None
     sinks: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
+    key_biases: torch.Tensor | None = None
 
     @property
     def used(self) -> frozenset[str]:
         """The names of the options in use, the scale apart, which every kernel computes."""
-        names = ("window", "chunk", "softcap", "sinks", "slopes")
+        names = ("window", "chunk", "softcap", "sinks", "slopes", "key_biases")
         return frozenset(name for name in names if getattr(self, name) is not None)
 
     @property
     def changes_scores(self) -> bool:
         """Whether it does more than hide keys."""
-        return self.softcap is not None or self.sinks is not None or self.slopes is not None
+        return not self.used <= {"window", "chunk"}
 
     def first_key(self, position: int) -> int:
         """The first key that the query at `position` sees."""

@@ -60,6 +60,8 @@ def _attend_rows(
     end = first_key + total
     if options.slopes is not None:
         scores += options.slopes.float()[:, None, None] * distances(tokens, end, first_key, scores.device)
+    if options.key_biases is not None:
+        scores += options.key_biases[:, None, first_key:end]
     if tokens > 1:
         scores += causal_mask(tokens, end - tokens, options, scores, first_key)
     if options.sinks is not None:

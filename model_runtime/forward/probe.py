@@ -1,8 +1,9 @@
 """Checks at load that conversations may share a model's forward.
 
-A model that accepts `set_attn_implementation` may still never call the attention function (Falcon, BLOOM, MPT), or
-choose its rotary frequencies from the largest position of the whole batch (long RoPE): packed, it would mix
-conversations. So two packed sequences are compared with each alone through the model's own attention.
+A model that accepts `set_attn_implementation` may still never call the attention function (Mamba; also Falcon, BLOOM
+and others, whose modules are replaced first), or choose its rotary frequencies from the largest position of the whole
+batch (long RoPE): packed, it would mix conversations. So two packed sequences are compared with each alone through the
+model's own attention.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.forward.attention_options import AttentionOptions
+from model_runtime.forward.classic.replacements import replace_attention
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.slab import KVSlab
@@ -51,6 +53,7 @@ def probe_packing(
     if context_limit_tokens <= _FAR_TOKENS:
         raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few for an answer.")
     _refuse_batch_dependent_rope(model)
+    replace_attention(model)
     stock = str(model.config._attn_implementation)
     if stock == ATTENTION_NAME:
         stock = "sdpa"  # an earlier engine has left ours set

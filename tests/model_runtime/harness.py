@@ -18,6 +18,7 @@ from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
 from tests.model_runtime import tiny_models
+from tests.model_runtime.tiny_classic import TINY_CLASSIC
 from tests.polling import until
 
 TINY = {
@@ -25,6 +26,7 @@ TINY = {
     "qwen3": tiny_models.tiny_qwen3,
     "gemma3": tiny_models.tiny_gemma3,
     "gptbigcode": tiny_models.tiny_gptbigcode,
+    **{name: TINY_CLASSIC[name] for name in ("bloom", "falcon-alibi", "gptj", "mpt")},
 }
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 

@@ -81,7 +81,7 @@ class SpanTable:
 class VarlenKernel:
     """`call(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, seqused_k)`. `call_with_lse`
     also returns the logarithms of the softmax's sums `(heads, T)`; None if there is no such function. `waits`: it reads
-    lengths on the host. `named`: which options the function takes by name (`alibi_slopes`, `softcap`)."""
+    lengths on the host. `named`: which options the function takes by name (`alibi_slopes`, `key_biases`, `softcap`)."""
 
     name: str
     call: Callable[..., torch.Tensor]
@@ -101,8 +101,8 @@ class VarlenKernel:
         `ValueError` for an option that this kernel does not compute."""
         if refused := self.refused(options):
             raise ValueError(f"its attention uses {refused}, which {self.name} does not compute")
-        is_hiding = options.window is not None or options.chunk is not None
-        if table.pieces is not None and self.call_with_lse is not None and not is_hiding and options.slopes is None:
+        by_position = {"window", "chunk", "slopes", "key_biases"}  # a piece does not know where its keys are
+        if table.pieces is not None and self.call_with_lse is not None and by_position.isdisjoint(options.used):
             return self._attend_in_pieces(query, keys, values, table.pieces, options)
         if options.chunk is not None:
             table = table.in_chunks(options.chunk)
@@ -118,6 +118,9 @@ class VarlenKernel:
             return "softcap"
         if options.slopes is not None and "alibi_slopes" not in self.named:
             return "slopes (ALiBi)"
+        is_cut = options.window is not None or options.chunk is not None
+        if options.key_biases is not None and ("key_biases" not in self.named or is_cut):
+            return "biases by the key's position"
         return "sinks" if options.sinks is not None and self.call_with_lse is None else None
 
     def _arguments(
@@ -147,6 +150,8 @@ class VarlenKernel:
         named: dict[str, object] = {"scale": options.scale, "window_size": sides, "seqused_k": used}
         if options.slopes is not None:
             named["alibi_slopes"] = options.slopes.float()
+        if options.key_biases is not None:
+            named["key_biases"] = options.key_biases
         if options.softcap is not None:
             named["softcap"] = options.softcap
         return (query, keys, values, table.cu_seq_q, begins, table.max_q, max_k), named
@@ -204,6 +209,7 @@ def reference_with_lse(
     window_size: tuple[int, int] = (-1, -1),
     seqused_k: torch.Tensor | None = None,
     alibi_slopes: torch.Tensor | None = None,
+    key_biases: torch.Tensor | None = None,
     softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes the same in plain torch, sequence by sequence: any device, any dtype, any head dimension. A row that
@@ -228,6 +234,8 @@ def reference_with_lse(
         if alibi_slopes is not None:
             slopes = alibi_slopes.view(key.shape[1], groups, 1, 1)
             scores = scores + slopes * _distances(tokens, keys, query.device)
+        if key_biases is not None:
+            scores = scores + key_biases[:, :keys].view(key.shape[1], groups, 1, keys)
         scores.masked_fill_(_hidden(tokens, keys, window_size, query.device), -math.inf)
         sums = scores.logsumexp(-1).flatten(0, 1)
         lse[:, rows] = sums.masked_fill(sums == -math.inf, math.inf)
@@ -256,7 +264,11 @@ def _distances(tokens: int, keys: int, device: torch.device) -> torch.Tensor:
 
 
 REFERENCE = VarlenKernel(
-    "reference varlen", reference_varlen, reference_with_lse, waits=True, named=frozenset({"alibi_slopes", "softcap"})
+    "reference varlen",
+    reference_varlen,
+    reference_with_lse,
+    waits=True,
+    named=frozenset({"alibi_slopes", "key_biases", "softcap"}),
 )
 
 

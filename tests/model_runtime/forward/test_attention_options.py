@@ -24,6 +24,7 @@ HEADS, KV_HEADS, DIM, VALUE_DIM = 6, 2, 8, 12
 GEOMETRY = KVGeometry((LayerShape(KV_HEADS, DIM, VALUE_DIM),), torch.float32, torch.device("cpu"), 16)
 SINKS = torch.linspace(-2, 3, HEADS)
 SLOPES = torch.tensor([2.0 ** -(n + 1) for n in range(HEADS)])
+KEY_BIASES = torch.linspace(-3, 3, HEADS * 100).view(100, HEADS).t()
 CASES = {
     "plain": PLAIN,
     "scale": AttentionOptions(scale=0.9),
@@ -37,6 +38,7 @@ CASES = {
     "sinks and chunk": AttentionOptions(sinks=SINKS, chunk=8),
     "slopes": AttentionOptions(slopes=SLOPES),
     "slopes and window": AttentionOptions(slopes=SLOPES, window=7),
+    "key biases": AttentionOptions(key_biases=KEY_BIASES),
     "all": AttentionOptions(0.7, 9, 16, 1.5, SINKS, SLOPES),
 }
 # Turns of two conversations: how many tokens each gets in a forward.
@@ -53,6 +55,8 @@ def formula(
         scores = o.softcap * torch.tanh(scores / o.softcap)
     if o.slopes is not None:
         scores = scores + o.slopes[head].double() * (places - position)
+    if o.key_biases is not None:
+        scores = scores + o.key_biases[head, : len(keys)].double()
     is_hidden = places > position
     if o.window is not None:
         is_hidden |= places <= position - o.window
