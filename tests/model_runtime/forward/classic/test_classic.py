@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_runtime.forward.attention import ATTENTION_NAME
 from model_runtime.forward.classic.bloom import bloom_slopes
 from model_runtime.forward.classic.mpt import mpt_slopes
 from model_runtime.forward.classic.replacements import REPLACEMENTS, replace_attention
@@ -70,6 +71,11 @@ def test_a_replaced_module_computes_what_it_did_until_it_is_asked(tmp_path: Path
         before = full_read(model, range(3, 60))
         replace_attention(model)
         replace_attention(model)
+        assert torch.equal(full_read(model, range(3, 60)), before)
+        model.set_attn_implementation(ATTENTION_NAME)
+        with pytest.raises(ValueError, match="without a batch"):
+            full_read(model, range(3, 60))
+        model.set_attn_implementation("sdpa")  # whatever the modules' own is
         assert torch.equal(full_read(model, range(3, 60)), before)
         assert [key for key, _ in model.named_parameters()] == names
         assert not any(type(module) in REPLACEMENTS for module in model.modules())
