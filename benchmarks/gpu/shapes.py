@@ -13,8 +13,10 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     GPTBigCodeConfig,
     LlamaConfig,
+    MptConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -113,6 +115,20 @@ def _octocoder(tiny: bool) -> GPTBigCodeConfig:
     return GPTBigCodeConfig(**(small if tiny else real), multi_query=True, bos_token_id=0, eos_token_id=0)
 
 
+def _mpt_1b(tiny: bool) -> MptConfig:
+    """MPT-1B: ALiBi."""
+    small = {"vocab_size": 512, "d_model": 96, "n_layers": 2, "n_heads": 6}
+    real = {"vocab_size": 50368, "d_model": 2048, "n_layers": 24, "n_heads": 16}
+    return MptConfig(**(small if tiny else real), max_seq_len=4096)
+
+
+def _falcon_7b(tiny: bool) -> FalconConfig:
+    """Falcon-7B: one key head for 71 query heads; positions for 4k instead of 2k."""
+    small = {"vocab_size": 512, "hidden_size": 112, "num_hidden_layers": 2, "num_attention_heads": 7}
+    real = {"vocab_size": 65024, "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71}
+    return FalconConfig(**(small if tiny else real), max_position_embeddings=4096)
+
+
 SHAPES: dict[str, Callable[[bool], Any]] = {
     "smollm2_135m": _smollm2,
     "llama3_8b": _llama3_8b,
@@ -120,6 +136,8 @@ SHAPES: dict[str, Callable[[bool], Any]] = {
     "llama32_1b": _llama32_1b,
     "qwen3_06b": _qwen3_06b,
     "octocoder": _octocoder,
+    "mpt_1b": _mpt_1b,
+    "falcon_7b": _falcon_7b,
 }
 
 

@@ -14,26 +14,28 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from model_runtime.architecture.decoder_layout import head_dim_of, head_norms_of, projections_of
+from model_runtime.architecture.ignored_settings import refuse_ignored_settings
 from model_runtime.interface.errors import ModelLoadError
 
 MOST_CONTEXT_TOKENS = 1 << 24  # rotary positions are float32, which represents every integer only up to here
 _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 _MORE_COUNTS = ("intermediate_size", "max_position_embeddings", "sliding_window", "num_experts", "num_local_experts")
+_CLASSIC_COUNTS = ("max_seq_len", "window_size", "num_kv_heads")
 _FACTORS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
 
 
 def check_config(config: PretrainedConfig, name: str) -> None:
-    """Raises `ModelLoadError` for numbers that no model can have. Numbers that an architecture does not state are not
-    checked."""
+    """Raises `ModelLoadError` for numbers that no model can have, and for settings that transformers would ignore.
+    Numbers that an architecture does not state are not checked."""
     text = config.get_text_config()
-    for key in (*_COUNTS, *_MORE_COUNTS):
+    for key in (*_COUNTS, *_MORE_COUNTS, *_CLASSIC_COUNTS):
         value = getattr(text, key, None)
         if key == "sliding_window" and value == 0 and not getattr(text, "use_sliding_window", True):
             continue  # how Qwen2-MoE's config says that nothing slides
         if isinstance(value, bool) or (isinstance(value, (int, float)) and not _is_count(value)):
             raise _impossible(name, key, value)
-    context = getattr(text, "max_position_embeddings", None)
-    if isinstance(context, int) and context > MOST_CONTEXT_TOKENS:
+    context = declared_context_tokens(text)
+    if context is not None and context > MOST_CONTEXT_TOKENS:
         raise ModelLoadError(
             f"{name} cannot be used: it says its context is {context:,} tokens long; at most {MOST_CONTEXT_TOKENS:,} "
             "are possible."
@@ -44,6 +46,16 @@ def check_config(config: PretrainedConfig, name: str) -> None:
     for key, value in _factors_of(text):
         if not isinstance(value, bool) and isinstance(value, (int, float)) and not (math.isfinite(value) and value > 0):
             raise _impossible(name, key, value)
+    refuse_ignored_settings(text, name)
+
+
+def declared_context_tokens(text_config: Any) -> int | None:
+    """How many tokens the config says that the model holds; None if it does not say (BLOOM)."""
+    for key in ("max_position_embeddings", "max_seq_len"):  # MPT's word for it
+        value = getattr(text_config, key, None)
+        if isinstance(value, int):
+            return value
+    return None
 
 
 def check_decoder_shapes(model: PreTrainedModel) -> None:

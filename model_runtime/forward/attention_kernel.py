@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from model_runtime.forward.attention import causal_mask
+from model_runtime.forward.attention_options import PLAIN
+from model_runtime.forward.dense_attention import causal_mask
 from model_runtime.kv.geometry import KVGeometry
 
 # The values of torch's SDPBackend, which `_fused_sdp_choice` returns.
@@ -23,7 +24,7 @@ def kernel_name(geometry: KVGeometry, heads: int) -> str:
         )
         keys = query.new_zeros((shape.kv_heads, 1, 16, shape.key_dim)).expand(-1, groups, -1, -1)
         values = query.new_zeros((shape.kv_heads, 1, 16, shape.value_dim)).expand(-1, groups, -1, -1)
-        mask = None if tokens == 1 else causal_mask(tokens, 16 - tokens, None, query)
+        mask = None if tokens == 1 else causal_mask(tokens, 16 - tokens, PLAIN, query)
         choice = torch._fused_sdp_choice(query, keys, values, mask)
         chosen.append(_NAMES.get(int(choice), f"backend {int(choice)}"))
     name = chosen[0] if chosen[0] == chosen[1] else f"{chosen[0]} decode, {chosen[1]} read"

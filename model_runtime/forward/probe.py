@@ -1,42 +1,45 @@
 """Checks at load that conversations may share a model's forward.
 
-A model that accepts `set_attn_implementation` may still never call the attention function (Falcon, BLOOM, MPT), or
-choose its rotary frequencies from the largest position of the whole batch (long RoPE): packed, it would mix
-conversations. So two packed sequences are compared with each alone through the model's own attention.
+A model that accepts `set_attn_implementation` may still never call the attention function (Mamba; also Falcon, BLOOM
+and others, whose modules are replaced first), or choose its rotary frequencies from the largest position of the whole
+batch (long RoPE): packed, it would mix conversations. So two packed sequences are compared with each alone through the
+model's own attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span
+from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
+from model_runtime.forward.attention_options import AttentionOptions
+from model_runtime.forward.classic.replacements import replace_attention
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.slab import KVSlab
 
-_RECORD_NAME = "keepwarm_record"
 _FAR_TOKENS = 6
 
 
-def _record_shapes(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    shapes: list[tuple[int, LayerShape]],
-    **kwargs: object,
-) -> tuple[torch.Tensor, None]:
-    """Records the KV shape of a layer and returns zeros."""
-    shape = LayerShape(kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3])
-    shapes.append((int(module.layer_idx), shape))  # type: ignore[arg-type]
-    return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3])), None
+@dataclass(slots=True)
+class RecordingBatch:
+    """An `AttentionBatch` that records what each layer's attention asks for and returns zeros."""
 
+    abort_if: Callable[[], bool] = lambda: False
+    layers_seen: list[int] = field(default_factory=list)
+    shapes: list[LayerShape] = field(default_factory=list)
+    options: list[AttentionOptions] = field(default_factory=list)
 
-AttentionInterface.register(_RECORD_NAME, _record_shapes)
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        """See `AttentionBatch`."""
+        self.shapes.append(LayerShape(kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3]))
+        self.options.append(options)
+        return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
 
 
 @torch.inference_mode()
@@ -50,11 +53,12 @@ def probe_packing(
     if context_limit_tokens <= _FAR_TOKENS:
         raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few for an answer.")
     _refuse_batch_dependent_rope(model)
+    replace_attention(model)
     stock = str(model.config._attn_implementation)
     if stock == ATTENTION_NAME:
         stock = "sdpa"  # an earlier engine has left ours set
     device = next(model.parameters()).device
-    geometry = KVGeometry(_layer_shapes(model, device), kv_dtype, device, step_tokens)
+    geometry = KVGeometry(tuple(record_layers(model).shapes), kv_dtype, device, step_tokens)
     vocabulary = int(model.config.get_text_config().vocab_size)
     near = [(7 * i + 3) % vocabulary for i in range(_near_tokens(model, context_limit_tokens))]
     far = [(11 * i + 5) % vocabulary for i in range(_FAR_TOKENS)]
@@ -108,21 +112,26 @@ def _refuse_batch_dependent_rope(model: PreTrainedModel) -> None:
             )
 
 
-def _layer_shapes(model: PreTrainedModel, device: torch.device) -> tuple[LayerShape, ...]:
-    seen: list[tuple[int, LayerShape]] = []
+@torch.inference_mode()
+def record_layers(model: PreTrainedModel) -> RecordingBatch:
+    """What the layers' attention asks for, in a forward of two tokens. It is left with the packed attention set. Raises
+    `ModelLoadError` for a model that cannot be run through it."""
+    batch = RecordingBatch()
+    device = next(model.parameters()).device
     try:
-        model.set_attn_implementation(_RECORD_NAME)
-        model(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False, shapes=seen)
+        model.set_attn_implementation(ATTENTION_NAME)
+        with carrying(batch):
+            model(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False)
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise ModelLoadError(f"{_name(model)} cannot be run through Keepwarm's attention: {error}.") from error
     expected = int(model.config.get_text_config().num_hidden_layers)
-    if [layer for layer, _ in seen] != list(range(expected)):
-        called = f"{len(seen)} times" if seen else "never"
+    if batch.layers_seen != list(range(expected)):
+        called = f"{len(batch.layers_seen)} times" if batch.layers_seen else "never"
         raise ModelLoadError(
             f"{_name(model)} has {expected} layers but called the attention function {called}: its layers keep state "
             "that Keepwarm cannot hold yet. Llama-, Qwen-, Mistral-, Gemma-3- and GPTBigCode-like models work."
         )
-    return tuple(shape for _, shape in seen)
+    return batch
 
 
 def _near_tokens(model: PreTrainedModel, context_limit_tokens: int) -> int:
@@ -159,12 +168,12 @@ def _packed(
             spans.append(Span(slab, len(row), len(piece), past))
             row.extend(piece)
             positions.extend(range(start + past, start + past + len(piece)))
-        logits = model(
-            input_ids=torch.tensor([row], device=geometry.device),
-            position_ids=torch.tensor([positions], device=geometry.device),
-            use_cache=False,
-            packed=PackedBatch(spans),
-        ).logits
+        with carrying(PackedBatch(spans)):
+            logits = model(
+                input_ids=torch.tensor([row], device=geometry.device),
+                position_ids=torch.tensor([positions], device=geometry.device),
+                use_cache=False,
+            ).logits
         for slab, all_ids in zip(slabs, (near, far), strict=True):
             slab.appended(all_ids[part])
     return logits[0].float()

@@ -21,6 +21,7 @@ from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.gpu.self_check import SelfCheck
 from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
 from model_runtime.forward.picked_ids import PickedIds
+from model_runtime.forward.probe import record_layers
 from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.interface.config import EngineConfig, KvDtype
 from model_runtime.interface.errors import ModelLoadError
@@ -189,7 +190,8 @@ def varlen_for(model: PreTrainedModel, geometry: KVGeometry) -> VarlenKernel:
     shape = geometry.layers[0]
     is_uniform = all((s.key_dim, s.value_dim) == (shape.key_dim, shape.key_dim) for s in geometry.layers)
     dtype = geometry.dtype if is_uniform else torch.float32
-    return choose_varlen(geometry.device, dtype, _heads(model), shape.kv_heads, shape.key_dim)
+    options = record_layers(model).options
+    return choose_varlen(geometry.device, dtype, _heads(model), shape.kv_heads, shape.key_dim, options)
 
 
 def open_arena(

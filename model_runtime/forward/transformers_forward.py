@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span
+from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.kv.slab import KVSlab
 
 
@@ -49,14 +49,14 @@ class PackedForward:
             ids.extend(feed.token_ids)
             positions.extend(range(past, past + tokens))
             rows.extend(range(len(ids) - feed.logit_rows, len(ids)))
-        logits: torch.Tensor = self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            # A forward without wanted logits still selects one row, because an empty selection would mean all rows.
-            logits_to_keep=torch.tensor(rows or [len(ids) - 1], device=self.device),
-            use_cache=False,
-            packed=PackedBatch(spans, abort_if),
-        ).logits
+        with carrying(PackedBatch(spans, abort_if)):
+            logits: torch.Tensor = self.model(
+                input_ids=torch.tensor([ids], device=self.device),
+                position_ids=torch.tensor([positions], device=self.device),
+                # A forward without wanted logits still selects one row, because an empty selection would mean all rows.
+                logits_to_keep=torch.tensor(rows or [len(ids) - 1], device=self.device),
+                use_cache=False,
+            ).logits
         for feed in feeds:
             feed.slab.appended(feed.token_ids)
         return logits[0, : len(rows)].float()

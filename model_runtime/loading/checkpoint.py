@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
 from model_runtime.architecture.shape_check import check_bitsandbytes
@@ -25,7 +27,7 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
     settings = bitsandbytes_config(precision)
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    with progress_on_terminals_only():
+    with progress_on_terminals_only(), plain_falcon_layers(precision.mode != "none"):
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=precision.compute_dtype,
@@ -102,3 +104,17 @@ def progress_on_terminals_only() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def plain_falcon_layers(is_quantised: bool) -> Iterator[None]:
+    """If `is_quantised`, a Falcon that is built meanwhile has plain linear layers: bitsandbytes' integration quantises
+    these only, and would leave all of Falcon's own subclass at 16 or 32 bits without a word. The subclass rounds a
+    product before it adds the bias, which a quantised layer does not do anyway."""
+    own_class = modeling_falcon.FalconLinear
+    if is_quantised:
+        modeling_falcon.FalconLinear = nn.Linear
+    try:
+        yield
+    finally:
+        modeling_falcon.FalconLinear = own_class

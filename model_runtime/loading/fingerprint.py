@@ -13,6 +13,9 @@ from model_runtime.loading.sealed_directory import MANIFEST
 
 _SAMPLE_BYTES = 4096
 _SAMPLES = 64
+# How the classic families place and see tokens, in their config or its `attn_config` (MPT). Left out where they do not
+# exist, so that memory saved by other models stays valid.
+_CLASSIC = ("alibi", "attention_types", "window_size", "rotary_dim", "num_kv_heads", "clip_qkv", "softmax_scale")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -34,6 +37,8 @@ def model_fingerprint(directory: Path, config: PretrainedConfig, **numerics: str
     text_config = config.get_text_config()
     names = ("rope_parameters", "sliding_window", "layer_types")
     positions = {name: getattr(text_config, name, None) for name in names}
+    for settings in (text_config, getattr(text_config, "attn_config", None)):
+        positions |= {name: value for name in _CLASSIC if (value := getattr(settings, name, None)) is not None}
     rope = hashlib.sha256(json.dumps(positions, sort_keys=True, default=str).encode())
     return line(weights=digest.hexdigest()[:32], rope=rope.hexdigest()[:16], **numerics)
 

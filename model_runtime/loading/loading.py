@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import release_memory
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from model_runtime.architecture.shape_check import declared_context_tokens
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import is_quantised, load_checkpoint, load_tokenizer
@@ -84,8 +85,8 @@ def unload(loaded: LoadedModel) -> None:
 
 def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
     """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more."""
-    own: object = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(own, int):
+    own = declared_context_tokens(loaded.model.config.get_text_config())
+    if own is None:
         return asked_tokens or 4096
     if asked_tokens is not None and asked_tokens > own:
         raise ModelLoadError(f"{loaded.name} holds at most {own:,} tokens; {asked_tokens:,} were asked for.")

@@ -14,6 +14,7 @@ from model_runtime.loading.loaded import LoadedModel
 from model_runtime.reference.full_read import full_read
 from model_runtime.reference.recorded_engine import Answer, RecordedEngine
 from tests.model_runtime import tiny_models
+from tests.model_runtime.tiny_classic import TINY_CLASSIC
 from tests.polling import until
 
 TINY = {
@@ -21,6 +22,7 @@ TINY = {
     "qwen3": tiny_models.tiny_qwen3,
     "gemma3": tiny_models.tiny_gemma3,
     "gptbigcode": tiny_models.tiny_gptbigcode,
+    **{name: TINY_CLASSIC[name] for name in ("bloom", "falcon-alibi", "gptj", "mpt")},
 }
 __all__ = ["GREEDY", "TINY", "Answer", "WatchedEngine", "full_read", "loaded_tiny"]
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)

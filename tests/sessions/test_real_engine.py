@@ -20,6 +20,7 @@ from sessions.memory.saved.speed import RestoreChoice
 from sessions.store.store import Store
 from sessions.types import ConversationSettings, Receipt, Tier
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
+from tests.model_runtime.tiny_classic import TINY_CLASSIC
 from tests.model_runtime.tiny_models import tiny_llama
 from tests.sessions.house import ADA, finish, until
 
@@ -41,9 +42,11 @@ class Server:
         return message.text, message.receipt
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+@pytest.fixture(scope="module", params=["llama", "bloom", "falcon-alibi", "falcon-groups", "gptj", "mpt"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint: Llama, and those whose attention is replaced."""
+    make = tiny_llama if request.param == "llama" else TINY_CLASSIC[request.param]
+    return make(tmp_path_factory.mktemp("tiny") / request.param)
 
 
 @contextmanager
@@ -127,6 +130,7 @@ def test_verifying_finds_planted_damage_on_the_device_and_on_disk(
         assert first is not None
         assert first.agrees
         assert first.logit_difference < 1e-4
+        until(lambda: server.manager.memory_view(ADA).rows[0].disk_tokens > 0)
         kv = server.manager.memory.held.slots[c].kv
         assert isinstance(kv, KVSlab)
         with torch.inference_mode():

@@ -70,6 +70,10 @@ class PieceTable:
         weights = torch.softmax(scores, dim=-1).permute(1, 2, 0).unsqueeze(-1)
         return (weights * outputs[self.places]).sum(1).to(outputs.dtype)
 
+    def merged_lse(self, lse: torch.Tensor) -> torch.Tensor:
+        """The pieces' logarithms of sums `(heads, R)` -> those of whole sequences `(heads, T)`."""
+        return lse[:, self.places].masked_fill(self.absent, -torch.inf).logsumexp(-1)
+
 
 def window_for(used_k: Sequence[int], heads: int, processors: int) -> int | None:
     """How many keys a piece should have so that its blocks keep all processors busy, with two blocks on each. None if

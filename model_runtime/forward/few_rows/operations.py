@@ -13,6 +13,7 @@ from torch import nn
 
 from model_runtime.architecture.decoder_layout import head_dim_of, head_norms_of, projections_of
 from model_runtime.forward.arena.varlen import VarlenKernel
+from model_runtime.forward.attention_options import AttentionOptions
 from model_runtime.forward.few_rows.decode_attention import DecodeAttention, agrees, decode_attention_kernel
 from model_runtime.forward.few_rows.four_bit_product import FourBitProduct
 from model_runtime.forward.few_rows.kernels import few_rows_kernels
@@ -68,7 +69,7 @@ class TorchOperations:
         return module
 
     def attention(self, layer: Any, config: Any, kernel: VarlenKernel) -> Attention:
-        return PlacedAttention(self.placing(layer, config), kernel, float(layer.self_attn.scaling))
+        return PlacedAttention(self.placing(layer, config), kernel, AttentionOptions(float(layer.self_attn.scaling)))
 
     def placing(self, layer: Any, config: Any) -> Placing:
         """Applies rotary positions to queries and keys, and writes keys and values to their rows."""
@@ -122,7 +123,7 @@ class CudaOperations:
 
     def attention(self, layer: Any, config: Any, kernel: VarlenKernel) -> Attention:
         placing = RotaryPlacing(layer, config, self._kernels.place, self._device)
-        placed = PlacedAttention(placing, kernel, float(layer.self_attn.scaling))
+        placed = PlacedAttention(placing, kernel, AttentionOptions(float(layer.self_attn.scaling)))
         if self._decode_kernel is None:
             return placed
         ours = DecodeAttention(layer, config, self._decode_kernel, placed)

@@ -9,6 +9,7 @@ import torch
 
 from model_runtime.forward.arena.step_inputs import StepTensors
 from model_runtime.forward.arena.varlen import VarlenKernel
+from model_runtime.forward.attention_options import AttentionOptions
 
 
 class Placing(Protocol):
@@ -45,8 +46,8 @@ class Attention(Protocol):
 class PlacedAttention:
     """An `Attention` for any step."""
 
-    def __init__(self, placing: Placing, kernel: VarlenKernel, scaling: float) -> None:
-        self._placing, self._kernel, self._scaling = placing, kernel, scaling
+    def __init__(self, placing: Placing, kernel: VarlenKernel, options: AttentionOptions) -> None:
+        self._placing, self._kernel, self._options = placing, kernel, options
 
     def __call__(
         self,
@@ -58,4 +59,4 @@ class PlacedAttention:
         values: torch.Tensor,
     ) -> torch.Tensor:
         query = self._placing(projected, cosine, sine, step.slots, keys, values)
-        return self._kernel.attend(query, keys, values, step.table, self._scaling, None).flatten(1)
+        return self._kernel.attend(query, keys, values, step.table, self._options).flatten(1)

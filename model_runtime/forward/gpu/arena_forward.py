@@ -13,7 +13,8 @@ from model_runtime.forward.arena.arena import Arena, ArenaKV
 from model_runtime.forward.arena.pieces import window_for
 from model_runtime.forward.arena.step_inputs import StepRows, StepTensors, StepUpload, rows_for
 from model_runtime.forward.arena.varlen import VarlenKernel
-from model_runtime.forward.attention import ATTENTION_NAME, StepAborted
+from model_runtime.forward.attention import ATTENTION_NAME, StepAborted, carrying
+from model_runtime.forward.attention_options import AttentionOptions
 from model_runtime.forward.few_rows.few_rows_forward import few_rows_forward
 from model_runtime.forward.few_rows.kernels import MOST_ROWS
 from model_runtime.forward.few_rows.patched_layers import speed_up
@@ -44,15 +45,14 @@ class ArenaBatch:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
+        options: AttentionOptions,
     ) -> torch.Tensor:
         """See `AttentionBatch`. Does not wait for the device."""
         self.begin_layer(layer)
         keys, values = self.arena.keys[layer], self.arena.values[layer]
         keys.index_copy_(0, self.step.slots, key[0].transpose(0, 1))
         values.index_copy_(0, self.step.slots, value[0].transpose(0, 1))
-        return self.kernel.attend(query[0].transpose(0, 1), keys, values, self.step.table, scaling, window)[None]
+        return self.kernel.attend(query[0].transpose(0, 1), keys, values, self.step.table, options)[None]
 
     def begin_layer(self, layer: int) -> None:
         """Makes the device wait for this layer's rows that are still being copied in. Raises `StepAborted`."""
@@ -200,11 +200,11 @@ class ArenaForward:
     def _logits(self, step: StepTensors, keep: torch.Tensor | int, batch: ArenaBatch) -> torch.Tensor:
         if self.few_rows is not None and self.few_rows.fits(step):
             return self.few_rows.logits(step, keep, batch)
-        logits: torch.Tensor = self.model(
-            input_ids=step.token_ids[None],
-            position_ids=step.positions[None],
-            logits_to_keep=keep,
-            use_cache=False,
-            packed=batch,
-        ).logits
+        with carrying(batch):
+            logits: torch.Tensor = self.model(
+                input_ids=step.token_ids[None],
+                position_ids=step.positions[None],
+                logits_to_keep=keep,
+                use_cache=False,
+            ).logits
         return logits[0]

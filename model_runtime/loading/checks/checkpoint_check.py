@@ -22,7 +22,7 @@ from model_runtime.interface.errors import ModelLoadError
 
 INDEX_FILE = "model.safetensors.index.json"
 MOST_CONFIG_BYTES = 16 << 20
-_LAYER = re.compile(r"\.(?:layers|h|blocks|layer|block)\.(\d{1,6})\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d{1,6})\.")
 _TIED = 2  # an embedding that is also the head may be counted twice
 _SLACK_WEIGHTS = 1 << 20
 _LEAST_BITS = 1  # of a weight in any quantised checkpoint

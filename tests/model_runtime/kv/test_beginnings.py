@@ -14,7 +14,7 @@ from tests.model_runtime.harness import TINY, WatchedEngine, full_read, loaded_t
 TEXT = [(7 * i + 3) % 90 + 3 for i in range(150)]
 
 
-@pytest.fixture(params=["llama", "gemma3"])
+@pytest.fixture(params=["llama", "gemma3", "falcon-alibi", "mpt"])
 def model_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return TINY[request.param](tmp_path / request.param)
 

@@ -9,6 +9,7 @@ import torch
 
 from model_runtime.forward.arena import varlen
 from model_runtime.forward.arena.varlen import REFERENCE, SpanTable, VarlenKernel, agrees, choose_varlen, flash_kernels
+from model_runtime.forward.attention_options import PLAIN, AttentionOptions
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,7 @@ def test_the_reference_is_attention_row_by_row(
     begins_k, used_k = [50, 3, 20], [30, 12, 12]
     keys, values = torch.randn(90, kv_heads, 16), torch.randn(90, kv_heads, 24)
     query = torch.randn(sum(lengths_q), heads, 16)
-    found = REFERENCE.attend(query, keys, values, table(lengths_q, begins_k, used_k), 0.3, window)
+    found = REFERENCE.attend(query, keys, values, table(lengths_q, begins_k, used_k), AttentionOptions(0.3, window))
     row = 0
     for tokens, begin, used in zip(lengths_q, begins_k, used_k, strict=True):
         for place in range(tokens):
@@ -47,7 +48,7 @@ def test_lengths_beyond_their_bounds_are_refused() -> None:
     spans = table([2, 1], [0, 40], [10, 20])
     spans.max_k = 15
     with pytest.raises(ValueError, match="beyond"):
-        REFERENCE.attend(torch.randn(3, 2, 8), torch.randn(90, 2, 8), torch.randn(90, 2, 8), spans, None, None)
+        REFERENCE.attend(torch.randn(3, 2, 8), torch.randn(90, 2, 8), torch.randn(90, 2, 8), spans, PLAIN)
 
 
 def test_a_kernel_that_masks_otherwise_does_not_agree() -> None:
@@ -79,7 +80,7 @@ def test_this_torch_offers_a_flash_kernel_that_is_called_as_its_schema_says(monk
     query, keys = torch.empty(5, 6, 64, **half), torch.empty(90, 2, 64, **half)
     for kernel in flash_kernels():
         for window in (None, 16):
-            assert kernel.attend(query, keys, keys, spans, 0.125, window).shape == query.shape
+            assert kernel.attend(query, keys, keys, spans, AttentionOptions(0.125, window)).shape == query.shape
 
 
 def test_an_older_public_function_without_lengths_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
