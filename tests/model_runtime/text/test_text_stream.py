@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model_runtime.text.text_stream import TextStream
 from tests.model_runtime import tiny_tokenizers
-from tests.model_runtime.tiny_models import END_TOKEN, tiny_tokenizer
+from tests.model_runtime.tiny_chats import KINDS, chat_tokenizer
+from tests.model_runtime.tiny_models import END_TOKEN, PROSE_PATH, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer().backend_tokenizer
 
@@ -95,3 +99,26 @@ def test_byte_fallback_text_streams_as_it_is(text: str) -> None:
     whole = FALLBACK.decode(ids, skip_special_tokens=True)
     if not whole.endswith("\ufffd"):
         assert shown == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_thousand_random_answers_go_on_and_lose_no_letter(kind: str) -> None:
+    """250 of each kind. A stream equals the full decode where that has no mark for undecodable bytes. Elsewhere the
+    full decode turns a whole run of bytes into marks, and the stream has shown the characters in it by then; and the
+    last, incomplete character is not shown."""
+    tokenizer, draw = chat_tokenizer(kind, "deepseek").backend_tokenizer, random.Random(kind)
+    any_id = range(tokenizer.get_vocab_size())
+    byte_ids = [i for i in any_id if str(tokenizer.id_to_token(i)).startswith("<0x")] or range(256)
+    prose = PROSE_PATH.read_text(encoding="utf-8") + "日本語 👩\u200d🚀 e\u0301"
+    for number in range(250):
+        odd_share = (0.0, 0.1, 0.5, 0.9)[number % 4]
+        start = draw.randrange(len(prose))
+        ids = tokenizer.encode(prose[start : start + 60] + prose[-12:], add_special_tokens=False).ids
+        ids = [draw.choice(draw.choice((any_id, byte_ids))) if draw.random() < odd_share else i for i in ids]
+        stream = TextStream(tokenizer, ())
+        shown = "".join(map(stream.push, ids)) + stream.tail()
+        whole = tokenizer.decode(ids, skip_special_tokens=True)
+        if "\ufffd" not in whole:
+            assert shown == whole
+        letters = iter(shown)
+        assert all(letter in letters for letter in whole if letter != "\ufffd"), (shown, whole)
