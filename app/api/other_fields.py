@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -92,24 +92,36 @@ def ignored_fields(body: BaseModel) -> tuple[str, ...]:
     return tuple(found)
 
 
-async def refuse_unused(request: Request) -> None:
-    """A dependency of every route. Raises `Problem` for query parameters that the route does not have, and for a body
-    that nothing would read."""
+def refuse_unused(owner_of: Callable[[Request], object]) -> Callable[[Request], None]:
+    """A dependency of every route. It raises `Problem` for query parameters that the route does not have, and for a
+    body that nothing would read; first what `owner_of` raises for a caller that is not answered at all."""
+
+    def refuse(request: Request) -> None:
+        problem = _unused(request)
+        if problem is not None:
+            owner_of(request)
+            raise problem
+
+    return refuse
+
+
+def _unused(request: Request) -> Problem | None:
     route = request.scope.get("route")
     if not isinstance(route, APIRoute):
-        return
+        return None
     known = {parameter.alias for parameter in route.dependant.query_params}
     for name in request.query_params:
         if name not in known:
             also = f" It has {', '.join(sorted(known))}." if known else ""
-            raise Problem(
-                400, f"This address has no query parameter {name[:100]!r}.{also}", "unknown_parameter", name[:100]
-            )
-    if route.body_field is None and await _has_body(request):
-        raise Problem(400, "This address reads no body: use its query parameters, or send none.", "unused_body")
+            sentence = f"This address has no query parameter {name[:100]!r}.{also}"
+            return Problem(400, sentence, "unknown_parameter", name[:100])
+    if request.method != "GET" and route.body_field is None and _has_body(request):
+        sentence = "This address reads no body: use its query parameters, or send none."
+        return Problem(400, sentence, "unused_body")
+    return None
 
 
-async def _has_body(request: Request) -> bool:
+def _has_body(request: Request) -> bool:
     """Whether a body was sent that asks for something. "{}" is what some clients send for nothing."""
     length = request.headers.get("content-length", "0")
     if "transfer-encoding" in request.headers or not length.isdecimal():

@@ -44,7 +44,7 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
         openapi_url="/openapi.json",
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(refuse_unused)],
+        dependencies=[Depends(refuse_unused(services.callers.owner_of))],
     )
     api.include_router(completions_router(services, bodies))
     api.include_router(models_router(services))

@@ -32,8 +32,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
     model = model_config(arguments)
     # Ends at once, as in any process; but the first process of a container gets no signal without a handler for it.
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
-    if arguments.device_kv_budget is not None:  # refused now and not after the model was loaded
-        units.parse_budget(arguments.device_kv_budget, free_memory_bytes())
+    _refuse_sizes(arguments)
     with contextlib.ExitStack() as sockets:
         opened = [sockets.enter_context(one) for one in listeners(arguments.host, arguments.port, arguments.share)]
         tunnel_port = opened[1].getsockname()[1] if arguments.share else None
@@ -86,6 +85,21 @@ def listeners(host: str, port: int, share: bool) -> list[socket.socket]:
     through the tunnel looks like a program on this machine, whatever its headers say. Raises `PortError`."""
     requested = bind(host, port)
     return [requested, bind("127.0.0.1", 0)] if share else [requested]
+
+
+def _refuse_sizes(arguments: argparse.Namespace) -> None:
+    """Raises `ValueError` for a budget that is no size: now, and not after the model was loaded."""
+    if arguments.device_kv_budget is not None:
+        units.parse_budget(arguments.device_kv_budget, free_memory_bytes())
+    for budget in (arguments.host_kv_budget, arguments.disk_kv_budget):
+        if budget is not None and budget.strip() != "0":
+            units.parse_budget(budget, free_memory_bytes())
+    nothing_is_saved = {str(arguments.host_kv_budget).strip(), str(arguments.disk_kv_budget).strip()} == {"0"}
+    if arguments.cold_kv_dtype != "exact" and nothing_is_saved:
+        raise ValueError(
+            f"--cold-kv-dtype {arguments.cold_kv_dtype} is for caches in host memory and on disk, and both budgets are "
+            "0: leave it out, or give one of them room."
+        )
 
 
 def _freeze() -> None:
