@@ -61,13 +61,11 @@ def load_reference(
 
 def own_config(path: Path) -> PretrainedConfig | None:
     """The config as transformers reads it; None where it cannot."""
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
-    if path.is_file():
-        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    directory, file = (path, None) if path.is_dir() else (path.parent, path.name)
     try:
         if path.is_dir():
             check_files(path)
-        return AutoConfig.from_pretrained(**where, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(directory, gguf_file=file, local_files_only=True, trust_remote_code=False)
     except Exception:  # what is wrong is said by whichever side meets it
         return None
 
@@ -99,18 +97,13 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, chat_template: Any, turn: Turn
 
 def _checkpoint(directory: Path, dtype: torch.dtype, device: str, quantization: Any) -> Reference:
     check_files(directory)
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "device_map": {"": device},
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "use_safetensors": True,
-        "output_loading_info": True,
-    }
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
     if quantization is not None and "quantization_config" not in read_config(directory / "config.json"):
         options["quantization_config"] = quantization
     with progress_on_terminals_only():
-        model, report = _model_class(directory).from_pretrained(directory, **options)
+        model, report = _model_class(directory).from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
+        )
     refuse_missing(report, f"The checkpoint {directory.name}")
     _dequantise_odd_shapes(model)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)

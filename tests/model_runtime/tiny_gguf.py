@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map, quantize
@@ -16,11 +17,14 @@ Tensors = dict[str, np.ndarray]
 Raw = dict[str, tuple[np.ndarray, GGMLQuantizationType]]  # the bytes of blocks, and their type
 
 
-def write_gguf(checkpoint: Path, path: Path, matrix_type: GGMLQuantizationType) -> Path:
-    """`checkpoint` is a tiny Llama; its layers' matrices become `matrix_type`, embeddings and head Q8_0."""
+def write_gguf(
+    checkpoint: Path, path: Path, matrix_type: GGMLQuantizationType, more: Mapping[str, Value] = MappingProxyType({})
+) -> Path:
+    """`checkpoint` is a tiny Llama; its layers' matrices become `matrix_type`, embeddings and head Q8_0. `more` is
+    further metadata."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    keys = keys_of(model) | {"llama.vocab_size": model.config.vocab_size} | tokenizer_keys(tokenizer)
+    keys = keys_of(model) | {"llama.vocab_size": model.config.vocab_size} | tokenizer_keys(tokenizer) | dict(more)
     return write_file(path, "llama", keys, tensors_of(model, "llama"), matrix_type, GGMLQuantizationType.Q8_0)
 
 

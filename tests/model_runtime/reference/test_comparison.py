@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
+from gguf import GGMLQuantizationType
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
@@ -208,21 +208,14 @@ def test_a_gguf_agrees_with_transformers_own_read(gguf: Path, tmp_path: Path) ->
 
 
 def test_metadata_that_neither_side_uses_is_no_agreement(
-    tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Break], None]
+    tiny_dir: TinyDir, tmp_path: Path, broken: Callable[[Break], None]
 ) -> None:
-    add = GGUFWriter.add_rope_freq_base
-
-    def add_with_scaling(self: GGUFWriter, base: float) -> None:
-        add(self, base)
-        self.add_rope_scaling_type(RopeScalingType.LINEAR)
-        self.add_rope_scaling_factor(4.0)
-
     def drop(loaded: LoadedModel) -> None:
         loaded.model.config.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
         drop_rope_scaling(loaded)
 
-    monkeypatch.setattr(GGUFWriter, "add_rope_freq_base", add_with_scaling)
-    path = write_gguf(tiny_dir("wide_llama"), tmp_path / "scaled.gguf", GGMLQuantizationType.Q8_0)
+    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    path = write_gguf(tiny_dir("wide_llama"), tmp_path / "scaled.gguf", GGMLQuantizationType.Q8_0, scaling)
     broken(drop)
     found = compared(path, "auto", tmp_path)
     assert found.verdict is Verdict.DIFFERS
