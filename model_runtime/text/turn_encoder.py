@@ -24,8 +24,8 @@ Place = tuple[int, int, int]  # id, and the first and last character + 1 of its 
 
 
 class TurnEncoder:
-    """`tokenizer` gives a text's own ids. `controls` are all control tokens, `in_answers` those that an answer's text
-    may contain. Immutable apart from a cache, hence thread-safe."""
+    """`tokenizer` gives a text's own ids; `controls` are its control tokens, and `hidden` knows them by other names.
+    Thread-safe once `allow_in_answers` was called."""
 
     def __init__(self, tokenizer: Tokenizer, controls: Collection[str], hidden: HiddenTokens) -> None:
         self._tokenizer = tokenizer
