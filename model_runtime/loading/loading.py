@@ -117,13 +117,11 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
 
 
 def _check_before_weights(found: _Found, config: ModelConfig, device: str) -> None:
-    """Raises `ModelLoadError` for what a checkpoint's config and tokenizer alone tell: a family or a format that cannot
-    be run here, a text without a format. Nothing else of it needs to be there yet."""
+    """Raises `ModelLoadError` for a family or a format that cannot be run here. Only the config needs to be there."""
     _precision(found, config, device)
     check_family(
         found.name, AutoConfig.from_pretrained(found.directory, local_files_only=True, trust_remote_code=False)
     )
-    _texts(found, config)
 
 
 def _precision(found: _Found, config: ModelConfig, device: str) -> Precision:
@@ -157,9 +155,13 @@ def _find(config: ModelConfig, device: str, say: Say) -> _Found:
         return _Found(path.stem, converted_gguf(lambda: path, gguf_key(path), cache_dir, say), True)
     if not looks_like_model_id(name):
         raise ModelLoadError(f"There is no file or directory {name}.")
-    directory = hub_directory(
-        name, say, lambda described: _check_before_weights(_Found(name, described, False), config, device)
-    )
+
+    def check(described: Path) -> None:
+        found = _Found(name, described, False)
+        _check_before_weights(found, config, device)
+        _texts(found, config)  # a model without a tokenizer or a format for its texts is not worth a download either
+
+    directory = hub_directory(name, say, check)
     return _Found(name, directory, False)
 
 
