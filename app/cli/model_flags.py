@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from model_runtime.interface.config import EMBEDDED, ModelConfig
+from model_runtime.interface.config import CHAT_PRESETS, EMBEDDED, ModelConfig
 
 
 def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
-    """Adds `--model`, `--quantization`, `--data-dir` and `--context-limit`."""
+    """Adds `--model`, `--quantization`, `--chat-preset`, `--data-dir` and `--context-limit`."""
     command.add_argument(
         "--model",
         default=EMBEDDED,
@@ -19,8 +19,16 @@ def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
         "--quantization",
         default="auto",
         choices=("none", "int8", "nf4", "shipped", "auto"),
-        help="'shipped' keeps the bits of a .gguf file, 'nf4' is 4 bits and 'int8' 8 bits through bitsandbytes, 'none' "
-        "keeps 16 or 32 bits, 'auto' is 'shipped' for .gguf files and 'nf4' for everything else (default: auto)",
+        help="'shipped' keeps the bits of a .gguf file or of a quantised checkpoint, 'nf4' is 4 bits and 'int8' 8 bits "
+        "through bitsandbytes, 'none' runs 16 or 32 bits, 'auto' is 'shipped' for what is quantised already and 'nf4' "
+        "for everything else (default: auto)",
+    )
+    command.add_argument(
+        "--chat-preset",
+        choices=CHAT_PRESETS,
+        metavar="NAME",
+        help=f"how a conversation is written for a model without a chat template: {', '.join(CHAT_PRESETS)} "
+        "(default: the model's own template, or the format of its model card where that is known)",
     )
     command.add_argument(
         "--data-dir",
@@ -50,4 +58,5 @@ def model_config(arguments: argparse.Namespace) -> ModelConfig:
         model=arguments.model,
         quantization=arguments.quantization,
         context_limit_tokens=arguments.context_limit,
+        chat_preset=arguments.chat_preset,
     )

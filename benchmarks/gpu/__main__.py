@@ -21,13 +21,14 @@ import torch
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.decode import decode, other_shapes, recorded_or_not
 from benchmarks.gpu.exactness import exactness, kernels
+from benchmarks.gpu.formats import formats
 from benchmarks.gpu.memory import memory
 from benchmarks.gpu.shapes import build, load_checkpoint
 from benchmarks.gpu.tiers import first_token, sessions, turns_recorded_or_not
 from benchmarks.report import commit, device_name
 from model_runtime.loading.loaded import LoadedModel
 
-SECTIONS = ("kernels", "exactness", "decode", "recorded", "turns", "ttft", "sessions", "memory", "shapes")
+SECTIONS = ("kernels", "exactness", "decode", "recorded", "turns", "ttft", "sessions", "memory", "shapes", "formats")
 _SPARE_S = 10.0
 
 
@@ -74,6 +75,7 @@ def _run(bench: Bench, wanted: list[str], model: str | None) -> None:
         "sessions": with_model(sessions),
         "memory": lambda: memory(bench),
         "shapes": lambda: other_shapes(bench),
+        "formats": lambda: formats(bench),
     }
     for name in SECTIONS:
         if name not in wanted:

@@ -160,7 +160,7 @@ def describe(model: PreTrainedModel, name: str, precision: str, dtype: torch.dty
     """The model as the engine needs it, without stop tokens and with a tokenizer that knows every id."""
     return LoadedModel(
         model=model,
-        tokenizer=_tokenizer(int(model.config.get_text_config().vocab_size)),
+        tokenizer=number_tokenizer(int(model.config.get_text_config().vocab_size)),
         name=name,
         quantization=precision,
         stop_token_ids=frozenset(),
@@ -230,6 +230,7 @@ def read_bytes_a_token(model: PreTrainedModel) -> int:
     return weights_bytes(model) - (0 if head is table or head.data_ptr() == table.data_ptr() else table.nbytes)
 
 
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+def number_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are numbers: "t7 " is id 7."""
     words = {f"t{number} ": number for number in range(vocabulary)}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="t0 ")))

@@ -65,6 +65,7 @@ class LocalEngine:
         self._geometry = runtime.geometry
         self._tolerance = tolerance_of(loaded.model, loaded.kv_dtype, config.cold_kv_dtype)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
+        self._stop_strings = loaded.stop_strings
         memory = runtime.host_pool.take if runtime.host_pool else None
         self._rows = SavedRows(self._geometry, config.cold_kv_dtype, memory)
         self._idle_kvs: Callable[[], abc.Sequence[KV]] = tuple
@@ -155,7 +156,8 @@ class LocalEngine:
 
     def submit(self, request: GenerationRequest, listener: Listener) -> RunningGeneration:
         """Queues a generation. Every failure is reported as a `Finished` event."""
-        return self._queued(RunningGeneration(request, own_slab(request.kv), listener, self._tokenizer))
+        kv = own_slab(request.kv)
+        return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, self._stop_strings))
 
     def read(self, request: ReadRequest, listener: Listener) -> Reading:
         """Queues idle reading. Every failure is reported as a `Finished` event."""

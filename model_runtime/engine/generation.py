@@ -28,9 +28,17 @@ from model_runtime.text.text_stream import TextStream
 
 
 class RunningGeneration(Work):
-    """One answer while it is generated: what is still to be read, what was sampled, and when."""
+    """One answer while it is generated: what is still to be read, what was sampled, and when. `stop_strings` are the
+    model's own and end it besides those of the request."""
 
-    def __init__(self, request: GenerationRequest, slab: KVSlab, listener: Listener, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        slab: KVSlab,
+        listener: Listener,
+        tokenizer: Tokenizer,
+        stop_strings: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(request.ledger, slab, listener)
         self.request = request
         self._first_token_at: float | None = None
@@ -43,7 +51,7 @@ class RunningGeneration(Work):
         ledger, sampling = request.ledger, request.sampling
         self._sampler = Sampler(sampling, ledger, slab.device)
         prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
-        self._text = TextStream(tokenizer, sampling.stop_strings, prefix)
+        self._text = TextStream(tokenizer, (*sampling.stop_strings, *stop_strings), prefix)
 
     def begin(self, context_limit_tokens: int) -> None:
         """Reserves room for the longest answer. The last id is always fed, because its logits are needed."""

@@ -13,6 +13,20 @@ Quantization = Literal["auto", "shipped", "nf4", "int8", "none"]
 PromptLookup = Literal["auto", "on", "off"]
 KvDtype = Literal["auto", "float32", "float16"]
 SavedKvDtype = Literal["exact", "int8"]
+ChatPresetName = Literal[
+    "question-answer",
+    "chatml",
+    "llama2",
+    "mistral",
+    "vicuna",
+    "alpaca",
+    "zephyr",
+    "starchat",
+    "tulu",
+    "openassistant",
+    "user-assistant",
+]
+CHAT_PRESETS: tuple[ChatPresetName, ...] = get_args(ChatPresetName)
 EMBEDDED = "embedded"
 
 
@@ -31,8 +45,8 @@ class ModelConfig:
     """Which model, at which precision, on which device.
 
     `model` is "embedded", a directory, a `.gguf` file or a hub id. `device` None means the first CUDA device, or the
-    CPU if there is none. `context_limit_tokens` None means the model's own limit. Raises `ValueError` with a message
-    for the user.
+    CPU if there is none. `context_limit_tokens` None means the model's own limit. `chat_preset` None means the model's
+    own chat template. Raises `ValueError` with a message for the user.
     """
 
     model: str = EMBEDDED
@@ -40,6 +54,7 @@ class ModelConfig:
     context_limit_tokens: int | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)
     device: str | None = None
+    chat_preset: ChatPresetName | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.model.strip()), "Name a model: a directory, a .gguf file, a hub id or 'embedded'.")
@@ -53,6 +68,10 @@ class ModelConfig:
         require(limit is None or limit >= 16, f"The context limit must be at least 16 tokens, not {limit}.")
         device = self.device
         known = device is None or device in ("cpu", "cuda") or (device[:5] == "cuda:" and device[5:].isdecimal())
+        require(
+            self.chat_preset in (None, *CHAT_PRESETS),
+            f"The chat preset must be one of {', '.join(CHAT_PRESETS)}, not '{self.chat_preset}'.",
+        )
         require(known, f"The device must be 'cpu', 'cuda' or 'cuda:<number>', not '{device}'.")
 
 

@@ -1,4 +1,5 @@
-"""Loads a transformers checkpoint directory, as it is or quantised with bitsandbytes. accelerate places the weights."""
+"""Loads a transformers checkpoint directory at its own bits, or quantised with bitsandbytes. accelerate places the
+weights."""
 
 from __future__ import annotations
 
@@ -10,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
 from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checks.checkpoint_check import check_checkpoint, read_config
+from model_runtime.loading.checks.checkpoint_check import check_checkpoint, read_config, tensor_dtypes
+from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
+from model_runtime.weights.checkpoint_formats.fp8 import fp8_settings
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
 from model_runtime.weights.quantization import Precision, bitsandbytes_config
 
 
-def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTrainedModel:
-    """The model in eval mode. Raises `ModelLoadError` when weights are missing: transformers would only warn and
-    initialise them randomly."""
+def load_checkpoint(
+    directory: Path, precision: Precision, device: str, stored: StoredFormat | None = None
+) -> PreTrainedModel:
+    """The model in eval mode, its weights at `precision`; `stored` is the checkpoint's own format. Raises
+    `ModelLoadError` when weights are missing: transformers would only warn and initialise them randomly."""
     check_checkpoint(directory)
-    settings = bitsandbytes_config(precision)
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with progress_on_terminals_only(), plain_falcon_layers(precision.mode != "none"):
@@ -32,19 +37,40 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
             directory,
             dtype=precision.compute_dtype,
             device_map={"": device},
-            quantization_config=settings,
             local_files_only=True,
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
+            **_bits_to_load(directory, precision, stored),
         )
     refuse_missing(report, f"The checkpoint {directory.name}")
     check_bitsandbytes(model)
-    if precision.mode == "nf4":
-        _leave_odd_shapes_unpacked(model)
+    set_four_bit_products(model, precision.compute_dtype)
+    if stored is not None and stored.method == "bitsandbytes" and precision.mode == "none":
+        model = model.dequantize(dtype=precision.compute_dtype)
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _bits_to_load(directory: Path, precision: Precision, stored: StoredFormat | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained`. The checkpoint's own config decides; it is passed on unchanged but for FP8, which
+    our own layers run, and for weights that are de-quantised. An explicit `quantization_config` would replace it."""
+    if stored is None:
+        settings = bitsandbytes_config(precision)
+        return {} if settings is None else {"quantization_config": settings}
+    changes: dict[str, Any] = {}
+    if stored.is_fp8:
+        changes = fp8_settings(stored, tensor_dtypes(directory))
+    if precision.mode == "none" and stored.method != "bitsandbytes":
+        changes |= {"dequantize": True}
+    if not changes:
+        return {}
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    for level in (config, config.get_text_config()):
+        if getattr(level, "quantization_config", None) is not None:
+            level.quantization_config = {**stored.settings, **changes}
+    return {"config": config}
 
 
 def refuse_missing(report: Mapping[str, Any], what: str) -> None:
@@ -57,18 +83,6 @@ def refuse_missing(report: Mapping[str, Any], what: str) -> None:
         raise ModelLoadError(f"{what} has weights with other shapes than its config describes.")
 
 
-def _leave_odd_shapes_unpacked(model: PreTrainedModel) -> None:
-    """On CPUs with AVX512-BF16, bitsandbytes packs 4-bit layers at their first forward and asserts that outputs are
-    divisible by 32 and inputs by the block size. Layers that are not are de-quantised instead."""
-    from bitsandbytes.nn import Linear4bit  # only here: importing it costs a second
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            block = getattr(module.weight, "blocksize", 64)
-            if module.out_features % 32 or module.in_features % block:
-                module.support_avx512bf16_for_cpu = False
-
-
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer. Raises `ModelLoadError` unless it is one of the tokenizers library."""
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -79,10 +93,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def is_quantised(directory: Path) -> bool:
-    """Whether the checkpoint's config says that its weights are quantised already."""
+def format_of(directory: Path) -> StoredFormat | None:
+    """The bits in which the checkpoint's config says that its weights are stored; None for plain numbers. Raises
+    `ModelLoadError` for a directory without a config."""
     try:
-        return "quantization_config" in read_config(directory / "config.json")
+        return stored_format(read_config(directory / "config.json"))
     except FileNotFoundError:
         raise ModelLoadError(_no_config(directory)) from None
 

@@ -17,7 +17,8 @@ from huggingface_hub.errors import (
 
 from model_runtime.interface.errors import ModelLoadError
 
-_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]  # config, tokenizer, template: a few megabytes
+_PATTERNS = ["*.safetensors", *_DESCRIPTION]
 _IGNORED = ["original/*", "consolidated*", "onnx/*", "*/*"]
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?")
 _TIMEOUT_S = 10.0
@@ -28,12 +29,21 @@ def looks_like_model_id(name: str) -> bool:
     return _MODEL_ID.fullmatch(name) is not None and not name.endswith((".gguf", ".safetensors", ".bin"))
 
 
-def hub_directory(model_id: str, say: Callable[[str], None]) -> Path:
-    """The local directory of a hub model, downloaded if necessary. Raises `ModelLoadError`."""
+def hub_directory(model_id: str, say: Callable[[str], None], check: Callable[[Path], None]) -> Path:
+    """The local directory of a hub model, downloaded if necessary. `check` is called with what describes the model,
+    before its weights are downloaded, and raises what is to end the download. Raises `ModelLoadError`."""
     say(f"Looking for {model_id} on the model hub.")
+    check(_fetched(model_id, _DESCRIPTION))
+    directory = _fetched(model_id, _PATTERNS)
+    if not any(directory.glob("*.safetensors")):
+        raise ModelLoadError(f"{model_id} has no weights in safetensors format, the only format that is loaded.")
+    return directory
+
+
+def _fetched(model_id: str, patterns: list[str]) -> Path:
     try:
-        directory = Path(
-            snapshot_download(model_id, allow_patterns=_PATTERNS, ignore_patterns=_IGNORED, etag_timeout=_TIMEOUT_S)
+        return Path(
+            snapshot_download(model_id, allow_patterns=patterns, ignore_patterns=_IGNORED, etag_timeout=_TIMEOUT_S)
         )
     except GatedRepoError as error:
         raise ModelLoadError(
@@ -48,9 +58,6 @@ def hub_directory(model_id: str, say: Callable[[str], None]) -> Path:
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelLoadError(f"{model_id} could not be downloaded: {_first_line(error)}") from error
-    if not any(directory.glob("*.safetensors")):
-        raise ModelLoadError(f"{model_id} has no weights in safetensors format, the only format that is loaded.")
-    return directory
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,8 @@ from model_runtime.kv.saved_rows import SavedRows
 class LoadedModel:
     """`model` is in eval mode on its device; `kv_dtype` is the dtype of keys and values in its attention layers.
     `fingerprint` identifies the weights, their quantization and dtype, and the RoPE settings. `notes` are sentences for
-    the start-up lines: what was chosen, what is degraded and why."""
+    the start-up lines: what was chosen, what is degraded and why. `stop_strings` end every answer, whatever a request
+    asks for: texts by which a model without an end token goes on with the next person's part."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -30,6 +31,7 @@ class LoadedModel:
     fingerprint: str
     tokenizer_fingerprint: str
     notes: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = ()
 
 
 def model_info(

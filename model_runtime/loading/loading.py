@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import release_memory
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.architecture.shape_check import declared_context_tokens
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checkpoint import is_quantised, load_checkpoint, load_tokenizer
+from model_runtime.loading.checkpoint import format_of, load_checkpoint, load_tokenizer
 from model_runtime.loading.checks.checkpoint_check import check_files
+from model_runtime.loading.checks.family_check import check_family
+from model_runtime.loading.checks.format_check import check_format
 from model_runtime.loading.checks.other_files import file_notes, refuse_other_models
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
 from model_runtime.loading.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -26,13 +28,15 @@ from model_runtime.loading.hub import hub_directory, looks_like_model_id
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.model_cache import converted_gguf, gguf_key, half_checkpoint, read_source
 from model_runtime.native import heap
+from model_runtime.text.presets import ChosenTemplate, choose_template
 from model_runtime.text.template_variables import template_notes
+from model_runtime.weights.bits_label import bits_label
 from model_runtime.weights.build import build_dequantised, build_packed
 from model_runtime.weights.kernel_choice import kernel_plan
 from model_runtime.weights.quantization import Precision, choose_precision, dtype_name
 
 Say = Callable[[str], None]
-_BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}
+_BITSANDBYTES = ("nf4", "int8")
 _END_TOKENS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<turn|>"),
     *("<|endoftext|>", "<|end_of_text|>", "<|end_of_sentence|>"),
@@ -96,11 +100,9 @@ def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
 def _load(config: ModelConfig, say: Say) -> LoadedModel:
     device = _device(config.device)
     try:
-        found = _find(config, say)
-        tokenizer = load_tokenizer(found.directory)
-        precision = choose_precision(
-            config.quantization, device, found.is_gguf, not found.is_gguf and is_quantised(found.directory)
-        )
+        found = _find(config, device, say)
+        tokenizer, template = _texts(found, config)
+        precision = _precision(found, config, device)
         weights = _load_weights(found, precision, device, config.cache_dir, say)
     except ModelLoadError:
         raise
@@ -114,10 +116,31 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
         if type(error).__name__ != "PanicException":  # raised by the tokenizers library when its Rust code panics
             raise
         raise ModelLoadError(f"{config.model} cannot be loaded: its tokenizer is damaged.") from error
-    return _describe(found, weights, tokenizer, precision)
+    return _describe(found, weights, tokenizer, template, precision)
 
 
-def _find(config: ModelConfig, say: Say) -> _Found:
+def _check_before_weights(found: _Found, config: ModelConfig, device: str) -> None:
+    """Raises `ModelLoadError` for a family or a format that cannot be run here. Only the config needs to be there."""
+    _precision(found, config, device)
+    check_family(
+        found.name, AutoConfig.from_pretrained(found.directory, local_files_only=True, trust_remote_code=False)
+    )
+
+
+def _precision(found: _Found, config: ModelConfig, device: str) -> Precision:
+    stored = None if found.is_gguf else format_of(found.directory)
+    precision = choose_precision(config.quantization, device, found.is_gguf, stored)
+    if stored is not None:
+        check_format(found.name, stored, device, precision.mode == "none")
+    return precision
+
+
+def _texts(found: _Found, config: ModelConfig) -> tuple[PreTrainedTokenizerFast, ChosenTemplate]:
+    tokenizer = load_tokenizer(found.directory)
+    return tokenizer, choose_template(tokenizer, found.name, config.chat_preset)
+
+
+def _find(config: ModelConfig, device: str, say: Say) -> _Found:
     name, cache_dir = config.model, config.cache_dir
     if name == EMBEDDED:
         key = f"{SMOLLM2.name}-{SMOLLM2.gguf_sha256[:12]}"
@@ -127,15 +150,24 @@ def _find(config: ModelConfig, say: Say) -> _Found:
     if path.is_dir():
         check_files(path)
         refuse_other_models(path)
-        is_quantised(path)  # raises a message if the directory does not contain a model
-        return _Found(path.resolve().name, path, False)
+        format_of(path)  # raises a message if the directory does not contain a model
+        found = _Found(path.resolve().name, path, False)
+        _check_before_weights(found, config, device)
+        return found
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelLoadError(f"{name} is neither a directory nor a .gguf file.")
         return _Found(path.stem, converted_gguf(lambda: path, gguf_key(path), cache_dir, say), True)
     if not looks_like_model_id(name):
         raise ModelLoadError(f"There is no file or directory {name}.")
-    return _Found(name, hub_directory(name, say), False)
+
+    def check(described: Path) -> None:
+        found = _Found(name, described, False)
+        _check_before_weights(found, config, device)
+        _texts(found, config)  # a model without a tokenizer or a format for its texts is not worth a download either
+
+    directory = hub_directory(name, say, check)
+    return _Found(name, directory, False)
 
 
 def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: Path, say: Say) -> _Weights:
@@ -161,15 +193,18 @@ def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: P
 
 
 def _from_checkpoint(directory: Path, precision: Precision, device: str, notes: tuple[str, ...]) -> _Weights:
-    model = load_checkpoint(directory, precision, device)
-    dtype = dtype_name(precision.compute_dtype)
-    own = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
-    label = _BITSANDBYTES.get(precision.mode) or (f"{own} as shipped" if own else dtype)
-    return _Weights(model, directory, label, dtype, notes)
+    stored = format_of(directory)
+    model = load_checkpoint(directory, precision, device, stored)
+    label = bits_label(model, precision, stored)
+    return _Weights(model, directory, label, dtype_name(precision.compute_dtype), notes)
 
 
 def _describe(
-    found: _Found, weights: _Weights, tokenizer: PreTrainedTokenizerFast, precision: Precision
+    found: _Found,
+    weights: _Weights,
+    tokenizer: PreTrainedTokenizerFast,
+    template: ChosenTemplate,
+    precision: Precision,
 ) -> LoadedModel:
     model, dtype = weights.model, precision.compute_dtype
     settings = generation_settings(found.directory, model)
@@ -191,7 +226,8 @@ def _describe(
             kernel=weights.kernel,
         ),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        notes=(*weights.notes, *asked),
+        notes=(*weights.notes, *template.notes, *asked),
+        stop_strings=template.stop_strings,
     )
 
 

@@ -96,7 +96,7 @@ def _path_of(config: ModelConfig, say: Say) -> Path:
     path = Path(config.model).expanduser()
     if path.exists() or not looks_like_model_id(config.model):
         return path
-    return hub_directory(config.model, say)
+    return hub_directory(config.model, say, lambda described: None)
 
 
 def _held_against(ours: KeepwarmSide, path: Path, model: str) -> ModelComparison:

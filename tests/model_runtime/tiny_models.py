@@ -128,6 +128,16 @@ def tiny_gptbigcode(directory: Path) -> Path:
     return _save(GPTBigCodeForCausalLM, config, directory)
 
 
+def save_tiny(architecture: type[PreTrainedModel], config: object, directory: Path) -> Path:
+    """Random weights for `config` from a fixed seed, with the tiny tokenizer."""
+    return _save(architecture, config, directory)
+
+
+def token_ids() -> dict[str, int]:
+    """The config entries that name the tiny tokenizer's control tokens."""
+    return _token_ids()
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 512 tokens with a ChatML template; any text survives the round trip."""
     tokenizer = PreTrainedTokenizerFast(

@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from model_runtime.architecture.shape_check import check_config
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.loading.checks.format_check import check_plain
+from model_runtime.weights.checkpoint_formats.stored_format import stored_format
 
 INDEX_FILE = "model.safetensors.index.json"
 MOST_CONFIG_BYTES = 16 << 20
@@ -30,6 +32,9 @@ _LEAST_BITS = 1  # of a weight in any quantised checkpoint
 
 def check_checkpoint(directory: Path) -> None:
     """Raises `ModelLoadError`, or what transformers raises for a config that it does not know."""
+    config_json = read_config(directory / "config.json")
+    if stored_format(config_json) is None:
+        check_plain(directory.name, tensor_dtypes(directory), {path.name for path in directory.iterdir()}, config_json)
     weights, size_bytes, layers = 0, 0, set[int]()
     for path in _weight_files(directory):
         try:
@@ -51,13 +56,25 @@ def check_checkpoint(directory: Path) -> None:
     with init_empty_weights(include_buffers=True):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     claimed = sum(parameter.numel() for parameter in model.parameters())
-    is_quantised = getattr(config, "quantization_config", None) is not None
+    is_quantised = stored_format(config_json) is not None
     most = size_bytes * 8 // _LEAST_BITS if is_quantised else weights
     if claimed > _TIED * most + _SLACK_WEIGHTS:
         raise ModelLoadError(
             f"{directory.name} cannot be loaded: its config describes a model with {claimed:,} weights, its files "
             f"contain {weights:,}."
         )
+
+
+def tensor_dtypes(directory: Path) -> list[tuple[str, str]]:
+    """Name and safetensors dtype ("BF16", "F8_E4M3") of every tensor. Raises `ModelLoadError` for a damaged file."""
+    found = []
+    for path in _weight_files(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found += [(name, str(file.get_slice(name).get_dtype())) for name in file.keys()]  # noqa: SIM118 - no dict
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelLoadError(f"{directory.name} cannot be loaded: {path.name} is damaged ({error}).") from error
+    return found
 
 
 def check_files(directory: Path) -> None:

@@ -1,0 +1,88 @@
+"""Checks, from a checkpoint's config alone, that the bits in which its weights are stored can be run here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Container, Iterable, Mapping
+
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoQuantizationConfig
+
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
+
+# What a format's quantiser imports, and the name of the package that has it.
+_PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
+    "gptq": (("optimum", "optimum"), ("gptqmodel", "gptqmodel")),
+    "awq": (("gptqmodel", "gptqmodel"),),
+    "compressed-tensors": (("compressed_tensors", "compressed-tensors"),),
+    "mxfp4": (("kernels", "kernels"), ("triton", "triton")),
+}
+_OTHER_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
+_QUANTISED_NAMES = (".weight", ".qweight", ".qzeros", ".weight_packed", "_blocks")
+_QUANTISED_DTYPES = frozenset({"I8", "U8", "I16", "I32"})
+
+
+def check_format(name: str, stored: StoredFormat, device: str, dequantises: bool) -> None:
+    """Raises `ModelLoadError` that names what is missing to run the format on `device`. `dequantises`: its weights
+    become 16- or 32-bit numbers as they are loaded."""
+    if stored.is_fp8:
+        return
+    if _key(stored) not in AUTO_QUANTIZER_MAPPING:
+        raise ModelLoadError(
+            f"{name} is stored as '{stored.method}', a format that this version cannot read. Choose another checkpoint "
+            "of this model."
+        )
+    missing = [package for module, package in _PACKAGES.get(stored.method, ()) if not _is_installed(module)]
+    if missing and not (dequantises and stored.method == "mxfp4"):
+        hint = "or run it de-quantised with --quantization none" if stored.method == "mxfp4" else None
+        raise ModelLoadError(_refusal(name, stored, missing, hint))
+    if dequantises:
+        return
+    try:
+        settings = {key: value for key, value in stored.settings.items() if not key.startswith("_")}
+        quantizer = AUTO_QUANTIZER_MAPPING[_key(stored)]
+        quantizer(AutoQuantizationConfig.from_dict(settings), pre_quantized=True).validate_environment(
+            device_map={"": device}
+        )
+    except Exception as error:  # every quantiser has its own ways to say what it lacks
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelLoadError(
+            f"{name} is stored as {stored.name}, which cannot be run on {device}: {reason.rstrip('.')}."
+        ) from error
+
+
+def check_plain(
+    name: str, dtypes: Iterable[tuple[str, str]], files: Container[str], config: Mapping[str, object]
+) -> None:
+    """Raises `ModelLoadError` for a checkpoint whose weights are quantised although its config does not say so: they
+    would be read as plain numbers, which is noise. `dtypes` are names and safetensors dtypes of its tensors."""
+    for tensor, dtype in dtypes:
+        is_known = dtype.startswith(("F8_", "F6_", "F4"))
+        if not is_known and not (dtype in _QUANTISED_DTYPES and tensor.endswith(_QUANTISED_NAMES)):
+            continue
+        said = next((one for one in _OTHER_FILES if one in files), None)
+        where = f" {said} describes a format that this version cannot read." if said else ""
+        if "compression_config" in config:
+            where = " It has an older form of compressed-tensors (compression_config), which is not read."
+        raise ModelLoadError(
+            f"{name} cannot be loaded: its weights are quantised ({tensor} is {dtype}), but its config has no "
+            f"quantization_config.{where}"
+        )
+
+
+def _refusal(name: str, stored: StoredFormat, missing: list[str], hint: str | None) -> str:
+    are_missing = f"packages {' and '.join(missing)} are" if len(missing) > 1 else f"package {missing[0]} is"
+    return (
+        f"{name} is stored as {stored.name}; to run that, the Python {are_missing} missing. Install "
+        f"{'them' if len(missing) > 1 else 'it'} with `pip install {' '.join(missing)}`, "
+        f"{hint or 'or choose another checkpoint'}."
+    )
+
+
+def _key(stored: StoredFormat) -> str:
+    """The name of its quantiser in transformers."""
+    return f"bitsandbytes_{stored.bits}bit" if stored.method == "bitsandbytes" else stored.method
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,1 @@
+"""The bits in which checkpoints state that their weights are stored, and the layers that run them."""

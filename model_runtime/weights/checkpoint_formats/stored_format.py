@@ -1,0 +1,98 @@
+"""The bits in which a checkpoint says that its weights are stored, and what `--quantization` means for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model_runtime.interface.config import Quantization
+from model_runtime.interface.errors import ModelLoadError
+
+FP8_METHODS = frozenset({"fp8", "mxfp8"})
+_NAMES = {
+    "fp8": "8-bit FP8",
+    "mxfp8": "8-bit MXFP8",
+    "mxfp4": "4-bit MXFP4",
+    "awq": "AWQ",
+    "gptq": "GPTQ",
+}
+# Formats whose weights can be made 16- or 32-bit numbers again while they are loaded.
+_DEQUANTISED = FP8_METHODS | {"bitsandbytes", "mxfp4", "compressed-tensors"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFormat:
+    """A `quantization_config`. `method` is its `quant_method`, `settings` the whole of it."""
+
+    method: str
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people: "8-bit FP8", "4-bit NF4 (bitsandbytes)", "4-bit GPTQ"."""
+        if self.method == "bitsandbytes":
+            kind = str(self.settings.get("bnb_4bit_quant_type", "fp4")).upper()
+            return f"4-bit {kind} (bitsandbytes)" if self.bits == 4 else "8-bit (bitsandbytes)"
+        name = _NAMES.get(self.method, self.method)
+        return f"{self.bits}-bit {name}" if self.bits and "-bit" not in name else name
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a weight, where the config says it in one number."""
+        if self.method == "bitsandbytes":
+            return 4 if self.settings.get("load_in_4bit") else 8
+        for key in ("bits", "w_bit", "nbits"):
+            if isinstance(value := self.settings.get(key), int):
+                return value
+        return None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether our own FP8 layers run it."""
+        return self.method in FP8_METHODS
+
+    @property
+    def is_decompressed(self) -> bool:
+        """Whether its library makes the weights 16- or 32-bit numbers in any case, at load or at the first forward."""
+        return self.method == "compressed-tensors"
+
+    def mode_for(self, asked: Quantization) -> Quantization:
+        """ "shipped", or "none" for de-quantised weights. Raises `ModelLoadError` for a setting that contradicts the
+        checkpoint: quantising twice would lose more than either setting says."""
+        if asked in ("auto", "shipped"):
+            return "none" if self.is_decompressed else "shipped"
+        if asked == "none":
+            if self.method in _DEQUANTISED:
+                return "none"
+            raise ModelLoadError(
+                f"This model is stored as {self.name}, which cannot be de-quantised here. Leave --quantization out to "
+                "run it as it is stored."
+            )
+        own = {"nf4": ("4-bit NF4 (bitsandbytes)",), "int8": ("8-bit (bitsandbytes)",)}[asked]
+        if self.name in own:
+            return "shipped"
+        raise ModelLoadError(
+            f"This model is stored as {self.name}: --quantization {asked} would quantise it a second time. Leave "
+            "--quantization out to run it as it is stored."
+        )
+
+
+def stored_format(config: Mapping[str, Any]) -> StoredFormat | None:
+    """What `config.json` says, also of a text model inside a composite one; None for plain numbers. Raises
+    `ModelLoadError` for settings without a method."""
+    for level in (config, *(value for key, value in config.items() if key in ("text_config", "llm_config"))):
+        settings = level.get("quantization_config") if isinstance(level, Mapping) else None
+        if settings is None:
+            continue
+        if not isinstance(settings, Mapping):
+            raise ModelLoadError("The model's quantization_config is not a list of settings.")
+        is_bitsandbytes = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+        method = "bitsandbytes" if is_bitsandbytes else settings.get("quant_method")
+        if not isinstance(method, str):
+            raise ModelLoadError(
+                "The model's config says that its weights are quantised, but not how: its quantization_config has no "
+                "quant_method."
+            )
+        return StoredFormat(method, settings)
+    return None

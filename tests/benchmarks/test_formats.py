@@ -1,0 +1,45 @@
+"""The GPU command's section on quantised checkpoints, on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from benchmarks.gpu import formats
+from benchmarks.gpu.bench import Bench
+from model_runtime.loading.checkpoint import format_of
+from model_runtime.loading.checks.format_check import check_format
+
+
+def test_every_format_is_checked_or_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"accelerate", "gguf", "bitsandbytes"}
+    monkeypatch.setattr(formats, "_is_installed", lambda package: package in there)
+    bench = Bench(torch.device("cpu"), 600.0, is_tiny=True)
+    formats.formats(bench)
+    assert [name for name, passed in bench.checks.items() if not passed] == []
+    assert len(bench.checks) == 2 * 2
+    assert bench.notes == {
+        "format_fp8": "8-bit FP8 as shipped, multiplied in float32",
+        "format_bnb4": "4-bit NF4 (bitsandbytes) as shipped",
+        "format_gptq": "skipped: optimum, gptqmodel missing",
+    }
+    assert all(bench.figures[f"format_{name}_decode_tok_s"] > 0 for name in ("fp8", "bnb4"))
+
+
+def test_the_gptq_checkpoint_has_the_layout_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(torch.device("cpu"), 600.0, is_tiny=True)
+    formats.plain_checkpoint(bench, tmp_path / "gptq")
+    formats.make_gptq(bench, tmp_path / "gptq")
+    stored = format_of(tmp_path / "gptq")
+    assert stored is not None
+    assert stored.name == "4-bit GPTQ"
+    monkeypatch.setattr("model_runtime.loading.checks.format_check._is_installed", lambda module: False)
+    with pytest.raises(Exception, match="optimum and gptqmodel are missing"):
+        check_format("gptq", stored, "cpu", dequantises=False)
+    with safe_open(tmp_path / "gptq" / "model.safetensors", framework="pt") as file:
+        name = "model.layers.0.mlp.down_proj"  # 256 outputs, 512 inputs
+        shapes = {part: tuple(file.get_tensor(f"{name}.{part}").shape) for part in ("qweight", "qzeros", "scales")}
+        assert shapes == {"qweight": (64, 256), "qzeros": (4, 32), "scales": (4, 256)}
