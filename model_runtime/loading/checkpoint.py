@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.checkpoint_check import check_checkpoint, read_config
@@ -26,7 +27,8 @@ def load_checkpoint(directory: Path, precision: Precision, device: str) -> PreTr
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with progress_on_terminals_only():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model, report = auto_class(config).from_pretrained(
             directory,
             dtype=precision.compute_dtype,
             device_map={"": device},
