@@ -16,6 +16,7 @@ from benchmarks.gpu.profiled import attention_kernels, kernels_of
 from benchmarks.gpu.shapes import build
 from benchmarks.gpu.talk import some_ids
 from model_runtime.forward.arena.varlen import REFERENCE, VarlenKernel, agrees, flash_kernels
+from model_runtime.forward.attention_options import AttentionOptions
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.probe import probe_packing
 from model_runtime.forward.runtime import DeviceRuntime, open_arena, open_slabs, varlen_for
@@ -39,7 +40,8 @@ TURN_TOKENS = 30
 def kernels(bench: Bench) -> None:
     """Compares every flash kernel of this build with the reference, for the heads of several models."""
     if bench.device.type != "cuda":
-        bench.check("reference_kernel", agrees(REFERENCE, bench.device, torch.float32, 6, 2, 16))
+        options = list(_options(6, bench.device).values())
+        bench.check("reference_kernel", agrees(REFERENCE, bench.device, torch.float32, 6, 2, 16, options))
         bench.note("flash_kernels", ", ".join(kernel.name for kernel in flash_kernels()) + " (not run: no GPU)")
         return
     for kernel in flash_kernels():
@@ -49,6 +51,27 @@ def kernels(bench: Bench) -> None:
                 bench.check(name, agrees(kernel, bench.device, bench.dtype, heads, kv_heads, dim))
             except Exception as error:
                 bench.check(name, False, f"{type(error).__name__}: {error}")
+        for option, used in _options(32, bench.device).items():
+            name = f"{kernel.name} {option}"
+            if refused := kernel.refused(used):
+                bench.note(name, f"refuses {refused}")
+                continue
+            try:
+                bench.check(name, agrees(kernel, bench.device, bench.dtype, 32, 8, 128, [used]))
+            except Exception as error:
+                bench.check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _options(heads: int, device: torch.device) -> dict[str, AttentionOptions]:
+    """The options of attention that need more than a window. The flash kernels have no soft-capping."""
+    slopes = torch.tensor([2.0 ** (-8 * (n + 1) / heads) for n in range(heads)], device=device)
+    sinks = torch.linspace(-2, 3, heads, device=device)
+    return {
+        "chunks": AttentionOptions(chunk=16),
+        "sinks": AttentionOptions(sinks=sinks),
+        "sinks and a window": AttentionOptions(sinks=sinks, window=16),
+        "ALiBi": AttentionOptions(slopes=slopes),
+    }
 
 
 def exactness(bench: Bench, given: LoadedModel | None = None) -> None:

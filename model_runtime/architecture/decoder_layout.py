@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from model_runtime.architecture.rope import fixed_rope_tokens
+
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 PROJECTIONS = {
     "query": "self_attn.q_proj",
@@ -21,13 +23,16 @@ PROJECTIONS = {
 
 
 def has_common_layout(model: PreTrainedModel) -> bool:
-    """Whether its layers are RMSNorm, rotary positions, full attention, and a gated MLP with SiLU."""
+    """Whether its layers are RMSNorm, rotary positions with fixed frequencies, full attention, and a gated MLP with
+    SiLU, and not those of a part of a larger model."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         config.model_type in _ARCHITECTURES
         and config.hidden_act == "silu"
         and all(kind == "full_attention" for kind in kinds)
+        and isinstance(getattr(getattr(model, "model", None), "layers", None), nn.ModuleList)
+        and fixed_rope_tokens(config) is None
     )
 
 

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from model_runtime.forward.attention_options import AttentionOptions
+from model_runtime.forward.attention_options import AttentionOptions, HiddenKeys
 from model_runtime.forward.dense_attention import causal_mask, dense_attention
 from model_runtime.kv.slab import KVSlab
 
 ATTENTION_NAME = "keepwarm_packed"
+HIDDEN_KEYS = "keepwarm_hidden_keys"  # the attribute of a layer's attention that says what its masks hide
 
 
 class StepAborted(Exception):
@@ -163,7 +164,10 @@ def packed_attention(
         raise StepAborted
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     packed.layers_seen.append(layer)
-    options = AttentionOptions(scaling, sliding_window, None, softcap, s_aux, alibi_slopes, key_biases)
+    # The mask decides, as in transformers' own attention; a layer without one may state its window.
+    hidden: HiddenKeys | None = getattr(module, HIDDEN_KEYS, None)
+    window, chunk = (sliding_window, None) if hidden is None else (hidden.window, hidden.chunk)
+    options = AttentionOptions(scaling, window, chunk, softcap, s_aux, alibi_slopes, key_biases)
     return packed.attend(layer, query, key, value, options), None
 
 

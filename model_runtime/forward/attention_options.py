@@ -49,3 +49,20 @@ class AttentionOptions:
 
 
 PLAIN = AttentionOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenKeys:
+    """What a layer's causal mask hides besides later keys: `window` and `chunk` as in `AttentionOptions`."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def sees(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Broadcasts int64 positions to bool."""
+        seen = keys <= queries
+        if self.window is not None:
+            seen = seen & (keys > queries - self.window)
+        if self.chunk is not None:
+            seen = seen & (keys // self.chunk == queries // self.chunk)
+        return seen

@@ -1,45 +1,35 @@
 """Checks at load that conversations may share a model's forward.
 
-A model that accepts `set_attn_implementation` may still never call the attention function (Mamba; also Falcon, BLOOM
-and others, whose modules are replaced first), or choose its rotary frequencies from the largest position of the whole
-batch (long RoPE): packed, it would mix conversations. So two packed sequences are compared with each alone through the
-model's own attention.
+A model that accepts `set_attn_implementation` may still never call the attention function, hide keys in its mask only,
+or choose its rotary frequencies from the largest position of the whole batch: packed, it would mix conversations or see
+keys that it should not. So two packed sequences are compared with each alone through the model's own attention, and
+again past every boundary: the ends of windows and chunks, and every number of the config that might be a position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
+from model_runtime.architecture.rope import changing_rope, fixed_rope_tokens
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.forward.attention_options import AttentionOptions
-from model_runtime.forward.classic.replacements import replace_attention
+from model_runtime.forward.packed_positions import cache_for, counts_positions
+from model_runtime.forward.probing.boundaries import boundaries_of
+from model_runtime.forward.probing.compare import NotComparable, compare_turns, is_exact, is_steady, logits_gap
+from model_runtime.forward.probing.record import record_layers
+from model_runtime.forward.probing.shadow import length_for, small_copies
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.kv.geometry import KVGeometry, LayerShape
+from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.slab import KVSlab
 
 _FAR_TOKENS = 6
-
-
-@dataclass(slots=True)
-class RecordingBatch:
-    """An `AttentionBatch` that records what each layer's attention asks for and returns zeros."""
-
-    abort_if: Callable[[], bool] = lambda: False
-    layers_seen: list[int] = field(default_factory=list)
-    shapes: list[LayerShape] = field(default_factory=list)
-    options: list[AttentionOptions] = field(default_factory=list)
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
-        """See `AttentionBatch`."""
-        self.shapes.append(LayerShape(kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3]))
-        self.options.append(options)
-        return query.new_zeros((1, query.shape[2], query.shape[1], value.shape[3]))
+_CANNOT_RUN = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)
+_MOST_TOKENS = 2048  # of a model's own reading past its boundaries
+_QUICK = 3e8  # weights times tokens: below a second on one core
+_SLOW_CPU, _SLOW_GPU = 2e12, 1e15  # about a minute
 
 
 @torch.inference_mode()
@@ -52,22 +42,23 @@ def probe_packing(
     """
     if context_limit_tokens <= _FAR_TOKENS:
         raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few for an answer.")
-    _refuse_batch_dependent_rope(model)
-    replace_attention(model)
+    _refuse_changing_rope(model, context_limit_tokens)
     stock = str(model.config._attn_implementation)
     if stock == ATTENTION_NAME:
         stock = "sdpa"  # an earlier engine has left ours set
     device = next(model.parameters()).device
-    geometry = KVGeometry(tuple(record_layers(model).shapes), kv_dtype, device, step_tokens)
+    recorded = record_layers(model)
+    geometry = KVGeometry(tuple(recorded.shapes), kv_dtype, device, step_tokens)
     vocabulary = int(model.config.get_text_config().vocab_size)
     near = [(7 * i + 3) % vocabulary for i in range(_near_tokens(model, context_limit_tokens))]
     far = [(11 * i + 5) % vocabulary for i in range(_FAR_TOKENS)]
-    far_start = context_limit_tokens - _FAR_TOKENS
+    # Without a cache, layers that count positions themselves begin at 0.
+    far_start = 0 if counts_positions(model) else context_limit_tokens - _FAR_TOKENS
 
     model.set_attn_implementation(stock)
     try:
         expected = torch.stack([_alone(model, near, 0), _alone(model, far, far_start)])
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except _CANNOT_RUN as error:
         raise ModelLoadError(f"{_name(model)} cannot be run: {error}.") from error
     if not torch.isfinite(expected).all():
         raise ModelLoadError(
@@ -79,59 +70,90 @@ def probe_packing(
         found = _packed(model, geometry, near, far, far_start)
     except (ValueError, RuntimeError, TypeError) as error:
         raise ModelLoadError(f"{_name(model)} cannot be packed with other conversations: {error}.") from error
-    gap, limit = logits_gap(found, expected, _is_exact(model))
+    gap, limit = logits_gap(found, expected, is_exact(model))
     if not gap <= limit:
         raise ModelLoadError(
             f"{_name(model)} cannot share a forward between conversations: packed, its logits differ from its own "
             f"attention by {gap:.2g} standard deviations ({limit:g} allowed)."
         )
+    _compare_past_boundaries(model, stock, geometry, recorded.options, context_limit_tokens)
     return geometry
-
-
-def logits_gap(found: torch.Tensor, expected: torch.Tensor, is_exact: bool) -> tuple[float, float]:
-    """The difference between two sets of logits in standard deviations, and its limit: the largest difference for exact
-    models, else the root mean square. In a large vocabulary the largest rounding error of bfloat16 proves nothing
-    (measured: 0.33 among 128,256 logits after 32 layers of random weights); a wrong computation is off by about 1."""
-    difference = (found - expected) / expected.std()
-    return (float(difference.abs().max()), 1e-3) if is_exact else (float(difference.square().mean().sqrt()), 0.15)
 
 
 def _name(model: PreTrainedModel) -> str:
     return type(model).__name__
 
 
-def _refuse_batch_dependent_rope(model: PreTrainedModel) -> None:
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    layers = rope.values() if rope and all(isinstance(value, dict) for value in rope.values()) else [rope]
-    for layer in layers:
-        kind = layer.get("rope_type", "default")
-        if kind in ("longrope", "dynamic"):
-            raise ModelLoadError(
-                f"{_name(model)} uses {kind} rotary positions, whose frequencies depend on the longest position in the "
-                "batch; Keepwarm cannot pack such a model yet."
-            )
-
-
-@torch.inference_mode()
-def record_layers(model: PreTrainedModel) -> RecordingBatch:
-    """What the layers' attention asks for, in a forward of two tokens. It is left with the packed attention set. Raises
-    `ModelLoadError` for a model that cannot be run through it."""
-    batch = RecordingBatch()
-    device = next(model.parameters()).device
-    try:
-        model.set_attn_implementation(ATTENTION_NAME)
-        with carrying(batch):
-            model(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False)
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise ModelLoadError(f"{_name(model)} cannot be run through Keepwarm's attention: {error}.") from error
-    expected = int(model.config.get_text_config().num_hidden_layers)
-    if batch.layers_seen != list(range(expected)):
-        called = f"{len(batch.layers_seen)} times" if batch.layers_seen else "never"
+def _refuse_changing_rope(model: PreTrainedModel, context_limit_tokens: int) -> None:
+    config = model.config.get_text_config()
+    fixed_tokens = fixed_rope_tokens(config)
+    if fixed_tokens is not None and context_limit_tokens > fixed_tokens:
         raise ModelLoadError(
-            f"{_name(model)} has {expected} layers but called the attention function {called}: its layers keep state "
-            "that Keepwarm cannot hold yet. Llama-, Qwen-, Mistral-, Gemma-3- and GPTBigCode-like models work."
+            f"{_name(model)} uses {changing_rope(config)} rotary positions, whose frequencies change at "
+            f"{fixed_tokens:,} tokens. Start with --context-limit {fixed_tokens}, or less."
         )
-    return batch
+
+
+def _compare_past_boundaries(
+    model: PreTrainedModel, stock: str, geometry: KVGeometry, options: list[AttentionOptions], context_tokens: int
+) -> None:
+    """Compares packed with alone past every boundary: with the model itself if that is quick, else with a small copy,
+    else with the model unless that takes too long. Raises `ModelLoadError`."""
+    boundaries = boundaries_of(model.config.get_text_config(), options, context_tokens)
+    if not boundaries:
+        return
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    own_tokens = min(context_tokens, boundaries[-1] + boundaries[-1] // 2 + 12)
+    if own_tokens <= _MOST_TOKENS and weights * own_tokens <= _QUICK:
+        _compare(model, stock, geometry, own_tokens)
+        return
+    for small in small_copies(model, boundaries):
+        try:
+            shapes = tuple(record_layers(small).shapes)
+        except ModelLoadError:
+            continue  # the class does not bear this copy
+        try:
+            compare_turns(
+                small, stock, KVGeometry(shapes, torch.float32, torch.device("cpu"), 64), length_for(boundaries)
+            )
+        except (NotComparable, *_CANNOT_RUN):
+            continue
+        except ModelLoadError:
+            if is_steady(small, stock, length_for(boundaries)):
+                raise
+            continue
+        return
+    _compare_itself(model, stock, geometry, options, context_tokens)
+
+
+def _compare_itself(
+    model: PreTrainedModel, stock: str, geometry: KVGeometry, options: list[AttentionOptions], context_tokens: int
+) -> None:
+    """Compares packed with alone with the model itself, past what its config says are positions."""
+    certain = boundaries_of(model.config.get_text_config(), options, context_tokens, is_certain=True)
+    if not certain:
+        return
+    tokens = min(context_tokens, certain[-1] + certain[-1] // 2 + 12)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if weights * tokens > (_SLOW_CPU if geometry.device.type == "cpu" else _SLOW_GPU):
+        raise ModelLoadError(
+            f"{_name(model)} may treat positions from {certain[0]:,} on otherwise, which cannot be checked in a short "
+            f"time. Start with --context-limit {certain[0]}."
+        )
+    _compare(model, stock, geometry, tokens)
+
+
+def _compare(model: PreTrainedModel, stock: str, geometry: KVGeometry, tokens: int) -> None:
+    """`compare_turns`; raises only `ModelLoadError`."""
+    try:
+        compare_turns(model, stock, geometry, tokens)
+    except NotComparable:
+        raise ModelLoadError(
+            f"{_name(model)} computes no valid numbers (NaN or infinity) within {tokens:,} tokens: its file is "
+            "damaged, or its weights do not fit this precision."
+        ) from None
+    except _CANNOT_RUN as error:
+        raise ModelLoadError(f"{_name(model)} cannot be packed with other conversations: {error}.") from error
 
 
 def _near_tokens(model: PreTrainedModel, context_limit_tokens: int) -> int:
@@ -173,13 +195,8 @@ def _packed(
                 input_ids=torch.tensor([row], device=geometry.device),
                 position_ids=torch.tensor([positions], device=geometry.device),
                 use_cache=False,
+                **cache_for(torch.tensor(positions, device=geometry.device), counts_positions(model)),
             ).logits
         for slab, all_ids in zip(slabs, (near, far), strict=True):
             slab.appended(all_ids[part])
     return logits[0].float()
-
-
-def _is_exact(model: PreTrainedModel) -> bool:
-    """Whether all weights are float32, so that only the order of additions can differ."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return all(t.dtype == torch.float32 for t in tensors if t.dtype not in (torch.int64, torch.int32, torch.bool))

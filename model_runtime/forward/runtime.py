@@ -21,7 +21,7 @@ from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.gpu.self_check import SelfCheck
 from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
 from model_runtime.forward.picked_ids import PickedIds
-from model_runtime.forward.probe import record_layers
+from model_runtime.forward.probing.record import record_layers
 from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.interface.config import EngineConfig, KvDtype
 from model_runtime.interface.errors import ModelLoadError

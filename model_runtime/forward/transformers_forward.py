@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
+from model_runtime.forward.packed_positions import cache_for, counts_positions
 from model_runtime.kv.slab import KVSlab
 
 
@@ -28,6 +29,7 @@ class PackedForward:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = next(model.parameters()).device
+        self._is_counting = counts_positions(model)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -49,13 +51,15 @@ class PackedForward:
             ids.extend(feed.token_ids)
             positions.extend(range(past, past + tokens))
             rows.extend(range(len(ids) - feed.logit_rows, len(ids)))
+        places = torch.tensor(positions, device=self.device)
         with carrying(PackedBatch(spans, abort_if)):
             logits: torch.Tensor = self.model(
                 input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.tensor([positions], device=self.device),
+                position_ids=places[None],
                 # A forward without wanted logits still selects one row, because an empty selection would mean all rows.
                 logits_to_keep=torch.tensor(rows or [len(ids) - 1], device=self.device),
                 use_cache=False,
+                **cache_for(places, self._is_counting),
             ).logits
         for feed in feeds:
             feed.slab.appended(feed.token_ids)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
+from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.checkpoint_check import check_checkpoint, read_config, tensor_dtypes
@@ -33,7 +34,8 @@ def load_checkpoint(
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with progress_on_terminals_only(), plain_falcon_layers(precision.mode != "none"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model, report = auto_class(config).from_pretrained(
             directory,
             dtype=precision.compute_dtype,
             device_map={"": device},

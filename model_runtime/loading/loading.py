@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import release_memory
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from model_runtime.architecture.rope import changing_rope, fixed_rope_tokens
 from model_runtime.architecture.shape_check import declared_context_tokens
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
@@ -88,10 +89,19 @@ def unload(loaded: LoadedModel) -> None:
 
 
 def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
-    """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more."""
-    own = declared_context_tokens(loaded.model.config.get_text_config())
+    """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more. With rotary
+    frequencies that change at some length, the limit is that length: kept rows would be wrong beyond it."""
+    config = loaded.model.config.get_text_config()
+    own = declared_context_tokens(config)
     if own is None:
         return asked_tokens or 4096
+    fixed_tokens = fixed_rope_tokens(config)
+    if fixed_tokens is not None and (asked_tokens or 0) > fixed_tokens:
+        raise ModelLoadError(
+            f"{loaded.name} changes its rotary frequencies at {fixed_tokens:,} tokens ({changing_rope(config)} "
+            f"positions), and Keepwarm reads up to there; {asked_tokens:,} were asked for."
+        )
+    own = min(own, fixed_tokens or own)
     if asked_tokens is not None and asked_tokens > own:
         raise ModelLoadError(f"{loaded.name} holds at most {own:,} tokens; {asked_tokens:,} were asked for.")
     return asked_tokens or own

@@ -21,6 +21,7 @@ from model_runtime.forward.few_rows.patched_layers import speed_up
 from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
 from model_runtime.forward.gpu.early_step import EarlyStep
 from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape
+from model_runtime.forward.packed_positions import cache_for, counts_positions
 from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.kv.slab import KVSlab
@@ -81,6 +82,7 @@ class ArenaForward:
         self._ahead: EarlyStep | None = None
         self._without_own_products = speed_up(model, self.device)
         self.few_rows = few_rows_forward(model, arena, kernel)
+        self._is_counting = counts_positions(model)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -206,5 +208,6 @@ class ArenaForward:
                 position_ids=step.positions[None],
                 logits_to_keep=keep,
                 use_cache=False,
+                **cache_for(step.positions, self._is_counting),
             ).logits
         return logits[0]

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.forward.gpu.arena_forward import ArenaForward
-from model_runtime.forward.probe import logits_gap
+from model_runtime.forward.probing.compare import logits_gap
 from model_runtime.forward.transformers_forward import Feed, PackedForward
 from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.slab import KVSlab

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.shape_check import check_config
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.format_check import check_plain
@@ -54,7 +55,7 @@ def check_checkpoint(directory: Path) -> None:
             f"weights for {max(layers, default=-1) + 1:,}."
         )
     with init_empty_weights(include_buffers=True):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
     claimed = sum(parameter.numel() for parameter in model.parameters())
     is_quantised = stored_format(config_json) is not None
     most = size_bytes * 8 // _LEAST_BITS if is_quantised else weights

@@ -12,12 +12,21 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
+    masking_utils,
 )
 
+from model_runtime.forward import probe
 from model_runtime.forward.attention import ATTENTION_NAME
-from model_runtime.forward.probe import logits_gap, probe_packing
+from model_runtime.forward.attention_options import HiddenKeys
+from model_runtime.forward.probe import probe_packing
+from model_runtime.forward.probing import recorded_masks
+from model_runtime.forward.probing.compare import logits_gap
+from model_runtime.forward.probing.record import record_layers
+from model_runtime.forward.probing.recorded_masks import UnknownMask, hidden_by
 from model_runtime.interface.errors import ModelLoadError
+from tests.model_runtime.tiny_families import tiny_family
 
+CPU = torch.device("cpu")
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -89,3 +98,39 @@ def test_rounding_of_many_logits_is_told_from_another_computation() -> None:
     for found, is_exact, is_accepted in ((rounded, False, True), (other, False, False), (rounded, True, False)):
         gap, limit = logits_gap(found, expected, is_exact)
         assert (gap <= limit) is is_accepted
+
+
+@pytest.mark.parametrize("name", ["llama4 with chunks", "llama4 with a floor", "phimoe with a window", "gemma2"])
+def test_what_only_the_mask_or_the_cache_knows_is_read_off(name: str) -> None:
+    """A boundary beyond the first reads of the check: nothing of it reaches the attention function."""
+    model = tiny_family(name)
+    probe_packing(model, torch.float32, 512, step_tokens=64)
+    options = record_layers(model).options
+    assert {used.window or used.chunk for used in options} - {None}
+
+
+def test_a_boundary_that_the_packed_path_drops_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_masks, "hidden_by", lambda function, local_size, device: HiddenKeys())
+    with pytest.raises(ModelLoadError, match="differ from its own attention"):
+        probe_packing(tiny_family("llama4 with chunks"), torch.float32, 512, step_tokens=64)
+
+
+def test_a_small_copy_stands_for_a_model_that_is_slow_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_QUICK", 0)
+    probe_packing(tiny_family("llama4 with chunks"), torch.float32, 512, step_tokens=64)
+    monkeypatch.setattr(recorded_masks, "hidden_by", lambda function, local_size, device: HiddenKeys())
+    monkeypatch.setattr(probe, "_near_tokens", lambda model, context_limit_tokens: 5)
+    with pytest.raises(ModelLoadError, match="differ from its own attention"):
+        probe_packing(tiny_family("llama4 with chunks"), torch.float32, 512, step_tokens=64)
+
+
+def test_a_mask_is_known_by_what_it_hides() -> None:
+    causal = masking_utils.causal_mask_function
+    assert hidden_by(causal, None, CPU) == HiddenKeys()
+    assert hidden_by(masking_utils.sliding_window_causal_mask_function(4096), 4096, CPU) == HiddenKeys(window=4096)
+    chunked = masking_utils.chunked_causal_mask_function(8192, torch.zeros(1, dtype=torch.int64))
+    assert hidden_by(chunked, 8192, CPU) == HiddenKeys(chunk=8192)
+    strange = masking_utils.and_masks(causal, lambda batch, head, query, key: key % 7 != 3)
+    for function in (masking_utils.bidirectional_mask_function, strange):
+        with pytest.raises(UnknownMask):
+            hidden_by(function, None, CPU)
