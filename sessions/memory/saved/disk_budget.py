@@ -126,10 +126,10 @@ class DiskBudget:
     def _record_loss(self, doomed: Iterable[SavedSegment]) -> None:
         """Records the cause for the next receipts of the conversations."""
         budget = mib(self.budget_bytes)
-        for_room, for_clock = set[str](), set[str]()
+        for_room, for_clock = set[tuple[str, str]](), set[tuple[str, str]]()
         for row in doomed:
             is_older = row.last_used_at < self._started_at
-            (for_clock if is_older and self._gap_s >= KEPT_FOR_S else for_room).update(row.conversation_ids)
+            (for_clock if is_older and self._gap_s >= KEPT_FOR_S else for_room).update(row.users)
         self._losses.lost(for_room, SavedLoss(Cause.DISK_BUDGET, budget))
         if for_clock:
             detail = f"{budget} while the server's clock was {duration(self._gap_s)} ahead of the last use"
