@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import release_memory
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.checkpoint import is_quantised, load_checkpoint, load_tokenizer
 from model_runtime.loading.checks.checkpoint_check import check_files
+from model_runtime.loading.checks.tokenizer_check import check_producible
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
 from model_runtime.loading.fingerprint import model_fingerprint, tokenizer_fingerprint
 from model_runtime.loading.hub import hub_directory, looks_like_model_id
@@ -95,6 +97,7 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
     try:
         found = _find(config, say)
         tokenizer = load_tokenizer(found.directory)
+        check_producible(tokenizer, _embeddings(found.directory), found.name)
         precision = choose_precision(
             config.quantization, device, found.is_gguf, not found.is_gguf and is_quantised(found.directory)
         )
@@ -107,11 +110,14 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
         ) from error
     except Exception as error:  # the one place that translates errors of torch, transformers, gguf and the disk
         raise ModelLoadError(f"{config.model} cannot be loaded: {_sentence(error)}") from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # raised by the tokenizers library when its Rust code panics
-            raise
-        raise ModelLoadError(f"{config.model} cannot be loaded: its tokenizer is damaged.") from error
     return _describe(found, weights, tokenizer, precision)
+
+
+def _embeddings(directory: Path) -> int:
+    """How many tokens the config says that the model knows."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    known: object = getattr(config.get_text_config(), "vocab_size", None)
+    return known if isinstance(known, int) and known > 0 else sys.maxsize
 
 
 def _find(config: ModelConfig, say: Say) -> _Found:

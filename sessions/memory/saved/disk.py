@@ -281,6 +281,9 @@ class Disk:
                 *(len(rows), len(others), len(lost), len(unreferenced), deleted, len(orphans) - deleted),
             )
             self._say_what_stays(say)
+            if shortage := self._budget.shortage():
+                log.warning("kv_disk_too_full")
+                say(shortage)
             with contextlib.suppress(SegmentNotSaved):
                 self._budget.make_room(0)
 

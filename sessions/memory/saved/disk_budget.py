@@ -83,6 +83,16 @@ class DiskBudget:
         fits = self._table.used_bytes() + size_bytes <= self.budget_bytes
         return fits and self._free_bytes() - size_bytes >= self._floor_bytes
 
+    def shortage(self) -> str:
+        """A sentence if the disk is too full for anything to be saved, whatever the budget is; "" if it is not."""
+        free_bytes = self._free_bytes()
+        if not self.budget_bytes or free_bytes > self._floor_bytes:
+            return ""
+        return (
+            f"The disk has only {mib(free_bytes)} free, and saved memory must leave {mib(self._floor_bytes)} free: "
+            f"nothing more is saved to {self._files.folder} until there is room."
+        )
+
     def excess_bytes(self) -> int:
         """How much has to be deleted to keep to the budget."""
         return max(0, self._table.used_bytes() - self.budget_bytes) if self.budget_bytes else 0
