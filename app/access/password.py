@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import stat
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
@@ -61,15 +62,24 @@ def _parts(line: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
+def _group_may(owner: int) -> int:
+    """What the group may do. A secret that the system hands to a service belongs to root and can be read by the
+    service's group: PostgreSQL's rule for its private key."""
+    return stat.S_IRGRP if owner == 0 and os.geteuid() != 0 else 0
+
+
 def _read(path: Path) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode
+            found = os.fstat(descriptor)
+            mode = found.st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
                 raise ValueError(f"The password file {path} is not a file.")
-            if mode & (stat.S_IROTH | stat.S_IWOTH):
-                raise ValueError(f"Every user of this machine can open the password file {path}: chmod 600 {path}")
+            if others := mode & (stat.S_IRWXG | stat.S_IRWXO) & ~_group_may(found.st_uid):
+                who = "Every user of this machine" if others & stat.S_IRWXO else "Its group"
+                repair = f"chmod 600 {shlex.quote(str(path))}"
+                raise ValueError(f"{who} can open the password file {path}, and only you should. Run: {repair}")
             raw = file.read(LARGEST_FILE_BYTES + 1)
     except OSError as error:
         raise ValueError(f"The password file {path} cannot be read ({error.strerror or error}).") from error

@@ -9,12 +9,12 @@ from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from app.api.invalid_fields import place_and_sentence
 from app.http.bodies import MIB, Bodies
 from app.http.json_shape import Shape, ShapeRefused, load_json
 from app.problems import Problem
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MOST_BODY_BYTES = 8 * MIB  # two million tokens of English, or one of Chinese in escapes
 MOST_SHAPE = Shape(values=200_000, depth=100)  # 20,000 messages with one part each, and their tools
-LONGEST_SENTENCE_CHARS = 300  # a validator's message may quote what was sent
 CLIENT_GONE = 499  # appears only in the log: the client is gone
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -73,7 +72,7 @@ class _Parsed(Request):
 
 
 def _parsed(body: bytearray, model: type[BaseModel]) -> BaseModel:
-    """The validated body. Raises `Problem` or `RequestValidationError`. Runs on a worker thread."""
+    """The validated body. Raises `Problem`. Runs on a worker thread."""
     try:
         value = load_json(body, MOST_SHAPE)
     except ShapeRefused as error:
@@ -81,10 +80,8 @@ def _parsed(body: bytearray, model: type[BaseModel]) -> BaseModel:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)[:1]
-        raise RequestValidationError(
-            [{**one, "loc": ("body", *one["loc"]), "msg": _shortened(one["msg"])} for one in found]
-        ) from None
+        place, sentence = place_and_sentence(error.errors(include_url=False, include_input=False))
+        raise Problem(400, sentence, "invalid_value", place or None) from None
 
 
 def _refuse_other_content(request: Request) -> None:
@@ -95,7 +92,3 @@ def _refuse_other_content(request: Request) -> None:
     kind["content-type"] = request.headers.get("content-type", "")
     if kind.get_content_type() != "application/json" and not kind.get_content_subtype().endswith("+json"):
         raise Problem(415, "Send JSON, with the header Content-Type: application/json.", "unsupported_content_type")
-
-
-def _shortened(sentence: str) -> str:
-    return sentence if len(sentence) <= LONGEST_SENTENCE_CHARS else sentence[:LONGEST_SENTENCE_CHARS] + "…"

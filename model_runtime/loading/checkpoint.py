@@ -19,6 +19,7 @@ from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.checkpoint_check import check_checkpoint, read_config, tensor_dtypes
+from model_runtime.loading.checks.tokenizer_check import check_tokenizer_files, damaged_tokenizer
 from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
 from model_runtime.weights.checkpoint_formats.fp8 import fp8_settings
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
@@ -86,8 +87,20 @@ def refuse_missing(report: Mapping[str, Any], what: str) -> None:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer. Raises `ModelLoadError` unless it is one of the tokenizers library."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    """The tokenizer. Raises `ModelLoadError` unless it is one of the tokenizers library, and undamaged."""
+    check_tokenizer_files(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (ImportError, OSError):  # a missing library or file
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise
+        raise damaged_tokenizer(directory) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # raised by the tokenizers library when its Rust code panics
+            raise
+        raise damaged_tokenizer(directory) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(
             f"{directory.name} has no fast tokenizer (a tokenizer.json), which incremental text needs."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from model_runtime.loading.checks.checkpoint_check import check_files
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.format_check import check_format
 from model_runtime.loading.checks.other_files import file_notes, refuse_other_models
+from model_runtime.loading.checks.tokenizer_check import check_producible
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
 from model_runtime.loading.fingerprint import model_fingerprint, tokenizer_fingerprint
 from model_runtime.loading.generation_settings import generation_settings
@@ -112,6 +114,7 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
     try:
         found = _find(config, device, say)
         tokenizer, template = _texts(found, config)
+        check_producible(tokenizer, _embeddings(found.directory), found.name)
         precision = _precision(found, config, device)
         weights = _load_weights(found, precision, device, config.cache_dir, say)
     except ModelLoadError:
@@ -122,10 +125,6 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
         ) from error
     except Exception as error:  # the one place that translates errors of torch, transformers, gguf and the disk
         raise ModelLoadError(f"{config.model} cannot be loaded: {_sentence(error)}") from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # raised by the tokenizers library when its Rust code panics
-            raise
-        raise ModelLoadError(f"{config.model} cannot be loaded: its tokenizer is damaged.") from error
     return _describe(found, weights, tokenizer, template, precision)
 
 
@@ -148,6 +147,13 @@ def _precision(found: _Found, config: ModelConfig, device: str) -> Precision:
 def _texts(found: _Found, config: ModelConfig) -> tuple[PreTrainedTokenizerFast, ChosenTemplate]:
     tokenizer = load_tokenizer(found.directory)
     return tokenizer, choose_template(tokenizer, found.name, config.chat_preset)
+
+
+def _embeddings(directory: Path) -> int:
+    """How many tokens the config says that the model knows."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    known: object = getattr(config.get_text_config(), "vocab_size", None)
+    return known if isinstance(known, int) and known > 0 else sys.maxsize
 
 
 def _find(config: ModelConfig, device: str, say: Say) -> _Found:

@@ -151,8 +151,8 @@ class StorageCheck:
         rows = self._store.segments.every()
         missing = [row.key for row in rows if not path_in(self._store.kv_dir, row.key).exists()]
         for key in missing:
-            _, conversation_ids = self._store.segments.remove_with_descendants(key)
-            self._store.losses.record(conversation_ids, SavedLoss(Cause.FILES_MISSING))
+            _, users = self._store.segments.remove_with_descendants(key)
+            self._store.losses.record(users, SavedLoss(Cause.FILES_MISSING))
         log.error("kv_folder_deleted rows=%d", len(missing))
         self._kv_seen, self._kv_deleted_at = None, self._clock()
 

@@ -51,7 +51,7 @@ def clear(data_dir: Path, everything: bool, before: Callable[[int, int], None]) 
         kept = set() if everything else {one.numerics for one in served if one.is_last}
         doomed = [row for row in store.segments.every() if row.fingerprint not in kept]
         before(len(doomed), sum(row.size_bytes for row in doomed))
-        users = {c for row in doomed for c in row.conversation_ids}
+        users = {user for row in doomed for user in row.users}
         store.losses.record(users, SavedLoss(Cause.CLEARED))
         store.segments.remove(row.key for row in doomed)
         paths = [files.path_of(row.key) for row in doomed]

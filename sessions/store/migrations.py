@@ -278,3 +278,23 @@ def logins_on_the_server(db: Database) -> None:
         ) WITHOUT ROWID""")
     db.execute("CREATE TABLE recovery_codes (hash TEXT PRIMARY KEY, owner_id TEXT NOT NULL, created_at REAL NOT NULL)")
     db.execute("CREATE TABLE spent (what TEXT PRIMARY KEY, at REAL NOT NULL)")
+
+
+@_step
+def losses_by_numerics(db: Database) -> None:
+    """A loss concerns what one model and setting saved. Which one it was is not known of older rows: they are taken for
+    those of the conversation's last turn."""
+    db.execute("ALTER TABLE kv_losses RENAME TO older_losses")
+    db.execute("""
+        CREATE TABLE kv_losses (
+            conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+            numerics TEXT NOT NULL,
+            cause TEXT NOT NULL,
+            detail TEXT NOT NULL,
+            message_id INTEGER NOT NULL,
+            PRIMARY KEY (conversation_id, numerics)
+        ) WITHOUT ROWID""")
+    db.execute("""
+        INSERT INTO kv_losses SELECT c.id, c.numerics, l.cause, l.detail, l.message_id
+        FROM older_losses l JOIN conversations c ON c.id = l.conversation_id""")
+    db.execute("DROP TABLE older_losses")

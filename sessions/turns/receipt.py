@@ -186,8 +186,9 @@ def _how_dropped(lease: Lease) -> str:
 
 
 def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
-    if run.plan.turn.rewrite is not None:
-        return run.plan.turn.rewrite.reason
+    rewrite = run.plan.turn.rewrite
+    if rewrite is not None and not (rewrite.reason is MissReason.MODEL_CHANGED and _is_own_loss(run, lease)):
+        return rewrite.reason
     if run.restored.refusal:
         return MissReason.FILES_MISSING if run.restored.is_gone else MissReason.SNAPSHOT_REFUSED
     if run.restored.is_reread_cheaper:
@@ -196,6 +197,11 @@ def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
         return _reason_of_nothing(run, lease)
     # All that the KV held was of use: it was short because an answer failed or was stopped while it was read.
     return MissReason.EARLIER_FAILURE if event.reused_tokens >= lease.held_tokens else MissReason.BRANCH_SWITCHED
+
+
+def _is_own_loss(run: Run, lease: Lease) -> bool:
+    """Whether something is missing of what this very model and these settings had saved, before another served."""
+    return bool(run.restored.refusal) or (lease.is_new and run.plan.loss is not None)
 
 
 def _reason_of_nothing(run: Run, lease: Lease) -> MissReason:
@@ -207,10 +213,8 @@ def _reason_of_nothing(run: Run, lease: Lease) -> MissReason:
         return _REASONS[loss.cause] if loss is not None and is_disks else MissReason.EVICTED
     if run.plan.is_fork:
         return MissReason.FORKED
-    if loss is not None and loss.cause is Cause.DISK_OFF and loss.detail:
-        return MissReason.DISK_OFF  # what these very settings have saved is there, and not read
+    if loss is not None and lease.is_new:
+        return _REASONS[loss.cause]
     if run.plan.change:
         return MissReason.UPGRADED if run.plan.is_upgrade else MissReason.MODEL_CHANGED
-    if not lease.is_new:
-        return MissReason.EARLIER_FAILURE
-    return _REASONS[loss.cause] if loss is not None else MissReason.RESTARTED
+    return MissReason.RESTARTED if lease.is_new else MissReason.EARLIER_FAILURE

@@ -12,6 +12,7 @@ from sessions.ledger.ledger import fold
 from sessions.manager import SessionManager
 from sessions.store.records import Node
 from sessions.store.store import Store
+from sessions.store.tables.losses import SavedLoss
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MessageView, Receipt, RunPhase
@@ -87,6 +88,13 @@ class House:
         ids = self.ledger(conversation_id, owner)[:-1]
         disk = self.manager.memory.saved_kvs.disk
         until(lambda: disk.chain(owner, conversation_id, ids).useful_tokens == len(ids))
+
+    def loss(self, conversation_id: str) -> SavedLoss | None:
+        """The stored cause for the model and settings of this server."""
+        return self.store.losses.of(conversation_id, self.manager.memory.saved_kvs.disk.numerics)
+
+    def forget_loss(self, conversation_id: str) -> None:
+        self.store.losses.saved(conversation_id, self.manager.memory.saved_kvs.disk.numerics)
 
     def files(self) -> list[Path]:
         """The files of saved KVs."""

@@ -11,6 +11,7 @@ import logging
 import re
 from functools import cache
 
+from app.page.markdown.effort import Steps, TooCostly
 from app.page.markdown.languages import Language, language_of
 from app.page.markdown.nodes import Child, Node
 
@@ -18,23 +19,27 @@ LONGEST_CHARACTERS = 60_000
 log = logging.getLogger(__name__)
 
 
-def highlighted(text: str, language: str) -> tuple[Child, ...]:
-    """The code as text and "token" nodes; plain text for an unknown language."""
+def highlighted(text: str, language: str, steps: Steps) -> tuple[Child, ...]:
+    """The code as text and "token" nodes; plain text for an unknown language. Each token takes one step. Raises
+    `TooCostly`."""
     plain = (text,) if text else ()
     known = language_of(language)
     if known is None or len(text) > LONGEST_CHARACTERS:
         return plain
     try:
-        return _coloured(text, known)
+        return _coloured(text, known, steps)
+    except TooCostly:
+        raise
     except Exception:  # code without colours is still useful; an answer without its code is not
         log.exception("code is shown without colours language=%s", known.names[0])
         return plain
 
 
-def _coloured(text: str, known: Language) -> tuple[Child, ...]:
+def _coloured(text: str, known: Language, steps: Steps) -> tuple[Child, ...]:
     pieces: list[Child] = []
     plain_from = 0
     for found in _expression(known).finditer(text):
+        steps.spend(1)
         kind = _kind(found, text, known)
         if kind is None:
             continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from latex2mathml.converter import convert_to_element
 
+from app.page.markdown.effort import MATH_STEPS
 from app.page.markdown.nodes import Child, Node
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CLOSERS = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 LONGEST_CHARACTERS = 1_000
+_COMMAND = re.compile(r"\\[A-Za-z]+")
 DEEPEST = 16
 _MACROS = re.compile(r"\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|newenvironment|require)\b")
 # Element -> required number of children (None: any number).
@@ -73,12 +75,28 @@ class _Unknown(Exception):
 
 def math(latex: str, opener: str, is_block: bool) -> Node:
     """A "math" node, or "math_source" with the original text."""
-    display = is_block or opener in ("$$", "\\[")
-    source = f"{opener}{latex}{CLOSERS[opener]}"
-    children = _mathml(latex, display)
+    children = _mathml(latex, _is_display(opener, is_block))
     if children is None:
-        return Node("math_source", (source,), (("display", display),))
-    return Node("math", children, (("display", display), ("source", source)))
+        return as_written(latex, opener, is_block)
+    display, source = ("display", _is_display(opener, is_block)), ("source", opener + latex + CLOSERS[opener])
+    return Node("math", children, (display, source))
+
+
+def as_written(latex: str, opener: str, is_block: bool) -> Node:
+    """A "math_source" node."""
+    display = ("display", _is_display(opener, is_block))
+    return Node("math_source", (opener + latex + CLOSERS[opener],), (display,))
+
+
+def steps_of(latex: str) -> int:
+    """What `math` costs (`effort`)."""
+    if len(latex) > LONGEST_CHARACTERS:
+        return 0
+    return MATH_STEPS * len(_COMMAND.sub(".", latex))
+
+
+def _is_display(opener: str, is_block: bool) -> bool:
+    return is_block or opener in ("$$", "\\[")
 
 
 def _mathml(latex: str, display: bool) -> tuple[Child, ...] | None:

@@ -1,7 +1,8 @@
 """Parses CommonMark with GitHub's tables, task lists and ~~struck~~ text, and mathematics. Never HTML.
 
 markdown-it-py limits the depth but drops what lies deeper, lets two kilobytes become 65,000 table cells, and finds
-links in text in quadratic time. The rules here set limits beyond which text stays plain text instead.
+links in text in quadratic time. The rules here set limits beyond which text stays plain text instead: of depth, and of
+the steps that one drawing may take (`effort`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.ruler import RuleOptionsType
 from markdown_it.rules_block import StateBlock, table
+from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from app.page.markdown import math_rules
+from app.page.markdown import effort, math_rules
 
 SAFE_LINK = re.compile(r"(https?://[^/?#\s]|mailto:[^\s])", re.IGNORECASE)
 DEEPEST_BLOCK = 24
@@ -27,6 +30,7 @@ _SCHEME = re.compile(r"https?\Z", re.IGNORECASE)
 # An address ends where a Chinese or Japanese sentence continues, and at every character that ends it in Markdown.
 _ADDRESS = re.compile(r"://[^\W_][^\s<>\[\]\"`{}|\\^\u3000-\u303f\uff00-\uffef\u2018-\u201f]*")
 _CELL_END = re.compile(r"(?<!\\)\|")
+_MARKERS = re.compile(r"[*_~]++")
 _TRAILING = "?!.,:;*_~'"
 
 
@@ -35,16 +39,18 @@ class AnswerParser:
 
     def __init__(self) -> None:
         self._blocks = _Parser(DEEPEST)
+        self._blocks.core.ruler.at("block", _blocks_within_effort)
         self._blocks.core.ruler.enableOnly(["normalize", "block"])
         self._inline = _Parser(DEEPEST_BRACKETS)
 
     def blocks(self, text: str) -> tuple[list[Token], Env]:
-        """The blocks of a text, and the references it defines, which may apply to any other block."""
-        env: Env = {}
+        """The blocks of a text, and the references it defines, which may apply to any other block. What is too costly
+        is one block of code at the end."""
+        env = effort.new_env()
         return self._blocks.parse(text, env), env
 
     def inline_tokens(self, text: str, env: Env) -> list[Token]:
-        """The tokens of the text of one paragraph, heading or cell."""
+        """The tokens of the text of one paragraph, heading or cell. Raises `TooCostly`."""
         return self._inline.inline.parse(text, self._inline, env, [])
 
 
@@ -53,15 +59,53 @@ class _Parser(MarkdownIt):
         super().__init__("commonmark", {"html": False, "tasklists": True, "maxNesting": deepest})
         self.enable(["table", "strikethrough"])
         self.disable(["html_block", "html_inline"])
+        everywhere: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list", "table"]}
+        self.block.ruler.before("table", "count_block_steps", _count_block_steps, everywhere)
         self.block.ruler.before("table", "too_deep", _too_deep)
         self.block.ruler.at("table", _table_of_bearable_size, {"alt": ["paragraph", "reference"]})
         self.inline.ruler.at("linkify", _bare_address)
         self.enable("linkify")
+        self.inline.ruler.before("text", "count_inside_steps", _count_inside_steps)
         math_rules.add_to(self)
 
     def validateLink(self, url: str) -> bool:
         """Allows only addresses that a browser may safely open; any other link stays plain text."""
         return SAFE_LINK.match(url) is not None
+
+
+def _blocks_within_effort(state: StateCore) -> None:
+    """Parses blocks. When that becomes too costly, the outermost block that was begun and all after it become code."""
+    try:
+        state.md.block.parse(state.src, state.md, state.env, state.tokens)
+    except effort.TooCostly:
+        _make_rest_plain(state)
+
+
+def _make_rest_plain(state: StateCore) -> None:
+    whole, line = 0, 0
+    begins = None
+    for number, token in enumerate(state.tokens):
+        if token.level == 0 and token.nesting >= 0:
+            begins = token.map
+        if token.level == 0 and token.nesting <= 0 and begins:
+            whole, line = number + 1, begins[1]
+    del state.tokens[whole:]
+    rest = Token("code_block", "code", 0)
+    rest.content = "\n".join(state.src.split("\n")[line:])
+    rest.map = [line, state.src.count("\n") + 1]
+    state.tokens.append(rest)
+
+
+def _count_block_steps(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
+    """Is asked at each block, and at each line whether it ends the one before, once for each level of nesting."""
+    effort.on_blocks(state.env).spend(1 if silent else effort.BLOCK_STEPS)
+    return False
+
+
+def _count_inside_steps(state: StateInline, silent: bool) -> bool:
+    run = _MARKERS.match(state.src, state.pos, state.posMax)  # each of them becomes a token
+    effort.inside(state.env).spend(1 + len(run[0]) // effort.MARKERS_A_STEP if run else 1)
+    return False
 
 
 def _too_deep(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
@@ -90,11 +134,13 @@ def _table_of_bearable_size(state: StateBlock, start_line: int, end_line: int, s
     begin, end = state.bMarks[start_line], state.src.find("\n\n", state.eMarks[start_line])
     end = len(state.src) if end < 0 else end
     columns = state.src.count("|", state.bMarks[start_line + 1], state.eMarks[start_line + 1]) + 1
-    cells = columns * state.src.count("\n", begin, end)
-    if cells > MOST_EMPTY_CELLS + 2 * state.src.count("|", begin, end):
+    rows, signs = state.src.count("\n", begin, end), state.src.count("|", begin, end)
+    cells = columns * rows
+    if cells > MOST_EMPTY_CELLS + 2 * signs:
         return False
     if silent:
         return True
+    effort.on_blocks(state.env).spend(max(signs - rows, cells // 2 - rows, 0))
     first = len(state.tokens)
     table(state, start_line, end_line, False)
     _keep_surplus_cells(state, first)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markdown_it.token import Token
 
-from app.page.markdown import code
-from app.page.markdown.math import math
+from app.page.markdown import code, effort
+from app.page.markdown.math import as_written, math, steps_of
 from app.page.markdown.nodes import Builder, Child, Node
 from app.page.markdown.parser import AnswerParser, Env
 
@@ -71,11 +71,11 @@ class Tree:
             for child in self._inline(token.content, env):
                 builder.add(child)
         elif token.type in ("fence", "code_block"):
-            builder.add(self._code(token))
+            builder.add(self._code(token, env))
         elif token.type == "hr":
             builder.add(Node("rule"))
         elif token.type == "math_block":
-            builder.add(math(token.content, token.markup, True))
+            builder.add(_formula(token, True, env))
         else:
             builder.add(token.content)
 
@@ -99,7 +99,10 @@ class Tree:
     def _inline(self, text: str, env: Env) -> tuple[Child, ...]:
         known = self._known_inline.get(text)
         if known is None:
-            known = self._parsed_inline(text, env)
+            try:
+                known = self._parsed_inline(text, env)
+            except effort.TooCostly:
+                return _with_breaks(text)
             self._known_inline[text] = known
         return known
 
@@ -108,17 +111,31 @@ class Tree:
             return _with_breaks(text)
         builder = Builder()
         for token in self._parser.inline_tokens(text, env):
-            _add_span(builder, token)
+            if token.type == "math_inline":
+                builder.add(_formula(token, False, env))
+            else:
+                _add_span(builder, token)
         return tuple(builder.top)
 
-    def _code(self, token: Token) -> Node:
+    def _code(self, token: Token, env: Env) -> Node:
         language = token.info.split()[0].lower() if token.info.strip() else ""
         key = (language, token.content)
         children = self._known_code.get(key)
         if children is None:
-            children = code.highlighted(token.content, language)
+            try:
+                children = code.highlighted(token.content, language, effort.inside(env))
+            except effort.TooCostly:
+                return Node("code_block", (token.content,))
             self._known_code[key] = children
         return Node("code_block", children)
+
+
+def _formula(token: Token, is_block: bool, env: Env) -> Node:
+    try:
+        effort.inside(env).spend(steps_of(token.content))
+    except effort.TooCostly:
+        return as_written(token.content, token.markup, is_block)
+    return math(token.content, token.markup, is_block)
 
 
 def _block_attributes(kind: str, token: Token) -> dict[str, str | int | bool]:
@@ -189,6 +206,5 @@ _LEAVES: dict[str, Callable[[Builder, Token], None]] = {
     "softbreak": lambda builder, token: _break(builder),
     "hardbreak": lambda builder, token: _break(builder),
     "code_inline": lambda builder, token: builder.add(Node("code", (token.content,))),
-    "math_inline": lambda builder, token: builder.add(math(token.content, token.markup, False)),
     "image": _picture,
 }

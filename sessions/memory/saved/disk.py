@@ -132,17 +132,18 @@ class Disk:
         lost."""
         if not self.budget_bytes and self._own(conversation_id):
             return SavedLoss(Cause.DISK_OFF, "is not read")
-        return self._losses.of(conversation_id)
+        return self._losses.of(conversation_id, self.numerics)
 
     def all_saved(self, conversation_id: str, message_id: int | None) -> None:
         """Records that everything up to the turn of this answer (None: every turn) is on disk."""
-        self._losses.saved(conversation_id, message_id)
+        self._losses.saved(conversation_id, self.numerics, message_id)
 
     def not_saved(self, conversation_id: str, why: str) -> None:
         """Records that something could not be saved."""
         why = why.removeprefix("This conversation's memory could not be saved: ").rstrip(".")
         is_full = "No space left" in why or why.startswith("the disk has only")
-        self._losses.record([conversation_id], SavedLoss(Cause.DISK_FULL if is_full else Cause.NOT_SAVED, why))
+        loss = SavedLoss(Cause.DISK_FULL if is_full else Cause.NOT_SAVED, why)
+        self._losses.record([(conversation_id, self.numerics)], loss)
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """A segment's ids; () if it is not on disk."""
@@ -240,8 +241,12 @@ class Disk:
         """Deletes what only this conversation refers to, other models' segments included. Returns the freed bytes."""
         with self._lock:
             before_bytes = self.used_bytes
+            numerics = {
+                self.numerics,
+                *(segment.fingerprint for segment in self._table.of_conversation(conversation_id)),
+            }
             self._table.release(conversation_id)
-            self._losses.record([conversation_id], SavedLoss(Cause.BY_HAND))
+            self._losses.record(((conversation_id, one) for one in numerics), SavedLoss(Cause.BY_HAND))
             self._delete_files(self._table.remove_unreferenced())
             return before_bytes - self.used_bytes
 
@@ -276,6 +281,9 @@ class Disk:
                 *(len(rows), len(others), len(lost), len(unreferenced), deleted, len(orphans) - deleted),
             )
             self._say_what_stays(say)
+            if shortage := self._budget.shortage():
+                log.warning("kv_disk_too_full")
+                say(shortage)
             with contextlib.suppress(SegmentNotSaved):
                 self._budget.make_room(0)
 

@@ -83,6 +83,16 @@ class DiskBudget:
         fits = self._table.used_bytes() + size_bytes <= self.budget_bytes
         return fits and self._free_bytes() - size_bytes >= self._floor_bytes
 
+    def shortage(self) -> str:
+        """A sentence if the disk is too full for anything to be saved, whatever the budget is; "" if it is not."""
+        free_bytes = self._free_bytes()
+        if not self.budget_bytes or free_bytes > self._floor_bytes:
+            return ""
+        return (
+            f"The disk has only {mib(free_bytes)} free, and saved memory must leave {mib(self._floor_bytes)} free: "
+            f"nothing more is saved to {self._files.folder} until there is room."
+        )
+
     def excess_bytes(self) -> int:
         """How much has to be deleted to keep to the budget."""
         return max(0, self._table.used_bytes() - self.budget_bytes) if self.budget_bytes else 0
@@ -126,10 +136,10 @@ class DiskBudget:
     def _record_loss(self, doomed: Iterable[SavedSegment]) -> None:
         """Records the cause for the next receipts of the conversations."""
         budget = mib(self.budget_bytes)
-        for_room, for_clock = set[str](), set[str]()
+        for_room, for_clock = set[tuple[str, str]](), set[tuple[str, str]]()
         for row in doomed:
             is_older = row.last_used_at < self._started_at
-            (for_clock if is_older and self._gap_s >= KEPT_FOR_S else for_room).update(row.conversation_ids)
+            (for_clock if is_older and self._gap_s >= KEPT_FOR_S else for_room).update(row.users)
         self._losses.record(for_room, SavedLoss(Cause.DISK_BUDGET, budget))
         if for_clock:
             detail = f"{budget} while the server's clock was {duration(self._gap_s)} ahead of the last use"

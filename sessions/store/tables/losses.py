@@ -1,8 +1,9 @@
 """Why a conversation's saved memory is missing, kept across restarts so that its next receipt can give the reason.
 
-There is one row per conversation. Every turn writes a row that says "not saved yet", which is removed once all of the
-turn is on disk. Code that deletes saved memory, or fails to write it, puts its reason there instead. So after a restart
-the row is the reason, and without a row there is no known loss.
+There is one row per conversation and numerics, because each model and setting has saved memory of its own. Every turn
+writes a row that says "not saved yet", which is removed once all of the turn is on disk. Code that deletes saved
+memory, or fails to write it, puts its reason there instead. So after a restart the row is the reason, and without a row
+there is no known loss.
 """
 
 from __future__ import annotations
@@ -43,51 +44,53 @@ class SavedLoss:
 
 
 class LossTable:
-    """Every method is one transaction and raises `StoreError` when the file fails."""
+    """Every method is one transaction and raises `StoreError` when the file fails. `numerics` is what the saved
+    memory was computed with (`segments.with_format`)."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def of(self, conversation_id: str) -> SavedLoss | None:
-        """None if all of its saved memory should be there."""
+    def of(self, conversation_id: str, numerics: str) -> SavedLoss | None:
+        """None if everything that was saved with these numerics should be there."""
         with self._database.read() as db:
-            sql = "SELECT cause, detail FROM kv_losses WHERE conversation_id = ?"
-            row = db.execute(sql, [conversation_id]).fetchone()
+            sql = "SELECT cause, detail FROM kv_losses WHERE conversation_id = ? AND numerics = ?"
+            row = db.execute(sql, [conversation_id, numerics]).fetchone()
         return SavedLoss(Cause(row[0]), str(row[1])) if row else None
 
-    def record(self, conversation_ids: Iterable[str], loss: SavedLoss) -> None:
-        """Records that some saved memory of these conversations is gone, or could not be saved."""
+    def record(self, lost: Iterable[tuple[str, str]], loss: SavedLoss) -> None:
+        """Records that some saved memory of each pair of conversation and numerics is gone, or could not be saved."""
         with self._database.write() as db:
-            for conversation_id in set(conversation_ids):
-                put_loss(db, conversation_id, loss)
+            for conversation_id, numerics in set(lost):
+                _put(db, conversation_id, numerics, loss)
 
-    def saved(self, conversation_id: str, message_id: int | None = None) -> None:
+    def saved(self, conversation_id: str, numerics: str, message_id: int | None = None) -> None:
         """Records that everything up to the turn of this answer (None: every turn) is on disk."""
         with self._database.write() as db:
-            sql = "DELETE FROM kv_losses WHERE conversation_id = ? AND message_id <= ifnull(?, message_id)"
-            db.execute(sql, [conversation_id, message_id])
+            sql = "DELETE FROM kv_losses WHERE conversation_id = ? AND numerics = ?"
+            db.execute(sql + " AND message_id <= ifnull(?, message_id)", [conversation_id, numerics, message_id])
 
 
-def put_loss(db: sqlite_utils.Database, conversation_id: str, loss: SavedLoss) -> None:
+def _put(db: sqlite_utils.Database, conversation_id: str, numerics: str, loss: SavedLoss) -> None:
     """Inside a transaction. Keeps the row's turn."""
     db.execute(
-        "INSERT INTO kv_losses SELECT id, ?, ?, 0 FROM conversations WHERE id = ?"
+        "INSERT INTO kv_losses SELECT id, ?, ?, ?, 0 FROM conversations WHERE id = ?"
         " ON CONFLICT DO UPDATE SET cause = excluded.cause, detail = excluded.detail",
-        [loss.cause, loss.detail, conversation_id],
+        [numerics, loss.cause, loss.detail, conversation_id],
     )
 
 
-def turn_begins(db: sqlite_utils.Database, conversation_id: str, message_id: int, cause: Cause) -> None:
+def turn_begins(db: sqlite_utils.Database, conversation_id: str, numerics: str, message_id: int, cause: Cause) -> None:
     """Inside a transaction. Keeps an earlier cause, which the receipt of this turn will state."""
     db.execute(
-        "INSERT INTO kv_losses VALUES (?, ?, '', ?) ON CONFLICT DO UPDATE SET message_id = excluded.message_id",
-        [conversation_id, cause, message_id],
+        "INSERT INTO kv_losses VALUES (?, ?, ?, '', ?) ON CONFLICT DO UPDATE SET message_id = excluded.message_id",
+        [conversation_id, numerics, cause, message_id],
     )
 
 
 def turn_ends(db: sqlite_utils.Database, message_id: int, cause: Cause) -> None:
     """Inside a transaction. Replaces an earlier cause: what was lost has been read again, and must be saved again."""
     db.execute(
-        "INSERT OR REPLACE INTO kv_losses SELECT conversation_id, ?, '', id FROM messages WHERE id = ?",
+        "INSERT OR REPLACE INTO kv_losses SELECT c.id, c.numerics, ?, '', m.id FROM messages m"
+        " JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
         [cause, message_id],
     )

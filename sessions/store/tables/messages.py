@@ -115,7 +115,7 @@ class MessageTable:
                 _TURN_TAKEN,
                 [answer_id, now, new.numerics, new.is_by_person, new.first_title, conversation_id],
             )
-            turn_begins(db, conversation_id, answer_id, unsaved_cause)
+            turn_begins(db, conversation_id, new.numerics, answer_id, unsaved_cause)
         return answer_id
 
     def checkpoint(

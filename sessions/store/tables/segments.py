@@ -53,6 +53,11 @@ class SavedSegment:
     def end_tokens(self) -> int:
         return self.start_tokens + self.tokens
 
+    @property
+    def users(self) -> tuple[tuple[str, str], ...]:
+        """Who would lose it: pairs of conversation and numerics."""
+        return tuple((conversation_id, self.fingerprint) for conversation_id in self.conversation_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -217,15 +222,18 @@ class SegmentTable:
             for key in keys:
                 db.execute("DELETE FROM segments WHERE key = ?", [key])
 
-    def remove_with_descendants(self, key: str) -> tuple[list[str], set[str]]:
-        """Removes a segment and all that continue it, which are useless without it. Returns the removed keys, and the
-        conversations that referred to them."""
-        users: set[str] = set()
+    def remove_with_descendants(self, key: str) -> tuple[list[str], set[tuple[str, str]]]:
+        """Removes a segment and all that continue it, which are useless without it. Returns the removed keys, and who
+        lost them: pairs of conversation and numerics."""
+        users: set[tuple[str, str]] = set()
         with self._database.write() as db:
             doomed = [str(row[0]) for row in db.execute(_DESCENDANTS, [key]).fetchall()]
             for doomed_key in doomed:
-                sql = "SELECT conversation_id FROM segment_references WHERE segment_key = ?"
-                users.update(str(row[0]) for row in db.execute(sql, [doomed_key]).fetchall())
+                sql = (
+                    "SELECT r.conversation_id, s.fingerprint FROM segment_references r"
+                    " JOIN segments s ON s.key = r.segment_key WHERE s.key = ?"
+                )
+                users.update((str(row[0]), str(row[1])) for row in db.execute(sql, [doomed_key]).fetchall())
                 db.execute("DELETE FROM segments WHERE key = ?", [doomed_key])
         return doomed, users
 

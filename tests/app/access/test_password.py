@@ -31,15 +31,18 @@ def test_a_file_holds_one_line(tmp_path: Path, raw: bytes, password: str) -> Non
     path.write_bytes(raw)
     path.chmod(0o600)
     assert given(file=path) == password
-    path.chmod(0o440)  # a group may be trusted with it
+    path.chmod(0o400)
     assert given(file=path) == password
 
 
 @pytest.mark.parametrize(
     ("raw", "mode", "words"),
     [
-        (b"a kettle\n", 0o644, "Every user of this machine can open"),
-        (b"a kettle\n", 0o602, "Every user of this machine can open"),
+        *((b"a kettle\n", mode, "Every user of this machine can open") for mode in (0o644, 0o604, 0o602, 0o601, 0o666)),
+        *(
+            (b"a kettle\n", mode, "Its group can open the password file")
+            for mode in (0o640, 0o660, 0o620, 0o610, 0o440)
+        ),
         (b"", 0o600, "must not be empty"),
         (b"\n", 0o600, "must not be empty"),
         (b"  \r\n", 0o600, "must not be empty"),
@@ -61,6 +64,7 @@ def test_files_that_are_refused(
     assert words in said
     assert said.count("\n") == 1
     assert "kettle" not in said.replace(str(path), "")
+    assert ("Run: chmod 600 " in said) == (mode != 0o600)
 
 
 def test_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

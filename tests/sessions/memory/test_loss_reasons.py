@@ -47,7 +47,7 @@ def missed(house: House, c: str, reason: MissReason, sentence: str) -> Receipt:
     assert receipt.miss_detail.endswith(f"so {again:,} token{'' if again == 1 else 's'} were read again.")
     if house.manager.memory.disk_budget_bytes:
         house.saved(c)
-        until(lambda: house.store.losses.of(c) is None)  # what was lost is saved again
+        until(lambda: house.loss(c) is None)  # what was lost is saved again
     return receipt
 
 
@@ -59,7 +59,7 @@ def restarted(house: House, make: MakeWarm, **settings: object) -> House:
 def test_nothing_is_lost_when_all_of_it_is_saved(make_warm: MakeWarm) -> None:
     house = make_warm()
     c = begun(house)
-    until(lambda: house.store.losses.of(c) is None)
+    until(lambda: house.loss(c) is None)
     house = restarted(house, make_warm)
     receipt = house.receipt(house.say(c, "And now?"))
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
@@ -95,7 +95,7 @@ def test_a_smaller_budget_than_what_is_stored(make_warm: MakeWarm) -> None:
     house = restarted(house, make_warm, disk_kv_budget_bytes=700 * 1024)
     (sentence,) = house.said
     assert "and the disk budget is 0.7 MiB: 0.1 MiB are deleted now." in sentence
-    assert house.store.losses.of(new) is None
+    assert house.loss(new) is None
     missed(house, old, MissReason.DISK_BUDGET, "disk budget of 0.7 MiB")
 
 
@@ -193,7 +193,7 @@ def test_the_disk_was_full(make_warm: MakeWarm) -> None:
     house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: No space left on device."
     c = house.conversation()
     house.say(c, LONG)
-    until(lambda: (loss := house.store.losses.of(c)) and loss.cause is Cause.DISK_FULL)
+    until(lambda: (loss := house.loss(c)) and loss.cause is Cause.DISK_FULL)
     house = restarted(house, make_warm)
     missed(
         house, c, MissReason.DISK_FULL, "The disk was full when its memory was to be saved (No space left on device)"
@@ -204,7 +204,7 @@ def test_too_little_of_the_disk_was_free(make_warm: MakeWarm) -> None:
     house = make_warm(disk_free_floor_bytes=2**60)
     c = house.conversation()
     house.say(c, LONG)
-    until(lambda: (loss := house.store.losses.of(c)) and loss.cause is Cause.DISK_FULL)
+    until(lambda: (loss := house.loss(c)) and loss.cause is Cause.DISK_FULL)
     house = restarted(house, make_warm)
     missed(house, c, MissReason.DISK_FULL, "The disk was full when its memory was to be saved (the disk has only ")
 
@@ -214,7 +214,7 @@ def test_it_could_not_be_written(make_warm: MakeWarm) -> None:
     house.engine.fail_save = lambda identity: "This conversation's memory could not be saved: Read-only file system."
     c = house.conversation()
     house.say(c, LONG)
-    until(lambda: (loss := house.store.losses.of(c)) and loss.cause is Cause.NOT_SAVED)
+    until(lambda: (loss := house.loss(c)) and loss.cause is Cause.NOT_SAVED)
     house = restarted(house, make_warm)
     missed(house, c, MissReason.NOT_SAVED, "Its memory could not be saved (Read-only file system)")
 
@@ -223,7 +223,7 @@ def test_it_did_not_fit_the_budget(make_warm: MakeWarm) -> None:
     house = make_warm(disk_kv_budget_bytes=100 * 1024)
     c = house.conversation()
     house.say(c, LONG)
-    until(lambda: (loss := house.store.losses.of(c)) and loss.cause is Cause.NOT_SAVED)
+    until(lambda: (loss := house.loss(c)) and loss.cause is Cause.NOT_SAVED)
     house = restarted(house, make_warm)
     missed(house, c, MissReason.NOT_SAVED, "more do not fit the disk budget of 0.1 MiB beside")
 
@@ -298,7 +298,7 @@ def test_nothing_is_known(make_warm: MakeWarm) -> None:
     house.engine.save_delay_s = 0.5
     c = house.conversation()
     house.say(c, LONG)
-    house.store.losses.saved(c)
+    house.forget_loss(c)
     house = restarted(house, make_warm)
     missed(house, c, MissReason.RESTARTED, "The server was restarted")
 
@@ -331,6 +331,6 @@ def test_a_deleted_conversation_leaves_no_reason_behind(make_warm: MakeWarm) -> 
     house = make_warm(disk_kv_budget_bytes=0)
     c = house.conversation()
     house.say(c, LONG)
-    assert house.store.losses.of(c) is not None
+    assert house.loss(c) is not None
     house.manager.delete(ADA, c)
-    assert house.store.losses.of(c) is None
+    assert house.loss(c) is None

@@ -227,7 +227,7 @@ class Switching(RuleBasedStateMachine):
         assert (receipt.fed_tokens > receipt.delta_tokens) == (receipt.miss_reason is not None)
         assert receipt.miss_reason is not MissReason.RESTARTED, receipt.miss_detail
         with contextlib.suppress(AssertionError):  # it may not fit beside the other owner's share
-            until(lambda: self.house.store.losses.of(c) is None or not self.budget_bytes, 0.5)
+            until(lambda: self.house.loss(c) is None or not self.budget_bytes, 0.5)
         own, others = rows_of(self.house)
         if others and not {row.key for row in own_before} <= {row.key for row in own}:
             raise AssertionError("something of the current model went while others remained")

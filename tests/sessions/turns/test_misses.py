@@ -58,7 +58,7 @@ def test_restarted(make_house: MakeHouse) -> None:
     first = make_house()
     c = first.conversation()
     first.say(c, "Hello")
-    first.store.losses.saved(c)
+    first.forget_loss(c)
     first.close()
     second = make_house()
     answer = second.say(c, "Hello again")

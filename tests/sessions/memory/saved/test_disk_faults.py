@@ -323,3 +323,16 @@ def test_flipped_bits_at_random(saved_house: tuple[House, str]) -> None:
         path.write_bytes(content)
         assert say(house, c, f"Question {number}").miss_reason is MissReason.SNAPSHOT_REFUSED
         house.manager.park(ADA, c)
+
+
+@pytest.mark.parametrize(
+    ("floor_bytes", "budget_bytes", "is_said"), [(2**60, MIB, True), (2**60, 0, False), (0, MIB, False)]
+)
+def test_a_disk_on_which_nothing_will_be_saved_is_told_at_the_start(
+    make_house: MakeHouse, floor_bytes: int, budget_bytes: int, is_said: bool
+) -> None:
+    """A disk of 6 MiB announced a budget, and saved nothing."""
+    house = make_house(disk_kv_budget_bytes=budget_bytes, disk_free_floor_bytes=floor_bytes)
+    said = [sentence for sentence in house.said if "nothing more is saved to" in sentence]
+    assert len(said) == is_said
+    assert all("The disk has only " in sentence for sentence in said)
