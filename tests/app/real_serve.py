@@ -19,7 +19,7 @@ from app.services import Services
 from sessions.store.store import Store
 from tests.model_runtime.harness import WatchedEngine
 from tests.polling import pause
-from tests.sessions.real_house import load, manager_of
+from tests.sessions.real_session_harness import load, manager_of
 
 
 def main(model_dir: str, data_dir: str, step_s: str, hang_after_s: str) -> None:

@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.sessions.house import House
+from tests.sessions.session_harness import SessionHarness
 
-MakeHouse = Callable[..., House]
+MakeHarness = Callable[..., SessionHarness]
 
 
 @pytest.fixture
-def make_house(tmp_path: Path) -> Iterator[MakeHouse]:
-    """Makes houses with the given settings, on one data directory unless another is given. Closes them at the end."""
-    houses: list[House] = []
+def make_harness(tmp_path: Path) -> Iterator[MakeHarness]:
+    """Makes harnesses with the given settings, on one data directory unless told otherwise. Closes them at the end."""
+    harnesses: list[SessionHarness] = []
 
-    def make(**settings: object) -> House:
-        house = House(**{"data_dir": tmp_path / "data", **settings})  # type: ignore[arg-type]
-        houses.append(house)
-        return house
+    def make(**settings: object) -> SessionHarness:
+        harness = SessionHarness(**{"data_dir": tmp_path / "data", **settings})  # type: ignore[arg-type]
+        harnesses.append(harness)
+        return harness
 
     yield make
-    for house in houses:
-        house.close()
+    for harness in harnesses:
+        harness.close()
 
 
 @pytest.fixture
-def house(make_house: MakeHouse) -> House:
-    return make_house()
+def harness(make_harness: MakeHarness) -> SessionHarness:
+    return make_harness()

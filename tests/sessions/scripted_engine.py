@@ -1,7 +1,7 @@
 """An engine without a model, for tests: a real thread, real bytes, real cropping, and answers from a function.
 
 A token is a byte, plus a few control ids from 256 on. What the function sees is what the KV really holds after
-prefill, never the request's ledger: a KV that belongs to somebody else, or was cropped wrongly, gives a wrong answer.
+prefill, never the request's ledger: another conversation's KV, or one that was cropped wrongly, gives a wrong answer.
 So does a row that was restored behind other tokens than it was computed from (`scripted_kv`).
 """
 

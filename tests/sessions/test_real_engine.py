@@ -22,7 +22,7 @@ from sessions.types import ConversationSettings, Receipt, Tier
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_classic import TINY_CLASSIC
 from tests.model_runtime.tiny_models import tiny_llama
-from tests.sessions.house import ADA, finish, until
+from tests.sessions.session_harness import ADA, finish, until
 
 MIB = 1024 * 1024
 GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=24))
@@ -80,7 +80,7 @@ def uncached(model_dir: Path, tmp_path: Path) -> list[str]:
         return answers
 
 
-def test_each_turn_in_another_life_of_the_server(
+def test_each_turn_after_another_restart_of_the_server(
     model_dir: Path, tmp_path: Path, uncached: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.

@@ -1,4 +1,4 @@
-"""Sixteen conversations take turns on a device with room for three: nobody is ever answered on another's memory."""
+"""Sixteen conversations take turns on a device with memory for three: none is ever answered on another's memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sessions.turns.run import Run
 from sessions.types import Tier
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import WatchedEngine, full_read
-from tests.sessions.house import finish
-from tests.sessions.real_house import GREEDY, load, manager_of
+from tests.sessions.real_session_harness import GREEDY, load, manager_of
+from tests.sessions.session_harness import finish
 
 CONVERSATIONS, TURNS, RESTART_EVERY = 16, 200, 40
 FACTS = "amber basil cobalt dune ember fjord grove harbour indigo kelp lagoon maple nectar opal prairie reed"

@@ -68,7 +68,7 @@ def old_cookies(owner_id: str, password: str = "kettle") -> dict[str, str]:
     }
 
 
-def test_without_a_password_everybody_is_the_local_owner() -> None:
+def test_without_a_password_every_browser_is_the_local_owner() -> None:
     owners = Owners(SECRET, None)
     assert not owners.needs_login
     assert owners.owner_of({}) == LOCAL_OWNER
@@ -84,7 +84,7 @@ def test_every_browser_becomes_its_own_owner(make: Make) -> None:
     assert make().owner_of(cookies_of(first)) == first.owner_id  # after a restart
 
 
-def test_a_wrong_password_is_refused_whatever_it_holds(make: Make) -> None:
+def test_a_wrong_password_of_any_characters_is_refused(make: Make) -> None:
     owners = make()
     assert log_in(owners, "Kettle") is Refusal.WRONG_WORD
     assert log_in(owners, "\udcff") is Refusal.WRONG_WORD
@@ -190,16 +190,16 @@ def test_after_a_log_out_the_next_one_is_asked(make: Make) -> None:
     owners.log_out(cookies)
     (kept,) = owners.identities(cookies, False)
     assert not kept.is_default
-    somebody = log_in(owners, cookies=cookies)  # no choice
-    assert isinstance(somebody, Login)
-    assert somebody.owner_id != login.owner_id
-    owners.log_out(cookies_of(somebody))
-    again = log_in(owners, cookies=cookies_of(somebody), choice=kept.choice)
+    second = log_in(owners, cookies=cookies)  # no choice
+    assert isinstance(second, Login)
+    assert second.owner_id != login.owner_id
+    owners.log_out(cookies_of(second))
+    again = log_in(owners, cookies=cookies_of(second), choice=kept.choice)
     assert isinstance(again, Login)
     assert again.owner_id == login.owner_id
     third = log_in(owners, cookies=cookies_of(again), choice=NEW_OWNER)
     assert isinstance(third, Login)
-    assert third.owner_id not in (login.owner_id, somebody.owner_id)
+    assert third.owner_id not in (login.owner_id, second.owner_id)
 
 
 def test_a_forgotten_browser_opens_nothing_of_before_and_a_code_does_once(make: Make) -> None:
@@ -212,9 +212,9 @@ def test_a_forgotten_browser_opens_nothing_of_before_and_a_code_does_once(make: 
     assert owners.owner_of(cookies) is None
     assert not owners.keeps_anything(cookies)
     assert owners.identities(cookies, False) == ()
-    somebody = log_in(owners, cookies=cookies)
-    assert isinstance(somebody, Login)
-    assert somebody.owner_id != login.owner_id
+    second = log_in(owners, cookies=cookies)
+    assert isinstance(second, Login)
+    assert second.owner_id != login.owner_id
     assert log_in(owners, "pot", code=code) is Refusal.WRONG_WORD
     assert log_in(owners, code="abcde-" * 5) is Refusal.WRONG_CODE
     lost = log_in(owners, code=f" {code.upper().replace('-', ' ')} ")  # the answer never arrives
@@ -298,7 +298,7 @@ def test_too_many_wrong_passwords_have_to_wait(make: Make) -> None:
     assert 0 < wait_s <= 60
 
 
-def test_strangers_lock_nobody_else_out(make: Make) -> None:
+def test_strangers_lock_no_one_else_out(make: Make) -> None:
     owners = make()
     at_home = cookies_of(log_in(owners))
     owners.log_out(at_home)

@@ -41,7 +41,7 @@ def test_two_keys_see_nothing_of_each_other(site: Site, connect: Connect) -> Non
     assert second.usage.prompt_tokens_details.cached_tokens == 0
 
 
-def test_once_there_is_a_key_nobody_gets_in_without(site: Site, connect: Connect, http: httpx.Client) -> None:
+def test_once_there_is_a_key_every_program_needs_one(site: Site, connect: Connect, http: httpx.Client) -> None:
     assert http.post("/v1/chat/completions", json=BODY).status_code == 200
     text = add(site, "ada")
     for header in (
@@ -60,7 +60,7 @@ def test_once_there_is_a_key_nobody_gets_in_without(site: Site, connect: Connect
     assert key.last_used_at is not None
 
 
-def test_taking_the_last_key_away_lets_nobody_in(serve: Serve, http: httpx.Client, site: Site, tmp_path: Path) -> None:
+def test_revoking_the_last_key_lets_no_one_in(serve: Serve, http: httpx.Client, site: Site, tmp_path: Path) -> None:
     texts = [add(site, "ada"), add(site, "bob")]
     for key in site.store.keys.every():
         site.store.keys.revoke(key.key_id)

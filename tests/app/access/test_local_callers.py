@@ -217,12 +217,12 @@ def test_ordinary_clients_are_let_in(site: Site, http: httpx.Client, connect: Co
 
 
 @given(NAMES, CONNECTIONS)
-def test_what_tells_of_a_connection_is_a_hops_whatever_it_is_called(name: str, value: str) -> None:
+def test_a_value_that_describes_a_connection_is_a_hops_under_any_name(name: str, value: str) -> None:
     assert hop_in([("host", "127.0.0.1"), (name, value)]) == name
 
 
 @given(st.sampled_from(["x-{}-forwarded", "{}-client-ip", "x-{}-real-host", "{}-proxy-for", "x-{}clientip"]), NAMES)
-def test_a_word_for_a_hop_is_enough_whatever_it_says(shape: str, name: str) -> None:
+def test_a_word_for_a_hop_is_enough_with_any_value(shape: str, name: str) -> None:
     assert hop_in([(shape.format(name), "1")])
 
 
@@ -290,7 +290,7 @@ def test_whose_tries_they_are(peer: str, said: str, expected: str) -> None:
     assert Visitors(trusted_networks("10.0.0.0/8")).of(scope_of(peer, *headers)).address == expected
 
 
-def test_another_machine_is_not_local_whatever_it_sends() -> None:
+def test_another_machine_is_not_local_with_any_headers() -> None:
     assert NO_PROXIES.of(scope_of("127.0.0.1")).is_local
     assert NO_PROXIES.of(scope_of("::ffff:127.0.0.1")).is_local
     assert not NO_PROXIES.of(scope_of("192.0.2.1")).is_local

@@ -119,7 +119,7 @@ def test_over_tls_no_other_host_can_have_set_the_cookies(serve: Serve) -> None:
         assert is_in(plain, planted)
         assert not is_in(shared, planted), "a parent domain could have set it"
         over_tls = {**planted, "X-Forwarded-Proto": "https"}
-        assert not is_in(plain, over_tls), "somebody between browser and proxy could have set it"
+        assert not is_in(plain, over_tls), "someone between browser and proxy could have set it"
         assert "Whose conversations?" in plain.get("/login", headers=over_tls).text, "and they can still be chosen"
         tab, space = "\t", "\xa0"
         for disguise in (space, "\x85", "$", ""):
@@ -203,7 +203,7 @@ def log_in(person: Tab, site: Site) -> None:
     person.page.get_by_label("Password").fill("a kettle")
 
 
-def test_the_next_person_at_a_browser_sees_nothing_unasked(serve: Serve, tab: OpenTab) -> None:
+def test_the_next_person_at_a_browser_sees_nothing_of_the_former(serve: Serve, tab: OpenTab) -> None:
     site = serve(password="a kettle")
     one = tab(site.url)
     log_in(one, site)

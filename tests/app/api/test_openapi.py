@@ -103,7 +103,7 @@ def test_ten_thousand_messages_are_refused_quickly_and_nothing_is_kept(site: Sit
     assert site.manager.list_conversations("local") == []
 
 
-def test_ten_thousand_messages_that_fit_are_answered_and_known_again(serve: Serve) -> None:
+def test_ten_thousand_messages_that_fit_are_answered_and_recognised(serve: Serve) -> None:
     site = serve(headless=True, context_limit_tokens=100_000, bytes_per_token=16)
     many = [user("h") if n % 2 == 0 else {"role": "assistant", "content": "i"} for n in range(9_999)]
     with httpx.Client(base_url=site.url, timeout=60) as http:

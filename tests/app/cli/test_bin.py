@@ -9,17 +9,17 @@ import pytest
 from app.__main__ import main
 from sessions.store.tables.bin import KEEP_S
 from sessions.store.tables.served_time import DAY_S
-from tests.sessions.background.test_pruner import FakeClock, ask, fake_clock, prune, timed_house
-from tests.sessions.conftest import make_house as make_house
-from tests.sessions.house import House
+from tests.sessions.background.test_pruner import FakeClock, ask, fake_clock, prune, timed_harness
+from tests.sessions.conftest import make_harness as make_harness
+from tests.sessions.session_harness import SessionHarness
 
-__all__ = ["fake_clock", "make_house", "timed_house"]
+__all__ = ["fake_clock", "make_harness", "timed_harness"]
 
 
 def test_lists_gives_back_and_empties(
-    timed_house: House, fake_clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    timed_harness: SessionHarness, fake_clock: FakeClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    services, where = timed_house, ["--data-dir", str(tmp_path / "data")]
+    services, where = timed_harness, ["--data-dir", str(tmp_path / "data")]
 
     def said(*arguments: str, code: int = 0) -> str:
         assert main(["bin", *arguments, *where]) == code

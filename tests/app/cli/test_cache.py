@@ -14,15 +14,15 @@ from app.metrics import Metrics
 from app.page import memory_panel
 from app.process_memory import ProcessMeter
 from sessions.types import MissReason, Tier
-from tests.sessions.house import ADA, House
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.session_harness import ADA, SessionHarness
 
 MIB = 1024 * 1024
 
 
-def house_with(data: Path, name: str, **settings: object) -> House:
-    return House(data, ScriptedEngine(name=name), **{"disk_kv_budget_bytes": 64 * MIB, **settings})
+def harness_with(data: Path, name: str, **settings: object) -> SessionHarness:
+    return SessionHarness(data, ScriptedEngine(name=name), **{"disk_kv_budget_bytes": 64 * MIB, **settings})
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def served(tmp_path: Path) -> tuple[Path, str]:
     """A conversation saved by two models, one after the other."""
     data, c = tmp_path / "data", ""
     for name in ("First-1B", "Second-2B"):
-        services = house_with(data, name)
+        services = harness_with(data, name)
         c = c or services.conversation()
         services.say(c, LONG)
         services.saved(c)
@@ -62,7 +62,7 @@ def test_clear_other_models(served: tuple[Path, str], capsys: pytest.CaptureFixt
     assert run(capsys, data, "clear", *flags) == [
         "There is no saved memory of other models and settings: nothing to delete."
     ]
-    services = house_with(data, "Second-2B")
+    services = harness_with(data, "Second-2B")
     receipt = services.receipt(services.say(c, "Still warm?"))
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
     services.close()
@@ -72,7 +72,7 @@ def test_clear_all(served: tuple[Path, str], capsys: pytest.CaptureFixture[str])
     data, c = served
     run(capsys, data, "clear", "--all")
     assert not list((data / "kv").rglob("*.kv"))
-    services = house_with(data, "Second-2B")
+    services = harness_with(data, "Second-2B")
     assert len(services.texts(c)) == 4
     receipt = services.receipt(services.say(c, "And now?"))
     assert receipt.miss_reason is MissReason.CLEARED
@@ -83,7 +83,7 @@ def test_clear_where_it_is_not_known_what_was_served_last(
     served: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A directory of an earlier version: the command does not guess."""
-    house_with(served[0], "Second-2B").close()
+    harness_with(served[0], "Second-2B").close()
     with contextlib.closing(sqlite3.connect(served[0] / "keepwarm.db", isolation_level=None)) as database:
         database.execute("DELETE FROM kv_served")
     files = sorted((served[0] / "kv").rglob("*.kv"))
@@ -106,7 +106,7 @@ def test_a_foreign_directory_is_no_cache(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_panel_and_the_metrics_show_other_models(served: tuple[Path, str]) -> None:
-    services = house_with(served[0], "First-1B")
+    services = harness_with(served[0], "First-1B")
     view = services.manager.memory_view(ADA)
     assert 0 < view.disk_other_bytes < view.disk_used_bytes
     (disk,) = [bar for bar in memory_panel.draw(view)["bars"] if bar["tier"] == "disk"]
@@ -120,7 +120,7 @@ def test_the_panel_and_the_metrics_show_other_models(served: tuple[Path, str]) -
 
 
 def test_the_panel_shows_what_is_not_read(served: tuple[Path, str]) -> None:
-    services = house_with(served[0], "First-1B", disk_kv_budget_bytes=0)
+    services = harness_with(served[0], "First-1B", disk_kv_budget_bytes=0)
     (disk,) = [bar for bar in memory_panel.draw(services.manager.memory_view(ADA))["bars"] if bar["tier"] == "disk"]
     assert disk["note"] == "not read now"
     assert disk["used"] != "0"

@@ -101,7 +101,7 @@ def say(one: Tab, text: str) -> None:
     expect(one.by("send")).to_be_visible(timeout=120_000)
 
 
-def test_talks_survives_a_kill_goes_on_and_ends_politely(
+def test_it_answers_survives_a_kill_continues_and_shuts_down_cleanly(
     start: Callable[..., Process], tab: OpenTab, tmp_path: Path
 ) -> None:
     first = start("--device-kv-budget", "512MiB")

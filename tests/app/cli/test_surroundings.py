@@ -42,7 +42,7 @@ WORKS = {
     "relative XDG paths": Surroundings({"XDG_CACHE_HOME": "cache", "XDG_DATA_HOME": "data", "HOME": "{folder}"}),
     "no cache": Surroundings({"XDG_CACHE_HOME": "/dev/null/cache"}),
     "IPv6 alone": Surroundings(flags=("--host", "::1")),
-    "nobody listens to what it prints": Surroundings(wrapped='{ "$@" 2>&1; } | head -n 1'),
+    "no one reads what it prints": Surroundings(wrapped='{ "$@" 2>&1; } | head -n 1'),
     "closed standard streams": Surroundings(wrapped='exec "$@" >&- 2>&- <&-'),
     "a full disk behind what it prints": Surroundings(wrapped='exec "$@" >/dev/full 2>&1'),
 }
@@ -63,7 +63,7 @@ REFUSED = {  # surroundings, what is said, the exit code; none of them gets as f
     "an address too long": (Surroundings({"HOME": "/"}, ("--host", "a" * 70, "--headless")), "is not known", 1),
     "no address": (Surroundings({"HOME": "/"}, ("--host", "", "--headless")), "is not known", 1),
 }
-SILENT = ("nobody listens to what it prints", "closed standard streams", "a full disk behind what it prints")
+SILENT = ("no one reads what it prints", "closed standard streams", "a full disk behind what it prints")
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_what_does_not_matter(start: Start, name: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SILENT)
-def test_it_serves_although_nobody_hears_it(start: Start, name: str) -> None:
+def test_it_serves_although_its_output_is_closed(start: Start, name: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from tests.app.conftest import MODEL, Serve
-from tests.app.http.besieged import PeakMemory, Probe, Served, at_once, chat, fetch, head, read_all
-from tests.app.http.test_connections import JSON, besieged, connect
+from tests.app.http.test_connections import JSON, connect, under_load
+from tests.app.http.under_load import PeakMemory, Probe, Served, at_once, chat, fetch, head, read_all
 from tests.app.site import Site
 from tests.polling import pause
 
-__all__ = ["besieged"]  # a fixture
+__all__ = ["under_load"]  # a fixture
 MIB = 2**20
 
 
@@ -73,7 +73,7 @@ def test_what_costs_too_much_is_refused_in_a_sentence(site: Site, http: httpx.Cl
 
 
 @pytest.mark.parametrize("password", ["", "secret"])
-def test_nobodys_body_is_read_before_it_is_known_who_sends_it(serve: Serve, password: str) -> None:
+def test_no_body_is_read_before_its_sender_is_known(serve: Serve, password: str) -> None:
     """The refusal arrives although no byte of the body was sent."""
     site = serve(headless=True, password=password or None)
     site.store.keys.add("ada")
@@ -127,7 +127,7 @@ def test_the_other_routes_of_the_api_leave_bodies_unread(http: httpx.Client, sit
             assert client.recv(16).startswith(b"HTTP/1.1 ")
 
 
-def besiege(served: Served, bodies: dict[str, bytes], headers: dict[str, str]) -> list[dict[str, Any]]:
+def send_32_of_each(served: Served, bodies: dict[str, bytes], headers: dict[str, str]) -> list[dict[str, Any]]:
     """Sends 32 of each kind at once; returns what the probe and the memory showed."""
     figures = []
     for kind, body in bodies.items():
@@ -155,12 +155,12 @@ def besiege(served: Served, bodies: dict[str, bytes], headers: dict[str, str]) -
 
 
 @pytest.mark.alone
-def test_health_answers_while_32_such_requests_run(besieged: Callable[..., Served]) -> None:
-    served = besieged()
+def test_health_answers_while_32_such_requests_run(under_load: Callable[..., Served]) -> None:
+    served = under_load()
     with Probe(served.port) as idle:
         pause(2)
     kind = "messages that are none"
-    (found,) = besiege(served, {kind: KINDS[kind](4 * MIB)}, JSON)
+    (found,) = send_32_of_each(served, {kind: KINDS[kind](4 * MIB)}, JSON)
     assert found["failures"] == []
     assert found["silence_s"] < 0.5 + 2 * idle.longest_s
     assert found["over_idle_mib"] < 400
@@ -172,9 +172,9 @@ def test_health_answers_while_32_such_requests_run(besieged: Callable[..., Serve
 @pytest.mark.parametrize("size_mib", [31, 7.9])
 @pytest.mark.parametrize("caller", ["local", "stranger", "behind a password", "with a key"])
 def test_health_answers_while_32_of_every_kind_run(
-    besieged: Callable[..., Served], tmp_path: Path, size_mib: float, caller: str
+    under_load: Callable[..., Served], tmp_path: Path, size_mib: float, caller: str
 ) -> None:
-    served = besieged(password="secret" if caller == "behind a password" else "")
+    served = under_load(password="secret" if caller == "behind a password" else "")
     headers = dict(JSON)
     if caller in ("stranger", "with a key"):
         from sessions.store.tables.keys import open_keys
@@ -186,7 +186,7 @@ def test_health_answers_while_32_of_every_kind_run(
             headers["Authorization"] = f"Bearer {text}"
     with Probe(served.port) as idle:
         pause(5)
-    figures = besiege(served, {kind: make(int(size_mib * MIB)) for kind, make in KINDS.items()}, headers)
+    figures = send_32_of_each(served, {kind: make(int(size_mib * MIB)) for kind, make in KINDS.items()}, headers)
     for found in figures:
         assert found["failures"] == [], found
         assert found["silence_s"] < 0.5 + 2 * idle.longest_s, (found, idle.longest_s)

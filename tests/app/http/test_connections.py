@@ -15,7 +15,7 @@ import pytest
 
 from app.http.connection_limits import Limits, address_of, limits_of
 from tests.app.conftest import Serve
-from tests.app.http.besieged import Probe, Served, at_once, chat, fetch, head, read_all
+from tests.app.http.under_load import Probe, Served, at_once, chat, fetch, head, read_all
 from tests.app.site import Site
 from tests.polling import pause, until
 
@@ -24,7 +24,7 @@ HALF = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Unfinished: "
 
 
 @pytest.fixture
-def besieged(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+def under_load(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     servers: list[Served] = []
 
     def start(**options: Any) -> Served:
@@ -52,8 +52,8 @@ def metric(site: Site, reason: str) -> float:
 
 
 @pytest.mark.parametrize("begun", [HALF, head(Content_Type="application/json", Content_Length=900) + b'{"mod', b""])
-def test_half_open_requests_keep_nobody_out(besieged: Callable[..., Served], begun: bytes) -> None:
-    served = besieged(files=64)
+def test_half_open_requests_keep_no_client_out(under_load: Callable[..., Served], begun: bytes) -> None:
+    served = under_load(files=64)
     with Probe(served.port) as probe:
         clients = [served.open() for _ in range(80)]
         for client in clients:
@@ -71,8 +71,8 @@ def test_half_open_requests_keep_nobody_out(besieged: Callable[..., Served], beg
     assert "connections refused_or_cut=" in served.lines[0]
 
 
-def test_forty_clients_and_sixty_four_descriptors(besieged: Callable[..., Served]) -> None:
-    served = besieged(files=64, token_delay_s=0.005)
+def test_forty_clients_and_sixty_four_descriptors(under_load: Callable[..., Served]) -> None:
+    served = under_load(files=64, token_delay_s=0.005)
     until_s = time.monotonic() + 3
 
     def talk() -> Counter[int]:
@@ -95,8 +95,8 @@ def test_forty_clients_and_sixty_four_descriptors(besieged: Callable[..., Served
     assert len(served.lines) == 1
 
 
-def test_a_browser_and_forty_programs_of_one_address_are_all_served(besieged: Callable[..., Served]) -> None:
-    served = besieged(files=256, token_delay_s=0.005)
+def test_a_browser_and_forty_programs_of_one_address_are_all_served(under_load: Callable[..., Served]) -> None:
+    served = under_load(files=256, token_delay_s=0.005)
     tabs = [served.open() for _ in range(6)]
     answers = at_once([lambda: fetch(served.port, "POST", "/v1/chat/completions", chat(max_tokens=4), JSON)[0]] * 40)
     assert answers == [200] * 40
@@ -212,7 +212,7 @@ def test_the_limits_follow_the_descriptors() -> None:
     assert limits_of(16, 20) == Limits(4, 3, 3)
 
 
-def test_one_household_is_one_address() -> None:
+def test_one_ipv6_network_is_one_address() -> None:
     assert address_of("2001:db8:1:2:3::4") == address_of("2001:db8:1:2::9") != address_of("2001:db8:1:3::9")
     assert address_of("::ffff:10.0.0.1") == address_of("10.0.0.1") != address_of("10.0.0.2")
     assert address_of("fe80::1%eth0") == address_of("fe80::2")

@@ -36,7 +36,7 @@ def test_callers_take_turns() -> None:
     assert run_alone(run()) == ["a", "a", "b", "c", "a", "b", "a"]
 
 
-def test_one_caller_holds_half_and_another_finds_room() -> None:
+def test_one_caller_holds_half_and_another_gets_the_rest() -> None:
     async def run() -> None:
         share = FairShare(100)
         async with share.hold("a", 40), share.hold("b", 40):
@@ -52,7 +52,7 @@ def test_one_caller_holds_half_and_another_finds_room() -> None:
     run_alone(run())
 
 
-def test_who_gives_up_takes_nothing_along() -> None:
+def test_a_caller_that_gives_up_keeps_nothing() -> None:
     async def run() -> None:
         share = FairShare(1)
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.app.http.besieged import chat, fetch, read_all
 from tests.app.http.test_connections import connect
+from tests.app.http.under_load import chat, fetch, read_all
 from tests.app.site import Site
 
 HOST = b"Host: 127.0.0.1\r\n"
@@ -87,7 +87,7 @@ def test_odd_requests_are_answered(site: Site, name: str, caplog: pytest.LogCapt
     assert caplog.records == []
 
 
-def test_what_follows_an_early_refusal_is_nobodys_request(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_follows_an_early_refusal_is_not_read_as_a_request(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """The body was refused unread: nothing in it may be read as the next request, and nonsense in it is not an
     error."""
     site.store.keys.add("ada")

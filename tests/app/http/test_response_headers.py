@@ -76,7 +76,7 @@ def test_every_response_carries_them(serve: Serve, monkeypatch: pytest.MonkeyPat
         check(answer)
 
     def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("nobody expected this")
+        raise RuntimeError("an unexpected error")
 
     monkeypatch.setattr(site.manager, "memory", broken)
     monkeypatch.setattr("app.page.gradio_door.door.strict_page", broken)

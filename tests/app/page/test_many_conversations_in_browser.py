@@ -59,7 +59,7 @@ def test_seven_tabs_work_at_once(serve: Serve, tab: OpenTab) -> None:
         assert one.problems == []
 
 
-def test_a_programs_one_off_is_not_in_the_way(serve: Serve, tab: OpenTab) -> None:
+def test_a_programs_one_off_conversation_is_not_listed(serve: Serve, tab: OpenTab) -> None:
     """A search finds it and its memory is shown; once continued, it is a conversation like any other."""
     site = serve()
     one = tab(site.url).open()
@@ -194,7 +194,7 @@ def test_goes_on_after_a_restart_of_the_server(serve: Serve, tab: OpenTab) -> No
     expect(again.message(3)).to_have_text("You said: beta")
 
 
-def test_waiting_runs_know_their_place_in_line(serve: Serve, tab: OpenTab) -> None:
+def test_waiting_runs_know_their_place_in_the_queue(serve: Serve, tab: OpenTab) -> None:
     one = tab(serve(token_delay_s=0.02, max_concurrent=1).url).open()
     for name in ("a long one", "b long one", "c long one"):
         one.new()
@@ -228,7 +228,7 @@ def test_an_address_of_nothing_opens_a_new_conversation(serve: Serve, tab: OpenT
 
 
 @pytest.mark.parametrize("late", ["composer", "bridge", "header"])
-def test_the_page_starts_whichever_part_comes_last(serve: Serve, tab: OpenTab, late: str) -> None:
+def test_the_page_starts_with_its_parts_in_any_order(serve: Serve, tab: OpenTab, late: str) -> None:
     one = tab(serve().url)
 
     def delay(route: Route) -> None:

@@ -14,7 +14,7 @@ from tests.app.site import Site, Tab
 pytestmark = pytest.mark.browser
 
 
-def test_a_data_directory_that_goes_and_comes_back(
+def test_a_data_directory_that_disappears_and_returns(
     serve: Callable[..., Site], tab: Callable[..., Tab], tmp_path: Path
 ) -> None:
     site = serve(token_delay_s=0.02)

@@ -32,7 +32,7 @@ def read_of(template: ChatTemplate, draft: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_whatever_was_typed_so_far_begins_the_message(template: ChatTemplate, text: str) -> None:
+def test_every_stable_draft_begins_the_message(template: ChatTemplate, text: str) -> None:
     sent = template.next_turn(True, text)
     for length in range(len(text) + 1):
         read = read_of(template, text[:length])

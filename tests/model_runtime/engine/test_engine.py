@@ -162,7 +162,9 @@ def test_memory_that_runs_out_is_a_sentence(watched: WatchedEngine) -> None:
     assert "ran out of memory" in str(finished.error)
 
 
-def test_a_listener_that_raises_harms_nobody(watched: WatchedEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_raises_affects_no_other_request(
+    watched: WatchedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     def rude(event: object) -> None:
         raise RuntimeError("listener broke")
 

@@ -96,7 +96,7 @@ def has_events(answer: Answer, count: int) -> bool:
     return len(answer.events) >= count
 
 
-def test_a_stopped_answer_leaves_a_true_kv(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
+def test_a_stopped_answer_leaves_a_correct_kv(pair: tuple[WatchedEngine, torch.nn.Module]) -> None:
     watched, reference = pair
     randomness = random.Random(4)
     kv = watched.engine.new_kv()

@@ -1,4 +1,4 @@
-"""Idle work in the engine: it fills a KV while nobody waits, and is gone the moment somebody does."""
+"""Idle work in the engine: it fills a KV while no request waits, and ends the moment one does."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_request_ends_an_idle_answer(watched: WatchedEngine) -> None:
     answer.wait()
 
 
-def test_idle_work_is_told_of_its_end_whatever_happens(watched: WatchedEngine) -> None:
+def test_idle_work_always_learns_of_its_end(watched: WatchedEngine) -> None:
     too_long = read(watched, watched.engine.new_kv(), [5] * 600)
     assert too_long.wait().reason is FinishReason.FAILED
     gate = Gate(watched)

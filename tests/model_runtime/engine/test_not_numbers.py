@@ -1,4 +1,4 @@
-"""NaN and infinite logits end one answer with a sentence; nobody else's, and nothing of them is kept."""
+"""NaN and infinite logits end one answer with a sentence and no other answer, and nothing of them is kept."""
 
 from __future__ import annotations
 

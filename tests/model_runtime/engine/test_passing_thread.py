@@ -11,7 +11,7 @@ import torch
 
 from model_runtime.engine.passing_thread import in_passing_thread
 
-# In a process of its own, where nobody else begins or ends threads.
+# In a process of its own, where no other test begins or ends threads.
 _COUNT = """
 import os
 import torch

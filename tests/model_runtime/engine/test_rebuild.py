@@ -1,4 +1,4 @@
-"""An engine whose thread hangs or died goes on with another one, and what the old one still brings reaches nobody."""
+"""An engine whose thread hangs or died goes on with another one, and what the old one still emits reaches no one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Hang:
             assert self.gate.wait(30)
             if error is not None:
                 raise error
-            return run(feeds)  # it does not even look whether somebody still wants it
+            return run(feeds)  # it does not even check whether the result is still wanted
 
         watched.engine.runtime.forward.run = blocked  # type: ignore[method-assign]
 
@@ -101,7 +101,7 @@ def test_a_hanging_forward_is_given_up(watched: WatchedEngine, directory: Path, 
     assert idle.allocated_bytes == 0
 
 
-def test_whoever_waits_for_a_hanging_thread_is_let_go(watched: WatchedEngine) -> None:
+def test_threads_that_wait_for_a_hanging_thread_are_released(watched: WatchedEngine) -> None:
     engine = watched.engine
     kv = engine.new_kv()
     watched.submit(kv, [3] * 20).wait()

@@ -1,4 +1,4 @@
-"""A kept KV is held against a re-read of its ledger: what is true agrees, damage is found, nobody is held up."""
+"""A kept KV is compared with a re-read of its ledger: a correct one agrees, damage is found, no request is delayed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def segments_of(watched: WatchedEngine, kv: KVSlab, *ends: int) -> list[KVSegmen
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gptbigcode"])
-def test_a_true_kv_agrees_to_rounding(tiny_dir: TinyDir, name: str) -> None:
+def test_a_correct_kv_agrees_to_rounding(tiny_dir: TinyDir, name: str) -> None:
     watched = WatchedEngine(loaded_tiny(tiny_dir(name)))
     kv, ledger = talked(watched)
     before = [t[:, : kv.length_tokens].clone() for t in (*kv.keys, *kv.values)]
@@ -164,7 +164,7 @@ def test_one_bad_copy_does_not_blame_the_other(watched: WatchedEngine) -> None:
     assert found.logit_difference < 1e-4  # the last copy's
 
 
-def test_what_lies_beyond_the_ledger_is_nobodys_business(watched: WatchedEngine) -> None:
+def test_rows_beyond_the_ledger_are_not_verified(watched: WatchedEngine) -> None:
     """The KV went on with another branch; a saved segment ends in the middle of the ledger."""
     kv, ledger = talked(watched)
     segment = segments_of(watched, kv, kv.length_tokens)[0]
@@ -194,7 +194,7 @@ def test_it_can_be_stopped(watched: WatchedEngine) -> None:
 
 
 @pytest.mark.embedded
-def test_the_embedded_model_agrees_with_itself_at_four_bits_and_holds_nobody_up(loaded_embedded: LoadedModel) -> None:
+def test_the_embedded_model_agrees_with_itself_at_four_bits_and_delays_no_request(loaded_embedded: LoadedModel) -> None:
     """Through our own kernels what was written and what is read have the same bits. Beside it an answer goes on, and a
     new prompt is read first."""
     watched = WatchedEngine(loaded_embedded, EngineConfig(), 2048)

@@ -52,7 +52,7 @@ def test_a_model_that_never_calls_the_attention_function_is_refused() -> None:
         probe_packing(model, torch.float32, 128, step_tokens=64)
 
 
-def test_rope_that_looks_at_the_whole_batch_is_refused() -> None:
+def test_rope_that_depends_on_the_whole_batch_is_refused() -> None:
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

@@ -31,7 +31,7 @@ def test_what_was_changed_is_named(changed: dict[str, str], said: str) -> None:
     assert difference(line(**BEFORE), line(**BEFORE | changed)) == said
 
 
-def test_saved_at_8_bits_is_a_change_both_ways_and_an_owner_is_none() -> None:
+def test_saved_at_8_bits_is_a_change_in_both_directions_and_an_owner_is_none() -> None:
     exact = line(**BEFORE)
     int8 = with_part(exact, "cold", "int8")
     assert (cold_precision(exact), cold_precision(with_part(int8, "owner", "x"))) == ("exact", "int8")

@@ -1,4 +1,4 @@
-"""Thousands of segment files that somebody made up: each is refused with a sentence, or is exactly what was saved.
+"""Thousands of made-up segment files: each is refused with a sentence, or is exactly what was saved.
 
 300 in CI, 3,200 with `make test-long`. Unlike damage (`test_corruption`), these are consistent in themselves: lengths,
 offsets and checksums are made to fit what was changed.
@@ -214,7 +214,7 @@ KINDS: list[Callable[[bytes, bytes, Dice], bytes]] = [
 
 @pytest.mark.parametrize("count", [150, pytest.param(1600, marks=pytest.mark.long)])
 @pytest.mark.parametrize("is_int8", [False, True])
-def test_refused_or_true(tmp_path: Path, is_int8: bool, count: int) -> None:
+def test_a_saved_file_is_refused_or_correct(tmp_path: Path, is_int8: bool, count: int) -> None:
     dice, files = Dice(2026), saved_files(tmp_path, is_int8)
     identities = list(files)
     true = {i: read(i, GEOMETRY, tmp_path / i.key, is_int8=is_int8).data for i in identities}

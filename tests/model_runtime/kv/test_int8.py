@@ -79,7 +79,7 @@ def test_zeros_stay_zeros() -> None:
     assert all(not t[:, :150].any() for t in (*back.keys, *back.values))
 
 
-def test_an_exact_reader_refuses_int8_and_the_other_way_round(tmp_path: Path) -> None:
+def test_an_exact_reader_refuses_int8_and_vice_versa(tmp_path: Path) -> None:
     exact, identity = SavedRows(GEOMETRY, "exact"), identify(None, IDS, "a")
     raw = copy_out(with_outliers(), GEOMETRY, identity)
     ROWS.save(ROWS.packed(raw), tmp_path / "int8")

@@ -1,4 +1,4 @@
-"""Memory of its own: it grows in place, goes back when nobody looks into it, and says so when there is none."""
+"""Memory of its own: it grows in place, is given back when no tensor points into it, and says so when there is none."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_segments_go_back_too() -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.booleans())
-def test_rows_stay_while_it_grows_and_somebody_looks(steps: list[int], looks: bool) -> None:
+def test_rows_stay_while_it_grows_under_a_view(steps: list[int], looks: bool) -> None:
     geometry = KVGeometry((LayerShape(2, 3, 5), LayerShape(1, 4, 2)), torch.float32, torch.device("cpu"), step_tokens=4)
     slab, seen = KVSlab(geometry), []
     for count in steps:

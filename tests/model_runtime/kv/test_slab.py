@@ -34,7 +34,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_rows_are_those_appended_whatever_happened_between(steps: list[tuple[str, object]]) -> None:
+def test_rows_are_those_appended_after_any_operations(steps: list[tuple[str, object]]) -> None:
     slab, expected = KVSlab(GEOMETRY), []
     for action, value in steps:
         if action == "append":

@@ -168,7 +168,7 @@ def test_a_damaged_conversion_is_built_again(
     assert torch.equal(logits(load(gguf_file)), expected)
     assert said[0].startswith("The model in the cache is damaged (")
     assert said[-1] == "Converting tiny.Q4_1.gguf (once)."
-    # What no manifest vouches for may be somebody's own.
+    # What no manifest names may be the user's own.
     assert any("is kept as" in sentence for sentence in said) == (damage == "manifest")
 
 

@@ -1,4 +1,4 @@
-"""A big text is tokenised without holding anybody up, with the ids it always had."""
+"""A large text is tokenised without delaying other threads, with the ids it always had."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def template() -> ChatTemplate:
 
 
 @pytest.mark.alone
-def test_nobody_waits_while_three_megabytes_are_tokenised(template: ChatTemplate) -> None:
+def test_no_thread_waits_while_three_megabytes_are_tokenised(template: ChatTemplate) -> None:
     for work in (lambda: template.count(CHINESE), lambda: template.first_turn("", CHINESE)):
         longest_s, took_s = pauses(work)
         assert longest_s < max(LONGEST_PAUSE_S, LARGEST_SHARE * took_s), f"{longest_s:.2f} of {took_s:.2f} s"
 
 
 @pytest.mark.alone
-def test_nobody_waits_while_a_million_ids_become_text(template: ChatTemplate) -> None:
+def test_no_thread_waits_while_a_million_ids_become_text(template: ChatTemplate) -> None:
     ids = list(range(3, 500)) * 2_000
     longest_s, _ = pauses(lambda: template.plain(ids))
     assert longest_s < LONGEST_PAUSE_S
@@ -77,7 +77,7 @@ def test_nobody_waits_while_a_million_ids_become_text(template: ChatTemplate) ->
 
 @pytest.mark.alone
 @pytest.mark.parametrize("what", BIG)
-def test_nobody_waits_while_three_megabytes_are_cleaned(what: str) -> None:
+def test_no_thread_waits_while_three_megabytes_are_cleaned(what: str) -> None:
     longest_s, _ = pauses(lambda: (clean_message(BIG[what], 1 << 30), first_title(BIG[what])))
     assert longest_s < LONGEST_PAUSE_S
 

@@ -1,4 +1,4 @@
-"""Nobody types their way out of their message, whatever kind of token they type and whatever tokenizer it is."""
+"""No user can type a token that ends their message, with any kind of token and any tokenizer."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_template_writes_its_own_tokens(family: str) -> None:
     assert [i for i in later if i in (user, assistant, end)] == [end, user, assistant]
 
 
-def test_every_way_to_build_a_control_token_out_of_pieces() -> None:
+def test_no_pieces_build_a_control_token() -> None:
     """Merges of a GGUF conversion build it from any two halves; none of them may be left."""
     tokenizer = tiny.wrapped("byte fallback")
     backend = tokenizer.backend_tokenizer

@@ -142,7 +142,7 @@ def test_a_matrix_multiplies_with_the_files_own_weights(kind: str, library: ctyp
     assert matrix.kind == {"Q8_0": Kind.Q8, "F16": Kind.HALF, "F32": Kind.SINGLE}.get(kind, Kind.Q4)
 
 
-def test_a_row_has_the_same_bits_whatever_is_beside_it(library: ctypes.CDLL) -> None:
+def test_a_row_has_the_same_bits_beside_any_other_rows(library: ctypes.CDLL) -> None:
     torch.manual_seed(4)
     matrix = NativeMatrix(stored("Q4_1", torch.randn(64, 160)), None, library)
     x = torch.randn(26, 160)

@@ -64,7 +64,7 @@ def float32_nll(loaded_embedded_float32: LoadedModel, prose: list[int]) -> float
         pytest.param(KernelPlan(True, 0, torch.bfloat16), id="de-quantised to bfloat16"),
     ],
 )
-def test_every_way_to_run_the_shipped_bits_keeps_the_quality(
+def test_every_kernel_for_the_shipped_bits_keeps_the_quality(
     plan: KernelPlan, float32_nll: float, prose: list[int], embedded_directory: Path
 ) -> None:
     assert abs(mean_nll(build_packed(embedded_directory, plan), prose) - float32_nll) < NLL_LIMIT

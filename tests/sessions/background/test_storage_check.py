@@ -19,10 +19,10 @@ from sessions.store import writable_folder
 from sessions.store.writable_folder import folder_trouble
 from sessions.types import MessageStatus, MissReason, Tier
 from tests.polling import pause
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.session_harness import ADA, SessionHarness, finish, until
 
 MIB = 1024 * 1024
 Damage = Callable[[Path], Callable[[], None]]
@@ -54,73 +54,73 @@ def replace_database(data: Path) -> Callable[[], None]:
 
 @pytest.mark.parametrize("damage", [move_directory, move_database, move_wal, replace_database])
 def test_missing_files_are_noticed_and_so_is_their_return(
-    make_house: MakeHouse, tmp_path: Path, damage: Damage
+    make_harness: MakeHarness, tmp_path: Path, damage: Damage
 ) -> None:
-    house = make_house(engine=ScriptedEngine(token_delay_s=0.01))
-    c, other = house.conversation(), None
-    house.say(c, "Hello")
-    run = house.manager.send(ADA, c, "And on")
+    harness = make_harness(engine=ScriptedEngine(token_delay_s=0.01))
+    c, other = harness.conversation(), None
+    harness.say(c, "Hello")
+    run = harness.manager.send(ADA, c, "And on")
     began = time.monotonic()
     put_back = damage(tmp_path / "data")
-    until(lambda: not house.manager.storage.can_store)
+    until(lambda: not harness.manager.storage.can_store)
     assert time.monotonic() - began < 4.0
-    assert "while the server was running" in house.manager.storage.reasons[0]
+    assert "while the server was running" in harness.manager.storage.reasons[0]
     answer = finish(run)
     assert (answer.status, answer.is_stored) == (MessageStatus.COMPLETE, False)
     with pytest.raises(StoreError, match="while the server was running"):
-        house.manager.send(ADA, c, "More")
+        harness.manager.send(ADA, c, "More")
     if damage is move_directory:
         assert not (tmp_path / "data").exists()
     seen: list[list[str]] = []
-    reader = threading.Thread(target=lambda: seen.append(house.texts(c)))  # a thread that has no connection yet
+    reader = threading.Thread(target=lambda: seen.append(harness.texts(c)))  # a thread that has no connection yet
     reader.start()
     reader.join(10)
-    assert seen[0][:2] == ["Hello", house.texts(c)[1]]
+    assert seen[0][:2] == ["Hello", harness.texts(c)[1]]
 
     put_back()
-    until(lambda: house.manager.storage.can_store)
-    until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)
-    assert house.texts(c)[-1] == answer.text == house.expected_text(c)
-    other = house.conversation()
-    assert house.say(other, "Elsewhere").is_stored
-    house.close()
-    assert make_house().texts(c)[-1] == answer.text
+    until(lambda: harness.manager.storage.can_store)
+    until(lambda: harness.path(c)[-1].status is MessageStatus.COMPLETE)
+    assert harness.texts(c)[-1] == answer.text == harness.expected_text(c)
+    other = harness.conversation()
+    assert harness.say(other, "Elsewhere").is_stored
+    harness.close()
+    assert make_harness().texts(c)[-1] == answer.text
 
 
-def test_a_deleted_directory_is_never_written_to(house: House, tmp_path: Path) -> None:
-    c = house.conversation()
-    house.say(c, "Hello")
+def test_a_deleted_directory_is_never_written_to(harness: SessionHarness, tmp_path: Path) -> None:
+    c = harness.conversation()
+    harness.say(c, "Hello")
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(StoreError, match="deleted or replaced while the server was running"):
-        house.manager.send(ADA, c, "More")
-    until(lambda: not house.manager.storage.can_store)
+        harness.manager.send(ADA, c, "More")
+    until(lambda: not harness.manager.storage.can_store)
     assert not (tmp_path / "data").exists()
 
 
-def test_deleting_the_folder_of_saved_memory_costs_one_read(make_house: MakeHouse, tmp_path: Path) -> None:
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    c = house.conversation()
-    house.say(c, LONG)
-    house.saved(c)
-    house.manager.park(ADA, c)
-    until(lambda: house.manager.background.storage_check._kv_seen is not None)  # noqa: SLF001 - the first look is over
+def test_deleting_the_folder_of_saved_memory_costs_one_read(make_harness: MakeHarness, tmp_path: Path) -> None:
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    c = harness.conversation()
+    harness.say(c, LONG)
+    harness.saved(c)
+    harness.manager.park(ADA, c)
+    until(lambda: harness.manager.background.storage_check._kv_seen is not None)  # noqa: SLF001 - the first look is over
     shutil.rmtree(tmp_path / "data" / "kv")
-    until(lambda: bool(house.manager.storage.reasons))
-    assert house.manager.storage.can_store
-    assert "No message is lost" in house.manager.storage.reasons[0]
-    assert house.store.segments.every() == []
-    assert house.manager.view(ADA, c).summary.tier is Tier.NONE
-    run = house.say(c, "And now?")
-    assert run.text == house.expected_text(c)
-    assert house.receipt(run).miss_reason is MissReason.FILES_MISSING
-    house.saved(c)
+    until(lambda: bool(harness.manager.storage.reasons))
+    assert harness.manager.storage.can_store
+    assert "No message is lost" in harness.manager.storage.reasons[0]
+    assert harness.store.segments.every() == []
+    assert harness.manager.view(ADA, c).summary.tier is Tier.NONE
+    run = harness.say(c, "And now?")
+    assert run.text == harness.expected_text(c)
+    assert harness.receipt(run).miss_reason is MissReason.FILES_MISSING
+    harness.saved(c)
 
 
-def test_a_program_that_locks_the_database_delays_no_stream(make_house: MakeHouse, tmp_path: Path) -> None:
-    house = make_house(engine=ScriptedEngine(token_delay_s=0.01))
-    c = house.conversation()
-    house.say(c, "Hello")
-    run = house.manager.send(ADA, c, "And on")
+def test_a_program_that_locks_the_database_delays_no_stream(make_harness: MakeHarness, tmp_path: Path) -> None:
+    harness = make_harness(engine=ScriptedEngine(token_delay_s=0.01))
+    c = harness.conversation()
+    harness.say(c, "Hello")
+    run = harness.manager.send(ADA, c, "And on")
     with sqlite3.connect(tmp_path / "data" / "keepwarm.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
@@ -128,46 +128,46 @@ def test_a_program_that_locks_the_database_delays_no_stream(make_house: MakeHous
         assert time.monotonic() - began < 4.0
         assert (answer.status, answer.is_stored) == (MessageStatus.COMPLETE, False)
         assert "locked by another program" in answer.note
-        assert not house.manager.storage.can_store
+        assert not harness.manager.storage.can_store
         other.execute("ROLLBACK")
     other.close()
-    until(lambda: house.manager.storage.can_store)
-    until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)
-    assert house.say(c, "More").is_stored
+    until(lambda: harness.manager.storage.can_store)
+    until(lambda: harness.path(c)[-1].status is MessageStatus.COMPLETE)
+    assert harness.say(c, "More").is_stored
 
 
-def test_an_answer_that_was_stored_late_is_still_warm(make_house: MakeHouse, tmp_path: Path) -> None:
+def test_an_answer_that_was_stored_late_is_still_warm(make_harness: MakeHarness, tmp_path: Path) -> None:
     """Nothing is read ahead meanwhile, because the answer to continue from is only in memory."""
-    house = make_house(engine=ScriptedEngine(token_delay_s=0.01), read_ahead=True, model_titles=True)
-    c = house.conversation()
-    run = house.manager.send(ADA, c, LONG)
+    harness = make_harness(engine=ScriptedEngine(token_delay_s=0.01), read_ahead=True, model_titles=True)
+    c = harness.conversation()
+    run = harness.manager.send(ADA, c, LONG)
     with sqlite3.connect(tmp_path / "data" / "keepwarm.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert not finish(run).is_stored
         pause(0.5)  # during which idle jobs would run
         other.execute("ROLLBACK")
     other.close()
-    until(lambda: house.path(c)[-1].status is MessageStatus.COMPLETE)
-    receipt = house.receipt(house.say(c, "And on"))
+    until(lambda: harness.path(c)[-1].status is MessageStatus.COMPLETE)
+    receipt = harness.receipt(harness.say(c, "And on"))
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DEVICE, None)
     assert receipt.fed_tokens <= receipt.delta_tokens
 
 
 def test_what_is_stored_is_soon_moved_into_the_database_file(
-    make_house: MakeHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_harness: MakeHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sessions.background.storage_check.QUIET_S", 0.1)
-    house = make_house()
-    c = house.conversation()
-    house.say(c, "Hello")
-    until(lambda: house.store.wal_bytes() == 0)
+    harness = make_harness()
+    c = harness.conversation()
+    harness.say(c, "Hello")
+    until(lambda: harness.store.wal_bytes() == 0)
     shutil.copyfile(tmp_path / "data" / "keepwarm.db", tmp_path / "plain.db")
     with sqlite3.connect(tmp_path / "plain.db") as copy:
-        assert [row[0] for row in copy.execute("SELECT text FROM messages ORDER BY id")] == house.texts(c)
+        assert [row[0] for row in copy.execute("SELECT text FROM messages ORDER BY id")] == harness.texts(c)
     copy.close()
-    house.say(c, "More")
-    texts = house.texts(c)
-    house.close()
+    harness.say(c, "More")
+    texts = harness.texts(c)
+    harness.close()
     shutil.copyfile(tmp_path / "data" / "keepwarm.db", tmp_path / "closed.db")
     with sqlite3.connect(tmp_path / "closed.db") as closed:
         assert [row[0] for row in closed.execute("SELECT text FROM messages ORDER BY id")] == texts

@@ -8,10 +8,10 @@ import pytest
 from model_runtime.interface.events import FinishReason
 from sessions.background.titles import TITLE_QUESTION, usable_title
 from tests.sessions.byte_template import END, USER
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.scripted_answers import checksum_answer
 from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.session_harness import ADA, SessionHarness, finish, until
 
 
 def titled(title: str) -> ScriptedEngine:
@@ -25,78 +25,78 @@ def titled(title: str) -> ScriptedEngine:
     return ScriptedEngine(answer=answer)
 
 
-def title(house: House, conversation_id: str) -> str:
-    return house.manager.view(ADA, conversation_id).summary.title
+def title(harness: SessionHarness, conversation_id: str) -> str:
+    return harness.manager.view(ADA, conversation_id).summary.title
 
 
-def wait_until_idle(house: House) -> None:
-    until(lambda: house.manager.is_idle)
+def wait_until_idle(harness: SessionHarness) -> None:
+    until(lambda: harness.manager.is_idle)
 
 
-def test_the_model_names_the_conversation_after_its_first_answer(make_house: MakeHouse) -> None:
-    house = make_house(engine=titled("Boats at Dawn"), model_titles=True)
-    c = house.conversation()
-    house.say(c, "Tell me of boats")
-    wait_until_idle(house)
-    assert title(house, c) == "Boats at Dawn"
-    [(reason, ledger, fed, reused)] = house.engine.idle_counts
+def test_the_model_names_the_conversation_after_its_first_answer(make_harness: MakeHarness) -> None:
+    harness = make_harness(engine=titled("Boats at Dawn"), model_titles=True)
+    c = harness.conversation()
+    harness.say(c, "Tell me of boats")
+    wait_until_idle(harness)
+    assert title(harness, c) == "Boats at Dawn"
+    [(reason, ledger, fed, reused)] = harness.engine.idle_counts
     assert reason is FinishReason.STOP
     assert fed == len(TITLE_QUESTION) + 4  # the pending id, and the question in its frame: the chat was not read again
     assert reused == len(ledger) - fed
-    second = house.say(c, "And of the sea?")
-    assert house.receipt(second).miss_reason is None
-    assert second.text == house.expected_text(c)  # the fork left nothing behind
-    wait_until_idle(house)
-    assert len(house.engine.idle_counts) == 1  # asked once
+    second = harness.say(c, "And of the sea?")
+    assert harness.receipt(second).miss_reason is None
+    assert second.text == harness.expected_text(c)  # the fork left nothing behind
+    wait_until_idle(harness)
+    assert len(harness.engine.idle_counts) == 1  # asked once
 
 
-def test_an_unusable_title_leaves_the_first_words(make_house: MakeHouse) -> None:
-    house = make_house(engine=titled("Sure! Here is a title for you."), model_titles=True)
-    c = house.conversation()
-    house.say(c, "Tell me of boats")
-    wait_until_idle(house)
-    assert title(house, c) == "Tell me of boats"
-    house.say(c, "And of the sea?")
-    wait_until_idle(house)
-    assert len(house.engine.idle_counts) == 1
+def test_an_unusable_title_leaves_the_first_words(make_harness: MakeHarness) -> None:
+    harness = make_harness(engine=titled("Sure! Here is a title for you."), model_titles=True)
+    c = harness.conversation()
+    harness.say(c, "Tell me of boats")
+    wait_until_idle(harness)
+    assert title(harness, c) == "Tell me of boats"
+    harness.say(c, "And of the sea?")
+    wait_until_idle(harness)
+    assert len(harness.engine.idle_counts) == 1
 
 
-def test_a_title_from_a_person_stays(make_house: MakeHouse) -> None:
+def test_a_title_from_a_person_stays(make_harness: MakeHarness) -> None:
     engine = titled("Boats at Dawn")
     engine.token_delay_s = 0.02
-    house = make_house(engine=engine, model_titles=True)
-    c = house.conversation()
-    run = house.manager.send(ADA, c, "Tell me of boats")
-    house.manager.rename(ADA, c, "Mine")
+    harness = make_harness(engine=engine, model_titles=True)
+    c = harness.conversation()
+    run = harness.manager.send(ADA, c, "Tell me of boats")
+    harness.manager.rename(ADA, c, "Mine")
     finish(run)
-    wait_until_idle(house)
-    assert (title(house, c), house.engine.idle_counts) == ("Mine", [])
-    assert not house.store.take_model_title(c, "Late")
-    assert title(house, c) == "Mine"
+    wait_until_idle(harness)
+    assert (title(harness, c), harness.engine.idle_counts) == ("Mine", [])
+    assert not harness.store.take_model_title(c, "Late")
+    assert title(harness, c) == "Mine"
 
 
-def test_a_message_goes_before_the_title_which_is_found_later(make_house: MakeHouse) -> None:
+def test_a_message_goes_before_the_title_which_is_found_later(make_harness: MakeHarness) -> None:
     engine = titled("Boats at Dawn")
     engine.token_delay_s = 0.02
-    house = make_house(engine=engine, model_titles=True)
-    c = house.conversation()
-    house.say(c, "Tell me of boats")
+    harness = make_harness(engine=engine, model_titles=True)
+    c = harness.conversation()
+    harness.say(c, "Tell me of boats")
     until(lambda: any(g.is_idle and g.sampled for g in engine.running))
-    message = house.say(c, "And of the sea?")
-    assert message.text == house.expected_text(c)
+    message = harness.say(c, "And of the sea?")
+    assert message.text == harness.expected_text(c)
     assert engine.idle_counts[0][0] in (FinishReason.ABORTED, FinishReason.PREEMPTED)
-    assert title(house, c) == "Tell me of boats"
+    assert title(harness, c) == "Tell me of boats"
     engine.token_delay_s = 0.0
-    wait_until_idle(house)
-    assert title(house, c) == "Boats at Dawn"
+    wait_until_idle(harness)
+    assert title(harness, c) == "Boats at Dawn"
 
 
-def test_the_first_words_stay_when_it_is_switched_off(make_house: MakeHouse) -> None:
-    house = make_house(engine=titled("Boats at Dawn"), model_titles=False)
-    c = house.conversation()
-    house.say(c, "Tell me of boats")
-    wait_until_idle(house)
-    assert (title(house, c), house.engine.idle_counts) == ("Tell me of boats", [])
+def test_the_first_words_stay_when_it_is_switched_off(make_harness: MakeHarness) -> None:
+    harness = make_harness(engine=titled("Boats at Dawn"), model_titles=False)
+    c = harness.conversation()
+    harness.say(c, "Tell me of boats")
+    wait_until_idle(harness)
+    assert (title(harness, c), harness.engine.idle_counts) == ("Tell me of boats", [])
 
 
 @pytest.mark.parametrize(
@@ -145,17 +145,17 @@ def test_a_title_is_about_what_was_said(answer: str, said: str, expected: str) -
     assert usable_title(answer, said) == expected
 
 
-def test_one_line_is_enough_from_a_model_that_continues(make_house: MakeHouse) -> None:
-    house = make_house(engine=titled("Boats at Dawn\nsystem and more of it"), model_titles=True)
-    c = house.conversation()
-    house.say(c, "Tell me of boats")
-    wait_until_idle(house)
-    assert title(house, c) == "Boats at Dawn"
+def test_one_line_is_enough_from_a_model_that_continues(make_harness: MakeHarness) -> None:
+    harness = make_harness(engine=titled("Boats at Dawn\nsystem and more of it"), model_titles=True)
+    c = harness.conversation()
+    harness.say(c, "Tell me of boats")
+    wait_until_idle(harness)
+    assert title(harness, c) == "Boats at Dawn"
 
 
-def test_an_invented_title_leaves_the_first_words(make_house: MakeHouse) -> None:
-    house = make_house(engine=titled("The River of Spring"), model_titles=True)
-    c = house.conversation()
-    house.say(c, "Tell me of boats")
-    wait_until_idle(house)
-    assert title(house, c) == "Tell me of boats"
+def test_an_invented_title_leaves_the_first_words(make_harness: MakeHarness) -> None:
+    harness = make_harness(engine=titled("The River of Spring"), model_titles=True)
+    c = harness.conversation()
+    harness.say(c, "Tell me of boats")
+    wait_until_idle(harness)
+    assert title(harness, c) == "Tell me of boats"

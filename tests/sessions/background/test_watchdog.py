@@ -27,8 +27,8 @@ from sessions.store.store import Store
 from sessions.types import ConversationSettings, MessageStatus, MissReason, RunPhase, Tier
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, finish, until
+from tests.sessions.conftest import MakeHarness
+from tests.sessions.session_harness import ADA, finish, until
 
 MIB = 1024 * 1024
 GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=16))
@@ -142,33 +142,35 @@ def test_a_dead_engine_thread_is_replaced(site: Site, monkeypatch: pytest.Monkey
     assert finish(site.manager.regenerate(ADA, c)).status is MessageStatus.COMPLETE
 
 
-def test_an_engine_that_cannot_be_rebuilt_is_reported(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_be_rebuilt_is_reported(
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sessions.background.watchdog, "_LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(sessions.background.watchdog, "_TRY_AGAIN_AFTER_S", 0.02)
-    house = make_house()
-    c = house.conversation()
-    house.say(c, "Hello")
-    assert house.manager.is_well
-    house.engine.shown_pulse = Pulse(False, 0.0, 0.0)
-    assert not house.manager.is_well
-    until(lambda: house.manager.memory.held.is_suspended)
-    house.engine.shown_pulse = Pulse(True, 0.0, 0.0)
-    assert not house.manager.is_well  # its KVs are gone, and no other engine has replaced it
+    harness = make_harness()
+    c = harness.conversation()
+    harness.say(c, "Hello")
+    assert harness.manager.is_well
+    harness.engine.shown_pulse = Pulse(False, 0.0, 0.0)
+    assert not harness.manager.is_well
+    until(lambda: harness.manager.memory.held.is_suspended)
+    harness.engine.shown_pulse = Pulse(True, 0.0, 0.0)
+    assert not harness.manager.is_well  # its KVs are gone, and no other engine has replaced it
 
 
-def test_a_slow_step_is_not_a_hang(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_step_is_not_a_hang(make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.background.watchdog, "_LOOK_EVERY_S", 0.01)
-    house = make_house(hang_after_s=1.0)
-    house.engine.shown_pulse = Pulse(True, busy_s=50.0, expected_s=5.0)  # a large model on a small machine
-    assert house.manager.is_well
-    c = house.conversation()
-    house.say(c, "Hello")
-    answer = house.say(c, "Go on")
+    harness = make_harness(hang_after_s=1.0)
+    harness.engine.shown_pulse = Pulse(True, busy_s=50.0, expected_s=5.0)  # a large model on a small machine
+    assert harness.manager.is_well
+    c = harness.conversation()
+    harness.say(c, "Hello")
+    answer = harness.say(c, "Go on")
     assert answer.receipt is not None
     assert answer.receipt.miss_reason is not MissReason.EARLIER_FAILURE
-    house.engine.shown_pulse = Pulse(True, busy_s=52.0, expected_s=0.01)
-    assert house.manager.is_well  # the watchdog was not awake for 52 seconds of silence
-    until(lambda: not house.manager.is_well)
+    harness.engine.shown_pulse = Pulse(True, busy_s=52.0, expected_s=0.01)
+    assert harness.manager.is_well  # the watchdog was not awake for 52 seconds of silence
+    until(lambda: not harness.manager.is_well)
 
 
 class Clock:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from sessions.ledger import history_hash
 from sessions.store import message_json
-from tests.sessions.house import ADA, House
 from tests.sessions.scripted_engine import ByteTemplate
+from tests.sessions.session_harness import ADA, SessionHarness
 
 CALL = ToolCall("abc", "f", "{}")
 message = st.builds(
@@ -49,24 +49,24 @@ def test_tools_and_system_come_first() -> None:
     )
 
 
-def test_turns_of_the_page_are_linked_too(house: House) -> None:
-    conversation = house.conversation(system_prompt="Be brief.")
-    answer = house.say(conversation, "Hello").text
+def test_turns_of_the_page_are_linked_too(harness: SessionHarness) -> None:
+    conversation = harness.conversation(system_prompt="Be brief.")
+    answer = harness.say(conversation, "Hello").text
     said = [ChatMessage("user", "Hello"), ChatMessage("assistant", answer)]
     asked = history_hash.after(history_hash.page_root("Be brief."), said)
-    place, found = house.store.history_hashes.deepest(ADA, ["unknown", asked])
-    assert (place, [one.message_id for one in found]) == (1, [house.path(conversation)[-1].message_id])
-    assert house.store.history_hashes.deepest("bob", [asked]) == (-1, [])
-    assert house.path(conversation)[-1].history_hash == asked
+    place, found = harness.store.history_hashes.deepest(ADA, ["unknown", asked])
+    assert (place, [one.message_id for one in found]) == (1, [harness.path(conversation)[-1].message_id])
+    assert harness.store.history_hashes.deepest("bob", [asked]) == (-1, [])
+    assert harness.path(conversation)[-1].history_hash == asked
 
 
-def test_a_changed_system_prompt_breaks_the_chain(house: House) -> None:
-    conversation = house.conversation()
-    house.say(conversation, "Hello")
-    settings = house.manager.view(ADA, conversation).settings
-    house.manager.update_settings(ADA, conversation, type(settings)(settings.sampling, "Changed."))
-    house.say(conversation, "Again")
-    assert [bool(node.history_hash) for node in house.path(conversation)] == [True, True, False, False]
+def test_a_changed_system_prompt_breaks_the_chain(harness: SessionHarness) -> None:
+    conversation = harness.conversation()
+    harness.say(conversation, "Hello")
+    settings = harness.manager.view(ADA, conversation).settings
+    harness.manager.update_settings(ADA, conversation, type(settings)(settings.sampling, "Changed."))
+    harness.say(conversation, "Again")
+    assert [bool(node.history_hash) for node in harness.path(conversation)] == [True, True, False, False]
 
 
 def test_calls_get_ids_that_are_the_same_every_time() -> None:

@@ -23,9 +23,9 @@ from sessions.maintenance.backup import back_up, restore
 from sessions.types import Tier
 from tests.polling import pause
 from tests.sessions.background.test_pruner import ask
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
+from tests.sessions.session_harness import ADA, SessionHarness
 
 MIB = 1024 * 1024
 KILLS = 24
@@ -37,38 +37,38 @@ def whole(path: Path) -> str:
 
 
 @pytest.fixture
-def talked(make_house: MakeHouse, tmp_path: Path) -> tuple[House, list[str]]:
+def talked(make_harness: MakeHarness, tmp_path: Path) -> tuple[SessionHarness, list[str]]:
     """A running server with two saved conversations, the first in two files."""
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
     (tmp_path / "data" / "cookie.key").write_bytes(b"k" * 32)
-    first, second = house.conversation(), None
-    house.say(first, LONG)
-    house.saved(first)
-    house.say(first, "More " + LONG)
-    house.saved(first)
-    second = house.conversation()
-    house.say(second, "Another " + LONG)
-    house.saved(second)
-    return house, [first, second]
+    first, second = harness.conversation(), None
+    harness.say(first, LONG)
+    harness.saved(first)
+    harness.say(first, "More " + LONG)
+    harness.saved(first)
+    second = harness.conversation()
+    harness.say(second, "Another " + LONG)
+    harness.saved(second)
+    return harness, [first, second]
 
 
 def test_a_running_servers_backup_opens_elsewhere_as_warm_as_it_was(
-    talked: tuple[House, list[str]], make_house: MakeHouse, tmp_path: Path
+    talked: tuple[SessionHarness, list[str]], make_harness: MakeHarness, tmp_path: Path
 ) -> None:
-    house, conversations = talked
-    texts = {c: house.texts(c) for c in conversations}
+    harness, conversations = talked
+    texts = {c: harness.texts(c) for c in conversations}
     made = back_up(tmp_path / "data", tmp_path / "backups" / "monday")
-    assert (made.conversations, made.messages, made.segments) == (2, 6, len(house.store.segments.every()))
+    assert (made.conversations, made.messages, made.segments) == (2, 6, len(harness.store.segments.every()))
     assert made.linked_files == made.segments
-    assert made.kv_bytes == sum(path.stat().st_size for path in house.files())
-    house.say(conversations[0], "Not in the backup")
-    house.manager.delete(ADA, conversations[1])
-    house.close()
+    assert made.kv_bytes == sum(path.stat().st_size for path in harness.files())
+    harness.say(conversations[0], "Not in the backup")
+    harness.manager.delete(ADA, conversations[1])
+    harness.close()
 
     assert restore(tmp_path / "backups" / "monday", tmp_path / "elsewhere", whole).segments == made.segments
     assert (tmp_path / "elsewhere" / "cookie.key").read_bytes() == b"k" * 32
     assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o700
-    back = make_house(data_dir=tmp_path / "elsewhere", disk_kv_budget_bytes=64 * MIB)
+    back = make_harness(data_dir=tmp_path / "elsewhere", disk_kv_budget_bytes=64 * MIB)
     for c in conversations:
         assert back.texts(c) == texts[c]
         receipt = back.receipt(back.say(c, "And now?"))
@@ -77,11 +77,11 @@ def test_a_running_servers_backup_opens_elsewhere_as_warm_as_it_was(
     back.close()
     # What was done there is not in the backup, which can be restored again.
     restore(tmp_path / "backups" / "monday", tmp_path / "again", whole)
-    again = make_house(data_dir=tmp_path / "again")
+    again = make_harness(data_dir=tmp_path / "again")
     assert {c: again.texts(c) for c in conversations} == texts
 
 
-def test_the_database_of_a_backup_is_one_file(talked: tuple[House, list[str]], tmp_path: Path) -> None:
+def test_the_database_of_a_backup_is_one_file(talked: tuple[SessionHarness, list[str]], tmp_path: Path) -> None:
     back_up(tmp_path / "data", tmp_path / "backup")
     assert sorted(p.name for p in (tmp_path / "backup").iterdir()) == ["backup.json", "cookie.key", "keepwarm.db", "kv"]
     assert {p.stat().st_mode & 0o077 for p in (tmp_path / "backup").rglob("*")} == {0}
@@ -89,23 +89,23 @@ def test_the_database_of_a_backup_is_one_file(talked: tuple[House, list[str]], t
 
 
 def test_files_that_are_missing_take_their_rows_with_them(
-    talked: tuple[House, list[str]], make_house: MakeHouse, tmp_path: Path
+    talked: tuple[SessionHarness, list[str]], make_harness: MakeHarness, tmp_path: Path
 ) -> None:
-    house, (first, second) = talked
-    root = next(s for s in house.store.segments.of_conversation(first) if s.start_tokens == 0)
-    house.manager.memory.saved_kvs.disk.path_of(root.key).unlink()
-    lost = len(house.store.segments.of_conversation(first))
+    harness, (first, second) = talked
+    root = next(s for s in harness.store.segments.of_conversation(first) if s.start_tokens == 0)
+    harness.manager.memory.saved_kvs.disk.path_of(root.key).unlink()
+    lost = len(harness.store.segments.of_conversation(first))
     made = back_up(tmp_path / "data", tmp_path / "backup")
-    assert (made.dropped_segments, made.segments) == (lost, len(house.store.segments.of_conversation(second)))
+    assert (made.dropped_segments, made.segments) == (lost, len(harness.store.segments.of_conversation(second)))
     assert len(list((tmp_path / "backup" / "kv").rglob("*.kv"))) == made.segments
-    house.close()
+    harness.close()
     restore(tmp_path / "backup", tmp_path / "elsewhere", whole)
-    back = make_house(data_dir=tmp_path / "elsewhere", disk_kv_budget_bytes=64 * MIB)
+    back = make_harness(data_dir=tmp_path / "elsewhere", disk_kv_budget_bytes=64 * MIB)
     assert back.receipt(back.say(first, "And now?")).tier_before is Tier.NONE
     assert back.receipt(back.say(second, "And now?")).tier_before is Tier.DISK
 
 
-def test_files_that_are_damaged_are_not_restored(talked: tuple[House, list[str]], tmp_path: Path) -> None:
+def test_files_that_are_damaged_are_not_restored(talked: tuple[SessionHarness, list[str]], tmp_path: Path) -> None:
     back_up(tmp_path / "data", tmp_path / "backup")
     made = restore(tmp_path / "backup", tmp_path / "elsewhere", lambda path: "its checksum is wrong")
     assert (made.messages, made.segments) == (6, 0)
@@ -113,7 +113,7 @@ def test_files_that_are_damaged_are_not_restored(talked: tuple[House, list[str]]
 
 
 def test_on_another_disk_files_are_copied(
-    talked: tuple[House, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    talked: tuple[SessionHarness, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another_disk(*arguments: object, **more: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
@@ -121,8 +121,8 @@ def test_on_another_disk_files_are_copied(
     monkeypatch.setattr(os, "link", another_disk)
     made = back_up(tmp_path / "data", tmp_path / "backup")
     assert (made.linked_files, made.segments > 2) == (0, True)
-    house, _ = talked
-    for path in house.files():
+    harness, _ = talked
+    for path in harness.files():
         copy = tmp_path / "backup" / path.relative_to(tmp_path / "data")
         assert copy.read_bytes() == path.read_bytes()
         assert copy.stat().st_ino != path.stat().st_ino
@@ -130,7 +130,7 @@ def test_on_another_disk_files_are_copied(
 
 @pytest.mark.parametrize("where", ["full", "data/inside", ".", "full/thesis.odt", "full/thesis.odt/x"])
 def test_a_target_that_is_not_new_is_refused_and_not_changed(
-    talked: tuple[House, list[str]], tmp_path: Path, where: str
+    talked: tuple[SessionHarness, list[str]], tmp_path: Path, where: str
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.odt").write_text("mine")
@@ -142,12 +142,12 @@ def test_a_target_that_is_not_new_is_refused_and_not_changed(
     assert not (tmp_path / "data" / "inside").exists()
 
 
-def test_a_data_directory_is_never_overwritten(talked: tuple[House, list[str]], tmp_path: Path) -> None:
-    house, (first, _) = talked
+def test_a_data_directory_is_never_overwritten(talked: tuple[SessionHarness, list[str]], tmp_path: Path) -> None:
+    harness, (first, _) = talked
     back_up(tmp_path / "data", tmp_path / "backup")
     with pytest.raises(StoreError, match="is not empty"):
         restore(tmp_path / "backup", tmp_path / "data", whole)
-    assert house.say(first, "Still here").text == house.expected_text(first)
+    assert harness.say(first, "Still here").text == harness.expected_text(first)
     (tmp_path / "empty").mkdir()
     restore(tmp_path / "backup", tmp_path / "empty", whole)
 
@@ -182,7 +182,7 @@ def newer_format(backup: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut, without_manifest, without_database, other_manifest, newer_format])
 def test_a_damaged_backup_is_refused(
-    talked: tuple[House, list[str]], tmp_path: Path, damage: Callable[[Path], None]
+    talked: tuple[SessionHarness, list[str]], tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     back_up(tmp_path / "data", tmp_path / "backup")
     damage(tmp_path / "backup")
@@ -192,7 +192,7 @@ def test_a_damaged_backup_is_refused(
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    talked: tuple[House, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    talked: tuple[SessionHarness, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -204,24 +204,24 @@ def test_a_full_disk_leaves_nothing_behind(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 
 
-def test_the_bin_is_in_the_backup(make_house: MakeHouse, tmp_path: Path) -> None:
-    house = make_house()
-    c = ask(house, "Hello")
-    (unused,) = house.store.bin.unused(0.0, 0.0)
-    assert house.store.bin.put(unused, 0.0, time.time())
+def test_the_bin_is_in_the_backup(make_harness: MakeHarness, tmp_path: Path) -> None:
+    harness = make_harness()
+    c = ask(harness, "Hello")
+    (unused,) = harness.store.bin.unused(0.0, 0.0)
+    assert harness.store.bin.put(unused, 0.0, time.time())
     back_up(tmp_path / "data", tmp_path / "backup")
-    house.close()
+    harness.close()
     restore(tmp_path / "backup", tmp_path / "elsewhere", whole)
-    back = make_house(data_dir=tmp_path / "elsewhere")
+    back = make_harness(data_dir=tmp_path / "elsewhere")
     assert back.store.bin.restore(c).messages == 2
 
 
-def test_a_kill_at_any_moment_leaves_a_complete_backup_or_none(make_house: MakeHouse, tmp_path: Path) -> None:
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
+def test_a_kill_at_any_moment_leaves_a_complete_backup_or_none(make_harness: MakeHarness, tmp_path: Path) -> None:
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
     for number in range(6):
-        c = house.conversation()
-        house.say(c, f"{number} {LONG}")
-        house.saved(c)
+        c = harness.conversation()
+        harness.say(c, f"{number} {LONG}")
+        harness.saved(c)
     command = [sys.executable, "-c", "from tests.sessions.maintenance.test_backup import forks; forks()", str(tmp_path)]
     dice, made, times = random.Random(5), 0, []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:

@@ -13,10 +13,10 @@ import pytest
 from sessions.maintenance.doctor import Report, inspect, verify_everything
 from sessions.memory.saved.kv_files import path_in
 from sessions.store.store import Store
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.session_harness import ADA
 
 MIB = 1024 * 1024
 
@@ -50,20 +50,20 @@ class Patient:
 
 
 @pytest.fixture
-def patient(make_house: MakeHouse) -> Patient:
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
+def patient(make_harness: MakeHarness) -> Patient:
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
     talks = [(ADA, "First"), (ADA, "Second"), ("eve", "Third")]
     for owner, name in talks:
-        c = house.conversation(owner)
-        house.say(c, f"{name} {LONG}", owner)
-        house.say(c, f"More {LONG}", owner)
-        house.saved(c, owner)
-    first = house.manager.list_conversations(ADA)[-1].conversation_id
-    rows = sorted(house.store.segments.of_conversation(first), key=lambda row: row.start_tokens)
-    chain = [path_in(house.store.kv_dir, row.key) for row in rows]
-    count = len(house.store.segments.every())
-    house.close()
-    return Patient(house.store.kv_dir.parent, chain, count)
+        c = harness.conversation(owner)
+        harness.say(c, f"{name} {LONG}", owner)
+        harness.say(c, f"More {LONG}", owner)
+        harness.saved(c, owner)
+    first = harness.manager.list_conversations(ADA)[-1].conversation_id
+    rows = sorted(harness.store.segments.of_conversation(first), key=lambda row: row.start_tokens)
+    chain = [path_in(harness.store.kv_dir, row.key) for row in rows]
+    count = len(harness.store.segments.every())
+    harness.close()
+    return Patient(harness.store.kv_dir.parent, chain, count)
 
 
 def test_a_healthy_directory(patient: Patient) -> None:
@@ -137,7 +137,7 @@ def test_each_damage_is_found(patient: Patient, damage: Callable[[Patient], None
     assert sum("its memory is correct" in line for line in said) >= 2  # the others
 
 
-def test_rows_that_differ_from_a_re_read_are_deleted(patient: Patient, make_house: MakeHouse) -> None:
+def test_rows_that_differ_from_a_re_read_are_deleted(patient: Patient, make_harness: MakeHarness) -> None:
     """The files are undamaged, but the model computes other rows with the same fingerprint: another build of its
     kernels, for example."""
 
@@ -154,9 +154,9 @@ def test_rows_that_differ_from_a_re_read_are_deleted(patient: Patient, make_hous
     assert not patient.chain[-1].exists()
     assert patient.chain[0].exists()
     assert patient.examine()[1] == []
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    c = house.manager.list_conversations(ADA)[-1].conversation_id
-    assert house.say(c, "And now?").text == house.expected_text(c)
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    c = harness.manager.list_conversations(ADA)[-1].conversation_id
+    assert harness.say(c, "And now?").text == harness.expected_text(c)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from sessions.types import ConversationSettings, MessageStatus
 from tests.model_runtime.harness import WatchedEngine, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
 from tests.polling import pause
-from tests.sessions.house import ADA, finish
+from tests.sessions.session_harness import ADA, finish
 
 MIB = 1024 * 1024
 GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=16))
@@ -42,7 +42,7 @@ def send(manager: SessionManager, conversation_id: str, text: str) -> Run:
 
 
 def talk(model_dir: Path, data_dir: Path, arena_tokens: int | None) -> list[list[str]]:
-    """Everybody's answers, all conversations answered at once, turn by turn."""
+    """The answers of all owners, all conversations answered at once, turn by turn."""
     loaded = loaded_tiny(model_dir)
     bytes_per_token = 3 * 2 * 2 * 16 * 4  # 3 layers, keys and values of 2 heads of 16 numbers
     budget_bytes = 64 * MIB if arena_tokens is None else arena_tokens * bytes_per_token
@@ -88,7 +88,7 @@ def talk(model_dir: Path, data_dir: Path, arena_tokens: int | None) -> list[list
         store.close()
 
 
-def test_six_conversations_in_an_arena_for_two_answer_as_if_they_had_all_the_room(
+def test_six_conversations_in_an_arena_for_two_answer_as_in_one_for_six(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))

@@ -75,7 +75,7 @@ def test_a_guaranteed_share_is_not_evicted_by_others() -> None:
 
 
 @given(CANDIDATES, st.integers(1, 300), st.integers(0, 150), st.sampled_from(["ada", "eve"]))
-def test_others_keep_their_shares_and_the_asker_always_gets_its_own(
+def test_others_keep_their_shares_and_each_user_always_gets_its_own(
     candidates: list[Candidate], needed_bytes: int, share_bytes: int, asking: str
 ) -> None:
     held: dict[str, int] = {}

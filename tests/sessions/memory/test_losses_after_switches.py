@@ -13,10 +13,10 @@ from sessions.maintenance.cache import clear
 from sessions.store.tables.losses import Cause
 from sessions.types import MissReason
 from tests.sessions.byte_template import ByteTemplate
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, until
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.session_harness import ADA, SessionHarness, until
 
 MIB = 1024 * 1024
 DAY_S = 86_400.0
@@ -27,38 +27,38 @@ READ_ONLY = "This conversation's memory could not be saved: Read-only file syste
 class Server:
     """One data directory, served by one server after another. `begun` is the conversation."""
 
-    def __init__(self, make: MakeHouse, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, make: MakeHarness, patch: pytest.MonkeyPatch) -> None:
         self._make, self.patch = make, patch
-        self.house: House | None = None
+        self.harness: SessionHarness | None = None
         self.c = ""
 
-    def start(self, switch: str = "", **settings: object) -> House:
+    def start(self, switch: str = "", **settings: object) -> SessionHarness:
         """Starts a server, with `switch` for another model or setting than the first one's."""
         self.stop()
         self.patch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 2 if switch == "format" else 1)
         options = {"disk_kv_budget_bytes": 64 * MIB, **SWITCHES.get(switch, dict)(), **settings}
-        self.house = self._make(**options)
-        return self.house
+        self.harness = self._make(**options)
+        return self.harness
 
     def stop(self) -> None:
-        if self.house is not None:
-            self.house.close()
+        if self.harness is not None:
+            self.harness.close()
 
-    def begin(self, is_saved: bool = True, **settings: object) -> House:
+    def begin(self, is_saved: bool = True, **settings: object) -> SessionHarness:
         """A conversation of one turn with the first model."""
-        house = self.start(**settings)
-        self.c = house.conversation()
-        house.say(self.c, LONG)
+        harness = self.start(**settings)
+        self.c = harness.conversation()
+        harness.say(self.c, LONG)
         if is_saved:
-            house.saved(self.c)
-            until(lambda: house.loss(self.c) is None)
-        return house
+            harness.saved(self.c)
+            until(lambda: harness.loss(self.c) is None)
+        return harness
 
-    def turn(self, house: House, text: str = "And now?") -> MissReason | None:
+    def turn(self, harness: SessionHarness, text: str = "And now?") -> MissReason | None:
         """One more turn. Its text is right whatever it finds."""
-        message = house.say(self.c, text)
-        assert message.text == house.expected_text(self.c)
-        return house.receipt(message).miss_reason
+        message = harness.say(self.c, text)
+        assert message.text == harness.expected_text(self.c)
+        return harness.receipt(message).miss_reason
 
 
 SWITCHES: dict[str, Callable[[], dict[str, object]]] = {
@@ -73,26 +73,26 @@ SWITCHES: dict[str, Callable[[], dict[str, object]]] = {
 
 
 @pytest.fixture
-def server(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> Server:
-    return Server(make_house, monkeypatch)
+def server(make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch) -> Server:
+    return Server(make_harness, monkeypatch)
 
 
-def other_turn(server: Server, switch: str, **settings: object) -> House:
+def other_turn(server: Server, switch: str, **settings: object) -> SessionHarness:
     """A turn of the same conversation with another model or setting, all of it saved."""
-    house = server.start(switch, **settings)
-    assert server.turn(house) in (MissReason.MODEL_CHANGED, MissReason.UPGRADED)
-    if house.manager.memory.disk_budget_bytes:
-        house.saved(server.c)
-        until(lambda: house.loss(server.c) is None)
-    return house
+    harness = server.start(switch, **settings)
+    assert server.turn(harness) in (MissReason.MODEL_CHANGED, MissReason.UPGRADED)
+    if harness.manager.memory.disk_budget_bytes:
+        harness.saved(server.c)
+        until(lambda: harness.loss(server.c) is None)
+    return harness
 
 
-def delete_first_models(house: House) -> None:
+def delete_first_models(harness: SessionHarness) -> None:
     """Deletes the files that the first server saved, as another program would."""
-    numerics = house.manager.memory.saved_kvs.disk.numerics
-    for row in house.store.segments.every():
+    numerics = harness.manager.memory.saved_kvs.disk.numerics
+    for row in harness.store.segments.every():
         if row.fingerprint != numerics:
-            house.manager.memory.saved_kvs.disk.path_of(row.key).unlink()
+            harness.manager.memory.saved_kvs.disk.path_of(row.key).unlink()
 
 
 # Each loses what A saved at some time around the turn of B.
@@ -100,8 +100,8 @@ def delete_first_models(house: House) -> None:
 
 def files_missing(server: Server, switch: str) -> MissReason:
     server.begin()
-    house = other_turn(server, switch)
-    delete_first_models(house)
+    harness = other_turn(server, switch)
+    delete_first_models(harness)
     return MissReason.FILES_MISSING
 
 
@@ -115,41 +115,41 @@ def files_missing_before(server: Server, switch: str) -> MissReason:
 def folder_deleted(server: Server, switch: str) -> MissReason:
     """Noticed by the running server of B."""
     server.begin()
-    house = other_turn(server, switch)
-    until(lambda: house.manager.background.storage_check._kv_seen is not None)  # noqa: SLF001 - the first look is over
-    house.store.kv_dir.rename(house.store.kv_dir.with_name("elsewhere"))
-    until(lambda: bool(house.manager.storage.reasons))
+    harness = other_turn(server, switch)
+    until(lambda: harness.manager.background.storage_check._kv_seen is not None)  # noqa: SLF001 - the first look is over
+    harness.store.kv_dir.rename(harness.store.kv_dir.with_name("elsewhere"))
+    until(lambda: bool(harness.manager.storage.reasons))
     return MissReason.FILES_MISSING
 
 
 def cleared_all(server: Server, switch: str) -> MissReason:
     server.begin()
-    house = other_turn(server, switch)
-    house.close()
-    clear(house.store.data_dir, True, lambda segments, size_bytes: None)
+    harness = other_turn(server, switch)
+    harness.close()
+    clear(harness.store.data_dir, True, lambda segments, size_bytes: None)
     return MissReason.CLEARED
 
 
 def cleared_others(server: Server, switch: str) -> MissReason:
     server.begin()
-    house = other_turn(server, switch)
-    house.close()
-    clear(house.store.data_dir, False, lambda segments, size_bytes: None)
+    harness = other_turn(server, switch)
+    harness.close()
+    clear(harness.store.data_dir, False, lambda segments, size_bytes: None)
     return MissReason.CLEARED
 
 
 def cleared_before(server: Server, switch: str) -> MissReason:
-    house = server.begin()
-    house.close()
-    clear(house.store.data_dir, True, lambda segments, size_bytes: None)
+    harness = server.begin()
+    harness.close()
+    clear(harness.store.data_dir, True, lambda segments, size_bytes: None)
     other_turn(server, switch)
     return MissReason.CLEARED
 
 
 def disk_budget(server: Server, switch: str) -> MissReason:
     server.begin(disk_kv_budget_bytes=2 * MIB)
-    house = other_turn(server, switch, disk_kv_budget_bytes=2 * MIB)
-    fill(house)
+    harness = other_turn(server, switch, disk_kv_budget_bytes=2 * MIB)
+    fill(harness)
     return MissReason.DISK_BUDGET
 
 
@@ -170,8 +170,8 @@ def clock(server: Server, switch: str) -> MissReason:
 
 def by_hand(server: Server, switch: str) -> MissReason:
     server.begin()
-    house = other_turn(server, switch)
-    house.manager.drop_kv(ADA, server.c)
+    harness = other_turn(server, switch)
+    harness.manager.drop_kv(ADA, server.c)
     return MissReason.EVICTED
 
 
@@ -211,18 +211,18 @@ def nothing(server: Server, switch: str) -> MissReason:
 def cannot_write(server: Server, why: str, cause: Cause) -> None:
     engine = ScriptedEngine()
     engine.fail_save = lambda identity: why
-    house = server.begin(is_saved=False, engine=engine)
-    until(lambda: (loss := house.loss(server.c)) and loss.cause is cause)
+    harness = server.begin(is_saved=False, engine=engine)
+    until(lambda: (loss := harness.loss(server.c)) and loss.cause is cause)
 
 
-def fill(house: House) -> None:
+def fill(harness: SessionHarness) -> None:
     """Other conversations, until there is no room for what was there before."""
-    before = {row.key for row in house.store.segments.every()}
+    before = {row.key for row in harness.store.segments.every()}
     for number in range(20):
-        c = house.conversation()
-        house.say(c, f"{number} {LONG}")
-        house.saved(c)
-        if number >= 3 and not before & {row.key for row in house.store.segments.every()}:
+        c = harness.conversation()
+        harness.say(c, f"{number} {LONG}")
+        harness.saved(c)
+        if number >= 3 and not before & {row.key for row in harness.store.segments.every()}:
             return
     raise AssertionError("the budget is too large for this test")
 
@@ -250,12 +250,12 @@ CAUSES = (
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.__name__)
 def test_back_again(server: Server, cause: Callable[[Server, str], MissReason], switch: str) -> None:
     expected = cause(server, switch)
-    house = server.start()
-    assert server.turn(house) is expected
-    house.saved(server.c)
-    until(lambda: house.loss(server.c) is None)
-    house = server.start()
-    assert server.turn(house) is None, "a loss that was made good is not stated again"
+    harness = server.start()
+    assert server.turn(harness) is expected
+    harness.saved(server.c)
+    until(lambda: harness.loss(server.c) is None)
+    harness = server.start()
+    assert server.turn(harness) is None, "a loss that was made good is not stated again"
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -265,21 +265,21 @@ def test_what_one_model_lost_is_no_reason_for_another(
 ) -> None:
     """B's own memory is all there when it serves again, although A's was lost."""
     cause(server, switch)
-    house = server.start(switch)
-    assert server.turn(house) is None
+    harness = server.start(switch)
+    assert server.turn(harness) is None
 
 
 def test_losses_of_an_older_database_belong_to_the_last_turn(server: Server) -> None:
-    house = server.begin()
-    house.close()
-    clear(house.store.data_dir, True, lambda segments, size_bytes: None)
-    back_to_the_older_table(house)
+    harness = server.begin()
+    harness.close()
+    clear(harness.store.data_dir, True, lambda segments, size_bytes: None)
+    back_to_the_older_table(harness)
     assert server.turn(server.start()) is MissReason.CLEARED
 
 
-def back_to_the_older_table(house: House) -> None:
+def back_to_the_older_table(harness: SessionHarness) -> None:
     """Undoes the step that gave each loss its numerics."""
-    with sqlite3.connect(house.store.data_dir / "keepwarm.db") as db:
+    with sqlite3.connect(harness.store.data_dir / "keepwarm.db") as db:
         db.executescript("""
             CREATE TABLE older (conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE,
                 cause TEXT NOT NULL, detail TEXT NOT NULL, message_id INTEGER NOT NULL) WITHOUT ROWID;

@@ -25,10 +25,10 @@ from sessions.errors import StoreError
 from sessions.store.tables.segments import SavedSegment
 from sessions.types import MissReason, Tier
 from tests.sessions.byte_template import ByteTemplate
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, until
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
+from tests.sessions.session_harness import ADA, SessionHarness, until
 
 MIB = 1024 * 1024
 EXAMPLES = int(os.environ.get("KEEPWARM_SWITCH_EXAMPLES", "8"))
@@ -36,129 +36,133 @@ SHIFT = 1000
 
 
 def engine(name: str = "Scripted-1B", quantization: str = "none", tokenizer: str = "bytes") -> dict[str, object]:
-    """The settings of a house that runs with this engine."""
+    """The settings of a harness that runs with this engine."""
     template = ByteTemplate(shift=SHIFT) if tokenizer == "shifted" else ByteTemplate()
     made = ScriptedEngine(name=name, quantization=quantization, tokenizer_fingerprint=tokenizer)
     return {"engine": made, "template": template}
 
 
 @pytest.fixture
-def make_warm(make_house: MakeHouse) -> Callable[..., House]:
-    return lambda **settings: make_house(**{"disk_kv_budget_bytes": 64 * MIB, **settings})
+def make_warm(make_harness: MakeHarness) -> Callable[..., SessionHarness]:
+    return lambda **settings: make_harness(**{"disk_kv_budget_bytes": 64 * MIB, **settings})
 
 
-def begun(house: House, text: str, owner: str = ADA) -> str:
-    c = house.conversation(owner)
-    house.say(c, text, owner)
-    house.saved(c, owner)
+def begun(harness: SessionHarness, text: str, owner: str = ADA) -> str:
+    c = harness.conversation(owner)
+    harness.say(c, text, owner)
+    harness.saved(c, owner)
     return c
 
 
-def rows_of(house: House) -> tuple[list[SavedSegment], list[SavedSegment]]:
+def rows_of(harness: SessionHarness) -> tuple[list[SavedSegment], list[SavedSegment]]:
     """(the current model's, others')."""
-    numerics, rows = house.manager.memory.saved_kvs.disk.numerics, house.store.segments.every()
+    numerics, rows = harness.manager.memory.saved_kvs.disk.numerics, harness.store.segments.every()
     return [r for r in rows if r.fingerprint == numerics], [r for r in rows if r.fingerprint != numerics]
 
 
-def test_they_go_first_when_room_is_needed_and_nothing_of_the_current_model(
-    make_warm: Callable[..., House], caplog: pytest.LogCaptureFixture
+def test_they_are_deleted_before_anything_of_the_current_model(
+    make_warm: Callable[..., SessionHarness], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also those of another owner, of a pinned conversation, and those that were used just now."""
     budget = {"disk_kv_budget_bytes": 2 * MIB}
-    house = make_warm(**budget)
-    current = [begun(house, f"{number} {LONG}", owner) for number, owner in enumerate([ADA, "eve"])]
-    house.close()
-    house = make_warm(**engine("Other-1B"), **budget)
-    others = [begun(house, f"{number} {LONG}", owner) for number, owner in enumerate([ADA, "eve"], 5)]
-    house.manager.pin("eve", others[1])
-    house.close()
-    house = make_warm(**budget)
-    memory = house.manager.memory_view(ADA)
-    assert memory.disk_other_bytes == sum(row.size_bytes for row in rows_of(house)[1]) > 0
+    harness = make_warm(**budget)
+    current = [begun(harness, f"{number} {LONG}", owner) for number, owner in enumerate([ADA, "eve"])]
+    harness.close()
+    harness = make_warm(**engine("Other-1B"), **budget)
+    others = [begun(harness, f"{number} {LONG}", owner) for number, owner in enumerate([ADA, "eve"], 5)]
+    harness.manager.pin("eve", others[1])
+    harness.close()
+    harness = make_warm(**budget)
+    memory = harness.manager.memory_view(ADA)
+    assert memory.disk_other_bytes == sum(row.size_bytes for row in rows_of(harness)[1]) > 0
     with caplog.at_level(logging.WARNING):
-        while rows_of(house)[1]:
-            before = {row.key for row in rows_of(house)[0]}
-            current.append(begun(house, f"{len(current) + 10} {LONG}"))
-            if rows_of(house)[1]:
-                assert before <= {row.key for row in rows_of(house)[0]}
+        while rows_of(harness)[1]:
+            before = {row.key for row in rows_of(harness)[0]}
+            current.append(begun(harness, f"{len(current) + 10} {LONG}"))
+            if rows_of(harness)[1]:
+                assert before <= {row.key for row in rows_of(harness)[0]}
     assert "kv_room_needed" in caplog.text
-    assert house.manager.memory_view(ADA).disk_other_bytes == 0
-    assert house.manager.memory_view(ADA).disk_used_bytes <= 2 * MIB
+    assert harness.manager.memory_view(ADA).disk_other_bytes == 0
+    assert harness.manager.memory_view(ADA).disk_used_bytes <= 2 * MIB
 
 
 def test_another_format_is_never_matched_and_comes_back(
-    make_warm: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    make_warm: Callable[..., SessionHarness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = make_warm()
-    c = begun(house, LONG)
-    house.close()
+    harness = make_warm()
+    c = begun(harness, LONG)
+    harness.close()
     monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 2)
-    house = make_warm()
-    assert house.manager.memory_view(ADA).disk_other_bytes > 0
-    assert house.manager.view(ADA, c).summary.tier is Tier.NONE
-    house.close()
+    harness = make_warm()
+    assert harness.manager.memory_view(ADA).disk_other_bytes > 0
+    assert harness.manager.view(ADA, c).summary.tier is Tier.NONE
+    harness.close()
     monkeypatch.setattr(model_runtime.interface.segments, "FORMAT_VERSION", 1)
-    house = make_warm()
-    assert house.receipt(house.say(c, "Back")).miss_reason is None
+    harness = make_warm()
+    assert harness.receipt(harness.say(c, "Back")).miss_reason is None
 
 
-def test_the_same_beginning_of_another_model_is_not_shared(make_warm: Callable[..., House]) -> None:
-    house = make_warm()
-    begun(house, LONG)
-    house.close()
-    house = make_warm(**engine("Other-1B"))
-    c = house.conversation()
-    receipt = house.receipt(house.say(c, LONG))
+def test_the_same_beginning_of_another_model_is_not_shared(make_warm: Callable[..., SessionHarness]) -> None:
+    harness = make_warm()
+    begun(harness, LONG)
+    harness.close()
+    harness = make_warm(**engine("Other-1B"))
+    c = harness.conversation()
+    receipt = harness.receipt(harness.say(c, LONG))
     assert (receipt.reused_tokens, receipt.shared_tokens, receipt.restored_bytes) == (0, 0, 0)
 
 
-def test_compaction_leaves_other_models_alone_and_is_not_stopped_by_them(make_warm: Callable[..., House]) -> None:
-    house = make_warm()
-    c = begun(house, "Short")
+def test_compaction_leaves_other_models_alone_and_is_not_stopped_by_them(
+    make_warm: Callable[..., SessionHarness],
+) -> None:
+    harness = make_warm()
+    c = begun(harness, "Short")
     for number in range(6):
-        house.say(c, f"More {number}")
-        house.saved(c)
-    of_others = {row.key for row in rows_of(house)[0]}
-    house.close()
-    house = make_warm(**engine("Other-1B"))
-    d = begun(house, "Other")
+        harness.say(c, f"More {number}")
+        harness.saved(c)
+    of_others = {row.key for row in rows_of(harness)[0]}
+    harness.close()
+    harness = make_warm(**engine("Other-1B"))
+    d = begun(harness, "Other")
     for number in range(6):
-        house.say(d, f"More {number}")
-        house.saved(d)
-    before = len(rows_of(house)[0])
-    while house.manager.memory.saved_kvs.disk.compact(10_000):
+        harness.say(d, f"More {number}")
+        harness.saved(d)
+    before = len(rows_of(harness)[0])
+    while harness.manager.memory.saved_kvs.disk.compact(10_000):
         pass
-    assert len(rows_of(house)[0]) < before
-    assert {row.key for row in rows_of(house)[1]} == of_others
+    assert len(rows_of(harness)[0]) < before
+    assert {row.key for row in rows_of(harness)[1]} == of_others
 
 
-def test_deleting_a_conversation_deletes_what_every_model_saved_of_it(make_warm: Callable[..., House]) -> None:
-    house = make_warm()
-    c = begun(house, LONG)
-    house.close()
-    house = make_warm(**engine("Other-1B"))
-    house.manager.delete(ADA, c)
-    assert house.files() == []
+def test_deleting_a_conversation_deletes_what_every_model_saved_of_it(make_warm: Callable[..., SessionHarness]) -> None:
+    harness = make_warm()
+    c = begun(harness, LONG)
+    harness.close()
+    harness = make_warm(**engine("Other-1B"))
+    harness.manager.delete(ADA, c)
+    assert harness.files() == []
 
 
-def test_with_a_host_tier_and_a_disk_budget_of_0_the_disk_is_not_read(make_warm: Callable[..., House]) -> None:
-    house = make_warm()
-    c = begun(house, LONG)
-    files = house.files()
-    house.close()
-    house = make_warm(disk_kv_budget_bytes=0, host_kv_budget_bytes=8 * MIB)
-    receipt = house.receipt(house.say(c, "And?"))
+def test_with_a_host_tier_and_a_disk_budget_of_0_the_disk_is_not_read(make_warm: Callable[..., SessionHarness]) -> None:
+    harness = make_warm()
+    c = begun(harness, LONG)
+    files = harness.files()
+    harness.close()
+    harness = make_warm(disk_kv_budget_bytes=0, host_kv_budget_bytes=8 * MIB)
+    receipt = harness.receipt(harness.say(c, "And?"))
     assert (receipt.restored_bytes, receipt.miss_reason) == (0, MissReason.DISK_OFF)
-    house.manager.park(ADA, c, Tier.HOST)
-    receipt = house.receipt(house.say(c, "And then?"))
+    harness.manager.park(ADA, c, Tier.HOST)
+    receipt = harness.receipt(harness.say(c, "And then?"))
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.HOST, None)
     with pytest.raises(StoreError, match="disk budget is 0"):
-        house.manager.park(ADA, c)
-    house.manager.delete(ADA, house.conversation())
-    assert house.files() == files
+        harness.manager.park(ADA, c)
+    harness.manager.delete(ADA, harness.conversation())
+    assert harness.files() == files
 
 
-def test_a_start_whose_default_budget_counts_what_is_saved(tmp_path: Path, make_warm: Callable[..., House]) -> None:
+def test_a_start_whose_default_budget_counts_what_is_saved(
+    tmp_path: Path, make_warm: Callable[..., SessionHarness]
+) -> None:
     """A fifth of the free disk. If the saved files did not count as free, each start would choose less and delete
     some."""
     from app.budgets import disk_budget_bytes
@@ -192,24 +196,26 @@ class Switching(RuleBasedStateMachine):
     def open(self, start: str, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         model_runtime.interface.segments.FORMAT_VERSION = 2 if start == "other format" else 1
-        self.house = House(Path(self.directory), **engine(**STARTS[start]), disk_kv_budget_bytes=budget_bytes)  # type: ignore[arg-type]
+        self.harness = SessionHarness(
+            Path(self.directory), **engine(**STARTS[start]), disk_kv_budget_bytes=budget_bytes
+        )  # type: ignore[arg-type]
 
     def teardown(self) -> None:
-        self.house.close()
+        self.harness.close()
         model_runtime.interface.segments.FORMAT_VERSION = 1
         shutil.rmtree(self.directory)
 
     @rule(start=st.sampled_from(sorted(STARTS)), budget=st.sampled_from(BUDGETS))
     def start_with(self, start: str, budget: int) -> None:
-        self.house.close()
-        before = {path: path.read_bytes() for path in self.house.files()}
+        self.harness.close()
+        before = {path: path.read_bytes() for path in self.harness.files()}
         self.open(start, budget)
         if not budget:
-            assert {path: path.read_bytes() for path in self.house.files()} == before
+            assert {path: path.read_bytes() for path in self.harness.files()} == before
 
     @rule(owner=st.sampled_from((ADA, "eve")), size=st.integers(1, 300))
     def begin(self, owner: str, size: int) -> None:
-        c = self.house.conversation(owner, max_new_tokens=40)
+        c = self.harness.conversation(owner, max_new_tokens=40)
         self.conversations = [*dict.fromkeys([*self.conversations, (owner, c)])]
         self.turn(owner, c, f"{len(self.conversations)} " + "x" * size)
 
@@ -219,16 +225,16 @@ class Switching(RuleBasedStateMachine):
         self.turn(*self.conversations[pick % len(self.conversations)], "y" * size)
 
     def turn(self, owner: str, c: str, text: str) -> None:
-        own_before, others_before = rows_of(self.house)
-        message = self.house.say(c, text, owner)
-        receipt = self.house.receipt(message)
-        assert self.house.expected_text(c, owner).startswith(message.text.rstrip("\ufffd"))
-        assert receipt.fed_tokens + receipt.reused_tokens == len(self.house.ledger(c, owner)) - receipt.sampled_tokens
+        own_before, others_before = rows_of(self.harness)
+        message = self.harness.say(c, text, owner)
+        receipt = self.harness.receipt(message)
+        assert self.harness.expected_text(c, owner).startswith(message.text.rstrip("\ufffd"))
+        assert receipt.fed_tokens + receipt.reused_tokens == len(self.harness.ledger(c, owner)) - receipt.sampled_tokens
         assert (receipt.fed_tokens > receipt.delta_tokens) == (receipt.miss_reason is not None)
         assert receipt.miss_reason is not MissReason.RESTARTED, receipt.miss_detail
         with contextlib.suppress(AssertionError):  # it may not fit beside the other owner's share
-            until(lambda: self.house.loss(c) is None or not self.budget_bytes, 0.5)
-        own, others = rows_of(self.house)
+            until(lambda: self.harness.loss(c) is None or not self.budget_bytes, 0.5)
+        own, others = rows_of(self.harness)
         if others and not {row.key for row in own_before} <= {row.key for row in own}:
             raise AssertionError("something of the current model went while others remained")
         assert {row.key for row in others} <= {row.key for row in others_before}
@@ -237,18 +243,18 @@ class Switching(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 1000))
     def delete(self, pick: int) -> None:
         chosen = self.conversations.pop(pick % len(self.conversations))
-        self.house.manager.delete(*chosen)
+        self.harness.manager.delete(*chosen)
 
     @invariant()
     def the_budget_holds(self) -> None:
-        used_bytes = sum(path.stat().st_size for path in self.house.files())
+        used_bytes = sum(path.stat().st_size for path in self.harness.files())
         assert not self.budget_bytes or used_bytes <= self.budget_bytes
 
     @invariant()
     def rows_and_files_are_the_same(self) -> None:
-        disk = self.house.manager.memory.saved_kvs.disk
+        disk = self.harness.manager.memory.saved_kvs.disk
         with disk._lock:  # noqa: SLF001 - rows and files at one moment
-            assert {disk.path_of(row.key) for row in self.house.store.segments.every()} == set(self.house.files())
+            assert {disk.path_of(row.key) for row in self.harness.store.segments.every()} == set(self.harness.files())
 
 
 def test_switched_in_any_order() -> None:

@@ -37,7 +37,7 @@ from sessions.store.store import Store
 from sessions.types import ConversationSettings, Tier
 from tests.model_runtime.harness import full_read, loaded_tiny
 from tests.model_runtime.tiny_models import tiny_llama
-from tests.sessions.house import ADA, finish
+from tests.sessions.session_harness import ADA, finish
 
 EXAMPLES = int(os.environ.get("KEEPWARM_REAL_TIER_EXAMPLES", "6"))
 GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=8))

@@ -28,7 +28,7 @@ from sessions.types import ConversationSettings, MissReason, Receipt, Tier
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import VOCABULARY_TOKENS, _save, _token_ids
-from tests.sessions.house import ADA, finish
+from tests.sessions.session_harness import ADA, finish
 
 MIB = 1024 * 1024
 GREEDY = ConversationSettings(SamplingParams(temperature=0, max_new_tokens=12))

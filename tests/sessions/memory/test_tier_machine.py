@@ -20,9 +20,9 @@ from model_runtime.interface.segments import SegmentIdentity
 from sessions.errors import CacheFull, ConversationBusy, StoreError
 from sessions.memory.memory_records import Dropped
 from sessions.turns.run import Run
-from tests.sessions.house import House
 from tests.sessions.memory.test_budget_machine import BUDGET_BYTES, PICK, Machine
 from tests.sessions.scripted_engine import ScriptedEngine, ScriptedKV
+from tests.sessions.session_harness import SessionHarness
 
 HOST_BYTES = 512 * 1024
 DISK_BYTES = 1536 * 1024
@@ -34,7 +34,7 @@ class TierMachine(Machine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.house.close()
+        self.harness.close()
         self.failing = ""
         self.count = 0
         self.pinned: set[str] = set()
@@ -42,7 +42,7 @@ class TierMachine(Machine):
 
     def open(self) -> None:
         engine = ScriptedEngine(max_concurrent=2)
-        self.house = House(
+        self.harness = SessionHarness(
             Path(self.directory),
             engine,
             budget_bytes=BUDGET_BYTES,
@@ -56,7 +56,7 @@ class TierMachine(Machine):
         engine.on_step = self.look
         engine.fail_save = lambda identity: self.fault("save", identity)
         engine.fail_load = lambda identity: self.fault("load", identity)
-        leases = self.house.manager.memory.leases
+        leases = self.harness.manager.memory.leases
         noted = leases._on_dropped  # noqa: SLF001 - every drop is checked as it happens
 
         def dropped(what: Dropped) -> None:
@@ -72,7 +72,7 @@ class TierMachine(Machine):
 
     def look(self) -> None:
         super().look()
-        host = self.house.manager.memory.host
+        host = self.harness.manager.memory.host
         if host.used_bytes + host.reserved_bytes > HOST_BYTES:
             self.broken.append(f"{host.used_bytes} bytes used and {host.reserved_bytes} reserved in host memory")
 
@@ -105,15 +105,15 @@ class TierMachine(Machine):
     def park(self, pick: int, tier: str) -> None:
         owner, c = self.picked(pick)
         with contextlib.suppress(ConversationBusy, StoreError):
-            self.house.manager.park(owner, c, tier)
+            self.harness.manager.park(owner, c, tier)
 
     @precondition(lambda self: self.conversations)
     @rule(pick=PICK)
     def pin(self, pick: int) -> None:
         owner, c = self.picked(pick)
         with contextlib.suppress(ConversationBusy, CacheFull):
-            self.house.manager.pin(owner, c)
-            if not self.house.manager.memory.held.is_leaving(c):  # else it was on its way out already
+            self.harness.manager.pin(owner, c)
+            if not self.harness.manager.memory.held.is_leaving(c):  # else it was on its way out already
                 self.pinned.add(c)
 
     @rule()
@@ -124,23 +124,23 @@ class TierMachine(Machine):
         self.pinned.discard(chosen)
         owner = next((owner for owner, c in self.conversations if c == chosen), None)
         if owner is not None:
-            self.house.manager.unpin(owner, chosen)
+            self.harness.manager.unpin(owner, chosen)
 
     @precondition(lambda self: self.conversations)
     @rule(pick=PICK)
     def prepare(self, pick: int) -> None:
-        self.house.manager.prepare(*self.picked(pick))
+        self.harness.manager.prepare(*self.picked(pick))
 
     @rule(pick=PICK)
     def damage(self, pick: int) -> None:
-        if files := self.house.files():
+        if files := self.harness.files():
             with contextlib.suppress(FileNotFoundError):  # it went meanwhile
                 os.truncate(files[pick % len(files)], 100)
 
     @rule()
     def refuse_memory(self) -> None:
         """What the engine does when its device has no memory left."""
-        engine = self.house.engine
+        engine = self.harness.engine
 
         def free() -> None:
             for kv in engine.idle_kvs():
@@ -152,7 +152,7 @@ class TierMachine(Machine):
 
     @rule()
     def restart(self) -> None:
-        self.house.close()
+        self.harness.close()
         self.runs.clear()
         self.open()
 
@@ -167,13 +167,13 @@ class TierMachine(Machine):
 
     @invariant()
     def pins_stay_within_what_may_be_pinned(self) -> None:
-        pins = self.house.manager.memory.pins
+        pins = self.harness.manager.memory.pins
         assert pins.total_bytes <= pins.limit_bytes
 
     @invariant()
     def the_disk_budget_holds(self) -> None:
         held_bytes = 0
-        for path in self.house.files():
+        for path in self.harness.files():
             with contextlib.suppress(FileNotFoundError):
                 held_bytes += path.stat().st_size
         assert held_bytes <= DISK_BYTES

@@ -8,8 +8,8 @@ import itertools
 from sessions.errors import StoreError
 from sessions.memory.usage import KEPT_S, UsageHistory
 from sessions.types import Usage
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, until
+from tests.sessions.conftest import MakeHarness
+from tests.sessions.session_harness import ADA, until
 
 
 def test_samples_are_taken_regularly_and_the_oldest_are_dropped() -> None:
@@ -33,12 +33,12 @@ def test_samples_are_taken_regularly_and_the_oldest_are_dropped() -> None:
     assert [usage.device_bytes for usage in small.samples()] == [3, 4]
 
 
-def test_the_memory_view_carries_them(make_house: MakeHouse) -> None:
-    house = make_house(disk_kv_budget_bytes=2**26, usage_interval_s=0.01)
-    c = house.conversation()
-    house.say(c, "Hello")
-    house.saved(c)
-    memory = house.manager.memory_view(ADA)
-    until(lambda: house.manager.memory_view(ADA).history[-1].disk_bytes == memory.disk_used_bytes > 0)
-    assert house.manager.memory_view(ADA).history[-1].device_bytes == memory.device_used_bytes
-    assert house.manager.memory_view(ADA).history[0].device_bytes == 0
+def test_the_memory_view_carries_them(make_harness: MakeHarness) -> None:
+    harness = make_harness(disk_kv_budget_bytes=2**26, usage_interval_s=0.01)
+    c = harness.conversation()
+    harness.say(c, "Hello")
+    harness.saved(c)
+    memory = harness.manager.memory_view(ADA)
+    until(lambda: harness.manager.memory_view(ADA).history[-1].disk_bytes == memory.disk_used_bytes > 0)
+    assert harness.manager.memory_view(ADA).history[-1].device_bytes == memory.device_used_bytes
+    assert harness.manager.memory_view(ADA).history[0].device_bytes == 0

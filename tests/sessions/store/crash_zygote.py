@@ -20,17 +20,17 @@ DISK_BYTES = 300 * 1024  # small, so that files are deleted too
 
 
 def scripted() -> Callable[[Path, str], None]:
-    from tests.sessions.house import House
     from tests.sessions.scripted_engine import ScriptedEngine
+    from tests.sessions.session_harness import SessionHarness
 
     def serve(data_dir: Path, round_number: str) -> None:
-        house = House(
+        harness = SessionHarness(
             data_dir,
             ScriptedEngine(token_delay_s=0.002),
             checkpoint_interval_s=0.01,
             disk_kv_budget_bytes=DISK_BYTES,
         )
-        talk(house.manager, 3, round_number, None)
+        talk(harness.manager, 3, round_number, None)
 
     return serve
 
@@ -40,7 +40,7 @@ def real(model_dir: str) -> Callable[[Path, str], None]:
 
     torch.set_num_threads(1)  # threads do not survive a fork
     from sessions.store.store import Store
-    from tests.sessions.real_house import GREEDY, load, manager_of
+    from tests.sessions.real_session_harness import GREEDY, load, manager_of
 
     loaded = load(Path(model_dir))
 

@@ -28,10 +28,10 @@ from tests.conftest import TinyDir
 from tests.model_runtime.harness import GREEDY, WatchedEngine
 from tests.polling import pause
 from tests.sessions.byte_template import END
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, finish, prompt_of
-from tests.sessions.real_house import load, manager_of
+from tests.sessions.conftest import MakeHarness
+from tests.sessions.real_session_harness import load, manager_of
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
+from tests.sessions.session_harness import ADA, SessionHarness, finish, prompt_of
 from tests.sessions.store.crash_zygote import DISK_BYTES
 
 SCRIPTED_KILLS, REAL_KILLS = 200, 15
@@ -101,11 +101,11 @@ def check_messages(manager: SessionManager, committed: Said) -> None:
         assert [t for t in texts if t in wanted] == wanted
 
 
-def check_answers(house: House, c: str) -> None:
-    path = house.path(c)
+def check_answers(harness: SessionHarness, c: str) -> None:
+    path = harness.path(c)
     for number in range(2, len(path) + 1, 2):
         answer = path[number - 1]
-        expected = text_of(house.engine.answer(prompt_of(path[:number])))
+        expected = text_of(harness.engine.answer(prompt_of(path[:number])))
         if answer.status is MessageStatus.COMPLETE:
             assert answer.text == expected
         else:
@@ -114,15 +114,15 @@ def check_answers(house: House, c: str) -> None:
             assert (*expected.encode(), END)[: len(answer.ids.token_ids)] == answer.ids.token_ids
 
 
-def check_disk(house: House) -> None:
+def check_disk(harness: SessionHarness) -> None:
     """After the start: every row has its complete file, every file its row, and both fit the budget."""
-    rows = {path_in(house.store.kv_dir, row.key): row.size_bytes for row in house.store.segments.every()}
-    assert {path: path.stat().st_size for path in house.files()} == rows
+    rows = {path_in(harness.store.kv_dir, row.key): row.size_bytes for row in harness.store.segments.every()}
+    assert {path: path.stat().st_size for path in harness.files()} == rows
     assert sum(rows.values()) <= DISK_BYTES
 
 
 @pytest.mark.timeout(900)
-def test_two_hundred_random_kills(make_house: MakeHouse, tmp_path: Path) -> None:
+def test_two_hundred_random_kills(make_harness: MakeHarness, tmp_path: Path) -> None:
     dice, longest_s = random.Random(7), 0.2
     interrupted = from_disk = early = 0
     committed: Said = []
@@ -140,19 +140,19 @@ def test_two_hundred_random_kills(make_house: MakeHouse, tmp_path: Path) -> None
             if not (data_dir / "keepwarm.db").exists():
                 continue  # it was killed before there was a database
             examine(data_dir, engine)
-            house = make_house(data_dir=data_dir, disk_kv_budget_bytes=DISK_BYTES)
-            check_disk(house)
-            check_messages(house.manager, committed)
+            harness = make_harness(data_dir=data_dir, disk_kv_budget_bytes=DISK_BYTES)
+            check_disk(harness)
+            check_messages(harness.manager, committed)
             for c in dict.fromkeys(c for c, _ in committed):
-                check_answers(house, c)
-                if house.path(c)[-1].status is MessageStatus.INTERRUPTED:
+                check_answers(harness, c)
+                if harness.path(c)[-1].status is MessageStatus.INTERRUPTED:
                     interrupted += 1
-                    assert house.manager.view(ADA, c).messages[-1].can_continue
-                    act = dice.choice([house.manager.continue_answer, house.manager.regenerate])
+                    assert harness.manager.view(ADA, c).messages[-1].can_continue
+                    act = dice.choice([harness.manager.continue_answer, harness.manager.regenerate])
                     answer = finish(act(ADA, c))
-                    assert answer.text == house.expected_text(c)
-                    from_disk += house.receipt(answer).tier_before is Tier.DISK
-            house.close()
+                    assert answer.text == harness.expected_text(c)
+                    from_disk += harness.receipt(answer).tier_before is Tier.DISK
+            harness.close()
     engine.close()
     print(f"kills={SCRIPTED_KILLS} before the first message={early} interrupted={interrupted} from disk={from_disk}")
     assert interrupted > SCRIPTED_KILLS // 2

@@ -10,7 +10,7 @@ from sessions.ledger.ledger import Turn
 from sessions.store.records import NodeIds
 from sessions.turns.run import Run, RunPlan, RunTable
 from sessions.types import MessageView
-from tests.sessions.house import ADA, House, finish
+from tests.sessions.session_harness import ADA, SessionHarness, finish
 
 
 class Generation:
@@ -40,18 +40,20 @@ def test_a_stop_while_the_engine_is_at_it() -> None:
     assert generation.aborted
 
 
-def test_who_sees_done_may_send_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_done_the_next_message_may_be_sent_at_once(
+    harness: SessionHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When DONE is told, the conversation is free and its KV is idle."""
     seen: list[tuple[bool, int]] = []
     tell = Run.finish
 
     def looking(run: Run, message: MessageView) -> None:
-        holding = house.manager.memory.held.holdings()[run.conversation_id]
-        seen.append((house.manager.active_run(ADA, run.conversation_id) is None, holding.reserved_bytes))
+        holding = harness.manager.memory.held.holdings()[run.conversation_id]
+        seen.append((harness.manager.active_run(ADA, run.conversation_id) is None, holding.reserved_bytes))
         tell(run, message)
 
     monkeypatch.setattr(Run, "finish", looking)
-    house.say(house.conversation(), "Hello")
+    harness.say(harness.conversation(), "Hello")
     assert seen == [(True, 0)]
 
 
@@ -79,13 +81,13 @@ def test_a_later_run_is_not_retired_with_an_earlier_one() -> None:
     assert table.find("d", 1) is None
 
 
-def test_below_a_switched_message_what_was_used_last_is_shown(house: House) -> None:
+def test_below_a_switched_message_what_was_used_last_is_shown(harness: SessionHarness) -> None:
     """Not simply what is newest: the first answer was chosen again before the question was edited."""
-    c = house.conversation()
-    first = house.say(c, "Hello")
-    second = finish(house.manager.regenerate(ADA, c))
-    house.manager.switch_sibling(ADA, c, second.message_id, -1)
-    question = house.manager.view(ADA, c).messages[0].message_id
-    finish(house.manager.edit(ADA, c, question, "Other"))
-    house.manager.switch_sibling(ADA, c, question, 0)
-    assert house.manager.view(ADA, c).messages[-1].message_id == first.message_id
+    c = harness.conversation()
+    first = harness.say(c, "Hello")
+    second = finish(harness.manager.regenerate(ADA, c))
+    harness.manager.switch_sibling(ADA, c, second.message_id, -1)
+    question = harness.manager.view(ADA, c).messages[0].message_id
+    finish(harness.manager.edit(ADA, c, question, "Other"))
+    harness.manager.switch_sibling(ADA, c, question, 0)
+    assert harness.manager.view(ADA, c).messages[-1].message_id == first.message_id

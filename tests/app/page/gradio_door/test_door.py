@@ -201,7 +201,7 @@ def test_every_route_of_the_installed_gradio_is_the_pages_or_refused(
         "/new/route/of/a/later/version",
     ],
 )
-def test_no_other_way_of_writing_it_leads_to_gradio(site: Watched, target: str) -> None:
+def test_no_other_spelling_leads_to_gradio(site: Watched, target: str) -> None:
     for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
         headers = {"Content-Type": "application/json"} if method == "POST" else {}
         answer = ask(site.url, f"{method} {target}", headers, b"{}" if method == "POST" else b"")
@@ -226,7 +226,7 @@ def test_an_upgrade_to_a_websocket_leads_nowhere(site: Watched) -> None:
     assert site.door.passed == []
 
 
-def test_an_upload_is_refused_whatever_it_holds(site: Watched) -> None:
+def test_an_upload_of_any_content_is_refused(site: Watched) -> None:
     multipart = {"files": ("notes.txt", b"not yours", "text/plain")}
     with httpx.Client(base_url=site.url, timeout=20) as client:
         for path in ("/gradio_api/upload", "/gradio_api/upload?upload_id=x", "/gradio_api/process_recording"):
@@ -322,7 +322,7 @@ def some(names: st.SearchStrategy[Any], key: str, ids: list[str]) -> st.SearchSt
 
 
 @pytest.mark.parametrize("kind", ["act", "ask", "settings", "save", "envelope"])
-def test_whatever_an_event_carries_is_answered_quietly(
+def test_any_content_of_an_event_gets_an_answer_without_a_traceback(
     site: Watched, kind: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ids = [site.site.manager.create_conversation("local").conversation_id, "no-such-conversation"]
@@ -431,9 +431,7 @@ def test_an_event_is_read_as_its_values_were_counted(site: Watched) -> None:
 
 
 @pytest.mark.parametrize("seq", [99999999999999999999, -(2**64), 1e400, [1], {"a": 1}, True, "x" * 50])
-def test_whatever_number_an_event_has_is_answered(
-    site: Watched, seq: object, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_any_number_of_an_event_is_answered(site: Watched, seq: object, capfd: pytest.CaptureFixture[str]) -> None:
     sent = json.dumps({"data": [], "fn_index": 0, "event_data": {"seq": seq, "action": "list"}})
     answer = httpx.post(
         f"{site.url}/gradio_api/run/predict", content=sent, headers={"content-type": "application/json"}, timeout=20

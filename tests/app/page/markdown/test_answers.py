@@ -44,7 +44,7 @@ def test_code_is_what_was_written() -> None:
     assert text(draw("a ` b <i>")) == "a ` b <i>"
 
 
-def test_links_go_out_by_three_ways_only() -> None:
+def test_links_use_three_schemes_only() -> None:
     text_of_links = "[a](http://x/y) [b](https://x) [c](mailto:a@b.c) <https://example.com/path> https://x.y/z_a_b."
     assert [attributes["href"] for attributes, _ in only(text_of_links, "link")] == [
         "http://x/y",
@@ -106,7 +106,7 @@ def test_task_lists_and_numbers() -> None:
     assert only("1. a", "numbers") == [({}, "a\n\n")]
 
 
-def test_tables_are_aligned_and_long_cells_get_room() -> None:
+def test_tables_are_aligned_and_long_cells_widen_them() -> None:
     table = "| a | b | c |\n| :-- | :-: | --: |\n| 1 | 2 | a rather long cell with many words |"
     assert [attributes for attributes, _ in only(table, "cell")] == [
         {"align": "left"},

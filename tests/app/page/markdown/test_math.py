@@ -20,14 +20,14 @@ def sources(answer: str) -> list[str]:
     return found
 
 
-def test_four_ways_to_write_it() -> None:
+def test_four_spellings() -> None:
     answer = "Euler: \\( e^{i\\pi} + 1 = 0 \\) and \\[ x^2 \\] and $a$ and $$b$$"
     assert sources(answer) == ["\\( e^{i\\pi} + 1 = 0 \\)", "\\[ x^2 \\]", "$a$", "$$b$$"]
     assert {"msup", "mi", "mo", "mn"} <= kinds(draw(answer))
     assert "π" in text(draw(answer))
 
 
-def test_a_formula_of_several_lines_is_no_list() -> None:
+def test_a_formula_of_several_lines_is_not_a_list() -> None:
     for formula in ("$$\na\n- b\n+ c\n= d\n$$", "\\[\na\n- b\n\\]"):
         assert sources(f"So:\n{formula}\nand") == [formula]
         assert [text(block) for block in (draw(f"So:\n{formula}\nand")[0], draw(f"So:\n{formula}\nand")[-1])] == [

@@ -111,7 +111,7 @@ def test_no_word_is_lost(lines: list[tuple[str, str]]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(documents, documents)
-def test_a_text_that_is_replaced_is_drawn_anew(first: str, second: str) -> None:
+def test_a_text_that_is_replaced_is_drawn_again(first: str, second: str) -> None:
     growing = GrowingAnswer(PARSER)
     growing.draw(first)
     assert json_of(growing, second) == draw(second)

@@ -1,4 +1,4 @@
-"""The arena keeps everybody's rows through growing, moving and compacting, and never gives one row to two."""
+"""The arena keeps every KV's rows through growing, moving and compacting, and never gives one row to two KVs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_rows_survive_whatever_moves(steps: list[tuple[int, tuple[str, int]]]) -> None:
+def test_rows_survive_every_move(steps: list[tuple[int, tuple[str, int]]]) -> None:
     arena = Arena(GEOMETRY, CAPACITY, longest_span_tokens=CAPACITY)
     kvs, expected = [arena.new_kv() for _ in range(5)], [[] for _ in range(5)]
     for number, (who, (action, amount)) in enumerate(steps):
@@ -82,7 +82,7 @@ def test_rows_survive_whatever_moves(steps: list[tuple[int, tuple[str, int]]]) -
             assert k.allocated_bytes == arena.bytes_for(k.span_tokens) == k.span_tokens * GEOMETRY.bytes_per_token
 
 
-def test_a_long_answer_finds_room_although_the_holes_are_small() -> None:
+def test_a_long_answer_gets_a_span_although_the_holes_are_small() -> None:
     arena = Arena(GEOMETRY, CAPACITY, longest_span_tokens=CAPACITY)
     kvs = [arena.new_kv() for _ in range(6)]
     for place, kv in enumerate(kvs):

@@ -58,7 +58,7 @@ def test_what_is_no_longer_there_is_not_copied(arena: Arena) -> None:
         transfers.begin_out(kv, identify(None, IDS, "f"))
 
 
-def test_running_copies_come_before_rows_change_hands(arena: Arena) -> None:
+def test_running_copies_end_before_rows_change_owner(arena: Arena) -> None:
     waits = []
     kv, other = filled(arena), filled(arena)
     arena.before_rows_change = lambda: waits.append(kv.length_tokens)
@@ -71,7 +71,7 @@ def test_running_copies_come_before_rows_change_hands(arena: Arena) -> None:
     assert len(waits) == 4
 
 
-def test_the_pool_is_whole_again_when_nobody_refers_to_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_pool_is_whole_again_when_nothing_refers_to_it(caplog: pytest.LogCaptureFixture) -> None:
     pool = HostPool(1 << 20, torch.device("cpu"))
     first = pool.take(300_000)
     first.fill_(7)

@@ -142,7 +142,7 @@ def test_segments_go_from_the_arena_to_slabs_and_back(tmp_path: Path) -> None:
     slabs.close()
 
 
-def test_an_answer_has_its_room_from_the_beginning_and_gives_back_what_it_did_not_need(watched: WatchedEngine) -> None:
+def test_an_answer_has_its_memory_from_the_start_and_gives_back_what_it_did_not_need(watched: WatchedEngine) -> None:
     kv = watched.engine.new_kv()
     answer = watched.submit(kv, [5] * 40, SamplingParams(temperature=0, max_new_tokens=200))
     until(lambda: len(answer.events) >= 6, 60.0, 0.0005)
@@ -156,7 +156,7 @@ def test_an_answer_has_its_room_from_the_beginning_and_gives_back_what_it_did_no
     )
 
 
-def test_an_answer_without_room_fails_alone_and_with_a_sentence(watched: WatchedEngine) -> None:
+def test_an_answer_without_memory_fails_alone_and_with_a_sentence(watched: WatchedEngine) -> None:
     good = watched.submit(watched.engine.new_kv(), [7] * 40, SamplingParams(temperature=0, max_new_tokens=400))
     kv = watched.engine.new_kv()
     bad = watched.submit(kv, [9] * 10, SamplingParams(temperature=0, max_new_tokens=460)).wait()

@@ -87,7 +87,7 @@ def sizes_of(step: StepRows) -> list[tuple[int, ...]]:
     ]
 
 
-def test_pieces_are_filled_up_with_what_nobody_looks_at() -> None:
+def test_pieces_are_padded_with_rows_that_are_not_used() -> None:
     found = padded_pieces(cut((0, 8), (1000, PADDING_ROW), (300,), 128), 5, PADDING_ROW)
     assert len(found.used_k) == 5
     assert found.used_k[3:] == (1, 1)
@@ -133,7 +133,7 @@ def test_recorded_turns_equal_a_full_read(
     watched.close()
 
 
-def test_a_turn_is_launched_once_and_recorded_while_nobody_waits(tmp_path: Path, replayed: list[TurnShape]) -> None:
+def test_a_turn_is_launched_once_and_recorded_while_no_one_waits(tmp_path: Path, replayed: list[TurnShape]) -> None:
     watched = over_arena(TINY["llama"](tmp_path / "llama"), chunk_tokens=512)
     recorded = forward_of(watched).recorded_turns
     assert recorded is not None
@@ -152,7 +152,7 @@ def test_a_turn_is_launched_once_and_recorded_while_nobody_waits(tmp_path: Path,
     watched.close()
 
 
-def test_nothing_is_recorded_while_somebody_waits(tmp_path: Path) -> None:
+def test_nothing_is_recorded_while_a_request_waits(tmp_path: Path) -> None:
     watched = over_arena(TINY["llama"](tmp_path / "llama"))
     forward = forward_of(watched)
     recorded = forward.recorded_turns
@@ -183,7 +183,7 @@ def test_guesses_are_checked_by_recorded_steps_from_the_first_on(tmp_path: Path,
     watched.close()
 
 
-def test_a_turn_that_nobody_wants_any_more_is_not_begun(tmp_path: Path, replayed: list[TurnShape]) -> None:
+def test_a_turn_that_is_no_longer_wanted_is_not_begun(tmp_path: Path, replayed: list[TurnShape]) -> None:
     watched = over_arena(TINY["llama"](tmp_path / "llama"))
     forward = forward_of(watched)
     kv = forward.arena.new_kv()

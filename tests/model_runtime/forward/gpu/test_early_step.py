@@ -1,4 +1,4 @@
-"""Steps that are started before the host knows their tokens: they are the steps that come, or nobody looks at them."""
+"""Steps that are started before the host knows their tokens: the host asks for them, or their results are ignored."""
 
 from __future__ import annotations
 

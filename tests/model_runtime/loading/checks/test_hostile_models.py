@@ -107,7 +107,7 @@ def set_dims(path: Path, tensor: str, place: int, value: int) -> None:
         ("tokenizer.ggml.eos_token_id", 512, "eos_token_id is 512, which is not one of its tokens"),
     ],
 )
-def test_metadata_that_cannot_be_true(key: str, value: float, sentence: str, gguf_file: Path, load: Load) -> None:
+def test_metadata_that_cannot_be_correct(key: str, value: float, sentence: str, gguf_file: Path, load: Load) -> None:
     set_entry(gguf_file, key, value)
     with pytest.raises(ModelLoadError, match=sentence):
         load(gguf_file, "shipped")

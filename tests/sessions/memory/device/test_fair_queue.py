@@ -1,4 +1,4 @@
-"""Owners take turns; nobody overtakes the head; a few places are kept for those who have none."""
+"""Owners take turns; no ticket overtakes the head; a few places are kept for owners who have none."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_who_was_just_served_does_not_go_first_again() -> None:
     assert queue.serve_all() == ["a3", "b3"]
 
 
-def test_nobody_overtakes_the_head() -> None:
-    """Newcomers without end: whoever is first stays first, whoever is in line gets there."""
+def test_no_ticket_overtakes_the_head() -> None:
+    """Tickets arrive without end: the first stays first, and every waiting ticket gets its turn."""
     queue = Queue()
     queue.enter("a1", "a2", "a3")
     queue.serve()

@@ -48,7 +48,7 @@ def test_in_their_order_whichever_is_read_first() -> None:
     assert found.reading_s >= 0.02
 
 
-def test_what_came_meanwhile_is_given_together() -> None:
+def test_what_arrived_between_reads_is_given_together() -> None:
     identities, came = chain(5), threading.Semaphore(0)
 
     def load(identity: SegmentIdentity) -> Rows:
@@ -83,14 +83,14 @@ def test_no_more_is_in_memory_than_the_bound(monkeypatch: pytest.MonkeyPatch) ->
     assert most <= 3
 
 
-def test_one_that_is_larger_than_the_bound_comes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_larger_than_the_bound_still_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_reader, "AHEAD_BYTES", 5)
     identities = chain(3)
     with SegmentReader(identities, Rows, 1) as found:
         assert taken(found) == identities
 
 
-def test_a_refused_one_is_told_where_it_stands() -> None:
+def test_a_refused_one_is_told_its_place() -> None:
     identities = chain(6)
 
     def load(identity: SegmentIdentity) -> Rows:

@@ -13,8 +13,8 @@ from pathlib import Path
 from sessions.errors import StoreError
 from sessions.store.store import Store
 from tests.model_runtime.harness import WatchedEngine
-from tests.sessions.house import ADA, finish
-from tests.sessions.real_house import GREEDY, load, manager_of
+from tests.sessions.real_session_harness import GREEDY, load, manager_of
+from tests.sessions.session_harness import ADA, finish
 
 KIB = 1024
 

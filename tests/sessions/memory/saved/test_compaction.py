@@ -8,9 +8,9 @@ import sessions.memory.moves.save
 from sessions.memory.saved.compaction import find_run
 from sessions.store.tables.segments import SavedSegment
 from sessions.types import Tier
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, House, finish, until
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
+from tests.sessions.session_harness import ADA, SessionHarness, finish, until
 
 MIB = 1024 * 1024
 
@@ -43,47 +43,47 @@ def test_segments_that_others_refer_to_are_not_joined() -> None:
 
 
 @pytest.fixture
-def small_files(make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch) -> tuple[House, str]:
+def small_files(make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch) -> tuple[SessionHarness, str]:
     """Six short turns, each saved in its own file."""
     monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 3600.0)
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    c = house.conversation()
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    c = harness.conversation()
     for number in range(6):
-        house.say(c, f"Message {number}")
-        house.saved(c)
-    assert len(house.files()) == 6
-    return house, c
+        harness.say(c, f"Message {number}")
+        harness.saved(c)
+    assert len(harness.files()) == 6
+    return harness, c
 
 
 def test_a_compacted_conversation_is_fed_only_its_delta(
-    small_files: tuple[House, str], make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+    small_files: tuple[SessionHarness, str], make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house, c = small_files
-    ids = house.ledger(c)[:-1]
-    house.close()
+    harness, c = small_files
+    ids = harness.ledger(c)[:-1]
+    harness.close()
     monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 0.05)
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    until(lambda: len(house.files()) == 1)
-    disk = house.manager.memory.saved_kvs.disk
-    until(lambda: len(house.store.segments.every()) == 1)
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    until(lambda: len(harness.files()) == 1)
+    disk = harness.manager.memory.saved_kvs.disk
+    until(lambda: len(harness.store.segments.every()) == 1)
     assert disk.chain(ADA, c, ids).useful_tokens == len(ids)
-    assert house.manager.memory_view(ADA).disk_used_bytes == house.files()[0].stat().st_size
-    message = house.say(c, "And now?")
-    receipt = house.receipt(message)
-    assert message.text == house.expected_text(c)
+    assert harness.manager.memory_view(ADA).disk_used_bytes == harness.files()[0].stat().st_size
+    message = harness.say(c, "And now?")
+    receipt = harness.receipt(message)
+    assert message.text == harness.expected_text(c)
     assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
-    edited = finish(house.manager.edit(ADA, c, house.manager.view(ADA, c).messages[4].message_id, "Other"))
-    assert edited.text == house.expected_text(c)
-    house.manager.delete(ADA, c)
-    assert house.files() == []
+    edited = finish(harness.manager.edit(ADA, c, harness.manager.view(ADA, c).messages[4].message_id, "Other"))
+    assert edited.text == harness.expected_text(c)
+    harness.manager.delete(ADA, c)
+    assert harness.files() == []
 
 
 @pytest.mark.parametrize("point", ["before the rows", "before the old files"])
 def test_a_crash_while_compacting_costs_nothing(
-    small_files: tuple[House, str], make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch, point: str
+    small_files: tuple[SessionHarness, str], make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    house, c = small_files
-    disk = house.manager.memory.saved_kvs.disk
+    harness, c = small_files
+    disk = harness.manager.memory.saved_kvs.disk
 
     def crash(*arguments: object) -> bool:
         raise KeyboardInterrupt
@@ -92,24 +92,24 @@ def test_a_crash_while_compacting_costs_nothing(
     monkeypatch.setattr(target, "replace" if point == "before the rows" else "_delete_files", crash)
     with pytest.raises(KeyboardInterrupt):
         disk.compact(1000)
-    assert len(house.files()) == 7
+    assert len(harness.files()) == 7
     monkeypatch.undo()
     monkeypatch.setattr(sessions.memory.moves.save, "IDLE_S", 3600.0)
-    house.close()
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    assert len(house.files()) == (6 if point == "before the rows" else 1)
-    message = house.say(c, "And now?")
-    assert message.text == house.expected_text(c)
-    assert house.receipt(message).fed_tokens == house.receipt(message).delta_tokens
+    harness.close()
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    assert len(harness.files()) == (6 if point == "before the rows" else 1)
+    message = harness.say(c, "And now?")
+    assert message.text == harness.expected_text(c)
+    assert harness.receipt(message).fed_tokens == harness.receipt(message).delta_tokens
 
 
-def test_nothing_in_use_is_compacted(small_files: tuple[House, str]) -> None:
-    house, c = small_files
-    disk = house.manager.memory.saved_kvs.disk
+def test_nothing_in_use_is_compacted(small_files: tuple[SessionHarness, str]) -> None:
+    harness, c = small_files
+    disk = harness.manager.memory.saved_kvs.disk
     with disk.using(c):
         assert not disk.compact(1000)
-    assert len(house.files()) == 6
+    assert len(harness.files()) == 6
     assert disk.compact(1000)
-    assert len(house.files()) == 1
-    house.say(c, LONG)
-    house.saved(c)
+    assert len(harness.files()) == 1
+    harness.say(c, LONG)
+    harness.saved(c)

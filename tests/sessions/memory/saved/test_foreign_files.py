@@ -16,9 +16,9 @@ from sessions.maintenance.doctor import Report, inspect
 from sessions.memory.saved.kv_files import KvFiles, path_in
 from sessions.store.store import Store
 from sessions.store.tables.keys import open_keys
-from tests.sessions.conftest import MakeHouse
-from tests.sessions.house import ADA, until
+from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
+from tests.sessions.session_harness import ADA, until
 
 MIB = 1024 * 1024
 KEY = "ab" + "cd" + "0123456789" * 3 + "012345"
@@ -126,54 +126,56 @@ FOREIGN = [
 
 @pytest.mark.parametrize("put", FOREIGN)
 def test_nothing_that_deletes_touches_other_files(
-    make_house: MakeHouse, tmp_path: Path, put: Callable[[Path, Path], None]
+    make_harness: MakeHarness, tmp_path: Path, put: Callable[[Path, Path], None]
 ) -> None:
     """Start-up, saves that make room, compaction, dropping, deleting, the doctor, and clearing the cache."""
-    house = make_house(disk_kv_budget_bytes=MIB)
-    c = house.conversation()
-    house.say(c, LONG)
-    house.saved(c)
-    house.close()
+    harness = make_harness(disk_kv_budget_bytes=MIB)
+    c = harness.conversation()
+    harness.say(c, LONG)
+    harness.saved(c)
+    harness.close()
     outside = tmp_path / "outside"
     outside.mkdir()
-    before = seen(house.store.kv_dir)
-    put(house.store.kv_dir, outside)
-    theirs = {path: what for path, what in seen(house.store.kv_dir).items() if path not in before}
+    before = seen(harness.store.kv_dir)
+    put(harness.store.kv_dir, outside)
+    theirs = {path: what for path, what in seen(harness.store.kv_dir).items() if path not in before}
     others = seen(outside)
-    house = make_house(disk_kv_budget_bytes=MIB)
+    harness = make_harness(disk_kv_budget_bytes=MIB)
     for number in range(4):
-        another = house.conversation()
-        house.say(another, f"{number} {LONG}")
-        house.saved(another)
-    house.manager.memory.saved_kvs.disk.compact(10_000)
-    house.manager.drop_kv(ADA, another)
-    house.manager.delete(ADA, c)
-    house.close()
+        another = harness.conversation()
+        harness.say(another, f"{number} {LONG}")
+        harness.saved(another)
+    harness.manager.memory.saved_kvs.disk.compact(10_000)
+    harness.manager.drop_kv(ADA, another)
+    harness.manager.delete(ADA, c)
+    harness.close()
     store = Store(tmp_path / "data")
     inspect(store, Report(lambda sentence: None))
     store.close()
     assert clear(tmp_path / "data", True, lambda segments, size_bytes: None).segments
-    left = seen(house.store.kv_dir)
+    left = seen(harness.store.kv_dir)
     assert {path: left.get(path) for path in theirs} == theirs
     assert seen(outside) == others
-    assert not [path for path in KvFiles(house.store.kv_dir).every() if KvFiles(house.store.kv_dir).is_ours(path)]
+    assert not [path for path in KvFiles(harness.store.kv_dir).every() if KvFiles(harness.store.kv_dir).is_ours(path)]
 
 
 @pytest.mark.parametrize("put", ["theirs", "a directory", "a link", "a pipe", "a linked folder"])
-def test_a_file_in_the_way_of_a_save_stays_and_is_logged(make_house: MakeHouse, tmp_path: Path, put: str) -> None:
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    house.engine.save_delay_s = 0.3
+def test_a_file_with_the_name_of_a_save_stays_and_is_logged(
+    make_harness: MakeHarness, tmp_path: Path, put: str
+) -> None:
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    harness.engine.save_delay_s = 0.3
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "thesis.odt").write_bytes(THESIS)
-    c = house.conversation()
-    run = house.manager.send(ADA, c, LONG)
-    kept = house.engine.save
+    c = harness.conversation()
+    run = harness.manager.send(ADA, c, LONG)
+    kept = harness.engine.save
 
     def planted(segment, path: Path) -> int:  # type: ignore[no-untyped-def]
         raise AssertionError(f"written to {path}")
 
-    disk = house.manager.memory.saved_kvs.disk
+    disk = harness.manager.memory.saved_kvs.disk
     chain = disk._files.prepare  # noqa: SLF001 - a file that appears at the worst moment
 
     def plant(path: Path) -> None:
@@ -190,19 +192,19 @@ def test_a_file_in_the_way_of_a_save_stays_and_is_logged(make_house: MakeHouse, 
                 os.mkfifo(path)
             else:
                 path.symlink_to(outside / "thesis.odt")
-        house.engine.save = planted  # type: ignore[method-assign]
+        harness.engine.save = planted  # type: ignore[method-assign]
         disk._files.prepare = chain  # type: ignore[method-assign]  # noqa: SLF001 - a file that appears at the worst moment
         chain(path)
 
     disk._files.prepare = plant  # type: ignore[method-assign]  # noqa: SLF001 - a file that appears at the worst moment
     until(lambda: run.is_done)
-    until(lambda: any("is in the way and does not belong" in e.text for e in house.manager.memory_view(ADA).events))
+    until(lambda: any("is in the way and does not belong" in e.text for e in harness.manager.memory_view(ADA).events))
     assert (outside / "thesis.odt").read_bytes() == THESIS
     assert [path.name for path in outside.iterdir()] == ["thesis.odt"]
-    house.engine.save = kept  # type: ignore[method-assign]
+    harness.engine.save = kept  # type: ignore[method-assign]
 
 
-def test_a_temporary_file_never_goes_through_a_link(make_house: MakeHouse, tmp_path: Path) -> None:
+def test_a_temporary_file_never_goes_through_a_link(make_harness: MakeHarness, tmp_path: Path) -> None:
     """The name of the next one can be guessed: it contains the process id."""
     from model_runtime.kv.segment import copy_out, write
     from tests.model_runtime.kv.test_segment import GEOMETRY, filled, two_segments
@@ -287,21 +289,21 @@ def test_a_new_volume_is_accepted(tmp_path: Path, holds: list[str]) -> None:
     Store(folder).close()
 
 
-def test_saved_memory_on_an_unmounted_disk_is_not_forgotten(make_house: MakeHouse, tmp_path: Path) -> None:
+def test_saved_memory_on_an_unmounted_disk_is_not_forgotten(make_harness: MakeHarness, tmp_path: Path) -> None:
     """`kv` may be a link to another disk, which leads nowhere until that disk is mounted."""
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    c = house.conversation()
-    house.say(c, LONG)
-    house.saved(c)
-    house.close()
-    kv, elsewhere = house.store.kv_dir, tmp_path / "big disk"
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    c = harness.conversation()
+    harness.say(c, LONG)
+    harness.saved(c)
+    harness.close()
+    kv, elsewhere = harness.store.kv_dir, tmp_path / "big disk"
     kv.rename(elsewhere)
     kv.symlink_to(elsewhere)
     elsewhere.rename(tmp_path / "unplugged")
-    make_house(disk_kv_budget_bytes=64 * MIB).close()
+    make_harness(disk_kv_budget_bytes=64 * MIB).close()
     (tmp_path / "unplugged").rename(elsewhere)
-    house = make_house(disk_kv_budget_bytes=64 * MIB)
-    receipt = house.receipt(house.say(c, "Still there?"))
+    harness = make_harness(disk_kv_budget_bytes=64 * MIB)
+    receipt = harness.receipt(harness.say(c, "Still there?"))
     assert receipt.miss_reason is None
     assert receipt.restored_bytes
 

@@ -23,7 +23,7 @@ from tests.sessions.scripted_engine import ScriptedEngine, text_of
 ADA = "ada"
 
 
-class House:
+class SessionHarness:
     """A store, a scripted engine and a started manager."""
 
     def __init__(
