@@ -5,14 +5,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 MOST_MESSAGES = 20_000
 MOST_PARTS = 20_000
 MOST_TOOLS = 1_000
-_TEXT_PARTS = ("text", "refusal")
-_PICTURES, _SOUNDS = ("image_url", "input_image", "image"), ("input_audio", "audio")
 # Every list fails fast: one wrong element is reported, not a hundred thousand.
 
 
@@ -58,18 +55,6 @@ class Message(_Strict):
     name: str | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _only_text(cls, content: Any) -> Any:
-        """Says what a part is that is no text: the errors of the types below would name all that it is not."""
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind not in _TEXT_PARTS:
-                what = "Pictures are" if kind in _PICTURES else "Sound is" if kind in _SOUNDS else f"{kind[:40]!r} is"
-                sentence = "{what} not supported: a message's content is text, or parts with the type 'text'"
-                raise PydanticCustomError("unsupported_part", sentence, {"what": what})
-        return content
 
 
 class FunctionDefinition(_Strict):

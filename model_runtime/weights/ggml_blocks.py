@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from gguf import GGMLQuantizationType, dequantize
 
 _PIECE_BYTES = 1 << 20
 
@@ -21,6 +20,8 @@ class GgmlBlocks:
     def dequantise(self) -> torch.Tensor:
         """The weights, float32 `[.., N, K]`, exactly as the file means them (gguf's own arithmetic). numpy lets go of
         the GIL, so pieces are computed at the same time."""
+        from gguf import GGMLQuantizationType, dequantize  # only here: models without such blocks run without gguf
+
         kind = GGMLQuantizationType[self.kind]
         flat = self.rows.reshape(-1, self.rows.shape[-1]).numpy()
         count = max(1, _PIECE_BYTES // flat.shape[1])

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -48,7 +47,7 @@ def _copy(
         if text is not model.config:
             own = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
         config = _narrowed(text, boundaries, has_few_heads, has_few_layers)
-        with init_empty_weights(include_buffers=True):
+        with torch.device("meta"):
             weights = sum(parameter.numel() for parameter in own(config).parameters())
         if weights > _MOST_WEIGHTS:
             return None

@@ -218,8 +218,8 @@ def test_what_a_message_says_beyond_its_shape_is_refused(
     [
         ("image_url", "Pictures are not supported"),
         ("input_audio", "Sound is not supported"),
-        ("file", "'file' is not supported"),
-        ("input_text", "'input_text' is not supported"),
+        ("file", "Files are not supported"),
+        ("input_text", "Parts of type 'input_text' are not supported"),
     ],
 )
 def test_parts_that_are_no_text_get_a_sentence(http: httpx.Client, kind: str, words: str) -> None:

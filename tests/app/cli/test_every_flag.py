@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,10 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[st
     import app.wiring
 
     got: dict[str, Any] = {"listening": []}
-    names = ("data_dir", "model", "prompt_lookup", "budgets", "password", "say", "idle_work", "keep_unnamed_s")
 
-    def open_services(*values: Any) -> Any:
-        got.update(zip((*names, "access", "import_page"), values, strict=True))
+    def open_services(settings: Any, say: Any, import_page: Any) -> Any:
+        got.update({field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+        got.update(import_page=import_page, password=settings.access.password)
         raise Reached
 
     def listeners(host: str, port: int, share: bool) -> list[Any]:
