@@ -18,6 +18,7 @@ BACKLOG = 512
 AT_ONCE = 16  # waiting connections accepted in one pass, so that the event loop runs in between
 CROWDED_S = 0.01
 RETRY_S = 0.1
+DRAIN_READS, DRAIN_BYTES = 8, 64 * 1024
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SENTENCE = b"Too many connections are open; try again in a moment.\n"
 _SECURITY_LINES = "".join(f"{name}: {value}\r\n" for name, value in headers_with(LOCKED_POLICY).items()).encode()
@@ -78,9 +79,7 @@ class Acceptor:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        with client, contextlib.suppress(OSError):  # the client may be gone already
-            client.send(REFUSAL)
-            client.shutdown(socket.SHUT_WR)
+        _refuse(client)
 
     async def _serve(self, client: socket.socket, connection: Connection) -> None:
         try:
@@ -90,13 +89,13 @@ class Acceptor:
             client.close()
 
     def _refuse_without_descriptor(self) -> None:
-        """Something else took the descriptors that were counted on. Gives up the one in reserve to close the client."""
+        """Something else took the descriptors that were counted on. Gives up the one in reserve to refuse a client."""
         self._connections.note("no_descriptor")
         if self._reserve is not None:
             os.close(self._reserve)
             self._reserve = None
             with contextlib.suppress(OSError):
-                self._listener.accept()[0].close()
+                _refuse(self._listener.accept()[0])
         try:
             self._reserve = os.open(os.devnull, os.O_RDONLY)
         except OSError:
@@ -109,3 +108,15 @@ class Acceptor:
     def _resume(self) -> None:
         if not self._has_stopped:
             self._loop.add_reader(self._listener, self._accept)
+
+
+def _refuse(client: socket.socket) -> None:
+    """Sends a 503 and closes, without waiting. What the client has sent so far is read first: a socket that is closed
+    with unread bytes is reset, and the refusal is lost with it."""
+    with client, contextlib.suppress(OSError):  # the client may be gone already
+        client.setblocking(False)
+        client.send(REFUSAL)
+        client.shutdown(socket.SHUT_WR)
+        for _ in range(DRAIN_READS):
+            if not client.recv(DRAIN_BYTES):
+                return

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import socket
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +78,11 @@ class Connection(H11Protocol):
             return age_s if self.cycle.more_body and age_s >= SLOW_BODY_S and is_slow else None
         age_s = now_s - self._since_s
         return age_s if age_s >= (YOUNG_SPARE_S if self.is_spare else YOUNG_S) else None
+
+    def has_unread(self) -> bool:
+        """Whether bytes wait in its socket, or nothing could look for them yet. The event loop may be slower than the
+        client: a request that has arrived is not idleness, and closing a socket over it would reset the connection."""
+        return self.transport is None or _unread_bytes(self._socket()) > 0
 
     def overdue(self, now_s: float) -> str | None:
         """Why it must be cut, None if it need not be."""
@@ -270,6 +278,13 @@ class Connection(H11Protocol):
 
     def _socket(self) -> Any:
         return self.transport.get_extra_info("socket")
+
+
+def _unread_bytes(own: Any) -> int:
+    """How many bytes wait in the socket; 0 where it is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        return int.from_bytes(fcntl.ioctl(own.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+    return 0
 
 
 def _is_reset(own: Any) -> bool:

@@ -95,6 +95,9 @@ class Registered(Protocol):
     def idle_s(self, now_s: float) -> float | None:
         """How long it has kept a place without using it; None while it may not be closed for another."""
 
+    def has_unread(self) -> bool:
+        """Whether something has arrived on it that the event loop has not read yet."""
+
     def overdue(self, now_s: float) -> str | None:
         """Why it must be cut, None if it need not."""
 
@@ -177,7 +180,8 @@ class Connections:
 
     def _longest_waiting(self, connections: Iterable[Registered], now_s: float) -> Registered | None:
         waiting = [(waited_s, c) for c in connections if (waited_s := c.idle_s(now_s)) is not None]
-        return max(waiting, key=lambda pair: pair[0])[1] if waiting else None
+        waiting.sort(key=lambda pair: pair[0], reverse=True)
+        return next((connection for _, connection in waiting if not connection.has_unread()), None)
 
     def _end(self, connection: Registered | None) -> bool:
         if connection is None:

@@ -36,13 +36,14 @@ def check_checkpoint(directory: Path) -> None:
     config_json = read_config(directory / "config.json")
     if stored_format(config_json) is None:
         check_plain(directory.name, tensor_dtypes(directory), {path.name for path in directory.iterdir()}, config_json)
-    weights, size_bytes, layers = 0, 0, set[int]()
+    weights, size_bytes, layers, files = 0, 0, set[int](), dict[str, Path]()
     for path in _weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - it is not a mapping
                     weights += math.prod(file.get_slice(name).get_shape())
                     layers |= {int(match.group(1)) for match in _LAYER.finditer(name)}
+                    _refuse_two_values(directory, name, files.setdefault(name, path), path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelLoadError(f"{directory.name} cannot be loaded: {path.name} is damaged ({error}).") from error
         size_bytes += path.stat().st_size
@@ -63,6 +64,21 @@ def check_checkpoint(directory: Path) -> None:
         raise ModelLoadError(
             f"{directory.name} cannot be loaded: its config describes a model with {claimed:,} weights, its files "
             f"contain {weights:,}."
+        )
+
+
+def _refuse_two_values(directory: Path, name: str, first: Path, second: Path) -> None:
+    """Raises `ModelLoadError` when two files have different values for a tensor: transformers would silently take the
+    last one, whatever the index says."""
+    if first == second:
+        return
+    with safe_open(first, framework="pt") as one, safe_open(second, framework="pt") as other:
+        values = one.get_tensor(name), other.get_tensor(name)
+    kinds = {(value.dtype, value.shape) for value in values}
+    if len(kinds) > 1 or not torch.equal(*(value.reshape(-1).view(torch.uint8) for value in values)):
+        raise ModelLoadError(
+            f"{directory.name} cannot be loaded: {first.name} and {second.name} contain different values for the "
+            f"tensor {name}. Download the model again, or remove the file that is not part of it from {INDEX_FILE}."
         )
 
 
@@ -113,15 +129,23 @@ def _weight_files(directory: Path) -> list[Path]:
         listed = read_config(directory / INDEX_FILE).get("weight_map")
     except FileNotFoundError:
         raise ModelLoadError(_no_weights(directory)) from None
-    names = set(listed.values()) if isinstance(listed, dict) else set()
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (directory / name).is_file():
+    names = set[str]()
+    for name in listed.values() if isinstance(listed, dict) else ():
+        if not isinstance(name, str) or not _is_file_in(directory, name):
             raise ModelLoadError(
                 f"{directory.name} cannot be loaded: its index names {str(name)[:80]!r}, which does not exist."
             )
+        names.add(name)
     if not names:
         raise ModelLoadError(f"{directory.name} cannot be loaded: its index names no files.")
     return [directory / name for name in sorted(names)]
+
+
+def _is_file_in(directory: Path, name: str) -> bool:
+    try:
+        return Path(name).name == name and (directory / name).is_file()
+    except (OSError, ValueError):  # too long for a file's name, or with a NUL in it
+        return False
 
 
 def _no_weights(directory: Path) -> str:

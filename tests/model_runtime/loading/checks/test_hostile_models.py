@@ -227,13 +227,57 @@ def test_a_header_that_claims_more_than_the_file_is_a_sentence(checkpoint: Path,
             load(checkpoint, "none")
 
 
-@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "missing.safetensors", 7])
+NO_FILES = [
+    "../elsewhere.safetensors",
+    "/etc/passwd",
+    "missing.safetensors",
+    7,
+    [],
+    {},
+    None,
+    "a\0b",
+    "a" * 5000,
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("name", NO_FILES)
 def test_an_index_names_files_of_its_own_directory(name: object, checkpoint: Path, load: Load) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint.parent / "elsewhere.safetensors")
     index = {"metadata": {}, "weight_map": {"model.norm.weight": name}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelLoadError, match="its index names"):
         load(checkpoint, "none")
+
+
+def in_two_files(checkpoint: Path, second: dict[str, torch.Tensor]) -> None:
+    """The checkpoint's weights in one file, and `second` in another, which the index gives to the first."""
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    save_file(weights, checkpoint / "a.safetensors", {"format": "pt"})
+    save_file(second, checkpoint / "b.safetensors", {"format": "pt"})
+    named = dict.fromkeys(weights, "a.safetensors") | {"another": "b.safetensors"}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": named}))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda value: value + 1, lambda value: value[:4].clone(), lambda value: value.to(torch.float64)]
+)
+def test_a_tensor_with_two_values_is_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], checkpoint: Path, load: Load
+) -> None:
+    """transformers would take the last file's, whatever the index says."""
+    norm = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
+    in_two_files(checkpoint, {"model.norm.weight": change(norm)})
+    with pytest.raises(ModelLoadError, match=r"a\.safetensors and b\.safetensors contain different values for the ten"):
+        load(checkpoint, "none")
+
+
+def test_a_tensor_that_is_stored_twice_is_read(checkpoint: Path, load: Load) -> None:
+    norm = load_file(checkpoint / "model.safetensors")["model.norm.weight"]
+    in_two_files(checkpoint, {"model.norm.weight": norm})
+    assert torch.equal(load(checkpoint, "none").model.model.norm.weight.cpu().to(norm.dtype), norm)
 
 
 def test_pickled_weights_are_never_read(checkpoint: Path, load: Load) -> None:
