@@ -25,6 +25,7 @@ from model_runtime.interface.events import (
 from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.kv.slab import KVSlab
 from model_runtime.text.text_stream import TextStream
+from model_runtime.text.token_part import ids_of_part
 
 
 class RunningGeneration(Work):
@@ -50,13 +51,16 @@ class RunningGeneration(Work):
         self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
         self._sampler = Sampler(sampling, ledger, slab.device)
-        prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
-        self._text = TextStream(tokenizer, (*sampling.stop_strings, *stop_strings), prefix)
+        self._prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
+        self._text = TextStream(tokenizer, (*sampling.stop_strings, *stop_strings), self._prefix)
+        self._room_tokens = 0
+        self._cut_tokens = 0
+        self._part_ids: tuple[int, ...] = ()
 
     def begin(self, context_limit_tokens: int) -> None:
         """Reserves room for the longest answer. The last id is always fed, because its logits are needed."""
-        room_tokens = min(len(self.ledger) + self.request.sampling.max_new_tokens, context_limit_tokens)
-        self._crop_and_reserve(self.ledger[:-1], room_tokens)
+        self._room_tokens = min(len(self.ledger) + self.request.sampling.max_new_tokens, context_limit_tokens)
+        self._crop_and_reserve(self.ledger[:-1], self._room_tokens)
 
     @property
     def is_idle(self) -> bool:
@@ -73,6 +77,8 @@ class RunningGeneration(Work):
     def draft(self, context_limit_tokens: int, worth: StepWorth | None) -> None:
         """While decoding: drafts what follows the pending token, for the next forward to check. A draft never exceeds
         the answer's limit or the context's, so the KV never outgrows its reservation."""
+        if self._text.stopped:
+            return
         if self._drafter is None:
             self._drafter = Drafter([*self.request.ledger, *self._sampled])
         of_answer = self.request.sampling.max_new_tokens - len(self._sampled) - 1
@@ -98,7 +104,8 @@ class RunningGeneration(Work):
 
     def logit_rows(self, tokens: int) -> int:
         """How many rows of logits a step that feeds `tokens` ids must return: one per token that may be sampled."""
-        return 1 + len(self._draft) if tokens == len(self._unfed) else 0
+        is_sampling = tokens == len(self._unfed) and not self._text.stopped
+        return 1 + len(self._draft) if is_sampling else 0
 
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
         """Chooses ids on the device for the first of the rows that `sample` receives next: int64 `(ids,)`, possibly
@@ -149,8 +156,36 @@ class RunningGeneration(Work):
         if self._drafter is not None:
             self._drafter.sampled(sampled)
         self._unfed.append(sampled[-1])
-        if reason is not None:
+        if reason is FinishReason.STOP_STRING:
+            self._cut_stop_string()
+        elif reason is not None:
             self.finish(reason)
+
+    def _cut_stop_string(self) -> None:
+        """Ends the answer's ids where its text ends, and its KV one id before that, as after every answer.
+
+        Where the stop string begins inside a token, the token's text before it gets ids of its own: the next turn must
+        see what was shown, no less and no more. All of them but the last are fed before the answer finishes. Only a
+        vocabulary that cannot write that text keeps the whole token.
+        """
+        end = self._text.end
+        whole = end.whole_tokens
+        if end.part:
+            own_ids = ids_of_part(self._tokenizer, [*self._prefix, *self._sampled[:whole]], end.part)
+            self._part_ids = tuple(self._sampled[whole : end.cut_tokens]) if own_ids is None else own_ids
+        self._cut_tokens = len(self._sampled) - whole
+        kept_tokens = len(self.ledger) + whole
+        self.slab.crop(kept_tokens if self._part_ids else kept_tokens - 1)
+        has_room = kept_tokens + len(self._part_ids) <= self._room_tokens
+        self._unfed = list(self._part_ids[:-1]) if has_room else []
+        if not self._unfed:
+            self.finish(FinishReason.STOP_STRING)
+
+    def fed(self, tokens: int) -> None:
+        """Also finishes once all but the last id of an answer that a stop string ended is fed."""
+        super().fed(tokens)
+        if self._text.stopped and not self._unfed:
+            self.finish(FinishReason.STOP_STRING)
 
     def _choose(self, logits: torch.Tensor, picked: int | None) -> tuple[int, TokenLogprobs | None]:
         wanted = self.request.sampling.top_logprobs
@@ -180,8 +215,9 @@ class RunningGeneration(Work):
     def _summary(self, reason: FinishReason, error: str | None) -> Finished:
         now = time.perf_counter()
         first = self._first_token_at
+        is_complete = self._cut_tokens > 0  # whatever became of its last rows
         return Finished(
-            reason=reason,
+            reason=FinishReason.STOP_STRING if is_complete else reason,
             fed_tokens=self._fed_tokens,
             reused_tokens=self._reused_tokens,
             sampled_tokens=len(self._sampled),
@@ -191,7 +227,9 @@ class RunningGeneration(Work):
             text_tail=self._text.tail(),
             drafted_tokens=self._drafted_tokens,
             accepted_tokens=self._accepted_tokens,
-            error=error,
+            error=None if is_complete else error,
+            cut_tokens=self._cut_tokens,
+            part_ids=self._part_ids,
         )
 
     def _token_text(self, token_id: int) -> str:

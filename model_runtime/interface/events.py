@@ -61,6 +61,8 @@ class Finished:
     `text_tail` is text that was held back because it might have started a stop string, and belongs to the answer.
     `fed_tokens` were computed in this turn before the first sampled token; `reused_tokens` came from the KV.
     Prompt lookup drafted `drafted_tokens`, of which the model confirmed `accepted_tokens`.
+    After a stop string the last `cut_tokens` of the `sampled_tokens` do not belong to the answer: they spell the stop
+    string. The answer has `part_ids` in their place, the text of the first of them up to the stop string.
     """
 
     reason: FinishReason
@@ -74,6 +76,8 @@ class Finished:
     error: str | None = None
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    cut_tokens: int = 0
+    part_ids: tuple[int, ...] = ()
 
 
 Event = PrefillProgress | TokenDelta | Finished

@@ -65,7 +65,7 @@ def run_keepwarm(config: ModelConfig, own_config: PretrainedConfig | None, most_
         is_exact = _has_float32_weights(loaded)
         quantization = getattr(loaded.model.config, "quantization_config", None)
         # A model that stops at its first token would leave nothing to compare.
-        endless = replace(loaded, stop_token_ids=frozenset())
+        endless = replace(loaded, stop_token_ids=frozenset(), stop_strings=())
         recorded = in_passing_thread(lambda: RecordedEngine(endless, EngineConfig(prompt_lookup="off"), limit_tokens))
         try:
             readings, left_out = readings_of(

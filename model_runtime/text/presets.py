@@ -14,8 +14,9 @@ from model_runtime.interface.errors import ModelLoadError
 @dataclass(frozen=True, slots=True)
 class ChatPreset:
     """A format of prompts. `template` is Jinja as transformers reads it, without the token that begins a text.
-    `stop_strings` are what a model writes when it goes on with the next person's part; `markers` are control tokens of
-    the format, which a vocabulary may lack."""
+    `stop_strings` are what a model writes when it goes on with the next person's part, with the format's line ends
+    before it, so that an answer ends where the next turn's ids begin; `markers` are control tokens of the format,
+    which a vocabulary may lack."""
 
     template: str
     stop_strings: tuple[str, ...] = ()
@@ -68,7 +69,7 @@ PRESETS: dict[ChatPresetName, ChatPreset] = {
         _roles(
             "text + '\\n\\n'", "'Question: ' + text + '\\n\\n'", "'Answer: ' + (text | trim) + '\\n\\n'", "'Answer:'"
         ),
-        ("\nQuestion:",),
+        ("\n\nQuestion:", "\nQuestion:"),
     ),
     "chatml": ChatPreset(
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
@@ -107,7 +108,7 @@ PRESETS: dict[ChatPresetName, ChatPreset] = {
         "{% elif message['role'] == 'assistant' %}{{ '### Response:' + message['content'] + '\\n\\n' }}"
         "{% else %}{{ raise_exception('This format has no role ' + message['role']) }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '### Response:' }}{% endif %}",
-        ("\n### Instruction:",),
+        ("\n\n### Instruction:", "\n### Instruction:"),
     ),
     # HuggingFaceH4/zephyr-7b-beta
     "zephyr": ChatPreset(_tagged("eos_token"), ("<|user|>",)),
@@ -141,7 +142,7 @@ PRESETS: dict[ChatPresetName, ChatPreset] = {
         _roles(
             "text + '\\n\\n'", "'User: ' + text + '\\n\\n'", "'Assistant: ' + (text | trim) + '\\n\\n'", "'Assistant:'"
         ),
-        ("\nUser:",),
+        ("\n\nUser:", "\nUser:"),
     ),
 }
 # Models without a template of their own, whose card says how they were trained.

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
 _UNDECODABLE = "\ufffd"
 _MOST_PENDING_TOKENS = 16  # no character has that many tokens; a longer run never becomes one
+
+
+@dataclass(frozen=True, slots=True)
+class TextEnd:
+    """The first `whole_tokens` tokens are in the text whole. `part` is the text after them: of a token (or of a few
+    that make a character together) that a stop string cuts. `cut_tokens` counts these too."""
+
+    whole_tokens: int
+    part: str
+    cut_tokens: int
 
 
 class TextStream:
@@ -17,20 +28,46 @@ class TextStream:
         self._decoder = _Decoder(tokenizer)
         self._stop_strings = tuple(stop_strings)
         self._held = ""
+        self._tokens = 0
+        self._pieces: list[tuple[int, str]] = []  # each piece of text, and the tokens up to its end
+        self._end: TextEnd | None = None
         self.stopped = False
         for token_id in prefix_ids:
             self._decoder.step(token_id)
 
     def push(self, token_id: int) -> str:
         """The text that became displayable with this token; sets `stopped` when a stop string is complete."""
-        text = self._held + self._decoder.step(token_id)
+        piece = self._decoder.step(token_id)
+        self._tokens += 1
+        if piece:
+            self._pieces.append((self._tokens, piece))
+        text = self._held + piece
         ends = [place for place in (text.find(stop) for stop in self._stop_strings) if place >= 0]
         if ends:
             self.stopped, self._held = True, ""
+            self._end = self._cut(len(text) - min(ends))
             return text[: min(ends)]
         keep = max((_overlap(text, stop) for stop in self._stop_strings), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    @property
+    def end(self) -> TextEnd:
+        """Where the text ends among the pushed tokens."""
+        return self._end or TextEnd(self._tokens, "", self._tokens)
+
+    def _cut(self, chars: int) -> TextEnd:
+        """Where the text without its last `chars` characters ends."""
+        while chars:
+            tokens, piece = self._pieces.pop()
+            if len(piece) > chars:
+                return TextEnd(self._shown_tokens, piece[:-chars], tokens)
+            chars -= len(piece)
+        return TextEnd(self._shown_tokens, "", self._shown_tokens)
+
+    @property
+    def _shown_tokens(self) -> int:
+        return self._pieces[-1][0] if self._pieces else 0
 
     def tail(self) -> str:
         """The text that was held back and belongs to the answer after all. An incomplete character is dropped."""

@@ -120,7 +120,7 @@ class Recorder:
     def _finish(self, run: Run, event: Finished) -> None:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
         stored = receipt(run, event, self._engine.estimate_read_s)
-        text, run.finish_reason = run.complete_text(event), event.reason
+        text, run.finish_reason = run.complete(event), event.reason
         end = AnswerEnd(
             text,
             tuple(run.node_ids),

@@ -58,7 +58,8 @@ class Run:
         self.interrupted = False  # the server is ending; no one asked for a stop
         self.stop_asked = False
         self.sampled: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
+        self.logprobs: list[TokenLogprobs] = []  # of the tokens whose text is shown
+        self._held_logprobs: list[TokenLogprobs] = []
         self.checkpointed_tokens = 0
         self.done_at: float | None = None
         self.last_token_at: float | None = None
@@ -127,13 +128,23 @@ class Run:
     def sample(self, event: TokenDelta) -> None:
         self.sampled.append(event.token_id)
         if event.logprobs is not None:
-            self.logprobs.append(event.logprobs)
+            self._held_logprobs.append(event.logprobs)
+        if event.text:
+            self._show_logprobs()
         text = self._snapshot.text + event.text
         self._change(phase=RunPhase.ANSWERING, text=text, sampled_tokens=len(self.sampled))
 
-    def complete_text(self, event: Finished) -> str:
-        """The whole answer, with what the engine held back."""
+    def complete(self, event: Finished) -> str:
+        """The whole answer, with what the engine held back. Its ids lose those of a stop string."""
+        if event.cut_tokens:
+            self.sampled[-event.cut_tokens :] = event.part_ids
+        else:
+            self._show_logprobs()
         return self._snapshot.text + event.text_tail
+
+    def _show_logprobs(self) -> None:
+        self.logprobs += self._held_logprobs
+        self._held_logprobs.clear()
 
     def finish(self, message: MessageView) -> None:
         """The last change: the answer as it was committed."""

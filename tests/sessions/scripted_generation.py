@@ -25,6 +25,7 @@ class ScriptedGeneration:
     answer: list[int] | None = None  # ids still to be sampled
     sampled: list[int] = field(default_factory=list)
     held: str = ""  # decoded, but possibly the beginning of a stop string
+    cut_tokens: int = 0  # at the end of `sampled`, no part of the answer
     read_at: float | None = None
     first_at: float | None = None
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
@@ -65,6 +66,13 @@ class ScriptedGeneration:
         self.held = self.held[len(shown) :]
         return shown, False
 
+    def cut_stop_string(self) -> None:
+        """Ids are bytes, so the stop string always begins with one of its own."""
+        text = bytes(token for token in self.sampled if token < 256).decode("utf-8", "replace")
+        end = min(place for stop in self.asked.sampling.stop_strings if (place := text.find(stop)) >= 0)
+        self.cut_tokens = len(self.sampled) - len(text[:end].encode())
+        self.kv.crop(len(self.request.ledger) + len(self.sampled) - self.cut_tokens - 1)
+
     def finished(self, reason: FinishReason, error: str | None) -> Finished:
         now = time.monotonic()
         read_at = self.read_at or now
@@ -78,4 +86,5 @@ class ScriptedGeneration:
             decode_s=now - read_at,
             text_tail=self.held + self.decoder.decode(b"", final=True) if self.sampled else "",
             error=error,
+            cut_tokens=self.cut_tokens,
         )

@@ -180,6 +180,7 @@ class ScriptedThread:
         shown, is_stopped = generation.show(token)
         generation.listener(TokenDelta(token, shown))
         if is_stopped:
+            generation.cut_stop_string()
             self._finish(generation, FinishReason.STOP_STRING)
         elif token == END:
             self._finish(generation, FinishReason.STOP)

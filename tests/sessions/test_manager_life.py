@@ -131,7 +131,7 @@ def test_a_deleted_conversation_has_nothing_kept(harness: SessionHarness) -> Non
     assert harness.say(other, "Elsewhere").status is MessageStatus.COMPLETE
 
 
-@pytest.mark.parametrize("where", ["sample", "complete_text"])
+@pytest.mark.parametrize("where", ["sample", "complete"])
 def test_one_runs_error_does_not_end_the_recorder(
     harness: SessionHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:

@@ -53,6 +53,21 @@ def test_ten_turns_are_cached_up_to_the_pending_token(
     assert len(site.manager.list_conversations("local")) == 1
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_turn_after_a_stop_string_reads_what_was_shown(site: Site, connect: Connect, streams: bool) -> None:
+    client, messages = connect(site), [user("Question")]
+    if streams:
+        chunks = list(ask(client, messages, stop=[" said"], stream=True, stream_options={"include_usage": True}))
+        text, told = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices), chunks[-1]
+    else:
+        told = ask(client, messages, stop=[" said"])
+        text = told.choices[0].message.content
+    assert (text, told.usage.completion_tokens) == ("You", len("You said"))
+    again = ask(client, [*messages, assistant(text), user("Why?")])
+    assert again.usage.prompt_tokens_details.cached_tokens == told.usage.prompt_tokens + len("You") - 1
+    assert receipt(again)["miss_reason"] is None
+
+
 def test_a_stream_without_usage_ends_with_the_receipt(site: Site, connect: Connect) -> None:
     chunks = list(ask(connect(site), [user("Hello")], stream=True))
     assert all(chunk.choices for chunk in chunks)
@@ -69,6 +84,7 @@ def test_parameters_do_what_they_say(site: Site, connect: Connect) -> None:
     assert ask(client, [user("Hello")], max_completion_tokens=3, max_tokens=9).usage.completion_tokens == 3
     stopped = ask(client, [user("Hello")], stop=[" said", "xyz"])
     assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == ("You", "stop")
+    assert stopped.usage.completion_tokens == len("You said")  # the model wrote the stop string
     ask(
         client,
         [user("Hi")],

@@ -187,7 +187,7 @@ def test_which_template_is_used_is_said_at_the_start(tiny_dir: TinyDir, tmp_path
             "--chat-preset chooses another."
         ),
     )
-    assert card.stop_strings == ("\nQuestion:",)
+    assert card.stop_strings == ("\n\nQuestion:", "\nQuestion:")
     asked = load(tmp_path / "octocoder", "user-assistant")
     assert asked.notes == ("This model has no chat template: the preset user-assistant is used (--chat-preset).",)
 

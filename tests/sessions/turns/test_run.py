@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from model_runtime.interface.events import Finished, FinishReason, TokenDelta, TokenLogprob, TokenLogprobs
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import ConversationBusy
 from sessions.ledger.ledger import Turn
@@ -38,6 +39,34 @@ def test_a_stop_while_the_engine_is_at_it() -> None:
     assert not generation.aborted
     run.ask_to_stop()
     assert generation.aborted
+
+
+def told(token: str) -> TokenLogprobs:
+    return TokenLogprobs(TokenLogprob(token, -0.5), ())
+
+
+@pytest.mark.parametrize("cut_tokens", [0, 2])
+def test_log_probabilities_are_those_of_the_shown_tokens(cut_tokens: int) -> None:
+    """A stream sends them with the text; those of a stop string never."""
+    run, shown = make_run(), []
+    for token_id, (token, text) in enumerate([("Yes", "Yes"), (".", "."), ("\n", ""), ("Question", "")]):
+        run.sample(TokenDelta(token_id, text, told(token)))
+        shown.append([one.chosen.text for one in run.logprobs])
+    assert shown == [["Yes"], ["Yes", "."], ["Yes", "."], ["Yes", "."]]
+    tail = "" if cut_tokens else "\nQuestion"
+    reason = FinishReason.STOP_STRING if cut_tokens else FinishReason.LENGTH
+    event = Finished(reason, 2, 0, 4, 0.1, 0.1, 0.1, text_tail=tail, cut_tokens=cut_tokens)
+    assert run.complete(event) == "Yes." + tail
+    assert "".join(one.chosen.text for one in run.logprobs) == "Yes." + tail
+    assert run.sampled == [0, 1, 2, 3][: 4 - cut_tokens]
+
+
+def test_the_part_of_a_token_takes_the_place_of_a_stop_string() -> None:
+    run = make_run()
+    for token_id, text in [(7, "Yes"), (8, "."), (9, "")]:
+        run.sample(TokenDelta(token_id, text))
+    run.complete(Finished(FinishReason.STOP_STRING, 2, 0, 3, 0.1, 0.1, 0.1, cut_tokens=2, part_ids=(5, 6)))
+    assert run.node_ids == [7, 5, 6]
 
 
 def test_after_done_the_next_message_may_be_sent_at_once(

@@ -210,13 +210,17 @@ def test_half_a_character_at_the_end_is_completed(harness: SessionHarness) -> No
     assert finish(harness.manager.continue_answer(ADA, c)).text == "aé!"
 
 
-def test_a_stop_string_is_cut_off_but_stays_in_the_ledger(harness: SessionHarness) -> None:
+def test_a_stop_string_is_neither_in_the_answer_nor_in_the_ledger(harness: SessionHarness) -> None:
     harness.engine.answer = lambda ledger: (*b"one\n\ntwo", END)
     c = harness.conversation(stop_strings=("\n\n",))
     answer = harness.say(c, "Hello")
     assert (answer.text, answer.status, answer.can_continue) == ("one", MessageStatus.COMPLETE, False)
     assert harness.path(c)[-1].finish_reason is FinishReason.STOP_STRING
-    assert bytes(harness.ledger(c)[-2:]) == b"\n\n"
+    assert bytes(harness.path(c)[-1].answer_ids) == b"one"
+    receipt = harness.say(c, "Again").receipt
+    assert receipt is not None
+    assert (receipt.fed_tokens, receipt.miss_reason) == (receipt.delta_tokens, None)
+    assert receipt.sampled_tokens == len("one\n\n")
 
 
 def test_the_context_limit_is_said(make_harness: MakeHarness) -> None:
