@@ -141,7 +141,15 @@ def _load(settings: ServiceSettings, say: Say, stack: contextlib.ExitStack) -> t
     info = engine.info
     say(f"Model {info.name}, {info.quantization}, on {info.device} with {info.kernel}.")
     drift = info.int8_drift.sentence if info.int8_drift else ""
-    for note in (*info.notes, drift, template.rewrites_history):
+    for note in (*info.notes, drift, _history_note(template)):
         if note:
             say(note)
     return engine, template, memory
+
+
+def _history_note(template: TurnTemplate) -> str | None:
+    """Some templates move the system prompt to the last question."""
+    if note := template.rewrites_history():
+        return note
+    note = template.rewrites_history("Be brief.")
+    return f"With a system prompt, {note[0].lower()}{note[1:]}" if note else None

@@ -65,14 +65,16 @@ def _sampling(body: ChatCompletionRequest, defaults: SamplingParams) -> Sampling
         )
         if (value := getattr(body, name)) is not None
     }
-    limit = body.max_completion_tokens or body.max_tokens
-    if limit is not None:
-        asked["max_new_tokens"] = limit
+    limits = [limit for limit in (body.max_completion_tokens, body.max_tokens) if limit is not None]
+    if limits:
+        asked["max_new_tokens"] = min(limits)
     if body.seed is not None:
         asked["seed"] = body.seed % 2**63
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stops) > MOST_STOPS:
         raise _unsupported("stop", f"At most {MOST_STOPS} stop strings are supported, not {len(stops)}.")
+    if not all(stops):
+        raise _unsupported("stop", "A stop string must not be empty.")
     asked["stop_strings"] = tuple(clean_exactly(stop) for stop in stops)
     if body.logprobs:
         asked["top_logprobs"] = body.top_logprobs or 0
@@ -90,6 +92,11 @@ def _tools(body: ChatCompletionRequest, takes_tools: bool) -> tuple[str, ...]:
         raise _unsupported("tool_choice", "A call cannot be forced: tool_choice must be 'auto' or 'none'.")
     if not takes_tools:
         raise _unsupported("tools", "This model's chat template does not support tools. Send the request without them.")
+    if any(tool.function.strict for tool in body.tools):
+        raise _unsupported(
+            "tools.function.strict",
+            "strict is not supported: no arguments are forced to follow a schema. Leave it out.",
+        )
     return tuple(_tool(tool) for tool in body.tools)
 
 
@@ -109,6 +116,8 @@ def _message(message: Message) -> ChatMessage:
     calls = message.tool_calls or ()
     if calls and message.role != "assistant":
         raise Problem(400, "Only a message with role 'assistant' may have tool_calls.", "invalid_messages", "messages")
+    if message.tool_call_id and message.role != "tool":
+        raise Problem(400, "Only a message with role 'tool' may have a tool_call_id.", "invalid_messages", "messages")
     if message.role == "tool" and not message.tool_call_id:
         raise Problem(
             400, "A message with role 'tool' needs the tool_call_id it answers.", "invalid_messages", "messages"

@@ -46,8 +46,15 @@ class TurnTemplate(Protocol):
     def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of the start of a conversation: system prompt, first user message, generation prompt."""
 
-    def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
-        """Ids that a later turn adds after the answer's own ids: closing markup, user message, generation prompt."""
+    def next_turn(
+        self,
+        answer_ended_with_stop_token: bool,
+        user: UserInput,
+        system_prompt: str = "",
+        tools: Sequence[str] = (),
+    ) -> tuple[int, ...]:
+        """Ids that a later turn adds after the answer's own ids: closing markup, user message, generation prompt.
+        `system_prompt` and `tools` are those of the whole conversation: a template may read them in every turn."""
 
     def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """(content, calls without ids) of a finished answer; the whole text and no calls when it contains none."""
@@ -62,16 +69,17 @@ class TurnTemplate(Protocol):
         """How many ids at the end of a turn with `user_text` may change as the user types on: those of its last word
         and the generation prompt. An estimate: the engine crops what was fed too early."""
 
-    def answer(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer's text without a stop token. Only for a ledger written by another tokenizer."""
+    def answer(self, text: str, system_prompt: str = "", tools: Sequence[str] = ()) -> tuple[int, ...]:
+        """Ids of an answer's text without a stop token, in a conversation with these. Only for answers that were not
+        sampled here."""
 
-    @property
-    def rewrites_history(self) -> str | None:
-        """None when a later turn only appends, else a sentence that says why not. Then use `whole`."""
+    def rewrites_history(self, system_prompt: str = "", tools: Sequence[str] = ()) -> str | None:
+        """None when a later turn of a conversation with these only appends, else a sentence that says why not. Then use
+        `whole`. Raises `TemplateRefused`."""
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
-        """Ids of a whole conversation rendered at once, generation prompt included. `turns` are (role, text) pairs; the
-        last role is not the assistant. Only for templates that rewrite history and after a change of tokenizer."""
+    def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        """Ids of a whole conversation rendered at once, generation prompt included. The last of `turns` is not the
+        assistant's. Only for templates that rewrite history and after a change of tokenizer."""
 
     def count(self, text: str) -> int:
         """How many tokens a text has on its own."""

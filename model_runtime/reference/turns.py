@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.errors import TemplateRefused
 from model_runtime.reference.boundaries import Boundary
 from model_runtime.text.chat_template import ChatTemplate
@@ -56,16 +57,23 @@ def turns_of(template: ChatTemplate) -> Iterator[TurnIds]:
     """First turns with and without a system prompt, and a second turn behind an answer."""
     for number, question in enumerate(QUESTIONS, start=1):
         yield TurnIds(f"first turn, text {number}", (("user", question),), template.first_turn("", question))
+    yield _second_turn("second turn", template, "")
     try:
         ids = template.first_turn(SYSTEM, QUESTIONS[0])
-        yield TurnIds("first turn with a system prompt", (("system", SYSTEM), ("user", QUESTIONS[0])), ids)
     except TemplateRefused:
-        pass
+        return
+    yield TurnIds("first turn with a system prompt", (("system", SYSTEM), ("user", QUESTIONS[0])), ids)
+    yield _second_turn("second turn with a system prompt", template, SYSTEM)
+
+
+def _second_turn(what: str, template: ChatTemplate, system_prompt: str) -> TurnIds:
     said = (("user", QUESTIONS[0]), ("assistant", ANSWER), ("user", SECOND))
-    if template.rewrites_history:
-        yield TurnIds("second turn, the history written anew", said, template.whole("", said))
-    else:
-        yield TurnIds("second turn, behind an answer", said, template.next_turn(False, SECOND), behind_answer=True)
+    messages = (("system", system_prompt), *said) if system_prompt else said
+    if template.rewrites_history(system_prompt):
+        whole = template.whole(system_prompt, [ChatMessage(role, text) for role, text in said])
+        return TurnIds(f"{what}, the history written anew", messages, whole)
+    ids = template.next_turn(False, SECOND, system_prompt)
+    return TurnIds(f"{what}, behind an answer", messages, ids, behind_answer=True)
 
 
 def readings_of(

@@ -10,6 +10,8 @@ import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import ModelLoadError, TemplateRefused
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
+from model_runtime.text.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
 from model_runtime.text.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
 from model_runtime.text.template_check import check_template
@@ -26,8 +29,7 @@ from model_runtime.text.turn_encoder import TurnEncoder
 _ROLES = ("system", "user", "assistant")
 _LONGEST_WORD_CHARS = 32
 _WINDOW_CHARS = 128  # more than what the ids of a last word depend on
-_ANSWER = "kwanswerkw"
-_HISTORY = (ChatMessage("user", "u"), ChatMessage("assistant", _ANSWER))  # stands for what a later turn follows
+_KEPT_FRAMES = 64  # of the system prompts and tools that were used last
 _SAMPLE_TEXTS = (
     "It is 12:30, isn't it?\n",
     "الساعة 下午一点",
@@ -76,24 +78,16 @@ class ChatTemplate:
         if not self._renderer.renders([("user", "kwuser")]):
             raise ModelLoadError("This model's chat template cannot render a user's message.")
         self._trims = {role: self._is_trimmed(role) for role in _ROLES}
-        self._first, turn = self._turns(1), self._turns(2)
-        self._glue, self._closing = turn[2], turn[3]
-        frame = "".join((*turn[:3], *self._other_frames()))
+        self._frame_of = lru_cache(_KEPT_FRAMES)(self._find_frame)
+        self._frame = frame = self._first_frame()
+        frames = "".join((frame.opening, frame.second_prompt, frame.glue, *self._other_frames()))
         # An answer may contain control tokens that no turn starts or ends with (thoughts, calls), but not those of the
         # next speaker.
-        self._encoder.allow_in_answers(c for c in controls if c not in self._special_tokens and c not in frame)
-        lead = turn[1][len(self._first[1]) :] if turn[1].startswith(self._first[1]) else ""
-        self._before_answer = "" if lead.strip() else lead
-        self._history = self._probe_history(turn)
+        self._encoder.allow_in_answers(c for c in controls if c not in self._special_tokens and c not in frames)
         self._tool_format = probe_tool_format(self._renderer.render, self._is_hidden)
         for text in _SAMPLE_TEXTS:
             self.plain(self.first_turn("", text))
             self.next_turn(False, text)
-
-    @property
-    def rewrites_history(self) -> str | None:
-        """None when a later turn only appends, else a sentence that says why not."""
-        return self._history
 
     @property
     def takes_tools(self) -> bool:
@@ -108,15 +102,24 @@ class ChatTemplate:
             messages.insert(0, ChatMessage("system", system_prompt))
         elif system_prompt:
             messages[0] = replace(messages[0], text=f"{system_prompt}\n\n{messages[0].text}")
-        if tools and not self.takes_tools:
-            raise TemplateRefused("This model's chat template does not support tools. Send the request without them.")
-        definitions = parsed_tools(tools)
+        definitions = self._definitions(tools)
         self._refuse_control_tokens([written_tools(definitions), *(f"{m.tool_call_id} {m.name}" for m in messages)])
         return self._encoder.ids(self._renderer.rendered(messages, definitions))
 
-    def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
-        """Ids that a later turn adds: closing markup, input, generation prompt."""
-        ids = self._encoder.ids_after(self._later(user))
+    def rewrites_history(self, system_prompt: str = "", tools: Sequence[str] = ()) -> str | None:
+        """None when a later turn only appends, else a sentence that says why not. Raises `TemplateRefused`."""
+        return self._frame_for(system_prompt, tools).rewrites
+
+    def next_turn(
+        self,
+        answer_ended_with_stop_token: bool,
+        user: UserInput,
+        system_prompt: str = "",
+        tools: Sequence[str] = (),
+    ) -> tuple[int, ...]:
+        """Ids that a later turn adds: closing markup, input, generation prompt. System prompt and tools are those of
+        the conversation, which a template may read in every turn."""
+        ids = self._encoder.ids_after(self._later(user, system_prompt, tools))
         if not answer_ended_with_stop_token:
             return ids
         # The answer has its stop token already, and where the template writes white space before it, the model did not.
@@ -135,17 +138,21 @@ class ChatTemplate:
         text = user_text.strip() if self._trims["user"] else user_text
         return max(
             self._unstable_tokens(opening, text, closing)
-            for opening, closing in ((self._first[0], self._first[1]), (self._glue, self._closing))
+            for opening, closing in (
+                (self._frame.opening, self._frame.prompt),
+                (self._frame.glue, self._frame.closing),
+            )
         )
 
-    def answer(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer's text without a stop token, behind a generation prompt."""
+    def answer(self, text: str, system_prompt: str = "", tools: Sequence[str] = ()) -> tuple[int, ...]:
+        """Ids of an answer's text without a stop token, behind the generation prompt of its conversation."""
         core = text.strip() if self._trims["assistant"] else text
         if not core:
             return ()
-        lead = self._before_answer
+        frame = self._frame_for(system_prompt, tools)
+        lead = frame.before_answer
         spans = (Span(len(lead), len(lead) + len(core), "assistant"),)
-        return self._encoder.ids_after(Rendered(lead + core, spans), self._first[1])
+        return self._encoder.ids_after(Rendered(lead + core, spans), frame.prompt)
 
     def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """(content, calls) of a finished answer."""
@@ -163,10 +170,9 @@ class ChatTemplate:
             raise TemplateRefused("This model's chat template does not support tool calls.")
         return self._tool_format.write(text, calls)
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
-        """Ids of a whole conversation with generation prompt. `turns` are (role, text) pairs; the last role is not the
-        assistant."""
-        return self.first_turn(system_prompt, tuple(ChatMessage(role, text) for role, text in turns), tools)
+    def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        """Ids of a whole conversation with generation prompt. The last of `turns` is not the assistant's."""
+        return self.first_turn(system_prompt, tuple(turns), tools)
 
     def count(self, text: str) -> int:
         """How many tokens a text has on its own."""
@@ -181,6 +187,11 @@ class ChatTemplate:
         """The displayable text of ids, without control tokens."""
         return text_of(self._tokenizer, token_ids)
 
+    def _definitions(self, tools: Sequence[str]) -> list[Any]:
+        if tools and not self.takes_tools:
+            raise TemplateRefused("This model's chat template does not support tools. Send the request without them.")
+        return parsed_tools(tools)
+
     def _with_calls_written(self, user: UserInput) -> list[ChatMessage]:
         """The messages; an assistant's calls are part of its text."""
         messages = [ChatMessage("user", user)] if isinstance(user, str) else list(user)
@@ -189,17 +200,22 @@ class ChatTemplate:
             for m in messages
         ]
 
-    def _later(self, user: UserInput) -> Rendered:
+    def _later(self, user: UserInput, system_prompt: str, tools: Sequence[str]) -> Rendered:
         """What the template writes behind an answer."""
+        before = [*(_system(system_prompt) if self._has_system else ()), *HISTORY]
+        definitions = self._definitions(tools)
         if isinstance(user, str):
+            frame = self._frame_for(system_prompt, tools)
             text = user.strip() if self._trims["user"] else user
-            rest = self._renderer.written([*_HISTORY, ChatMessage("user", user)]).partition(_ANSWER)[2]
-            if rest == f"{self._glue}{text}{self._closing}":
-                return Rendered(rest, (Span(len(self._glue), len(self._glue) + len(text), "user"),))
+            rest = self._renderer.written([*before, ChatMessage("user", user)], definitions).partition(ANSWER)[2]
+            # Where it differs, a later turn holds something of the beginning: a text that may spell control tokens.
+            is_plain = (frame.glue, frame.closing) == (self._frame.glue, self._frame.closing)
+            if is_plain and rest == f"{frame.glue}{text}{frame.closing}":
+                return Rendered(rest, (Span(len(frame.glue), len(frame.glue) + len(text), "user"),))
         messages = self._with_calls_written(user)
         self._refuse_control_tokens([f"{m.tool_call_id} {m.name}" for m in messages])
-        whole = self._renderer.rendered([*_HISTORY, *messages])
-        return whole.after(whole.text.index(_ANSWER) + len(_ANSWER))
+        whole = self._renderer.rendered([*before, *messages], definitions)
+        return whole.after(whole.text.index(ANSWER) + len(ANSWER))
 
     def _unstable_tokens(self, opening: str, text: str, closing: str) -> int:
         """Those of the turn `opening` + `text` + `closing`."""
@@ -226,13 +242,25 @@ class ChatTemplate:
         after = [("user", "u")] if role != "user" else []
         return " \n s \n " not in self._renderer.render_texts(*before, (role, " \n s \n "), *after)
 
-    def _turns(self, count: int) -> list[str]:
-        """The template's parts around `count` user messages with answers between them."""
-        messages = [ChatMessage(("user", "assistant")[n % 2], "") for n in range(2 * count - 1)]
+    def _first_frame(self) -> Frame:
+        """Without system prompt and tools."""
         try:
-            return self._renderer.parts(messages)
+            return self._frame_of("", ())
         except TemplateRefused as error:
             raise ModelLoadError("This model's chat template leaves messages out or repeats them.") from error
+
+    def _frame_for(self, system_prompt: str, tools: Sequence[str]) -> Frame:
+        """Where the template takes no system prompt, the first question holds it."""
+        return self._frame_of(system_prompt if self._has_system else "", tuple(tools))
+
+    def _find_frame(self, system_prompt: str, tools: tuple[str, ...]) -> Frame:
+        has_thoughts, definitions = "</think>" in self._template, self._definitions(tools)
+        try:
+            return frame_of(self._renderer, _system(system_prompt), definitions, has_thoughts)
+        except TemplateRefused:
+            if not system_prompt and not tools:
+                raise
+            return replace(self._frame, rewrites=REWRITES)  # the whole conversation decides whether it can be written
 
     def _other_frames(self) -> list[str]:
         """What the template writes around a system prompt and a tool's result, if it supports them."""
@@ -245,25 +273,11 @@ class ChatTemplate:
                 found += self._renderer.parts(messages)[:-1]
         return found
 
-    def _probe_history(self, turn: list[str]) -> str | None:
-        """White space between a generation prompt and its answer is no difference: the model writes its own there."""
-        first, longer = self._first, self._turns(3)
-        prompts = (first[1], turn[1], longer[1]), (turn[3], longer[3])
-        if (first[0], turn[0], turn[2]) != (turn[0], longer[0], longer[2]) or not all(map(_are_alike, prompts)):
-            return "This model's chat template writes earlier turns differently once later ones follow."
-        if longer[4] != self._glue or longer[5] != self._closing:
-            return "This model's chat template writes later turns differently from the second one."
-        if "</think>" in self._template:
-            thought = [("user", "u"), ("assistant", "<think>\nkept?\n</think>\n\na"), ("user", "v")]
-            if "kept?" not in self._renderer.render_texts(*thought):
-                return "This model's chat template removes the reasoning from earlier answers."
-        return None
+
+def _system(system_prompt: str) -> list[ChatMessage]:
+    return [ChatMessage("system", system_prompt)] if system_prompt else []
 
 
 def _template_text(tokenizer: PreTrainedTokenizerFast) -> str:
     template = tokenizer.chat_template
     return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)
-
-
-def _are_alike(texts: Sequence[str]) -> bool:
-    return len({text.rstrip() for text in texts}) == 1

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.errors import TemplateRefused
 
-SENTINEL = "kw{}sentinel"
-_SENTINEL_PATTERN = re.compile(r"kw(\d+)sentinel")
 _NONCE = secrets.token_hex(6)  # people cannot type the marks
+SENTINEL = "kw{}sentinel" + _NONCE
+_SENTINEL_PATTERN = re.compile(rf"kw(\d+)sentinel{_NONCE}")
 _MARK_PATTERN = re.compile(rf"kwm{_NONCE}([oc])(\d+)k")
 _WORD_PATTERN = re.compile(rf"kww{_NONCE}n(\d+)k")
 _RENDER_ERRORS = (TemplateError, TypeError, ValueError, KeyError)
@@ -80,17 +80,31 @@ class Renderer:
             return False
         return all(text in rendered for _, text in messages)
 
-    def written(self, messages: Sequence[ChatMessage]) -> str:
+    def written(self, messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> str:
         """The template's text for these messages. Raises `TemplateRefused`."""
-        return self._render_all(messages, [message.text for message in messages], ())
+        return self._render_all(messages, [message.text for message in messages], tools)
 
-    def parts(self, messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> list[str]:
+    def parts(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Any] = (), beginning: Sequence[ChatMessage] = ()
+    ) -> list[str]:
         """The template's own text around any messages of these roles: one part more than messages, the generation
-        prompt last. Raises `TemplateRefused`."""
-        rendered = self._render_all(messages, [SENTINEL.format(n) for n in range(len(messages))], tools)
-        if [int(n) for n in _SENTINEL_PATTERN.findall(rendered)] != list(range(len(messages))):
+        prompt last. `beginning` are messages before them, whose texts belong to the template's. Raises
+        `TemplateRefused`."""
+        order, parts = self._sentinels(messages, tools, beginning)
+        if order != list(range(len(messages))):
+            raise TemplateRefused(f"This model's chat template repeats or moves messages ({_roles(messages)}).")
+        return parts
+
+    def _sentinels(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Any], beginning: Sequence[ChatMessage] = ()
+    ) -> tuple[list[int], list[str]]:
+        """The order in which the template writes messages of these roles, and its own text around them."""
+        texts = [*(m.text for m in beginning), *(SENTINEL.format(n) for n in range(len(messages)))]
+        rendered = self._render_all([*beginning, *messages], texts, tools)
+        order = [int(n) for n in _SENTINEL_PATTERN.findall(rendered)]
+        if set(order) != set(range(len(messages))):
             raise TemplateRefused(f"This model's chat template leaves out some of these messages ({_roles(messages)}).")
-        return _SENTINEL_PATTERN.split(rendered)[::2]
+        return order, _SENTINEL_PATTERN.split(rendered)[::2]
 
     def rendered(self, messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> Rendered:
         """The template's rendering of the messages. Raises `TemplateRefused`."""
@@ -108,7 +122,7 @@ class Renderer:
     def _rendered_by_content(self, messages: Sequence[ChatMessage], real: str, tools: Sequence[Any]) -> Rendered:
         """For a template that looks into the texts (it removes thoughts, or obeys "/no_think"). Only the control tokens
         within the texts are kept apart then, by words in their place."""
-        self.parts(messages, tools)  # raises when it leaves some out
+        self._sentinels(messages, tools)  # raises when it leaves some out
         words: list[str] = []
         texts = [_with_words(m.text, self._spelled(m.role, m.text), words) for m in messages]
         if not words:
@@ -185,19 +199,20 @@ def _marked(number: int, text: str) -> str:
 
 
 def _unmarked(marked: str, messages: Sequence[ChatMessage]) -> Rendered | None:
-    """What stands there without the marks. None unless each text stands there once, whole and in order."""
-    expected = [(w, n) for n, message in enumerate(messages) if message.text.strip() for w in "oc"]
+    """What stands there without the marks. None unless each text stands there, and always whole."""
+    expected = {n for n, message in enumerate(messages) if message.text.strip()}
     pieces, spans, place, end, start = [], [], 0, 0, 0
-    seen: list[tuple[str, int]] = []
+    seen: list[tuple[int, str]] = []
     for mark in _MARK_PATTERN.finditer(marked):
-        seen.append((mark.group(1), int(mark.group(2))))
+        seen.append((int(mark.group(2)), mark.group(1)))
         pieces.append(marked[end : mark.start()])
         place, end = place + len(pieces[-1]), mark.end()
-        if seen[-1][0] == "o":
+        if seen[-1][1] == "o":
             start = place
-        elif seen[-1][1] < len(messages):
-            spans.append(Span(start, place, messages[seen[-1][1]].role))
-    if seen != expected:
+        elif seen[-1][0] < len(messages):
+            spans.append(Span(start, place, messages[seen[-1][0]].role))
+    opened, closed = seen[::2], seen[1::2]
+    if {n for n, _ in seen} != expected or [(n, "c") for n, w in opened if w == "o"] != closed:
         return None
     return Rendered("".join([*pieces, marked[end:]]), tuple(spans))
 

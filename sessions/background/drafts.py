@@ -29,10 +29,11 @@ class Drafts:
         conversation = self._store.conversation(owner_id, conversation_id)
         draft = clean(draft)
         refuse_if_huge(draft, self._config.max_message_bytes)
+        system_prompt = conversation.settings.system_prompt
         if conversation.leaf_id is None:
-            frame_tokens = len(self._template.first_turn(conversation.settings.system_prompt, ""))
+            frame_tokens = len(self._template.first_turn(system_prompt, ""))
         else:
-            frame_tokens = conversation.ledger_tokens + len(self._template.next_turn(False, ""))
+            frame_tokens = conversation.ledger_tokens + len(self._template.next_turn(False, "", system_prompt))
         return self._template.count(draft) if draft else 0, self._limits.message_tokens(frame_tokens)
 
     def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:

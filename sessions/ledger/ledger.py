@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_runtime.interface.chat import TurnTemplate, UserInput
+from model_runtime.interface.chat import ChatMessage, TurnTemplate, UserInput
 from sessions.store.records import Node, NodeIds
 from sessions.types import MissReason
 
@@ -80,19 +80,20 @@ def user_turn(
         ids = template.first_turn(system_prompt, text, tools)
         return _with_user(ids, NodeIds(0, ids, system_prompt=system_prompt), _delta(current, ids))
     held = fold(path)
-    added = template.next_turn(path[-1].ended_with_stop_token, text)
+    added = template.next_turn(path[-1].ended_with_stop_token, text, system_prompt, tools)
     rewrite_reason = _rewrite_reason(path, system_prompt, fingerprint)
-    if rewrite_reason is None and not template.rewrites_history:
+    if rewrite_reason is None and not template.rewrites_history(system_prompt, tools):
         ledger = held + added
         return _with_user(ledger, NodeIds(len(held), added), _delta(current, ledger))
-    ledger = _rewritten(path, held, rewrite_reason, system_prompt, template)
-    own = _own_path(path, system_prompt, template, fingerprint)
+    ledger = _rewritten(path, held, rewrite_reason, system_prompt, template, tools)
+    own = _own_path(path, system_prompt, template, fingerprint, tools)
     if ledger:
         ledger = ledger + added
     elif own:
-        ledger = _rendered_after(path, own, template) + template.next_turn(False, text)
+        after = _rendered_after(path, own, system_prompt, template, tools)
+        ledger = after + template.next_turn(False, text, system_prompt, tools)
     else:
-        ledger = template.whole(system_prompt, [*_texts(path), *_said(text)], tools)
+        ledger = template.whole(system_prompt, [*_messages(path), *_said(text)], tools)
     start = common_prefix(held, ledger)
     if start == len(held):
         return _with_user(ledger, NodeIds(start, ledger[start:]), _delta(current, ledger))
@@ -104,15 +105,20 @@ def user_turn(
 
 
 def new_answer(
-    path: Sequence[Node], current: tuple[int, ...], system_prompt: str, template: TurnTemplate, fingerprint: str
+    path: Sequence[Node],
+    current: tuple[int, ...],
+    system_prompt: str,
+    template: TurnTemplate,
+    fingerprint: str,
+    tools: Sequence[str] = (),
 ) -> Turn:
     """The turn of another answer to the user message at the end of `path`."""
     held = fold(path)
     reason = _rewrite_reason(path, system_prompt, fingerprint)
     if reason is None:
         return Turn(held, None, NodeIds(len(held), ()), _delta(current, held))
-    ledger = _rewritten(path, held, reason, system_prompt, template)
-    ledger = ledger or _whole(path, system_prompt, template, fingerprint)
+    ledger = _rewritten(path, held, reason, system_prompt, template, tools)
+    ledger = ledger or _whole(path, system_prompt, template, fingerprint, tools)
     rewrite = Rewrite(reason, common_prefix(held, ledger))
     return Turn(ledger, None, NodeIds(0, ledger, len(ledger), system_prompt), 1, rewrite=rewrite)
 
@@ -124,7 +130,7 @@ def continued_answer(path: Sequence[Node], current: tuple[int, ...], template: T
         return Turn(held, None, answer.ids, _delta(current, held), len(answer.answer_ids))
     prompt = system_prompt_of(path)
     preamble = _whole(path[:-1], prompt, template, fingerprint)
-    prefix = template.answer(answer.text)
+    prefix = template.answer(answer.text, prompt)
     ledger = preamble + prefix
     rewrite = Rewrite(MissReason.MODEL_CHANGED, common_prefix(held, ledger))
     return Turn(ledger, None, NodeIds(0, ledger, len(preamble), prompt), 1, len(prefix), rewrite)
@@ -149,20 +155,33 @@ def _rewrite_reason(path: Sequence[Node], system_prompt: str, fingerprint: str) 
 
 
 def _rewritten(
-    path: Sequence[Node], held: tuple[int, ...], reason: MissReason | None, system_prompt: str, template: TurnTemplate
+    path: Sequence[Node],
+    held: tuple[int, ...],
+    reason: MissReason | None,
+    system_prompt: str,
+    template: TurnTemplate,
+    tools: Sequence[str],
 ) -> tuple[int, ...]:
     """`held` under another system prompt: the first turn is rendered again, everything after it keeps the ids that were
     sampled. () if those ids cannot be kept and all texts have to be rendered again."""
-    before = template.first_turn(system_prompt_of(path), path[0].input)
-    if reason is MissReason.MODEL_CHANGED or template.rewrites_history or held[: len(before)] != before:
+    held_prompt = system_prompt_of(path)
+    if reason is MissReason.MODEL_CHANGED or any(
+        template.rewrites_history(prompt, tools) for prompt in (held_prompt, system_prompt)
+    ):
         return ()
-    return template.first_turn(system_prompt, path[0].input) + held[len(before) :]
+    later = [template.next_turn(False, "", prompt, tools) for prompt in (held_prompt, system_prompt)]
+    before = template.first_turn(held_prompt, path[0].input, tools)
+    if held[: len(before)] != before or (len(path) > 2 and later[0] != later[1]):  # it reads the prompt in every turn
+        return ()
+    return template.first_turn(system_prompt, path[0].input, tools) + held[len(before) :]
 
 
-def _own_path(path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str) -> tuple[Node, ...]:
+def _own_path(
+    path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str, tools: Sequence[str]
+) -> tuple[Node, ...]:
     """The longest beginning of a path that was written with this tokenizer and system prompt, before another tokenizer
     continued it: its ids were sampled, and its saved KV matches them. () if all texts have to be rendered again."""
-    if template.rewrites_history:
+    if template.rewrites_history(system_prompt, tools):
         return ()
     for count in range(len(path), 0, -1):
         last = path[count - 1]
@@ -172,24 +191,38 @@ def _own_path(path: Sequence[Node], system_prompt: str, template: TurnTemplate, 
     return ()
 
 
-def _rendered_after(path: Sequence[Node], own: Sequence[Node], template: TurnTemplate) -> tuple[int, ...]:
+def _rendered_after(
+    path: Sequence[Node], own: Sequence[Node], system_prompt: str, template: TurnTemplate, tools: Sequence[str]
+) -> tuple[int, ...]:
     """The ids of `own`, which `path` begins with, followed by the rendered texts of the rest."""
     ids, has_ended = fold(own), own[-1].ended_with_stop_token
     for node in path[len(own) :]:
-        ids += template.answer(node.text) if node.role == "assistant" else template.next_turn(has_ended, node.input)
+        if node.role == "assistant":
+            ids += template.answer(node.text, system_prompt, tools)
+        else:
+            ids += template.next_turn(has_ended, node.input, system_prompt, tools)
         has_ended = False  # a rendered text has no stop token
     return ids
 
 
-def _whole(path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str) -> tuple[int, ...]:
+def _whole(
+    path: Sequence[Node], system_prompt: str, template: TurnTemplate, fingerprint: str, tools: Sequence[str] = ()
+) -> tuple[int, ...]:
     """The rewritten ledger of a path that ends with a user's message."""
-    own = _own_path(path, system_prompt, template, fingerprint)
-    return _rendered_after(path, own, template) if own else template.whole(system_prompt, _texts(path))
+    own = _own_path(path, system_prompt, template, fingerprint, tools)
+    if own:
+        return _rendered_after(path, own, system_prompt, template, tools)
+    return template.whole(system_prompt, _messages(path), tools)
 
 
-def _texts(path: Sequence[Node]) -> list[tuple[str, str]]:
-    return [(m.role, m.text) for node in path for m in (node.messages if node.role == "user" else (node,))]
+def _messages(path: Sequence[Node]) -> list[ChatMessage]:
+    return [m for node in path for m in (node.messages if node.role == "user" else (_answer(node),))]
 
 
-def _said(text: UserInput) -> list[tuple[str, str]]:
-    return [("user", text)] if isinstance(text, str) else [(message.role, message.text) for message in text]
+def _answer(node: Node) -> ChatMessage:
+    """Its calls are part of its text."""
+    return ChatMessage("assistant", node.text)
+
+
+def _said(text: UserInput) -> list[ChatMessage]:
+    return [ChatMessage("user", text)] if isinstance(text, str) else list(text)

@@ -171,7 +171,7 @@ class StatelessTurns:
         last, is_asked_again = history.exchanges[-1], placement.known == len(history.hashes)
         fingerprint = self._engine.info.tokenizer_fingerprint
         if is_asked_again:
-            turn = new_answer(above, current, history.system_prompt, self._template, fingerprint)
+            turn = new_answer(above, current, history.system_prompt, self._template, fingerprint, request.tools)
         else:
             turn = user_turn(
                 above, last.input, current, history.system_prompt, self._template, fingerprint, request.tools
@@ -222,7 +222,10 @@ class StatelessTurns:
             exchange, above = history.exchanges[place // 2], nodes[-1] if nodes else None
             above = above or (placement.path[-1] if placement.path else None)
             is_answer = bool(place % 2)
-            ids = self._answer_ids(exchange) if is_answer else self._asked_ids(request, history, exchange, above)
+            if is_answer:
+                ids = self._template.answer(self._answer_text(exchange), history.system_prompt, request.tools)
+            else:
+                ids = self._asked_ids(request, history, exchange, above)
             root_prompt = history.system_prompt if above is None else None
             nodes.append(
                 Node(
@@ -248,10 +251,9 @@ class StatelessTurns:
     ) -> tuple[int, ...]:
         if above is None:
             return self._template.first_turn(history.system_prompt, exchange.input, request.tools)
-        return self._template.next_turn(above.ended_with_stop_token, exchange.input)
-
-    def _answer_ids(self, exchange: Exchange) -> tuple[int, ...]:
-        return self._template.answer(self._answer_text(exchange))
+        return self._template.next_turn(
+            above.ended_with_stop_token, exchange.input, history.system_prompt, request.tools
+        )
 
     def _answer_text(self, exchange: Exchange) -> str:
         assert exchange.answer is not None, "only the last exchange has no answer"

@@ -196,10 +196,21 @@ FAMILIES: dict[str, Family] = {
         "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
         "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
     ),
-    "mistral v3": Family(
-        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+    "mistral v3": Family(  # the system prompt stands before the last question only
+        "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
+        "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}{{ bos_token }}"
+        "{% for m in loop_messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}"
+        "{% if loop.last and system_message is defined %}{{ system_message + '\n\n' }}{% endif %}"
+        "{{ m['content'] + '[/INST]' }}"
         "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
         ("<s>", "</s>", "[INST]", "[/INST]"),
+    ),
+    "each turn": Family(
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{{ '(' + messages[0]['content'] + ') ' }}{% endif %}{{ 'User: ' + m['content'] + '\n' }}"
+        "{% elif m['role'] == 'assistant' %}{{ 'Bot: ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+        + _PROMPT
+        + "{{ 'Bot:' }}{% endif %}"
     ),
     "zephyr": Family(
         "{% for m in messages %}{% if m['role'] == 'user' %}\n{{ '<|user|>\n' + m['content'] + eos_token }}\n"
@@ -267,7 +278,8 @@ FAMILIES: dict[str, Family] = {
         "{% set ns = namespace(think=true) %}{% for m in messages %}{% if m['role'] == 'system' %}"
         "{% if '/no_think' in m['content'] %}{% set ns.think = false %}{% endif %}"
         "{{ '<|im_start|>system\n' + m['content'].replace('/no_think', '').rstrip() + '<|im_end|>\n' }}{% else %}"
-        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and not ns.think %}"
+        "{{ '<think></think>' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
         + _PROMPT
         + "{{ '<|im_start|>assistant\n' }}{% if not ns.think %}{{ '<think></think>' }}{% endif %}{% endif %}",
         ("<|im_start|>", "<|im_end|>"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import TemplateRefused
@@ -22,8 +23,7 @@ class ByteTemplate:
         self._shift = shift
         self._takes_tools = takes_tools
 
-    @property
-    def rewrites_history(self) -> str | None:
+    def rewrites_history(self, system_prompt: str = "", tools: Sequence[str] = ()) -> str | None:
         return None
 
     @property
@@ -37,7 +37,13 @@ class ByteTemplate:
         offer = (TOOLS, *self._bytes(json.dumps([json.loads(tool) for tool in tools])), END) if tools else ()
         return (*head, *offer, *self._input(user), ASSISTANT)
 
-    def next_turn(self, answer_ended_with_stop_token: bool, user: UserInput) -> tuple[int, ...]:
+    def next_turn(
+        self,
+        answer_ended_with_stop_token: bool,
+        user: UserInput,
+        system_prompt: str = "",
+        tools: Sequence[str] = (),
+    ) -> tuple[int, ...]:
         glue = () if answer_ended_with_stop_token else (END,)
         return (*glue, *self._input(user), ASSISTANT)
 
@@ -54,12 +60,12 @@ class ByteTemplate:
         """The last word with the space before it, and the generation prompt."""
         return 2 + len(user_text.encode()) - max(0, user_text.encode().rfind(b" "))
 
-    def answer(self, text: str) -> tuple[int, ...]:
+    def answer(self, text: str, system_prompt: str = "", tools: Sequence[str] = ()) -> tuple[int, ...]:
         return self._bytes(text)
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
-        assert turns[-1][0] != "assistant", "a generation prompt follows a user turn"
-        return self.first_turn(system_prompt, tuple(ChatMessage(role, text) for role, text in turns), tools)
+    def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        assert turns[-1].role != "assistant", "a generation prompt follows a user turn"
+        return self.first_turn(system_prompt, tuple(turns), tools)
 
     def count(self, text: str) -> int:
         return len(self._bytes(text))
@@ -88,14 +94,53 @@ class ByteTemplate:
 class ForgetfulTemplate(ByteTemplate):
     """Strips what earlier answers put between <think> and </think>, as reasoning models' templates do."""
 
-    @property
-    def rewrites_history(self) -> str | None:
+    def rewrites_history(self, system_prompt: str = "", tools: Sequence[str] = ()) -> str | None:
         return "Earlier reasoning is stripped by this model's chat template."
 
-    def whole(self, system_prompt: str, turns: Sequence[tuple[str, str]], tools: Sequence[str] = ()) -> tuple[int, ...]:
-        kept = [(role, _without_thought(text) if role == "assistant" else text) for role, text in turns]
+    def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        kept = [replace(m, text=_without_thought(m.text)) if m.role == "assistant" else m for m in turns]
         return super().whole(system_prompt, kept, tools)
+
+
+class EveryTurnTemplate(ByteTemplate):
+    """Writes the system prompt before every question."""
+
+    def next_turn(
+        self,
+        answer_ended_with_stop_token: bool,
+        user: UserInput,
+        system_prompt: str = "",
+        tools: Sequence[str] = (),
+    ) -> tuple[int, ...]:
+        glue = () if answer_ended_with_stop_token else (END,)
+        return (*glue, *self.first_turn(system_prompt, user, tools))
+
+    def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        ids = self.first_turn(system_prompt, (turns[0],), tools)
+        for answer, question in zip(turns[1::2], turns[2::2], strict=True):
+            ids += (*self.answer(answer.text), *self.next_turn(False, (question,), system_prompt, tools))
+        return ids
+
+
+class LastTurnTemplate(ByteTemplate):
+    """Writes the system prompt and the tools before the last question only, and the id of a call with its result."""
+
+    def rewrites_history(self, system_prompt: str = "", tools: Sequence[str] = ()) -> str | None:
+        return "The system prompt is moved by this model's chat template." if system_prompt or tools else None
+
+    def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
+        earlier, last = self._input(_with_ids(turns[:-1])), self.first_turn(system_prompt, _with_ids(turns[-1:]), tools)
+        return earlier + last
+
+
+def _with_ids(turns: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    return tuple(replace(m, text=f"{m.tool_call_id}{m.text}") for m in turns)
 
 
 def _without_thought(text: str) -> str:
     return text.rpartition("</think>")[2]
+
+
+def said(*turns: tuple[str, str]) -> list[ChatMessage]:
+    """Of (role, text) pairs."""
+    return [ChatMessage(role, text) for role, text in turns]

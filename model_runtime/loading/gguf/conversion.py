@@ -29,7 +29,7 @@ from model_runtime.weights.ggml_blocks import GgmlBlocks
 from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
 from model_runtime.weights.stored_weights import Stored, save_weights
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SOURCE_FILE = "source.json"
 _PACKED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 _BLOCKS: dict[GGMLQuantizationType, Callable[[torch.Tensor], Stored]] = {

@@ -35,6 +35,13 @@ _IRRELEVANT = re.compile(
     r"tokenizer\.(ggml\.((seperator|separator|mask|cls|fim_(pre|suf|mid)|prefix|suffix|middle)_token_id)"
     r"|huggingface\.json|chat_templates|chat_template\.\w+)"
 )
+_PREFIXED = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
 _OFF = ("add_sep_token", "remove_extra_whitespaces")  # only false is supported
 
 
@@ -141,18 +148,24 @@ def _spell_added_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str
 
 
 def _set_space_prefix(name: str, tokenizer: PreTrainedTokenizerFast, stated: bool | None) -> None:
-    """SentencePiece puts a space before a text unless the file says otherwise."""
+    """SentencePiece puts a space before a text unless the file says otherwise: before each stretch between control
+    tokens, as llama.cpp does (`is_prev_special`) and as transformers' legacy tokenizers do, with which Llama 2, Mistral
+    and their like were trained. transformers' reader does so at a text's beginning only."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     has_prefix = "▁" in tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
-    if stated is None or bool(stated) == has_prefix:
-        return
-    if stated:
+    if stated and not has_prefix:
         raise ModelLoadError(
             f"{name} cannot be used: its tokenizer.ggml.add_space_prefix asks for a space before each text, which "
             "tokenizers of this architecture do not add."
         )
-    for part in ("normalizer", "pre_tokenizer", "decoder"):
-        backend[part] = _without_prefix(backend[part])
+    if not has_prefix:
+        return
+    if stated is None or stated:
+        backend["normalizer"] = _PREFIXED
+        backend["pre_tokenizer"] = None
+    else:
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            backend[part] = _without_prefix(backend[part])
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
 
 

@@ -34,7 +34,7 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "stream_options": [({"include_usage": True}, REFUSED)],  # without stream
     "prompt_cache_key": [("", REFUSED)],
     "max_tokens": [(3, lambda a, s: a["usage"]["completion_tokens"] == 3), (0, REFUSED)],
-    "max_completion_tokens": [(3, lambda a, s: a["usage"]["completion_tokens"] == 3)],
+    "max_completion_tokens": [(3, lambda a, s: a["usage"]["completion_tokens"] == 3), (0, REFUSED)],
     "temperature": [(0.25, lambda a, s: s.temperature == 0.25), (9, REFUSED)],
     "top_p": [(0.25, lambda a, s: s.top_p == 0.25)],
     "top_k": [(7, lambda a, s: s.top_k == 7)],
@@ -43,7 +43,12 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "presence_penalty": [(1.25, lambda a, s: s.presence_penalty == 1.25)],
     "frequency_penalty": [(1.25, lambda a, s: s.frequency_penalty == 1.25)],
     "seed": [(5, lambda a, s: s.seed == 5)],
-    "stop": [(" said", lambda a, s: text_of(a) == "You")],
+    "stop": [
+        (" said", lambda a, s: text_of(a) == "You"),
+        ("", REFUSED),
+        (["a", ""], REFUSED),
+        (list("abcde"), REFUSED),
+    ],
     "logprobs": [(True, lambda a, s: a["choices"][0]["logprobs"] is not None)],
     "top_logprobs": [(3, REFUSED)],  # without logprobs
     "tools": [([TOOL], lambda a, s: a["usage"]["prompt_tokens"] > 40)],
@@ -66,7 +71,7 @@ MESSAGES: dict[str, list[tuple[Any, Check | str]]] = {
     ],
     "name": [("Bob", lambda a, s: True)],  # compared in test_which_conversation
     "tool_calls": [([{"id": "1", "function": {"name": "f", "arguments": "{}"}}], REFUSED)],
-    "tool_call_id": [("1", lambda a, s: True)],
+    "tool_call_id": [("1", REFUSED)],  # of a message that answers no call
 }
 # What other servers and libraries take, and the value of each that would change an answer here.
 FOREIGN: dict[str, Any] = {
@@ -166,6 +171,21 @@ def test_every_field_shows_its_effect_or_is_refused(site: Site, http: httpx.Clie
     for field, cases in MESSAGES.items():
         for value, check in cases:
             shown(site, http, f"messages.{field}", {"messages": [{**user("Hello"), field: value}]}, check)
+
+
+def test_of_two_limits_the_smaller_one_holds(site: Site, http: httpx.Client) -> None:
+    for limits in ({"max_tokens": 2, "max_completion_tokens": 4}, {"max_tokens": 4, "max_completion_tokens": 2}):
+        answered = ask(http, messages=[user(f"About {limits}")], **limits)
+        assert answered.json()["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("strict", [None, False, True])
+def test_a_schema_that_must_be_kept_to_is_refused(site: Site, http: httpx.Client, strict: bool | None) -> None:
+    tool = {**TOOL, "function": {**TOOL["function"], "strict": strict}}
+    answered = ask(http, tools=[tool])
+    assert answered.status_code == (400 if strict else 200)
+    if strict:
+        assert answered.json()["error"]["param"] == "tools.function.strict"
 
 
 @pytest.mark.parametrize("field", sorted(FOREIGN))

@@ -32,7 +32,7 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]])
 
 def test_turns_appended_are_the_template_rendered_whole() -> None:
     template = ChatTemplate(CHATML, {END})
-    assert template.rewrites_history is None
+    assert template.rewrites_history() is None
     answer = template.answer("It is noon.")
     ids = [*template.first_turn("Be brief.", "What time is it?"), *answer, END, *template.next_turn(True, "Thanks")]
     expected = rendered(
@@ -89,13 +89,13 @@ def test_templates_that_rewrite_history_say_so() -> None:
     numbered = template_of(
         "{{ messages | length }}{% for m in messages %}{{ m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}"
     )
-    assert numbered.rewrites_history is not None
+    assert numbered.rewrites_history() is not None
     thinking = template_of(
         "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' %}"
         "{{ m['content'].split('</think>')[-1] }}{% else %}{{ m['content'] }}{% endif %}"
         "<|im_end|>{% endfor %}assistant:"
     )
-    assert "reasoning" in str(thinking.rewrites_history)
+    assert "reasoning" in str(thinking.rewrites_history())
 
 
 @pytest.mark.parametrize("jinja", ["", "{% for m in messages %}{{ m['role'] }}{% endfor %}"])

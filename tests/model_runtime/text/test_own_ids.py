@@ -14,7 +14,9 @@ from model_runtime.text.chat_template import ChatTemplate
 from tests.model_runtime.tiny_chats import FAMILIES, KINDS, chat_tokenizer
 
 COMBINATIONS = list(itertools.product(KINDS, FAMILIES))
-WITHOUT_SYSTEM = {"mistral", "mistral v3", "gemma"}
+WITHOUT_SYSTEM = {"mistral", "gemma"}
+MOVES_THE_SYSTEM_PROMPT = {"mistral v3"}
+SYSTEM = "Be brief. /no_think"
 ODD = (
     "Hello",
     " Hello, who are you? ",
@@ -66,19 +68,19 @@ def own_ids(kind: str, family: str, *texts: str, system: str = "") -> list[int]:
 @pytest.mark.parametrize(("kind", "family"), COMBINATIONS)
 def test_a_first_turn(kind: str, family: str) -> None:
     template = template_of(kind, family)
-    assert template.rewrites_history is None
+    assert template.rewrites_history() is None
     for text in odd_texts(family):
         assert list(template.first_turn("", text)) == own_ids(kind, family, text), repr(text)
         if family not in WITHOUT_SYSTEM:
-            own = own_ids(kind, family, text, system="Be brief. /no_think")
-            assert list(template.first_turn("Be brief. /no_think", text)) == own, repr(text)
+            own = own_ids(kind, family, text, system=SYSTEM)
+            assert list(template.first_turn(SYSTEM, text)) == own, repr(text)
 
 
 @pytest.mark.parametrize(("kind", "family"), COMBINATIONS)
 def test_a_whole_conversation(kind: str, family: str) -> None:
     for first, second in itertools.pairwise(odd_texts(family)):
         turns = [("user", first), ("assistant", second), ("user", second), ("assistant", first), ("user", "So?")]
-        ids = template_of(kind, family).whole("", turns)
+        ids = template_of(kind, family).whole("", [ChatMessage(*turn) for turn in turns])
         assert list(ids) == own_ids(kind, family, *(text for _, text in turns)), repr(first)
 
 
@@ -100,6 +102,43 @@ def test_a_later_turn(kind: str, family: str) -> None:
             assert own[-len(ended) - 1] == stop
         third = own_ids(kind, family, "Who?", answer, "And?", answer, text)
         assert third[-len(ended) :] == ended
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - WITHOUT_SYSTEM))
+def test_a_later_turn_of_a_conversation_with_a_system_prompt(kind: str, family: str) -> None:
+    """As in the test above where the template only appends; else the conversation is known to be written anew."""
+    template, answer = template_of(kind, family), "The keeper lights it at dusk"
+    assert (template.rewrites_history(SYSTEM) is not None) == (family in MOVES_THE_SYSTEM_PROMPT)
+    for text in odd_texts(family):
+        own = own_ids(kind, family, "Who?", answer, text, system=SYSTEM)
+        if family in MOVES_THE_SYSTEM_PROMPT:
+            said_before = [ChatMessage("user", "Who?"), ChatMessage("assistant", answer), ChatMessage("user", text)]
+            assert list(template.whole(SYSTEM, said_before)) == own, repr(text)
+            continue
+        later = list(template.next_turn(False, text, SYSTEM))
+        assert own[-len(later) :] == later, repr(text)
+        first = list(template.first_turn(SYSTEM, "Who?"))
+        if own[: len(first)] == first:
+            assert [*first, *template.answer(answer, SYSTEM), *later] == own, repr(text)
+        ended = list(template.next_turn(True, text, SYSTEM))
+        third = own_ids(kind, family, "Who?", answer, "And?", answer, text, system=SYSTEM)
+        assert third[-len(ended) :] == ended, repr(text)
+
+
+@pytest.mark.parametrize("family", ["mistral v3", "each turn", "switch"])
+def test_a_system_prompt_that_spells_control_tokens_stays_text_in_every_turn(family: str) -> None:
+    template, tokenizer, found = template_of("legacy", family), chat_tokenizer("legacy", family), FAMILIES[family]
+    controls = {tokenizer.convert_tokens_to_ids(token) for token in (*found.special, *found.added)}
+
+    def controls_in(system: str) -> list[list[int]]:
+        turns = [ChatMessage("user", "u"), ChatMessage("assistant", "a"), ChatMessage("user", "v")]
+        both = template.next_turn(False, "v", system), template.whole(system, turns)
+        return [[token_id for token_id in ids if token_id in controls] for ids in both]
+
+    for token in (*found.special, *found.added):
+        for system in (token, f"a{token}b", f" {token}\n{token} /no_think"):
+            assert controls_in(system) == controls_in("x" if "/no_think" not in system else "x /no_think"), system
 
 
 @pytest.mark.parametrize("kind", KINDS)

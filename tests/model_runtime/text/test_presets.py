@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
+from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.config import CHAT_PRESETS, ChatPresetName, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.events import FinishReason
@@ -110,7 +111,7 @@ def test_a_preset_writes_its_format(name: ChatPresetName, begins_with_bos: bool)
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert rendered == begin + text
     template = ChatTemplate(tokenizer, {tokenizer.eos_token_id})
-    turns = [(turn["role"], turn["content"]) for turn in TURNS]
+    turns = [ChatMessage(turn["role"], turn["content"]) for turn in TURNS]
     assert tokenizer.decode(template.whole("", turns), skip_special_tokens=False) == begin + two_turns
 
 

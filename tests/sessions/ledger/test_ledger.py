@@ -7,11 +7,21 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.events import FinishReason
 from sessions.ledger.ledger import Turn, common_prefix, continued_answer, fold, new_answer, system_prompt_of, user_turn
 from sessions.store.records import Node, NodeIds
 from sessions.types import MessageStatus, MissReason
-from tests.sessions.byte_template import ASSISTANT, END, USER, ByteTemplate, ForgetfulTemplate
+from tests.sessions.byte_template import (
+    ASSISTANT,
+    END,
+    USER,
+    ByteTemplate,
+    EveryTurnTemplate,
+    ForgetfulTemplate,
+    LastTurnTemplate,
+    said,
+)
 
 TEMPLATE = ByteTemplate()
 
@@ -32,9 +42,9 @@ def ask(path: tuple[Node, ...], text: str, prompt: str = "", template: ByteTempl
     return user_turn(path, text, fold(path), prompt, template, "bytes")
 
 
-def two_turns(prompt: str = "Old.") -> tuple[Node, ...]:
-    path = grown((), "One", ask((), "One", prompt), "First")
-    return grown(path, "Two", ask(path, "Two", prompt), "Second")
+def two_turns(prompt: str = "Old.", template: ByteTemplate = TEMPLATE) -> tuple[Node, ...]:
+    path = grown((), "One", ask((), "One", prompt, template), "First")
+    return grown(path, "Two", ask(path, "Two", prompt, template), "Second")
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
@@ -50,8 +60,8 @@ def test_the_fold_is_the_whole_rendering(turns: list[tuple[str, str, str]]) -> N
     path: tuple[Node, ...] = ()
     for text, answer, prompt in turns:
         turn = ask(path, text, prompt)
-        texts = [(n.role, n.text) for n in path]
-        assert turn.ledger == TEMPLATE.whole(prompt, [*texts, ("user", text)])
+        texts = said(*((n.role, n.text) for n in path))
+        assert turn.ledger == TEMPLATE.whole(prompt, [*texts, *said(("user", text))])
         assert turn.delta_tokens <= len(turn.ledger)
         path = grown(path, text, turn, answer)
         assert fold(path)[: len(turn.ledger)] == turn.ledger
@@ -101,7 +111,7 @@ def test_a_first_turn_that_is_not_found_again_is_rendered_whole() -> None:
     path = two_turns()
     path = (replace(path[0], text="Changed by hand in the database"), *path[1:])
     turn = ask(path, "Three", "New.")
-    assert turn.ledger == TEMPLATE.whole("New.", [*((n.role, n.text) for n in path), ("user", "Three")])
+    assert turn.ledger == TEMPLATE.whole("New.", said(*((n.role, n.text) for n in path), ("user", "Three")))
 
 
 def test_a_forgetful_template_crops_to_the_first_difference() -> None:
@@ -111,7 +121,45 @@ def test_a_forgetful_template_crops_to_the_first_difference() -> None:
     assert turn.rewrite is not None
     assert turn.rewrite.first_token == len(template.first_turn("", "One")) == turn.user.ledger_start  # type: ignore[union-attr]
     after = grown(path, "Two", turn, "No")
-    assert fold(after)[: len(turn.ledger)] == turn.ledger == template.whole("", [
-        ("user", "One"), ("assistant", "Yes"), ("user", "Two")
-    ])  # fmt: skip
+    assert (
+        fold(after)[: len(turn.ledger)]
+        == turn.ledger
+        == template.whole("", said(("user", "One"), ("assistant", "Yes"), ("user", "Two")))
+    )
     assert turn.delta_tokens == 1 + len(template.next_turn(True, "Two"))
+
+
+def test_a_template_that_writes_the_system_prompt_in_every_turn_gets_it() -> None:
+    template = EveryTurnTemplate()
+    path = two_turns("Old.", template)
+    texts = said(*((n.role, n.text) for n in path), ("user", "Three"))
+    turn = ask(path, "Three", "Old.", template)
+    assert (turn.ledger, turn.rewrite) == (template.whole("Old.", texts), None)
+    turn = ask(path, "Three", "New.", template)
+    assert turn.ledger == template.whole("New.", texts)
+    again = new_answer(path[:-1], fold(path), "New.", template, "bytes")
+    assert again.ledger == template.whole("New.", texts[:3])
+
+
+def test_a_template_that_moves_the_system_prompt_rewrites_history_where_there_is_one() -> None:
+    template = LastTurnTemplate()
+    assert ask(two_turns("", template), "Three", "", template).rewrite is None
+    path = two_turns("Old.", template)
+    turn = ask(path, "Three", "Old.", template)
+    assert turn.ledger == template.whole("Old.", said(*((n.role, n.text) for n in path), ("user", "Three")))
+    assert turn.rewrite is not None
+    assert turn.rewrite.reason is MissReason.TEMPLATE_REWROTE_HISTORY
+    # From no prompt to one, and back: all is rendered again.
+    for before, after in (("", "New."), ("Old.", "")):
+        path = two_turns(before, template)
+        texts = said(*((n.role, n.text) for n in path), ("user", "Three"))
+        assert ask(path, "Three", after, template).ledger == template.whole(after, texts)
+
+
+def test_a_rewritten_history_keeps_the_ids_of_calls_and_the_tools() -> None:
+    template, tools = LastTurnTemplate(takes_tools=True), ('{"name": "look"}',)
+    path = two_turns("Old.", template)
+    result = (ChatMessage("tool", "Sunny", tool_call_id="call42"), ChatMessage("user", "So?"))
+    turn = user_turn(path, result, fold(path), "Old.", template, "bytes", tools)
+    assert turn.ledger == template.whole("Old.", [*said(*((n.role, n.text) for n in path)), *result], tools)
+    assert b"call42" in bytes(i for i in turn.ledger if i < 256)

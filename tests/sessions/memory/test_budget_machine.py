@@ -17,6 +17,7 @@ from sessions.ledger.ledger import fold, system_prompt_of
 from sessions.store.records import Node
 from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MessageStatus
+from tests.sessions.byte_template import said
 from tests.sessions.scripted_engine import ScriptedEngine, text_of
 from tests.sessions.session_harness import SessionHarness, finish, prompt_of, until
 
@@ -154,7 +155,7 @@ class Machine(RuleBasedStateMachine):
             assert expected.startswith(path[-1].text.rstrip("\ufffd"))
         if all(node.ended_with_stop_token for node in path[1::2]):  # then the texts alone say what the ids must be
             texts = [(node.role, node.text) for node in path[:-1]]
-            assert prompt_of(path) == self.harness.template.whole(system_prompt_of(path), texts)
+            assert prompt_of(path) == self.harness.template.whole(system_prompt_of(path), said(*texts))
         assert len(fold(path)) == path[-1].ids.ledger_start + len(path[-1].ids.token_ids)
 
     def check_receipt(self, run: Run) -> None:

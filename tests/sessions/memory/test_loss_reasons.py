@@ -12,6 +12,7 @@ import model_runtime.interface.segments
 from sessions.maintenance.cache import clear
 from sessions.store.tables.losses import Cause
 from sessions.types import MissReason, Receipt, Tier
+from tests.sessions.byte_template import said
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
@@ -324,7 +325,7 @@ def test_another_tokenizer_and_back(make_warm: MakeWarm) -> None:
     assert receipt.tier_before is Tier.DISK
     assert receipt.reused_tokens >= own_tokens - 1
     texts = harness.texts(c)
-    assert harness.ledger(c)[:own_tokens] == harness.template.whole("", [("user", texts[0])]) + tuple(
+    assert harness.ledger(c)[:own_tokens] == harness.template.whole("", said(("user", texts[0]))) + tuple(
         harness.ledger(c)[own_tokens - len(harness.path(c)[1].answer_ids) : own_tokens]
     )
 

@@ -6,7 +6,7 @@ import pytest
 
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.types import ConversationSettings, MessageStatus, MessageView, MissReason, Receipt, Tier
-from tests.sessions.byte_template import END, ByteTemplate, ForgetfulTemplate
+from tests.sessions.byte_template import END, ByteTemplate, ForgetfulTemplate, said
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.scripted_engine import ScriptedEngine
 from tests.sessions.session_harness import ADA, SessionHarness, finish, until
@@ -101,7 +101,7 @@ def test_another_tokenizer(make_harness: MakeHarness, act: str) -> None:
         answer = finish(manager.continue_answer(ADA, c))
         turns = [*zip(["user", "assistant", "user"], texts[:3], strict=True)]
     missed(answer, MissReason.MODEL_CHANGED)
-    whole = second.template.whole("", turns)
+    whole = second.template.whole("", said(*turns))
     held = whole + (second.template.answer(texts[3]) if act == "continue" else ())
     assert second.engine.counts[-1][0] == held
     assert second.ledger(c)[: len(held)] == held
@@ -169,7 +169,7 @@ def test_a_template_that_takes_reasoning_out(make_harness: MakeHarness) -> None:
     start = len(harness.template.first_turn("", "First?"))
     assert f"from token {start + 1:,} on" in receipt.miss_detail
     turns = [("user", "First?"), ("assistant", "Yes."), ("user", "Second?")]
-    assert harness.engine.counts[-1][0] == harness.template.whole("", turns)
+    assert harness.engine.counts[-1][0] == harness.template.whole("", said(*turns))
     assert harness.path(c)[2].ids.ledger_start == start
 
 

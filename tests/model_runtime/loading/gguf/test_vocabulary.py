@@ -152,6 +152,26 @@ def test_the_space_before_a_text_is_the_file_s(prefix: bool | None, tmp_path: Pa
     assert tokenizer.decode(tokenizer.encode("ab bc", add_special_tokens=False)) == "ab bc"
 
 
+@pytest.mark.parametrize("prefix", [None, True, False])
+def test_the_space_stands_before_each_stretch_between_control_tokens(prefix: bool | None, tmp_path: Path) -> None:
+    """As in llama.cpp, and in the tokenizers that Llama 2 and Mistral were trained with."""
+    model = _CASE.model()
+    stated = {**_CASE.all_keys(model), **sentencepiece_keys(prefix)}
+    keys = {key: value for key, value in stated.items() if value != "none"}
+    convert_gguf(_CASE.write(tmp_path / "model.gguf", model, keys=keys), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+
+    def tokens(text: str) -> list[str]:
+        found: list[str] = tokenizer.convert_ids_to_tokens(tokenizer.encode(text, add_special_tokens=False))
+        return found
+
+    if prefix is False:
+        assert tokens("<s>ab</s> ab</s>") == ["<s>", "a", "b", "</s>", "▁ab", "</s>"]
+        return
+    assert tokens("<s>ab</s> ab</s>") == ["<s>", "▁ab", "</s>", "▁", "▁ab", "</s>"]
+    assert tokens("a<s></s>b c") == ["▁a", "<s>", "</s>", "▁", "b", "▁", "c"]
+
+
 def test_a_token_that_is_not_one_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="eos_token_id says that there is no such token"):
         converted(tmp_path, {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF})
