@@ -15,7 +15,9 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.profiled import attention_kernels, kernels_of
 from benchmarks.gpu.shapes import build
 from benchmarks.gpu.talk import some_ids
-from model_runtime.forward.arena.varlen import REFERENCE, VarlenKernel, agrees, flash_kernels
+from model_runtime.forward.arena.varlen import VarlenKernel
+from model_runtime.forward.arena.varlen_choice import agrees, flash_kernels
+from model_runtime.forward.arena.varlen_reference import REFERENCE
 from model_runtime.forward.attention_options import AttentionOptions
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.probe import probe_packing

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from model_runtime.forward.arena.arena import Arena
 from model_runtime.forward.arena.host_pool import HostPool
 from model_runtime.forward.arena.transfers import ArenaTransfers
-from model_runtime.forward.arena.varlen import VarlenKernel, choose_varlen
+from model_runtime.forward.arena.varlen import VarlenKernel
+from model_runtime.forward.arena.varlen_choice import choose_varlen
 from model_runtime.forward.attention_kernel import kernel_name
 from model_runtime.forward.device_memory import give_back_unused
 from model_runtime.forward.gpu.arena_forward import ArenaForward

@@ -13,7 +13,8 @@ import torch
 from model_runtime.forward import dense_attention as dense
 from model_runtime.forward.arena.arena import Arena
 from model_runtime.forward.arena.step_inputs import StepUpload, rows_for
-from model_runtime.forward.arena.varlen import REFERENCE, agrees, flash_kernels
+from model_runtime.forward.arena.varlen_choice import agrees, flash_kernels
+from model_runtime.forward.arena.varlen_reference import REFERENCE
 from model_runtime.forward.attention import PackedBatch, Span, carrying, packed_attention
 from model_runtime.forward.attention_options import PLAIN, AttentionOptions
 from model_runtime.forward.gpu.arena_forward import ArenaBatch

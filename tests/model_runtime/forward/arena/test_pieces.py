@@ -13,7 +13,8 @@ import torch
 
 from model_runtime.forward.arena import pieces
 from model_runtime.forward.arena.pieces import Pieces, cut, window_for
-from model_runtime.forward.arena.varlen import REFERENCE, agrees_in_pieces, reference_with_lse
+from model_runtime.forward.arena.varlen_choice import agrees_in_pieces
+from model_runtime.forward.arena.varlen_reference import REFERENCE, reference_with_lse
 from model_runtime.forward.gpu import arena_forward
 from tests.model_runtime.engine.test_exactness import assert_equals_full_read, some_ids
 from tests.model_runtime.forward.gpu.test_arena_engine import forward_of, over_arena

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from model_runtime.forward.arena import varlen
-from model_runtime.forward.arena.varlen import REFERENCE, SpanTable, VarlenKernel, agrees, choose_varlen, flash_kernels
+from model_runtime.forward.arena.varlen import SpanTable, VarlenKernel
+from model_runtime.forward.arena.varlen_choice import agrees, choose_varlen, flash_kernels
+from model_runtime.forward.arena.varlen_reference import REFERENCE, reference_varlen
 from model_runtime.forward.attention_options import PLAIN, AttentionOptions
 
 CPU = torch.device("cpu")
@@ -53,10 +54,10 @@ def test_lengths_beyond_their_bounds_are_refused() -> None:
 
 def test_a_kernel_that_masks_otherwise_does_not_agree() -> None:
     def top_left(*arguments: Any, window_size: tuple[int, int], **named: Any) -> torch.Tensor:
-        return varlen.reference_varlen(*arguments, window_size=(window_size[0], 0), **named)
+        return reference_varlen(*arguments, window_size=(window_size[0], 0), **named)
 
     def whole_spans(*arguments: Any, seqused_k: torch.Tensor, **named: Any) -> torch.Tensor:
-        return varlen.reference_varlen(*arguments, seqused_k=seqused_k - 1, **named)
+        return reference_varlen(*arguments, seqused_k=seqused_k - 1, **named)
 
     assert agrees(REFERENCE, CPU, torch.float32, 6, 2, 16)
     assert agrees(VarlenKernel("masks one row too", top_left), CPU, torch.float32, 6, 2, 16)

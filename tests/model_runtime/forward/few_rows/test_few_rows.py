@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_runtime.forward.arena.varlen import REFERENCE
+from model_runtime.forward.arena.varlen_reference import REFERENCE
 from model_runtime.forward.few_rows.decode_attention import DecodeAttention, agrees, decode_attention_kernel
 from model_runtime.forward.few_rows.four_bit_product import _pairs, covers
 from model_runtime.forward.few_rows.kernels import MOST_ROWS, few_rows_kernels
