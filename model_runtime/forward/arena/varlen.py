@@ -1,13 +1,9 @@
-"""Variable-length attention over spans anywhere in one key tensor: the flash kernel, and a reference implementation.
+"""Variable-length attention over spans anywhere in one key tensor: what a kernel gets, and which options it computes.
 
 All implementations have the signature of torch's `varlen_attn`. Sequence i has `seqused_k[i]` keys from row
 `cu_seq_k[i]` on: the CUDA kernel reads the begin from one and the length from the other (BlockInfo of its
 block_info.h), so spans need not be adjacent or in order. The causal mask is bottom-right: the last query row sees every
 key. Query heads share key heads without repeating them.
-
-torch 2.11's public `varlen_attn` has no `seqused_k`, 2.12's and 2.13's have it; some builds have `enable_gqa` and
-refuse grouped heads without it. So signatures are inspected, not versions, and the underlying aten operator is the
-fallback.
 """
 
 from __future__ import annotations

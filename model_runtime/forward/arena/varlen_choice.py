@@ -1,4 +1,9 @@
-"""Which kernel computes attention of variable lengths: the first flash kernel that agrees with the reference."""
+"""Which kernel computes attention of variable lengths: the first flash kernel that agrees with the reference.
+
+torch 2.11's public `varlen_attn` has no `seqused_k`, 2.12's and 2.13's have it; some builds have `enable_gqa` and
+refuse grouped heads without it. So signatures are inspected, not versions, and the underlying aten operator is the
+fallback.
+"""
 
 from __future__ import annotations
 
