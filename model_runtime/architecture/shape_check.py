@@ -72,6 +72,12 @@ def check_bitsandbytes(model: PreTrainedModel) -> None:
     bitsandbytes' kernels and ours read as far as they are told. Raises `ModelLoadError`."""
     for name, module in model.named_modules():
         kind = type(module).__name__
+        if kind == "Linear4bit" and (shape := _other_shape(module)):
+            wanted = [int(module.out_features), int(module.in_features)]
+            raise ModelLoadError(
+                f"{type(model).__name__} cannot be used: {name}.weight has the shape {shape}, but its config "
+                f"describes {wanted}."
+            )
         wrong = _wrong_4_bits(module) if kind == "Linear4bit" else kind == "Linear8bitLt" and _wrong_8_bits(module)
         if wrong:
             raise ModelLoadError(f"{type(model).__name__} cannot be used: the packed weights of {name} are incomplete.")
@@ -91,6 +97,14 @@ def check_vocabulary(model: PreTrainedModel) -> int:
     return rows
 
 
+def _other_shape(layer: Any) -> list[int] | None:
+    """The shape that was packed, None where it is the layer's."""
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None or tuple(state.shape) == (layer.out_features, layer.in_features):
+        return None
+    return [int(size) for size in state.shape]
+
+
 def _wrong_4_bits(layer: Any) -> bool:
     state = getattr(layer.weight, "quant_state", None)
     if state is None:
@@ -98,8 +112,7 @@ def _wrong_4_bits(layer: Any) -> bool:
     numbers = int(layer.out_features) * int(layer.in_features)
     nested = state.state2
     return not (
-        tuple(state.shape) == (layer.out_features, layer.in_features)
-        and layer.weight.nbytes * 2 >= numbers
+        layer.weight.nbytes * 2 >= numbers
         and state.blocksize > 0
         and state.absmax.numel() * state.blocksize >= numbers
         and state.code.numel() == 16

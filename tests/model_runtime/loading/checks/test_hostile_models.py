@@ -280,6 +280,17 @@ def test_a_tensor_that_is_stored_twice_is_read(checkpoint: Path, load: Load) -> 
     assert torch.equal(load(checkpoint, "none").model.model.norm.weight.cpu().to(norm.dtype), norm)
 
 
+@pytest.mark.parametrize("shape", [(-1,), (1, 64, 64), (32, 128)])
+def test_a_matrix_of_another_shape_is_not_packed_into_4_bits(
+    shape: tuple[int, ...], checkpoint: Path, load: Load
+) -> None:
+    weights, name = load_file(checkpoint / "model.safetensors"), "model.layers.0.self_attn.q_proj.weight"
+    weights[name] = weights[name].reshape(shape)
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"shape"):
+        load(checkpoint, "nf4")
+
+
 def test_pickled_weights_are_never_read(checkpoint: Path, load: Load) -> None:
     weights = load_file(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors").unlink()
