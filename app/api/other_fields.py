@@ -18,6 +18,9 @@ HINTS = frozenset(
     | {"chat_id", "request_id", "id", "createdAt", "created_at", "timestamp", "cache_control", "priority"}
     | {"prediction", "provider", "route", "index", "user_id", "include_obfuscation"}
 )
+# Known fields that ask for more than is done, which the response therefore lists as well: the model sees `strict`, but
+# nothing makes it keep to the parameters' schema.
+NOT_ENFORCED: Mapping[str, tuple[Any, ...]] = MappingProxyType({"tools.function.strict": (True,)})
 # The value with which a field asks for what is done anyway. Null, "", [] and {} ask for nothing in any field.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
@@ -85,7 +88,7 @@ def ignored_fields(body: BaseModel) -> tuple[str, ...]:
     for path, name, value in _others(body, ""):
         if _asks_for_nothing(name, value):
             continue
-        if name not in HINTS:
+        if name not in HINTS and path not in NOT_ENFORCED:
             raise _unknown(path, name)
         if path not in found:
             found.append(path)
@@ -130,11 +133,14 @@ def _has_body(request: Request) -> bool:
 
 
 def _others(model: BaseModel, where: str) -> Iterator[tuple[str, str, Any]]:
-    """(path without indexes, name, value) of every field that the shapes in `app.api.requests` do not have."""
+    """(path without indexes, name, value) of every field that the shapes in `app.api.requests` do not have, or do not
+    enforce."""
     for name, value in (model.model_extra or {}).items():
         yield f"{where}{name}", name, value
     for name in model.model_fields_set:
         value = getattr(model, name, None)
+        if value in NOT_ENFORCED.get(f"{where}{name}", ()):
+            yield f"{where}{name}", name, value
         for one in value if isinstance(value, list) else (value,):
             if isinstance(one, BaseModel):
                 yield from _others(one, f"{where}{name}.")

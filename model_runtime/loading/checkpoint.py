@@ -20,6 +20,7 @@ from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.checkpoint_check import check_checkpoint, read_config, tensor_dtypes
 from model_runtime.loading.checks.tokenizer_check import check_tokenizer_files, damaged_tokenizer
+from model_runtime.loading.checks.unused_weights import unused_weights
 from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
 from model_runtime.weights.checkpoint_formats.fp8 import fp8_settings
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
@@ -28,9 +29,10 @@ from model_runtime.weights.quantization import Precision, bitsandbytes_config
 
 def load_checkpoint(
     directory: Path, precision: Precision, device: str, stored: StoredFormat | None = None
-) -> PreTrainedModel:
-    """The model in eval mode, its weights at `precision`; `stored` is the checkpoint's own format. Raises
-    `ModelLoadError` when weights are missing: transformers would only warn and initialise them randomly."""
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model in eval mode, its weights at `precision`, and sentences about weights that it does not use; `stored` is
+    the checkpoint's own format. Raises `ModelLoadError` when weights are missing, or when those should be used
+    that are not: transformers would only warn, and initialise or drop them."""
     check_checkpoint(directory)
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -47,13 +49,14 @@ def load_checkpoint(
             **_bits_to_load(directory, precision, stored),
         )
     refuse_missing(report, f"The checkpoint {directory.name}")
+    notes = unused_weights(directory.name, model, report.get("unexpected_keys", ()))
     check_bitsandbytes(model)
     set_four_bit_products(model, precision.compute_dtype)
     if stored is not None and stored.method == "bitsandbytes" and precision.mode == "none":
         model = model.dequantize(dtype=precision.compute_dtype)
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.eval()
-    return loaded
+    return loaded, notes
 
 
 def _bits_to_load(directory: Path, precision: Precision, stored: StoredFormat | None) -> dict[str, Any]:

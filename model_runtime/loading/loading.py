@@ -210,9 +210,9 @@ def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: P
 
 def _from_checkpoint(directory: Path, precision: Precision, device: str, notes: tuple[str, ...]) -> _Weights:
     stored = format_of(directory)
-    model = load_checkpoint(directory, precision, device, stored)
+    model, unused = load_checkpoint(directory, precision, device, stored)
     label = bits_label(model, precision, stored)
-    return _Weights(model, directory, label, dtype_name(precision.compute_dtype), notes)
+    return _Weights(model, directory, label, dtype_name(precision.compute_dtype), (*notes, *unused))
 
 
 def _describe(

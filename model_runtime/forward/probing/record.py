@@ -69,7 +69,8 @@ def record_layers(model: PreTrainedModel) -> RecordingBatch:
         why = (
             "its layers call the attention more often, on parts of their heads, which Keepwarm cannot pack yet"
             if calls > expected
-            else "its layers keep state that Keepwarm cannot hold yet, or compute attention themselves"
+            else f"{'its other layers compute' if calls else 'it computes attention'} in code of "
+            f"{'their' if calls else 'its'} own, which Keepwarm cannot replace"
         )
         raise ModelLoadError(
             f"{name} has {expected} layers but called the attention function {f'{calls} times' if calls else 'never'}: "

@@ -17,6 +17,7 @@ from gguf import GGMLQuantizationType
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
 from model_runtime.architecture.shape_check import check_config
+from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.gguf_check import check_gguf
 from model_runtime.loading.checks.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from model_runtime.loading.gguf.families import Settings, settings_of
@@ -52,6 +53,7 @@ def convert_gguf(gguf_path: Path, directory: Path, *, splits_as_stated: bool = T
     check_vocabulary_keys(name, header)
     metadata = Metadata(gguf_path, header)
     config = _config(metadata)
+    check_family(name, config)
     check_config(config, name)
     plan = plan_parameters(metadata, config)
 

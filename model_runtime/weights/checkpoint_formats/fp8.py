@@ -7,6 +7,7 @@ bits a weight. Activations are not rounded to FP8 as those kernels do, so the re
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,12 +20,15 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.weights.checkpoint_formats.fp8_experts import refuse_other_experts
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 
 METHOD = "keepwarm-fp8"
 # A half has the same exponents as E4M3 shifted by 8, so its bits are those of E4M3 moved into place, times 2^8.
 _HALF_FACTOR = 256.0
 _SIGN_AND_LOW_BITS = ~(1 << 14)
+# transformers wraps these once more for every layer of every model that it loads, until Python refuses the recursion.
+_OWN_INIT, _OWN_FORWARD = inspect.unwrap(FP8Experts.__init__), inspect.unwrap(FP8Experts.forward)
 
 
 @register_quantization_config(METHOD)
@@ -39,6 +43,20 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):  # type: ignore[misc]
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is needed beyond torch."""
 
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        own = dict(model.named_modules())
+        name = type(model).__name__
+        FP8Experts.__init__, FP8Experts.forward = _OWN_INIT, _OWN_FORWARD
+        try:
+            super()._process_model_before_weight_loading(model, **kwargs)
+        except AssertionError as error:
+            raise ModelLoadError(
+                f"{name} cannot run in FP8: its experts have biases, which the FP8 experts do not add. --quantization "
+                "none runs it de-quantised."
+            ) from error
+        experts = {key: module for key, module in model.named_modules() if isinstance(module, FP8Experts)}
+        refuse_other_experts(name, {key: (own[key], module) for key, module in experts.items()})
+
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         super()._process_model_after_weight_loading(model, **kwargs)
         for name, module in model.named_modules():
@@ -50,8 +68,6 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):  # type: ignore[misc]
                 _refuse_other_numbers(name, module)
                 own = _Fp8Linear if isinstance(module, FP8Linear) else _Fp8Experts
                 module.__class__ = type(type(module).__name__, (own, type(module)), {})
-        if any(isinstance(module, FP8Experts) for module in model.modules()):
-            model.set_experts_implementation("eager")  # the others multiply with kernels for FP8
         return model
 
 
@@ -78,9 +94,10 @@ class _Fp8Linear:
 
 
 class _Fp8Experts:
-    """The experts of a layer, each de-quantised while it runs."""
+    """The experts of a layer, each de-quantised while it runs: never with transformers' kernels for FP8."""
 
     block_size: tuple[int, int] | None
+    forward = _OWN_FORWARD
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, activation_scale: torch.Tensor | None = None

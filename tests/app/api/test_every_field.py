@@ -218,6 +218,34 @@ def test_hints_are_named_in_the_response(site: Site, http: httpx.Client, streams
         assert sorted(answered.json()["keepwarm"]["ignored"]) == sorted(named)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(("strict", "ignored"), [(True, ["tools.function.strict"]), (False, []), (None, [])])
+def test_a_strict_tool_is_shown_to_the_model_and_named_because_it_is_not_enforced(
+    http: httpx.Client, streams: bool, strict: bool | None, ignored: list[str]
+) -> None:
+    tool = {**TOOL, "function": {**TOOL["function"], "strict": strict}}
+    body = {"model": MODEL, "messages": [user("Hi")], "tools": [tool, tool], "stream": streams}
+    answered = http.post("/v1/chat/completions", json=body)
+    assert answered.status_code == 200, answered.text
+    lines = [line for line in answered.text.splitlines() if '"keepwarm"' in line]
+    answer = json.loads(lines[-1].removeprefix("data: ")) if streams else answered.json()
+    assert answer["keepwarm"]["ignored"] == ignored
+
+
+@pytest.mark.parametrize(
+    ("tool", "named"),
+    [
+        ({**TOOL, "cache": True}, "tools.cache"),
+        ({**TOOL, "function": {**TOOL["function"], "returns": {"type": "string"}}}, "tools.function.returns"),
+        ({**TOOL, "strict": True}, "tools.strict"),
+    ],
+)
+def test_other_fields_of_a_tool_are_refused_by_name(http: httpx.Client, tool: Any, named: str) -> None:
+    body = {"model": MODEL, "messages": [user("Hi")], "tools": [tool]}
+    answered = http.post("/v1/chat/completions", json=body)
+    assert (answered.status_code, answered.json()["error"]["param"]) == (400, named)
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

@@ -19,6 +19,7 @@ from model_runtime.loading.loading import load_model
 from model_runtime.weights.checkpoint_formats.fp8 import dequantised
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import WatchedEngine, full_read
+from tests.model_runtime.tiny_families import tiny_family
 from tests.model_runtime.tiny_formats import (
     Block,
     bitsandbytes_checkpoint,
@@ -26,7 +27,7 @@ from tests.model_runtime.tiny_formats import (
     to_fp8,
     with_settings,
 )
-from tests.model_runtime.tiny_models import CONTEXT_TOKENS, VOCABULARY_TOKENS, save_tiny, token_ids
+from tests.model_runtime.tiny_models import CONTEXT_TOKENS, VOCABULARY_TOKENS, save_tiny, tiny_tokenizer, token_ids
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 BFLOAT16 = {"bnb_4bit_compute_dtype": torch.bfloat16}
@@ -323,4 +324,13 @@ def test_quantised_weights_without_a_word_are_not_read_as_noise(
         load(directory)
     (directory / "hf_quant_config.json").write_text("{}")
     with pytest.raises(ModelLoadError, match=sentence if more else "hf_quant_config.json describes a format"):
+        load(directory)
+
+
+def test_experts_with_biases_are_refused_before_the_weights_are_read(tmp_path: Path) -> None:
+    tiny_family("gpt_oss").save_pretrained(tmp_path / "plain")
+    tiny_tokenizer().save_pretrained(tmp_path / "plain")
+    settings = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    directory = with_settings(tmp_path / "plain", tmp_path / "fp8", settings)
+    with pytest.raises(ModelLoadError, match=r"experts have biases.*--quantization none"):
         load(directory)

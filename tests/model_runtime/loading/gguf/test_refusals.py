@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.loading.gguf import conversion
 from model_runtime.loading.gguf.conversion import convert_gguf
 from tests.model_runtime.loading.gguf.cases import CASES
 from tests.model_runtime.tiny_gguf import Tensors, Value, write_file
@@ -141,3 +142,15 @@ def test_a_part_of_a_model_is_refused_as_such(part: int, says_so: str, tmp_path:
     name = f"model-0000{part}-of-00002.gguf" if says_so == "name" else "renamed.gguf"
     with pytest.raises(ModelLoadError, match=f"{name} is one part of 2 of a model"):
         convert_gguf(write_file(tmp_path / name, "llama", keys, half), tmp_path)
+
+
+def test_a_family_that_cannot_be_run_is_refused_from_the_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of architectures is not what decides whether one can be run."""
+    settings_of = conversion.settings_of
+    monkeypatch.setattr(conversion, "settings_of", lambda m: {**settings_of(m), "model_type": "diffllama"})
+    sentence = refusal(tmp_path / "model.gguf")
+    assert sentence.startswith(
+        "model.gguf (a diffllama model) cannot be run: each of its layers computes two attentions"
+    )
