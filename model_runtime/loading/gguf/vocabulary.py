@@ -42,6 +42,11 @@ _PREFIXED = {
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
     ],
 }
+_TEMPLATE = "tokenizer.chat_template"
+_SWITCHES = ("add_bos_token", "add_eos_token", "add_space_prefix")
+# What chat templates write as one token: `<|im_start|>`, `[INST]`, `<start_of_turn>`.
+_LOOKS_LIKE_CONTROL = re.compile(r"<\S*\w\S*>|\[/?[A-Z_]+\]")
+_KINDS = frozenset(int(kind) for kind in TokenType)
 _OFF = ("add_sep_token", "remove_extra_whitespaces")  # only false is supported
 
 
@@ -65,12 +70,34 @@ def check_vocabulary_keys(name: str, header: GgufHeader) -> None:
             f"{name} cannot be used: it splits text as tokenizer.ggml.pre '{str(split)[:60]}' says, which Keepwarm "
             "does not know."
         )
+    _check_lists(name, header, str(model))
+    if not isinstance(header.metadata.get(_TEMPLATE, ""), str):
+        raise ModelLoadError(f"{name} cannot be used: its {_TEMPLATE} is not text.")
+    for switch in _SWITCHES:
+        if not isinstance(value := header.metadata.get(f"{_PREFIX}{switch}", False), bool) and value not in (0, 1):
+            raise ModelLoadError(
+                f"{name} cannot be used: its {_PREFIX}{switch} is {str(value)[:60]}, not true or false."
+            )
     rows = header.tensors["token_embd.weight"].shape[0]
     if not all(end in range(rows) for end in _listed_ends(header)):
         raise ModelLoadError(f"{name} cannot be used: its {_LISTED_ENDS} are not all tokens of its own.")
     for what in _IDS.values():
         if header.metadata.get(f"{_PREFIX}{what}") == _NONE:
             raise ModelLoadError(f"{name} cannot be used: its {what} says that there is no such token.")
+
+
+def _check_lists(name: str, header: GgufHeader, model: str) -> None:
+    """Raises `ModelLoadError` for a vocabulary that lacks a list, or whose lists have different lengths."""
+    tokens = header.metadata.get(f"{_PREFIX}tokens")
+    found = {what: header.metadata.get(f"{_PREFIX}{what}") for what in ("token_type", "scores", "merges")}
+    if not found["merges"] and (model == _BYTE_LEVEL or not found["scores"]):
+        missing = "merges" if model == _BYTE_LEVEL else "scores"
+        raise ModelLoadError(f"{name} cannot be used: it has no {_PREFIX}{missing}. Download it again.")
+    for what, items in found.items():
+        if items is None or (isinstance(items, Items) and what == "merges"):
+            continue
+        if not isinstance(items, Items) or not isinstance(tokens, Items) or items.count != tokens.count:
+            raise ModelLoadError(f"{name} cannot be used: its {_PREFIX}{what} has not one entry for each token.")
 
 
 def token_ids(header: GgufHeader) -> dict[str, int | list[int]]:
@@ -107,6 +134,10 @@ def save_tokenizer(path: Path, header: GgufHeader, directory: Path, *, splits_as
             notes.append("The file does not say how its tokenizer splits text; GPT-2's rule is used.")
     else:
         _set_space_prefix(path.name, tokenizer, vocabulary.get("add_prefix_space"))
+    notes += _mark_control_tokens(path.name, tokenizer, vocabulary, header.metadata.get(_TEMPLATE, ""))
+    named = sorted(key.rpartition(".")[2] for key in header.metadata if key.startswith(f"{_TEMPLATE}."))
+    if named:
+        notes.append(f"The file's chat templates named {', '.join(named)} are not used.")
     _check_ids(path.name, tokenizer, vocabulary)
     tokenizer.save_pretrained(directory)
     return notes
@@ -145,6 +176,30 @@ def _spell_added_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str
     for token in missing:
         special = wanted[token] == TokenType.CONTROL
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)], special_tokens=special)
+
+
+def _mark_control_tokens(
+    name: str, tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str, Any], template: Any
+) -> list[str]:
+    """Some converters mark control tokens as ordinary ones, or no token at all: then text is cut in them. Those that
+    the chat template writes become control tokens, as in llama.cpp, and a note says so."""
+    kinds = vocabulary.get("token_type") or [TokenType.NORMAL] * len(vocabulary["tokens"])
+    if strange := next((kind for kind in kinds if kind not in _KINDS), None):
+        raise ModelLoadError(
+            f"{name} cannot be used: its {_PREFIX}token_type has {strange}, which is no kind of token."
+        )
+    marked = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE)
+    found = [
+        token
+        for token, kind in zip(vocabulary["tokens"], kinds, strict=False)
+        if kind not in marked and _LOOKS_LIKE_CONTROL.fullmatch(token) and token in str(template)
+    ]
+    if not found:
+        return []
+    added = [AddedToken(token, normalized=False, special=True) for token in found]
+    tokenizer.add_special_tokens({"additional_special_tokens": added}, replace_extra_special_tokens=False)
+    listed = ", ".join(found[:6])
+    return [f"The file does not mark {listed} as control tokens; its chat template writes them as such, so they are."]
 
 
 def _set_space_prefix(name: str, tokenizer: PreTrainedTokenizerFast, stated: bool | None) -> None:

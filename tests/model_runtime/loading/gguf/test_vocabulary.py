@@ -172,6 +172,49 @@ def test_the_space_stands_before_each_stretch_between_control_tokens(prefix: boo
     assert tokens("a<s></s>b c") == ["▁a", "<s>", "</s>", "▁", "b", "▁", "c"]
 
 
+@pytest.mark.parametrize("kind", [TokenType.NORMAL, TokenType.UNUSED, None])
+def test_control_tokens_that_are_not_marked_as_such_are_one_token(kind: TokenType | None, tmp_path: Path) -> None:
+    keys = byte_level_keys({_USER: ("<|turn|>", kind or TokenType.NORMAL)})
+    keys["tokenizer.chat_template"] = "{{ '<|turn|>' + messages[0].content }}"
+    if kind is None:
+        keys["tokenizer.ggml.token_type"] = "none"
+    model = _CASE.model()
+    stated = {key: value for key, value in (_CASE.all_keys(model) | keys).items() if value != "none"}
+    convert_gguf(_CASE.write(tmp_path / "model.gguf", model, keys=stated), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("<|turn|>", add_special_tokens=False) == [_USER]
+    assert _USER in tokenizer.all_special_ids
+    assert "does not mark <|turn|>" in (tmp_path / "source.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"tokenizer.ggml.token_type": [1] * 10}, "token_type has not one entry for each token"),
+        ({"tokenizer.ggml.token_type": [9] * 512}, "token_type has 9"),
+        ({"tokenizer.ggml.token_type": 1}, "token_type has not one entry"),
+        ({"tokenizer.ggml.scores": [0.0] * 3}, "scores has not one entry"),
+        ({"tokenizer.ggml.merges": "none"}, "has no tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.merges": "none"}, "has no tokenizer.ggml.scores"),
+        ({"tokenizer.chat_template": 5}, "chat_template is not text"),
+        ({"tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token is yes, not true or false"),
+        ({"tokenizer.ggml.add_space_prefix": 7}, "add_space_prefix is 7, not true or false"),
+    ],
+)
+def test_a_vocabulary_that_is_not_whole_is_refused_by_name(
+    keys: dict[str, Value], sentence: str, tmp_path: Path
+) -> None:
+    model = _CASE.model()
+    stated = {key: value for key, value in (_CASE.all_keys(model) | keys).items() if value != "none"}
+    with pytest.raises(ModelLoadError, match=sentence):
+        convert_gguf(_CASE.write(tmp_path / "model.gguf", model, keys=stated), tmp_path)
+
+
+def test_named_templates_are_mentioned(tmp_path: Path) -> None:
+    converted(tmp_path, {"tokenizer.chat_template.rag": "{{ messages }}", "tokenizer.chat_template.tool_use": "x"})
+    assert "chat templates named rag, tool_use are not used" in (tmp_path / "source.json").read_text(encoding="utf-8")
+
+
 def test_a_token_that_is_not_one_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="eos_token_id says that there is no such token"):
         converted(tmp_path, {"tokenizer.ggml.eos_token_id": 0xFFFFFFFF})
