@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from app.api import streams
 from app.api.answers import Reply
+from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import CLIENT_GONE, json_route
-from app.api.other_fields import ignored_fields
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
 from app.api.translate import chat_request

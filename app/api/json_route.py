@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.api.invalid_fields import place_and_sentence
+from app.api.fields.invalid_fields import place_and_sentence
 from app.http.bodies import MIB, Bodies
 from app.http.json_shape import Shape, ShapeRefused, load_json
 from app.problems import Problem

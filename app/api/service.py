@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.completions import completions_router
+from app.api.fields.other_fields import refuse_unused
 from app.api.models import models_router
-from app.api.other_fields import refuse_unused
 from app.api.sessions import sessions_router
 from app.http.bodies import Bodies
 from app.metrics import Metrics

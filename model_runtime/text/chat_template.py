@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerFast
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import ModelLoadError, TemplateRefused
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
-from model_runtime.text.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
-from model_runtime.text.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
 from model_runtime.text.template_check import check_template
 from model_runtime.text.tool_calls import probe_tool_format
-from model_runtime.text.turn_encoder import TurnEncoder
+from model_runtime.text.turn_ids.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of
+from model_runtime.text.turn_ids.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
+from model_runtime.text.turn_ids.turn_encoder import TurnEncoder
 
 _ROLES = ("system", "user", "assistant")
 _LONGEST_WORD_CHARS = 32

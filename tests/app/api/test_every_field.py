@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.api import requests
-from app.api.other_fields import HINTS, INSTEAD, NEUTRAL
+from app.api.fields.other_fields import HINTS, INSTEAD, NEUTRAL
 from model_runtime.interface.sampling_params import SamplingParams
 from tests.app.conftest import MODEL, Serve, assistant, user
 from tests.app.site import Site

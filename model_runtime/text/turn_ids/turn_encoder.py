@@ -15,7 +15,7 @@ from tokenizers import Encoding, Tokenizer
 from model_runtime.interface.errors import TemplateRefused
 from model_runtime.text.encoding import SHORT_CHARS, encoding_of, ids_of
 from model_runtime.text.plain_text import HiddenTokens
-from model_runtime.text.rendering import Rendered, Span
+from model_runtime.text.turn_ids.rendering import Rendered, Span
 
 _NEUTRAL = "."  # no letter, which would change how tokens beside it are found, and no bracket
 _ANCHORS = (".", "a", "1", "。", ")", "\n")

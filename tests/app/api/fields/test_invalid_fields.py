@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.api.invalid_fields import place_and_sentence
+from app.api.fields.invalid_fields import place_and_sentence
 from app.api.requests import ChatCompletionRequest
 
 USER = {"role": "user", "content": "a"}

@@ -14,7 +14,7 @@ from typing import Any
 
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.errors import TemplateRefused
-from model_runtime.text.rendering import Renderer
+from model_runtime.text.turn_ids.rendering import Renderer
 
 ANSWER = f"kwanswer{secrets.token_hex(6)}kw"  # people cannot type it
 HISTORY = (ChatMessage("user", "u"), ChatMessage("assistant", ANSWER))  # stands for what a later turn follows
