@@ -15,14 +15,14 @@ def lines_of(found: ModelComparison) -> Iterator[str]:
     """Both sides, ids, logits and greedy tokens beside each other, and the verdict last."""
     if found.keepwarm:
         yield f"  Keepwarm:     {found.keepwarm}"
-    if found.transformers:
+    if found.transformers and not found.refusal:  # the last sentence says it
         yield f"  transformers: {found.transformers}"
     if found.ids:
         yield "Token ids"
     for ids in found.ids:
         yield from _ids_lines(ids)
     if found.readings:
-        yield "Logits and greedy tokens"
+        yield "Logits and greedy tokens (std: standard deviations of a position's logits)"
     for reading in found.readings:
         yield from _reading_lines(reading)
     for note in found.notes:

@@ -62,7 +62,7 @@ def compare_model(config: ModelConfig, say: Say, most_tokens: int = MOST_TOKENS)
             f"transformers cannot quantise a .gguf file to {config.quantization}, so there is nothing to compare with. "
             "Leave --quantization out."
         )
-    say("Running it through Keepwarm.")
+    say(f"Running it through Keepwarm, with texts of up to {most_tokens:,} tokens: on a CPU this may take minutes.")
     try:
         ours = run_keepwarm(config, own_config(path), most_tokens, say)
     except ModelRuntimeError as error:
@@ -166,7 +166,16 @@ def _reading(said: Said, reference: Reference, tolerance: Tolerance) -> ReadingF
 
 
 def _pieces(tokenizer: PreTrainedTokenizerFast, ids: object) -> tuple[str, ...]:
-    return tuple(str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids)))  # type: ignore[call-overload]
+    return tuple(_piece(tokenizer, int(token_id)) for token_id in ids)  # type: ignore[attr-defined]
+
+
+def _piece(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
+    """A token as text; a part of a character as the vocabulary writes it."""
+    own = str(tokenizer.convert_ids_to_tokens(token_id))
+    if own.startswith("▁"):  # decoded alone, it would lose its space
+        return own.replace("▁", " ")
+    text = str(tokenizer.decode([token_id]))
+    return own if not text or "\ufffd" in text else text
 
 
 def _refused(config: ModelConfig, path: Path, refusal: str, say: Say) -> ModelComparison:

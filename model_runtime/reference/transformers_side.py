@@ -54,9 +54,10 @@ def load_reference(
     """Loads a checkpoint directory or a .gguf file. `config` is Keepwarm's, for the settings that transformers' reader
     of GGUF drops. `quantization` is what Keepwarm put on top of a checkpoint without its own. Raises what transformers
     raises, or `ModelLoadError`."""
-    if path.is_dir():
-        return _checkpoint(path, dtype, device, quantization)
-    return _gguf(path, dtype, device, config)
+    with progress_on_terminals_only():
+        if path.is_dir():
+            return _checkpoint(path, dtype, device, quantization)
+        return _gguf(path, dtype, device, config)
 
 
 def own_config(path: Path) -> PretrainedConfig | None:
