@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from model_runtime.architecture.layer_settings import differs_by_layer
 from model_runtime.architecture.rope import fixed_rope_tokens
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -29,6 +30,7 @@ def has_common_layout(model: PreTrainedModel) -> bool:
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         config.model_type in _ARCHITECTURES
+        and not differs_by_layer(config)
         and config.hidden_act == "silu"
         and all(kind == "full_attention" for kind in kinds)
         and isinstance(getattr(getattr(model, "model", None), "layers", None), nn.ModuleList)

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from model_runtime.architecture.decoder_layout import head_dim_of, head_norms_of, projections_of
 from model_runtime.architecture.ignored_settings import refuse_ignored_settings
+from model_runtime.architecture.layer_settings import values_of
 from model_runtime.interface.errors import ModelLoadError
 
 MOST_CONTEXT_TOKENS = 1 << 24  # rotary positions are float32, which represents every integer only up to here
@@ -28,8 +29,8 @@ def check_config(config: PretrainedConfig, name: str) -> None:
     """Raises `ModelLoadError` for numbers that no model can have, and for settings that transformers would ignore.
     Numbers that an architecture does not state are not checked."""
     text = config.get_text_config()
-    for key in (*_COUNTS, *_MORE_COUNTS, *_CLASSIC_COUNTS):
-        value = getattr(text, key, None)
+    counts = (*_COUNTS, *_MORE_COUNTS, *_CLASSIC_COUNTS)
+    for key, value in ((name, one) for name in counts for one in values_of(text, name)):
         if key == "sliding_window" and value == 0 and not getattr(text, "use_sliding_window", True):
             continue  # how Qwen2-MoE's config says that nothing slides
         if isinstance(value, bool) or (isinstance(value, (int, float)) and not _is_count(value)):
@@ -40,13 +41,19 @@ def check_config(config: PretrainedConfig, name: str) -> None:
             f"{name} cannot be used: it says its context is {context:,} tokens long; at most {MOST_CONTEXT_TOKENS:,} "
             "are possible."
         )
-    heads, kv_heads = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
-    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        raise ModelLoadError(f"{name} cannot be used: {heads} heads cannot share {kv_heads} key heads.")
+    for heads, kv_heads in _heads_of_layers(text):
+        if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+            raise ModelLoadError(f"{name} cannot be used: {heads} heads cannot share {kv_heads} key heads.")
     for key, value in _factors_of(text):
         if not isinstance(value, bool) and isinstance(value, (int, float)) and not (math.isfinite(value) and value > 0):
             raise _impossible(name, key, value)
     refuse_ignored_settings(text, name)
+
+
+def _heads_of_layers(text: Any) -> list[tuple[Any, Any]]:
+    heads, kv_heads = values_of(text, "num_attention_heads"), values_of(text, "num_key_value_heads")
+    layers = max(len(heads), len(kv_heads))
+    return [(heads[n % len(heads)], kv_heads[n % len(kv_heads)]) for n in range(layers)]
 
 
 def declared_context_tokens(text_config: Any) -> int | None:
@@ -189,7 +196,7 @@ def _wrong_rope(rotary: nn.Module, hidden: int, dim: int) -> str | None:
 
 def _factors_of(config: Any) -> Iterator[tuple[str, object]]:
     for key in _FACTORS:
-        yield key, getattr(config, key, None)
+        yield from ((key, value) for value in values_of(config, key))
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, Mapping):
         for parameters in rope.values() if any(isinstance(v, Mapping) for v in rope.values()) else (rope,):

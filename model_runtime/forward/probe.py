@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from model_runtime.architecture.layer_settings import values_of
 from model_runtime.architecture.rope import changing_rope, fixed_rope_tokens
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.forward.attention_options import AttentionOptions
@@ -158,16 +159,17 @@ def _compare(model: PreTrainedModel, stock: str, geometry: KVGeometry, tokens: i
 
 def _near_tokens(model: PreTrainedModel, context_limit_tokens: int) -> int:
     """Long enough to exceed a small sliding window; exceeding a large one would cost a long read at every start."""
-    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    window = max(size or 0 for size in values_of(model.config.get_text_config(), "sliding_window"))
     wanted = window + 5 if 0 < window <= 128 else 5
     return min(wanted, context_limit_tokens - 1)
 
 
 def _alone(model: PreTrainedModel, ids: Sequence[int], start: int) -> torch.Tensor:
+    """The last logits. From 0 on the model counts its positions itself, as some do in ways of their own (RoBERTa)."""
     device = next(model.parameters()).device
-    positions = torch.arange(start, start + len(ids), device=device)[None]
+    positions = {"position_ids": torch.arange(start, start + len(ids), device=device)[None]} if start else {}
     logits = model(
-        input_ids=torch.tensor([list(ids)], device=device), position_ids=positions, use_cache=False, logits_to_keep=1
+        input_ids=torch.tensor([list(ids)], device=device), use_cache=False, logits_to_keep=1, **positions
     ).logits
     return torch.as_tensor(logits[0, -1]).float()
 

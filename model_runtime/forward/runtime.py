@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
+from model_runtime.architecture.layer_settings import values_of
 from model_runtime.forward.arena.arena import Arena
 from model_runtime.forward.arena.host_pool import HostPool
 from model_runtime.forward.arena.transfers import ArenaTransfers
@@ -267,4 +268,5 @@ def waits_for_the_device(model: PreTrainedModel) -> bool:
 
 
 def _heads(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().num_attention_heads)
+    """Of the layer that has the most."""
+    return max(int(heads) for heads in values_of(model.config.get_text_config(), "num_attention_heads"))

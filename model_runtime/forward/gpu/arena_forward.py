@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from model_runtime.architecture.layer_settings import values_of
 from model_runtime.forward.arena.arena import Arena, ArenaKV
 from model_runtime.forward.arena.pieces import window_for
 from model_runtime.forward.arena.step_inputs import StepRows, StepTensors, StepUpload, rows_for
@@ -74,7 +75,7 @@ class ArenaForward:
         self.kernel = kernel
         self.device = arena.geometry.device
         self._upload = StepUpload(self.device, 4096)
-        self._heads = int(model.config.get_text_config().num_attention_heads)
+        self._heads = max(int(n) for n in values_of(model.config.get_text_config(), "num_attention_heads"))
         is_cuda = self.device.type == "cuda"
         self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count if is_cuda else 0
         self.recorded_steps: RecordedSteps | None = None

@@ -23,12 +23,17 @@ def might_be_position(name: str) -> bool:
     return _is_said(name) or not any(part in name.lower() for part in (*_WIDTHS, *_COUNTS, *_IDS))
 
 
-def numbers_of(config: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Every whole number from 2 on that might be a position, with the keys that lead to it."""
+def numbers_of(config: Mapping[Any, Any]) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Every whole number from 2 on that might be a position, with the keys that lead to it. Of lists, which hold one
+    number for each layer, only those whose names say that they are."""
     for key, value in config.items():
         name = str(key)
         if isinstance(value, Mapping):
             yield from (((name, *path), number) for path, number in numbers_of(value))
+        elif isinstance(value, list) and _is_said(name):
+            yield from (
+                ((name, place), int(one)) for place, one in enumerate(value) if _is_whole(one, True) and one >= 2
+            )
         elif _is_whole(value, may_be_float=_is_said(name)) and value >= 2 and might_be_position(name):
             yield (name,), int(value)
 
@@ -43,10 +48,14 @@ def _is_said(name: str) -> bool:
     return any(part in name.lower() for part in _POSITIONS)
 
 
+def _says_position(path: tuple[str | int, ...]) -> bool:
+    return _is_said(next(str(key) for key in reversed(path) if isinstance(key, str)))
+
+
 def boundaries_of(
     config: PreTrainedConfig, options: list[AttentionOptions], context_tokens: int, is_certain: bool = False
 ) -> list[int]:
     """The boundaries below the context's end, in order; if `is_certain` only numbers whose names say that they are."""
-    found = {number for path, number in numbers_of(config.to_dict()) if not is_certain or _is_said(path[-1])}
+    found = {number for path, number in numbers_of(config.to_dict()) if not is_certain or _says_position(path)}
     found |= {size for used in options for size in (used.window, used.chunk) if size is not None}
     return sorted(number for number in found if number < context_tokens)

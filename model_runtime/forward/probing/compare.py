@@ -13,6 +13,8 @@ from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.slab import KVSlab
 
 _TURN_TOKENS = 9
+_MOST_LOGITS = 1 << 25  # of each side: 128 MiB of float32. A large vocabulary's logits of 1,500 tokens are 1.6 GB
+_LEAST_ROWS = 2 * _TURN_TOKENS
 
 
 class NotComparable(Exception):
@@ -57,12 +59,14 @@ def compare_turns(model: PreTrainedModel, stock: str, geometry: KVGeometry, long
     ledgers = [[(7 * i + i * i // 3 + 5 * n + 3) % vocabulary for i in range(k)] for n, k in enumerate(lengths)]
     model.set_attn_implementation(stock)
     device = geometry.device
+    rows = max(_LEAST_ROWS, _MOST_LOGITS // vocabulary)
     expected = [
-        model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float() for ids in ledgers
+        model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=rows).logits[0].float()
+        for ids in ledgers
     ]
     if not all(bool(torch.isfinite(logits).all()) and float(logits.std()) > 0 for logits in expected):
         raise NotComparable
-    found = _packed(PackedForward(model), geometry, ledgers)
+    found = _packed(PackedForward(model), geometry, ledgers, rows)
     gap, limit = logits_gap(torch.cat(found), torch.cat(expected), is_exact(model))
     if not gap <= limit:
         raise ModelLoadError(
@@ -71,17 +75,22 @@ def compare_turns(model: PreTrainedModel, stock: str, geometry: KVGeometry, long
         )
 
 
-def _packed(forward: PackedForward, geometry: KVGeometry, ledgers: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """All logits of each ledger, read in two turns and two steps."""
+def _packed(
+    forward: PackedForward, geometry: KVGeometry, ledgers: Sequence[Sequence[int]], rows: int
+) -> list[torch.Tensor]:
+    """The logits of each ledger's last `rows` tokens, read in two turns and two steps."""
     kvs = [KVSlab(geometry) for _ in ledgers]
     found: list[list[torch.Tensor]] = [[] for _ in ledgers]
     ends = [(max(1, len(ids) - 2 - _TURN_TOKENS), len(ids) - 2, len(ids) - 1, len(ids)) for ids in ledgers]
     for turn in zip(*ends, strict=True):
         parts = [ids[kv.length_tokens : end] for kv, ids, end in zip(kvs, ledgers, turn, strict=True)]
-        feeds = [Feed(kv, part, len(part)) for kv, part in zip(kvs, parts, strict=True) if part]
+        wanted = [
+            max(0, min(len(part), rows - len(ids) + end)) for part, ids, end in zip(parts, ledgers, turn, strict=True)
+        ]
+        feeds = [Feed(kv, part, many) for kv, part, many in zip(kvs, parts, wanted, strict=True) if part]
         logits = torch.split(forward.run(feeds), [feed.logit_rows for feed in feeds])
-        for own, rows in zip((own for own, part in zip(found, parts, strict=True) if part), logits, strict=True):
-            own.append(rows)
+        for own, read in zip((own for own, part in zip(found, parts, strict=True) if part), logits, strict=True):
+            own.append(read)
     for kv in kvs:
         kv.free()
     return [torch.cat(rows) for rows in found]

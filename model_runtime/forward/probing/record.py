@@ -79,11 +79,10 @@ def record_layers(model: PreTrainedModel) -> RecordingBatch:
     return batch
 
 
-def _recorded_mask(
-    *, mask_function: MaskFunction, local_size: int | None = None, allow_is_causal_skip: bool = True, **named: Any
-) -> torch.Tensor:
+def _recorded_mask(*, mask_function: MaskFunction, local_size: int | None = None, **named: Any) -> torch.Tensor:
     """Called by transformers where it builds a mask: a small one is enough for a forward of two tokens."""
-    mask = sdpa_mask(mask_function=mask_function, local_size=local_size, allow_is_causal_skip=False, **named)
+    named |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask = sdpa_mask(mask_function=mask_function, local_size=local_size, **named)
     assert mask is not None
     return _MASKS.get().add(mask, mask_function, local_size)
 

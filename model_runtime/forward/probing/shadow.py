@@ -7,7 +7,8 @@ the same code with the same settings.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +27,11 @@ _NARROW = {
     "intermediate_size_mlp": 32,
     "ffn_hidden_size": 32,
     "n_inner": 32,
+    "ffn_dim": 32,
 }
+_HEADS = re.compile(r"(^|_)num_attention_heads$")
+_KEY_HEADS = re.compile(r"num_(global_)?(key_value|kv)_heads$")
+_SHARED_LAYERS, _PER_LAYER = "num_kv_shared_layers", "per_layer_config"
 
 
 def small_copies(model: PreTrainedModel, boundaries: list[int]) -> Iterator[PreTrainedModel]:
@@ -73,16 +78,16 @@ def _narrowed(
     near = {boundary: NEAREST + SPACING * place for place, boundary in enumerate(boundaries)}
     for path, number in list(numbers_of(settings)):
         if number in near:
-            inner = settings
-            for name in path[:-1]:
-                inner = inner[name]
+            inner: Any = settings
+            for key in path[:-1]:
+                inner = inner[key]
             inner[path[-1]] = near[number]
     settings.update({name: _VOCABULARY for name in settings if name.startswith("vocab_size")})
-    settings.update({name: size for name, size in _NARROW.items() if isinstance(settings.get(name), int)})
+    settings.update({name: _sized(settings[name], size) for name, size in _NARROW.items() if name in settings})
     settings.update({name: 0 for name in settings if name.endswith("token_id") and isinstance(settings[name], int)})
     names = getattr(config, "attribute_map", {})
     if has_few_heads:
-        _narrow_heads(settings)
+        _narrow_heads(settings, names.get("num_attention_heads", "num_attention_heads"), names)
     if has_few_layers:
         _cut_layers(settings, names.get("num_hidden_layers", "num_hidden_layers"))
     settings.pop("quantization_config", None)
@@ -90,31 +95,54 @@ def _narrowed(
     return type(config).from_dict(settings)
 
 
-def _narrow_heads(settings: dict[str, Any]) -> None:
+def _sized(value: Any, size: int) -> Any:
+    """`size` for a whole number, and for each of a list of them: Gemma 3n lists its layers' widths."""
+    if isinstance(value, list):
+        return [_sized(one, size) for one in value]
+    return size if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _narrow_heads(settings: dict[str, Any], name_of_heads: str, names: Mapping[str, str]) -> None:
     """Two key heads at most, and two query heads for each if the model shares them, as wide as they were."""
-    heads = int(settings["num_attention_heads"])
-    kv_heads = int(settings.get("num_key_value_heads") or heads)
-    width = settings.get("head_dim") or int(settings["hidden_size"]) // heads
-    few = min(2, kv_heads)
-    settings["num_attention_heads"] = few * min(2, heads // kv_heads)
-    if "num_key_value_heads" in settings:
-        settings["num_key_value_heads"] = few
-    settings["hidden_size"] = width * settings["num_attention_heads"]
+    heads = int(settings[name_of_heads])
+    of_keys = [name for name in settings if _KEY_HEADS.search(name) and isinstance(settings[name], int)]
+    kv_heads = min((int(settings[name]) for name in of_keys), default=heads)
+    hidden = names.get("hidden_size", "hidden_size")
+    width = settings.get("head_dim") or int(settings[hidden]) // heads
+    few = min(2, kv_heads) * min(2, heads // kv_heads)
+    for own in (settings, *_own_settings(settings).values()):
+        own.update({name: min(2, few, int(v)) for name, v in own.items() if _KEY_HEADS.search(name) and v})
+    settings.update({name: few for name in settings if _HEADS.search(name) and isinstance(settings[name], int)})
+    settings[name_of_heads] = few
+    settings[hidden] = width * few
 
 
 def _cut_layers(settings: dict[str, Any], name_of_layers: str) -> None:
-    """Keeps the first layers, as many as hold every kind that the config lists."""
+    """Keeps one layer of every kind that the config lists, and two at least. The last layers of Gemma 3n and 4 read
+    other layers' keys; they are kinds of their own."""
     layers = int(settings[name_of_layers])
+    shared = int(settings.get(_SHARED_LAYERS) or 0)
     lists = {name: v for name, v in settings.items() if isinstance(v, list) and len(v) == layers}
-    kinds = list(zip(*lists.values(), strict=True)) if lists else []
-    kept = 2
-    for count in range(1, layers + 1):
-        if set(map(str, kinds[:count])) == set(map(str, kinds)):
-            kept = max(2, count)
-            break
-    kept = min(kept, layers)
-    settings[name_of_layers] = kept
-    settings.update({name: values[:kept] for name, values in lists.items()})
+    numbers = [name for name, values in lists.items() if values == list(range(layers))]  # "all layers", as in Llama 4
+    lists = {name: values for name, values in lists.items() if name not in numbers}
+    own = _own_settings(settings)
+    rows = enumerate(zip(*lists.values(), strict=True))
+    kinds = [str((layer >= layers - shared, own.get(layer), *row)) for layer, row in rows]
+    kept = sorted({kind: layer for layer, kind in reversed(list(enumerate(kinds)))}.values())
+    if len(kept) < 2:
+        kept = list(range(min(2, layers)))
+    settings[name_of_layers] = len(kept)
+    settings.update({name: [values[layer] for layer in kept] for name, values in lists.items()})
+    settings.update({name: list(range(len(kept))) for name in numbers})
+    if shared:
+        settings[_SHARED_LAYERS] = sum(layer >= layers - shared for layer in kept)
+    if own:
+        settings[_PER_LAYER] = {place: own[layer] for place, layer in enumerate(kept) if layer in own}
+
+
+def _own_settings(settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What single layers have otherwise, by their numbers: the widths of heads in Gemma 4."""
+    return {int(layer): own for layer, own in (settings.get(_PER_LAYER) or {}).items()}
 
 
 def _spread(model: PreTrainedModel) -> None:
