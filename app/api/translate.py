@@ -92,11 +92,6 @@ def _tools(body: ChatCompletionRequest, takes_tools: bool) -> tuple[str, ...]:
         raise _unsupported("tool_choice", "A call cannot be forced: tool_choice must be 'auto' or 'none'.")
     if not takes_tools:
         raise _unsupported("tools", "This model's chat template does not support tools. Send the request without them.")
-    if any(tool.function.strict for tool in body.tools):
-        raise _unsupported(
-            "tools.function.strict",
-            "strict is not supported: no arguments are forced to follow a schema. Leave it out.",
-        )
     return tuple(_tool(tool) for tool in body.tools)
 
 

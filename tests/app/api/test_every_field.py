@@ -179,15 +179,6 @@ def test_of_two_limits_the_smaller_one_holds(site: Site, http: httpx.Client) -> 
         assert answered.json()["usage"]["completion_tokens"] == 2
 
 
-@pytest.mark.parametrize("strict", [None, False, True])
-def test_a_schema_that_must_be_kept_to_is_refused(site: Site, http: httpx.Client, strict: bool | None) -> None:
-    tool = {**TOOL, "function": {**TOOL["function"], "strict": strict}}
-    answered = ask(http, tools=[tool])
-    assert answered.status_code == (400 if strict else 200)
-    if strict:
-        assert answered.json()["error"]["param"] == "tools.function.strict"
-
-
 @pytest.mark.parametrize("field", sorted(FOREIGN))
 def test_what_other_servers_take_is_refused_by_name(site: Site, http: httpx.Client, field: str) -> None:
     refused = ask(http, **{field: FOREIGN[field]})
