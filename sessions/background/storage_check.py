@@ -72,6 +72,7 @@ class StorageCheck:
         self._worker.close(timeout_s)
         try:
             self._unstored.store_all(at_once=True)
+            self._store.losses.record_kept()
         except StoreError as error:
             log.error("answers_lost count=%d why=%s", self._unstored.count, error)
 
@@ -111,6 +112,7 @@ class StorageCheck:
         trouble = folder_trouble(self._store.data_dir)
         try:
             self._unstored.store_all()
+            self._store.losses.record_kept()
             if self._store.trouble:
                 self._store.try_to_write()
         except StoreError as error:

@@ -23,6 +23,7 @@ from model_runtime.interface.numerics import difference, with_part
 from model_runtime.interface.protocol import Engine, Segment
 from model_runtime.interface.segments import SegmentIdentity, key_of, with_format
 from sessions.config import SessionConfig
+from sessions.errors import StoreError
 from sessions.memory.saved.chains import BEGINNING_TOKENS, Chain, longest_chain
 from sessions.memory.saved.compaction import find_run
 from sessions.memory.saved.disk_budget import DiskBudget
@@ -139,11 +140,16 @@ class Disk:
         self._losses.saved(conversation_id, self.numerics, message_id)
 
     def not_saved(self, conversation_id: str, why: str) -> None:
-        """Records that something could not be saved."""
+        """Records that something could not be saved. Raises `StoreError` when that cannot be recorded yet."""
         why = why.removeprefix("This conversation's memory could not be saved: ").rstrip(".")
         is_full = "No space left" in why or why.startswith("the disk has only")
         loss = SavedLoss(Cause.DISK_FULL if is_full else Cause.NOT_SAVED, why)
-        self._losses.record([(conversation_id, self.numerics)], loss)
+        lost = (conversation_id, self.numerics)
+        try:
+            self._losses.record([lost], loss)
+        except StoreError:  # the disk has no room for this either
+            self._losses.keep(lost, loss)
+            raise
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """A segment's ids; () if it is not on disk."""

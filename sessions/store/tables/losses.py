@@ -8,6 +8,7 @@ there is no known loss.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,6 +50,8 @@ class LossTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._kept_lock = threading.Lock()
+        self._kept: dict[tuple[str, str], SavedLoss] = {}
 
     def of(self, conversation_id: str, numerics: str) -> SavedLoss | None:
         """None if everything that was saved with these numerics should be there."""
@@ -63,8 +66,22 @@ class LossTable:
             for conversation_id, numerics in set(lost):
                 _put(db, conversation_id, numerics, loss)
 
+    def keep(self, lost: tuple[str, str], loss: SavedLoss) -> None:
+        """Remembers a loss that could not be recorded, for `record_kept`."""
+        with self._kept_lock:
+            self._kept[lost] = loss
+
+    def record_kept(self) -> None:
+        """Records what was kept. Call it after the answers that were kept too are stored, which say "not saved yet"."""
+        with self._kept_lock:
+            for lost, loss in list(self._kept.items()):
+                self.record([lost], loss)
+                del self._kept[lost]
+
     def saved(self, conversation_id: str, numerics: str, message_id: int | None = None) -> None:
         """Records that everything up to the turn of this answer (None: every turn) is on disk."""
+        with self._kept_lock:
+            self._kept.pop((conversation_id, numerics), None)
         with self._database.write() as db:
             sql = "DELETE FROM kv_losses WHERE conversation_id = ? AND numerics = ?"
             db.execute(sql + " AND message_id <= ifnull(?, message_id)", [conversation_id, numerics, message_id])

@@ -16,6 +16,7 @@ import pytest
 
 from sessions.errors import StoreError
 from sessions.store import writable_folder
+from sessions.store.tables.losses import Cause
 from sessions.store.writable_folder import folder_trouble
 from sessions.types import MessageStatus, MissReason, Tier
 from tests.polling import pause
@@ -151,6 +152,21 @@ def test_an_answer_that_was_stored_late_is_still_warm(make_harness: MakeHarness,
     receipt = harness.receipt(harness.say(c, "And on"))
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.DEVICE, None)
     assert receipt.fed_tokens <= receipt.delta_tokens
+
+
+def test_why_it_was_not_saved_is_recorded_as_soon_as_the_answer_is_stored(
+    make_harness: MakeHarness, tmp_path: Path
+) -> None:
+    """Without that the answer's own "not saved yet" would stay, and the next server would take the blame."""
+    harness = make_harness(engine=ScriptedEngine(token_delay_s=0.01), disk_kv_budget_bytes=64 * MIB)
+    c = harness.conversation()
+    run = harness.manager.send(ADA, c, LONG)
+    put_back = move_database(tmp_path / "data")
+    assert not finish(run).is_stored
+    pause(0.5)  # during which it is to be saved
+    put_back()
+    until(lambda: harness.path(c)[-1].status is MessageStatus.COMPLETE)
+    until(lambda: (loss := harness.loss(c)) and loss.cause is Cause.NOT_SAVED)
 
 
 def test_what_is_stored_is_soon_moved_into_the_database_file(
