@@ -89,6 +89,7 @@ def test_a_right_model_is_exact(tiny_dir: TinyDir, name: str) -> None:
         "first turn",
         "first turn with a system prompt",
         "second turn",
+        "second turn with a system prompt",
     }
     assert all(ids.agrees and len(ids.keepwarm) > 5 for ids in found.ids)
     assert all(r.gap_std <= 1e-4 and len(r.keepwarm_tokens) == 8 for r in found.readings)
