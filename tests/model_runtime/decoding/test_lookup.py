@@ -53,7 +53,9 @@ class Pair:
         assert answers[0].token_ids == answers[1].token_ids
         assert answers[0].text + with_lookup.text_tail == answers[1].text + without.text_tail
         assert with_lookup.reason is without.reason
-        assert kvs[0].token_ids == kvs[1].token_ids == [*ledger, *answers[0].token_ids][:-1]
+        assert (with_lookup.cut_tokens, with_lookup.part_ids) == (without.cut_tokens, without.part_ids)
+        written = answers[0].token_ids[: len(answers[0].token_ids) - without.cut_tokens]
+        assert kvs[0].token_ids == kvs[1].token_ids == [*ledger, *written, *without.part_ids][:-1]
         assert (without.drafted_tokens, without.accepted_tokens) == (0, 0)
         return answers
 
