@@ -12,6 +12,7 @@ import model_runtime.interface.segments
 from sessions.maintenance.cache import clear
 from sessions.store.tables.losses import Cause
 from sessions.types import MissReason
+from tests.polling import pause
 from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
@@ -191,6 +192,8 @@ def killed(server: Server, switch: str) -> MissReason:
     engine = ScriptedEngine()
     engine.save_delay_s = 0.5
     server.begin(is_saved=False, flush_timeout_s=0.0, engine=engine)
+    server.stop()
+    pause(2 * engine.save_delay_s)  # a killed process has no writer that goes on beside the next server
     other_turn(server, switch)
     return MissReason.UNSAVED
 
