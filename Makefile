@@ -13,7 +13,7 @@ C_SOURCES := $(wildcard model_runtime/native/*.[ch] model_runtime/forward/few_ro
 # What is tested without a browser or a server. Left out: what starts processes, fills disks, runs models or takes 5 s.
 FAST := tests/app/page/markdown $(addprefix tests/model_runtime/,decoding interface text) \
 	$(addprefix tests/sessions/,ledger turns verify memory/device memory/test_memory.py memory/test_eviction.py) \
-	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_encoding.py test_history_hash.py) -k "not takes_all"
+	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_encoding.py test_history_hash.py test_own_ids.py) -k "not takes_all"
 
 .DEFAULT_GOAL := help
 .PHONY: help chat test test-fast test-long lint format docs clean browser
