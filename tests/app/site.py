@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from app.services import Services
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store
+from tests.coroutines import run_coroutine
 from tests.sessions.byte_template import END, USER, ByteTemplate
 from tests.sessions.scripted_engine import ScriptedEngine
 
@@ -93,8 +92,7 @@ def app_in_a_loop(services: Services, headless: bool) -> FastAPI:
     async def build() -> FastAPI:
         return create_app(services, "127.0.0.1", headless)
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, build()).result()
+    return run_coroutine(build())
 
 
 class Tab:

@@ -18,6 +18,7 @@ from app.http.connection import Connection
 from app.http.connection_limits import SPARE_CONNECTIONS, Connections, Limits
 from app.http.feeder import Feeder
 from tests.app.http.under_load import head
+from tests.coroutines import run_coroutine
 
 REQUEST = head("/v1/chat/completions", Content_Length=4000) + b"x" * 4000
 
@@ -80,7 +81,7 @@ def with_listener(check: Callable[[socket.socket], Awaitable[None]]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             await check(listener)
 
-    asyncio.run(run())
+    run_coroutine(run())
 
 
 def read_to_the_end(client: socket.socket) -> bytes:
@@ -141,4 +142,4 @@ def test_only_a_connection_that_sent_nothing_is_closed_for_a_new_one() -> None:
         spare[0].unread = False
         assert not connections.is_crowded(0.0)
 
-    asyncio.run(check())
+    run_coroutine(check())

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
 
 import pytest
 
 from app.http.fair_share import FairShare
-
-T = TypeVar("T")
-
-
-def run_alone(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs in a separate thread: an earlier browser test may have left a loop running in the main thread."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
+from tests.coroutines import run_coroutine
 
 
 def test_callers_take_turns() -> None:
@@ -33,7 +23,7 @@ def test_callers_take_turns() -> None:
         assert share.held == 0
         return order
 
-    assert run_alone(run()) == ["a", "a", "b", "c", "a", "b", "a"]
+    assert run_coroutine(run()) == ["a", "a", "b", "c", "a", "b", "a"]
 
 
 def test_one_caller_holds_half_and_another_gets_the_rest() -> None:
@@ -49,7 +39,7 @@ def test_one_caller_holds_half_and_another_gets_the_rest() -> None:
             assert share.held == 100
         assert share.held == 0
 
-    run_alone(run())
+    run_coroutine(run())
 
 
 def test_a_caller_that_gives_up_keeps_nothing() -> None:
@@ -70,4 +60,4 @@ def test_a_caller_that_gives_up_keeps_nothing() -> None:
             assert share.held == 1
         assert share.held == 0
 
-    run_alone(run())
+    run_coroutine(run())
