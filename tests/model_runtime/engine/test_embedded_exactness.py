@@ -137,6 +137,7 @@ def test_production_mode_equals_its_own_full_read_and_stays_close_to_float32(
     assert bool((exact.margin[differs] < 0.01).all())
 
 
+@pytest.mark.long  # torch's packed kernel takes 40 s for these tokens
 def test_production_mode_without_our_own_kernels_stays_close(
     loaded_embedded_float32: LoadedModel, embedded_cache: Path, torch_threads: int
 ) -> None:
