@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.loading.checks.checkpoint_check import read_config
+from model_runtime.loading.checks.config_file import read_config
 
 GENERATION_FILE = "generation_config.json"
 # Each becomes the default of an answer's own setting of that name.

@@ -34,6 +34,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("exaone4", {"sliding_window": 16}),
     "qwen3 with yarn": ("qwen3", {"rope_parameters": _YARN, "attention_bias": True, "head_dim": 32}),
     "olmo3 with a window of 200": ("olmo3", {"sliding_window": 200}),
+    "mistral 4 within mistral 3": ("mistral3", {"text_config": {"model_type": "mistral4"}}),
+    "llama 4 with its eyes": ("llama4", {}),
     "llava of mistral": ("llava", {"text_config": {"model_type": "mistral", "sliding_window": 16}}),
 }
 
