@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 
 from model_runtime.interface.errors import ModelLoadError
 
@@ -85,6 +85,8 @@ def _other_task(config: PretrainedConfig) -> str | None:
         return "it is an encoder with a decoder, which turns one text into another and does not continue a conversation"
     if config.model_type in _MASKED and not getattr(config, "is_decoder", False):
         return "it fills gaps in a text, reading in both directions, and does not continue one"
+    if not any(type(config) in auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)):
+        return "transformers has no model of this family that continues a text"
     if config.model_type in _DECODERS:
         return (
             "it is the decoder of an encoder with a decoder, which counts positions itself and cannot share a forward "

@@ -39,6 +39,7 @@ TASK = "an encoder with a decoder"
         *((family, TASK) for family in ("bart", "whisper", "marian")),
         *((family, "attention in code of its own") for family in ("xlnet", "reformer", "cpmant")),
         ("musicgen", "more than one model of texts"),
+        *((family, "no model of this family that continues a text") for family in ("vit", "wav2vec2", "clip")),
         ("git", "attention in code of its own"),
         ("doge", "hide keys with a mask that they compute from the text"),
         ("hrm_text", "several times for each token"),
