@@ -107,8 +107,8 @@ def _of_heads(text: Any) -> Iterator[str]:
         return
     if not isinstance(heads, int) or not isinstance(hidden, int):
         return
-    own = [getattr(type(text), name, None) for name in ("hidden_size", "num_attention_heads")]
-    if all(isinstance(size, int) for size in own) and own[0] % own[1]:
+    own_hidden, own_heads = (getattr(type(text), name, None) for name in ("hidden_size", "num_attention_heads"))
+    if isinstance(own_hidden, int) and isinstance(own_heads, int) and own_hidden % own_heads:
         return  # a family whose heads are rounded down (GLM 4.5)
     if hidden % heads and width in (None, hidden // heads):
         yield f"its hidden_size, {hidden}, cannot be divided among {heads} heads (num_attention_heads)"

@@ -67,7 +67,8 @@ def generation_settings(directory: Path, model: PreTrainedModel) -> GenerationSe
     try:
         asked: Mapping[str, Any] = read_config(directory / GENERATION_FILE)
     except FileNotFoundError:
-        asked = {} if model.generation_config is None else vars(model.generation_config)
+        own = getattr(model, "generation_config", None)  # classes that generate no text have none
+        asked = {} if own is None else vars(own)
     return settings_of({name: value for name, value in asked.items() if value is not None})
 
 

@@ -16,7 +16,9 @@ from tests.model_runtime.tiny_families import LONGROPE_TOKENS, tiny_family
 from tests.model_runtime.tiny_models import tiny_tokenizer
 
 
-@pytest.mark.parametrize("name", ["mistral3 (composite)", "qwen3_vl (composite)", "phi3 with long RoPE"])
+@pytest.mark.parametrize(
+    "name", ["mistral3 (composite)", "qwen3_vl (composite)", "llama4 (composite)", "phi3 with long RoPE"]
+)
 def test_it_loads_with_its_own_weights(name: str, tmp_path: Path) -> None:
     model = tiny_family(name)
     model.save_pretrained(tmp_path / "model")
@@ -47,7 +49,5 @@ def test_gemma_3n_runs_without_its_eyes_and_ears(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected, found = (loaded.model(ids, use_cache=False).logits for loaded in models)
     assert torch.equal(found, expected)
-    assert [note.rsplit(": ", 1)[-1] for note in models[1].notes[:2]] == [
-        "they are for pictures.",
-        "they are for sound.",
-    ]
+    for kind in ("pictures", "sound"):
+        assert any(note.endswith(f"they are for {kind}.") for note in models[1].notes)
