@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import torch
 
-from model_runtime.architecture.shape_check import check_config, check_vocabulary
+from model_runtime.architecture.config_check import check_config
+from model_runtime.architecture.shape_check import check_vocabulary
 from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.generation import RunningGeneration
 from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox

@@ -44,9 +44,7 @@ def probe_packing(
     if context_limit_tokens <= _FAR_TOKENS:
         raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few for an answer.")
     _refuse_changing_rope(model, context_limit_tokens)
-    stock = str(model.config._attn_implementation)
-    if stock == ATTENTION_NAME:
-        stock = "sdpa"  # an earlier engine has left ours set
+    stock = _own_attention(model)
     device = next(model.parameters()).device
     recorded = record_layers(model)
     geometry = KVGeometry(tuple(recorded.shapes), kv_dtype, device, step_tokens)
@@ -79,6 +77,16 @@ def probe_packing(
         )
     _compare_past_boundaries(model, stock, geometry, recorded.options, context_limit_tokens)
     return geometry
+
+
+def _own_attention(model: PreTrainedModel) -> str:
+    """The name of the attention with which the model is compared: its own, and "eager" where a part of it has no other
+    (Gemma 2 and gpt-oss, also within composite models)."""
+    stock = str(model.config._attn_implementation)
+    if stock not in (ATTENTION_NAME, "sdpa"):  # ours is set where an earlier engine has left it
+        return stock
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return "sdpa" if all(getattr(part, "_supports_sdpa", True) for part in parts) else "eager"
 
 
 def _name(model: PreTrainedModel) -> str:

@@ -22,6 +22,7 @@ from model_runtime.forward.few_rows.patched_layers import speed_up
 from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
 from model_runtime.forward.gpu.early_step import EarlyStep
 from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape
+from model_runtime.forward.kept_logits import kept_logits
 from model_runtime.forward.packed_positions import cache_for, counts_positions
 from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.transformers_forward import Feed
@@ -211,4 +212,4 @@ class ArenaForward:
                 use_cache=False,
                 **cache_for(step.positions, self._is_counting),
             ).logits
-        return logits[0]
+        return logits[0] if isinstance(keep, int) else kept_logits(logits[0], keep, len(step.token_ids))

@@ -61,7 +61,9 @@ def compare_turns(model: PreTrainedModel, stock: str, geometry: KVGeometry, long
     device = geometry.device
     rows = max(_LEAST_ROWS, _MOST_LOGITS // vocabulary)
     expected = [
-        model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=rows).logits[0].float()
+        model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=rows)
+        .logits[0, -rows:]
+        .float()
         for ids in ledgers
     ]
     if not all(bool(torch.isfinite(logits).all()) and float(logits.std()) > 0 for logits in expected):

@@ -10,9 +10,9 @@ from accelerate import init_empty_weights
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from model_runtime.architecture.config_check import declared_context_tokens
 from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.rope import fixed_rope_tokens
-from model_runtime.architecture.shape_check import declared_context_tokens
 from model_runtime.forward.probing import compare
 from model_runtime.forward.probing.boundaries import boundaries_of, numbers_of
 from model_runtime.forward.probing.compare import compare_turns
