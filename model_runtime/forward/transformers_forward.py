@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.forward.packed_positions import cache_for, counts_positions
+from model_runtime.forward.rope_sets import rows_of, separate_rope_sets
 from model_runtime.kv.slab import KVSlab
 
 
@@ -30,6 +31,7 @@ class PackedForward:
         self.model = model
         self.device = next(model.parameters()).device
         self._is_counting = counts_positions(model)
+        separate_rope_sets(model)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -52,7 +54,8 @@ class PackedForward:
             positions.extend(range(past, past + tokens))
             rows.extend(range(len(ids) - feed.logit_rows, len(ids)))
         places = torch.tensor(positions, device=self.device)
-        with carrying(PackedBatch(spans, abort_if)):
+        fed = [(feed.slab, len(feed.token_ids)) for feed in feeds]
+        with carrying(PackedBatch(spans, abort_if)), rows_of(fed):
             logits: torch.Tensor = self.model(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=places[None],
