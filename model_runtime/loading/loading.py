@@ -15,7 +15,7 @@ from accelerate.utils import release_memory
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.architecture.config_check import check_config, declared_context_tokens
-from model_runtime.architecture.rope import changing_rope, fixed_rope_tokens
+from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import format_of, load_checkpoint, load_tokenizer
@@ -92,8 +92,9 @@ def unload(loaded: LoadedModel) -> None:
 
 
 def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
-    """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more. With rotary
-    frequencies that change at some length, the limit is that length: kept rows would be wrong beyond it."""
+    """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more. With dynamic
+    RoPE, whose frequencies change with every token from some length on, the limit is that length: kept rows would be
+    wrong beyond it."""
     config = loaded.model.config.get_text_config()
     own = declared_context_tokens(config)
     if own is None:
@@ -101,8 +102,8 @@ def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
     fixed_tokens = fixed_rope_tokens(config)
     if fixed_tokens is not None and (asked_tokens or 0) > fixed_tokens:
         raise ModelLoadError(
-            f"{loaded.name} changes its rotary frequencies at {fixed_tokens:,} tokens ({changing_rope(config)} "
-            f"positions), and Keepwarm reads up to there; {asked_tokens:,} were asked for."
+            f"{loaded.name} changes its rotary frequencies with every token beyond {fixed_tokens:,} (dynamic RoPE), "
+            f"and Keepwarm reads up to there; {asked_tokens:,} were asked for."
         )
     own = min(own, fixed_tokens or own)
     if asked_tokens is not None and asked_tokens > own:

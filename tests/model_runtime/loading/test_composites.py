@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from model_runtime.interface.config import ModelConfig
 from model_runtime.loading.loading import context_limit_tokens, load_model
 from tests.model_runtime.small_configs import save_small, small_config
-from tests.model_runtime.tiny_families import LONGROPE_TOKENS, tiny_family
+from tests.model_runtime.tiny_families import tiny_family
 from tests.model_runtime.tiny_models import tiny_tokenizer
 
 
@@ -28,8 +28,7 @@ def test_it_loads_with_its_own_weights(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         found, expected = (m(ids, use_cache=False).logits for m in (loaded.model, model))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    wanted = LONGROPE_TOKENS if "long RoPE" in name else 512
-    assert context_limit_tokens(loaded, None) == wanted
+    assert context_limit_tokens(loaded, None) == 512
 
 
 def test_gemma_3n_runs_without_its_eyes_and_ears(tmp_path: Path) -> None:
