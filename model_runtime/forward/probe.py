@@ -17,12 +17,12 @@ from model_runtime.architecture.layer_settings import values_of
 from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.forward.attention_options import AttentionOptions
-from model_runtime.forward.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.rope_sets import rows_of, separate_rope_sets
 from model_runtime.forward.probing.boundaries import boundaries_of
 from model_runtime.forward.probing.compare import NotComparable, compare_turns, is_exact, is_steady, logits_gap
 from model_runtime.forward.probing.record import record_layers
 from model_runtime.forward.probing.shadow import length_for, small_copies
-from model_runtime.forward.rope_sets import rows_of, separate_rope_sets
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.slab import KVSlab

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
-from model_runtime.forward.kept_logits import kept_logits
-from model_runtime.forward.packed_positions import cache_for, counts_positions
-from model_runtime.forward.rope_sets import rows_of, separate_rope_sets
+from model_runtime.forward.packed.kept_logits import kept_logits
+from model_runtime.forward.packed.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.rope_sets import rows_of, separate_rope_sets
 from model_runtime.kv.slab import KVSlab
 
 

@@ -22,10 +22,10 @@ from model_runtime.forward.few_rows.patched_layers import speed_up
 from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
 from model_runtime.forward.gpu.early_step import EarlyStep
 from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape
-from model_runtime.forward.kept_logits import kept_logits
-from model_runtime.forward.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.kept_logits import kept_logits
+from model_runtime.forward.packed.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.rope_sets import rows_of, separate_rope_sets
 from model_runtime.forward.picked_ids import PickedIds
-from model_runtime.forward.rope_sets import rows_of, separate_rope_sets
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.kv.slab import KVSlab
 

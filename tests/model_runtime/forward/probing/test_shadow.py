@@ -13,12 +13,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from model_runtime.architecture.config_check import declared_context_tokens
 from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.rope import fixed_rope_tokens
+from model_runtime.forward.packed.rope_sets import separate_rope_sets
 from model_runtime.forward.probing import compare
 from model_runtime.forward.probing.boundaries import boundaries_of, numbers_of
 from model_runtime.forward.probing.compare import compare_turns
 from model_runtime.forward.probing.record import record_layers
 from model_runtime.forward.probing.shadow import length_for, small_copies
-from model_runtime.forward.rope_sets import separate_rope_sets
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.kv.geometry import KVGeometry
 
