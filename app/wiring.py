@@ -14,6 +14,7 @@ from app.access.cookie_key import load_secret
 from app.access.public_link import Share
 from app.access.visitors import Visitors
 from app.budgets import Budgets, Say, device_budget_bytes, disk_budget_bytes, host_budget_bytes
+from app.model_names import ModelNames
 from app.process_memory import HeapTrimmer, ProcessMeter
 from app.services import Services
 from app.temporary_files import own_temporary_files
@@ -59,6 +60,7 @@ class ServiceSettings:
     prompt_lookup: PromptLookup = "auto"
     idle_work: IdleFeatures = IdleFeatures()
     keep_unnamed_s: float = KEEP_UNNAMED_S
+    names: ModelNames = field(default_factory=ModelNames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def open_services(
         trimmer = HeapTrimmer(process)
         stack.callback(trimmer.close)
         callers = Callers(store.keys, owners, access.visitors, access.require_key)
-        yield Services(manager, owners, share, callers, process)
+        yield Services(manager, owners, share, callers, settings.names, process)
 
 
 def _import_model_code() -> None:

@@ -15,11 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from app.api import streams
 from app.api.answers import Reply
-from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import CLIENT_GONE, json_route
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
-from app.api.translate import chat_request
+from app.api.translation.request import chat_request
 from app.http.bodies import Bodies
 from app.problems import RETRY_BUSY_S, Problem
 from sessions.turns.run import Run
@@ -64,8 +63,7 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
                 _log(owner_id, run, message)
 
         try:
-            ignored = ignored_fields(body)
-            run = await run_in_threadpool(begin, owner_id, body)
+            run, ignored = await run_in_threadpool(begin, owner_id, body)
             await request.state.body_held.aclose()  # its text is tokenised: the next large body may be parsed
         except BaseException:
             ended()
@@ -83,9 +81,9 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
             return Response(status_code=CLIENT_GONE)
         return JSONResponse(reply.whole(message, manager.completions.message(run, message.text)))
 
-    def begin(owner_id: str, body: ChatCompletionRequest) -> Run:
-        asked = chat_request(body, manager.info, manager.completions.takes_tools)
-        return manager.completions.begin(owner_id, asked)
+    def begin(owner_id: str, body: ChatCompletionRequest) -> tuple[Run, tuple[str, ...]]:
+        asked = chat_request(body, manager.info, services.names, manager.completions.takes_tools)
+        return manager.completions.begin(owner_id, asked.request), asked.ignored
 
     return router
 

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
     with contextlib.ExitStack() as sockets:
         opened = [sockets.enter_context(one) for one in listeners(arguments.host, arguments.port, arguments.share)]
         tunnel_port = opened[1].getsockname()[1] if arguments.share else None
+        from app.model_names import ModelNames
         from app.wiring import Access, IdleFeatures, ServiceSettings, open_services
 
         budgets = Budgets(
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
             arguments.prompt_lookup,
             idle_work,
             arguments.keep_unnamed * DAY_S,
+            ModelNames(tuple(dict.fromkeys(arguments.alias)), arguments.any_model_name),
         )
         with open_services(settings, say, (lambda: None) if arguments.headless else import_page) as services:
             from app.server.site import create_app

@@ -24,6 +24,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
     _add_memory_flags(serve)
     _add_idle_flags(serve)
     _add_access_flags(serve)
+    _add_name_flags(serve)
     serve.add_argument(
         "--keep-unnamed",
         type=_days,
@@ -145,6 +146,22 @@ def _add_access_flags(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument(
         "--headless", action="store_true", help="serve only the API, without the page; needs no password on any address"
+    )
+
+
+def _add_name_flags(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name by which programs may ask for the model; may be given several times",
+    )
+    serve.add_argument(
+        "--any-model-name",
+        action="store_true",
+        help="answer programs whatever model they ask for; the response names the one that answered (default: another "
+        "name is refused)",
     )
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from model_runtime.architecture.shape_check import check_config, check_vocabulary
+from model_runtime.architecture.shape_check import check_config, check_vocabulary, sampled_vocabulary
 from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.generation import RunningGeneration
 from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox
@@ -58,7 +58,8 @@ class LocalEngine:
     def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
         self._config = config
         check_config(loaded.model.config, loaded.name)
-        self._limits = TokenLimits(loaded.stop_token_ids, context_limit_tokens, check_vocabulary(loaded.model))
+        vocabularies = check_vocabulary(loaded.model), sampled_vocabulary(loaded.model)
+        self._limits = TokenLimits(loaded.stop_token_ids, context_limit_tokens, *vocabularies)
         geometry = probe_packing(loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens)
         self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
         runtime = self._use(self._open())
@@ -156,8 +157,8 @@ class LocalEngine:
 
     def submit(self, request: GenerationRequest, listener: Listener) -> RunningGeneration:
         """Queues a generation. Every failure is reported as a `Finished` event."""
-        kv = own_slab(request.kv)
-        return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, self._stop_strings))
+        kv, ends = own_slab(request.kv), (self._stop_strings, self._limits.stop_token_ids)
+        return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, *ends))
 
     def read(self, request: ReadRequest, listener: Listener) -> Reading:
         """Queues idle reading. Every failure is reported as a `Finished` event."""

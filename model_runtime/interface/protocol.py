@@ -90,6 +90,7 @@ class ModelInfo:
     fingerprint: str
     tokenizer_fingerprint: str
     default_sampling: SamplingParams
+    vocabulary_tokens: int = 0  # ids from 0 up to this one exist; 0: not known
     notes: tuple[str, ...] = ()  # sentences: what was chosen or degraded at load
     int8_drift: Int8Drift | None = None  # None: saved rows are restored exactly
 

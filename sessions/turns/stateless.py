@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.protocol import Engine
@@ -35,12 +35,14 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """`tools` are JSON texts, a function each. `key` is the client's name for the conversation."""
+    """`tools` are JSON texts, a function each. `key` is the client's name for the conversation. An answer that
+    `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
     tools: tuple[str, ...] = ()
     key: str | None = None
+    has_no_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,9 @@ class StatelessTurns:
                 above, last.input, current, history.system_prompt, self._template, fingerprint, request.tools
             )
         text = None if is_asked_again else last.text
+        if request.has_no_limit:
+            most = self._turns.most_new_tokens(owner_id, conversation_id, turn)
+            request = replace(request, sampling=replace(request.sampling, max_new_tokens=most))
         self._limits.promise_bytes(turn, request.sampling.max_new_tokens, text)
         conversation = self._conversation(owner_id, conversation_id, request, history, placement)
         try:

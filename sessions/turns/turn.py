@@ -84,6 +84,10 @@ class Turns:
         """Nothing goes on from an answer that is not in the database. Raises `StoreError`."""
         self.recorder.kept.store_all()
 
+    def most_new_tokens(self, owner_id: str, conversation_id: str, turn: Turn) -> int:
+        """The longest answer that the context has room for, and now the memory that this turn may be promised."""
+        return self.limits.most_new_tokens(len(turn.ledger), self._memory.room_bytes(owner_id, conversation_id))
+
     def begin(self, new: NewTurn) -> Run:
         """Commits the turn, joins the queue for the conversation's KV, and starts the rest. Inside the conversation's
         claim. Nothing is stored when it raises."""

@@ -15,6 +15,7 @@ from app.access.callers import Callers
 from app.access.cookie_key import load_secret
 from app.access.public_link import Share
 from app.access.visitors import Visitors, trusted_networks
+from app.model_names import ModelNames
 from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
@@ -52,6 +53,7 @@ class Site:
         trusted_proxy: str = "",
         require_key: bool = False,
         has_tunnel: bool = False,
+        names: ModelNames | None = None,
         **engine: Any,
     ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
@@ -68,7 +70,8 @@ class Site:
             trusted_networks(trusted_proxy) if trusted_proxy else (),
             self._listeners[-1].getsockname()[1] if has_tunnel else None,
         )
-        services = Services(self.manager, owners, Share(), Callers(self.store.keys, owners, visitors, require_key))
+        callers = Callers(self.store.keys, owners, visitors, require_key)
+        services = Services(self.manager, owners, Share(), callers, names or ModelNames())
         ready = threading.Event()
         self._server = Server(app_in_a_loop(services, headless), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})

@@ -80,6 +80,7 @@ class ScriptedEngine(ScriptedThread):
             weights_bytes=0,
             fingerprint=line(weights=f"{name}/{tokenizer_fingerprint}", quantization=quantization),
             tokenizer_fingerprint=tokenizer_fingerprint,
+            vocabulary_tokens=512,
             default_sampling=default_sampling or SamplingParams(temperature=0.0),
         )
 

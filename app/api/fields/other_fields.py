@@ -28,7 +28,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "cache_prompt": (True,),
         "id_slot": (-1,),
         "length_penalty": (1,),
-        "min_tokens": (0,),
         "min_new_tokens": (0,),
         "mirostat": (0,),
         "no_repeat_ngram_size": (0,),
@@ -36,7 +35,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "parallel_tool_calls": (True,),
         "penalty_alpha": (0,),
         "prompt_logprobs": (0,),
-        "repeat_penalty": (1,),
         "skip_special_tokens": (True,),
         "spaces_between_special_tokens": (True,),
         "tfs": (1,),
@@ -52,11 +50,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 )
 INSTEAD: Mapping[str, str] = MappingProxyType(
     {
-        "repeat_penalty": "use repetition_penalty",
+        "best_of": "one answer is written for each request",
         "n_predict": "use max_tokens",
         "max_new_tokens": "use max_tokens",
         "stop_sequences": "use stop",
-        "stop_token_ids": "use stop, with the texts",
         "bad_words": "words cannot be forbidden",
         "cache_prompt": "memory is kept between requests",
         "continue_final_message": "the last message must be the user's",
@@ -75,7 +72,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 # Switches that are off. A false elsewhere may ask for something: that a model does not think, that there is one call.
 _SWITCHES = frozenset(
-    {"add_special_tokens", "continue_final_message", "continuous_usage_stats", "detailed", "echo", "ignore_eos"}
+    {"add_special_tokens", "continue_final_message", "continuous_usage_stats", "detailed", "echo"}
     | {"include_obfuscation", "include_stop_str_in_output", "raw", "return_progress", "return_token_ids"}
     | {"return_tokens_as_token_ids", "timings_per_token", "use_beam_search", "watermark"}
 )

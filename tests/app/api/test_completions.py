@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from app.model_names import ModelNames
 from tests.app.conftest import MODEL, Connect, Serve, assistant, user
 from tests.app.site import Site
 from tests.polling import until
@@ -107,9 +108,15 @@ def test_parameters_do_what_they_say(site: Site, connect: Connect) -> None:
     [
         ({"n": 2}, "n"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"512": 1}}, "logit_bias"),
+        ({"extra_body": {"stop_token_ids": [512]}}, "stop_token_ids"),
+        ({"extra_body": {"repeat_penalty": 1.1, "repetition_penalty": 1.2}}, "repeat_penalty"),
+        ({"extra_body": {"best_of": 2}}, "best_of"),
+        ({"top_p": 0}, "top_p"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": list("abcdefghijklmnopq")}, "stop"),
         ({"temperature": 9}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
@@ -133,6 +140,68 @@ def test_an_unknown_model_is_a_404(site: Site, connect: Connect) -> None:
     assert connect(site).models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError):
         connect(site).models.retrieve("other")
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_tokens": -1}, {"max_tokens": 10**9}, {"max_completion_tokens": -1}])
+def test_without_a_limit_an_answer_ends_where_the_model_ends_it(
+    site: Site, connect: Connect, limit: dict[str, int]
+) -> None:
+    answer = ask(connect(site), [user("a long one")], **limit)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content.endswith(" word399")
+
+
+@pytest.mark.parametrize(
+    ("options", "most_tokens"),
+    [
+        ({"context_limit_tokens": 300}, 300),  # up to the context
+        ({"config": {"device_kv_budget_bytes": 1024 * 320}}, 320),  # up to what the device holds, never a 400
+    ],
+)
+def test_without_a_limit_an_answer_may_fill_what_there_is(
+    serve: Serve, connect: Connect, options: dict[str, Any], most_tokens: int
+) -> None:
+    client = connect(serve(headless=True, **options))
+    answer = ask(client, [user("a long one")])
+    assert answer.choices[0].finish_reason == "length"
+    assert most_tokens - 16 <= answer.usage.total_tokens <= most_tokens
+
+
+def test_names_of_the_model(serve: Serve, connect: Connect) -> None:
+    client = connect(serve(headless=True, names=ModelNames(("gpt-4o",))))
+    assert [model.id for model in client.models.list()] == [MODEL, "gpt-4o"]
+    assert client.models.retrieve("gpt-4o").id == "gpt-4o"
+    for name in (MODEL, "gpt-4o"):
+        answer = client.chat.completions.create(model=name, messages=[user("Hello")])  # type: ignore[list-item]
+        assert answer.model == MODEL  # the one that answered
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-5", messages=[user("Hello")])  # type: ignore[list-item]
+    with pytest.raises(openai.BadRequestError, match="model is missing: send 'Scripted-1B'"):
+        client.chat.completions.create(model="", messages=[user("Hello")])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("model", ["gpt-5", "", None])
+def test_any_name_of_the_model(serve: Serve, model: str | None) -> None:
+    site = serve(headless=True, names=ModelNames(takes_any=True))
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+        answered = http.post("/v1/chat/completions", json={"model": model, "messages": [user("Hello")]})
+    assert (answered.status_code, answered.json()["model"]) == (200, MODEL)
+
+
+def test_a_picture_is_refused_and_breaks_no_later_turn(site: Site, connect: Connect) -> None:
+    client, picture = connect(site), {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}
+    with pytest.raises(openai.BadRequestError, match="This model reads no pictures") as refused:
+        ask(client, [asked])
+    assert refused.value.param == "messages.0.content.1"
+    for later in ([asked, assistant(""), user("Hello")], [asked, user("Hello")]):
+        answer = ask(client, later)
+        assert receipt(answer)["ignored"] == ["messages.content.image_url"]
+        view = site.manager.view("local", receipt(answer)["session_id"])
+        assert view.messages[0].text.startswith("What is it?\n[picture: this model cannot read it]")
+        said = answer.choices[0].message.content
+        again = ask(client, [*later, assistant(said), user("And?")])
+        assert again.usage.prompt_tokens_details.cached_tokens == answer.usage.total_tokens - 1
 
 
 def test_an_edit_in_the_middle_keeps_what_is_before_it(site: Site, connect: Connect) -> None:

@@ -33,11 +33,15 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "stream": [(True, lambda a, s: a["object"] == "chat.completion.chunk")],
     "stream_options": [({"include_usage": True}, REFUSED)],  # without stream
     "prompt_cache_key": [("", REFUSED)],
+    "min_tokens": [(5, lambda a, s: s.min_new_tokens == 5)],
+    "ignore_eos": [(True, lambda a, s: s.ignore_eos)],
+    "stop_token_ids": [([65, 66], lambda a, s: s.stop_token_ids == (65, 66)), ([5_000], REFUSED)],
+    "repeat_penalty": [(1.25, lambda a, s: s.repetition_penalty == 1.25)],
     "max_tokens": [(3, lambda a, s: a["usage"]["completion_tokens"] == 3), (0, REFUSED)],
     "max_completion_tokens": [(3, lambda a, s: a["usage"]["completion_tokens"] == 3), (0, REFUSED)],
     "temperature": [(0.25, lambda a, s: s.temperature == 0.25), (9, REFUSED)],
     "top_p": [(0.25, lambda a, s: s.top_p == 0.25)],
-    "top_k": [(7, lambda a, s: s.top_k == 7)],
+    "top_k": [(7, lambda a, s: s.top_k == 7), (0, lambda a, s: s.top_k == 0), (-1, lambda a, s: s.top_k == 0)],
     "min_p": [(0.25, lambda a, s: s.min_p == 0.25)],
     "repetition_penalty": [(1.25, lambda a, s: s.repetition_penalty == 1.25)],
     "presence_penalty": [(1.25, lambda a, s: s.presence_penalty == 1.25)],
@@ -47,7 +51,8 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
         (" said", lambda a, s: text_of(a) == "You"),
         ("", REFUSED),
         (["a", ""], REFUSED),
-        (list("abcde"), REFUSED),
+        (list("XYZWd"), lambda a, s: text_of(a) == "You sai"),
+        (list("abcdefghijklmnopq"), REFUSED),
     ],
     "logprobs": [(True, lambda a, s: a["choices"][0]["logprobs"] is not None)],
     "top_logprobs": [(3, REFUSED)],  # without logprobs
@@ -55,7 +60,7 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "tool_choice": [("required", REFUSED)],
     "n": [(2, REFUSED)],
     "response_format": [({"type": "json_object"}, REFUSED)],
-    "logit_bias": [({"5": 1}, REFUSED)],
+    "logit_bias": [({"5": 1, "7": -100}, lambda a, s: s.logit_bias == ((5, 1), (7, -100))), ({"x": 1}, REFUSED)],
     "modalities": [(["audio"], REFUSED)],
     "audio": [({"voice": "x"}, REFUSED)],
     "functions": [([{"name": "f"}], REFUSED)],
@@ -86,11 +91,7 @@ FOREIGN: dict[str, Any] = {
     "guided_regex": "a+",
     "json_schema": {"type": "object"},
     "structured_outputs": {"json": {}},
-    "ignore_eos": True,
-    "min_tokens": 5,
-    "stop_token_ids": [2],
     "bad_words": ["x"],
-    "repeat_penalty": 1.1,
     "echo": True,
     "include_stop_str_in_output": True,
     "continue_final_message": True,
@@ -124,7 +125,7 @@ def shapes() -> dict[str, type[BaseModel]]:
 def test_every_field_has_an_entry() -> None:
     assert set(requests.ChatCompletionRequest.model_fields) == set(CHAT)
     assert set(requests.Message.model_fields) == set(MESSAGES)
-    nested = {"TextPart", "RefusalPart", "FunctionCall", "MessageToolCall", "FunctionDefinition", "Tool"}
+    nested = {"TextPart", "RefusalPart", "MediaPart", "FunctionCall", "MessageToolCall", "FunctionDefinition", "Tool"}
     assert set(shapes()) == {"_Strict", "ChatCompletionRequest", "Message", "StreamOptions", *nested}
     known = {field for shape in shapes().values() for field in shape.model_fields}
     assert not known & (HINTS - {"id"}), "a field cannot be honoured and ignored"
@@ -191,7 +192,7 @@ def test_what_other_servers_take_is_refused_by_name(site: Site, http: httpx.Clie
 
 def test_what_asks_for_nothing_is_accepted(site: Site, http: httpx.Client) -> None:
     neutral = {field: values[0] for field, values in NEUTRAL.items()}
-    neutral |= {"grammar": None, "bad_words": [], "chat_template_kwargs": {}, "echo": False, "ignore_eos": False}
+    neutral |= {"grammar": None, "bad_words": [], "chat_template_kwargs": {}, "echo": False}
     answered = ask(http, **neutral)
     assert answered.status_code == 200, answered.text
     assert answered.json()["keepwarm"]["ignored"] == []
@@ -255,9 +256,9 @@ def test_what_a_message_says_beyond_its_shape_is_refused(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("image_url", "Pictures are not supported"),
-        ("input_audio", "Sound is not supported"),
-        ("file", "Files are not supported"),
+        ("image_url", "This model reads no pictures"),
+        ("input_audio", "This model reads no sound"),
+        ("file", "This model reads no files"),
         ("input_text", "Parts of type 'input_text' are not supported"),
     ],
 )

@@ -1,0 +1,69 @@
+"""Translates a client's request into a `ChatRequest`. Refuses what cannot be honoured instead of ignoring it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.api.fields.other_fields import ignored_fields
+from app.api.requests import ChatCompletionRequest
+from app.api.translation.messages import messages_of, unread_parts
+from app.api.translation.sampling import limits_of, sampling_of
+from app.api.translation.tools import tools_of
+from app.api.translation.unsupported import unsupported
+from app.model_names import ModelNames
+from app.problems import Problem
+from model_runtime.interface.protocol import ModelInfo
+from sessions.text import clean_exactly
+from sessions.turns.stateless import ChatRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """`ignored` names what in the request changes nothing."""
+
+    request: ChatRequest
+    ignored: tuple[str, ...]
+
+
+def chat_request(body: ChatCompletionRequest, info: ModelInfo, names: ModelNames, takes_tools: bool) -> Translated:
+    """The request for the session manager. Raises `Problem`, or `ValueError` with a sentence."""
+    _refuse_other_model(body.model, info.name, names)
+    ignored = ignored_fields(body)
+    _refuse_unsupported(body)
+    request = ChatRequest(
+        messages=messages_of(body.messages),
+        sampling=sampling_of(body, info),
+        tools=tools_of(body, takes_tools),
+        has_no_limit=not limits_of(body),
+        key=None if body.prompt_cache_key is None else clean_exactly(body.prompt_cache_key),
+    )
+    return Translated(request, (*ignored, *unread_parts(body.messages)))
+
+
+def _refuse_other_model(asked: str | None, own: str, names: ModelNames) -> None:
+    if names.serves(asked, own):
+        return
+    if not asked:
+        raise Problem(400, f"model is missing: send {own!r}.", "invalid_value", "model")
+    raise Problem(404, f"The model {asked[:200]!r} is not served here; {own!r} is.", "model_not_found", "model")
+
+
+def _refuse_unsupported(body: ChatCompletionRequest) -> None:
+    if body.n not in (None, 1):
+        raise unsupported("n", "One answer is written for each request: n must be 1.")
+    if body.response_format not in (None, {"type": "text"}):
+        raise unsupported("response_format", "Only the response format {'type': 'text'} is supported.")
+    if body.modalities not in (None, ["text"]):
+        raise unsupported("modalities", "Only text is supported.")
+    if body.audio is not None:
+        raise unsupported("audio", "Sound is not supported.")
+    if body.functions:
+        raise unsupported("functions", "Functions are not supported: send them as tools.")
+    if body.function_call not in (None, "none", "auto"):
+        raise unsupported("function_call", "A function call is not supported: use tools and tool_choice.")
+    if body.web_search_options is not None:
+        raise unsupported("web_search_options", "Web search is not supported.")
+    if body.top_logprobs and not body.logprobs:
+        raise unsupported("top_logprobs", "top_logprobs needs logprobs to be true.")
+    if body.stream_options is not None and not body.stream:
+        raise unsupported("stream_options", "stream_options needs stream to be true.")
