@@ -41,6 +41,8 @@ class Reply:
             "logprobs": _logprobs(self.run.logprobs) if self.wants_logprobs else None,
             "finish_reason": finish_reason(self.run, said),
         }
+        if said.thoughts:
+            choice["message"]["reasoning_content"] = said.thoughts  # type: ignore[index]
         if said.tool_calls:
             choice["message"]["tool_calls"] = tool_calls(said)  # type: ignore[index]
         head = self._head("chat.completion")
@@ -148,16 +150,27 @@ _NOTHING = Receipt(0, 0, 0, 0, Tier.NONE, None, 0.0, 0.0, 0.0, 0.0)
 class Progress:
     """How much of a run a stream has sent."""
 
-    chars: int = 0
+    chars: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})
     logprobs: int = 0
-    news: list[TokenLogprobs] = field(default_factory=list)
 
-    def take(self, run: Run, shown: str) -> str:
-        """The new text of the run; its log-probabilities are in `news`."""
-        text, self.chars = shown[self.chars :], max(self.chars, len(shown))
-        self.news = run.logprobs[self.logprobs :]
-        self.logprobs += len(self.news)
-        return text
+    def take(self, run: Run, thoughts: str, content: str) -> list[tuple[dict[str, str], list[TokenLogprobs]]]:
+        """What is new of the run's thoughts and content, as deltas; the first has the log-probabilities of both."""
+        deltas: list[tuple[dict[str, str], list[TokenLogprobs]]] = []
+        for name, shown in (("reasoning_content", thoughts), ("content", content)):
+            if len(shown) > self.chars[name]:
+                deltas.append(({name: shown[self.chars[name] :]}, [] if deltas else self._news(run)))
+                self.chars[name] = len(shown)
+        return deltas
+
+    def rest(self, run: Run) -> list[tuple[dict[str, str], list[TokenLogprobs]]]:
+        """The log-probabilities that no text has brought."""
+        news = self._news(run)
+        return [({"content": ""}, news)] if news else []
+
+    def _news(self, run: Run) -> list[TokenLogprobs]:
+        news = run.logprobs[self.logprobs :]
+        self.logprobs += len(news)
+        return news
 
 
 def _logprobs(found: Sequence[TokenLogprobs]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
         return JSONResponse(reply.whole(message, manager.completions.message(run, message.text)))
 
     def begin(owner_id: str, body: ChatCompletionRequest) -> tuple[Run, tuple[str, ...]]:
-        asked = chat_request(body, manager.info, services.names, manager.completions.takes_tools)
+        asked = chat_request(body, manager.info, services.names, manager.completions.template)
         return manager.completions.begin(owner_id, asked.request), asked.ignored
 
     return router

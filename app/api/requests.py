@@ -65,6 +65,8 @@ class Message(_Strict):
     name: str | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = Field(default=None, description="An answer's thoughts, apart from its content.")
+    reasoning: str | None = Field(default=None, description="Another name of the same.")
 
 
 class FunctionDefinition(_Strict):
@@ -117,6 +119,16 @@ class ChatCompletionRequest(_Strict):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto" (the default with tools) or "none".')
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Values of the variables that the model's chat template reads."
+    )
+    enable_thinking: bool | None = None
+    thinking: Any = Field(default=None, description='{"type": "enabled"}, {"type": "disabled"} or null.')
+    reasoning_effort: str | None = Field(default=None, max_length=40)
+    continue_final_message: bool | None = Field(
+        default=None, description="Go on with the last message, which is the assistant's. The default where it is."
+    )
+    add_generation_prompt: bool | None = None
     n: int | None = Field(default=1, description="Must be 1.")
     response_format: Any = Field(default=None, description='{"type": "text"} or null.')
     logit_bias: dict[str, float] | None = Field(

@@ -7,6 +7,8 @@ answer in it. So a later turn never depends on earlier text. What people and too
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,17 +20,21 @@ from transformers import PreTrainedTokenizerFast
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import ModelLoadError, TemplateRefused
+from model_runtime.text import thoughts
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
 from model_runtime.text.template_check import check_template
+from model_runtime.text.template_variables import readable_variables
 from model_runtime.text.tool_calls import probe_tool_format
 from model_runtime.text.turn_ids.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of
 from model_runtime.text.turn_ids.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
 from model_runtime.text.turn_ids.turn_encoder import TurnEncoder
 
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _ROLES = ("system", "user", "assistant")
 _LONGEST_WORD_CHARS = 32
 _WINDOW_CHARS = 128  # more than what the ids of a last word depend on
+_KEPT_BINDINGS = 16  # of the template's variables that were used last
 _KEPT_FRAMES = 64  # of the system prompts and tools that were used last
 _SAMPLE_TEXTS = (
     "It is 12:30, isn't it?\n",
@@ -52,9 +58,10 @@ class ChatTemplate:
         self._template = _template_text(tokenizer)
         check_template(self._template)
         self._stop_token_ids = frozenset(stop_token_ids)
+        self.variables = readable_variables(tokenizer)
         try:
             self._probe(tokenizer)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except TEMPLATE_ERRORS as error:
             raise ModelLoadError(f"This model's chat template or tokenizer cannot be used: {error}.") from error
         except TokenizerFailed as error:
             raise ModelLoadError(f"This model cannot be used: {error}") from error
@@ -74,12 +81,14 @@ class ChatTemplate:
         self._shortest = ShortestEncoding(self._text, hidden.names.values())
         self._encoder = TurnEncoder(self._tokenizer, controls, hidden)
         self._renderer = Renderer(tokenizer, self._encoder.spelled)
+        self._opening_tag_is_shown = not self._is_hidden(thoughts.END)
+        self.bound = ""
+        self._with = lru_cache(_KEPT_BINDINGS)(self._rendered_with)
         self._has_system = self._renderer.renders([("system", "kwsystem"), ("user", "kwuser")])
         if not self._renderer.renders([("user", "kwuser")]):
             raise ModelLoadError("This model's chat template cannot render a user's message.")
-        self._trims = {role: self._is_trimmed(role) for role in _ROLES}
-        self._frame_of = lru_cache(_KEPT_FRAMES)(self._find_frame)
-        self._frame = frame = self._first_frame()
+        self._find_frames()
+        frame = self._frame
         frames = "".join((frame.opening, frame.second_prompt, frame.glue, *self._other_frames()))
         # An answer may contain control tokens that no turn starts or ends with (thoughts, calls), but not those of the
         # next speaker.
@@ -88,6 +97,58 @@ class ChatTemplate:
         for text in _SAMPLE_TEXTS:
             self.plain(self.first_turn("", text))
             self.next_turn(False, text)
+
+    def _find_frames(self) -> None:
+        self._trims = {role: self._is_trimmed(role) for role in _ROLES}
+        self._frame_of = lru_cache(_KEPT_FRAMES)(self._find_frame)
+        self._frame = self._first_frame()
+
+    def with_variables(self, values: str) -> ChatTemplate:
+        """See `TurnTemplate`."""
+        return self if values == self.bound else self._with(values)
+
+    def _rendered_with(self, values: str) -> ChatTemplate:
+        self._refuse_control_tokens([values])
+        other = copy.copy(self)
+        other.bound = values
+        other._renderer = self._renderer.with_variables(json.loads(values) if values else {})
+        try:
+            other._find_frames()
+        except (*TEMPLATE_ERRORS, ModelLoadError, TokenizerFailed) as error:
+            raise TemplateRefused(
+                f"This model's chat template cannot be rendered with these variables: {error}."
+            ) from error
+        return other
+
+    def history_frame(self, system_prompt: str = "", tools: Sequence[str] = ()) -> tuple[str, ...]:
+        """See `TurnTemplate`."""
+        frame = self._frame_for(system_prompt, tools)
+        return frame.opening, frame.second_prompt, frame.glue
+
+    @property
+    def has_thoughts(self) -> bool:
+        """See `TurnTemplate`."""
+        return thoughts.END in self._template and self._opening_tag_is_shown
+
+    def opens_thought(self, system_prompt: str = "", tools: Sequence[str] = ()) -> bool:
+        """See `TurnTemplate`."""
+        return self.has_thoughts and thoughts.opens_thought(self._frame_for(system_prompt, tools).prompt)
+
+    def thoughts_in(self, answer_text: str, is_open: bool = False) -> tuple[str, str]:
+        """See `TurnTemplate`."""
+        return thoughts.split(answer_text, is_open) if self.has_thoughts else ("", answer_text)
+
+    def growing_thoughts_in(self, growing_text: str, is_open: bool = False) -> tuple[str, str]:
+        """See `TurnTemplate`."""
+        return thoughts.split_growing(growing_text, is_open) if self.has_thoughts else ("", growing_text)
+
+    def with_thoughts(self, thought: str, said: str) -> str:
+        """See `TurnTemplate`."""
+        return thoughts.join(thought, said) if self.has_thoughts else said
+
+    def begun_answer(self, thought: str, said: str, is_open: bool) -> str:
+        """See `TurnTemplate`."""
+        return thoughts.begin(thought, said, is_open) if self.has_thoughts else said
 
     @property
     def takes_tools(self) -> bool:

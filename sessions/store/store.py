@@ -258,7 +258,7 @@ def _load(stored: str) -> ConversationSettings:
     except (KeyError, TypeError, ValueError):
         log.warning("stored_sampling_refused")
         sampling = SamplingParams()
-    return ConversationSettings(sampling, fields["system_prompt"])
+    return ConversationSettings(sampling, fields["system_prompt"], fields.get("template_variables", ""))
 
 
 def _frozen(value: Any) -> Any:

@@ -47,6 +47,7 @@ class NewTurn:
     user_parts: str = ""
     history_hash: str | None = None
     reads_calls: bool = False
+    is_thought_open: bool = False
     is_fork: bool = False
     is_by_person: bool = True
 
@@ -141,6 +142,7 @@ class Turns:
             loss=loss,
             history_hash=asked_hash,
             reads_calls=new.reads_calls,
+            is_thought_open=new.is_thought_open,
             is_fork=new.is_fork,
         )
 

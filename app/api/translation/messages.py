@@ -21,9 +21,16 @@ def messages_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
     return tuple(_message(message) for message in messages)
 
 
-def unread_parts(messages: Sequence[Message]) -> tuple[str, ...]:
-    """The names, each once, of the parts that a text stands for."""
-    return tuple(dict.fromkeys(f"messages.content.{part.type}" for _, part in _media(messages)))
+def unread_parts(messages: Sequence[Message], has_thoughts: bool) -> tuple[str, ...]:
+    """The names, each once, of the parts that a text stands for, and of thoughts that this model cannot have had."""
+    found = [f"messages.content.{part.type}" for _, part in _media(messages)]
+    if not has_thoughts and any(_thoughts(message) for message in messages):
+        found.append("messages.reasoning_content")
+    return tuple(dict.fromkeys(found))
+
+
+def _thoughts(message: Message) -> str:
+    return message.reasoning_content or message.reasoning or ""
 
 
 def _media(messages: Sequence[Message]) -> Iterator[tuple[int, MediaPart]]:
@@ -45,12 +52,16 @@ def _message(message: Message) -> ChatMessage:
         raise Problem(
             400, "A message with role 'tool' needs the tool_call_id it answers.", "invalid_messages", "messages"
         )
+    if _thoughts(message) and message.role != "assistant":
+        sentence = "Only a message with role 'assistant' may have reasoning_content."
+        raise Problem(400, sentence, "invalid_messages", "messages")
     return ChatMessage(
         role=message.role,
         text=_text(message),
         tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
         tool_call_id=message.tool_call_id or "",
         name=message.name or "",
+        thoughts=_thoughts(message),
     )
 
 

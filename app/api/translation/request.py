@@ -8,10 +8,12 @@ from app.api.fields.other_fields import ignored_fields
 from app.api.requests import ChatCompletionRequest
 from app.api.translation.messages import messages_of, unread_parts
 from app.api.translation.sampling import limits_of, sampling_of
+from app.api.translation.template_variables import template_variables
 from app.api.translation.tools import tools_of
 from app.api.translation.unsupported import unsupported
 from app.model_names import ModelNames
 from app.problems import Problem
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import ModelInfo
 from sessions.text import clean_exactly
 from sessions.turns.stateless import ChatRequest
@@ -25,19 +27,21 @@ class Translated:
     ignored: tuple[str, ...]
 
 
-def chat_request(body: ChatCompletionRequest, info: ModelInfo, names: ModelNames, takes_tools: bool) -> Translated:
+def chat_request(body: ChatCompletionRequest, info: ModelInfo, names: ModelNames, template: TurnTemplate) -> Translated:
     """The request for the session manager. Raises `Problem`, or `ValueError` with a sentence."""
     _refuse_other_model(body.model, info.name, names)
     ignored = ignored_fields(body)
     _refuse_unsupported(body)
+    variables, without_effect = template_variables(body, template)
     request = ChatRequest(
         messages=messages_of(body.messages),
         sampling=sampling_of(body, info),
-        tools=tools_of(body, takes_tools),
+        tools=tools_of(body, template.takes_tools),
         has_no_limit=not limits_of(body),
+        template_variables=variables,
         key=None if body.prompt_cache_key is None else clean_exactly(body.prompt_cache_key),
     )
-    return Translated(request, (*ignored, *unread_parts(body.messages)))
+    return Translated(request, (*ignored, *without_effect, *unread_parts(body.messages, template.has_thoughts)))
 
 
 def _refuse_other_model(asked: str | None, own: str, names: ModelNames) -> None:
@@ -49,6 +53,17 @@ def _refuse_other_model(asked: str | None, own: str, names: ModelNames) -> None:
 
 
 def _refuse_unsupported(body: ChatCompletionRequest) -> None:
+    is_begun = body.messages[-1].role == "assistant"
+    if body.continue_final_message and not is_begun:
+        raise unsupported("continue_final_message", "continue_final_message needs an assistant's message last.")
+    if body.continue_final_message is False and is_begun:
+        raise unsupported(
+            "continue_final_message",
+            "The last message is the assistant's, and is gone on with: continue_final_message cannot be false.",
+        )
+    if body.add_generation_prompt is not None and body.add_generation_prompt is is_begun:
+        wanted = "false" if is_begun else "true"
+        raise unsupported("add_generation_prompt", f"add_generation_prompt must be {wanted} for these messages.")
     if body.n not in (None, 1):
         raise unsupported("n", "One answer is written for each request: n must be 1.")
     if body.response_format not in (None, {"type": "text"}):

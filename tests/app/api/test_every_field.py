@@ -58,6 +58,15 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "top_logprobs": [(3, REFUSED)],  # without logprobs
     "tools": [([TOOL], lambda a, s: a["usage"]["prompt_tokens"] > 40)],
     "tool_choice": [("required", REFUSED)],
+    "chat_template_kwargs": [
+        ({"effort": "low"}, lambda a, s: a["usage"]["prompt_tokens"] > 20),
+        ({"efort": "low"}, REFUSED),
+    ],
+    "enable_thinking": [(False, lambda a, s: a["usage"]["prompt_tokens"] > 30)],
+    "thinking": [({"type": "disabled"}, lambda a, s: a["usage"]["prompt_tokens"] > 20), ("off", REFUSED)],
+    "reasoning_effort": [("none", lambda a, s: a["usage"]["prompt_tokens"] > 30), (5, REFUSED)],
+    "continue_final_message": [(True, REFUSED)],  # of a user's message
+    "add_generation_prompt": [(False, REFUSED)],
     "n": [(2, REFUSED)],
     "response_format": [({"type": "json_object"}, REFUSED)],
     "logit_bias": [({"5": 1, "7": -100}, lambda a, s: s.logit_bias == ((5, 1), (7, -100))), ({"x": 1}, REFUSED)],
@@ -77,15 +86,13 @@ MESSAGES: dict[str, list[tuple[Any, Check | str]]] = {
     "name": [("Bob", lambda a, s: True)],  # compared in test_which_conversation
     "tool_calls": [([{"id": "1", "function": {"name": "f", "arguments": "{}"}}], REFUSED)],
     "tool_call_id": [("1", REFUSED)],  # of a message that answers no call
+    "reasoning_content": [("hm", REFUSED)],  # of a user; an assistant's are in test_thoughts
+    "reasoning": [("hm", REFUSED)],
 }
 # What other servers and libraries take, and the value of each that would change an answer here.
 FOREIGN: dict[str, Any] = {
     "best_of": 2,
-    "chat_template_kwargs": {"enable_thinking": False},
     "chat_template": "{{ messages }}",
-    "enable_thinking": False,
-    "reasoning_effort": "low",
-    "thinking": {"type": "disabled"},
     "grammar": 'root ::= "a"',
     "guided_json": {"type": "object"},
     "guided_regex": "a+",
@@ -94,8 +101,6 @@ FOREIGN: dict[str, Any] = {
     "bad_words": ["x"],
     "echo": True,
     "include_stop_str_in_output": True,
-    "continue_final_message": True,
-    "add_generation_prompt": False,
     "documents": [{"text": "x"}],
     "parallel_tool_calls": False,
     "skip_special_tokens": False,
@@ -135,7 +140,7 @@ def test_every_field_has_an_entry() -> None:
 
 @pytest.fixture
 def site(serve: Serve) -> Site:
-    return serve(headless=True, template=ByteTemplate(takes_tools=True))
+    return serve(headless=True, template=ByteTemplate(takes_tools=True, variables=("effort", "enable_thinking")))
 
 
 def ask(http: httpx.Client, **body: Any) -> httpx.Response:
@@ -241,7 +246,7 @@ def test_other_fields_of_a_tool_are_refused_by_name(http: httpx.Client, tool: An
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("messages.reasoning_content", {**assistant("b"), "reasoning_content": "hm"}),
+        ("messages.thoughts", {**assistant("b"), "thoughts": "hm"}),
         ("messages.function_call", {**assistant("b"), "function_call": {"name": "f"}}),
         ("messages.content.detail", {"role": "assistant", "content": [{"type": "text", "text": "b", "detail": "x"}]}),
     ],

@@ -275,7 +275,7 @@ def test_other_roles_and_orders_are_one_node(make_harness: MakeHarness) -> None:
     [
         ((), "no messages"),
         ((SYSTEM,), "only system messages"),
-        ((user("a"), assistant("b")), "last message is from the assistant"),
+        ((assistant("b"),), "no question"),
         ((ChatMessage("robot", "a"),), "unknown role 'robot'"),
         ((user("a" * 5 * 2**20),), "at most 4.0 MiB"),
     ],
