@@ -86,15 +86,14 @@ class StreamOptions(_Strict):
 
 
 class ChatCompletionRequest(_Strict):
-    """A chat completion. Without `prompt_cache_key` the conversation with the longest matching beginning is
-    continued."""
+    """A chat completion. The conversation with the longest matching beginning is continued."""
 
     model: str | None = Field(default=None, description="An id that GET /v1/models lists.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     prompt_cache_key: str | None = Field(
-        default=None, min_length=1, max_length=256, description="The client's own name for the conversation."
+        default=None, min_length=1, max_length=256, description="A hint: where the conversation may be found."
     )
     max_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
     max_completion_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")

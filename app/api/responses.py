@@ -163,7 +163,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     403: {"model": Error, "description": "Without any key only programs on this machine are answered."},
     404: {"model": Error, "description": "No such model or session for this key."},
     408: {"model": Error, "description": "The request's body arrived too slowly."},
-    409: {"model": Error, "description": "An answer is being written in this session. Retry-After says when to retry."},
+    409: {
+        "model": Error,
+        "description": "Requests change this session faster than they can be placed. Retry-After says when.",
+    },
     413: {"model": Error, "description": "The request is too large."},
     415: {"model": Error, "description": "The body is compressed, or is not JSON."},
     422: {"model": Error, "description": "Not used: an invalid request is a 400."},

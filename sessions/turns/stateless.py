@@ -1,27 +1,22 @@
 """Requests that bring their whole history, as OpenAI's API has them: which conversation each belongs to, and its turn.
 
-A request with a key belongs to the conversation of that key; a changed message becomes a sibling there. Without one the
-owner's conversation with the longest known beginning is continued in place, as long as that costs it next to nothing;
-else the beginning is copied into a conversation of its own (a fork), so that a side request, or an edit far above,
-never takes the KV that its parent's next turn needs. What is known nowhere is imported: its answers are tokenised once,
-and from the next request on the history is warm.
+Where it goes is decided in `placement`. What is known nowhere is imported: its answers are tokenised once, and from the
+next request on the history is warm.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.protocol import Engine
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
-from sessions.errors import ConversationBusy, ConversationNotFound, SessionError
+from sessions.errors import ConversationBusy, SessionError
 from sessions.ledger import history_hash, resent_history
 from sessions.ledger.ledger import (
     changed_variables,
-    common_prefix,
     fold,
     new_answer,
     user_turn,
@@ -31,13 +26,11 @@ from sessions.ledger.ledger import (
 from sessions.ledger.resent_history import Exchange, ResentHistory
 from sessions.store.records import Conversation, Node, NodeIds
 from sessions.store.store import Store
-from sessions.store.tables.history_hashes import Found
+from sessions.turns.placement import Placement, Placements
 from sessions.turns.run import Run, RunTable
 from sessions.turns.turn import NewTurn, Turns
 from sessions.types import ConversationSettings, MessageStatus
 
-MOST_DISPLACED_TOKENS = 256  # of a conversation's end that may be cropped for a request that continues further up
-MOST_CANDIDATES = 8
 ATTEMPTS = 4
 
 
@@ -54,21 +47,6 @@ class ChatRequest:
     key: str | None = None
     has_no_limit: bool = False
     template_variables: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a request goes. `known` of its history hashes lead to the end of `path`, which is copied when `is_fork`.
-    `conversation` None: into a new one. `begun` is the stored answer that is gone on with."""
-
-    conversation: Conversation | None
-    path: tuple[Node, ...]
-    known: int
-    is_fork: bool = False
-    begun: Node | None = None
-
-
-NO_PLACEMENT = Placement(None, (), 0)
 
 
 class StatelessTurns:
@@ -90,11 +68,11 @@ class StatelessTurns:
         self._limits = turns.limits
         self._runs = runs
         self._turns = turns
-        self.matches_prefixes = True  # benchmarks.api turns it off
+        self.placements = Placements(store, runs, engine.info.tokenizer_fingerprint)
 
     def begin(self, owner_id: str, request: ChatRequest) -> Run:
         """Commits what is new and starts the answer. Nothing is stored when a `SessionError` or `TemplateRefused` is
-        raised. `ConversationBusy`: only for a request with a key."""
+        raised."""
         template = self._template.with_variables(request.template_variables)
         history = resent_history.read(request.messages, request.tools, self._config.max_message_bytes, template)
         self._turns.store_kept()
@@ -102,18 +80,15 @@ class StatelessTurns:
         for exchange in history.exchanges:
             for message in (*exchange.asked, *((exchange.answer,) if exchange.answer else ())):
                 self._limits.refuse_hopeless(message.text)
-        for attempt in range(ATTEMPTS):
-            placement = self._find(owner_id, history, request.key)
+        for attempt in range(1, ATTEMPTS + 1):
+            placement = self.placements.find(owner_id, history, request.key, may_stay=attempt < ATTEMPTS)
             conversation_id = placement.conversation.conversation_id if placement.conversation else uuid.uuid4().hex
             try:
                 with self._runs.claim(conversation_id):
-                    if not self._is_as_it_was(placement):
-                        continue
-                    return self._begin(owner_id, conversation_id, request, history, placement, template)
-            except ConversationBusy:
-                # Another request was quicker. With a key the client is told; else the next attempt finds another place.
-                if request.key is not None or attempt == ATTEMPTS - 1:
-                    raise
+                    if self.placements.is_as_it_was(placement):
+                        return self._begin(owner_id, conversation_id, request, history, placement, template)
+            except ConversationBusy:  # another request was quicker: the next attempt finds another place
+                continue
         raise ConversationBusy("This conversation is being changed by other requests. Try again in a moment.")
 
     @property
@@ -144,64 +119,6 @@ class StatelessTurns:
             return thoughts, said
         before = self._template.growing_thoughts_in(plan.text, plan.is_thought_open)
         return thoughts[len(before[0]) :], said[len(before[1]) :]
-
-    def _find(self, owner_id: str, history: ResentHistory, key: str | None) -> Placement:
-        """What another tokenizer wrote is ignored, however deep: its ids mean something else, and the request brings
-        all the texts. So after a change of models and back, this model's own part of the history is found again."""
-        named_id = self._store.with_key(owner_id, key) if key is not None else None
-        if named_id is not None:
-            named = self._store.conversation(owner_id, named_id)
-            known, found = self._deepest(owner_id, history, named_id)
-            path = self._store.messages.path(found[0].message_id) if found else ()
-            return _placed(Placement(named, path, known if path else 0), history)
-        if not self.matches_prefixes:
-            return NO_PLACEMENT
-        known, found = self._deepest(owner_id, history)
-        return self._among(owner_id, found[:MOST_CANDIDATES], known, history, key is None)
-
-    def _deepest(
-        self, owner_id: str, history: ResentHistory, conversation_id: str | None = None
-    ) -> tuple[int, list[Found]]:
-        """How many of the history's hashes are known, and the nodes with the last of these. One more than there are: a
-        stored answer is what the new one begins with."""
-        backwards = [*((history.begun_hash,) if history.begun_hash else ()), *history.hashes[::-1]]
-        tokenizer = self._engine.info.tokenizer_fingerprint
-        place, found = self._store.history_hashes.deepest(owner_id, backwards, conversation_id, tokenizer)
-        return len(backwards) - place, found
-
-    def _among(
-        self, owner_id: str, found: Sequence[Found], known: int, history: ResentHistory, may_stay: bool
-    ) -> Placement:
-        """In place in the first conversation that loses next to nothing by it, else on a fork of the newest one."""
-        fork = NO_PLACEMENT
-        for one in found:
-            path = self._store.messages.path(one.message_id)
-            if not path:  # deleted meanwhile
-                continue
-            conversation = self._store.conversation(owner_id, one.conversation_id)
-            if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
-                return _placed(Placement(conversation, path, known), history)
-            if not fork.path:
-                fork = _placed(Placement(None, path, known, is_fork=True), history)
-        return fork
-
-    def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
-        """Whether the conversation can go on after `path` without losing more KV than is read again in a moment: its
-        own next turn might want it."""
-        if self._runs.is_busy(conversation.conversation_id):
-            return False
-        held = fold(self._store.messages.path(conversation.leaf_id))
-        return len(held) - common_prefix(held, fold(path)) <= MOST_DISPLACED_TOKENS
-
-    def _is_as_it_was(self, placement: Placement) -> bool:
-        """Asked inside the claim: another request may have continued or deleted it since it was found."""
-        if placement.conversation is None:
-            return True
-        try:
-            now = self._store.conversation(placement.conversation.owner_id, placement.conversation.conversation_id)
-        except ConversationNotFound:
-            return False
-        return now.leaf_id == placement.conversation.leaf_id
 
     def _begin(
         self,
@@ -265,7 +182,7 @@ class StatelessTurns:
         """A new one, or the one that was found; the page shows the system prompt that holds now."""
         if placement.conversation is None:
             settings = ConversationSettings(request.sampling, history.system_prompt, request.template_variables)
-            if not self._store.add_conversation(owner_id, conversation_id, settings, request.key):
+            if not self._store.add_conversation(owner_id, conversation_id, settings, placement.key):
                 raise ConversationBusy("Another request has just begun the conversation of this key. Try again.")
         else:
             settings = replace(
@@ -312,13 +229,6 @@ class StatelessTurns:
             ledger_tokens += len(ids)
             self._limits.check_history(ledger_tokens)
         return tuple(nodes)
-
-
-def _placed(placement: Placement, history: ResentHistory) -> Placement:
-    """The placement, whose path may end with a stored answer to go on with: the new one goes beside it."""
-    if placement.known <= len(history.hashes):
-        return placement
-    return replace(placement, path=placement.path[:-1], known=placement.known - 1, begun=placement.path[-1])
 
 
 def _asked_anew(placement: Placement, history: ResentHistory, template: TurnTemplate) -> Placement:
