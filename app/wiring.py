@@ -122,11 +122,12 @@ def _load(settings: ServiceSettings, say: Say, stack: contextlib.ExitStack) -> t
     from model_runtime.interface.config import EngineConfig
     from model_runtime.loading.loading import context_limit_tokens, load_model, unload
     from model_runtime.text.chat_template import ChatTemplate
+    from model_runtime.text.generic_tools import with_tools
 
     config, budgets = settings.model, settings.budgets
     loaded = in_passing_thread(lambda: load_model(config, say))
     stack.callback(unload, loaded)
-    template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
+    template = with_tools(ChatTemplate(loaded.tokenizer, loaded.stop_token_ids))
     device = str(loaded.model.device)
     budget_bytes = device_budget_bytes(budgets.device, device, say)
     memory = _Memory(budget_bytes, host_budget_bytes(budgets.host, device, budget_bytes, say))

@@ -25,6 +25,7 @@ class Reply:
     model: str
     created: int  # seconds since the epoch
     ignored: tuple[str, ...] = ()  # fields of the request that changed nothing
+    notes: tuple[str, ...] = ()  # sentences about how it was honoured
     # Random: a counter would reveal how many requests others send.
     completion_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
 
@@ -70,7 +71,7 @@ class Reply:
         return self.run.plan.sampling.top_logprobs is not None
 
     def _receipt(self, message: MessageView) -> dict[str, Any]:
-        return {**receipt(self.run, message), "ignored": list(self.ignored)}
+        return {**receipt(self.run, message), "ignored": list(self.ignored), "notes": list(self.notes)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

@@ -18,7 +18,7 @@ from app.api.answers import Reply
 from app.api.json_route import CLIENT_GONE, json_route
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
-from app.api.translation.request import chat_request
+from app.api.translation.request import Translated, chat_request
 from app.http.bodies import Bodies
 from app.problems import RETRY_BUSY_S, Problem
 from sessions.turns.run import Run
@@ -63,12 +63,12 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
                 _log(owner_id, run, message)
 
         try:
-            run, ignored = await run_in_threadpool(begin, owner_id, body)
+            run, asked = await run_in_threadpool(begin, owner_id, body)
             await request.state.body_held.aclose()  # its text is tokenised: the next large body may be parsed
         except BaseException:
             ended()
             raise
-        reply = Reply(run, manager.info.name, int(time.time()), ignored)
+        reply = Reply(run, manager.info.name, int(time.time()), asked.ignored, asked.notes)
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             return streams.EventStream(streams.chunks(reply, manager, include_usage, partial(ended, run)))
@@ -81,9 +81,9 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
             return Response(status_code=CLIENT_GONE)
         return JSONResponse(reply.whole(message, manager.completions.message(run, message.text)))
 
-    def begin(owner_id: str, body: ChatCompletionRequest) -> tuple[Run, tuple[str, ...]]:
+    def begin(owner_id: str, body: ChatCompletionRequest) -> tuple[Run, Translated]:
         asked = chat_request(body, manager.info, services.names, manager.completions.template)
-        return manager.completions.begin(owner_id, asked.request), asked.ignored
+        return manager.completions.begin(owner_id, asked.request), asked
 
     return router
 

@@ -70,7 +70,8 @@ class Usage(BaseModel):
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it belongs to; `miss_reason` says why more tokens were fed
     than the turn added. `stored` is false while the answer is only in the server's memory, because its disk is full or
-    broken. `ignored` names the fields of the request that say nothing about the answer and changed nothing."""
+    broken. `ignored` names the fields of the request that say nothing about the answer and changed nothing; `notes` are
+    sentences about how the request was honoured."""
 
     session_id: str
     fed: int
@@ -83,6 +84,7 @@ class Receipt(BaseModel):
     miss_detail: str | None
     stored: bool
     ignored: list[str]
+    notes: list[str]
 
 
 class ChatCompletion(BaseModel):

@@ -45,6 +45,10 @@ class TurnTemplate(Protocol):
         """Whether the template shows tools to the model and the calls in an answer can be parsed."""
 
     @property
+    def tools_are_generic(self) -> bool:
+        """Whether tools are described in the system prompt, because the model's own template shows none."""
+
+    @property
     def variables(self) -> tuple[str, ...]:
         """The names of the variables that the template reads besides the messages and tools: a switch for thoughts."""
 

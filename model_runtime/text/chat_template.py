@@ -151,6 +151,11 @@ class ChatTemplate:
         return thoughts.begin(thought, said, is_open) if self.has_thoughts else said
 
     @property
+    def tools_are_generic(self) -> bool:
+        """See `TurnTemplate`."""
+        return False
+
+    @property
     def takes_tools(self) -> bool:
         """Whether the template shows tools and its calls can be parsed."""
         return self._tool_format is not None

@@ -20,6 +20,7 @@ from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
 from app.services import Services
+from model_runtime.interface.chat import TurnTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store
@@ -48,7 +49,7 @@ class Site:
         data_dir: Path,
         password: str | None = None,
         headless: bool = False,
-        template: ByteTemplate | None = None,
+        template: TurnTemplate | None = None,
         config: dict[str, Any] | None = None,
         trusted_proxy: str = "",
         require_key: bool = False,

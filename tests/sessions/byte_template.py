@@ -37,6 +37,7 @@ class ByteTemplate:
         self.variables = variables
         self.has_thoughts = has_thoughts or opens_thoughts
         self.bound = ""
+        self.tools_are_generic = False
         self._opens_thoughts = opens_thoughts
 
     def with_variables(self, values: str) -> Self:

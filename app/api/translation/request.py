@@ -21,10 +21,11 @@ from sessions.turns.stateless import ChatRequest
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """`ignored` names what in the request changes nothing."""
+    """`ignored` names what in the request changes nothing; `notes` are sentences about how it is honoured."""
 
     request: ChatRequest
     ignored: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def chat_request(body: ChatCompletionRequest, info: ModelInfo, names: ModelNames, template: TurnTemplate) -> Translated:
@@ -33,15 +34,18 @@ def chat_request(body: ChatCompletionRequest, info: ModelInfo, names: ModelNames
     ignored = ignored_fields(body)
     _refuse_unsupported(body)
     variables, without_effect = template_variables(body, template)
+    tools = tools_of(body, template, info.context_limit_tokens)
     request = ChatRequest(
         messages=messages_of(body.messages),
         sampling=sampling_of(body, info),
-        tools=tools_of(body, template.takes_tools),
+        tools=tools.definitions,
         has_no_limit=not limits_of(body),
         template_variables=variables,
         key=None if body.prompt_cache_key is None else clean_exactly(body.prompt_cache_key),
     )
-    return Translated(request, (*ignored, *without_effect, *unread_parts(body.messages, template.has_thoughts)))
+    unread = unread_parts(body.messages, template.has_thoughts)
+    ignored += (*without_effect, *unread, *(("tools",) if tools.are_left_out else ()))
+    return Translated(request, ignored, tools.notes)
 
 
 def _refuse_other_model(asked: str | None, own: str, names: ModelNames) -> None:

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from app.api.requests import ChatCompletionRequest, Tool
 from app.api.translation.unsupported import unsupported
 from app.problems import Problem
+from model_runtime.interface.chat import TurnTemplate
 from sessions.text import clean_exactly
 
+GENERIC = "This model's chat template shows no tools: they are described to it in a generic format."
 TOOL_KEYS = ("name", "description", "parameters", "strict")
 
 
-def tools_of(body: ChatCompletionRequest, takes_tools: bool) -> tuple[str, ...]:
-    """A JSON text for each. Raises `Problem`."""
+@dataclass(frozen=True, slots=True)
+class OfferedTools:
+    """`definitions` is a JSON text for each. `notes` are sentences about how the model sees them; `are_left_out` when
+    it sees none of them."""
+
+    definitions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    are_left_out: bool = False
+
+
+def tools_of(body: ChatCompletionRequest, template: TurnTemplate, context_tokens: int) -> OfferedTools:
+    """Raises `Problem`."""
     if not body.tools:
         if body.tool_choice not in (None, "none", "auto"):
             raise unsupported("tool_choice", "tool_choice needs tools.")
-        return ()
+        return OfferedTools()
     if body.tool_choice == "none":
-        return ()
+        return OfferedTools()
     if body.tool_choice not in (None, "auto"):
         raise unsupported("tool_choice", "A call cannot be forced: tool_choice must be 'auto' or 'none'.")
-    if not takes_tools:
+    if not template.takes_tools:
         raise unsupported("tools", "This model's chat template does not support tools. Send the request without them.")
-    return tuple(_tool(tool) for tool in body.tools)
+    definitions = tuple(_tool(tool) for tool in body.tools)
+    if not template.tools_are_generic:
+        return OfferedTools(definitions)
+    count, fit = sum(template.count(definition) for definition in definitions), context_tokens // 2
+    if count > fit:
+        note = (
+            f"The tools' definitions have {count:,} tokens, and at most {fit:,} are shown to this model: it saw none."
+        )
+        return OfferedTools(notes=(note,), are_left_out=True)
+    return OfferedTools(definitions, (GENERIC,))
 
 
 def _tool(tool: Tool) -> str:
