@@ -23,6 +23,7 @@ class Services:
     owners: Owners
     share: Share
     callers: Callers
+    allowed_origins: tuple[str, ...] = ()  # of other sites' pages that may call the API before there is a key
     names: ModelNames = field(default_factory=ModelNames)
     process: ProcessMeter = field(default_factory=ProcessMeter)
 

@@ -42,11 +42,13 @@ class IdleFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is served. With a password, browsers must log in; with `require_key`, programs always need an API key."""
+    """Who is served. With a password, browsers must log in; with `require_key`, programs always need an API key. Pages
+    of `allowed_origins` may call the API before there is a key."""
 
     password: str | None = None
     visitors: Visitors = field(default_factory=Visitors)
     require_key: bool = False
+    allowed_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def open_services(
         trimmer = HeapTrimmer(process)
         stack.callback(trimmer.close)
         callers = Callers(store.keys, owners, access.visitors, access.require_key)
-        yield Services(manager, owners, share, callers, settings.names, process)
+        yield Services(manager, owners, share, callers, access.allowed_origins, settings.names, process)
 
 
 def _import_model_code() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,11 @@ from starlette.responses import JSONResponse, Response
 from app.api import streams
 from app.api.answers import Reply
 from app.api.json_route import CLIENT_GONE, json_route
+from app.api.line import Line
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
 from app.api.translation.request import Translated, chat_request
 from app.http.bodies import Bodies
-from app.problems import RETRY_BUSY_S, Problem
 from sessions.turns.run import Run
 from sessions.types import MessageView
 
@@ -29,18 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_OPEN_REQUESTS = 64  # of one owner; further ones in the queue would not be answered any sooner
-
 EVENTS = {
     "description": "The completion, or with `stream` server-sent events of `chat.completion.chunk` objects.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 
 
-def completions_router(services: Services, bodies: Bodies) -> APIRouter:
-    """The route. Its only state is the number of open requests by owner, used on the event loop only."""
+def completions_router(services: Services, bodies: Bodies, line: Line) -> APIRouter:
+    """The route. Its only state is the line of open requests."""
     router = APIRouter(route_class=json_route(services, bodies, ChatCompletionRequest))
-    manager, open_requests = services.manager, Counter[str]()
+    manager = services.manager
 
     @router.post(
         "/chat/completions",
@@ -50,15 +47,15 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
     )
     async def complete(body: ChatCompletionRequest, request: Request) -> Response:
         owner_id = request.state.owner_id
-        if open_requests[owner_id] >= MOST_OPEN_REQUESTS:
-            raise Problem(429, f"{MOST_OPEN_REQUESTS} of your requests are already open.", "too_many_requests",
-                          retry_after_s=RETRY_BUSY_S)  # fmt: skip
-        open_requests[owner_id] += 1
+        if line.is_full(owner_id):
+            await request.state.body_held.aclose()  # it would keep others' large bodies waiting
+            if not await streams.until_gone(line.enter(owner_id), request.receive):
+                return Response(status_code=CLIENT_GONE)
+        else:
+            await line.enter(owner_id)
 
         def ended(run: Run | None = None, message: MessageView | None = None) -> None:
-            open_requests[owner_id] -= 1
-            if not open_requests[owner_id]:
-                del open_requests[owner_id]
+            line.leave(owner_id)
             if run is not None:
                 _log(owner_id, run, message)
 

@@ -46,12 +46,13 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
             arguments.kv_dtype,
             arguments.cold_kv_dtype,
         )
+        origins = tuple(dict.fromkeys(arguments.allow_origin))
         idle_work = IdleFeatures(arguments.read_ahead, arguments.titles and not arguments.headless)
         settings = ServiceSettings(
             arguments.data_dir,
             model,
             budgets,
-            Access(password, Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
+            Access(password, Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key, origins),
             arguments.prompt_lookup,
             idle_work,
             arguments.keep_unnamed * DAY_S,

@@ -55,6 +55,7 @@ class Site:
         require_key: bool = False,
         has_tunnel: bool = False,
         names: ModelNames | None = None,
+        allowed_origins: tuple[str, ...] = (),
         **engine: Any,
     ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
@@ -72,7 +73,7 @@ class Site:
             self._listeners[-1].getsockname()[1] if has_tunnel else None,
         )
         callers = Callers(self.store.keys, owners, visitors, require_key)
-        services = Services(self.manager, owners, Share(), callers, names or ModelNames())
+        services = Services(self.manager, owners, Share(), callers, allowed_origins, names or ModelNames())
         ready = threading.Event()
         self._server = Server(app_in_a_loop(services, headless), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})

@@ -338,28 +338,60 @@ def test_four_requests_at_once_with_one_key_are_four_answers(serve: Serve, conne
     assert said == [f"You said: {text}" for text in texts]
 
 
-def test_too_many_open_requests_of_one_holder_are_a_429(
+def test_further_requests_of_one_holder_wait_in_line(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.completions.MOST_OPEN_REQUESTS", 3)
+    """They are answered in their order as places become free; the line's length is in the metrics."""
+    monkeypatch.setattr("app.api.line.MOST_OPEN", 3)
     site = serve(headless=True, token_delay_s=0.02)
-    ada, eve = (connect(site, site.store.keys.add(name)[1]) for name in ("ada", "eve"))
+    (_, key), (_, other) = (site.store.keys.add(name) for name in ("ada", "eve"))
+    ada, eve, answered = connect(site, key), connect(site, other), []
     streams = [ask(ada, [user(f"{n}, a long one")], stream=True) for n in range(3)]
-    with pytest.raises(openai.RateLimitError, match="3 of your requests are already open") as refused:
-        ask(ada, [user("One more")])
-    assert int(refused.value.response.headers["Retry-After"]) >= 1
+
+    def waiting() -> int:
+        text = httpx.get(f"{site.url}/metrics", headers={"Authorization": f"Bearer {key}"}).text
+        (line,) = [line for line in text.splitlines() if line.startswith("keepwarm_requests_in_line ")]
+        return int(float(line.split()[1]))
+
+    def one_more(number: int) -> None:
+        answered.append((number, ask(ada, [user(f"More {number}")]).choices[0].message.content))
+
+    threads = []
+    for number in range(2):
+        threads.append(threading.Thread(target=one_more, args=(number,)))
+        threads[-1].start()
+        until(lambda n=number: waiting() == n + 1)  # type: ignore[misc]
     assert ask(eve, [user("Mine")]).choices[0].message.content == "You said: Mine"
+    assert answered == []
     streams.pop().close()
-
-    def is_answered() -> bool:
-        try:
-            return bool(ask(ada, [user("One more")], max_tokens=1).choices)
-        except openai.RateLimitError:
-            return False
-
-    until(is_answered)
+    for thread in threads:
+        thread.join(30)
+    assert answered == [(n, f"You said: More {n}") for n in range(2)]
+    assert waiting() == 0
     for stream in streams:
         stream.close()
+
+
+def test_a_wait_in_line_ends(serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a 429 after the stated time, or with the client; the line keeps no place for either."""
+    monkeypatch.setattr("app.api.line.MOST_OPEN", 1)
+    monkeypatch.setattr("app.api.line.PATIENCE_S", 0.2)
+    site = serve(headless=True, token_delay_s=0.01)
+    client = connect(site)
+    stream = ask(client, [user("a long one")], stream=True)
+    with pytest.raises(openai.RateLimitError, match=r"has waited 0\.2 seconds") as refused:
+        ask(client, [user("One more")])
+    assert int(refused.value.response.headers["Retry-After"]) >= 1
+    monkeypatch.setattr("app.api.line.PATIENCE_S", 30.0)
+    with httpx.Client(base_url=site.url, timeout=0.3) as impatient, pytest.raises(httpx.ReadTimeout):
+        impatient.post("/v1/chat/completions", json={"model": MODEL, "messages": [user("Gone")]})
+    stream.close()
+    assert ask(client, [user("One more")]).choices[0].message.content == "You said: One more"
+    monkeypatch.setattr("app.api.line.MOST_WAITING", 0)
+    stream = ask(client, [user("a long one again")], stream=True)
+    with pytest.raises(openai.RateLimitError, match="already open, and 0 further ones wait"):
+        ask(client, [user("One more")])
+    stream.close()
 
 
 def test_a_failed_answer_is_a_500_and_an_error_in_the_stream(site: Site, connect: Connect) -> None:
