@@ -37,7 +37,7 @@ EVENTS = {
 def completions_router(services: Services, bodies: Bodies, line: Line) -> APIRouter:
     """The route. Its only state is the line of open requests."""
     router = APIRouter(route_class=json_route(services, bodies, ChatCompletionRequest))
-    manager = services.manager
+    manager, completions = services.manager, services.manager.completions
 
     @router.post(
         "/chat/completions",
@@ -76,11 +76,11 @@ def completions_router(services: Services, bodies: Bodies, line: Line) -> APIRou
             ended(run, message)
         if message is None:
             return Response(status_code=CLIENT_GONE)
-        return JSONResponse(reply.whole(message, manager.completions.message(run, message.text)))
+        return JSONResponse(reply.whole(message, completions.message(run, message.text)))
 
     def begin(owner_id: str, body: ChatCompletionRequest) -> tuple[Run, Translated]:
-        asked = chat_request(body, manager.info, services.names, manager.completions.template)
-        return manager.completions.begin(owner_id, asked.request), asked
+        asked = chat_request(body, manager.info, services.names, completions.template, completions.grammar_refusal)
+        return completions.begin(owner_id, asked.request), asked
 
     return router
 

@@ -117,7 +117,7 @@ class ChatCompletionRequest(_Strict):
     logprobs: bool | None = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Any = Field(default=None, description='"auto" (the default with tools) or "none".')
+    tool_choice: Any = Field(default=None, description='"auto" (the default with tools), "none", "required" or a tool.')
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="Values of the variables that the model's chat template reads."
     )
@@ -128,8 +128,15 @@ class ChatCompletionRequest(_Strict):
         default=None, description="Go on with the last message, which is the assistant's. The default where it is."
     )
     add_generation_prompt: bool | None = None
+    guided_json: Any = Field(default=None, description="A JSON schema that the answer keeps to.")
+    guided_regex: str | None = Field(default=None, description="A pattern that the answer keeps to.")
+    guided_choice: Any = Field(default=None, description="A list of texts, one of which is the answer.")
+    guided_grammar: str | None = Field(default=None, description="A grammar in llama.cpp's or llguidance's notation.")
+    grammar: str | None = Field(default=None, description="The same.")
+    json_schema: Any = Field(default=None, description="A JSON schema that the answer keeps to.")
+    structured_outputs: dict[str, Any] | None = Field(default=None, description="json, regex, choice or grammar.")
     n: int | None = Field(default=1, description="Must be 1.")
-    response_format: Any = Field(default=None, description='{"type": "text"} or null.')
+    response_format: Any = Field(default=None, description='Of type "text", "json_object" or "json_schema".')
     logit_bias: dict[str, float] | None = Field(
         default=None, max_length=MOST_NAMED_TOKENS, description="Token id to a number from -100 to 100."
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from model_runtime.decoding.grammars import Constraint
 from model_runtime.interface.events import TokenLogprob, TokenLogprobs
 from model_runtime.interface.sampling_params import SamplingParams
 
@@ -23,10 +24,11 @@ def are_numbers(logits: torch.Tensor) -> torch.Tensor:
 class Sampler:
     """One generation's sampler, with its own random stream and its own record of seen tokens. Engine thread only.
 
-    `stop_token_ids` are the model's own. The order is that of the literature's reference implementations: logit bias
-    and tokens that may not be drawn, repetition penalty (Keskar et al. 2019,
-    arXiv:1909.05858, over everything in the ledger), presence and frequency penalty (over this answer), temperature,
-    top-k, top-p (Holtzman et al. 2019, arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082).
+    `stop_token_ids` are the model's own; `constraint` says what keeps to the grammar that was asked for. The order is
+    that of the literature's reference implementations: logit bias and tokens that may not be drawn, repetition penalty
+    (Keskar et al. 2019, arXiv:1909.05858, over everything in the ledger), presence and frequency penalty (over this
+    answer), temperature, top-k, top-p (Holtzman et al. 2019, arXiv:1904.09751), min-p (Nguyen et al. 2024,
+    arXiv:2407.01082).
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Sampler:
         ledger: Sequence[int],
         device: torch.device,
         stop_token_ids: Collection[int] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         self._params = params
+        self._constraint = constraint
         self._taken_tokens = 0
         self._bias = _Bias(params.logit_bias, device) if params.logit_bias else None
         own_ends = stop_token_ids if params.ignore_eos or params.min_new_tokens else ()
@@ -52,7 +56,7 @@ class Sampler:
     @property
     def is_greedy(self) -> bool:
         """Whether it takes the argmax of the unchanged logits."""
-        is_free = self._bias is None and self._seen is None and self._said is None
+        is_free = self._constraint is None and self._bias is None and self._seen is None and self._said is None
         return self._params.temperature == 0 and is_free and not len(self._forbidden)
 
     @property
@@ -77,6 +81,8 @@ class Sampler:
             self._bias.add_to(logits)
         if len(forbidden):
             logits[forbidden] = -torch.inf
+        if self._constraint is not None:
+            self._constraint.mask(logits)
         if self._seen is not None:
             ids, penalty = self._seen.ids, params.repetition_penalty
             scores = logits[ids]
@@ -88,6 +94,8 @@ class Sampler:
     def took(self, token: int) -> None:
         """Records that `token` was picked and is part of the answer."""
         self._taken_tokens += 1
+        if self._constraint is not None:
+            self._constraint.took(token)
         for met in (self._seen, self._said):
             if met is not None:
                 met.add(token)

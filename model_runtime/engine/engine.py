@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from model_runtime.architecture.shape_check import check_config, check_vocabulary, sampled_vocabulary
+from model_runtime.decoding.grammars import Grammars
 from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.generation import RunningGeneration
 from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox
@@ -33,6 +34,7 @@ from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.errors import EngineClosed
 from model_runtime.interface.events import FinishReason, Listener
 from model_runtime.interface.findings import Verification
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest
 from model_runtime.interface.segments import SegmentIdentity
 from model_runtime.kv.saved_rows import SavedRows
@@ -67,6 +69,7 @@ class LocalEngine:
         self._tolerance = tolerance_of(loaded.model, loaded.kv_dtype, config.cold_kv_dtype)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         self._stop_strings = loaded.stop_strings
+        self._grammars = Grammars(self._tokenizer, loaded.stop_token_ids, self._limits.sampled_tokens)
         memory = runtime.host_pool.take if runtime.host_pool else None
         self._rows = SavedRows(self._geometry, config.cold_kv_dtype, memory)
         self._idle_kvs: Callable[[], abc.Sequence[KV]] = tuple
@@ -156,9 +159,15 @@ class LocalEngine:
         return self._speed.estimate_s(start_tokens, end_tokens)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> RunningGeneration:
-        """Queues a generation. Every failure is reported as a `Finished` event."""
-        kv, ends = own_slab(request.kv), (self._stop_strings, self._limits.stop_token_ids)
-        return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, *ends))
+        """Queues a generation. Every failure but `GrammarFailed` is reported as a `Finished` event."""
+        kv, grammar = own_slab(request.kv), request.sampling.grammar
+        constraint = self._grammars.constraint(grammar, kv.device) if grammar else None
+        ends = self._stop_strings, self._limits.stop_token_ids
+        return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, *ends, constraint))
+
+    def grammar_refusal(self, grammar: Grammar) -> str:
+        """Compiles it with the model's vocabulary."""
+        return self._grammars.refusal_of(grammar)
 
     def read(self, request: ReadRequest, listener: Listener) -> Reading:
         """Queues idle reading. Every failure is reported as a `Finished` event."""

@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from tokenizers import Tokenizer
 
+from model_runtime.decoding.grammars import Constraint
 from model_runtime.decoding.lookup import Drafter, StepWorth
 from model_runtime.decoding.sampling import Sampler, are_numbers, logprobs_of
 from model_runtime.engine.work import Work
@@ -40,6 +41,7 @@ class RunningGeneration(Work):
         tokenizer: Tokenizer,
         stop_strings: tuple[str, ...] = (),
         stop_token_ids: frozenset[int] = frozenset(),
+        constraint: Constraint | None = None,
     ) -> None:
         super().__init__(request.ledger, slab, listener)
         self.request = request
@@ -51,7 +53,7 @@ class RunningGeneration(Work):
         self._accepted_tokens = 0
         self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
-        self._sampler = Sampler(sampling, ledger, slab.device, stop_token_ids)
+        self._sampler = Sampler(sampling, ledger, slab.device, stop_token_ids, constraint)
         self._asked_ends = frozenset(sampling.stop_token_ids) - stop_token_ids
         self._prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
         self._text = TextStream(tokenizer, (*sampling.stop_strings, *stop_strings), self._prefix)

@@ -107,6 +107,9 @@ class TurnTemplate(Protocol):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls, as `calls_in` parses it."""
 
+    def call_grammar(self, tools: Sequence[str]) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools."""
+
     def unstable_tokens(self, user_text: str) -> int:
         """How many ids at the end of a turn with `user_text` may change as the user types on: those of its last word
         and the generation prompt. An estimate: the engine crops what was fed too early."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from model_runtime.interface.events import Listener
 from model_runtime.interface.findings import Int8Drift, Verification
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import SegmentIdentity
 
@@ -126,6 +127,9 @@ class Engine(Protocol):
         """Abandons the engine thread, even if it hangs, and continues with a new one on the same model. All its work
         ends as FAILED, its late results are dropped, and existing KVs are refused. Raises `ModelRuntimeError` when the
         rebuild fails; then every request fails. Not from the engine thread."""
+
+    def grammar_refusal(self, grammar: Grammar) -> str:
+        """Why answers cannot keep to a grammar, as a sentence; "" if they can. Takes up to a second."""
 
     def new_kv(self) -> KV:
         """An empty KV that holds no bytes yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.require import require
 
 MOST_NAMED_TOKENS = 1024
@@ -19,7 +20,8 @@ class SamplingParams:
 
     `logit_bias` are `(token id, what is added to its logit)`. Of `stop_token_ids` each ends the answer and does not
     belong to it. The model's own stop tokens and these are not drawn before the answer has `min_new_tokens`, and the
-    model's own never with `ignore_eos`. A stop string ends an answer of any length.
+    model's own never with `ignore_eos`. A stop string ends an answer of any length. With a `grammar` only tokens are
+    drawn that keep to it, and a stop token once the answer is complete.
 
     Raises `ValueError` with a message for the user when a value is out of range.
     """
@@ -39,6 +41,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_new_tokens: int = 0
     ignore_eos: bool = False
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         require(0.0 <= self.temperature <= 5.0, f"Temperature must be between 0 and 5, not {self.temperature}.")
@@ -76,6 +79,9 @@ class SamplingParams:
         require(len(self.logit_bias) <= most, f"At most {most:,} tokens may have a logit bias.")
         require(len(self.stop_token_ids) <= most, f"At most {most:,} stop token ids are allowed.")
         require(all(token_id >= 0 for token_id in self.named_token_ids), "A token id must not be negative.")
+
+        is_free = not (self.min_new_tokens or self.ignore_eos)
+        require(self.grammar is None or is_free, "A format and a least length of an answer exclude each other.")
 
     @property
     def named_token_ids(self) -> tuple[int, ...]:

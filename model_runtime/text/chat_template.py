@@ -25,6 +25,7 @@ from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_o
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
 from model_runtime.text.template_check import check_template
 from model_runtime.text.template_variables import readable_variables
+from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import probe_tool_format
 from model_runtime.text.turn_ids.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of
 from model_runtime.text.turn_ids.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
@@ -46,7 +47,7 @@ _SAMPLE_TEXTS = (
 _LAST_WORD = re.compile(r"\s+\S*$")  # includes the white space before it
 
 
-class ChatTemplate:
+class ChatTemplate(ThoughtsApart):
     """Implements `model_runtime.interface.chat.TurnTemplate`. Immutable after construction, hence thread-safe.
 
     Raises `ModelLoadError` when the tokenizer has no chat template or the template cannot be used.
@@ -81,7 +82,7 @@ class ChatTemplate:
         self._shortest = ShortestEncoding(self._text, hidden.names.values())
         self._encoder = TurnEncoder(self._tokenizer, controls, hidden)
         self._renderer = Renderer(tokenizer, self._encoder.spelled)
-        self._opening_tag_is_shown = not self._is_hidden(thoughts.END)
+        self.has_thoughts = thoughts.END in self._template and not self._is_hidden(thoughts.END)
         self.bound = ""
         self._with = lru_cache(_KEPT_BINDINGS)(self._rendered_with)
         self._has_system = self._renderer.renders([("system", "kwsystem"), ("user", "kwuser")])
@@ -125,30 +126,9 @@ class ChatTemplate:
         frame = self._frame_for(system_prompt, tools)
         return frame.opening, frame.second_prompt, frame.glue
 
-    @property
-    def has_thoughts(self) -> bool:
-        """See `TurnTemplate`."""
-        return thoughts.END in self._template and self._opening_tag_is_shown
-
     def opens_thought(self, system_prompt: str = "", tools: Sequence[str] = ()) -> bool:
         """See `TurnTemplate`."""
         return self.has_thoughts and thoughts.opens_thought(self._frame_for(system_prompt, tools).prompt)
-
-    def thoughts_in(self, answer_text: str, is_open: bool = False) -> tuple[str, str]:
-        """See `TurnTemplate`."""
-        return thoughts.split(answer_text, is_open) if self.has_thoughts else ("", answer_text)
-
-    def growing_thoughts_in(self, growing_text: str, is_open: bool = False) -> tuple[str, str]:
-        """See `TurnTemplate`."""
-        return thoughts.split_growing(growing_text, is_open) if self.has_thoughts else ("", growing_text)
-
-    def with_thoughts(self, thought: str, said: str) -> str:
-        """See `TurnTemplate`."""
-        return thoughts.join(thought, said) if self.has_thoughts else said
-
-    def begun_answer(self, thought: str, said: str, is_open: bool) -> str:
-        """See `TurnTemplate`."""
-        return thoughts.begin(thought, said, is_open) if self.has_thoughts else said
 
     @property
     def tools_are_generic(self) -> bool:
@@ -235,6 +215,12 @@ class ChatTemplate:
         if self._tool_format is None:
             raise TemplateRefused("This model's chat template does not support tool calls.")
         return self._tool_format.write(text, calls)
+
+    def call_grammar(self, tools: Sequence[str]) -> str:
+        """See `TurnTemplate`. Raises `TemplateRefused` where the template takes no tools."""
+        if self._tool_format is None:
+            raise TemplateRefused("This model's chat template does not support tool calls.")
+        return self._tool_format.grammar(tools)
 
     def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of a whole conversation with generation prompt. The last of `turns` is not the assistant's."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate, UserInput
+from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import ToolFormat
 
 _FORMAT = ToolFormat("<tool_call>", "</tool_call>", "arguments")
@@ -23,11 +24,12 @@ To call a function, end your answer with this, with its own name and arguments:
 You then get its result between <tool_response> and </tool_response>. When no function helps, answer without a call."""
 
 
-class GenericTools:
+class GenericTools(ThoughtsApart):
     """Implements `model_runtime.interface.chat.TurnTemplate` on one that takes no tools. Immutable."""
 
     def __init__(self, template: TurnTemplate) -> None:
         self._template = template
+        self.has_thoughts = template.has_thoughts
 
     @property
     def takes_tools(self) -> bool:
@@ -45,10 +47,6 @@ class GenericTools:
     def bound(self) -> str:
         return self._template.bound
 
-    @property
-    def has_thoughts(self) -> bool:
-        return self._template.has_thoughts
-
     def with_variables(self, values: str) -> GenericTools:
         return GenericTools(self._template.with_variables(values))
 
@@ -57,18 +55,6 @@ class GenericTools:
 
     def opens_thought(self, system_prompt: str = "", tools: Sequence[str] = ()) -> bool:
         return self._template.opens_thought(_with_offer(system_prompt, tools))
-
-    def thoughts_in(self, answer_text: str, is_open: bool = False) -> tuple[str, str]:
-        return self._template.thoughts_in(answer_text, is_open)
-
-    def growing_thoughts_in(self, growing_text: str, is_open: bool = False) -> tuple[str, str]:
-        return self._template.growing_thoughts_in(growing_text, is_open)
-
-    def with_thoughts(self, thoughts: str, said: str) -> str:
-        return self._template.with_thoughts(thoughts, said)
-
-    def begun_answer(self, thoughts: str, said: str, is_open: bool) -> str:
-        return self._template.begun_answer(thoughts, said, is_open)
 
     def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
         return self._template.first_turn(_with_offer(system_prompt, tools), self._plain(user))
@@ -91,6 +77,9 @@ class GenericTools:
 
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return _FORMAT.write(text, calls) if calls else text
+
+    def call_grammar(self, tools: Sequence[str]) -> str:
+        return _FORMAT.grammar(tools)
 
     def unstable_tokens(self, user_text: str) -> int:
         return self._template.unstable_tokens(user_text)

@@ -55,3 +55,25 @@ def _body(text: str, is_open: bool) -> str | None:
     if core.startswith(BEGIN):
         return core[len(BEGIN) :]
     return text if is_open else None
+
+
+class ThoughtsApart:
+    """What `model_runtime.interface.chat.TurnTemplate` says about thoughts, for a template that sets `has_thoughts`."""
+
+    has_thoughts: bool
+
+    def thoughts_in(self, answer_text: str, is_open: bool = False) -> tuple[str, str]:
+        """See `TurnTemplate`."""
+        return split(answer_text, is_open) if self.has_thoughts else ("", answer_text)
+
+    def growing_thoughts_in(self, growing_text: str, is_open: bool = False) -> tuple[str, str]:
+        """See `TurnTemplate`."""
+        return split_growing(growing_text, is_open) if self.has_thoughts else ("", growing_text)
+
+    def with_thoughts(self, thoughts: str, said: str) -> str:
+        """See `TurnTemplate`."""
+        return join(thoughts, said) if self.has_thoughts else said
+
+    def begun_answer(self, thoughts: str, said: str, is_open: bool) -> str:
+        """See `TurnTemplate`."""
+        return begin(thoughts, said, is_open) if self.has_thoughts else said

@@ -19,6 +19,7 @@ _BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive
 
 Render = Callable[..., str]  # (messages, tools=..., add_generation_prompt=...) -> the template's text
 
+_WITHOUT_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _OTHER_KEYS = ("arguments", "parameters")  # which models also write, whatever their template shows
 
 _NAME, _KEY, _VALUE = "kwname", "kwkey", "kwvalue"
@@ -77,6 +78,20 @@ class ToolFormat:
         if not self.begin:
             return bodies[0] if len(bodies) == 1 else f"[{', '.join(bodies)}]"
         return text + "\n".join(f"{self.begin}\n{body}\n{self.end}" for body in bodies)
+
+    def grammar(self, tools: Sequence[str]) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools: JSON texts of definitions."""
+        rules = []
+        for number, definition in enumerate(map(json.loads, tools)):
+            function = definition["function"]
+            head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{self.arguments_key}": '
+            schema = {"type": "object", **(function.get("parameters") or {}), "x-guidance": _WITHOUT_SPACES}
+            rules.append(f'call{number}: {json.dumps(head)} arguments{number} "}}"')
+            rules.append(f"arguments{number}: %json {json.dumps(schema)}")
+        calls = " | ".join(f"call{number}" for number in range(len(tools)))
+        marks = [json.dumps(mark) for mark in ((f"{self.begin}\n", f"\n{self.end}") if self.begin else ("", ""))]
+        start = " ".join(part for part in (marks[0], f"({calls})", marks[1]) if part != '""')
+        return "\n".join([f"start: {start}", *rules])
 
     def _calls(self, found: Any) -> tuple[ToolCall, ...]:
         objects = found if isinstance(found, list) else [found]

@@ -10,10 +10,11 @@ import uuid
 from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import Engine
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
-from sessions.errors import ConversationBusy, SessionError
+from sessions.errors import ConversationBusy, MessageRefused, SessionError
 from sessions.ledger import history_hash, resent_history
 from sessions.ledger.ledger import (
     changed_variables,
@@ -96,6 +97,10 @@ class StatelessTurns:
         """What can be asked of the model's chat template."""
         return self._template
 
+    def grammar_refusal(self, grammar: Grammar) -> str:
+        """Why answers cannot keep to a grammar, as a sentence; "" if they can."""
+        return self._engine.grammar_refusal(grammar)
+
     def shown(self, run: Run, text: str) -> tuple[str, str]:
         """(thoughts, content) of a growing answer, as far as they stay, without what it began with."""
         plan = run.plan
@@ -142,6 +147,7 @@ class StatelessTurns:
         else:
             turn = user_turn(above, last.input, current, prompt, template, fingerprint, request.tools)
         is_open, prefix_text = template.opens_thought(prompt, request.tools), ""
+        _refuse_format(request, history, is_open)
         if history.beginning is not None:
             begun, beginning = placement.begun, history.beginning
             prefix_text = begun.text if begun else template.begun_answer(beginning.thoughts, beginning.text, is_open)
@@ -181,7 +187,8 @@ class StatelessTurns:
     ) -> Conversation:
         """A new one, or the one that was found; the page shows the system prompt that holds now."""
         if placement.conversation is None:
-            settings = ConversationSettings(request.sampling, history.system_prompt, request.template_variables)
+            sampling = replace(request.sampling, grammar=None)  # of this answer only
+            settings = ConversationSettings(sampling, history.system_prompt, request.template_variables)
             if not self._store.add_conversation(owner_id, conversation_id, settings, placement.key):
                 raise ConversationBusy("Another request has just begun the conversation of this key. Try again.")
         else:
@@ -229,6 +236,19 @@ class StatelessTurns:
             ledger_tokens += len(ids)
             self._limits.check_history(ledger_tokens)
         return tuple(nodes)
+
+
+def _refuse_format(request: ChatRequest, history: ResentHistory, is_thought_open: bool) -> None:
+    """Raises `MessageRefused` where an answer in a format could not begin with it."""
+    if request.sampling.grammar is None:
+        return
+    if is_thought_open:
+        raise MessageRefused(
+            "This model begins every answer with a thought, which a format excludes. Send enable_thinking: false, or "
+            "leave the format out."
+        )
+    if history.beginning is not None:
+        raise MessageRefused("An answer that is gone on with cannot keep to a format. Leave one of the two out.")
 
 
 def _asked_anew(placement: Placement, history: ResentHistory, template: TurnTemplate) -> Placement:

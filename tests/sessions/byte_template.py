@@ -10,7 +10,7 @@ from typing import Self
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import TemplateRefused
-from model_runtime.text import thoughts
+from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import ToolFormat
 
 SYSTEM, USER, ASSISTANT, END, TOOL, TOOLS = 256, 257, 258, 259, 260, 261
@@ -18,7 +18,7 @@ ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSIS
 CALLS = ToolFormat("<tool_call>", "</tool_call>", "arguments")
 
 
-class ByteTemplate:
+class ByteTemplate(ThoughtsApart):
     """A chat template over bytes. `shift` moves every byte's id, which makes another vocabulary. Takes the roles above,
     and tools only if `takes_tools` is set. `variables` are those of these that it reads: "enable_thinking", whose false
     closes a thought in the generation prompt, and "effort", which is written at the beginning. With `opens_thoughts`
@@ -50,18 +50,6 @@ class ByteTemplate:
 
     def opens_thought(self, system_prompt: str = "", tools: Sequence[str] = ()) -> bool:
         return self._opens_thoughts and self._value("enable_thinking") is not False
-
-    def thoughts_in(self, answer_text: str, is_open: bool = False) -> tuple[str, str]:
-        return thoughts.split(answer_text, is_open) if self.has_thoughts else ("", answer_text)
-
-    def growing_thoughts_in(self, growing_text: str, is_open: bool = False) -> tuple[str, str]:
-        return thoughts.split_growing(growing_text, is_open) if self.has_thoughts else ("", growing_text)
-
-    def with_thoughts(self, thought: str, said: str) -> str:
-        return thoughts.join(thought, said) if self.has_thoughts else said
-
-    def begun_answer(self, thought: str, said: str, is_open: bool) -> str:
-        return thoughts.begin(thought, said, is_open) if self.has_thoughts else said
 
     def _value(self, name: str) -> object:
         return json.loads(self.bound).get(name) if self.bound and name in self.variables else None
@@ -105,6 +93,9 @@ class ByteTemplate:
 
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return CALLS.write(text, calls) if calls else text
+
+    def call_grammar(self, tools: Sequence[str]) -> str:
+        return CALLS.grammar(tools)
 
     def unstable_tokens(self, user_text: str) -> int:
         """The last word with the space before it, and the generation prompt."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from app.api.fields.other_fields import ignored_fields
 from app.api.requests import ChatCompletionRequest
+from app.api.translation.formats import format_of
 from app.api.translation.messages import messages_of, unread_parts
 from app.api.translation.sampling import limits_of, sampling_of
 from app.api.translation.template_variables import template_variables
@@ -14,6 +16,7 @@ from app.api.translation.unsupported import unsupported
 from app.model_names import ModelNames
 from app.problems import Problem
 from model_runtime.interface.chat import TurnTemplate
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import ModelInfo
 from sessions.text import clean_exactly
 from sessions.turns.stateless import ChatRequest
@@ -28,16 +31,29 @@ class Translated:
     notes: tuple[str, ...] = ()
 
 
-def chat_request(body: ChatCompletionRequest, info: ModelInfo, names: ModelNames, template: TurnTemplate) -> Translated:
-    """The request for the session manager. Raises `Problem`, or `ValueError` with a sentence."""
+def chat_request(
+    body: ChatCompletionRequest,
+    info: ModelInfo,
+    names: ModelNames,
+    template: TurnTemplate,
+    grammar_refusal: Callable[[Grammar], str],
+) -> Translated:
+    """The request for the session manager. `grammar_refusal` says why a grammar cannot be kept to. Raises `Problem`, or
+    `ValueError` with a sentence."""
     _refuse_other_model(body.model, info.name, names)
     ignored = ignored_fields(body)
     _refuse_unsupported(body)
     variables, without_effect = template_variables(body, template)
     tools = tools_of(body, template, info.context_limit_tokens)
+    sampling, asked_format = sampling_of(body, info), format_of(body, template, tools.definitions)
+    if asked_format is not None:
+        field, grammar = asked_format
+        if why := grammar_refusal(grammar):
+            raise unsupported(field, f"{field}: {why}")
+        sampling = replace(sampling, grammar=grammar)
     request = ChatRequest(
         messages=messages_of(body.messages),
-        sampling=sampling_of(body, info),
+        sampling=sampling,
         tools=tools.definitions,
         has_no_limit=not limits_of(body),
         template_variables=variables,
@@ -70,8 +86,6 @@ def _refuse_unsupported(body: ChatCompletionRequest) -> None:
         raise unsupported("add_generation_prompt", f"add_generation_prompt must be {wanted} for these messages.")
     if body.n not in (None, 1):
         raise unsupported("n", "One answer is written for each request: n must be 1.")
-    if body.response_format not in (None, {"type": "text"}):
-        raise unsupported("response_format", "Only the response format {'type': 'text'} is supported.")
     if body.modalities not in (None, ["text"]):
         raise unsupported("modalities", "Only text is supported.")
     if body.audio is not None:

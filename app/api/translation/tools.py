@@ -33,15 +33,13 @@ def tools_of(body: ChatCompletionRequest, template: TurnTemplate, context_tokens
         return OfferedTools()
     if body.tool_choice == "none":
         return OfferedTools()
-    if body.tool_choice not in (None, "auto"):
-        raise unsupported("tool_choice", "A call cannot be forced: tool_choice must be 'auto' or 'none'.")
     if not template.takes_tools:
         raise unsupported("tools", "This model's chat template does not support tools. Send the request without them.")
     definitions = tuple(_tool(tool) for tool in body.tools)
     if not template.tools_are_generic:
         return OfferedTools(definitions)
     count, fit = sum(template.count(definition) for definition in definitions), context_tokens // 2
-    if count > fit:
+    if count > fit and body.tool_choice in (None, "auto"):
         note = (
             f"The tools' definitions have {count:,} tokens, and at most {fit:,} are shown to this model: it saw none."
         )

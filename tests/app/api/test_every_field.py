@@ -51,13 +51,13 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
         (" said", lambda a, s: text_of(a) == "You"),
         ("", REFUSED),
         (["a", ""], REFUSED),
-        (list("XYZWd"), lambda a, s: text_of(a) == "You sai"),
+        (list("QXZWd"), lambda a, s: text_of(a) == "You sai"),
         (list("abcdefghijklmnopq"), REFUSED),
     ],
     "logprobs": [(True, lambda a, s: a["choices"][0]["logprobs"] is not None)],
     "top_logprobs": [(3, REFUSED)],  # without logprobs
     "tools": [([TOOL], lambda a, s: a["usage"]["prompt_tokens"] > 40)],
-    "tool_choice": [("required", REFUSED)],
+    "tool_choice": [("required", REFUSED), ({"type": "function", "function": {"name": "f"}}, REFUSED)],  # without tools
     "chat_template_kwargs": [
         ({"effort": "low"}, lambda a, s: a["usage"]["prompt_tokens"] > 20),
         ({"efort": "low"}, REFUSED),
@@ -68,7 +68,15 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "continue_final_message": [(True, REFUSED)],  # of a user's message
     "add_generation_prompt": [(False, REFUSED)],
     "n": [(2, REFUSED)],
-    "response_format": [({"type": "json_object"}, REFUSED)],
+    # Their effects are in test_formats.
+    "response_format": [({"type": "json_object"}, lambda a, s: True), ({"type": "yaml"}, REFUSED)],
+    "guided_json": [({"type": "object"}, lambda a, s: True), ({"type": "no!"}, REFUSED), ("{", REFUSED)],
+    "guided_regex": [("a+", lambda a, s: True), ("no!", REFUSED)],
+    "guided_choice": [(["a", "b"], lambda a, s: True), (["no!"], REFUSED), ("a", REFUSED)],
+    "guided_grammar": [('root ::= "a"', lambda a, s: True), ("no!", REFUSED)],
+    "grammar": [('root ::= "a"', lambda a, s: True), ("no!", REFUSED)],
+    "json_schema": [({"type": "object"}, lambda a, s: True), ({"type": "no!"}, REFUSED), ([1], REFUSED)],
+    "structured_outputs": [({"json": {"type": "object"}}, lambda a, s: True), ({"xml": "a"}, REFUSED)],
     "logit_bias": [({"5": 1, "7": -100}, lambda a, s: s.logit_bias == ((5, 1), (7, -100))), ({"x": 1}, REFUSED)],
     "modalities": [(["audio"], REFUSED)],
     "audio": [({"voice": "x"}, REFUSED)],
@@ -93,11 +101,6 @@ MESSAGES: dict[str, list[tuple[Any, Check | str]]] = {
 FOREIGN: dict[str, Any] = {
     "best_of": 2,
     "chat_template": "{{ messages }}",
-    "grammar": 'root ::= "a"',
-    "guided_json": {"type": "object"},
-    "guided_regex": "a+",
-    "json_schema": {"type": "object"},
-    "structured_outputs": {"json": {}},
     "bad_words": ["x"],
     "echo": True,
     "include_stop_str_in_output": True,
@@ -171,9 +174,9 @@ def shown(site: Site, http: httpx.Client, what: str, body: dict[str, Any], check
 
 def test_every_field_shows_its_effect_or_is_refused(site: Site, http: httpx.Client) -> None:
     for field, cases in CHAT.items():
-        for value, check in cases:
+        for number, (value, check) in enumerate(cases):
             # Its own words: a text that was sent before would continue that conversation with its settings.
-            shown(site, http, field, {"messages": [user(f"About {field}")], field: value}, check)
+            shown(site, http, field, {"messages": [user(f"About {field} {number}")], field: value}, check)
     for field, cases in MESSAGES.items():
         for value, check in cases:
             shown(site, http, f"messages.{field}", {"messages": [{**user("Hello"), field: value}]}, check)
@@ -197,7 +200,7 @@ def test_what_other_servers_take_is_refused_by_name(site: Site, http: httpx.Clie
 
 def test_what_asks_for_nothing_is_accepted(site: Site, http: httpx.Client) -> None:
     neutral = {field: values[0] for field, values in NEUTRAL.items()}
-    neutral |= {"grammar": None, "bad_words": [], "chat_template_kwargs": {}, "echo": False}
+    neutral |= {"grammar": None, "guided_json": {}, "bad_words": [], "chat_template_kwargs": {}, "echo": False}
     answered = ask(http, **neutral)
     assert answered.status_code == 200, answered.text
     assert answered.json()["keepwarm"]["ignored"] == []

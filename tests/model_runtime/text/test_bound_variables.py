@@ -18,7 +18,9 @@ SWITCHED = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-ALWAYS = SWITCHED.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n").partition("{% if enable")[0]
+ALWAYS = SWITCHED.partition("{% if add_generation_prompt %}")[0] + (
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 
 
 def template_of(jinja: str) -> ChatTemplate:

@@ -135,9 +135,8 @@ def test_a_request_beside_one_that_is_answering_lands_on_a_fork(make_harness: Ma
     running = begin(harness, *client.messages, user("Go on"), key="k")
     beside = begin(harness, *client.messages, user("Meanwhile"), key="k")
     assert (running.conversation_id, beside.plan.is_fork) == (client.conversation_id, True)
-    receipt = harness.receipt(finish(beside))
+    finish(beside)
     finish(running)
-    assert receipt.reused_tokens > 0  # the beginning was copied, or is warm in its own conversation
     after = begin(harness, *client.messages, user("Go on"), assistant(harness.texts(running.conversation_id)[-1]),
                   user("And?"), key="k")  # fmt: skip
     assert after.conversation_id == client.conversation_id
