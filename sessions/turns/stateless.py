@@ -14,7 +14,7 @@ from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import Engine
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
-from sessions.errors import ConversationBusy, MessageRefused, SessionError
+from sessions.errors import ConversationBusy, MessageRefused, SessionError, ShuttingDown
 from sessions.ledger import history_hash, resent_history
 from sessions.ledger.ledger import (
     changed_variables,
@@ -88,6 +88,8 @@ class StatelessTurns:
                 with self._runs.claim(conversation_id):
                     if self.placements.is_as_it_was(placement):
                         return self._begin(owner_id, conversation_id, request, history, placement, template)
+            except ShuttingDown:
+                raise
             except ConversationBusy:  # another request was quicker: the next attempt finds another place
                 continue
         raise ConversationBusy("This conversation is being changed by other requests. Try again in a moment.")
