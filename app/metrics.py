@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -33,6 +33,15 @@ class Metrics:
         self._refusals = Counter(
             "keepwarm_refusals", "Refused API requests by reason.", ["reason"], registry=self._registry
         )
+
+    def show_line(self, waiting: Callable[[], int]) -> None:
+        """`waiting`: how many API requests wait now until another one of their key ends."""
+        gauge = Gauge(
+            "keepwarm_requests_in_line",
+            "API requests that wait until another one of their key ends.",
+            registry=self._registry,
+        )
+        gauge.set_function(waiting)
 
     def answered(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()

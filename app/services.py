@@ -9,6 +9,7 @@ from app.access.auth import Owners
 from app.access.callers import Callers
 from app.access.guard import cookies_of
 from app.access.public_link import Share
+from app.model_names import ModelNames
 from app.process_memory import ProcessMeter
 from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
@@ -22,6 +23,8 @@ class Services:
     owners: Owners
     share: Share
     callers: Callers
+    allowed_origins: tuple[str, ...] = ()  # of other sites' pages that may call the API before there is a key
+    names: ModelNames = field(default_factory=ModelNames)
     process: ProcessMeter = field(default_factory=ProcessMeter)
 
     def owner_of(self, request: Any) -> str | None:

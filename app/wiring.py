@@ -14,6 +14,7 @@ from app.access.cookie_key import load_secret
 from app.access.public_link import Share
 from app.access.visitors import Visitors
 from app.budgets import Budgets, Say, device_budget_bytes, disk_budget_bytes, host_budget_bytes
+from app.model_names import ModelNames
 from app.process_memory import HeapTrimmer, ProcessMeter
 from app.services import Services
 from app.temporary_files import own_temporary_files
@@ -41,11 +42,13 @@ class IdleFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who is served. With a password, browsers must log in; with `require_key`, programs always need an API key."""
+    """Who is served. With a password, browsers must log in; with `require_key`, programs always need an API key. Pages
+    of `allowed_origins` may call the API before there is a key."""
 
     password: str | None = None
     visitors: Visitors = field(default_factory=Visitors)
     require_key: bool = False
+    allowed_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class ServiceSettings:
     prompt_lookup: PromptLookup = "auto"
     idle_work: IdleFeatures = IdleFeatures()
     keep_unnamed_s: float = KEEP_UNNAMED_S
+    names: ModelNames = field(default_factory=ModelNames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def open_services(
         trimmer = HeapTrimmer(process)
         stack.callback(trimmer.close)
         callers = Callers(store.keys, owners, access.visitors, access.require_key)
-        yield Services(manager, owners, share, callers, process)
+        yield Services(manager, owners, share, callers, access.allowed_origins, settings.names, process)
 
 
 def _import_model_code() -> None:
@@ -120,11 +124,12 @@ def _load(settings: ServiceSettings, say: Say, stack: contextlib.ExitStack) -> t
     from model_runtime.interface.config import EngineConfig
     from model_runtime.loading.loading import context_limit_tokens, load_model, unload
     from model_runtime.text.chat_template import ChatTemplate
+    from model_runtime.text.generic_tools import with_tools
 
     config, budgets = settings.model, settings.budgets
     loaded = in_passing_thread(lambda: load_model(config, say))
     stack.callback(unload, loaded)
-    template = ChatTemplate(loaded.tokenizer, loaded.stop_token_ids)
+    template = with_tools(ChatTemplate(loaded.tokenizer, loaded.stop_token_ids))
     device = str(loaded.model.device)
     budget_bytes = device_budget_bytes(budgets.device, device, say)
     memory = _Memory(budget_bytes, host_budget_bytes(budgets.host, device, budget_bytes, say))

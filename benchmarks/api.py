@@ -161,11 +161,11 @@ def main() -> None:
             on, off, nothing = (Loads() for _ in range(3))
             for number in range(options.repeats):
                 talk(url, model, f"Ada {number}", options.turns, on.another())
-                opened.manager.completions.matches_prefixes = False
+                opened.manager.completions.placements.matches_prefixes = False
                 talk(url, model, f"Bob {number}", options.turns, off.another())
                 drop = partial(drop_everything, opened.manager)
                 talk(url, model, f"Eve {number}", options.turns, nothing.another(), drop)
-                opened.manager.completions.matches_prefixes = True
+                opened.manager.completions.placements.matches_prefixes = True
             loads = [Load() for _ in range(options.clients)]
             threads = [
                 threading.Thread(target=talk, args=(url, model, f"Client {n}", 4, load)) for n, load in enumerate(loads)

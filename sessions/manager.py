@@ -18,7 +18,7 @@ from sessions.background.storage_check import StorageState
 from sessions.config import SessionConfig
 from sessions.counters import Counters
 from sessions.errors import MessageRefused
-from sessions.ledger.ledger import continued_answer, fold, new_answer, user_turn
+from sessions.ledger.ledger import Turn, continued_answer, fold, new_answer, user_turn
 from sessions.memory.memory import Memory
 from sessions.memory_actions import MemoryActions
 from sessions.store.records import Conversation, Node
@@ -174,10 +174,10 @@ class SessionManager:
                 path[:-1],
                 fold(path),
                 conversation.settings.system_prompt,
-                self._template,
+                self._template_of(conversation),
                 self.info.tokenizer_fingerprint,
             )
-            return self.turns.begin(NewTurn(conversation, path[:-1], turn, conversation.settings.sampling))
+            return self._begin(conversation, path[:-1], turn)
 
     def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
         """Goes on from a stopped, interrupted or length-limited answer: a new sibling that begins with it."""
@@ -187,13 +187,12 @@ class SessionManager:
             path = self._store.messages.path(conversation.leaf_id)
             if not path or not path[-1].can_continue:
                 raise MessageRefused("The last answer is complete; there is nothing to continue.")
-            turn = continued_answer(path, fold(path), self._template, self.info.tokenizer_fingerprint)
+            template = self._template_of(conversation)
+            turn = continued_answer(path, fold(path), template, self.info.tokenizer_fingerprint)
             prefix = turn.ledger[len(turn.ledger) - turn.answer_prefix_tokens :]
             # Half a character at the end is not shown: the engine gives it out whole with its next token.
             prefix_text = self._template.plain(prefix).rstrip("�")
-            return self.turns.begin(
-                NewTurn(conversation, path[:-1], turn, conversation.settings.sampling, prefix_text=prefix_text)
-            )
+            return self._begin(conversation, path[:-1], turn, prefix_text=prefix_text)
 
     def stop(self, owner_id: str, conversation_id: str) -> None:
         """The answer ends within one step and keeps its text. Nothing happens when there is none."""
@@ -235,8 +234,9 @@ class SessionManager:
 
     def update_settings(self, owner_id: str, conversation_id: str, settings: ConversationSettings) -> None:
         """They hold from the next turn on. Raises `ContextFull` for a system prompt that leaves no room."""
-        self._store.conversation(owner_id, conversation_id)
-        self._store.set_settings(conversation_id, self._cleaned(settings))
+        held = self._store.conversation(owner_id, conversation_id).settings
+        cleaned = replace(self._cleaned(settings), template_variables=held.template_variables)
+        self._store.set_settings(conversation_id, cleaned)
 
     def delete(self, owner_id: str, conversation_id: str) -> None:
         """Stops its run, frees its KV, then removes every message."""
@@ -313,10 +313,26 @@ class SessionManager:
             text,
             fold(current),
             conversation.settings.system_prompt,
-            self._template,
+            self._template_of(conversation),
             self.info.tokenizer_fingerprint,
         )
-        return self.turns.begin(NewTurn(conversation, path, turn, conversation.settings.sampling, user_text=text))
+        return self._begin(conversation, path, turn, user_text=text)
+
+    def _begin(
+        self,
+        conversation: Conversation,
+        path: Sequence[Node],
+        turn: Turn,
+        user_text: str | None = None,
+        prefix_text: str = "",
+    ) -> Run:
+        settings = conversation.settings
+        is_open = self._template_of(conversation).opens_thought(settings.system_prompt)
+        new = NewTurn(conversation, path, turn, settings.sampling, user_text, prefix_text, is_thought_open=is_open)
+        return self.turns.begin(new)
+
+    def _template_of(self, conversation: Conversation) -> TurnTemplate:
+        return self._template.with_variables(conversation.settings.template_variables)
 
     def _remove(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim."""

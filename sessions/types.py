@@ -44,6 +44,7 @@ class MissReason(StrEnum):
     BRANCH_SWITCHED = "branch_switched"
     TEMPLATE_REWROTE_HISTORY = "template_rewrote_history"
     SYSTEM_PROMPT_CHANGED = "system_prompt_changed"
+    TEMPLATE_VARIABLES_CHANGED = "template_variables_changed"
     MODEL_CHANGED = "model_changed"
     EARLIER_FAILURE = "earlier_failure"
     SNAPSHOT_REFUSED = "snapshot_refused"
@@ -64,10 +65,12 @@ class MissReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ConversationSettings:
-    """What a person may set for one conversation."""
+    """What a person or a program may set for one conversation. `template_variables` are values of the chat template's
+    own variables: a JSON object, "" for none."""
 
     sampling: SamplingParams
     system_prompt: str = ""
+    template_variables: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.auth import Owners
+from app.access.origins import Origins, is_preflight, let_read, preflight_response
 from app.access.visitors import NO_PROXIES, Visitors, is_loopback
 from app.http.response_headers import LOCKED_POLICY, LOGIN_POLICY, headers_with
 from app.paths import ASSETS_PATH, HEALTH_PATH, LOGIN_PATH, LOGOUT_PATH, METRICS_PATH, is_api
@@ -19,6 +21,7 @@ from app.problems import Problem
 
 LARGEST_BODY_BYTES = 32 * 1024 * 1024
 TOO_LARGE = "This request is larger than 32 MiB."
+NAME_IT = "Until a key was made, start the server with --allow-origin for those that may call."
 FROM_ANOTHER_SITE = "Requests from other sites are refused."
 # A host as RFC 3986 writes it, with its port: a name or an IPv4 address, or an IPv6 address in brackets.
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -35,8 +38,10 @@ class Guard:
         bind_host: str,
         share_host: Callable[[], str],
         visitors: Visitors = NO_PROXIES,
+        origins: Origins | None = None,
     ) -> None:
         self._app = app
+        self._origins = origins or Origins()
         self._visitors = visitors
         self._owners = owners
         self._bind_host = bind_host
@@ -58,20 +63,33 @@ class Guard:
                 raise HTTPException(413, TOO_LARGE)
             return message
 
+        foreign = self._foreign_caller(scope, headers)
+        may_call = bool(foreign) and await run_in_threadpool(self._origins.may_call, foreign)
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 response = MutableHeaders(scope=message)
+                if may_call:
+                    let_read(response, foreign[0])
                 for name, value in headers_with(policy).items():
                     response.setdefault(name, value)  # the chat page sets its own policy
             await send(message)
 
-        refusal = self._refuse(scope, headers)
+        refusal = self._refuse(scope, headers, may_call)
+        if refusal is None and may_call and is_preflight(scope["method"], headers):
+            refusal = preflight_response(headers)
         if refusal is not None:
             await refusal(scope, receive, send_with_headers)
             return
         await self._app(scope, receive_limited, send_with_headers)
 
-    def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
+    def _foreign_caller(self, scope: Scope, headers: Headers) -> list[str]:
+        """The origins of a request to the API from another site's page; [] for any other request."""
+        origins, host = headers.getlist("origin"), headers.get("host", "")
+        is_own = all(self._is_own_origin(origin, host) for origin in origins)
+        return [] if is_own or not is_api(scope["path"]) or scope["type"] != "http" else origins
+
+    def _refuse(self, scope: Scope, headers: Headers, may_call: bool) -> Response | None:
         host = headers.get("host", "")
         refuse = _problem if is_api(scope["path"]) else PlainTextResponse
         is_nameless = "host" not in headers and scope.get("http_version") == "1.0"  # as old probes request /health
@@ -88,10 +106,10 @@ class Guard:
                 "To let others in, start the server with --password-file.",
                 403,
             )
-        if not all(self._is_own_origin(origin, host) for origin in headers.getlist("origin")):
-            return refuse(FROM_ANOTHER_SITE, 403)
-        if not _is_from_here(scope, headers):
-            return refuse(FROM_ANOTHER_SITE, 403)
+        if not may_call and not all(self._is_own_origin(origin, host) for origin in headers.getlist("origin")):
+            return refuse(_why_foreign(scope), 403)
+        if not may_call and not _is_from_here(scope, headers):
+            return refuse(_why_foreign(scope), 403)
         if _body_bytes(headers) > LARGEST_BODY_BYTES:
             return refuse(TOO_LARGE, 413)
         if _is_public(scope["path"]) or self._owners.owner_of(cookies_of(headers)) is not None:
@@ -106,6 +124,10 @@ class Guard:
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
         return _netloc(origin) in {host, self._share_host()} - {""}
+
+
+def _why_foreign(scope: Scope) -> str:
+    return f"{FROM_ANOTHER_SITE} {NAME_IT}" if is_api(scope["path"]) else FROM_ANOTHER_SITE
 
 
 def _netloc(origin: str) -> str:

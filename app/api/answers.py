@@ -25,6 +25,7 @@ class Reply:
     model: str
     created: int  # seconds since the epoch
     ignored: tuple[str, ...] = ()  # fields of the request that changed nothing
+    notes: tuple[str, ...] = ()  # sentences about how it was honoured
     # Random: a counter would reveal how many requests others send.
     completion_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
 
@@ -41,6 +42,8 @@ class Reply:
             "logprobs": _logprobs(self.run.logprobs) if self.wants_logprobs else None,
             "finish_reason": finish_reason(self.run, said),
         }
+        if said.thoughts:
+            choice["message"]["reasoning_content"] = said.thoughts  # type: ignore[index]
         if said.tool_calls:
             choice["message"]["tool_calls"] = tool_calls(said)  # type: ignore[index]
         head = self._head("chat.completion")
@@ -68,7 +71,7 @@ class Reply:
         return self.run.plan.sampling.top_logprobs is not None
 
     def _receipt(self, message: MessageView) -> dict[str, Any]:
-        return {**receipt(self.run, message), "ignored": list(self.ignored)}
+        return {**receipt(self.run, message), "ignored": list(self.ignored), "notes": list(self.notes)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -148,16 +151,27 @@ _NOTHING = Receipt(0, 0, 0, 0, Tier.NONE, None, 0.0, 0.0, 0.0, 0.0)
 class Progress:
     """How much of a run a stream has sent."""
 
-    chars: int = 0
+    chars: dict[str, int] = field(default_factory=lambda: {"reasoning_content": 0, "content": 0})
     logprobs: int = 0
-    news: list[TokenLogprobs] = field(default_factory=list)
 
-    def take(self, run: Run, shown: str) -> str:
-        """The new text of the run; its log-probabilities are in `news`."""
-        text, self.chars = shown[self.chars :], max(self.chars, len(shown))
-        self.news = run.logprobs[self.logprobs :]
-        self.logprobs += len(self.news)
-        return text
+    def take(self, run: Run, thoughts: str, content: str) -> list[tuple[dict[str, str], list[TokenLogprobs]]]:
+        """What is new of the run's thoughts and content, as deltas; the first has the log-probabilities of both."""
+        deltas: list[tuple[dict[str, str], list[TokenLogprobs]]] = []
+        for name, shown in (("reasoning_content", thoughts), ("content", content)):
+            if len(shown) > self.chars[name]:
+                deltas.append(({name: shown[self.chars[name] :]}, [] if deltas else self._news(run)))
+                self.chars[name] = len(shown)
+        return deltas
+
+    def rest(self, run: Run) -> list[tuple[dict[str, str], list[TokenLogprobs]]]:
+        """The log-probabilities that no text has brought."""
+        news = self._news(run)
+        return [({"content": ""}, news)] if news else []
+
+    def _news(self, run: Run) -> list[TokenLogprobs]:
+        news = run.logprobs[self.logprobs :]
+        self.logprobs += len(news)
+        return news
 
 
 def _logprobs(found: Sequence[TokenLogprobs]) -> dict[str, Any]:

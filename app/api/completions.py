@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,13 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from app.api import streams
 from app.api.answers import Reply
-from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import CLIENT_GONE, json_route
+from app.api.line import Line
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS, ChatCompletion
-from app.api.translate import chat_request
+from app.api.translation.request import Translated, chat_request
 from app.http.bodies import Bodies
-from app.problems import RETRY_BUSY_S, Problem
 from sessions.turns.run import Run
 from sessions.types import MessageView
 
@@ -30,18 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_OPEN_REQUESTS = 64  # of one owner; further ones in the queue would not be answered any sooner
-
 EVENTS = {
     "description": "The completion, or with `stream` server-sent events of `chat.completion.chunk` objects.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 
 
-def completions_router(services: Services, bodies: Bodies) -> APIRouter:
-    """The route. Its only state is the number of open requests by owner, used on the event loop only."""
+def completions_router(services: Services, bodies: Bodies, line: Line) -> APIRouter:
+    """The route. Its only state is the line of open requests."""
     router = APIRouter(route_class=json_route(services, bodies, ChatCompletionRequest))
-    manager, open_requests = services.manager, Counter[str]()
+    manager, completions = services.manager, services.manager.completions
 
     @router.post(
         "/chat/completions",
@@ -51,26 +47,25 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
     )
     async def complete(body: ChatCompletionRequest, request: Request) -> Response:
         owner_id = request.state.owner_id
-        if open_requests[owner_id] >= MOST_OPEN_REQUESTS:
-            raise Problem(429, f"{MOST_OPEN_REQUESTS} of your requests are already open.", "too_many_requests",
-                          retry_after_s=RETRY_BUSY_S)  # fmt: skip
-        open_requests[owner_id] += 1
+        if line.is_full(owner_id):
+            await request.state.body_held.aclose()  # it would keep others' large bodies waiting
+            if not await streams.until_gone(line.enter(owner_id), request.receive):
+                return Response(status_code=CLIENT_GONE)
+        else:
+            await line.enter(owner_id)
 
         def ended(run: Run | None = None, message: MessageView | None = None) -> None:
-            open_requests[owner_id] -= 1
-            if not open_requests[owner_id]:
-                del open_requests[owner_id]
+            line.leave(owner_id)
             if run is not None:
                 _log(owner_id, run, message)
 
         try:
-            ignored = ignored_fields(body)
-            run = await run_in_threadpool(begin, owner_id, body)
+            run, asked = await run_in_threadpool(begin, owner_id, body)
             await request.state.body_held.aclose()  # its text is tokenised: the next large body may be parsed
         except BaseException:
             ended()
             raise
-        reply = Reply(run, manager.info.name, int(time.time()), ignored)
+        reply = Reply(run, manager.info.name, int(time.time()), asked.ignored, asked.notes)
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             return streams.EventStream(streams.chunks(reply, manager, include_usage, partial(ended, run)))
@@ -81,11 +76,11 @@ def completions_router(services: Services, bodies: Bodies) -> APIRouter:
             ended(run, message)
         if message is None:
             return Response(status_code=CLIENT_GONE)
-        return JSONResponse(reply.whole(message, manager.completions.message(run, message.text)))
+        return JSONResponse(reply.whole(message, completions.message(run, message.text)))
 
-    def begin(owner_id: str, body: ChatCompletionRequest) -> Run:
-        asked = chat_request(body, manager.info, manager.completions.takes_tools)
-        return manager.completions.begin(owner_id, asked)
+    def begin(owner_id: str, body: ChatCompletionRequest) -> tuple[Run, Translated]:
+        asked = chat_request(body, manager.info, services.names, completions.template, completions.grammar_refusal)
+        return completions.begin(owner_id, asked.request), asked
 
     return router
 

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the one model that this server runs."""
+"""`GET /v1/models`: the one model that this server runs, under each of its names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def models_router(services: Services) -> APIRouter:
     router, started = APIRouter(), int(time.time())
     refusals: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 403, 404)}
 
-    def described() -> dict[str, Any]:
+    def described(name: str) -> dict[str, Any]:
         info = services.manager.info
         return {
-            "id": info.name,
+            "id": name,
             "object": "model",
             "created": started,
             "owned_by": "keepwarm",
@@ -32,13 +32,14 @@ def models_router(services: Services) -> APIRouter:
     @router.get("/models", summary="List the served model", response_model=ModelList, responses=refusals)
     def list_models(request: Request) -> dict[str, Any]:
         services.callers.owner_of(request)
-        return {"object": "list", "data": [described()]}
+        names = dict.fromkeys((services.manager.info.name, *services.names.aliases))
+        return {"object": "list", "data": [described(name) for name in names]}
 
     @router.get("/models/{model:path}", summary="Describe a model", response_model=Model, responses=refusals)
     def describe_model(model: str, request: Request) -> dict[str, Any]:
         services.callers.owner_of(request)
-        if model != services.manager.info.name:
+        if not services.names.serves(model, services.manager.info.name):
             raise Problem(404, f"The model {model[:200]!r} is not served here.", "model_not_found", "model")
-        return described()
+        return described(model)
 
     return router

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_runtime.interface.sampling_params import MOST_NAMED_TOKENS
+
 MOST_MESSAGES = 20_000
 MOST_PARTS = 20_000
 MOST_TOOLS = 1_000
@@ -29,6 +31,14 @@ class RefusalPart(_Strict):
     refusal: str
 
 
+class MediaPart(_Strict):
+    """A picture, sound or a file, which the model cannot read. Its data are not looked at."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["image_url", "input_image", "image", "input_audio", "audio_url", "video_url", "file", "input_file"]
+
+
 class FunctionCall(_Strict):
     name: str
     arguments: str = Field(description="JSON text, exactly as it was received.")
@@ -47,7 +57,7 @@ class Message(_Strict):
     content: (
         str
         | Annotated[
-            list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]],
+            list[Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]],
             Field(max_length=MOST_PARTS, fail_fast=True),
         ]
         | None
@@ -55,6 +65,8 @@ class Message(_Strict):
     name: str | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = Field(default=None, description="An answer's thoughts, apart from its content.")
+    reasoning: str | None = Field(default=None, description="Another name of the same.")
 
 
 class FunctionDefinition(_Strict):
@@ -74,36 +86,60 @@ class StreamOptions(_Strict):
 
 
 class ChatCompletionRequest(_Strict):
-    """A chat completion. Without `prompt_cache_key` the conversation with the longest matching beginning is
-    continued."""
+    """A chat completion. The conversation with the longest matching beginning is continued."""
 
-    model: str = Field(description="An id that GET /v1/models lists.")
+    model: str | None = Field(default=None, description="An id that GET /v1/models lists.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     prompt_cache_key: str | None = Field(
-        default=None, min_length=1, max_length=256, description="The client's own name for the conversation."
+        default=None, min_length=1, max_length=256, description="A hint: where the conversation may be found."
     )
-    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
+    max_completion_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
+    min_tokens: int | None = Field(default=None, ge=0, description="No stop token is drawn before. Not OpenAI's.")
+    ignore_eos: bool | None = Field(default=False, description="The model's own stop tokens are never drawn.")
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(
-        default=None, ge=0, le=1_000_000, description="Not part of OpenAI's API: number of tokens kept, 0 is off."
+        default=None, ge=-1, description="Not part of OpenAI's API: number of tokens kept; 0 and -1 are off."
     )
     min_p: float | None = Field(default=None, ge=0, le=1, description="Not part of OpenAI's API.")
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Not part of OpenAI's API.")
+    repeat_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Another name of the same.")
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MOST_NAMED_TOKENS, fail_fast=True)] | None = Field(
+        default=None, description="Not part of OpenAI's API: each ends the answer and does not belong to it."
+    )
     logprobs: bool | None = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Any = Field(default=None, description='"auto" (the default with tools) or "none".')
+    tool_choice: Any = Field(default=None, description='"auto" (the default with tools), "none", "required" or a tool.')
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Values of the variables that the model's chat template reads."
+    )
+    enable_thinking: bool | None = None
+    thinking: Any = Field(default=None, description='{"type": "enabled"}, {"type": "disabled"} or null.')
+    reasoning_effort: str | None = Field(default=None, max_length=40)
+    continue_final_message: bool | None = Field(
+        default=None, description="Go on with the last message, which is the assistant's. The default where it is."
+    )
+    add_generation_prompt: bool | None = None
+    guided_json: Any = Field(default=None, description="A JSON schema that the answer keeps to.")
+    guided_regex: str | None = Field(default=None, description="A pattern that the answer keeps to.")
+    guided_choice: Any = Field(default=None, description="A list of texts, one of which is the answer.")
+    guided_grammar: str | None = Field(default=None, description="A grammar in llama.cpp's or llguidance's notation.")
+    grammar: str | None = Field(default=None, description="The same.")
+    json_schema: Any = Field(default=None, description="A JSON schema that the answer keeps to.")
+    structured_outputs: dict[str, Any] | None = Field(default=None, description="json, regex, choice or grammar.")
     n: int | None = Field(default=1, description="Must be 1.")
-    response_format: Any = Field(default=None, description='{"type": "text"} or null.')
-    logit_bias: dict[str, Any] | None = Field(default=None, description="Empty or null.")
+    response_format: Any = Field(default=None, description='Of type "text", "json_object" or "json_schema".')
+    logit_bias: dict[str, float] | None = Field(
+        default=None, max_length=MOST_NAMED_TOKENS, description="Token id to a number from -100 to 100."
+    )
     modalities: Annotated[list[str], Field(fail_fast=True)] | None = Field(
         default=None, description='["text"] or null.'
     )

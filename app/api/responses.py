@@ -28,6 +28,7 @@ class AnswerMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
     tool_calls: list[MessageToolCall] | None = None
 
 
@@ -69,7 +70,8 @@ class Usage(BaseModel):
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it belongs to; `miss_reason` says why more tokens were fed
     than the turn added. `stored` is false while the answer is only in the server's memory, because its disk is full or
-    broken. `ignored` names the fields of the request that say nothing about the answer and changed nothing."""
+    broken. `ignored` names the fields of the request that say nothing about the answer and changed nothing; `notes` are
+    sentences about how the request was honoured."""
 
     session_id: str
     fed: int
@@ -82,6 +84,7 @@ class Receipt(BaseModel):
     miss_detail: str | None
     stored: bool
     ignored: list[str]
+    notes: list[str]
 
 
 class ChatCompletion(BaseModel):
@@ -162,7 +165,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     403: {"model": Error, "description": "Without any key only programs on this machine are answered."},
     404: {"model": Error, "description": "No such model or session for this key."},
     408: {"model": Error, "description": "The request's body arrived too slowly."},
-    409: {"model": Error, "description": "An answer is being written in this session. Retry-After says when to retry."},
+    409: {
+        "model": Error,
+        "description": "Requests change this session faster than they can be placed. Retry-After says when.",
+    },
     413: {"model": Error, "description": "The request is too large."},
     415: {"model": Error, "description": "The body is compressed, or is not JSON."},
     422: {"model": Error, "description": "Not used: an invalid request is a 400."},

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.completions import completions_router
 from app.api.fields.other_fields import refuse_unused
+from app.api.line import Line
 from app.api.models import models_router
 from app.api.sessions import sessions_router
 from app.http.bodies import Bodies
@@ -46,7 +47,9 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(refuse_unused(services.callers.owner_of))],
     )
-    api.include_router(completions_router(services, bodies))
+    line = Line()
+    metrics.show_line(lambda: line.waiting)
+    api.include_router(completions_router(services, bodies, line))
     api.include_router(models_router(services))
     api.include_router(sessions_router(services))
     api.add_middleware(RequestLog, metrics=metrics)

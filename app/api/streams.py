@@ -116,8 +116,9 @@ async def chunks(
                     yield KEEP_ALIVE
                 elif snapshot.message is not None:
                     message = snapshot.message
-                elif text := progress.take(run, completions.shown(run, snapshot.text)):
-                    yield reply.chunk({"content": text}, logprobs=progress.news)
+                else:
+                    for delta, logprobs in progress.take(run, *completions.shown(run, snapshot.text)):
+                        yield reply.chunk(delta, logprobs=logprobs)
         if message is None:
             return
         try:
@@ -135,9 +136,8 @@ def _ending(
 ) -> list[str]:
     run = reply.run
     said = manager.completions.message(run, message.text)
-    ending = []
-    if (rest := progress.take(run, said.text)) or progress.news:
-        ending.append(reply.chunk({"content": rest}, logprobs=progress.news))
+    news = [*progress.take(run, said.thoughts, said.text), *progress.rest(run)]
+    ending = [reply.chunk(delta, logprobs=logprobs) for delta, logprobs in news]
     try:
         refuse_failed(message)
     except Problem as problem:

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
     with contextlib.ExitStack() as sockets:
         opened = [sockets.enter_context(one) for one in listeners(arguments.host, arguments.port, arguments.share)]
         tunnel_port = opened[1].getsockname()[1] if arguments.share else None
+        from app.model_names import ModelNames
         from app.wiring import Access, IdleFeatures, ServiceSettings, open_services
 
         budgets = Budgets(
@@ -45,15 +46,17 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
             arguments.kv_dtype,
             arguments.cold_kv_dtype,
         )
+        origins = tuple(dict.fromkeys(arguments.allow_origin))
         idle_work = IdleFeatures(arguments.read_ahead, arguments.titles and not arguments.headless)
         settings = ServiceSettings(
             arguments.data_dir,
             model,
             budgets,
-            Access(password, Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key),
+            Access(password, Visitors(arguments.trusted_proxy, tunnel_port), arguments.require_key, origins),
             arguments.prompt_lookup,
             idle_work,
             arguments.keep_unnamed * DAY_S,
+            ModelNames(tuple(dict.fromkeys(arguments.alias)), arguments.any_model_name),
         )
         with open_services(settings, say, (lambda: None) if arguments.headless else import_page) as services:
             from app.server.site import create_app

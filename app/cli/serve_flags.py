@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from app.access.origins import origin_of
 from app.access.password import VARIABLE
 from app.access.visitors import trusted_networks
 from app.budgets import DEFAULT_SHARE
@@ -24,6 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
     _add_memory_flags(serve)
     _add_idle_flags(serve)
     _add_access_flags(serve)
+    _add_name_flags(serve)
     serve.add_argument(
         "--keep-unnamed",
         type=_days,
@@ -136,6 +138,16 @@ def _add_access_flags(serve: argparse.ArgumentParser) -> None:
         "made; from then on every program needs one, even after all keys are revoked)",
     )
     serve.add_argument(
+        "--allow-origin",
+        action="append",
+        type=_origin,
+        default=[],
+        metavar="ORIGIN",
+        help="let scripts of this site or browser extension call the API while no key was made yet: "
+        "https://chat.example.org, http://localhost:3000, chrome-extension://ID or null; may be given several times "
+        "(default: none; once every request needs a key, any origin may call)",
+    )
+    serve.add_argument(
         "--trusted-proxy",
         type=_proxies,
         default=(),
@@ -148,11 +160,34 @@ def _add_access_flags(serve: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_name_flags(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name by which programs may ask for the model; may be given several times",
+    )
+    serve.add_argument(
+        "--any-model-name",
+        action="store_true",
+        help="answer programs whatever model they ask for; the response names the one that answered (default: another "
+        "name is refused)",
+    )
+
+
 def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"a port must be between 0 and 65535, not {number}")
     return number
+
+
+def _origin(text: str) -> str:
+    try:
+        return origin_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _proxies(text: str) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app.access.guard import Guard
+from app.access.origins import Origins
 from app.access.visitors import VisitorGate
 from app.api.service import create_api
 from app.http.bodies import Bodies, BodyGate
@@ -36,6 +37,7 @@ def create_app(services: Services, bind_host: str, headless: bool = False) -> Fa
         bind_host=bind_host,
         share_host=services.share.host,
         visitors=services.callers.visitors,
+        origins=Origins(services.allowed_origins, lambda: services.callers.needs_key),
     )
     # The outermost: middleware that is added last runs first.
     app.add_middleware(VisitorGate, visitors=services.callers.visitors)

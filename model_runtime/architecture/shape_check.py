@@ -55,6 +55,12 @@ def check_vocabulary(model: PreTrainedModel) -> int:
     return rows
 
 
+def sampled_vocabulary(model: PreTrainedModel) -> int:
+    """How many token ids the model's logits have."""
+    outputs = getattr(model.get_output_embeddings(), "out_features", None)
+    return outputs if isinstance(outputs, int) else check_vocabulary(model)
+
+
 def _other_shape(layer: Any) -> list[int] | None:
     """The shape that was packed, None where it is the layer's."""
     state = getattr(layer.weight, "quant_state", None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from model_runtime.decoding.grammars import Constraint
 from model_runtime.interface.events import TokenLogprob, TokenLogprobs
 from model_runtime.interface.sampling_params import SamplingParams
 
@@ -23,13 +24,30 @@ def are_numbers(logits: torch.Tensor) -> torch.Tensor:
 class Sampler:
     """One generation's sampler, with its own random stream and its own record of seen tokens. Engine thread only.
 
-    The order is that of the literature's reference implementations: repetition penalty (Keskar et al. 2019,
-    arXiv:1909.05858, over everything in the ledger), presence and frequency penalty (over this answer), temperature,
-    top-k, top-p (Holtzman et al. 2019, arXiv:1904.09751), min-p (Nguyen et al. 2024, arXiv:2407.01082).
+    `stop_token_ids` are the model's own; `constraint` says what keeps to the grammar that was asked for. The order is
+    that of the literature's reference implementations: logit bias and tokens that may not be drawn, repetition penalty
+    (Keskar et al. 2019, arXiv:1909.05858, over everything in the ledger), presence and frequency penalty (over this
+    answer), temperature, top-k, top-p (Holtzman et al. 2019, arXiv:1904.09751), min-p (Nguyen et al. 2024,
+    arXiv:2407.01082).
     """
 
-    def __init__(self, params: SamplingParams, ledger: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        ledger: Sequence[int],
+        device: torch.device,
+        stop_token_ids: Collection[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self._params = params
+        self._constraint = constraint
+        self._taken_tokens = 0
+        self._bias = _Bias(params.logit_bias, device) if params.logit_bias else None
+        own_ends = stop_token_ids if params.ignore_eos or params.min_new_tokens else ()
+        early_ends = {*own_ends, *params.stop_token_ids} if params.min_new_tokens else own_ends
+        self._own_ends, self._early_ends = (
+            torch.tensor(sorted(ends), dtype=torch.int64, device=device) for ends in (own_ends, early_ends)
+        )
         self._generator = torch.Generator(device)
         self._generator.manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
         self._seen = _Met(ledger, device) if params.repetition_penalty != 1.0 else None
@@ -38,7 +56,15 @@ class Sampler:
     @property
     def is_greedy(self) -> bool:
         """Whether it takes the argmax of the unchanged logits."""
-        return self._params.temperature == 0 and self._seen is None and self._said is None
+        is_free = self._constraint is None and self._bias is None and self._seen is None and self._said is None
+        return self._params.temperature == 0 and is_free and not len(self._forbidden)
+
+    @property
+    def _forbidden(self) -> torch.Tensor:
+        """The ids that may not be drawn now: int64 `(ids,)` on the device."""
+        if self._taken_tokens < self._params.min_new_tokens:
+            return self._early_ends
+        return self._own_ends if self._params.ignore_eos else self._own_ends[:0]
 
     def choose(self, logits: torch.Tensor) -> int:
         """Samples a token from float32 `logits (vocabulary,)`, which may be overwritten. Waits for the device."""
@@ -50,7 +76,13 @@ class Sampler:
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
         """Like `choose`, but returns an int64 tensor without dimensions on the device and waits for nothing. The caller
         must then call `took`."""
-        params = self._params
+        params, forbidden = self._params, self._forbidden
+        if self._bias is not None:
+            self._bias.add_to(logits)
+        if len(forbidden):
+            logits[forbidden] = -torch.inf
+        if self._constraint is not None:
+            self._constraint.mask(logits)
         if self._seen is not None:
             ids, penalty = self._seen.ids, params.repetition_penalty
             scores = logits[ids]
@@ -61,6 +93,9 @@ class Sampler:
 
     def took(self, token: int) -> None:
         """Records that `token` was picked and is part of the answer."""
+        self._taken_tokens += 1
+        if self._constraint is not None:
+            self._constraint.took(token)
         for met in (self._seen, self._said):
             if met is not None:
                 met.add(token)
@@ -84,6 +119,17 @@ class Sampler:
         races = torch.empty_like(probabilities).exponential_(generator=self._generator)
         place = (probabilities / races).argmax(0, keepdim=True)
         return (place if ids is None else ids[place])[0]
+
+
+class _Bias:
+    """What is added to the logits of some tokens, each named once."""
+
+    def __init__(self, biases: Sequence[tuple[int, float]], device: torch.device) -> None:
+        self._ids = torch.tensor([token_id for token_id, _ in biases], dtype=torch.int64, device=device)
+        self._added = torch.tensor([added for _, added in biases], dtype=torch.float32, device=device)
+
+    def add_to(self, logits: torch.Tensor) -> None:
+        logits[self._ids] += self._added
 
 
 class _Met:

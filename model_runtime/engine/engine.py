@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 
 from model_runtime.architecture.config_check import check_config
-from model_runtime.architecture.shape_check import check_vocabulary
+from model_runtime.architecture.shape_check import check_vocabulary, sampled_vocabulary
+from model_runtime.decoding.grammars import Grammars
 from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.generation import RunningGeneration
 from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox
@@ -34,6 +35,7 @@ from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.errors import EngineClosed
 from model_runtime.interface.events import FinishReason, Listener
 from model_runtime.interface.findings import Verification
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest
 from model_runtime.interface.segments import SegmentIdentity
 from model_runtime.kv.saved_rows import SavedRows
@@ -59,7 +61,8 @@ class LocalEngine:
     def __init__(self, loaded: LoadedModel, config: EngineConfig, context_limit_tokens: int) -> None:
         self._config = config
         check_config(loaded.model.config, loaded.name)
-        self._limits = TokenLimits(loaded.stop_token_ids, context_limit_tokens, check_vocabulary(loaded.model))
+        vocabularies = check_vocabulary(loaded.model), sampled_vocabulary(loaded.model)
+        self._limits = TokenLimits(loaded.stop_token_ids, context_limit_tokens, *vocabularies)
         geometry = probe_packing(loaded.model, loaded.kv_dtype, context_limit_tokens, step_tokens=config.kv_step_tokens)
         self._open = partial(open_runtime, loaded.model, geometry, config, context_limit_tokens)
         runtime = self._use(self._open())
@@ -67,6 +70,7 @@ class LocalEngine:
         self._tolerance = tolerance_of(loaded.model, loaded.kv_dtype, config.cold_kv_dtype)
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         self._stop_strings = loaded.stop_strings
+        self._grammars = Grammars(self._tokenizer, loaded.stop_token_ids, self._limits.sampled_tokens)
         memory = runtime.host_pool.take if runtime.host_pool else None
         self._rows = SavedRows(self._geometry, config.cold_kv_dtype, memory)
         self._idle_kvs: Callable[[], abc.Sequence[KV]] = tuple
@@ -156,9 +160,15 @@ class LocalEngine:
         return self._speed.estimate_s(start_tokens, end_tokens)
 
     def submit(self, request: GenerationRequest, listener: Listener) -> RunningGeneration:
-        """Queues a generation. Every failure is reported as a `Finished` event."""
-        kv = own_slab(request.kv)
-        return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, self._stop_strings))
+        """Queues a generation. Every failure but `GrammarFailed` is reported as a `Finished` event."""
+        kv, grammar = own_slab(request.kv), request.sampling.grammar
+        constraint = self._grammars.constraint(grammar, kv.device) if grammar else None
+        ends = self._stop_strings, self._limits.stop_token_ids
+        return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, *ends, constraint))
+
+    def grammar_refusal(self, grammar: Grammar) -> str:
+        """Compiles it with the model's vocabulary."""
+        return self._grammars.refusal_of(grammar)
 
     def read(self, request: ReadRequest, listener: Listener) -> Reading:
         """Queues idle reading. Every failure is reported as a `Finished` event."""

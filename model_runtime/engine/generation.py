@@ -10,6 +10,7 @@ from itertools import islice
 import torch
 from tokenizers import Tokenizer
 
+from model_runtime.decoding.grammars import Constraint
 from model_runtime.decoding.lookup import Drafter, StepWorth
 from model_runtime.decoding.sampling import Sampler, are_numbers, logprobs_of
 from model_runtime.engine.work import Work
@@ -29,8 +30,8 @@ from model_runtime.text.token_part import ids_of_part
 
 
 class RunningGeneration(Work):
-    """One answer while it is generated: what is still to be read, what was sampled, and when. `stop_strings` are the
-    model's own and end it besides those of the request."""
+    """One answer while it is generated: what is still to be read, what was sampled, and when. `stop_strings` and
+    `stop_token_ids` are the model's own and end it besides those of the request."""
 
     def __init__(
         self,
@@ -39,6 +40,8 @@ class RunningGeneration(Work):
         listener: Listener,
         tokenizer: Tokenizer,
         stop_strings: tuple[str, ...] = (),
+        stop_token_ids: frozenset[int] = frozenset(),
+        constraint: Constraint | None = None,
     ) -> None:
         super().__init__(request.ledger, slab, listener)
         self.request = request
@@ -51,7 +54,8 @@ class RunningGeneration(Work):
         self._reread_tokens = 0
         self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
-        self._sampler = Sampler(sampling, ledger, slab.device)
+        self._sampler = Sampler(sampling, ledger, slab.device, stop_token_ids, constraint)
+        self._asked_ends = frozenset(sampling.stop_token_ids) - stop_token_ids
         self._prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
         self._text = TextStream(tokenizer, (*sampling.stop_strings, *stop_strings), self._prefix)
         self._room_tokens = 0
@@ -225,6 +229,10 @@ class RunningGeneration(Work):
             # It is not part of the text, so its probability is not reported.
             self._emit(TokenDelta(token_id, ""))
             return FinishReason.STOP
+        if token_id in self._asked_ends:
+            # Unlike the model's own, which the next turn's template closes the answer with, it is cut from the ids.
+            self._emit(TokenDelta(token_id, ""))
+            return FinishReason.STOP_STRING
         self._emit(TokenDelta(token_id, self._text.push(token_id), told))
         if self._text.stopped:
             return FinishReason.STOP_STRING

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from model_runtime.forward.device_memory import give_back_unused
-from model_runtime.interface.errors import DeviceOutOfMemory, EngineClosed, NotNumbers
+from model_runtime.interface.errors import DeviceOutOfMemory, EngineClosed, GrammarFailed, NotNumbers
 from model_runtime.interface.protocol import KV
 from model_runtime.kv.slab import own_slab
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def translated(error: Exception) -> Exception:
     """The error to show to the user when a forward, or a copy to the device, raised `error`."""
-    if isinstance(error, NotNumbers):
+    if isinstance(error, NotNumbers | GrammarFailed):
         return error
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:

@@ -34,11 +34,12 @@ S = TypeVar("S", bound=Work)
 
 @dataclass(frozen=True, slots=True)
 class TokenLimits:
-    """Which ids a ledger may contain, how many, and which of them end an answer."""
+    """Which ids a ledger may contain, how many, which of them end an answer, and how many ids the logits have."""
 
     stop_token_ids: frozenset[int]
     context_tokens: int
     vocabulary_tokens: int
+    sampled_tokens: int
 
 
 class Steps:
@@ -77,6 +78,9 @@ class Steps:
             work.finish(FinishReason.FAILED, "This conversation has tokens that the model does not know.")
         elif not work.is_idle:
             assert isinstance(work, RunningGeneration), "only reading is always idle"
+            if any(one >= self._limits.sampled_tokens for one in work.request.sampling.named_token_ids):
+                work.finish(FinishReason.FAILED, "The request names token ids that the model does not have.")
+                return
             self._preempt_idle_work()
             self._give_room(work)
             self._inbox.running.append(work)

@@ -19,13 +19,14 @@ class ToolCall:
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One message of any role. `tool_calls` belong to an assistant's message; `tool_call_id` names the call that a
-    tool's message answers."""
+    tool's message answers. `thoughts` are what an assistant thought before it said `text`, where the two came apart."""
 
     role: str  # "system" | "developer" | "user" | "assistant" | "tool"
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
     name: str = ""
+    thoughts: str = ""
 
 
 UserInput = str | tuple[ChatMessage, ...]  # the input between two answers: usually one user message, given as text
@@ -42,6 +43,47 @@ class TurnTemplate(Protocol):
     @property
     def takes_tools(self) -> bool:
         """Whether the template shows tools to the model and the calls in an answer can be parsed."""
+
+    @property
+    def tools_are_generic(self) -> bool:
+        """Whether tools are described in the system prompt, because the model's own template shows none."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of the variables that the template reads besides the messages and tools: a switch for thoughts."""
+
+    @property
+    def bound(self) -> str:
+        """The values of variables with which this one renders: a JSON object, "" for none."""
+
+    def with_variables(self, values: str) -> TurnTemplate:
+        """The same template rendered with these values of its variables (a JSON object, "" for none). Raises
+        `TemplateRefused` when it cannot be rendered with them."""
+
+    def history_frame(self, system_prompt: str = "", tools: Sequence[str] = ()) -> tuple[str, ...]:
+        """What it writes around earlier turns. Where two values of its variables give the same, a later turn appends to
+        what was written with the other ones."""
+
+    @property
+    def has_thoughts(self) -> bool:
+        """Whether answers can begin with thoughts that can be told from the rest."""
+
+    def opens_thought(self, system_prompt: str = "", tools: Sequence[str] = ()) -> bool:
+        """Whether the generation prompt has the beginning of a thought."""
+
+    def thoughts_in(self, answer_text: str, is_open: bool = False) -> tuple[str, str]:
+        """(thoughts, what is said) of a finished answer; no thoughts where none can be told apart. `is_open`: its
+        prompt had the beginning of a thought."""
+
+    def growing_thoughts_in(self, growing_text: str, is_open: bool = False) -> tuple[str, str]:
+        """(thoughts, what is said) of an unfinished answer, as far as they stay, whatever follows."""
+
+    def with_thoughts(self, thoughts: str, said: str) -> str:
+        """The text of an answer with these thoughts, as `thoughts_in` parts it; without them where none can be told
+        apart."""
+
+    def begun_answer(self, thoughts: str, said: str, is_open: bool) -> str:
+        """The text of an answer that has come as far as this and goes on. `is_open` as in `thoughts_in`."""
 
     def first_turn(self, system_prompt: str, user: UserInput, tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of the start of a conversation: system prompt, first user message, generation prompt."""
@@ -64,6 +106,9 @@ class TurnTemplate(Protocol):
 
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls, as `calls_in` parses it."""
+
+    def call_grammar(self, tools: Sequence[str]) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools."""
 
     def unstable_tokens(self, user_text: str) -> int:
         """How many ids at the end of a turn with `user_text` may change as the user types on: those of its last word

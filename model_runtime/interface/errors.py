@@ -1,6 +1,7 @@
 """ModelRuntimeError
 ├── ModelLoadError      the model cannot be loaded, or cannot be run by this engine
 ├── TemplateRefused     the model's chat template cannot represent these messages
+├── GrammarFailed       an answer cannot keep to the grammar it was asked to keep to
 ├── NotNumbers          the model computed NaN or infinite logits
 ├── DeviceOutOfMemory   the device has no memory left
 ├── SegmentRefused      a saved KV is incomplete, damaged or not the expected one; the caller re-reads
@@ -35,6 +36,13 @@ class NotNumbers(ModelRuntimeError):
             "file may be damaged, or its weights too large for this precision: try other words or another "
             "--quantization."
         )
+
+
+class GrammarFailed(ModelRuntimeError):
+    """An answer cannot keep to its grammar: it has an error, or became too complex."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The answer cannot keep to the format that was asked for: {reason}.")
 
 
 class DeviceOutOfMemory(ModelRuntimeError):

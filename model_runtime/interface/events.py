@@ -11,7 +11,7 @@ class FinishReason(StrEnum):
     """Why an answer ended."""
 
     STOP = "stop"  # the model's own stop token, which is then the last id of the answer
-    STOP_STRING = "stop_string"  # one of `SamplingParams.stop_strings`
+    STOP_STRING = "stop_string"  # one of `SamplingParams.stop_strings` or `stop_token_ids`, cut from the answer
     LENGTH = "length"  # max_new_tokens
     CONTEXT = "context"  # the context limit
     ABORTED = "aborted"  # it was stopped by the user or by shutdown

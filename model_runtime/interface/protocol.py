@@ -9,6 +9,7 @@ from typing import Protocol
 
 from model_runtime.interface.events import Listener
 from model_runtime.interface.findings import Int8Drift, Verification
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import SegmentIdentity
 
@@ -97,6 +98,7 @@ class ModelInfo:
     fingerprint: str
     tokenizer_fingerprint: str
     default_sampling: SamplingParams
+    vocabulary_tokens: int = 0  # ids from 0 up to this one exist; 0: not known
     notes: tuple[str, ...] = ()  # sentences: what was chosen or degraded at load
     int8_drift: Int8Drift | None = None  # None: saved rows are restored exactly
     short_rope_tokens: int | None = None  # the longest ledger with long RoPE's short frequencies; None: only one set
@@ -137,6 +139,9 @@ class Engine(Protocol):
         """Abandons the engine thread, even if it hangs, and continues with a new one on the same model. All its work
         ends as FAILED, its late results are dropped, and existing KVs are refused. Raises `ModelRuntimeError` when the
         rebuild fails; then every request fails. Not from the engine thread."""
+
+    def grammar_refusal(self, grammar: Grammar) -> str:
+        """Why answers cannot keep to a grammar, as a sentence; "" if they can. Takes up to a second."""
 
     def new_kv(self) -> KV:
         """An empty KV that holds no bytes yet."""

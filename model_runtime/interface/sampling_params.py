@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.require import require
+
+MOST_NAMED_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,11 @@ class SamplingParams:
     For every token that this answer already contains, `presence_penalty` is subtracted once from its logit and
     `frequency_penalty` once per occurrence. `top_logprobs` requests the log-probability of every sampled token and of
     that many most likely tokens; None requests none.
+
+    `logit_bias` are `(token id, what is added to its logit)`. Of `stop_token_ids` each ends the answer and does not
+    belong to it. The model's own stop tokens and these are not drawn before the answer has `min_new_tokens`, and the
+    model's own never with `ignore_eos`. A stop string ends an answer of any length. With a `grammar` only tokens are
+    drawn that keep to it, and a stop token once the answer is complete.
 
     Raises `ValueError` with a message for the user when a value is out of range.
     """
@@ -29,6 +37,11 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     top_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         require(0.0 <= self.temperature <= 5.0, f"Temperature must be between 0 and 5, not {self.temperature}.")
@@ -55,3 +68,22 @@ class SamplingParams:
             self.top_logprobs is None or 0 <= self.top_logprobs <= 20,
             f"Top logprobs must be between 0 and 20, not {self.top_logprobs}.",
         )
+        require(
+            0 <= self.min_new_tokens <= self.max_new_tokens,
+            f"The answer cannot have at least {self.min_new_tokens:,} and at most {self.max_new_tokens:,} tokens.",
+        )
+        require(
+            all(-100.0 <= bias <= 100.0 for _, bias in self.logit_bias), "A logit bias must be between -100 and 100."
+        )
+        most = MOST_NAMED_TOKENS
+        require(len(self.logit_bias) <= most, f"At most {most:,} tokens may have a logit bias.")
+        require(len(self.stop_token_ids) <= most, f"At most {most:,} stop token ids are allowed.")
+        require(all(token_id >= 0 for token_id in self.named_token_ids), "A token id must not be negative.")
+
+        is_free = not (self.min_new_tokens or self.ignore_eos)
+        require(self.grammar is None or is_free, "A format and a least length of an answer exclude each other.")
+
+    @property
+    def named_token_ids(self) -> tuple[int, ...]:
+        """The ids that these settings name. The vocabulary must have them."""
+        return (*(token_id for token_id, _ in self.logit_bias), *self.stop_token_ids)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from model_runtime.architecture.shape_check import sampled_vocabulary
 from model_runtime.interface.findings import Int8Drift
 from model_runtime.interface.protocol import ModelInfo
 from model_runtime.interface.sampling_params import SamplingParams
@@ -58,6 +59,7 @@ def model_info(
         fingerprint=rows.fingerprint(loaded.fingerprint, loaded.kv_dtype),
         tokenizer_fingerprint=loaded.tokenizer_fingerprint,
         default_sampling=loaded.default_sampling,
+        vocabulary_tokens=sampled_vocabulary(loaded.model),
         notes=(*loaded.notes, *notes),
         int8_drift=drift,
         short_rope_tokens=short_tokens,

@@ -7,6 +7,8 @@ answer in it. So a later turn never depends on earlier text. What people and too
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,17 +20,22 @@ from transformers import PreTrainedTokenizerFast
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import ModelLoadError, TemplateRefused
+from model_runtime.text import thoughts
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
 from model_runtime.text.template_check import check_template
+from model_runtime.text.template_variables import readable_variables
+from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import probe_tool_format
 from model_runtime.text.turn_ids.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of
 from model_runtime.text.turn_ids.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
 from model_runtime.text.turn_ids.turn_encoder import TurnEncoder
 
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _ROLES = ("system", "user", "assistant")
 _LONGEST_WORD_CHARS = 32
 _WINDOW_CHARS = 128  # more than what the ids of a last word depend on
+_KEPT_BINDINGS = 16  # of the template's variables that were used last
 _KEPT_FRAMES = 64  # of the system prompts and tools that were used last
 _SAMPLE_TEXTS = (
     "It is 12:30, isn't it?\n",
@@ -40,7 +47,7 @@ _SAMPLE_TEXTS = (
 _LAST_WORD = re.compile(r"\s+\S*$")  # includes the white space before it
 
 
-class ChatTemplate:
+class ChatTemplate(ThoughtsApart):
     """Implements `model_runtime.interface.chat.TurnTemplate`. Immutable after construction, hence thread-safe.
 
     Raises `ModelLoadError` when the tokenizer has no chat template or the template cannot be used.
@@ -52,9 +59,10 @@ class ChatTemplate:
         self._template = _template_text(tokenizer)
         check_template(self._template)
         self._stop_token_ids = frozenset(stop_token_ids)
+        self.variables = readable_variables(tokenizer)
         try:
             self._probe(tokenizer)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except TEMPLATE_ERRORS as error:
             raise ModelLoadError(f"This model's chat template or tokenizer cannot be used: {error}.") from error
         except TokenizerFailed as error:
             raise ModelLoadError(f"This model cannot be used: {error}") from error
@@ -74,12 +82,14 @@ class ChatTemplate:
         self._shortest = ShortestEncoding(self._text, hidden.names.values())
         self._encoder = TurnEncoder(self._tokenizer, controls, hidden)
         self._renderer = Renderer(tokenizer, self._encoder.spelled)
+        self.has_thoughts = thoughts.END in self._template and not self._is_hidden(thoughts.END)
+        self.bound = ""
+        self._with = lru_cache(_KEPT_BINDINGS)(self._rendered_with)
         self._has_system = self._renderer.renders([("system", "kwsystem"), ("user", "kwuser")])
         if not self._renderer.renders([("user", "kwuser")]):
             raise ModelLoadError("This model's chat template cannot render a user's message.")
-        self._trims = {role: self._is_trimmed(role) for role in _ROLES}
-        self._frame_of = lru_cache(_KEPT_FRAMES)(self._find_frame)
-        self._frame = frame = self._first_frame()
+        self._find_frames()
+        frame = self._frame
         frames = "".join((frame.opening, frame.second_prompt, frame.glue, *self._other_frames()))
         # An answer may contain control tokens that no turn starts or ends with (thoughts, calls), but not those of the
         # next speaker.
@@ -88,6 +98,42 @@ class ChatTemplate:
         for text in _SAMPLE_TEXTS:
             self.plain(self.first_turn("", text))
             self.next_turn(False, text)
+
+    def _find_frames(self) -> None:
+        self._trims = {role: self._is_trimmed(role) for role in _ROLES}
+        self._frame_of = lru_cache(_KEPT_FRAMES)(self._find_frame)
+        self._frame = self._first_frame()
+
+    def with_variables(self, values: str) -> ChatTemplate:
+        """See `TurnTemplate`."""
+        return self if values == self.bound else self._with(values)
+
+    def _rendered_with(self, values: str) -> ChatTemplate:
+        self._refuse_control_tokens([values])
+        other = copy.copy(self)
+        other.bound = values
+        other._renderer = self._renderer.with_variables(json.loads(values) if values else {})
+        try:
+            other._find_frames()
+        except (*TEMPLATE_ERRORS, ModelLoadError, TokenizerFailed) as error:
+            raise TemplateRefused(
+                f"This model's chat template cannot be rendered with these variables: {error}."
+            ) from error
+        return other
+
+    def history_frame(self, system_prompt: str = "", tools: Sequence[str] = ()) -> tuple[str, ...]:
+        """See `TurnTemplate`."""
+        frame = self._frame_for(system_prompt, tools)
+        return frame.opening, frame.second_prompt, frame.glue
+
+    def opens_thought(self, system_prompt: str = "", tools: Sequence[str] = ()) -> bool:
+        """See `TurnTemplate`."""
+        return self.has_thoughts and thoughts.opens_thought(self._frame_for(system_prompt, tools).prompt)
+
+    @property
+    def tools_are_generic(self) -> bool:
+        """See `TurnTemplate`."""
+        return False
 
     @property
     def takes_tools(self) -> bool:
@@ -169,6 +215,12 @@ class ChatTemplate:
         if self._tool_format is None:
             raise TemplateRefused("This model's chat template does not support tool calls.")
         return self._tool_format.write(text, calls)
+
+    def call_grammar(self, tools: Sequence[str]) -> str:
+        """See `TurnTemplate`. Raises `TemplateRefused` where the template takes no tools."""
+        if self._tool_format is None:
+            raise TemplateRefused("This model's chat template does not support tool calls.")
+        return self._tool_format.grammar(tools)
 
     def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of a whole conversation with generation prompt. The last of `turns` is not the assistant's."""

@@ -32,9 +32,17 @@ def template_notes(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
             unset |= set(unset_variables(str(template), frozenset(tokenizer.special_tokens_map)))
     if unset:
         yield (
-            f"The chat template can read {', '.join(sorted(unset))}, which Keepwarm does not set: the template's own "
-            "defaults apply."
+            f"The chat template can read {', '.join(sorted(unset))}: without a request's chat_template_kwargs the "
+            "template's own defaults apply."
         )
+
+
+def readable_variables(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+    """The variables that a request may set: those that the used templates read and that are not set for them."""
+    templates = tokenizer.chat_template
+    used = [t for name, t in templates.items() if name in _USED] if isinstance(templates, dict) else [templates or ""]
+    special_tokens = frozenset(tokenizer.special_tokens_map)
+    return tuple(sorted({name for t in used for name in unset_variables(str(t), special_tokens)} - {*_NEVER_SET}))
 
 
 def unset_variables(template: str, special_tokens: frozenset[str] = frozenset()) -> tuple[str, ...]:

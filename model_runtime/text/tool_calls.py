@@ -4,20 +4,23 @@ in that format."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2.exceptions import TemplateError
 
 from model_runtime.interface.chat import ToolCall
-from model_runtime.interface.errors import TemplateRefused
 
 DEEPEST = 200  # far below where Python's JSON gives up, and far above what a function's arguments are
 _BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive, never failing: one pass over any text
 
 Render = Callable[..., str]  # (messages, tools=..., add_generation_prompt=...) -> the template's text
+
+_WITHOUT_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OTHER_KEYS = ("arguments", "parameters")  # which models also write, whatever their template shows
 
 _NAME, _KEY, _VALUE = "kwname", "kwkey", "kwvalue"
 _PROBE_CALL = {
@@ -76,6 +79,20 @@ class ToolFormat:
             return bodies[0] if len(bodies) == 1 else f"[{', '.join(bodies)}]"
         return text + "\n".join(f"{self.begin}\n{body}\n{self.end}" for body in bodies)
 
+    def grammar(self, tools: Sequence[str]) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools: JSON texts of definitions."""
+        rules = []
+        for number, definition in enumerate(map(json.loads, tools)):
+            function = definition["function"]
+            head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{self.arguments_key}": '
+            schema = {"type": "object", **(function.get("parameters") or {}), "x-guidance": _WITHOUT_SPACES}
+            rules.append(f'call{number}: {json.dumps(head)} arguments{number} "}}"')
+            rules.append(f"arguments{number}: %json {json.dumps(schema)}")
+        calls = " | ".join(f"call{number}" for number in range(len(tools)))
+        marks = [json.dumps(mark) for mark in ((f"{self.begin}\n", f"\n{self.end}") if self.begin else ("", ""))]
+        start = " ".join(part for part in (marks[0], f"({calls})", marks[1]) if part != '""')
+        return "\n".join([f"start: {start}", *rules])
+
     def _calls(self, found: Any) -> tuple[ToolCall, ...]:
         objects = found if isinstance(found, list) else [found]
         calls = [self._call(one) for one in objects]
@@ -84,20 +101,24 @@ class ToolFormat:
     def _call(self, found: Any) -> ToolCall | None:
         if not isinstance(found, dict) or not isinstance(found.get("name"), str):
             return None
-        arguments = found.get(self.arguments_key, {})
+        key = next((one for one in (self.arguments_key, *_OTHER_KEYS) if one in found), None)
+        if key is None and any(isinstance(value, dict) for value in found.values()):
+            return None  # arguments under a name that is not known: calling without them would be another call
+        arguments = found[key] if key is not None else {}
         if isinstance(arguments, str):
-            arguments = _json(arguments)
+            parsed = _json(arguments)
+            if _is_nested_too_deeply(arguments):
+                return None
+            if not isinstance(parsed, dict):
+                return ToolCall("", found["name"], arguments)
+            arguments = parsed
         if not isinstance(arguments, dict):
             return None
         return ToolCall("", found["name"], json.dumps(arguments, ensure_ascii=False))
 
 
 def _arguments(call: ToolCall) -> Any:
-    """The arguments as a call contains them: an object, or text if they are not JSON. Raises `TemplateRefused`."""
-    if not call.arguments.strip():
-        return {}
-    if _is_nested_too_deeply(call.arguments):
-        raise TemplateRefused(f"The arguments of a call of {call.name[:80]!r} are nested too deeply.")
+    """The arguments as a call contains them: JSON, or the text as it came if it is no JSON, or nested too deeply."""
     found = _json(call.arguments)
     return call.arguments if found is None else found
 
@@ -141,13 +162,18 @@ def _json(text: str) -> Any:
     if _is_nested_too_deeply(text):
         return None
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    found = float(number)
+    return found if math.isfinite(found) else _refuse(number)
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int]:

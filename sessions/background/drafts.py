@@ -30,10 +30,11 @@ class Drafts:
         draft = clean(draft)
         refuse_if_huge(draft, self._config.max_message_bytes)
         system_prompt = conversation.settings.system_prompt
+        template = self._template.with_variables(conversation.settings.template_variables)
         if conversation.leaf_id is None:
-            frame_tokens = len(self._template.first_turn(system_prompt, ""))
+            frame_tokens = len(template.first_turn(system_prompt, ""))
         else:
-            frame_tokens = conversation.ledger_tokens + len(self._template.next_turn(False, "", system_prompt))
+            frame_tokens = conversation.ledger_tokens + len(template.next_turn(False, "", system_prompt))
         return self._template.count(draft) if draft else 0, self._limits.message_tokens(frame_tokens)
 
     def read_ahead(self, owner_id: str, conversation_id: str, draft: str) -> None:

@@ -130,7 +130,8 @@ class ReadAhead:
         """The current ledger, and the turn that this message would make."""
         ledger = fold(path)
         fingerprint = self._engine.info.tokenizer_fingerprint
-        turn = user_turn(path, text, ledger, conversation.settings.system_prompt, self._template, fingerprint)
+        template = self._template.with_variables(conversation.settings.template_variables)
+        turn = user_turn(path, text, ledger, conversation.settings.system_prompt, template, fingerprint)
         return ledger, turn
 
     def _work(self, job: IdleJob, plan: _Plan, preemption: Preemption, submit: Submit) -> tuple[Outcome, list[Event]]:

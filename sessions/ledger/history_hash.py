@@ -1,8 +1,9 @@
 """The hash chain over messages, by which a request that resends its history is recognised. Pure functions.
 
 A history hash covers a whole history: `after(hash of the history before, [message])`. Equal hashes mean equal
-histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. A hash
-has 160 bits, so a match needs no comparison of the texts.
+histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. An
+answer's thoughts are left out: most clients do not send them back. A hash has 160 bits, so a match needs no comparison
+of the texts.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ def page_root(system_prompt: str) -> str:
     return root((), [ChatMessage("system", system_prompt)] if system_prompt else [])
 
 
-def answer_message(text: str, reads_calls: bool, message_id: int, template: TurnTemplate) -> ChatMessage:
-    """A finished answer in the form in which a client receives it and sends it back."""
+def answer_message(
+    text: str, reads_calls: bool, message_id: int, template: TurnTemplate, is_thought_open: bool = False
+) -> ChatMessage:
+    """A finished answer in the form in which a client receives it and sends it back. `is_thought_open`: its prompt had
+    the beginning of a thought."""
+    thoughts, said = template.thoughts_in(text, is_thought_open)
     if not reads_calls:
-        return ChatMessage("assistant", text)
-    content, calls = template.calls_in(text)
+        return ChatMessage("assistant", said, thoughts=thoughts)
+    content, calls = template.calls_in(said)
     named = tuple(ToolCall(_call_id(message_id, n), c.name, c.arguments) for n, c in enumerate(calls))
-    return ChatMessage("assistant", content, named)
+    return ChatMessage("assistant", content, named, thoughts=thoughts)
 
 
 def _call_id(message_id: int, number: int) -> str:

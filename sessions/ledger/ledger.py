@@ -8,7 +8,7 @@ tokenizer, or the chat template itself rewrites earlier turns. Nodes above it ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate, UserInput
 from sessions.store.records import Node, NodeIds
@@ -62,6 +62,16 @@ def system_prompt_of(path: Sequence[Node]) -> str:
     return next((n.ids.system_prompt for n in reversed(path) if n.ids.system_prompt is not None), "")
 
 
+def variables_of(path: Sequence[Node]) -> str:
+    """The values of the template's variables that the end of the path was rendered with."""
+    return next((n.ids.template_variables for n in reversed(path) if n.ids.template_variables is not None), "")
+
+
+def changed_variables(path: Sequence[Node], template: TurnTemplate) -> str | None:
+    """What a node below `path` records: the template's values, None where they are those above it."""
+    return None if variables_of(path) == template.bound else template.bound
+
+
 def user_turn(
     path: Sequence[Node],
     text: UserInput,
@@ -78,13 +88,15 @@ def user_turn(
     """
     if not path:
         ids = template.first_turn(system_prompt, text, tools)
-        return _with_user(ids, NodeIds(0, ids, system_prompt=system_prompt), _delta(current, ids))
+        root = NodeIds(0, ids, system_prompt=system_prompt, template_variables=changed_variables((), template))
+        return _with_user(ids, root, _delta(current, ids))
+    variables = changed_variables(path, template)
     held = fold(path)
     added = template.next_turn(path[-1].ended_with_stop_token, text, system_prompt, tools)
-    rewrite_reason = _rewrite_reason(path, system_prompt, fingerprint)
+    rewrite_reason = _rewrite_reason(path, system_prompt, fingerprint, template, tools)
     if rewrite_reason is None and not template.rewrites_history(system_prompt, tools):
         ledger = held + added
-        return _with_user(ledger, NodeIds(len(held), added), _delta(current, ledger))
+        return _with_user(ledger, NodeIds(len(held), added, template_variables=variables), _delta(current, ledger))
     ledger = _rewritten(path, held, rewrite_reason, system_prompt, template, tools)
     own = _own_path(path, system_prompt, template, fingerprint, tools)
     if ledger:
@@ -96,11 +108,13 @@ def user_turn(
         ledger = template.whole(system_prompt, [*_messages(path), *_said(text)], tools)
     start = common_prefix(held, ledger)
     if start == len(held):
-        return _with_user(ledger, NodeIds(start, ledger[start:]), _delta(current, ledger))
+        node = NodeIds(start, ledger[start:], template_variables=variables)
+        return _with_user(ledger, node, _delta(current, ledger))
     rewrite = Rewrite(rewrite_reason or MissReason.TEMPLATE_REWROTE_HISTORY, start)
     # After a change of prompt or tokenizer the node starts at 0, so that the whole ledger belongs to the new one.
     start = 0 if rewrite_reason else start
-    node = NodeIds(start, ledger[start:], system_prompt=system_prompt if rewrite_reason else None)
+    prompt = system_prompt if rewrite_reason else None
+    node = NodeIds(start, ledger[start:], system_prompt=prompt, template_variables=variables)
     return _with_user(ledger, node, 1 + len(added), rewrite)
 
 
@@ -114,13 +128,14 @@ def new_answer(
 ) -> Turn:
     """The turn of another answer to the user message at the end of `path`."""
     held = fold(path)
-    reason = _rewrite_reason(path, system_prompt, fingerprint)
+    reason = _rewrite_reason(path, system_prompt, fingerprint, template, tools)
     if reason is None:
         return Turn(held, None, NodeIds(len(held), ()), _delta(current, held))
     ledger = _rewritten(path, held, reason, system_prompt, template, tools)
     ledger = ledger or _whole(path, system_prompt, template, fingerprint, tools)
     rewrite = Rewrite(reason, common_prefix(held, ledger))
-    return Turn(ledger, None, NodeIds(0, ledger, len(ledger), system_prompt), 1, rewrite=rewrite)
+    answer = NodeIds(0, ledger, len(ledger), system_prompt, changed_variables(path, template))
+    return Turn(ledger, None, answer, 1, rewrite=rewrite)
 
 
 def continued_answer(path: Sequence[Node], current: tuple[int, ...], template: TurnTemplate, fingerprint: str) -> Turn:
@@ -133,7 +148,20 @@ def continued_answer(path: Sequence[Node], current: tuple[int, ...], template: T
     prefix = template.answer(answer.text, prompt)
     ledger = preamble + prefix
     rewrite = Rewrite(MissReason.MODEL_CHANGED, common_prefix(held, ledger))
-    return Turn(ledger, None, NodeIds(0, ledger, len(preamble), prompt), 1, len(prefix), rewrite)
+    node = NodeIds(0, ledger, len(preamble), prompt, changed_variables(path[:-1], template))
+    return Turn(ledger, None, node, 1, len(prefix), rewrite)
+
+
+def with_beginning(turn: Turn, prefix: tuple[int, ...], current: tuple[int, ...]) -> Turn:
+    """The same turn, whose answer begins with the ids `prefix`."""
+    ledger, answer = turn.ledger + prefix, turn.answer
+    return replace(
+        turn,
+        ledger=ledger,
+        answer=replace(answer, token_ids=answer.token_ids + prefix),
+        delta_tokens=turn.delta_tokens + len(prefix) if turn.rewrite else _delta(current, ledger),
+        answer_prefix_tokens=len(prefix),
+    )
 
 
 def _with_user(ledger: tuple[int, ...], user: NodeIds, delta_tokens: int, rewrite: Rewrite | None = None) -> Turn:
@@ -146,12 +174,32 @@ def _delta(current: tuple[int, ...], ledger: tuple[int, ...]) -> int:
     return len(ledger) - common_prefix(current[:-1], ledger[:-1])
 
 
-def _rewrite_reason(path: Sequence[Node], system_prompt: str, fingerprint: str) -> MissReason | None:
+def _rewrite_reason(
+    path: Sequence[Node], system_prompt: str, fingerprint: str, template: TurnTemplate, tools: Sequence[str]
+) -> MissReason | None:
     if path[-1].tokenizer_fingerprint != fingerprint:
         return MissReason.MODEL_CHANGED
     if system_prompt_of(path) != system_prompt:
         return MissReason.SYSTEM_PROMPT_CHANGED
+    if _is_written_otherwise(path, system_prompt, template, tools):
+        return MissReason.TEMPLATE_VARIABLES_CHANGED
     return None
+
+
+def _beginnings_template(path: Sequence[Node], template: TurnTemplate) -> TurnTemplate:
+    """The template with the values of its variables that the path's ledger begins with."""
+    start = max(n for n, node in enumerate(path) if node.ids.ledger_start == 0)
+    return template.with_variables(variables_of(path[: start + 1]))
+
+
+def _is_written_otherwise(
+    path: Sequence[Node], system_prompt: str, template: TurnTemplate, tools: Sequence[str]
+) -> bool:
+    """Whether the template would write the path's turns otherwise with the values that its variables have now."""
+    before = _beginnings_template(path, template)
+    if before.bound == template.bound:
+        return False
+    return before.history_frame(system_prompt, tools) != template.history_frame(system_prompt, tools)
 
 
 def _rewritten(
@@ -164,13 +212,15 @@ def _rewritten(
 ) -> tuple[int, ...]:
     """`held` under another system prompt: the first turn is rendered again, everything after it keeps the ids that were
     sampled. () if those ids cannot be kept and all texts have to be rendered again."""
-    held_prompt = system_prompt_of(path)
-    if reason is MissReason.MODEL_CHANGED or any(
-        template.rewrites_history(prompt, tools) for prompt in (held_prompt, system_prompt)
-    ):
+    held_prompt, held_template = system_prompt_of(path), _beginnings_template(path, template)
+    rewrites = held_template.rewrites_history(held_prompt, tools) or template.rewrites_history(system_prompt, tools)
+    if reason is MissReason.MODEL_CHANGED or rewrites:
         return ()
-    later = [template.next_turn(False, "", prompt, tools) for prompt in (held_prompt, system_prompt)]
-    before = template.first_turn(held_prompt, path[0].input, tools)
+    later = (
+        held_template.next_turn(False, "", held_prompt, tools),
+        template.next_turn(False, "", system_prompt, tools),
+    )
+    before = held_template.first_turn(held_prompt, path[0].input, tools)
     if held[: len(before)] != before or (len(path) > 2 and later[0] != later[1]):  # it reads the prompt in every turn
         return ()
     return template.first_turn(system_prompt, path[0].input, tools) + held[len(before) :]
@@ -187,7 +237,8 @@ def _own_path(
         last = path[count - 1]
         if last.role == "assistant" and last.tokenizer_fingerprint == fingerprint:
             own = tuple(path[:count])
-            return own if system_prompt_of(own) == system_prompt else ()
+            is_alike = system_prompt_of(own) == system_prompt
+            return own if is_alike and not _is_written_otherwise(own, system_prompt, template, tools) else ()
     return ()
 
 

@@ -3,8 +3,8 @@
 A request may have system and developer messages first (their texts become one system prompt), then any order of roles
 that the model's template can render. The messages between two answers form one node of the tree: usually a single user
 message, otherwise several (tool results, consecutive user messages, a system message in the middle). An assistant
-message directly after an answer, or before the first question, belongs to the next question. The last message must not
-be an assistant's.
+message directly after an answer, or before the first question, belongs to the next question. A last message from the
+assistant is the beginning of the answer that is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
+from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate, UserInput
 from sessions.errors import MessageRefused
 from sessions.ledger import history_hash
 from sessions.store import message_json
@@ -50,35 +50,55 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class ResentHistory:
-    """`hashes` alternate: after a question, after its answer; the last is after the question to be answered."""
+    """`hashes` alternate: after a question, after its answer; the last is after the question to be answered.
+    `beginning` is what its answer begins with, and `begun_hash` the history's with that answer."""
 
     system_prompt: str
     exchanges: tuple[Exchange, ...]
     hashes: tuple[str, ...]
+    beginning: ChatMessage | None = None
+    begun_hash: str = ""
 
 
-def read(messages: Sequence[ChatMessage], tools: Sequence[str], max_message_bytes: int) -> ResentHistory:
+def read(
+    messages: Sequence[ChatMessage], tools: Sequence[str], max_message_bytes: int, template: TurnTemplate
+) -> ResentHistory:
     """Raises `MessageRefused` with a sentence."""
-    cleaned = [_clean(message, max_message_bytes) for message in messages]
+    cleaned = [_apart(_clean(message, max_message_bytes), template) for message in messages]
     if not cleaned:
         raise MessageRefused("The request has no messages.")
     for number, message in enumerate(cleaned):
         if message.role not in ROLES:
             raise MessageRefused(f"Message {number + 1} has the unknown role {message.role[:40]!r}.")
-    if cleaned[-1].role == "assistant":
-        raise MessageRefused("The last message is from the assistant, so there is nothing to answer.")
+    beginning = cleaned.pop() if cleaned[-1].role == "assistant" else None
+    if beginning is not None and beginning.tool_calls:
+        raise MessageRefused("The last message calls tools. Add their results.")
     head = next((n for n, message in enumerate(cleaned) if message.role not in SYSTEM_ROLES), len(cleaned))
     if head == len(cleaned):
-        raise MessageRefused("The request has only system messages. Add a user message.")
-    exchanges = _exchanges(cleaned[head:])
+        what = "only system messages" if cleaned else "no question"
+        raise MessageRefused(f"The request has {what}. Add a user message.")
+    if beginning is not None and cleaned[-1].role == "assistant":
+        raise MessageRefused("The last two messages are the assistant's. Send one answer to go on with.")
+    exchanges = _exchanges(cleaned[head:], template)
+    hashes = _hashes(history_hash.root(tools, cleaned[:head]), exchanges)
     return ResentHistory(
         system_prompt="\n\n".join(message.text for message in cleaned[:head]),
         exchanges=exchanges,
-        hashes=_hashes(history_hash.root(tools, cleaned[:head]), exchanges),
+        hashes=hashes,
+        beginning=beginning,
+        begun_hash="" if beginning is None else history_hash.after(hashes[-1], [beginning]),
     )
 
 
-def _exchanges(messages: Sequence[ChatMessage]) -> tuple[Exchange, ...]:
+def _apart(message: ChatMessage, template: TurnTemplate) -> ChatMessage:
+    """The message with its thoughts apart from its text, whichever way its client sends them."""
+    if message.role != "assistant" or message.thoughts:
+        return message
+    thoughts, said = template.thoughts_in(message.text)
+    return replace(message, text=said, thoughts=thoughts)
+
+
+def _exchanges(messages: Sequence[ChatMessage], template: TurnTemplate) -> tuple[Exchange, ...]:
     found: list[Exchange] = []
     asked: list[ChatMessage] = []
     for message in messages:
@@ -86,7 +106,8 @@ def _exchanges(messages: Sequence[ChatMessage]) -> tuple[Exchange, ...]:
             found.append(Exchange(tuple(asked), message))
             asked = []
         else:
-            asked.append(message)
+            text = template.with_thoughts(message.thoughts, message.text)
+            asked.append(replace(message, text=text, thoughts=""))
     return (*found, Exchange(tuple(asked), None))
 
 
@@ -104,10 +125,12 @@ def _hashes(root: str, exchanges: Sequence[Exchange]) -> tuple[str, ...]:
 
 def _clean(message: ChatMessage, max_bytes: int) -> ChatMessage:
     refuse_if_huge(message.text, max_bytes)
+    refuse_if_huge(message.thoughts, max_bytes)
     return replace(
         message,
         role=clean_exactly(message.role),
         text=clean_exactly(message.text),
+        thoughts=clean_exactly(message.thoughts),
         tool_call_id=clean_exactly(message.tool_call_id),
         name=clean_exactly(message.name),
         tool_calls=tuple(

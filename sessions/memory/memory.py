@@ -114,6 +114,10 @@ class Memory:
         self.leases.refuse_beyond_shares(owner_id, conversation_id, promised_bytes)
         self.pins.admit(conversation_id, promised_bytes)
 
+    def room_bytes(self, owner_id: str, conversation_id: str) -> int:
+        """The most that `admit` admits now."""
+        return min(self.leases.most_bytes(owner_id, conversation_id), self.pins.room_bytes(conversation_id))
+
     def enter(self, ticket: Ticket) -> None:
         """Joins the queue for a lease; `ticket.wait` returns it."""
         self.leases.enter(ticket)

@@ -298,3 +298,9 @@ def losses_by_numerics(db: Database) -> None:
         INSERT INTO kv_losses SELECT c.id, c.numerics, l.cause, l.detail, l.message_id
         FROM older_losses l JOIN conversations c ON c.id = l.conversation_id""")
     db.execute("DROP TABLE older_losses")
+
+
+@_step
+def template_variables(db: Database) -> None:
+    """The values of the chat template's variables that a node's ids were rendered with, where they change."""
+    db.execute("ALTER TABLE messages ADD COLUMN template_variables TEXT")

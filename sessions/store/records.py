@@ -37,13 +37,14 @@ class NodeIds:
 
     An answer's first `preamble_tokens` ids render the history again (when an answer is regenerated after the system
     prompt or the tokenizer changed); the answer's own ids follow. `system_prompt` is the one that the ledger holds from
-    this node on, None if it is the same as above this node.
+    this node on, None if it is the same as above this node; so are `template_variables`, with which it was rendered.
     """
 
     ledger_start: int
     token_ids: tuple[int, ...]
     preamble_tokens: int = 0
     system_prompt: str | None = None
+    template_variables: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,8 +254,13 @@ def _load(stored: str) -> ConversationSettings:
     """
     fields = json.loads(stored)
     try:
-        sampling = SamplingParams(**{**fields["sampling"], "stop_strings": tuple(fields["sampling"]["stop_strings"])})
+        sampling = SamplingParams(**{name: _frozen(value) for name, value in fields["sampling"].items()})
     except (KeyError, TypeError, ValueError):
         log.warning("stored_sampling_refused")
         sampling = SamplingParams()
-    return ConversationSettings(sampling, fields["system_prompt"])
+    return ConversationSettings(sampling, fields["system_prompt"], fields.get("template_variables", ""))
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, as JSON has them, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

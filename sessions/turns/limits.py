@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
@@ -36,6 +38,13 @@ class TurnLimits:
                 "conversation, or start the server with a larger --device-kv-budget."
             )
         return promised_bytes
+
+    def most_new_tokens(self, ledger_tokens: int, room_bytes: int) -> int:
+        """The longest answer after `ledger_tokens` that the context holds, in a KV of at most `room_bytes`. Not less
+        than the shortest useful answer: `promise_bytes` refuses a turn that has no room even for that."""
+        lengths = range(max(0, self.context_limit_tokens - ledger_tokens))
+        fit = bisect_right(lengths, room_bytes, key=lambda more: self._engine.kv_bytes(ledger_tokens + more + 1))
+        return max(fit, self._config.min_answer_tokens)
 
     def check_history(self, tokens_so_far: int) -> None:
         """Raises `ContextFull` when `tokens_so_far` leave no room for an answer."""

@@ -121,6 +121,8 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
     match reason:
         case MissReason.SYSTEM_PROMPT_CHANGED:
             return reason, f"The system prompt was changed, {again}"
+        case MissReason.TEMPLATE_VARIABLES_CHANGED:
+            return reason, f"Other values of the chat template's variables change what was written before, {again}"
         case MissReason.MODEL_CHANGED:
             change = run.plan.change or "the model was changed"
             return reason, f"{change[0].upper()}{change[1:]}, {again}"

@@ -144,7 +144,10 @@ class Recorder:
         """By which a request that sends this answer back is recognised; "" if what it answers has none."""
         if not run.plan.history_hash:
             return ""
-        answer = history_hash.answer_message(text, run.plan.reads_calls, run.message_id, self._template)
+        plan = run.plan
+        answer = history_hash.answer_message(
+            text, plan.reads_calls, run.message_id, self._template, plan.is_thought_open
+        )
         return history_hash.after(run.plan.history_hash, [answer])
 
     def _fail(self, run: Run, event: Event) -> None:

@@ -35,6 +35,7 @@ class RunPlan:
     change: str  # a clause: what of the model was changed since the last turn, so that earlier KVs cannot be used
     history_hash: str = ""  # of the history that is answered, "" where it is not known
     reads_calls: bool = False  # tools were offered
+    is_thought_open: bool = False  # the prompt had the beginning of a thought
     is_fork: bool = False  # its history was copied from another conversation
     loss: SavedLoss | None = None  # what is known of its saved memory, where that is not all there
     is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else

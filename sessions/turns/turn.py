@@ -47,6 +47,7 @@ class NewTurn:
     user_parts: str = ""
     history_hash: str | None = None
     reads_calls: bool = False
+    is_thought_open: bool = False
     is_fork: bool = False
     is_by_person: bool = True
 
@@ -83,6 +84,10 @@ class Turns:
     def store_kept(self) -> None:
         """Nothing goes on from an answer that is not in the database. Raises `StoreError`."""
         self.recorder.kept.store_all()
+
+    def most_new_tokens(self, owner_id: str, conversation_id: str, turn: Turn) -> int:
+        """The longest answer that the context has room for, and now the memory that this turn may be promised."""
+        return self.limits.most_new_tokens(len(turn.ledger), self._memory.room_bytes(owner_id, conversation_id))
 
     def begin(self, new: NewTurn) -> Run:
         """Commits the turn, joins the queue for the conversation's KV, and starts the rest. Inside the conversation's
@@ -137,6 +142,7 @@ class Turns:
             loss=loss,
             history_hash=asked_hash,
             reads_calls=new.reads_calls,
+            is_thought_open=new.is_thought_open,
             is_fork=new.is_fork,
         )
 

@@ -15,10 +15,12 @@ from app.access.callers import Callers
 from app.access.cookie_key import load_secret
 from app.access.public_link import Share
 from app.access.visitors import Visitors, trusted_networks
+from app.model_names import ModelNames
 from app.server.listen import bind
 from app.server.site import create_app
 from app.server.uvicorn_server import Server
 from app.services import Services
+from model_runtime.interface.chat import TurnTemplate
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store
@@ -47,11 +49,13 @@ class Site:
         data_dir: Path,
         password: str | None = None,
         headless: bool = False,
-        template: ByteTemplate | None = None,
+        template: TurnTemplate | None = None,
         config: dict[str, Any] | None = None,
         trusted_proxy: str = "",
         require_key: bool = False,
         has_tunnel: bool = False,
+        names: ModelNames | None = None,
+        allowed_origins: tuple[str, ...] = (),
         **engine: Any,
     ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
@@ -68,7 +72,8 @@ class Site:
             trusted_networks(trusted_proxy) if trusted_proxy else (),
             self._listeners[-1].getsockname()[1] if has_tunnel else None,
         )
-        services = Services(self.manager, owners, Share(), Callers(self.store.keys, owners, visitors, require_key))
+        callers = Callers(self.store.keys, owners, visitors, require_key)
+        services = Services(self.manager, owners, Share(), callers, allowed_origins, names or ModelNames())
         ready = threading.Event()
         self._server = Server(app_in_a_loop(services, headless), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, UserInput
 from model_runtime.interface.errors import TemplateRefused
+from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import ToolFormat
 
 SYSTEM, USER, ASSISTANT, END, TOOL, TOOLS = 256, 257, 258, 259, 260, 261
@@ -15,13 +18,46 @@ ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSIS
 CALLS = ToolFormat("<tool_call>", "</tool_call>", "arguments")
 
 
-class ByteTemplate:
+class ByteTemplate(ThoughtsApart):
     """A chat template over bytes. `shift` moves every byte's id, which makes another vocabulary. Takes the roles above,
-    and tools only if `takes_tools` is set."""
+    and tools only if `takes_tools` is set. `variables` are those of these that it reads: "enable_thinking", whose false
+    closes a thought in the generation prompt, and "effort", which is written at the beginning. With `opens_thoughts`
+    the generation prompt begins one."""
 
-    def __init__(self, shift: int = 0, takes_tools: bool = False) -> None:
+    def __init__(
+        self,
+        shift: int = 0,
+        takes_tools: bool = False,
+        variables: tuple[str, ...] = (),
+        has_thoughts: bool = False,
+        opens_thoughts: bool = False,
+    ) -> None:
         self._shift = shift
         self._takes_tools = takes_tools
+        self.variables = variables
+        self.has_thoughts = has_thoughts or opens_thoughts
+        self.bound = ""
+        self.tools_are_generic = False
+        self._opens_thoughts = opens_thoughts
+
+    def with_variables(self, values: str) -> Self:
+        other = copy.copy(self)
+        other.bound = values
+        return other
+
+    def history_frame(self, system_prompt: str = "", tools: Sequence[str] = ()) -> tuple[str, ...]:
+        return (str(self._value("effort")),)
+
+    def opens_thought(self, system_prompt: str = "", tools: Sequence[str] = ()) -> bool:
+        return self._opens_thoughts and self._value("enable_thinking") is not False
+
+    def _value(self, name: str) -> object:
+        return json.loads(self.bound).get(name) if self.bound and name in self.variables else None
+
+    def _prompt(self) -> tuple[int, ...]:
+        if self._value("enable_thinking") is False:
+            return (ASSISTANT, *self._bytes("<think></think>"))
+        return (ASSISTANT, *self._bytes("<think>")) if self._opens_thoughts else (ASSISTANT,)
 
     def rewrites_history(self, system_prompt: str = "", tools: Sequence[str] = ()) -> str | None:
         return None
@@ -35,7 +71,9 @@ class ByteTemplate:
             raise TemplateRefused("This template has no place for tools.")
         head = (SYSTEM, *self._bytes(system_prompt), END) if system_prompt else ()
         offer = (TOOLS, *self._bytes(json.dumps([json.loads(tool) for tool in tools])), END) if tools else ()
-        return (*head, *offer, *self._input(user), ASSISTANT)
+        effort = self._value("effort")
+        head = (SYSTEM, *self._bytes(f"Effort: {effort}"), END, *head) if effort else head
+        return (*head, *offer, *self._input(user), *self._prompt())
 
     def next_turn(
         self,
@@ -45,7 +83,7 @@ class ByteTemplate:
         tools: Sequence[str] = (),
     ) -> tuple[int, ...]:
         glue = () if answer_ended_with_stop_token else (END,)
-        return (*glue, *self._input(user), ASSISTANT)
+        return (*glue, *self._input(user), *self._prompt())
 
     def calls_in(self, answer_text: str) -> tuple[str, tuple[ToolCall, ...]]:
         return CALLS.read(answer_text)
@@ -55,6 +93,9 @@ class ByteTemplate:
 
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return CALLS.write(text, calls) if calls else text
+
+    def call_grammar(self, tools: Sequence[str]) -> str:
+        return CALLS.grammar(tools)
 
     def unstable_tokens(self, user_text: str) -> int:
         """The last word with the space before it, and the generation prompt."""

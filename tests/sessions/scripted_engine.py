@@ -15,6 +15,7 @@ from pathlib import Path
 from model_runtime.interface.errors import EngineClosed, SegmentNotSaved, SegmentRefused
 from model_runtime.interface.events import Listener
 from model_runtime.interface.findings import Verification
+from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.numerics import line
 from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest, Segment
 from model_runtime.interface.sampling_params import SamplingParams
@@ -80,6 +81,7 @@ class ScriptedEngine(ScriptedThread):
             weights_bytes=0,
             fingerprint=line(weights=f"{name}/{tokenizer_fingerprint}", quantization=quantization),
             tokenizer_fingerprint=tokenizer_fingerprint,
+            vocabulary_tokens=512,
             default_sampling=default_sampling or SamplingParams(temperature=0.0),
         )
 
@@ -99,6 +101,9 @@ class ScriptedEngine(ScriptedThread):
 
     def rebuild(self) -> None:
         raise EngineClosed("A script is not played again.")
+
+    def grammar_refusal(self, grammar: Grammar) -> str:
+        return "It cannot be kept to: it says no." if "no!" in grammar.text else ""
 
     def new_kv(self) -> ScriptedKV:
         kv = ScriptedKV(self._bytes_per_token)

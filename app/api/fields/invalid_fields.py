@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LONGEST_SENTENCE_CHARS = 300  # a sentence may quote what was sent
-_MEDIA = {"image": "Pictures", "audio": "Sound", "video": "Videos", "file": "Files"}
+MEDIA = {"image": "pictures", "audio": "sound", "video": "videos", "file": "files"}
 _TYPES = {
     "string_type": "text",
     "list_type": "a list",
@@ -70,9 +70,15 @@ def _place(steps: Sequence[str | int]) -> tuple[str, ...]:
     return tuple(place)
 
 
+def media_of(kind: str) -> str | None:
+    """What a message's part of that type is, as a word: "pictures". None if it is nothing known."""
+    return next((word for part, word in MEDIA.items() if part in kind), None)
+
+
 def _of_part(name: str, kind: str) -> str:
-    what = next((word for part, word in _MEDIA.items() if part in kind), f"Parts of type {kind[:40]!r}")
-    return f"{name}: {what} are not supported; send parts of type 'text'.".replace("Sound are", "Sound is")
+    if what := media_of(kind):
+        return f"{name}: This model reads no {what}. Send parts of type 'text'."
+    return f"{name}: Parts of type {kind[:40]!r} are not supported. Send parts of type 'text'."
 
 
 def _counted(count: int, one: str, many: str) -> str:

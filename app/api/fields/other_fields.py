@@ -28,7 +28,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "cache_prompt": (True,),
         "id_slot": (-1,),
         "length_penalty": (1,),
-        "min_tokens": (0,),
         "min_new_tokens": (0,),
         "mirostat": (0,),
         "no_repeat_ngram_size": (0,),
@@ -36,7 +35,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "parallel_tool_calls": (True,),
         "penalty_alpha": (0,),
         "prompt_logprobs": (0,),
-        "repeat_penalty": (1,),
+        "include_reasoning": (True,),
+        "separate_reasoning": (True,),
+        "reasoning_format": ("auto", "deepseek"),
         "skip_special_tokens": (True,),
         "spaces_between_special_tokens": (True,),
         "tfs": (1,),
@@ -47,27 +48,19 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "typical_p": (1,),
         "verbosity": ("medium",),
         "xtc_probability": (0,),
-        "add_generation_prompt": (True,),
     }
 )
 INSTEAD: Mapping[str, str] = MappingProxyType(
     {
-        "repeat_penalty": "use repetition_penalty",
+        "best_of": "one answer is written for each request",
         "n_predict": "use max_tokens",
         "max_new_tokens": "use max_tokens",
         "stop_sequences": "use stop",
-        "stop_token_ids": "use stop, with the texts",
         "bad_words": "words cannot be forbidden",
         "cache_prompt": "memory is kept between requests",
-        "continue_final_message": "the last message must be the user's",
         "chat_template": "the model's own template is used",
-        "chat_template_kwargs": "the model's template is rendered with its own defaults",
         "documents": "write them into a message",
-        "enable_thinking": "the model's template is rendered with its own defaults",
-        "thinking": "the model's template is rendered with its own defaults",
-        "reasoning_effort": "the model's template is rendered with its own defaults",
         "parallel_tool_calls": "the number of calls cannot be limited",
-        "reasoning_content": "write an answer's reasoning into its content, as it was received",
         "input": "this is not the Responses API: use messages",
         "prompt": "use messages",
     }
@@ -75,7 +68,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 # Switches that are off. A false elsewhere may ask for something: that a model does not think, that there is one call.
 _SWITCHES = frozenset(
-    {"add_special_tokens", "continue_final_message", "continuous_usage_stats", "detailed", "echo", "ignore_eos"}
+    {"add_special_tokens", "continuous_usage_stats", "detailed", "echo"}
     | {"include_obfuscation", "include_stop_str_in_output", "raw", "return_progress", "return_token_ids"}
     | {"return_tokens_as_token_ids", "timings_per_token", "use_beam_search", "watermark"}
 )

@@ -7,6 +7,7 @@ both alike.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import secrets
@@ -59,13 +60,20 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, spelled: Callable[[str, str], Found]) -> None:
         self._tokenizer = tokenizer
         self._spelled = spelled
+        self._variables: dict[str, Any] = {}
         self._typed_roles: frozenset[str] = frozenset()
         self._typed_roles = frozenset(role for role in _PROBES if self._wants_parts(role))
+
+    def with_variables(self, variables: dict[str, Any]) -> Renderer:
+        """The same, with these values of the template's own variables."""
+        other = copy.copy(self)
+        other._variables = variables
+        return other
 
     def render(self, messages: Sequence[dict[str, Any]], **options: Any) -> str:
         """The template's text. Raises what the template raises."""
         seen = [self._typed(message) for message in messages]
-        options = {"add_generation_prompt": True, **options}
+        options = {**self._variables, "add_generation_prompt": True, **options}
         return str(self._tokenizer.apply_chat_template(seen, tokenize=False, **options))
 
     def render_texts(self, *messages: tuple[str, str]) -> str:

@@ -57,10 +57,14 @@ class Leases:
 
     def refuse_beyond_shares(self, owner_id: str, conversation_id: str, promised_bytes: int) -> None:
         """Raises `CacheFull` with the numbers when others' guaranteed shares and pins leave too little for a turn."""
+        most_bytes = self.most_bytes(owner_id, conversation_id)
+        if promised_bytes > most_bytes:
+            raise CacheFull(_hopeless(promised_bytes, most_bytes, self.held.budget_bytes))
+
+    def most_bytes(self, owner_id: str, conversation_id: str) -> int:
+        """What a turn can get beside others' guaranteed shares and pins, once all other turns have ended."""
         with self.held.changed:
-            shares = self._shares(owner_id, conversation_id)
-        if promised_bytes > shares.most_bytes:
-            raise CacheFull(_hopeless(promised_bytes, shares.most_bytes, self.held.budget_bytes))
+            return self._shares(owner_id, conversation_id).most_bytes
 
     def take_idle(self) -> list[KV]:
         """The device refused memory: every idle KV that is not pinned, to be freed by the engine at once. On the engine

@@ -100,6 +100,13 @@ class Pins:
             if is_pinned:
                 self._claims[conversation_id] = promised_bytes
 
+    def room_bytes(self, conversation_id: str) -> int:
+        """The most that a turn may be promised beside what is pinned."""
+        with self._lock:
+            others_bytes = sum(bytes_ for c, bytes_ in self._claims.items() if c != conversation_id)
+            limit_bytes = self.limit_bytes if conversation_id in self._claims else self._budget_bytes
+            return max(0, limit_bytes - others_bytes)
+
     def may_hold(self, conversation_id: str, promised_bytes: int) -> bool:
         """Whether a restore to `promised_bytes` keeps the pins within what may be pinned; then they are its claim."""
         with self._lock:

@@ -233,6 +233,7 @@ def _insert(
         "ledger_start": ids.ledger_start,
         "preamble_tokens": ids.preamble_tokens,
         "system_prompt": ids.system_prompt,
+        "template_variables": ids.template_variables,
         "token_ids": pack(ids.token_ids),
     }
     return int(db["messages"].insert({**common, **own}).last_pk)
@@ -258,7 +259,13 @@ def _node(row: dict[str, Any]) -> Node:
         text=row["text"],
         status=MessageStatus(row["status"]),
         finish_reason=FinishReason(row["finish_reason"]) if row["finish_reason"] else None,
-        ids=NodeIds(row["ledger_start"], unpack(row["token_ids"]), row["preamble_tokens"], row["system_prompt"]),
+        ids=NodeIds(
+            row["ledger_start"],
+            unpack(row["token_ids"]),
+            row["preamble_tokens"],
+            row["system_prompt"],
+            row["template_variables"],
+        ),
         tokenizer_fingerprint=row["tokenizer_fingerprint"],
         model_name=row["model_name"],
         history_hash=row["link"] or "",

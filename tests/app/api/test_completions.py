@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from app.model_names import ModelNames
 from tests.app.conftest import MODEL, Connect, Serve, assistant, user
 from tests.app.site import Site
 from tests.polling import until
@@ -106,10 +107,17 @@ def test_parameters_do_what_they_say(site: Site, connect: Connect) -> None:
     ("wrong", "param"),
     [
         ({"n": 2}, "n"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no!"}}}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "extra_body": {"guided_regex": "a"}}, "guided_regex"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"512": 1}}, "logit_bias"),
+        ({"extra_body": {"stop_token_ids": [512]}}, "stop_token_ids"),
+        ({"extra_body": {"repeat_penalty": 1.1, "repetition_penalty": 1.2}}, "repeat_penalty"),
+        ({"extra_body": {"best_of": 2}}, "best_of"),
+        ({"top_p": 0}, "top_p"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": list("abcdefghijklmnopq")}, "stop"),
         ({"temperature": 9}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
@@ -133,6 +141,68 @@ def test_an_unknown_model_is_a_404(site: Site, connect: Connect) -> None:
     assert connect(site).models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError):
         connect(site).models.retrieve("other")
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_tokens": -1}, {"max_tokens": 10**9}, {"max_completion_tokens": -1}])
+def test_without_a_limit_an_answer_ends_where_the_model_ends_it(
+    site: Site, connect: Connect, limit: dict[str, int]
+) -> None:
+    answer = ask(connect(site), [user("a long one")], **limit)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content.endswith(" word399")
+
+
+@pytest.mark.parametrize(
+    ("options", "most_tokens"),
+    [
+        ({"context_limit_tokens": 300}, 300),  # up to the context
+        ({"config": {"device_kv_budget_bytes": 1024 * 320}}, 320),  # up to what the device holds, never a 400
+    ],
+)
+def test_without_a_limit_an_answer_may_fill_what_there_is(
+    serve: Serve, connect: Connect, options: dict[str, Any], most_tokens: int
+) -> None:
+    client = connect(serve(headless=True, **options))
+    answer = ask(client, [user("a long one")])
+    assert answer.choices[0].finish_reason == "length"
+    assert most_tokens - 16 <= answer.usage.total_tokens <= most_tokens
+
+
+def test_names_of_the_model(serve: Serve, connect: Connect) -> None:
+    client = connect(serve(headless=True, names=ModelNames(("gpt-4o",))))
+    assert [model.id for model in client.models.list()] == [MODEL, "gpt-4o"]
+    assert client.models.retrieve("gpt-4o").id == "gpt-4o"
+    for name in (MODEL, "gpt-4o"):
+        answer = client.chat.completions.create(model=name, messages=[user("Hello")])  # type: ignore[list-item]
+        assert answer.model == MODEL  # the one that answered
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt-5", messages=[user("Hello")])  # type: ignore[list-item]
+    with pytest.raises(openai.BadRequestError, match="model is missing: send 'Scripted-1B'"):
+        client.chat.completions.create(model="", messages=[user("Hello")])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("model", ["gpt-5", "", None])
+def test_any_name_of_the_model(serve: Serve, model: str | None) -> None:
+    site = serve(headless=True, names=ModelNames(takes_any=True))
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+        answered = http.post("/v1/chat/completions", json={"model": model, "messages": [user("Hello")]})
+    assert (answered.status_code, answered.json()["model"]) == (200, MODEL)
+
+
+def test_a_picture_is_refused_and_breaks_no_later_turn(site: Site, connect: Connect) -> None:
+    client, picture = connect(site), {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}
+    with pytest.raises(openai.BadRequestError, match="This model reads no pictures") as refused:
+        ask(client, [asked])
+    assert refused.value.param == "messages.0.content.1"
+    for later in ([asked, assistant(""), user("Hello")], [asked, user("Hello")]):
+        answer = ask(client, later)
+        assert receipt(answer)["ignored"] == ["messages.content.image_url"]
+        view = site.manager.view("local", receipt(answer)["session_id"])
+        assert view.messages[0].text.startswith("What is it?\n[picture: this model cannot read it]")
+        said = answer.choices[0].message.content
+        again = ask(client, [*later, assistant(said), user("And?")])
+        assert again.usage.prompt_tokens_details.cached_tokens == answer.usage.total_tokens - 1
 
 
 def test_an_edit_in_the_middle_keeps_what_is_before_it(site: Site, connect: Connect) -> None:
@@ -260,39 +330,69 @@ def test_sixteen_clients_at_once(serve: Serve, connect: Connect) -> None:
     assert len(site.manager.list_conversations("local")) == 16
 
 
-def test_a_key_that_is_answering_is_a_409(serve: Serve, connect: Connect) -> None:
-    site = serve(headless=True, token_delay_s=0.02)
-    client = connect(site)
-    stream = ask(client, [user("a long one")], stream=True, prompt_cache_key="k")
-    next(iter(stream))
-    with pytest.raises(openai.ConflictError) as refused:
-        ask(client, [user("another")], prompt_cache_key="k")
-    assert refused.value.response.headers["Retry-After"] == "1"
-    stream.close()
+@pytest.mark.parametrize("others", ["the same", "unrelated"])
+def test_four_requests_at_once_with_one_key_are_four_answers(serve: Serve, connect: Connect, others: str) -> None:
+    site = serve(headless=True, token_delay_s=0.005)
+    client, texts = connect(site), [f"{0 if others == 'the same' else n}, a question" for n in range(4)]
+    streams = [ask(client, [user(text)], stream=True, prompt_cache_key="k") for text in texts]
+    said = ["".join(chunk.choices[0].delta.content or "" for chunk in stream) for stream in streams]
+    assert said == [f"You said: {text}" for text in texts]
 
 
-def test_too_many_open_requests_of_one_holder_are_a_429(
+def test_further_requests_of_one_holder_wait_in_line(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.completions.MOST_OPEN_REQUESTS", 3)
+    """They are answered in their order as places become free; the line's length is in the metrics."""
+    monkeypatch.setattr("app.api.line.MOST_OPEN", 3)
     site = serve(headless=True, token_delay_s=0.02)
-    ada, eve = (connect(site, site.store.keys.add(name)[1]) for name in ("ada", "eve"))
+    (_, key), (_, other) = (site.store.keys.add(name) for name in ("ada", "eve"))
+    ada, eve, answered = connect(site, key), connect(site, other), []
     streams = [ask(ada, [user(f"{n}, a long one")], stream=True) for n in range(3)]
-    with pytest.raises(openai.RateLimitError, match="3 of your requests are already open") as refused:
-        ask(ada, [user("One more")])
-    assert int(refused.value.response.headers["Retry-After"]) >= 1
+
+    def waiting() -> int:
+        text = httpx.get(f"{site.url}/metrics", headers={"Authorization": f"Bearer {key}"}).text
+        (line,) = [line for line in text.splitlines() if line.startswith("keepwarm_requests_in_line ")]
+        return int(float(line.split()[1]))
+
+    def one_more(number: int) -> None:
+        answered.append((number, ask(ada, [user(f"More {number}")]).choices[0].message.content))
+
+    threads = []
+    for number in range(2):
+        threads.append(threading.Thread(target=one_more, args=(number,)))
+        threads[-1].start()
+        until(lambda n=number: waiting() == n + 1)  # type: ignore[misc]
     assert ask(eve, [user("Mine")]).choices[0].message.content == "You said: Mine"
+    assert answered == []
     streams.pop().close()
-
-    def is_answered() -> bool:
-        try:
-            return bool(ask(ada, [user("One more")], max_tokens=1).choices)
-        except openai.RateLimitError:
-            return False
-
-    until(is_answered)
+    for thread in threads:
+        thread.join(30)
+    assert answered == [(n, f"You said: More {n}") for n in range(2)]
+    assert waiting() == 0
     for stream in streams:
         stream.close()
+
+
+def test_a_wait_in_line_ends(serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a 429 after the stated time, or with the client; the line keeps no place for either."""
+    monkeypatch.setattr("app.api.line.MOST_OPEN", 1)
+    monkeypatch.setattr("app.api.line.PATIENCE_S", 0.2)
+    site = serve(headless=True, token_delay_s=0.01)
+    client = connect(site)
+    stream = ask(client, [user("a long one")], stream=True)
+    with pytest.raises(openai.RateLimitError, match=r"has waited 0\.2 seconds") as refused:
+        ask(client, [user("One more")])
+    assert int(refused.value.response.headers["Retry-After"]) >= 1
+    monkeypatch.setattr("app.api.line.PATIENCE_S", 30.0)
+    with httpx.Client(base_url=site.url, timeout=0.3) as impatient, pytest.raises(httpx.ReadTimeout):
+        impatient.post("/v1/chat/completions", json={"model": MODEL, "messages": [user("Gone")]})
+    stream.close()
+    assert ask(client, [user("One more")]).choices[0].message.content == "You said: One more"
+    monkeypatch.setattr("app.api.line.MOST_WAITING", 0)
+    stream = ask(client, [user("a long one again")], stream=True)
+    with pytest.raises(openai.RateLimitError, match="already open, and 0 further ones wait"):
+        ask(client, [user("One more")])
+    stream.close()
 
 
 def test_a_failed_answer_is_a_500_and_an_error_in_the_stream(site: Site, connect: Connect) -> None:

@@ -33,11 +33,15 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "stream": [(True, lambda a, s: a["object"] == "chat.completion.chunk")],
     "stream_options": [({"include_usage": True}, REFUSED)],  # without stream
     "prompt_cache_key": [("", REFUSED)],
+    "min_tokens": [(5, lambda a, s: s.min_new_tokens == 5)],
+    "ignore_eos": [(True, lambda a, s: s.ignore_eos)],
+    "stop_token_ids": [([65, 66], lambda a, s: s.stop_token_ids == (65, 66)), ([5_000], REFUSED)],
+    "repeat_penalty": [(1.25, lambda a, s: s.repetition_penalty == 1.25)],
     "max_tokens": [(3, lambda a, s: a["usage"]["completion_tokens"] == 3), (0, REFUSED)],
     "max_completion_tokens": [(3, lambda a, s: a["usage"]["completion_tokens"] == 3), (0, REFUSED)],
     "temperature": [(0.25, lambda a, s: s.temperature == 0.25), (9, REFUSED)],
     "top_p": [(0.25, lambda a, s: s.top_p == 0.25)],
-    "top_k": [(7, lambda a, s: s.top_k == 7)],
+    "top_k": [(7, lambda a, s: s.top_k == 7), (0, lambda a, s: s.top_k == 0), (-1, lambda a, s: s.top_k == 0)],
     "min_p": [(0.25, lambda a, s: s.min_p == 0.25)],
     "repetition_penalty": [(1.25, lambda a, s: s.repetition_penalty == 1.25)],
     "presence_penalty": [(1.25, lambda a, s: s.presence_penalty == 1.25)],
@@ -47,15 +51,33 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
         (" said", lambda a, s: text_of(a) == "You"),
         ("", REFUSED),
         (["a", ""], REFUSED),
-        (list("abcde"), REFUSED),
+        (list("QXZWd"), lambda a, s: text_of(a) == "You sai"),
+        (list("abcdefghijklmnopq"), REFUSED),
     ],
     "logprobs": [(True, lambda a, s: a["choices"][0]["logprobs"] is not None)],
     "top_logprobs": [(3, REFUSED)],  # without logprobs
     "tools": [([TOOL], lambda a, s: a["usage"]["prompt_tokens"] > 40)],
-    "tool_choice": [("required", REFUSED)],
+    "tool_choice": [("required", REFUSED), ({"type": "function", "function": {"name": "f"}}, REFUSED)],  # without tools
+    "chat_template_kwargs": [
+        ({"effort": "low"}, lambda a, s: a["usage"]["prompt_tokens"] > 20),
+        ({"efort": "low"}, REFUSED),
+    ],
+    "enable_thinking": [(False, lambda a, s: a["usage"]["prompt_tokens"] > 30)],
+    "thinking": [({"type": "disabled"}, lambda a, s: a["usage"]["prompt_tokens"] > 20), ("off", REFUSED)],
+    "reasoning_effort": [("none", lambda a, s: a["usage"]["prompt_tokens"] > 30), (5, REFUSED)],
+    "continue_final_message": [(True, REFUSED)],  # of a user's message
+    "add_generation_prompt": [(False, REFUSED)],
     "n": [(2, REFUSED)],
-    "response_format": [({"type": "json_object"}, REFUSED)],
-    "logit_bias": [({"5": 1}, REFUSED)],
+    # Their effects are in test_formats.
+    "response_format": [({"type": "json_object"}, lambda a, s: True), ({"type": "yaml"}, REFUSED)],
+    "guided_json": [({"type": "object"}, lambda a, s: True), ({"type": "no!"}, REFUSED), ("{", REFUSED)],
+    "guided_regex": [("a+", lambda a, s: True), ("no!", REFUSED)],
+    "guided_choice": [(["a", "b"], lambda a, s: True), (["no!"], REFUSED), ("a", REFUSED)],
+    "guided_grammar": [('root ::= "a"', lambda a, s: True), ("no!", REFUSED)],
+    "grammar": [('root ::= "a"', lambda a, s: True), ("no!", REFUSED)],
+    "json_schema": [({"type": "object"}, lambda a, s: True), ({"type": "no!"}, REFUSED), ([1], REFUSED)],
+    "structured_outputs": [({"json": {"type": "object"}}, lambda a, s: True), ({"xml": "a"}, REFUSED)],
+    "logit_bias": [({"5": 1, "7": -100}, lambda a, s: s.logit_bias == ((5, 1), (7, -100))), ({"x": 1}, REFUSED)],
     "modalities": [(["audio"], REFUSED)],
     "audio": [({"voice": "x"}, REFUSED)],
     "functions": [([{"name": "f"}], REFUSED)],
@@ -72,29 +94,16 @@ MESSAGES: dict[str, list[tuple[Any, Check | str]]] = {
     "name": [("Bob", lambda a, s: True)],  # compared in test_which_conversation
     "tool_calls": [([{"id": "1", "function": {"name": "f", "arguments": "{}"}}], REFUSED)],
     "tool_call_id": [("1", REFUSED)],  # of a message that answers no call
+    "reasoning_content": [("hm", REFUSED)],  # of a user; an assistant's are in test_thoughts
+    "reasoning": [("hm", REFUSED)],
 }
 # What other servers and libraries take, and the value of each that would change an answer here.
 FOREIGN: dict[str, Any] = {
     "best_of": 2,
-    "chat_template_kwargs": {"enable_thinking": False},
     "chat_template": "{{ messages }}",
-    "enable_thinking": False,
-    "reasoning_effort": "low",
-    "thinking": {"type": "disabled"},
-    "grammar": 'root ::= "a"',
-    "guided_json": {"type": "object"},
-    "guided_regex": "a+",
-    "json_schema": {"type": "object"},
-    "structured_outputs": {"json": {}},
-    "ignore_eos": True,
-    "min_tokens": 5,
-    "stop_token_ids": [2],
     "bad_words": ["x"],
-    "repeat_penalty": 1.1,
     "echo": True,
     "include_stop_str_in_output": True,
-    "continue_final_message": True,
-    "add_generation_prompt": False,
     "documents": [{"text": "x"}],
     "parallel_tool_calls": False,
     "skip_special_tokens": False,
@@ -124,7 +133,7 @@ def shapes() -> dict[str, type[BaseModel]]:
 def test_every_field_has_an_entry() -> None:
     assert set(requests.ChatCompletionRequest.model_fields) == set(CHAT)
     assert set(requests.Message.model_fields) == set(MESSAGES)
-    nested = {"TextPart", "RefusalPart", "FunctionCall", "MessageToolCall", "FunctionDefinition", "Tool"}
+    nested = {"TextPart", "RefusalPart", "MediaPart", "FunctionCall", "MessageToolCall", "FunctionDefinition", "Tool"}
     assert set(shapes()) == {"_Strict", "ChatCompletionRequest", "Message", "StreamOptions", *nested}
     known = {field for shape in shapes().values() for field in shape.model_fields}
     assert not known & (HINTS - {"id"}), "a field cannot be honoured and ignored"
@@ -134,7 +143,7 @@ def test_every_field_has_an_entry() -> None:
 
 @pytest.fixture
 def site(serve: Serve) -> Site:
-    return serve(headless=True, template=ByteTemplate(takes_tools=True))
+    return serve(headless=True, template=ByteTemplate(takes_tools=True, variables=("effort", "enable_thinking")))
 
 
 def ask(http: httpx.Client, **body: Any) -> httpx.Response:
@@ -165,9 +174,9 @@ def shown(site: Site, http: httpx.Client, what: str, body: dict[str, Any], check
 
 def test_every_field_shows_its_effect_or_is_refused(site: Site, http: httpx.Client) -> None:
     for field, cases in CHAT.items():
-        for value, check in cases:
+        for number, (value, check) in enumerate(cases):
             # Its own words: a text that was sent before would continue that conversation with its settings.
-            shown(site, http, field, {"messages": [user(f"About {field}")], field: value}, check)
+            shown(site, http, field, {"messages": [user(f"About {field} {number}")], field: value}, check)
     for field, cases in MESSAGES.items():
         for value, check in cases:
             shown(site, http, f"messages.{field}", {"messages": [{**user("Hello"), field: value}]}, check)
@@ -191,7 +200,7 @@ def test_what_other_servers_take_is_refused_by_name(site: Site, http: httpx.Clie
 
 def test_what_asks_for_nothing_is_accepted(site: Site, http: httpx.Client) -> None:
     neutral = {field: values[0] for field, values in NEUTRAL.items()}
-    neutral |= {"grammar": None, "bad_words": [], "chat_template_kwargs": {}, "echo": False, "ignore_eos": False}
+    neutral |= {"grammar": None, "guided_json": {}, "bad_words": [], "chat_template_kwargs": {}, "echo": False}
     answered = ask(http, **neutral)
     assert answered.status_code == 200, answered.text
     assert answered.json()["keepwarm"]["ignored"] == []
@@ -240,7 +249,7 @@ def test_other_fields_of_a_tool_are_refused_by_name(http: httpx.Client, tool: An
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("messages.reasoning_content", {**assistant("b"), "reasoning_content": "hm"}),
+        ("messages.thoughts", {**assistant("b"), "thoughts": "hm"}),
         ("messages.function_call", {**assistant("b"), "function_call": {"name": "f"}}),
         ("messages.content.detail", {"role": "assistant", "content": [{"type": "text", "text": "b", "detail": "x"}]}),
     ],
@@ -255,9 +264,9 @@ def test_what_a_message_says_beyond_its_shape_is_refused(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("image_url", "Pictures are not supported"),
-        ("input_audio", "Sound is not supported"),
-        ("file", "Files are not supported"),
+        ("image_url", "This model reads no pictures"),
+        ("input_audio", "This model reads no sound"),
+        ("file", "This model reads no files"),
         ("input_text", "Parts of type 'input_text' are not supported"),
     ],
 )

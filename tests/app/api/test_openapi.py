@@ -82,7 +82,10 @@ def test_no_request_makes_a_500(document: Any) -> None:
         json.dumps(
             {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}
         ).encode(),
-        json.dumps({"model": MODEL, "messages": [user("x"), {"role": "assistant", "content": "y"}]}).encode(),
+        json.dumps({"model": MODEL, "messages": [{"role": "assistant", "content": "y"}]}).encode(),
+        json.dumps({"messages": [user("x")]}).encode(),
+        json.dumps({"model": MODEL, "messages": [user("x")], "max_tokens": 0}).encode(),
+        json.dumps({"model": MODEL, "messages": [user("x")], "logit_bias": {"x": 1}}).encode(),
         json.dumps({"model": MODEL, "messages": [{"role": "tool", "content": "y"}]}).encode(),
     ],
 )

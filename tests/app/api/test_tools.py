@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.translation.tools import GENERIC
+from model_runtime.text.generic_tools import GenericTools
 from tests.app.conftest import MODEL, Connect, Serve, user
 from tests.sessions.byte_template import END, TOOL, ByteTemplate
 
@@ -91,15 +93,16 @@ def test_a_call_that_nests_without_end_is_text_and_the_stream_ends(serve: Serve,
     assert "".join(c["delta"].get("content", "") for e in events[:-1] for c in json.loads(e)["choices"]) == said
 
 
-def test_nested_arguments_and_nested_tools_in_a_request_are_sentences(serve: Serve) -> None:
+def test_nested_arguments_are_kept_and_nested_tools_are_sentences(serve: Serve) -> None:
     site = serve(headless=True, template=ByteTemplate(takes_tools=True))
     with httpx.Client(base_url=site.url, timeout=60) as http:
-        for depth in (300, 3_000, 100_000):
-            call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * depth}}
+        for arguments in ("[" * 300, "[" * 3_000, "{city", ""):
+            call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
             messages = [user("u"), {"role": "assistant", "tool_calls": [call]}, user("v")]
-            refused = http.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, "tools": [WEATHER]})
-            assert refused.status_code == 400
-            assert "nested too deeply" in refused.json()["error"]["message"]
+            kept = http.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, "tools": [WEATHER]})
+            assert kept.status_code == 200, kept.text
+            view = site.manager.view("local", kept.json()["keepwarm"]["session_id"])
+            assert json.dumps({"name": "f", "arguments": arguments}) in view.messages[1].text
         for depth in (900, 3_000):
             parameters = '{"a":' * depth + "1" + "}" * depth
             tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {parameters}}}}}'
@@ -107,3 +110,44 @@ def test_nested_arguments_and_nested_tools_in_a_request_are_sentences(serve: Ser
             answered = http.post("/v1/chat/completions", content=text, headers={"Content-Type": "application/json"})
             assert answered.status_code in (200, 400), answered.text
             assert "Traceback" not in answered.text
+
+
+def generic_caller(ledger: tuple[int, ...]) -> tuple[int, ...]:
+    """Calls the tool that its prompt describes once, then repeats its result."""
+    text = bytes(token for token in ledger if token < 256).decode()
+    if "<tool_response>" in text.partition("</tools>")[2].partition("</tool_response>. When")[2]:
+        result = text.rpartition("<tool_response>\n")[2].partition("\n")[0]
+        return (*f"It is {result}.".encode(), END)
+    assert '"name": "weather"' in text
+    return (*b'Let me see. <tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>', END)
+
+
+def test_a_model_whose_template_has_no_tools_calls_them_too(serve: Serve) -> None:
+    site = serve(headless=True, template=GenericTools(ByteTemplate()), answer=generic_caller)
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}, user("Weather in Oslo?")]
+    with httpx.Client(base_url=site.url, timeout=60) as http:
+        first = http.post(
+            "/v1/chat/completions", json={"model": MODEL, "messages": messages, "tools": [WEATHER]}
+        ).json()
+        (call,) = first["choices"][0]["message"]["tool_calls"]
+        assert first["keepwarm"]["notes"] == [GENERIC]
+        messages += [
+            first["choices"][0]["message"],
+            {"role": "tool", "tool_call_id": call["id"], "content": "18 degrees"},
+        ]
+        then = http.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, "tools": [WEATHER]}).json()
+    assert then["choices"][0]["message"]["content"] == "It is 18 degrees."
+    assert then["usage"]["prompt_tokens_details"]["cached_tokens"] == first["usage"]["total_tokens"] - 1
+    assert site.manager.view("local", first["keepwarm"]["session_id"]).settings.system_prompt == "Be brief."
+
+
+def test_tools_that_would_fill_the_context_are_left_out_and_named(serve: Serve) -> None:
+    """As the first message of a client with 36 tools to a small model."""
+    site = serve(headless=True, template=GenericTools(ByteTemplate()))
+    many = [{"type": "function", "function": {"name": f"f{n}", "description": "x" * 200}} for n in range(36)]
+    with httpx.Client(base_url=site.url, timeout=60) as http:
+        body = {"model": MODEL, "messages": [user("Hello")], "tools": many, "tool_choice": "auto"}
+        answered = http.post("/v1/chat/completions", json=body).json()
+    assert answered["choices"][0]["message"]["content"] == "You said: Hello"
+    assert answered["keepwarm"]["ignored"] == ["tools"]
+    assert "at most 4,096 are shown to this model: it saw none" in answered["keepwarm"]["notes"][0]

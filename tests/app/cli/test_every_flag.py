@@ -48,6 +48,12 @@ SERVE: dict[str, tuple[list[str], Shown]] = {
     "--no-read-ahead": ([], lambda got: not got["idle_work"].read_ahead),
     "--no-titles": ([], lambda got: not got["idle_work"].titles),
     "--keep-unnamed": (["2"], lambda got: got["keep_unnamed_s"] == 2 * 86_400),
+    "--alias": (["gpt-4o"], lambda got: got["names"].aliases == ("gpt-4o",)),
+    "--any-model-name": ([], lambda got: got["names"].takes_any),
+    "--allow-origin": (
+        ["https://Chat.example/"],
+        lambda got: got["access"].allowed_origins == ("https://chat.example",),
+    ),
     "--require-key": ([], lambda got: got["access"].require_key),
     "--trusted-proxy": (
         ["10.0.0.1", "--password", "x"],

@@ -133,3 +133,51 @@ def test_a_draw_is_what_multinomial_draws() -> None:
     for _ in range(50):
         expected = torch.multinomial(torch.softmax(LOGITS, 0), 1, generator=generator)
         assert sampler.choose(LOGITS.clone()) == int(expected)
+
+
+def test_a_logit_bias_is_added_before_anything_else() -> None:
+    assert shares(logit_bias=((0, -100.0),))[0] == 0  # type: ignore[arg-type]
+    assert shares(logit_bias=((4, 100.0),))[4] == 1  # type: ignore[arg-type]
+    by_log_2 = shares(logit_bias=((1, math.log(2)),))  # type: ignore[arg-type]
+    assert by_log_2[0] == pytest.approx(by_log_2[1], abs=0.03)
+    biased = Sampler(SamplingParams(temperature=0, logit_bias=((2, 5.0),)), (), CPU)
+    assert not biased.is_greedy
+    assert biased.choose(LOGITS.clone()) == 2
+
+
+def ends(count: int, **settings: object) -> list[int]:
+    """The first greedy tokens of an answer in which the model's stop token 0 is always the likeliest, then 1."""
+    sampler = Sampler(SamplingParams(temperature=0, **settings), (), CPU, {0})  # type: ignore[arg-type]
+    return [sampler.choose(LOGITS.clone()) for _ in range(count)]
+
+
+def test_no_stop_token_is_drawn_before_the_least_length() -> None:
+    assert ends(3) == [0, 0, 0]
+    assert ends(4, min_new_tokens=2) == [1, 1, 0, 0]
+    assert ends(4, min_new_tokens=2, stop_token_ids=(1,)) == [2, 2, 0, 0]
+    assert ends(3, ignore_eos=True) == [1, 1, 1]
+    assert ends(3, ignore_eos=True, stop_token_ids=(1,)) == [1, 1, 1]  # the request's own still ends it
+    assert ends(3, ignore_eos=True, min_new_tokens=1, stop_token_ids=(1,)) == [2, 1, 1]
+
+
+def test_it_is_greedy_again_once_the_least_length_is_reached() -> None:
+    sampler = Sampler(SamplingParams(temperature=0, min_new_tokens=2), (), CPU, {0})
+    seen = []
+    for _ in range(3):
+        seen.append(sampler.is_greedy)
+        sampler.choose(LOGITS.clone())
+    assert seen == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"min_new_tokens": 600}, "at least 600 and at most 512"),
+        ({"logit_bias": ((1, 101.0),)}, "between -100 and 100"),
+        ({"logit_bias": tuple((n, 1.0) for n in range(1025))}, "At most 1,024 tokens"),
+        ({"stop_token_ids": (-1,)}, "must not be negative"),
+    ],
+)
+def test_wrong_settings_are_sentences(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SamplingParams(**settings)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_runtime.interface.config import EngineConfig
+from model_runtime.interface.config import EngineConfig, PromptLookup
 from model_runtime.interface.events import Finished, FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
@@ -124,3 +124,52 @@ def text_and_long_part(watched: WatchedEngine) -> tuple[str, str]:
             if len(answer.wait().part_ids) > 1:
                 return text, stop
     raise AssertionError("no token of this answer has a beginning of several tokens: choose another prompt")
+
+
+def test_a_stop_token_of_the_request_is_cut_and_the_next_turn_feeds_its_delta(
+    watched: WatchedEngine, reference: LoadedModel
+) -> None:
+    whole = watched.submit(watched.engine.new_kv(), PROMPT, LONG)
+    whole.wait()
+    for place in (0, 1, 7, 39):
+        token_id = whole.token_ids[place]
+        first = whole.token_ids.index(token_id)
+        kv = watched.engine.new_kv()
+        answer = watched.submit(kv, PROMPT, replace(LONG, stop_token_ids=(token_id,)))
+        finished, ids = answer.wait(), kept(answer)
+        assert (finished.reason, finished.cut_tokens) == (FinishReason.STOP_STRING, 1)
+        assert ids == tuple(whole.token_ids[:first])
+        assert tuple(kv.token_ids) == (*PROMPT, *ids)[:-1]
+        following = watched.submit(kv, [*PROMPT, *ids, 7, 8, 9], replace(LONG, max_new_tokens=1))
+        assert following.wait().fed_tokens == 1 + 3
+        expected = full_read(reference.model, (*PROMPT, *ids, 7, 8, 9), 1)[-1]
+        assert torch.allclose(watched.logits[(*PROMPT, *ids, 7, 8, 9)], expected, atol=1e-4)
+        watched.engine.release(kv)
+
+
+@pytest.mark.parametrize("lookup", ["on", "off"])
+def test_biases_and_least_lengths_hold_in_every_row_of_a_draft(directory: Path, lookup: PromptLookup) -> None:
+    """The most likely tokens are forbidden one after another, and the answer is the same with drafts."""
+    model = replace(loaded_tiny(directory), stop_token_ids=frozenset(range(0, 400, 3)))
+    engine = WatchedEngine(model, EngineConfig(prefill_chunk_tokens=32, prompt_lookup=lookup))
+    try:
+        for settings in ({"ignore_eos": True}, {"min_new_tokens": 30}, {"logit_bias": ((7, 50.0), (5, -100.0))}):
+            answer = engine.submit(engine.engine.new_kv(), PROMPT, replace(LONG, **settings))  # type: ignore[arg-type]
+            answer.wait()
+            stops = [n for n, token_id in enumerate(answer.token_ids) if token_id in model.stop_token_ids]
+            if "ignore_eos" in settings:
+                assert (stops, len(answer.token_ids)) == ([], 40)
+            elif "min_new_tokens" in settings:
+                assert all(place >= 30 for place in stops)
+                assert len(answer.token_ids) > 30
+            else:
+                assert set(answer.token_ids) <= {7} | set(model.stop_token_ids)
+    finally:
+        engine.close()
+
+
+def test_ids_that_the_model_does_not_have_fail_that_request_alone(watched: WatchedEngine) -> None:
+    for settings in ({"logit_bias": ((10**6, 1.0),)}, {"stop_token_ids": (10**6,)}):
+        failed = watched.submit(watched.engine.new_kv(), PROMPT, replace(LONG, **settings))  # type: ignore[arg-type]
+        assert failed.wait().error == "The request names token ids that the model does not have."
+    assert watched.submit(watched.engine.new_kv(), PROMPT, LONG).wait().reason is FinishReason.LENGTH

@@ -35,7 +35,10 @@ def test_notes_of_a_tokenizer() -> None:
     }
     assert list(template_notes(tokenizer)) == [
         "The chat templates named rag are not used: no request chooses them.",
-        "The chat template can read keep_thoughts, which Keepwarm does not set: the template's own defaults apply.",
+        (
+            "The chat template can read keep_thoughts: without a request's chat_template_kwargs the template's own "
+            "defaults apply."
+        ),
     ]
     tokenizer.chat_template = None
     assert list(template_notes(tokenizer)) == []

@@ -163,23 +163,40 @@ def test_what_nests_without_end_is_text_at_once(what: str) -> None:
     assert WHOLE.read(whole) == (whole, ())
 
 
-def test_a_history_whose_arguments_nest_without_end_is_refused_with_a_sentence() -> None:
-    for arguments in ("[" * 3_000, '{"a":' * 900 + "1" + "}" * 900, "[" * 100_000):
-        with pytest.raises(TemplateRefused, match="arguments of a call of 'f' are nested too deeply"):
-            MARKED.write("", [ToolCall("", "f", arguments)])
+@pytest.mark.parametrize(
+    "arguments", ["[" * 3_000, '{"a":' * 900 + "1" + "}" * 900, "[" * 100_000, "{city", "", " ", "NaN", '{"a": 1e999}']
+)
+def test_arguments_that_are_no_usable_json_stay_as_they_came(arguments: str) -> None:
+    written = MARKED.write("", [ToolCall("", "f", arguments)])
+    body = json.dumps({"name": "f", "arguments": arguments})
+    assert written == f"<tool_call>\n{body}\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments"),
+    [
+        ('{"name": "f", "arguments": "{city"}', "{city"),
+        ('{"name": "f", "arguments": ""}', ""),
+        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
+        ('{"name": "f", "parameters": {"a": 1}}', '{"a": 1}'),
+        ('{"name": "f"}', "{}"),
+        ('{"name": "f", "id": "1"}', "{}"),
+        ('{"name": "f", "args": {"a": 1}}', None),  # calling without them would be another call
+        ('{"name": "f", "arguments": null}', None),
+        ('{"name": "f", "arguments": [1]}', None),
+        ('{"name": "f", "arguments": {"a": 1e999}}', None),
+    ],
+)
+def test_arguments_are_never_replaced(body: str, arguments: str | None) -> None:
+    text = f"<tool_call>{body}</tool_call>"
+    expected = (text, ()) if arguments is None else ("", (ToolCall("", "f", arguments),))
+    assert MARKED.read(text) == expected
 
 
 def test_brackets_within_strings_do_not_count_and_calls_of_usual_depth_are_read() -> None:
     arguments = json.dumps({"code": "[" * 5_000, "deep": json.loads("[" * 150 + "]" * 150)})
     call = ToolCall("", "f", arguments)
     assert MARKED.read(MARKED.write("", [call])) == ("", (call,))
-
-
-def test_arguments_that_are_no_json_stay_what_they_were() -> None:
-    assert MARKED.write("", [ToolCall("", "f", "{broken")]) == (
-        '<tool_call>\n{"name": "f", "arguments": "{broken"}\n</tool_call>'
-    )
-    assert MARKED.write("", [ToolCall("", "f", " ")]) == '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 
 
 def test_a_tool_that_nests_without_end_is_refused_with_a_sentence() -> None:

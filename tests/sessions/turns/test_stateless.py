@@ -9,9 +9,10 @@ import pytest
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from model_runtime.interface.errors import TemplateRefused
 from model_runtime.interface.sampling_params import SamplingParams
-from sessions.errors import ContextFull, ConversationBusy, MessageRefused
+from sessions.errors import ContextFull, MessageRefused
+from sessions.turns.placement import MOST_DISPLACED_TOKENS
 from sessions.turns.run import Run
-from sessions.turns.stateless import MOST_DISPLACED_TOKENS, ChatRequest
+from sessions.turns.stateless import ChatRequest
 from sessions.types import MessageView, MissReason
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.scripted_engine import ByteTemplate, ScriptedEngine
@@ -127,32 +128,49 @@ def test_a_parent_that_is_answering_is_left_alone(make_harness: MakeHarness) -> 
     assert harness.texts(running.conversation_id)[2] == "Tell me more"
 
 
-def test_a_key_that_is_answering_refuses_the_next(make_harness: MakeHarness) -> None:
+def test_a_request_beside_one_that_is_answering_lands_on_a_fork(make_harness: MakeHarness) -> None:
     harness = make_harness(engine=ScriptedEngine(token_delay_s=0.01))
-    running = begin(harness, user("Hello"), key="k")
-    with pytest.raises(ConversationBusy):
-        begin(harness, user("Hello"), assistant("x"), user("Again"), key="k")
+    client = Client(harness, "k")
+    client.ask("Hello")
+    running = begin(harness, *client.messages, user("Go on"), key="k")
+    beside = begin(harness, *client.messages, user("Meanwhile"), key="k")
+    assert (running.conversation_id, beside.plan.is_fork) == (client.conversation_id, True)
+    finish(beside)
     finish(running)
+    after = begin(harness, *client.messages, user("Go on"), assistant(harness.texts(running.conversation_id)[-1]),
+                  user("And?"), key="k")  # fmt: skip
+    assert after.conversation_id == client.conversation_id
+    assert harness.receipt(finish(after)).miss_reason is None
 
 
-def test_sixteen_first_requests_with_one_key_make_one_conversation(harness: SessionHarness) -> None:
+def test_an_unrelated_history_under_the_same_key_leaves_the_keys_conversation_alone(harness: SessionHarness) -> None:
+    client = Client(harness, "k")
+    client.ask("Hello")
+    other = Client(harness, "k")
+    for number in range(3):
+        receipt = harness.receipt(other.ask(f"About something else {number}"))
+        assert receipt.miss_reason is None
+        assert other.conversation_id != client.conversation_id
+    assert len(harness.manager.list_conversations(ADA)) == 2
+    before = client.conversation_id
+    receipt = harness.receipt(client.ask("Still there?"))
+    assert (client.conversation_id, receipt.fed_tokens) == (before, receipt.delta_tokens)
+
+
+def test_sixteen_first_requests_with_one_key_are_sixteen_answers(harness: SessionHarness) -> None:
     outcomes: list[str] = []
 
-    def ask() -> None:
-        try:
-            finish(begin(harness, user("Hello"), key="k"))
-            outcomes.append("answered")
-        except ConversationBusy:
-            outcomes.append("busy")
+    def ask(number: int) -> None:
+        said = finish(begin(harness, user(f"Hello from {number % 4}"), key="k"))
+        outcomes.append(said.status.value)
 
-    threads = [threading.Thread(target=ask) for _ in range(16)]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(outcomes) == 16
-    assert "answered" in outcomes
-    assert len(harness.manager.list_conversations(ADA)) == 1
+    assert outcomes == ["complete"] * 16
+    assert harness.store.with_key(ADA, "k") is not None
 
 
 def test_an_unknown_history_is_imported_once(harness: SessionHarness) -> None:
@@ -275,7 +293,7 @@ def test_other_roles_and_orders_are_one_node(make_harness: MakeHarness) -> None:
     [
         ((), "no messages"),
         ((SYSTEM,), "only system messages"),
-        ((user("a"), assistant("b")), "last message is from the assistant"),
+        ((assistant("b"),), "no question"),
         ((ChatMessage("robot", "a"),), "unknown role 'robot'"),
         ((user("a" * 5 * 2**20),), "at most 4.0 MiB"),
     ],

@@ -36,10 +36,7 @@ def named(name: str) -> dict[str, Any]:
             "messages.0.tool_calls",
             " has more than 1,000 entries",
         ),
-        (content({"type": "image_url", "image_url": {}}), "messages.0.content.0", ": Pictures are not supported; send"),
-        (content(TEXT, {"type": "input_image"}), "messages.0.content.1", ": Pictures are not supported"),
-        (content({"type": "input_audio"}), "messages.0.content.0", ": Sound is not supported"),
-        (content({"type": "file"}), "messages.0.content.0", ": Files are not supported"),
+        (content({"type": "image_of_a_kind"}), "messages.0.content.0", ": This model reads no pictures. Send parts"),
         (content({"type": "hologram"}), "messages.0.content.0", ": Parts of type 'hologram' are not supported"),
         (content({"text": "a"}), "messages.0.content.0", " needs a type: 'text'."),
         (content({"type": "text"}), "messages.0.content.0.text", " is missing."),
@@ -53,7 +50,7 @@ def named(name: str) -> dict[str, Any]:
         ({"temperature": 9}, "temperature", " must be at most 5."),
         ({"temperature": "0.5"}, "temperature", " must be a number."),
         ({"top_p": 0}, "top_p", " must be more than 0."),
-        ({"max_tokens": 0}, "max_tokens", " must be at least 1."),
+        ({"max_tokens": -2}, "max_tokens", " must be at least -1."),
         ({"max_tokens": 1.5}, "max_tokens", " must be a whole number."),
         ({"seed": 2**70}, "seed", " must be at most 9,223,372,036,854,775,807."),
         ({"stop": 5}, "stop", " must be text or a list."),
@@ -66,7 +63,9 @@ def named(name: str) -> dict[str, Any]:
         (named(""), "tools.0.function.name", " needs at least 1 character."),
         ({"logit_bias": 5}, "logit_bias", " must be an object."),
         ({"modalities": "text"}, "modalities", " must be a list."),
-        ({"model": None}, "model", " must be text."),
+        ({"model": 5}, "model", " must be text."),
+        ({"logit_bias": {"5": "much"}}, "logit_bias.5", " must be a number."),
+        ({"stop_token_ids": ["</s>"]}, "stop_token_ids.0", " must be a whole number."),
     ],
 )
 def test_the_field_and_its_limit_are_named(fields: dict[str, Any], place: str, rest: str) -> None:
@@ -80,7 +79,7 @@ def test_the_field_and_its_limit_are_named(fields: dict[str, Any], place: str, r
 
 def test_the_whole_body() -> None:
     assert refused([]) == ("", "The request must be an object.")
-    assert refused({"messages": [USER]}) == ("model", "model is missing.")
+    assert refused({"model": "m"}) == ("messages", "messages is missing.")
 
 
 def test_what_was_sent_is_not_repeated_at_length() -> None:

@@ -1,0 +1,119 @@
+"""Finds the conversation that a request with its whole history belongs to.
+
+The owner's conversation with the longest known beginning is continued in place, as long as that costs it next to
+nothing; else the beginning is copied into a conversation of its own (a fork), so that a side request, or an edit far
+above, never takes the KV that its parent's next turn needs. A key is the client's hint: where its conversation is free
+and has some of the history, the request goes there, and a changed message becomes a sibling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sessions.errors import ConversationNotFound
+from sessions.ledger.ledger import common_prefix, fold
+from sessions.ledger.resent_history import ResentHistory
+from sessions.store.records import Conversation, Node
+from sessions.store.store import Store
+from sessions.store.tables.history_hashes import Found
+from sessions.turns.run import RunTable
+
+MOST_DISPLACED_TOKENS = 256  # of a conversation's end that may be cropped for a request that continues further up
+MOST_CANDIDATES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request goes. `known` of its history hashes lead to the end of `path`, which is copied when `is_fork`.
+    `conversation` None: into a new one, which gets the `key`. `begun` is the stored answer that is gone on with."""
+
+    conversation: Conversation | None
+    path: tuple[Node, ...]
+    known: int
+    is_fork: bool = False
+    begun: Node | None = None
+    key: str | None = None
+
+
+NO_PLACEMENT = Placement(None, (), 0)
+
+
+class Placements:
+    """Any thread. What another tokenizer than `tokenizer` (its fingerprint) wrote is ignored, however deep: its ids
+    mean something else, and the request brings all the texts. So after a change of models and back, this model's own
+    part of the history is found again."""
+
+    def __init__(self, store: Store, runs: RunTable, tokenizer: str) -> None:
+        self._store = store
+        self._runs = runs
+        self._tokenizer = tokenizer
+        self.matches_prefixes = True  # benchmarks.api turns it off
+
+    def find(self, owner_id: str, history: ResentHistory, key: str | None, may_stay: bool) -> Placement:
+        """`may_stay` false: in a conversation of its own, which no other request can claim first."""
+        named_id = self._store.with_key(owner_id, key) if key is not None else None
+        if named_id is not None:
+            named = self._in_named(owner_id, history, named_id) if may_stay else None
+            return named or self._anywhere(owner_id, history, may_stay)
+        return replace(self._anywhere(owner_id, history, may_stay and key is None), key=key)
+
+    def is_as_it_was(self, placement: Placement) -> bool:
+        """Asked inside the claim: another request may have continued or deleted it since it was found."""
+        if placement.conversation is None:
+            return True
+        try:
+            now = self._store.conversation(placement.conversation.owner_id, placement.conversation.conversation_id)
+        except ConversationNotFound:
+            return False
+        return now.leaf_id == placement.conversation.leaf_id
+
+    def _in_named(self, owner_id: str, history: ResentHistory, named_id: str) -> Placement | None:
+        """In the key's conversation; None while it is answering, and where it has nothing of the history."""
+        if self._runs.is_busy(named_id):
+            return None
+        named = self._store.conversation(owner_id, named_id)
+        known, found = self._deepest(owner_id, history, named_id)
+        path = self._store.messages.path(found[0].message_id) if found else ()
+        return _placed(Placement(named, path, known), history) if path else None
+
+    def _anywhere(self, owner_id: str, history: ResentHistory, may_stay: bool) -> Placement:
+        """In place in the first conversation that loses next to nothing by it, else on a fork of the newest one."""
+        if not self.matches_prefixes:
+            return NO_PLACEMENT
+        known, found = self._deepest(owner_id, history)
+        fork = NO_PLACEMENT
+        for one in found[:MOST_CANDIDATES]:
+            path = self._store.messages.path(one.message_id)
+            if not path:  # deleted meanwhile
+                continue
+            conversation = self._store.conversation(owner_id, one.conversation_id)
+            if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
+                return _placed(Placement(conversation, path, known), history)
+            if not fork.path:
+                fork = _placed(Placement(None, path, known, is_fork=True), history)
+        return fork
+
+    def _deepest(
+        self, owner_id: str, history: ResentHistory, conversation_id: str | None = None
+    ) -> tuple[int, Sequence[Found]]:
+        """How many of the history's hashes are known, and the nodes with the last of these. One more than there are: a
+        stored answer is what the new one begins with."""
+        backwards = [*((history.begun_hash,) if history.begun_hash else ()), *history.hashes[::-1]]
+        place, found = self._store.history_hashes.deepest(owner_id, backwards, conversation_id, self._tokenizer)
+        return len(backwards) - place, found
+
+    def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
+        """Whether the conversation can go on after `path` without losing more KV than is read again in a moment: its
+        own next turn might want it."""
+        if self._runs.is_busy(conversation.conversation_id):
+            return False
+        held = fold(self._store.messages.path(conversation.leaf_id))
+        return len(held) - common_prefix(held, fold(path)) <= MOST_DISPLACED_TOKENS
+
+
+def _placed(placement: Placement, history: ResentHistory) -> Placement:
+    """The placement, whose path may end with a stored answer to go on with: the new one goes beside it."""
+    if placement.known <= len(history.hashes):
+        return placement
+    return replace(placement, path=placement.path[:-1], known=placement.known - 1, begun=placement.path[-1])

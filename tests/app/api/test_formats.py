@@ -1,0 +1,136 @@
+"""What a request's formats become, and what they exclude."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from model_runtime.interface.grammar import Grammar
+from model_runtime.text.generic_tools import GenericTools
+from tests.app.conftest import MODEL, Serve, assistant, user
+from tests.app.site import Site
+from tests.sessions.byte_template import END, ByteTemplate
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("weather", "time")
+]
+
+
+class Asked:
+    """A site that remembers the grammars of its answers."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.grammars: list[Grammar | None] = []
+        submit = site.engine.submit
+
+        def remember(request: Any, listener: Any) -> Any:
+            self.grammars.append(request.sampling.grammar)
+            return submit(request, listener)
+
+        site.engine.submit = remember  # type: ignore[method-assign]
+
+    def post(self, *messages: Any, **more: Any) -> httpx.Response:
+        body = {"model": MODEL, "messages": list(messages) or [user("Hello")], **more}
+        return httpx.post(f"{self.site.url}/v1/chat/completions", json=body, timeout=30)
+
+
+@pytest.fixture
+def asked(serve: Serve) -> Asked:
+    call = b'<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+    return Asked(serve(headless=True, template=GenericTools(ByteTemplate()), answer=lambda _: (*call, END)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}}},
+        {"response_format": {"type": "json_object", "schema": SCHEMA}},
+        {"guided_json": SCHEMA},
+        {"guided_json": json.dumps(SCHEMA)},
+        {"json_schema": SCHEMA},
+        {"structured_outputs": {"json": SCHEMA, "regex": None}},
+    ],
+)
+def test_a_schema_reaches_the_engine(asked: Asked, fields: dict[str, Any]) -> None:
+    answered = asked.post(**fields)
+    assert answered.status_code == 200, answered.text
+    assert answered.json()["keepwarm"]["ignored"] == []
+    assert asked.grammars == [Grammar("json_schema", json.dumps(SCHEMA))]
+    session = answered.json()["keepwarm"]["session_id"]
+    assert asked.site.manager.view("local", session).settings.sampling.grammar is None  # it was of this answer only
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({"response_format": {"type": "json_object"}}, Grammar("json_schema", '{"type": "object"}')),
+        ({"response_format": {"type": "text"}}, None),
+        ({"guided_regex": "a+"}, Grammar("regex", "a+")),
+        ({"guided_choice": ["a", 'b"']}, Grammar("lark", 'start: "a" | "b\\""')),
+        ({"grammar": 'root ::= "a"'}, Grammar("gbnf", 'root ::= "a"')),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, Grammar("gbnf", 'root ::= "a"')),
+    ],
+)
+def test_other_formats(asked: Asked, fields: dict[str, Any], grammar: Grammar | None) -> None:
+    assert asked.post(**fields).status_code == 200
+    assert asked.grammars == [grammar]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("required", {"weather", "time"}), ({"type": "function", "function": {"name": "weather"}}, {"weather"})],
+)
+def test_a_forced_call(asked: Asked, choice: Any, names: set[str]) -> None:
+    answered = asked.post(tools=TOOLS, tool_choice=choice).json()
+    (grammar,) = asked.grammars
+    assert grammar is not None
+    assert {name for name in ("weather", "time") if f'\\"{name}\\"' in grammar.text} == names
+    assert answered["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    assert answered["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_with_tools_the_answer_keeps_to_the_schema_or_is_a_call(asked: Asked) -> None:
+    asked.post(tools=TOOLS, response_format={"type": "json_object"})
+    (grammar,) = asked.grammars
+    assert grammar is not None
+    assert grammar.text.startswith('start: called | said\nsaid: %json {"type": "object"}\ncalled: "<tool_call>')
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_json": SCHEMA, "guided_regex": "a"}, "guided_regex"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": [1]}, "guided_json"),
+        ({"guided_choice": ["a", ""]}, "guided_choice"),
+        ({"guided_regex": "a" * 300_000}, "guided_regex"),
+        ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
+        ({"structured_outputs": {"regex": 5}}, "guided_regex"),
+        ({"tools": TOOLS, "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),
+        ({"tools": TOOLS, "guided_regex": "a"}, "guided_regex"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+        ({"guided_regex": "a", "ignore_eos": True}, None),
+    ],
+)
+def test_what_excludes_each_other_is_refused(asked: Asked, fields: dict[str, Any], param: str | None) -> None:
+    refused = asked.post(**fields)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert asked.grammars == []
+
+
+def test_an_answer_that_has_begun_keeps_to_no_format(serve: Serve) -> None:
+    asked = Asked(serve(headless=True, template=ByteTemplate(opens_thoughts=True, variables=("enable_thinking",))))
+    refused = asked.post(guided_regex="a")
+    assert refused.status_code == 400
+    assert "begins every answer with a thought" in refused.json()["error"]["message"]
+    assert asked.post(guided_regex="a", enable_thinking=False).status_code == 200
+    refused = asked.post(user("a"), assistant("b"), guided_regex="a", enable_thinking=False)
+    assert "cannot keep to a format" in refused.json()["error"]["message"]
