@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.architecture.config_check import check_config, declared_context_tokens
 from model_runtime.architecture.rope import fixed_rope_tokens
+from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import format_of, load_checkpoint, load_tokenizer
@@ -137,7 +138,7 @@ def _check_before_weights(found: _Found, config: ModelConfig, device: str) -> No
     described = read_model_config(found.directory, found.name)
     check_family(found.name, described)
     check_config(described, found.name)
-    described_model(described, found.name)  # if it can be built
+    check_reach(described_model(described, found.name), found.name)
 
 
 def _precision(found: _Found, config: ModelConfig, device: str) -> Precision:

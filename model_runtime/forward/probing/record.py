@@ -63,6 +63,12 @@ def record_layers(model: PreTrainedModel) -> RecordingBatch:
     finally:
         _MASKS.reset(token)
         model.set_attn_implementation(ATTENTION_NAME)
+    check_calls(model, batch)
+    return batch
+
+
+def check_calls(model: PreTrainedModel, batch: RecordingBatch) -> None:
+    """Raises `ModelLoadError` unless each layer has called the attention once, in order."""
     expected = int(model.config.get_text_config().num_hidden_layers)
     if batch.layers_seen != list(range(expected)):
         calls = len(batch.layers_seen)
@@ -73,10 +79,10 @@ def record_layers(model: PreTrainedModel) -> RecordingBatch:
             f"{'their' if calls else 'its'} own, which Keepwarm cannot replace"
         )
         raise ModelLoadError(
-            f"{name} has {expected} layers but called the attention function {f'{calls} times' if calls else 'never'}: "
-            f"{why}. Llama-, Qwen-, Mistral-, Gemma- and GPTBigCode-like models work."
+            f"{type(model).__name__} has {expected} layers but called the attention function "
+            f"{f'{calls} times' if calls else 'never'}: {why}. Llama-, Qwen-, Mistral-, Gemma- and GPTBigCode-like "
+            "models work."
         )
-    return batch
 
 
 def _recorded_mask(*, mask_function: MaskFunction, local_size: int | None = None, **named: Any) -> torch.Tensor:

@@ -112,6 +112,7 @@ def test_a_directory_is_refused_before_its_weights_are_read(tiny_dir: TinyDir, t
     ("config", "sentence"),
     [
         (HYBRID, STATE),
+        ({"model_type": "blip"}, "it reads no text without pixel_values"),
         (
             {"model_type": "llama", "quantization_config": {"quant_method": "modelopt"}},
             "stored as 'modelopt', a format that this version cannot read",
