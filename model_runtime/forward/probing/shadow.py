@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from model_runtime.forward.probing.boundaries import numbers_of
+from model_runtime.forward.probing.boundaries import numbers_of, own_names
 
 NEAREST, SPACING = 24, 13  # where the boundaries of a copy are, in tokens
 _VOCABULARY = 97
@@ -76,7 +76,7 @@ def _narrowed(
     """The config with few narrow layers, of all kinds, and its boundaries in the same order but near."""
     settings: dict[str, Any] = copy.deepcopy(config.to_dict())
     near = {boundary: NEAREST + SPACING * place for place, boundary in enumerate(boundaries)}
-    for path, number in list(numbers_of(settings)):
+    for path, number in list(numbers_of(settings, own_names(config))):
         if number in near:
             inner: Any = settings
             for key in path[:-1]:

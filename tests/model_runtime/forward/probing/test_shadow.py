@@ -121,3 +121,20 @@ def test_a_large_vocabularys_logits_are_compared_for_the_last_tokens_only(monkey
 def test_lists_of_windows_are_boundaries() -> None:
     found = dict(numbers_of({"window_sizes": [512, 1024.0, None, 1], "mrope_section": [16, 24]}))
     assert found == {("window_sizes", 0): 512, ("window_sizes", 1): 1024}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("mpt", {"d_model": 7168, "n_heads": 64, "max_seq_len": 8192}),
+        (
+            "granitemoehybrid",
+            {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4, "max_position_embeddings": 131072},
+        ),
+    ],
+)
+def test_widths_in_a_familys_own_words_and_states_without_layers_are_no_boundaries(
+    family: str, settings: dict[str, Any]
+) -> None:
+    found = boundaries_of(CONFIG_MAPPING[family](**settings), [], 131072)
+    assert set(found) <= {8, 8192}  # MPT's alibi_bias_max and max_seq_len
