@@ -47,9 +47,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _pip(*arguments: str) -> None:
-    environment = {
-        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
-    }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-m", "pip", *arguments], env=environment, capture_output=True, text=True, check=False
     )
