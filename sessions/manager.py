@@ -216,10 +216,15 @@ class SessionManager:
         """Newest first; with `search` those whose title or messages contain it."""
         return self._views.summaries(owner_id, clean(search).strip())
 
-    def create_conversation(self, owner_id: str, settings: ConversationSettings | None = None) -> ConversationSummary:
-        """A new one, or the newest when that is still empty."""
-        settings = self._cleaned(settings or ConversationSettings(self.info.default_sampling))
-        conversation = self._store.create_conversation(owner_id, settings)
+    def create_conversation(
+        self, owner_id: str, settings: ConversationSettings | None = None, taken: Sequence[str] = ()
+    ) -> ConversationSummary:
+        """A new one, or one that is still empty, with the settings that it has unless `settings` are given. Those in
+        `taken` are not used again."""
+        chosen = self._cleaned(settings or ConversationSettings(self.info.default_sampling))
+        conversation = self._store.create_conversation(owner_id, chosen, taken)
+        if settings is not None and conversation.settings != chosen:
+            self._store.set_settings(conversation.conversation_id, chosen)
         return self._views.conversation(owner_id, conversation.conversation_id).summary
 
     def view(self, owner_id: str, conversation_id: str) -> ConversationView:

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from model_runtime.interface.findings import Int8Drift
 from model_runtime.interface.sampling_params import SamplingParams
+from sessions.text_search import Excerpt
 
 
 class MessageStatus(StrEnum):
@@ -137,6 +138,7 @@ class ConversationSummary:
     is_pinned: bool = False
     host_bytes: int = 0
     origin: Origin = Origin.PAGE
+    found: Excerpt | None = None  # of a search: its place in the messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,7 @@ def _summary(
         is_pinned=conversation.is_pinned,
         host_bytes=in_host.size_bytes,
         origin=conversation.origin,
+        found=conversation.found,
     )
 
 

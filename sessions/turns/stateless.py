@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.protocol import Engine
@@ -205,7 +205,15 @@ class StatelessTurns:
     ) -> Conversation:
         """A new one, or the one that was found; the page shows the system prompt that holds now."""
         if placement.conversation is None:
-            settings = ConversationSettings(request.sampling, history.system_prompt)
+            # What a client asks for one answer is no limit of the answers that a person asks for later.
+            defaults = self._engine.info.default_sampling
+            sampling = replace(
+                request.sampling,
+                max_new_tokens=defaults.max_new_tokens,
+                stop_strings=defaults.stop_strings,
+                top_logprobs=None,
+            )
+            settings = ConversationSettings(sampling, history.system_prompt)
             if not self._store.add_conversation(owner_id, conversation_id, settings, request.key):
                 raise ConversationBusy("Another request has just begun the conversation of this key. Try again.")
         elif placement.conversation.settings.system_prompt != history.system_prompt:
