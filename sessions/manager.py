@@ -346,7 +346,7 @@ class SessionManager:
         system_prompt = clean(settings.system_prompt).strip()
         refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
         if system_prompt:
-            self.turns.limits.refuse_hopeless(system_prompt)
+            self.turns.limits.refuse_hopeless(system_prompt, "This system prompt")
             self.turns.limits.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)

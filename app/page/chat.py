@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from app import units
 from app.page import memory_panel, thread
 from app.page.asked import Asked as Request
-from app.page.asked import BadRequest, conversation_id, flag, text, whole, word
+from app.page.asked import BadRequest, conversation_id, flag, line, text, whole, word
 from app.page.markdown.growing import Answers
 from app.problems import sentence
 from sessions.errors import ConversationNotFound
+from sessions.text_search import folded, holds
 from sessions.types import RunPhase
 
 if TYPE_CHECKING:
@@ -46,21 +48,40 @@ class Chat:
         try:
             name = word(request, "action")
             if name == "follow":
-                return reply | self._follow(owner_id, request)
+                with units.in_zone(word(request, "zone")):
+                    return reply | self._follow(owner_id, request)
             if name not in self._actions:
                 raise BadRequest
             self._actions[name](owner_id, request)
-            return reply | self.draw(owner_id, conversation_id(request), _shown(request))
+            return reply | self.draw(owner_id, conversation_id(request), _shown(request), line(request, "find"))
         except ConversationNotFound as error:
-            return reply | {"error": str(error), "gone": True}
+            return reply | {"error": str(error), "gone": not self._exists(owner_id, request)}
         except Exception as error:
             return reply | {"error": sentence(error, name)}
 
-    def draw(self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES) -> dict[str, Any]:
-        """The conversation as it is now, including its running answer."""
+    def _exists(self, owner_id: str, request: Request) -> bool:
+        """Whether only a message of the conversation is missing, not all of it."""
+        try:
+            self._manager.active_run(owner_id, conversation_id(request))
+        except ConversationNotFound:
+            return False
+        return True
+
+    def draw(
+        self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES, find: str = ""
+    ) -> dict[str, Any]:
+        """The conversation as it is now, including its running answer. With `find`, as many messages as it takes to
+        show the last one that contains this text, and its place among them as "found"."""
         run = self._manager.active_run(owner_id, conversation_id)
         view = self._manager.view(owner_id, conversation_id)
-        return thread.draw(view, run.snapshot() if run is not None else None, self._answers, shown)
+        needle = folded(find.strip())
+        places = [number for number, message in enumerate(view.messages) if needle and holds(message.text, needle)]
+        if places:
+            shown = max(shown, len(view.messages) - places[-1] + 1)
+        drawn = thread.draw(view, run.snapshot() if run is not None else None, self._answers, shown)
+        if places:
+            drawn |= {"found": places[-1] - drawn["hidden"], "shown": shown}
+        return drawn
 
     def _follow(self, owner_id: str, request: Request) -> dict[str, Any]:
         """What is new in a run since the version that the page has; the whole conversation once the run has ended."""

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from app import units
 from app.access.public_link import Share
-from app.page import memory_panel, sidebar
+from app.page import memory_panel, settings, sidebar
 from app.page.asked import Asked as Request
 from app.page.asked import BadRequest, conversation_id, flag, line, text, word
 from app.problems import sentence
 from app.process_memory import ProcessMeter
+from sessions.errors import ContextFull, MessageRefused
 
 if TYPE_CHECKING:
     from sessions.manager import SessionManager
 
 Reply = dict[str, Any]
+MOST_TAKEN_CHARACTERS = 10_000  # ids of conversations in other tabs
 
 
 class Panels:
@@ -29,6 +31,8 @@ class Panels:
         self._answers: dict[str, Callable[[str, Request], Reply]] = {
             "pulse": self._pulse,
             "new": self._new,
+            "settings": self._settings,
+            "save_settings": self._save_settings,
             "rename": self._rename,
             "delete": self._delete,
             "pin": self._pin,
@@ -48,7 +52,8 @@ class Panels:
             name = word(request, "ask")
             if name not in self._answers:
                 raise BadRequest
-            return self._answers[name](owner_id, request)
+            with units.in_zone(word(request, "zone")):
+                return self._answers[name](owner_id, request)
         except Exception as error:
             return {"error": sentence(error, name), "trouble": self._trouble()}
 
@@ -58,6 +63,7 @@ class Panels:
         found = self._manager.list_conversations(owner_id, search)
         view = self._manager.memory_view(owner_id)
         return {
+            "search": search,
             "conversations": sidebar.draw(found if search else sidebar.without_one_offs(found)),
             "memory": memory_panel.draw(view),
             "process": memory_panel.draw_process(self._process.read(self._manager.info, view)),
@@ -73,7 +79,27 @@ class Panels:
         return " ".join(("New messages cannot be stored now, so none are answered.", *storage.reasons))
 
     def _new(self, owner_id: str, request: Request) -> Reply:
-        return {"conversation_id": self._manager.create_conversation(owner_id).conversation_id}
+        """An empty conversation, none of those that other tabs have open."""
+        taken = word(request, "taken")[:MOST_TAKEN_CHARACTERS].split(",")
+        return {"conversation_id": self._manager.create_conversation(owner_id, taken=taken).conversation_id}
+
+    def _settings(self, owner_id: str, request: Request) -> Reply:
+        view = self._manager.view(owner_id, conversation_id(request))
+        return {"values": settings.to_form(view.settings, view.context_limit_tokens)}
+
+    def _save_settings(self, owner_id: str, request: Request) -> Reply:
+        """Saves all fields or none. "errors" says what is wrong, by field."""
+        where = conversation_id(request)
+        form = {field.name: text(request, field.name) for field in settings.FIELDS}
+        view = self._manager.view(owner_id, where)
+        try:
+            chosen = settings.from_form(form, view.settings, view.context_limit_tokens)
+            self._manager.update_settings(owner_id, where, chosen)
+        except settings.SettingsRefused as refused:
+            return {"errors": refused.errors}
+        except (ContextFull, MessageRefused) as error:  # both are about the system prompt
+            return {"errors": {"system_prompt": str(error)}}
+        return {}
 
     def _rename(self, owner_id: str, request: Request) -> Reply:
         self._manager.rename(owner_id, conversation_id(request), line(request, "title"))

@@ -42,4 +42,5 @@ def _row(summary: ConversationSummary) -> dict[str, Any]:
         "tier": summary.tier.value,
         "is_running": summary.is_running,
         "updated_at": summary.updated_at,
+        "found": None if summary.found is None else [summary.found.before, summary.found.found, summary.found.after],
     }

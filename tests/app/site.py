@@ -52,6 +52,8 @@ class Site:
         trusted_proxy: str = "",
         require_key: bool = False,
         has_tunnel: bool = False,
+        root_path: str = "",
+        port: int = 0,
         **engine: Any,
     ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
@@ -62,7 +64,7 @@ class Site:
         self.manager = SessionManager(self.store, self.engine, template or ByteTemplate(), SessionConfig(**settings))
         self.manager.start()
         owners = Owners(load_secret(data_dir / "secret"), password, self.store.logins)
-        self._listeners = [bind("127.0.0.1", 0) for _ in range(1 + has_tunnel)]
+        self._listeners = [bind("127.0.0.1", number) for number in (port, 0)[: 1 + has_tunnel]]
         self.url, self.tunnel_url = (f"http://127.0.0.1:{self._listeners[n].getsockname()[1]}" for n in (0, -1))
         visitors = Visitors(
             trusted_networks(trusted_proxy) if trusted_proxy else (),
@@ -70,7 +72,7 @@ class Site:
         )
         services = Services(self.manager, owners, Share(), Callers(self.store.keys, owners, visitors, require_key))
         ready = threading.Event()
-        self._server = Server(app_in_a_loop(services, headless), 2, ready.set)
+        self._server = Server(app_in_a_loop(services, headless, root_path), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
         self._thread.start()
         assert ready.wait(30)
@@ -86,11 +88,11 @@ class Site:
         assert not self._thread.is_alive()
 
 
-def app_in_a_loop(services: Services, headless: bool) -> FastAPI:
+def app_in_a_loop(services: Services, headless: bool, root_path: str = "") -> FastAPI:
     """Builds the app inside an event loop: without one Gradio makes its own and never closes them."""
 
     async def build() -> FastAPI:
-        return create_app(services, "127.0.0.1", headless)
+        return create_app(services, "127.0.0.1", headless, root_path)
 
     return run_coroutine(build())
 

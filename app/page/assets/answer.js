@@ -27,6 +27,7 @@ const MATH = new Set(
     " ",
   ),
 );
+const KNOWS_DIRECTIONS = CSS.supports("selector(:dir(rtl))");
 const FLAGS = /^(true|false)$/;
 const SMALL = /^[0-3]?(\.\d+)?em$/;
 const MATH_ATTRIBUTES = {
@@ -57,11 +58,11 @@ export function drawAnswer(body, blocks) {
     if (old?.json === json) return;
     const tree = JSON.parse(json);
     if (old) {
-      drawn[index] = { json, tree, node: patch(old.node, old.tree, tree), gap: old.gap };
+      drawn[index] = { json, tree, node: directed(patch(old.node, old.tree, tree)), gap: old.gap };
       return;
     }
     const gap = document.createTextNode("\n");
-    const node = build(tree);
+    const node = directed(build(tree));
     body.append(node, gap);
     drawn[index] = { json, tree, node, gap };
   });
@@ -70,6 +71,13 @@ export function drawAnswer(body, blocks) {
     gap.remove();
   }
   body.kwBlocks = drawn;
+  if (KNOWS_DIRECTIONS) body.dir = body.querySelector(":scope > :first-child:dir(rtl)") ? "rtl" : "ltr";
+}
+
+// Each block is written from the side where its first word begins; code always from the left.
+function directed(node) {
+  if (node instanceof HTMLElement) node.dir = node.classList.contains("kw-code") ? "ltr" : "auto";
+  return node;
 }
 
 function build(tree) {

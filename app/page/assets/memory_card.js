@@ -59,7 +59,7 @@ function head({ id, title, tier, pinned, open }, redraw) {
   return el(
     "div",
     { class: "kw-card-head" },
-    textButton(title, () => conversation.open(id), { class: "kw-card-title", title }),
+    textButton(title, () => conversation.open(id), { class: "kw-card-title", dir: "auto", title }),
     pinned ? pin : null,
     tierMark(tier),
     toggle,

@@ -1,5 +1,5 @@
 // Polls for changes that this page did not cause: other conversations' runs, memory, actions in another tab.
-import { ask, LOST } from "./bridge.js";
+import { ask } from "./bridge.js";
 import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 
@@ -60,7 +60,7 @@ async function beat() {
 function noteReply(news) {
   if (news.lost) {
     misses += 1;
-    if (misses === 2) emit("problem", LOST);
+    if (misses === 2) emit("problem", news.error);
   } else {
     if (misses >= 2) emit("problem", "");
     misses = 0;

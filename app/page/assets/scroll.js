@@ -4,6 +4,7 @@ import { el, icon } from "./dom.js";
 
 const NEAR_PX = 48;
 const INPUT_MS = 800;
+const FOUND_MS = 2500;
 
 export function followEnd(scroller, contents) {
   let pinned = true;
@@ -53,6 +54,15 @@ export function followEnd(scroller, contents) {
   button.addEventListener("click", () => {
     pin(true);
     toEnd();
+  });
+  // Where a searched text stands, by the message's place in what is shown.
+  on("found", (index) => {
+    const row = document.querySelector(`[data-testid="message-${index}"]`);
+    if (!row) return;
+    pin(false);
+    row.scrollIntoView({ block: "center" });
+    row.classList.add("kw-found");
+    setTimeout(() => row.classList.remove("kw-found"), FOUND_MS);
   });
   const observer = new ResizeObserver(() => (pinned ? toEnd() : pin(false)));
   for (const content of [scroller, ...contents]) observer.observe(content);

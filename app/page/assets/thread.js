@@ -3,6 +3,7 @@ import { drawAnswer } from "./answer.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { copyFrom, el, icon, iconButton, textButton } from "./dom.js";
+import { isComposing, sends } from "./keys.js";
 import { followEnd } from "./scroll.js";
 
 let openReceipts = new Set();
@@ -46,7 +47,11 @@ function build(message) {
   return el(
     "div",
     { class: `message-row ${yours ? "user-row" : "bot-row"}`, role: "article", "aria-label": yours ? "You" : "Answer" },
-    el("div", { class: "kw-message" }, el("div", { class: "md", text: yours ? message.text : null })),
+    el(
+      "div",
+      { class: "kw-message" },
+      el("div", { class: "md", dir: yours ? "auto" : null, text: yours ? message.text : null }),
+    ),
     el("div", { class: "kw-foot" }),
   );
 }
@@ -166,7 +171,12 @@ function siblings(message) {
 }
 
 function edit(row, message) {
-  const area = el("textarea", { class: "kw-editor-text", "aria-label": "Edit this message", "data-testid": "editor" });
+  const area = el("textarea", {
+    class: "kw-editor-text",
+    dir: "auto",
+    "aria-label": "Edit this message",
+    "data-testid": "editor",
+  });
   area.value = message.text;
   const foot = row.querySelector(":scope > .kw-foot");
   const close = () => {
@@ -180,11 +190,11 @@ function edit(row, message) {
     if (reply && !reply.error) close();
   };
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") {
+    if (event.key === "Escape" && !isComposing(event)) {
       event.stopPropagation();
       close();
       emit("focus");
-    } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    } else if (sends(event)) {
       event.preventDefault();
       submit();
     }

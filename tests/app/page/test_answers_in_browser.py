@@ -28,10 +28,10 @@ PLAIN = (
 )
 # Element -> attributes, and what their values must look like.
 ALLOWED: dict[str, dict[str, str]] = {
-    **{tag: {} for tag in PLAIN},
-    "ol": {"start": r"\d{1,9}"},
+    **{tag: {"dir": "auto"} for tag in PLAIN},
+    "ol": {"start": r"\d{1,9}", "dir": "auto"},
     "code": {},
-    "div": {"class": "kw-table|kw-code"},
+    "div": {"class": "kw-table|kw-code", "dir": "auto|ltr"},
     "td": {"class": "(kw-align-(left|center|right))?( ?kw-wide)?"},
     "th": {"class": "(kw-align-(left|center|right))?( ?kw-wide)?", "scope": "col"},
     "a": {
@@ -49,6 +49,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "aria-disabled": "true",
         "aria-label": "done|to do",
         "title": r"[\s\S]*",  # a formula's source, shown as text by the browser
+        "dir": "auto",
     },
     "button": {"type": "button", "class": "kw-code-copy", "aria-label": "Copy code", "title": "Copy code"},
     "math": {"display": "block"},
