@@ -16,7 +16,7 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from model_runtime.architecture.shape_check import check_config
+from model_runtime.architecture.config_check import check_config
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.gguf_check import check_gguf
 from model_runtime.loading.checks.gguf_header import GgufHeader, TensorInfo, read_gguf_header
