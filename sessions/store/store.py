@@ -147,15 +147,17 @@ class Store:
             row = db.execute(sql, [owner_id, key]).fetchone()
         return str(row[0]) if row else None
 
-    def conversations(self, owner_id: str, search: str = "") -> list[Conversation]:
-        """The owner's conversations, newest first; with `search` those whose title or messages contain it."""
+    def conversations(self, owner_id: str, search: str = "", most: int | None = None) -> list[Conversation]:
+        """The owner's conversations, newest first; with `search` those whose title or messages contain it. At most
+        `most`."""
         sql, parameters = _SELECT + "AND c.owner_id = :owner", {"owner": owner_id}
         if search:
             parameters["like"] = f"%{_escaped(search[:SEARCH_LIMIT_CHARS])}%"
             sql += r""" AND (c.title LIKE :like ESCAPE '\' OR EXISTS (
                 SELECT 1 FROM messages t WHERE t.conversation_id = c.id AND t.text LIKE :like ESCAPE '\'))"""
         with self.database.read() as db:
-            return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST, parameters)]
+            limit = "" if most is None else f" LIMIT {most:d}"
+            return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST + limit, parameters)]
 
     def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
         """Raises `ConversationNotFound` if it does not exist or belongs to another owner."""
