@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 
 from sessions.types import Tier
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.NONE: "◌"}
+TierWords = Mapping[Tier, str]
+# What the page calls the tiers. A model on a processor has its KVs in the same memory as everything else.
+CPU_WORDS: TierWords = {
+    Tier.DEVICE: "in memory",
+    Tier.HOST: "set aside in memory",
+    Tier.DISK: "on disk",
+    Tier.NONE: "not kept",
+}
+GPU_WORDS: TierWords = {**CPU_WORDS, Tier.DEVICE: "in GPU memory", Tier.HOST: "in main memory"}
 UNIT_BYTES = {
     "": 1,
     "b": 1,
@@ -26,6 +36,11 @@ UNIT_BYTES = {
     "tib": 1024**4,
 }
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*|%)\s*", re.IGNORECASE)
+
+
+def tier_words(device: str) -> TierWords:
+    """Plain words for the tiers of a model that runs on `device`, such as "cpu" or "cuda"."""
+    return CPU_WORDS if device.startswith("cpu") else GPU_WORDS
 
 
 def tokens(count: int) -> str:

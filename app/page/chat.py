@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from app import units
 from app.page import memory_panel, thread
 from app.page.asked import Asked as Request
 from app.page.asked import BadRequest, conversation_id, flag, text, whole, word
-from app.page.markdown.growing import Answers
+from app.page.markdown.answers import AnswerDrawer
 from app.problems import sentence
 from sessions.errors import ConversationNotFound
 from sessions.types import RunPhase
@@ -29,7 +30,8 @@ class Chat:
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
-        self._answers = Answers()
+        self._answers = AnswerDrawer(manager.prompt_end)
+        self._place = units.tier_words(manager.info.device)
         self._actions: dict[str, Callable[[str, Request], None]] = {
             "open": self._open,
             "send": self._send,
@@ -60,7 +62,8 @@ class Chat:
         """The conversation as it is now, including its running answer."""
         run = self._manager.active_run(owner_id, conversation_id)
         view = self._manager.view(owner_id, conversation_id)
-        return thread.draw(view, run.snapshot() if run is not None else None, self._answers, shown)
+        snapshot = run.snapshot() if run is not None else None
+        return thread.draw(view, snapshot, self._answers, shown, self._place)
 
     def _follow(self, owner_id: str, request: Request) -> dict[str, Any]:
         """What is new in a run since the version that the page has; the whole conversation once the run has ended."""
@@ -70,13 +73,13 @@ class Chat:
         snapshot = run.wait(version, FOLLOW_WAIT_S) if run is not None else None
         reply: dict[str, Any] = {}
         if flag(request, "memory"):  # during a run the page asks for the memory panel about once a second
-            reply["memory"] = memory_panel.draw(self._manager.memory_view(owner_id))
+            view = self._manager.memory_view(owner_id, most_rows=0)
+            reply["memory"] = memory_panel.draw(view, None, self._manager.memory_row(owner_id, where), self._place)
         if snapshot is None or snapshot.phase is RunPhase.DONE:
             return reply | self.draw(owner_id, where, _shown(request))
         reply |= {"conversation_id": where, "run": thread.run_state(snapshot)}
         if snapshot.version != version:
-            blocks = self._answers.growing(where, snapshot.text)
-            reply["answer"] = thread.news(blocks, _known(request))
+            reply["answer"] = thread.news(self._answers.growing(where, snapshot.text), _known(request))
         return reply
 
     def _open(self, owner_id: str, request: Request) -> None:

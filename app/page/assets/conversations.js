@@ -2,7 +2,8 @@
 import { ask } from "./bridge.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
-import { el, icon, iconButton, reconcile, textButton, tierMark } from "./dom.js";
+import { el, icon, iconButton, textButton, tierMark } from "./dom.js";
+import { listWindow } from "./list_window.js";
 import * as page from "./page.js";
 
 let editing = null; // {id, kind: "rename" | "delete"}
@@ -19,6 +20,8 @@ export function mount(element, facts) {
   });
   const list = el("div", { class: "kw-list", role: "list", "aria-label": "Conversations" });
   const nothing = el("p", { class: "kw-empty", text: "Nothing found.", hidden: true });
+  const box = el("div", { class: "kw-list-box" }, list, nothing);
+  const drawRows = listWindow(box, list);
   const add = textButton("", conversation.openNew, { class: "kw-new", title: "Ctrl+Shift+O", "data-testid": "new" });
   add.append(icon("plus"), el("span", { text: "New conversation" }));
   const foot = el(
@@ -34,13 +37,13 @@ export function mount(element, facts) {
       el("p", { class: "kw-brand" }, brandMark(), el("span", { text: "Keepwarm" })),
       add,
       el("label", { class: "kw-search" }, icon("search"), search, el("kbd", { text: "Ctrl K", "aria-hidden": "true" })),
-      el("div", { class: "kw-list-box" }, list, nothing),
+      box,
       foot,
     ),
   );
 
   const draw = () => {
-    reconcile(list, flatten(latest), build);
+    drawRows(flatten(latest), build);
     nothing.hidden = latest.length > 0;
   };
   search.addEventListener("input", () => emit("searching", search.value));
@@ -79,6 +82,8 @@ function build(item, old) {
   const row = el("div", {
     class: "kw-row",
     role: "listitem",
+    "aria-setsize": item.size,
+    "aria-posinset": item.place,
     "aria-current": item.here ? "true" : null,
     "data-testid": "conversation",
     "data-id": item.id,

@@ -4,7 +4,7 @@ import * as conversation from "./conversation.js";
 import { startPulse } from "./pulse.js";
 import { closeSettings } from "./settings.js";
 
-const WIDE = matchMedia("(min-width: 1200px)");
+const WIDE = matchMedia("(min-width: 1000px)");
 const MIDDLE = matchMedia("(min-width: 769px)");
 
 export async function start() {

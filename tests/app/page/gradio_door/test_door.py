@@ -310,7 +310,22 @@ NAMES = st.sampled_from(["open", "send", "regenerate", "edit", "continue", "swit
 ASKS = st.sampled_from(
     ["pulse", "new", "rename", "delete", "pin", "unpin", "park", "warm", "verify", "drop", "stop", "count", "__init__"]
 )
-FIELDS = ("seq", "action", "ask", "conversation_id", "text", "draft", "title", "search", "tier", "ahead", "memory")
+FIELDS = (
+    "seq",
+    "action",
+    "ask",
+    "conversation_id",
+    "text",
+    "draft",
+    "title",
+    "search",
+    "tier",
+    "ahead",
+    "memory",
+    "memory_rows",
+    "have",
+    "list",
+)
 FIELDS += ("shown", "version", "message_id", "step")
 
 

@@ -50,7 +50,9 @@ def test_an_evicted_kv_moves_to_host_memory_and_back(make_hosted: Callable[..., 
     assert memory.host_used_bytes == row.host_bytes == row.host_tokens * KIB
     assert (memory.host_reserved_bytes, memory.host_budget_bytes) == (0, 4 * MIB)
     assert row.next_ttft_s < row.cold_ttft_s
-    assert any(e.text.startswith("Moved A long message") and "to host memory to make room: 0." in e.text for e in memory.events)
+    assert any(
+        e.text.startswith("Moved A long message") and "to host memory to make room: 0." in e.text for e in memory.events
+    )
     fed_only_the_delta(harness, a, Tier.HOST)
     assert rows(harness)[a].host_bytes == 0  # the device owns it now
     assert rows(harness)[b].tier is Tier.HOST

@@ -1,0 +1,59 @@
+// Draws only the rows of a long list that are seen, and a few more on each side. All rows of a kind have one height.
+import { reconcile } from "./dom.js";
+
+const ROW_PX = 36;
+const HEADING_PX = 34;
+const MARGIN_PX = 600; // above and below what is seen
+const ALL = 100; // rows: so few are drawn at once
+
+// `draw(items, build)` makes `list`, which scrolls inside `box`, show these items; one with a `heading` is a heading.
+export function listWindow(box, list) {
+  let items = [];
+  let build = null;
+  let tops = [0];
+  let places = []; // of the rows, headings not counted, for screen readers
+  let count = 0;
+  let drawn = "";
+
+  const heightOf = (item) => (item.heading ? HEADING_PX : ROW_PX);
+  const indexAt = (top) => {
+    let low = 0;
+    let high = items.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (tops[middle + 1] <= top) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  const seen = () => {
+    if (items.length <= ALL) return [0, items.length];
+    const top = box.scrollTop;
+    return [indexAt(top - MARGIN_PX), Math.min(items.length, indexAt(top + box.clientHeight + MARGIN_PX) + 1)];
+  };
+  const show = (isNew) => {
+    const [from, to] = seen();
+    if (!isNew && drawn === `${from} ${to}`) return;
+    drawn = `${from} ${to}`;
+    list.style.paddingTop = `${tops[from]}px`;
+    list.style.paddingBottom = `${tops[items.length] - tops[to]}px`;
+    list.classList.toggle("kw-windowed", items.length > ALL);
+    const slice = items.slice(from, to).map((item, n) => ({ ...item, size: count, place: places[from + n] }));
+    reconcile(list, items.length <= ALL ? items : slice, build);
+  };
+  box.addEventListener("scroll", () => show(false), { passive: true });
+  new ResizeObserver(() => show(false)).observe(box);
+
+  return (given, how) => {
+    items = given;
+    build = how;
+    tops = [0];
+    places = [];
+    count = 0;
+    for (const item of items) {
+      tops.push(tops.at(-1) + heightOf(item));
+      places.push(item.heading ? count : ++count);
+    }
+    show(true);
+  };
+}
