@@ -163,7 +163,7 @@ def _row(view: MemoryView, row: MemoryRow, place: units.TierWords) -> dict[str, 
 
 def _places(row: MemoryRow) -> list[dict[str, Any]]:
     """What each tier holds of the conversation's KV, the fastest tier first: "tokens" and "size" of all its branches
-    together, "here" of the branch that is shown, as far as that is known and not the same."""
+    together, "here" of the branch that is shown, where that was asked for."""
     branch = row.branch
     held = [
         (Tier.DEVICE, row.kv_tokens, row.used_bytes, branch and (branch.device_tokens, branch.device_bytes)),
@@ -175,9 +175,7 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
         reserved = row.reserved_bytes if tier is Tier.DEVICE else 0
         if not (used or reserved):
             continue
-        shown = None
-        if here and here[0] != tokens:
-            shown = {"tokens": units.tokens(here[0]), "size": units.size(here[1])}
+        shown = {"tokens": units.tokens(here[0]), "size": units.size(here[1])} if here else None
         places.append(
             {
                 "tier": tier.value,

@@ -1,4 +1,5 @@
 // Draws only the rows of a long list that are seen, and a few more on each side. All rows of a kind have one height.
+import { on } from "./bus.js";
 import { reconcile } from "./dom.js";
 
 const ROW_PX = 36;
@@ -43,6 +44,9 @@ export function listWindow(box, list) {
   };
   box.addEventListener("scroll", () => show(false), { passive: true });
   new ResizeObserver(() => show(false)).observe(box);
+  on("searching", () => {
+    box.scrollTop = 0;
+  });
 
   return (given, how) => {
     items = given;

@@ -30,7 +30,8 @@ export function mount(element, facts) {
   });
   const all = fold("Other conversations", "memory-all", rows, more);
   const log = el("ol", { class: "kw-log", "data-testid": "log" });
-  const events = fold("What happened", "memory-log", log);
+  const nothing = el("p", { class: "kw-empty", text: "Nothing was moved yet." });
+  const events = fold("What happened", "memory-log", log, nothing);
   element.append(
     el(
       "aside",
@@ -75,7 +76,7 @@ export function mount(element, facts) {
     if (all.open) reconcile(rows, others.map(known), (row, old) => card(row, old, draw));
     more.hidden = memory.rows.length < memoryRows();
     if (events.open) reconcile(log, numbered(memory.events), line);
-    events.hidden = memory.events.length === 0;
+    nothing.hidden = memory.events.length > 0;
   };
   events.addEventListener("toggle", draw);
   on("pulse", (news) => {
@@ -110,14 +111,19 @@ function bar({ tier, budget, used, reserved, parts, note, hint }) {
     piece.style.width = `${(part.share * 100).toFixed(2)}%`;
     track.append(piece);
   }
-  const numbers = el("span", { class: "kw-figures kw-bar-numbers" }, el("strong", { text: used }), ` of ${budget}`);
-  const apart = [reserved ? `${reserved} set aside for answers` : "", note].filter(Boolean).join(" · ");
+  const numbers = el("span", { class: "kw-figures kw-bar-numbers" }, el("strong", { text: used }));
+  if (reserved) {
+    const aside = term(`${reserved}`, hint);
+    aside.append(el("span", { class: "kw-unseen", text: " set aside" }));
+    numbers.append(" + ", aside);
+  }
+  numbers.append(` of ${budget}`);
   return el(
     "div",
     { class: `kw-total kw-tier-${tier}`, "data-testid": `${tier}-total` },
     el("p", { class: "kw-bar-head" }, tierMark(tier), numbers),
     track,
-    apart ? el("p", { class: "kw-bar-apart kw-figures" }, term(apart, hint)) : null,
+    note ? el("p", { class: "kw-bar-apart kw-figures" }, term(note, hint)) : null,
   );
 }
 

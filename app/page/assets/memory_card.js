@@ -29,11 +29,13 @@ export function card(row, old, redraw) {
   // A problem or a check in progress is visible without opening the card.
   if (row.check && (open || row.check.state !== "true")) parts.push({ key: "check", draw: checked, ...row.check });
   if (open) parts.push({ key: "actions", draw: actions, id, title, actions: row.actions, pending: row.pending });
-  const focused = node.contains(document.activeElement) ? document.activeElement.dataset.testid : null;
+  const focused = node.contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
   reconcile(node, parts, (part) => part.draw(part, redraw));
-  // A redrawn button keeps the focus; if the button is gone, the card's toggle gets it.
+  // A redrawn button or word keeps the focus; if it is gone, the card's toggle gets it.
   if (focused && !node.contains(document.activeElement)) {
-    (node.querySelector(`[data-testid="${focused}"]`) ?? node.querySelector(".kw-card-toggle")).focus();
+    const same = (one) => (focused.testid ? one.dataset.testid === focused.testid : one.dataset.hint === focused.hint);
+    const stops = [...node.querySelectorAll("button, [tabindex]")];
+    (stops.find(same) ?? node.querySelector(".kw-card-toggle")).focus();
   }
   return node;
 }
@@ -82,16 +84,15 @@ function held({ tokens, next, cold, tier }) {
 }
 
 function places({ places: kept, used, cold, tier }) {
-  const line = (name, value) => el("div", {}, el("dt", {}, name), el("dd", { class: "kw-figures", text: value }));
+  const line = (name, value) => el("div", {}, el("dt", {}, name), el("dd", { class: "kw-figures" }, value));
   const rows = [];
   for (const place of kept) {
-    const whole = `${place.tokens} tokens, ${place.size}`;
+    // Always the same lines: what is being read in this panel must not move with every answer.
+    const whole = `${place.tokens} tokens, ${place.size}${place.reserved ? ` + ${place.reserved} set aside` : ""}`;
     if (place.here) {
-      rows.push(line(tierMark(place.tier), ""));
-      rows.push(line(term("this version", SHOWN), `${place.here.tokens} tokens, ${place.here.size}`));
+      rows.push(line(tierMark(place.tier), term(`${place.here.tokens} tokens, ${place.here.size}`, SHOWN)));
       rows.push(line(term("everything kept", ALL), whole));
     } else rows.push(line(tierMark(place.tier), whole));
-    if (place.reserved) rows.push(line(term("set aside", "Reserved for the rest of its answer."), place.reserved));
   }
   if (tier !== "cold") rows.push(line(term("if nothing was kept", COLD), `≈ ${cold}`));
   rows.push(line("last used", used));

@@ -49,10 +49,11 @@ function build(message) {
   const body = el("div", { class: "md", dir: yours ? "auto" : null });
   if (yours) showTyped(body, message.text);
   const box = el("div", { class: "kw-message" }, body);
+  reachable(yours ? box : body);
   return el(
     "div",
     { class: `message-row ${yours ? "user-row" : "bot-row"}`, role: "article", "aria-label": yours ? "You" : "Answer" },
-    yours ? reachable(box) : box,
+    box,
     el("div", { class: "kw-foot" }),
   );
 }

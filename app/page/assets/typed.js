@@ -4,7 +4,8 @@ const FENCE = /^\s*(```|~~~)/;
 const CODE_END = /[;{}]\s*(\/\/.*|#.*)?$|^\s*[)\]}]+[;,]?$|=>\s*$/;
 const CODE_BEGIN =
   /^\s*(def |class |import |from \S+ import|return\b|#include|const |let |var |function\b|public |private |static |async |fn |func |package |using |if \(|if .+:$|elif |else\b.*[:{]$|for \(|for .+ in .+:$|while .+[:{]|try[:{ ]|except|catch|@\w+|\/\/|\/\*|<\/?[a-z][\w-]*[\s>]|SELECT |INSERT |UPDATE |CREATE |\$ |>>> |sudo |pip |npm |git |File ".*", line|Traceback|at \S+\()/;
-const ASSIGNMENT = /^\s*[\w.[\]"']+\s*(=|\+=|-=|:=)\s*\S|^\s*[\w.]+\([^)]*\)\s*$|^\s*"[\w-]+":\s/;
+const ASSIGNMENT =
+  /^\s*[\w.[\]"']+\s*(=|\+=|-=|:=)\s*\S|^\s*[\w.]+\(.*\)\s*$|^\s*(pass|break|continue|end|fi|done)\s*$|^\s*"[\w-]+":\s/;
 const LEAST = 0.6; // of the lines of a paragraph
 const LONGEST = 200000; // characters: a longer message is not searched for code
 const SEEN = 200; // characters at each end of a line: enough to tell

@@ -49,9 +49,11 @@ def test_a_list_of_thousands_is_drawn_where_it_is_seen(serve: Serve, tab: OpenTa
     assert rows.count() < 80
     box = one.page.locator(".kw-list-box")
     box.evaluate("(box) => { box.scrollTop = box.scrollHeight / 2; }")
-    expect(rows.filter(has_text=re.compile(r"^Conversation 1[45]\d\d")).first).to_be_in_viewport()
+    middle = rows.nth(25)  # the first ones are above what is seen
+    expect(middle).to_contain_text(re.compile(r"Conversation 1[45]\d\d$"))
+    expect(middle).to_be_in_viewport()
     box.evaluate("(box) => { box.scrollTop = box.scrollHeight; }")
-    expect(rows.filter(has_text=re.compile(r"^◌not keptConversation 0$|Conversation 0$"))).to_be_in_viewport()
+    expect(rows.filter(has_text=re.compile(r"Conversation 0$"))).to_be_in_viewport()
     rows.last.locator(".kw-open").click()
     expect(one.by("title")).to_have_text("Conversation 0")
     assert rows.count() < 80
@@ -77,16 +79,13 @@ def test_a_page_that_is_left_alone_is_sent_next_to_nothing(serve: Serve, tab: Op
     one.say("hello")
     one.page.wait_for_timeout(1500)
     sizes, _ = sent_to(one.page)
-    one.page.clock.install()
-    one.page.wait_for_timeout(200)
-    one.page.clock.fast_forward(5_000)
-    one.page.wait_for_timeout(300)
+    one.page.wait_for_timeout(3500)
     assert sizes, "it asks"
     assert max(sizes) < 1500  # a reply that says nothing is little more than its headers
 
 
 def test_earlier_messages_leave_the_line_where_it_is(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
+    site = serve(context_limit_tokens=60_000)
     c = site.manager.create_conversation(LOCAL).conversation_id
     for number in range(40):
         site.manager.send(LOCAL, c, f"turn {number} " + "with words " * 30).wait(10**9, 0.0)
@@ -170,6 +169,7 @@ def test_the_panels_figures_are_those_of_the_api(serve: Serve, tab: OpenTab) -> 
     one.messages.nth(0).get_by_test_id("edit").click()
     one.by("editor").fill("alpha " * 80 + "and beta " * 40)
     one.by("editor-send").click()
+    expect(one.message(1)).to_contain_text("beta")
     one.wait_idle()
     until(lambda: site.manager.memory_row(LOCAL, one.page.url.split("#")[1]).disk_tokens > 700)
     c = one.page.url.split("#")[1]
@@ -177,7 +177,7 @@ def test_the_panels_figures_are_those_of_the_api(serve: Serve, tab: OpenTab) -> 
     card = one.by("memory-row")
     expect(card).to_contain_text(f"{found['tokens']:,} tokens long")
     disk = found["disk"]
-    expect(card).to_contain_text(f"this version{disk['branch_tokens']:,} tokens, {_size(disk['branch_bytes'])}")
+    expect(card).to_contain_text(f"on disk{disk['branch_tokens']:,} tokens, {_size(disk['branch_bytes'])}")
     expect(card).to_contain_text(f"everything kept{disk['tokens']:,} tokens, {_size(disk['used_bytes'])}")
     listed = one.page.request.get(f"{site.url}/v1/sessions").json()["data"]
     assert [row["disk"] for row in listed if row["id"] == c] == [disk]

@@ -92,7 +92,7 @@ def test_by_keyboard_and_with_names(serve: Serve, tab: OpenTab) -> None:
     expect(toggle).to_have_accessible_name(re.compile("^Less about the memory of alpha"))
     toggle.focus()
     pin = card(one, "alpha").get_by_test_id("pin")
-    for _ in range(8):  # past the words with a sentence behind them
+    for _ in range(14):  # past the words with a sentence behind them
         one.page.keyboard.press("Tab")
         if pin.evaluate("(node) => node === document.activeElement"):
             break

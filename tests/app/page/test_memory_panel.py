@@ -71,14 +71,14 @@ def test_a_row_says_where_its_bytes_are_and_what_the_next_turn_costs() -> None:
         ("device", "1,858", "81.0 MiB", "4.0 MiB"),
         ("disk", "1,858", "83.0 MiB", ""),
     ]
-    assert [place["here"] for place in row["places"]] == [None, None]
+    assert [place["here"] for place in row["places"]] == [None, None]  # not asked for
 
 
 def test_the_shown_branch_and_all_branches_are_named_apart() -> None:
     branch = BranchMemory(1858, 81 * MIB, disk_tokens=1858, disk_bytes=83 * MIB)
     here = replace(ROW, disk_tokens=2900, disk_bytes=130 * MIB, branch=branch)
     device, disk = memory_panel.draw(VIEW, NOW, here)["here"]["places"]
-    assert (device["here"], device["tokens"]) == (None, "1,858")  # the device holds this branch alone
+    assert device["here"] == {"tokens": device["tokens"], "size": device["size"]}  # it holds this branch alone
     assert (disk["tokens"], disk["size"]) == ("2,900", "130.0 MiB")
     assert disk["here"] == {"tokens": "1,858", "size": "83.0 MiB"}
 

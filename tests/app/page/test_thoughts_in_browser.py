@@ -60,7 +60,7 @@ def test_thoughts_without_an_end(serve: Serve, tab: OpenTab) -> None:
 
 
 def test_a_mark_leads_to_its_note(serve: Serve, tab: OpenTab) -> None:
-    text = "A claim[^1].\n\n" + "Much text.\n\n" * 60 + "[^1]: The *source*."
+    text = "A claim[^1].\n\n" + "Much text.\n\n" * 30 + "[^1]: The *source*."
     one = tab(serve(answer=saying(text)).url).open()
     one.say("go")
     mark = one.message(1).get_by_role("button", name="1")
