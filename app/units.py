@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime, tzinfo
 from functools import lru_cache
@@ -14,6 +14,15 @@ from sessions.types import Tier
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.NONE: "◌"}
+TierWords = Mapping[Tier, str]
+# What the page calls the tiers. A model on a processor has its KVs in the same memory as everything else.
+CPU_WORDS: TierWords = {
+    Tier.DEVICE: "in memory",
+    Tier.HOST: "set aside in memory",
+    Tier.DISK: "on disk",
+    Tier.NONE: "not kept",
+}
+GPU_WORDS: TierWords = {**CPU_WORDS, Tier.DEVICE: "in GPU memory", Tier.HOST: "in main memory"}
 UNIT_BYTES = {
     "": 1,
     "b": 1,
@@ -32,6 +41,11 @@ UNIT_BYTES = {
 }
 _READERS_ZONE: ContextVar[tzinfo | None] = ContextVar("readers_zone", default=None)
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*|%)\s*", re.IGNORECASE)
+
+
+def tier_words(device: str) -> TierWords:
+    """Plain words for the tiers of a model that runs on `device`, such as "cpu" or "cuda"."""
+    return CPU_WORDS if device.startswith("cpu") else GPU_WORDS
 
 
 def tokens(count: int) -> str:
@@ -86,8 +100,8 @@ def ordinal(number: int) -> str:
 
 @contextlib.contextmanager
 def in_zone(name: str) -> Iterator[None]:
-    """Inside, times are written in this time zone, which the reader's browser names ("Asia/Tokyo"); in the server's
-    own if the name is unknown."""
+    """Inside, days begin at midnight in this time zone, which the reader's browser names ("Asia/Tokyo"); in the
+    server's own if the name is unknown."""
     token = _READERS_ZONE.set(_zone(name))
     try:
         yield
@@ -106,23 +120,6 @@ def day(at: float, now: float) -> str:
     if days <= 7:
         return "Last 7 days"
     return then.strftime("%B" if then.year == today.year else "%B %Y")
-
-
-def clock(at: float) -> str:
-    """12:04."""
-    return _local(at).strftime("%H:%M")
-
-
-def moment(at: float, now: float) -> str:
-    """When something happened: "just now", "12 min ago", "at 09:41" on the same day, or "12 Oct"."""
-    ago_s = now - at
-    if ago_s < 60:
-        return "just now"
-    if ago_s < 3600:
-        return f"{int(ago_s // 60)} min ago"
-    if day(at, now) == "Today":
-        return f"at {clock(at)}"
-    return _local(at).strftime("%-d %b")
 
 
 def parse_budget(text: str, whole_bytes: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine, ModelInfo
@@ -25,6 +26,7 @@ from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
+from sessions.thoughts import prompt_end
 from sessions.turns.run import Run, RunTable, aborted
 from sessions.turns.stateless import StatelessTurns
 from sessions.turns.turn import NewTurn, Turns
@@ -32,6 +34,7 @@ from sessions.types import (
     ConversationSettings,
     ConversationSummary,
     ConversationView,
+    MemoryRow,
     MemoryView,
     Tier,
 )
@@ -132,6 +135,11 @@ class SessionManager:
     @property
     def info(self) -> ModelInfo:
         return self._engine.info
+
+    @cached_property
+    def prompt_end(self) -> str:
+        """The last words of every prompt, as text: some chat templates begin the answer's thoughts there."""
+        return prompt_end(self._template)
 
     # A turn
 
@@ -257,8 +265,17 @@ class SessionManager:
 
     # Memory
 
-    def memory_view(self, owner_id: str) -> MemoryView:
-        return self._views.memory(owner_id)
+    def list_version(self) -> int:
+        """Changes whenever `list_conversations` may, for any owner. Cheap: a page that is left alone asks often."""
+        return self._views.list_version()
+
+    def memory_view(self, owner_id: str, most_rows: int | None = None) -> MemoryView:
+        """With rows of the `most_rows` conversations used last (None: of all)."""
+        return self._views.memory(owner_id, most_rows)
+
+    def memory_row(self, owner_id: str, conversation_id: str) -> MemoryRow:
+        """The memory of one conversation, with that of its current branch apart."""
+        return self._views.memory_row(owner_id, conversation_id)
 
     def drop_kv(self, owner_id: str, conversation_id: str) -> None:
         """Frees the KV and deletes what is saved of it. Raises `ConversationBusy`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from app.http.connection_limits import own_limits
-from app.page import asked, settings
+from app.page import asked, memory_panel, settings
 from app.page.chat import Chat
 from app.page.panels import Panels
 from app.page.welcome import welcome
@@ -61,7 +61,7 @@ def build_page(services: Services) -> gr.Blocks:
                     _panel("thread", {})
                 _panel("composer", {"reads_ahead": services.manager.reads_ahead})
             with gr.Column(elem_id="kw-right"):
-                _panel("memory", {})
+                _panel("memory", {"words": memory_panel.words(services.manager.info.device)})
             with gr.Column(elem_id="kw-settings"):
                 _panel("settings", settings.facts(), "kw-settings-panel")
         chat = Chat(services.manager)

@@ -46,6 +46,7 @@ class Database:
         self._connections_lock = threading.Lock()
         self._writer = threading.RLock()
         self._trouble = ""
+        self._writes = 0
         self._closed = False
         self._files: dict[Path, tuple[int, int]] = {}  # device and inode of each opened file
         with self._writer, self._translated():
@@ -64,6 +65,11 @@ class Database:
     def trouble(self) -> str:
         """Why the last write failed, as a sentence; "" when it succeeded."""
         return self._trouble
+
+    @property
+    def writes(self) -> int:
+        """How many write transactions were committed: as long as it is the same, nothing was stored."""
+        return self._writes
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite_utils.Database]:
@@ -87,6 +93,7 @@ class Database:
                     yield db
                     self._refuse_moved()
                     db.commit()
+                    self._writes += 1
                 except BaseException:
                     db.rollback()
                     raise

@@ -152,13 +152,14 @@ class Store:
             row = db.execute(sql, [owner_id, key]).fetchone()
         return str(row[0]) if row else None
 
-    def conversations(self, owner_id: str, search: str = "") -> list[Conversation]:
+    def conversations(self, owner_id: str, search: str = "", most: int | None = None) -> list[Conversation]:
         """The owner's conversations, newest first; with `search` those whose title or messages contain it, each with
-        the place in its messages."""
+        the place in its messages. At most `most`."""
         sql = FOUND if search.strip() else _SELECT + "AND c.owner_id = :owner"
         parameters = {"owner": owner_id, **search_parameters(search)}
         with self.database.read() as db:
-            return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST, parameters)]
+            limit = "" if most is None else f" LIMIT {most:d}"
+            return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST + limit, parameters)]
 
     def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
         """Raises `ConversationNotFound` if it does not exist or belongs to another owner."""

@@ -140,7 +140,7 @@ export function mount(element, facts) {
   }
 
   function aheadSwitch() {
-    const toggle = textButton("Read ahead", () => {
+    const toggle = textButton("Read as I type", () => {
       toggle.setAttribute("aria-pressed", String(!isAheadOn(toggle)));
       keepChoice(isAheadOn(toggle));
       if (isAheadOn(toggle)) changed();

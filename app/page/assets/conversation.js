@@ -134,9 +134,10 @@ function take(reply) {
     state.answer = null;
     emit("thread");
   } else if (reply.answer) {
-    const { keys, fresh } = reply.answer;
+    const { keys, fresh, thoughts } = reply.answer;
     held = new Map(keys.map((key) => [key, fresh[key] ?? held.get(key)]));
     state.answer = keys.map((key) => held.get(key));
+    state.thoughts = thoughts;
     emit("answer");
   }
   emit("run");

@@ -10,10 +10,13 @@ export function conversationRow(item, old, act) {
   const row = el("div", {
     class: "kw-row",
     role: "listitem",
+    "aria-setsize": item.size,
+    "aria-posinset": item.place,
     "aria-current": item.here ? "true" : null,
     "data-testid": "conversation",
     "data-id": item.id,
     "data-edited": item.edited,
+    "data-found": item.found ? "" : null,
   });
   if (item.edited === "rename") row.append(...renaming(item, act));
   else if (item.edited === "delete") row.append(...deleting(item, act));

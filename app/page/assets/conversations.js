@@ -3,9 +3,10 @@ import { ask } from "./bridge.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { conversationRow } from "./conversation_row.js";
-import { el, icon, iconButton, reconcile, textButton } from "./dom.js";
+import { el, icon, iconButton, textButton } from "./dom.js";
 import * as drafts from "./drafts.js";
 import { isComposing } from "./keys.js";
+import { listWindow } from "./list_window.js";
 import * as page from "./page.js";
 import { isUnread } from "./unread.js";
 
@@ -14,6 +15,7 @@ let editing = null; // {id, kind: "rename" | "delete"}
 let latest = [];
 let searched = ""; // what `latest` was searched for
 let list = null;
+let rows = null; // of the list: see list_window.js
 let search = null;
 let add = null;
 
@@ -29,6 +31,8 @@ export function mount(element, facts) {
   });
   list = el("div", { class: "kw-list", role: "list", "aria-label": "Conversations" });
   const nothing = el("p", { class: "kw-empty", role: "status" });
+  const box = el("div", { class: "kw-list-box" }, list, nothing);
+  rows = listWindow(box, list, (item, old) => conversationRow(item, old, ACTS));
   add = textButton("", begin, { class: "kw-new", title: "Ctrl+Shift+O", "data-testid": "new" });
   add.append(icon("plus"), el("span", { text: "New conversation" }));
   const foot = el(
@@ -49,7 +53,7 @@ export function mount(element, facts) {
       ),
       add,
       el("label", { class: "kw-search" }, icon("search"), search, el("kbd", { text: "Ctrl K", "aria-hidden": "true" })),
-      el("div", { class: "kw-list-box" }, list, nothing),
+      box,
       foot,
     ),
   );
@@ -58,7 +62,7 @@ export function mount(element, facts) {
   const draw = () => {
     const held = list.contains(document.activeElement) ? document.activeElement : null;
     const row = held?.closest(".kw-row")?.dataset.id;
-    reconcile(list, flatten(latest), (item, old) => conversationRow(item, old, ACTS));
+    rows.show(flatten(latest));
     // A row that was redrawn keeps the focus.
     if (held && !list.contains(document.activeElement)) part(row, held.dataset.testid)?.focus();
     nothing.textContent = latest.length > 0 ? "" : "Nothing found.";
@@ -118,15 +122,18 @@ function part(id, testId) {
 
 // The arrow keys walk from one conversation to the next.
 function walk(event) {
-  const all = links();
-  const at = all.indexOf(document.activeElement);
-  if (at === -1 || isComposing(event)) return;
-  const steps = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 };
-  const to = steps[event.key];
-  if (to === undefined) return;
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const end = { Home: -1, End: 1 }[event.key];
+  const at = links().indexOf(document.activeElement);
+  if (at === -1 || isComposing(event) || !(step || end)) return;
   event.preventDefault();
-  if (to < 0) search.focus();
-  else all[to]?.focus();
+  if (end) rows.reach(end); // what is not seen is not drawn either
+  if (end)
+    links()
+      .at(end < 0 ? 0 : -1)
+      ?.focus();
+  else if (at + step < 0) search.focus();
+  else links()[at + step]?.focus();
 }
 
 function flatten(groups) {

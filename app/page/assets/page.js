@@ -9,7 +9,7 @@ import { cover, keepTabInside } from "./sheets.js";
 import { browserStorage } from "./storage.js";
 import { watchAnswers } from "./unread.js";
 
-const WIDE = matchMedia("(min-width: 1200px)");
+const WIDE = matchMedia("(min-width: 1000px)");
 const MIDDLE = matchMedia("(min-width: 769px)");
 
 export async function start() {

@@ -6,6 +6,18 @@ const NEAR_PX = 48;
 const INPUT_MS = 800;
 const FOUND_MS = 2500;
 
+// Runs `draw`, which may put rows above those that are seen: the line that is being read stays where it is.
+export function keepingPlace(list, draw) {
+  const scroller = list.closest("#kw-scroll");
+  const edge = scroller.getBoundingClientRect().top;
+  const row = [...list.children].find((one) => one.getBoundingClientRect().bottom > edge);
+  const before = row?.getBoundingClientRect().top;
+  const first = list.firstElementChild;
+  draw();
+  if (!row?.isConnected || list.firstElementChild === first) return;
+  scroller.scrollTop += row.getBoundingClientRect().top - before;
+}
+
 export function followEnd(scroller, contents) {
   let pinned = true;
   const button = el(
@@ -66,6 +78,7 @@ export function followEnd(scroller, contents) {
   });
   const observer = new ResizeObserver(() => (pinned ? toEnd() : pin(false)));
   for (const content of [scroller, ...contents]) observer.observe(content);
+  on("earlier", () => pin(false));
   for (const name of ["leaving", "sent"]) {
     on(name, () => {
       pin(true);

@@ -23,6 +23,9 @@ LONGEST_CHARACTERS = 1_000
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 DEEPEST = 16
 _MACROS = re.compile(r"\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|newenvironment|require)\b")
+# Environments that the library does not know, and the ones that look the same.
+_INNER = re.compile(r"\\(begin|end)\{(aligned|split|gathered)\}")
+_OUTER = {"aligned": "align*", "split": "align*", "gathered": "gather*"}
 # Element -> required number of children (None: any number).
 _ELEMENTS: dict[str, int | None] = {
     "mrow": None,
@@ -44,6 +47,7 @@ _ELEMENTS: dict[str, int | None] = {
     "mtable": None,
     "mtr": None,
     "mtd": None,
+    "menclose": None,
 }
 _SMALL = re.compile(r"[0-3]?(?:\.\d+)?em")
 _FLAG = re.compile("true|false")
@@ -60,6 +64,7 @@ _ATTRIBUTES: dict[str, re.Pattern[str]] = {
     "mathvariant": re.compile("normal"),
     "scriptlevel": re.compile("[0-2]"),
     "linethickness": re.compile("0"),
+    "notation": re.compile("box"),
     "minsize": _SMALL,
     "maxsize": _SMALL,
     "width": _SMALL,
@@ -103,7 +108,8 @@ def _mathml(latex: str, display: bool) -> tuple[Child, ...] | None:
     if len(latex) > LONGEST_CHARACTERS or _MACROS.search(latex) or _braces_deep(latex) > DEEPEST:
         return None
     try:
-        element = convert_to_element(latex.strip(), display="block" if display else "inline")
+        latex = _INNER.sub(lambda found: f"\\{found[1]}{{{_OUTER[found[2]]}}}", latex.strip())
+        element = convert_to_element(latex, display="block" if display else "inline")
         return tuple(_node(child, 0) for child in element)
     except Exception:  # the library raises many kinds of errors, RecursionError and StopIteration among them
         return None

@@ -23,7 +23,7 @@ Serve = Callable[..., Site]
 OpenTab = Callable[..., Tab]
 
 PLAIN = (
-    *("p", "blockquote", "ul", "li", "thead", "tbody", "tr", "table", "hr", "br", "em", "strong", "s", "pre"),
+    *("p", "blockquote", "ul", "li", "thead", "tbody", "tr", "table", "hr", "br", "em", "strong", "s"),
     *("h1", "h2", "h3", "h4", "h5", "h6"),
 )
 # Element -> attributes, and what their values must look like.
@@ -31,7 +31,9 @@ ALLOWED: dict[str, dict[str, str]] = {
     **{tag: {"dir": "auto"} for tag in PLAIN},
     "ol": {"start": r"\d{1,9}", "dir": "auto"},
     "code": {},
-    "div": {"class": "kw-table|kw-code", "dir": "auto|ltr"},
+    "pre": {"tabindex": "0"},
+    "sup": {},
+    "div": {"class": "kw-table|kw-code|kw-note-text", "tabindex": "0", "dir": "auto|ltr"},
     "td": {"class": "(kw-align-(left|center|right))?( ?kw-wide)?"},
     "th": {"class": "(kw-align-(left|center|right))?( ?kw-wide)?", "scope": "col"},
     "a": {
@@ -48,12 +50,18 @@ ALLOWED: dict[str, dict[str, str]] = {
         "aria-checked": "true|false",
         "aria-disabled": "true",
         "aria-label": "done|to do",
+        "tabindex": "0",
         "title": r"[\s\S]*",  # a formula's source, shown as text by the browser
         "dir": "auto",
     },
-    "button": {"type": "button", "class": "kw-code-copy", "aria-label": "Copy code", "title": "Copy code"},
+    "button": {
+        "type": "button",
+        "class": "kw-code-copy|kw-note-link",
+        "aria-label": "Copy code",
+        "title": "Copy code|Show the note",
+    },
     "math": {"display": "block"},
-    **{tag: {".*": r"true|false|normal|prefix|infix|postfix|[0-2]|[0-3]?(\.\d+)?em"} for tag in MATH},
+    **{tag: {".*": r"true|false|normal|box|prefix|infix|postfix|[0-2]|[0-3]?(\.\d+)?em"} for tag in MATH},
 }
 OWN_ROUTES = (
     "/gradio_api/component_server",

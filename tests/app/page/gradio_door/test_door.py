@@ -311,7 +311,8 @@ ASKS = st.sampled_from(
     ["pulse", "new", "settings", "save_settings", "rename", "delete", "pin", "unpin", "park", "warm", "verify", "drop"]
 ) | st.sampled_from(["stop", "count", "__init__"])
 FIELDS = ("seq", "action", "ask", "conversation_id", "text", "draft", "title", "search", "tier", "ahead", "memory")
-FIELDS += ("shown", "version", "message_id", "step", "find", "zone", "taken", "system_prompt", "seed", "stop_strings")
+FIELDS += ("memory_rows", "have", "list", "shown", "version", "message_id", "step", "find", "zone", "taken")
+FIELDS += ("system_prompt", "seed", "stop_strings")
 
 
 def some(names: st.SearchStrategy[Any], key: str, ids: list[str]) -> st.SearchStrategy[Any]:
