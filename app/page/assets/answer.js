@@ -75,7 +75,7 @@ export function drawAnswer(body, blocks) {
     gap.remove();
   }
   body.kwBlocks = drawn;
-  if (KNOWS_DIRECTIONS) body.dir = body.querySelector(":scope > :first-child:dir(rtl)") ? "rtl" : "ltr";
+  if (KNOWS_DIRECTIONS) body.dir = drawn[0]?.node.matches?.(":dir(rtl)") ? "rtl" : "ltr";
 }
 
 // Each block is written from the side where its first word begins; code always from the left.

@@ -22,7 +22,15 @@ let have = ""; // tokens of what was received: see app/page/news
 let list = { token: "", rows: [], groups: [], search: "" };
 const memory = {};
 let notices = { share: "", trouble: "" };
-const tabs = "BroadcastChannel" in globalThis ? new BroadcastChannel("keepwarm") : null;
+const tabs = channel();
+
+function channel() {
+  try {
+    return new BroadcastChannel("keepwarm");
+  } catch {
+    return null; // refused by a browser that blocks site data
+  }
+}
 
 export function startPulse() {
   on("thread", tellTabs);

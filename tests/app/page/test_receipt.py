@@ -71,11 +71,11 @@ def test_a_miss_says_why() -> None:
 
 def test_other_rotary_frequencies_before_the_answer_and_within_it() -> None:
     before = replace(WARM, fed_tokens=5020, reused_tokens=0, miss_reason=MissReason.ROPE_CHANGED, miss_detail="So.")
-    assert receipt.line(before).startswith("5,020 read again · ")
-    assert dict(receipt.details(before))["Reused"] == "nothing: what is kept was computed for another length"
+    assert receipt.line(before) == "0.21 s · 5,020 read again"
+    assert values(before)["Kept"] == "nothing: what is kept was computed for another length"
     within = replace(WARM, fed_tokens=WARM.delta_tokens, miss_reason=MissReason.ROPE_CHANGED, miss_detail="So.")
-    assert receipt.line(within).startswith("1,812 reused / 46 new · ")
-    assert dict(receipt.details(within))["Why it was read"] == "So."
+    assert receipt.line(within) == "0.21 s · 46 new, 1,812 kept"
+    assert values(within)["Why it was read again"] == "So."
 
 
 def test_guesses_that_were_right() -> None:
