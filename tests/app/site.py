@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 from app.access.auth import Owners
 from app.access.callers import Callers
@@ -121,12 +121,35 @@ class Tab:
         self.page.wait_for_selector("html[data-keepwarm=ready]")
         return self
 
+    def log_in(self, password: str) -> None:
+        """Fills in the log-in page, as the person whose conversations this browser keeps, if it keeps any."""
+        kept = self.page.get_by_label("Continue with the conversations kept in this browser")
+        if kept.count():
+            kept.check()
+        self.page.get_by_label("Password").fill(password)
+        self.page.keyboard.press("Enter")
+
     def by(self, test_id: str) -> Locator:
         return self.page.get_by_test_id(test_id)
 
+    def start_over(self) -> Tab:
+        """An empty conversation, as in a page that has just been loaded. What a test left open is closed."""
+        if self.page.url == "about:blank":
+            return self.open()
+        self.page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        try:
+            self.by("new").click(timeout=2000)
+            expect(self.by("conversation")).to_have_count(1, timeout=2000)
+            expect(self.by("welcome")).to_be_visible(timeout=2000)
+        except (AssertionError, TimeoutError):
+            self.page.goto("about:blank")
+            self.open()
+        return self
+
     def write(self, text: str) -> None:
+        is_touch = self.page.evaluate("matchMedia('(pointer: coarse)').matches")  # there Enter begins a line
         self.by("composer").fill(text)
-        self.page.keyboard.press("Enter")
+        self.page.keyboard.press("Control+Enter" if is_touch else "Enter")
 
     def say(self, text: str) -> None:
         """Sends a message and waits for the whole answer."""

@@ -16,8 +16,7 @@ Serve = Callable[..., Site]
 OpenTab = Callable[..., Tab]
 
 
-def test_back_and_forward_lead_through_the_conversations(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_back_and_forward_lead_through_the_conversations(one: Tab) -> None:
     one.say("alpha")
     one.new()
     one.say("beta")
@@ -40,8 +39,8 @@ def test_back_and_forward_lead_through_the_conversations(serve: Serve, tab: Open
     expect(one.by("title")).to_have_text("alpha")
 
 
-def test_back_in_the_middle_of_an_answer(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.01).url).open()
+def test_back_in_the_middle_of_an_answer(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.01
     one.say("alpha")
     one.new()
     one.write("a long one")
@@ -57,24 +56,22 @@ def test_back_in_the_middle_of_an_answer(serve: Serve, tab: OpenTab) -> None:
     one.wait_idle()
 
 
-def test_another_device_opens_the_same_address(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
-    one = tab(site.url).open()
+def test_another_device_opens_the_same_address(one: Tab, shared_site: Site, tab: OpenTab) -> None:
     one.say("alpha")
-    device = tab(site.url).open(one.page.url)
+    device = tab(shared_site.url).open(one.page.url)
     expect(device.message(1)).to_have_text("You said: alpha")
     device.say("beta")
     expect(one.message(3)).to_have_text("You said: beta")
 
 
 @pytest.mark.parametrize("wrong", ["0" * 32, "kw-composer", "%00", "x" * 500])
-def test_an_address_of_nothing_says_so(serve: Serve, tab: OpenTab, wrong: str) -> None:
-    site = serve()
-    one = tab(site.url).open(f"{site.url}/#{wrong}")
+def test_an_address_of_nothing_says_so(one: Tab, wrong: str) -> None:
+    one.say("alpha")
+    one.page.goto(f"{one.url}/#{wrong}")
     expect(one.by("problem")).to_contain_text("no longer exists, or it belongs to someone else")
     expect(one.by("welcome")).to_be_visible()
     assert re.fullmatch(r".*/#[0-9a-f]{32}", one.page.url)
-    one.say("alpha")
+    one.say("beta")
     expect(one.page.locator(".kw-problem-box")).to_be_hidden()
 
 
@@ -83,8 +80,7 @@ def test_another_persons_address_shows_a_sentence_and_nothing_of_theirs(serve: S
     tabs = [tab(site.url) for _ in range(2)]
     for one in tabs:
         one.page.goto(site.url if one is tabs[0] else tabs[0].page.url)
-        one.page.get_by_label("Password").fill("a kettle")
-        one.page.keyboard.press("Enter")
+        one.log_in("a kettle")
         one.wait_ready()
         if one is tabs[0]:
             one.say("my secret")
@@ -93,8 +89,7 @@ def test_another_persons_address_shows_a_sentence_and_nothing_of_theirs(serve: S
     expect(tabs[1].page.locator("body")).not_to_contain_text("my secret")
 
 
-def test_a_conversation_that_was_deleted_is_not_gone_back_to(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_a_conversation_that_was_deleted_is_not_gone_back_to(one: Tab) -> None:
     for name in ("alpha", "beta", "gamma"):
         one.new()
         one.say(name)
@@ -108,8 +103,7 @@ def test_a_conversation_that_was_deleted_is_not_gone_back_to(serve: Serve, tab: 
     expect(one.page.locator(".kw-problem-box")).to_be_hidden()
 
 
-def test_a_row_of_the_list_is_a_link(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_a_row_of_the_list_is_a_link(one: Tab) -> None:
     one.say("alpha")
     link = one.by("conversation").filter(has_text="alpha").get_by_role("link")
     one.new()
@@ -124,9 +118,8 @@ HIDDEN = "Object.defineProperty(document, 'hidden', {{ configurable: true, get: 
 CHANGED = "document.dispatchEvent(new Event('visibilitychange'))"
 
 
-def test_an_answer_that_ended_unseen_is_marked(serve: Serve, tab: OpenTab) -> None:
-    site = serve(token_delay_s=0.02)
-    one = tab(site.url).open()
+def test_an_answer_that_ended_unseen_is_marked(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.02
     one.say("alpha")
     expect(one.page).to_have_title("alpha · Keepwarm")
     one.write("beta")
@@ -156,6 +149,5 @@ def test_the_page_and_the_log_in_have_an_icon(serve: Serve, tab: OpenTab) -> Non
             assert (answer.status, answer.headers["content-type"].split("/")[0]) == (200, "image")
         assert one.page.locator("link[rel~=icon]").count() == 2
         if one.page.get_by_label("Password").count():
-            one.page.get_by_label("Password").fill("a kettle")
-            one.page.keyboard.press("Enter")
+            one.log_in("a kettle")
             one.wait_ready()

@@ -45,7 +45,7 @@ def test_a_list_of_thousands_is_drawn_where_it_is_seen(serve: Serve, tab: OpenTa
     many(site, 3_000)
     one = tab(site.url).open()
     rows = one.by("conversation")
-    expect(rows.first).to_contain_text("Conversation 2999")
+    expect(rows.nth(1)).to_contain_text("Conversation 2999")  # below the new one
     assert rows.count() < 80
     box = one.page.locator(".kw-list-box")
     box.evaluate("(box) => { box.scrollTop = box.scrollHeight / 2; }")
@@ -61,6 +61,39 @@ def test_a_list_of_thousands_is_drawn_where_it_is_seen(serve: Serve, tab: OpenTa
     assert abs(gap) <= 2  # still where it was
     one.by("search").fill("Conversation 12")
     expect(rows.first).to_contain_text("Conversation 1299")
+
+
+ROWS = """async () => {
+  const [{ conversationRow }, { listWindow }] = await Promise.all(
+    [import("/keepwarm/conversation_row.js"), import("/keepwarm/list_window.js")]);
+  const items = Array.from({ length: 900 }, (_, n) => {
+    const row = { key: `${n}`, id: `${n}`, title: `Row ${n}`, tier: "disk", edited: "" };
+    const found = n % 2 ? ["before ", "found", " after ".repeat(30)] : null;
+    return n % 9 ? { ...row, found } : { key: `${n}`, heading: `Heading ${n}` };
+  });
+  const box = document.querySelector(".kw-list-box").cloneNode();
+  const list = document.querySelector(".kw-list").cloneNode();
+  box.append(list);
+  document.querySelector(".kw-list-box").replaceWith(box);
+  const rows = listWindow(box, list, (item, old) => conversationRow(item, old, {}));
+  rows.show(items);
+  const heights = [box.scrollHeight];
+  for (const place of [0.2, 0.5, 0.8]) {
+    box.scrollTop = box.scrollHeight * place;
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    heights.push(box.scrollHeight);
+  }
+  rows.reach(1);
+  heights.push(box.scrollHeight);
+  return { heights, last: list.lastElementChild.textContent, drawn: list.children.length };
+}"""
+
+
+def test_every_kind_of_row_is_as_high_as_the_list_reckons(shared_site: Site, tab: OpenTab) -> None:
+    found = tab(shared_site.url).open().page.evaluate(ROWS)
+    assert len(set(found["heights"])) == 1
+    assert "before found" in found["last"]
+    assert found["drawn"] < 80
 
 
 def sent_to(page: Page) -> tuple[list[int], Any]:
@@ -105,10 +138,10 @@ def test_earlier_messages_leave_the_line_where_it_is(serve: Serve, tab: OpenTab)
     assert abs(before["y"] - after["y"]) < 4
 
 
-def test_nothing_moves_and_nothing_hangs_while_an_answer_is_written(serve: Serve, tab: OpenTab) -> None:
+def test_nothing_moves_and_nothing_hangs_while_an_answer_is_written(shared_site: Site, tab: OpenTab) -> None:
     text = "".join(f"Paragraph {n} has *some* `words` in it.\n\n- a\n- b\n\n" for n in range(30))
-    site = serve(answer=lambda _: (*text.encode(), 256), token_delay_s=0.001)
-    one = tab(site.url)
+    shared_site.engine.answer, shared_site.engine.token_delay_s = lambda _: (*text.encode(), 256), 0.001
+    one = tab(shared_site.url)
     one.page.add_init_script(WATCH)
     one.open()
     load_shift = one.page.evaluate("window.seen.shift")
@@ -119,8 +152,7 @@ def test_nothing_moves_and_nothing_hangs_while_an_answer_is_written(serve: Serve
     assert load_shift < 0.05
 
 
-def test_words_say_what_they_mean(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_words_say_what_they_mean(one: Tab) -> None:
     one.say("hello")
     receipt = one.messages.nth(1).locator(".kw-receipt")
     expect(receipt).to_have_text(re.compile(r"^[\d.]+ s · \d+ new, \d+ kept$"))
@@ -140,8 +172,8 @@ def test_words_say_what_they_mean(serve: Serve, tab: OpenTab) -> None:
         assert hard not in shown
 
 
-def test_the_panel_stands_beside_the_chat_on_a_small_laptop(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url, viewport={"width": 1024, "height": 768}).open()
+def test_the_panel_stands_beside_the_chat_on_a_small_laptop(shared_site: Site, tab: OpenTab) -> None:
+    one = tab(shared_site.url, viewport={"width": 1024, "height": 768}).open()
     one.say("hello")
     panel, chat = one.page.locator("#kw-right").bounding_box(), one.page.locator("#kw-centre").bounding_box()
     assert panel is not None
@@ -151,9 +183,8 @@ def test_the_panel_stands_beside_the_chat_on_a_small_laptop(serve: Serve, tab: O
     assert panel["x"] + panel["width"] <= 1025
 
 
-def test_time_left_is_shown_while_much_is_read(serve: Serve, tab: OpenTab) -> None:
-    site = serve(fed_token_delay_s=0.0008)
-    one = tab(site.url).open()
+def test_time_left_is_shown_while_much_is_read(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.fed_token_delay_s = 0.0008
     one.write("read " * 800)
     label = one.page.locator(".kw-progress-label")
     expect(label).to_have_text(re.compile(r"^reading [\d,]+ of 4,\d+ tokens, about \d s left$"))

@@ -19,8 +19,8 @@ Serve = Callable[..., Site]
 OpenTab = Callable[..., Tab]
 
 
-def test_switches_between_three_conversations_in_the_middle_of_answers(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.001).url).open()
+def test_switches_between_three_conversations_in_the_middle_of_answers(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.001
     names = ["a long one", "b long one", "c long one"]
     for name in names:
         one.new()
@@ -84,8 +84,7 @@ def test_a_programs_one_off_conversation_is_not_listed(serve: Serve, tab: OpenTa
     expect(one.by("conversation")).to_have_count(2)
 
 
-def test_renames_searches_and_deletes(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_renames_searches_and_deletes(one: Tab) -> None:
     for text in ("alpha", "beta"):
         one.new()
         one.say(text)
@@ -113,8 +112,7 @@ def test_renames_searches_and_deletes(serve: Serve, tab: OpenTab) -> None:
     expect(one.by("welcome")).to_be_visible()
 
 
-def test_each_conversation_keeps_its_own_draft(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_each_conversation_keeps_its_own_draft(one: Tab) -> None:
     one.say("alpha")
     one.by("composer").fill("half a thought")
     one.new()
@@ -125,8 +123,7 @@ def test_each_conversation_keeps_its_own_draft(serve: Serve, tab: OpenTab) -> No
     expect(one.by("composer")).to_have_value("half a thought")
 
 
-def test_a_draft_that_is_counted_late_stays_in_its_conversation(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_a_draft_that_is_counted_late_stays_in_its_conversation(one: Tab) -> None:
     one.say("alpha")
     held: dict[str, Route] = {}
 
@@ -220,13 +217,6 @@ def test_long_histories_show_their_end_and_the_rest_on_demand(serve: Serve, tab:
     one.page.get_by_role("button", name=re.compile("Show earlier messages")).click()
     expect(one.messages).to_have_count(40)
     expect(one.message(0)).to_have_text("turn 0")
-
-
-def test_an_address_of_nothing_opens_a_new_conversation(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
-    one = tab(site.url).open(f"{site.url}/#{'0' * 32}")
-    expect(one.by("welcome")).to_be_visible()
-    expect(one.by("problem")).to_contain_text("no longer exists")
 
 
 @pytest.mark.parametrize("late", ["composer", "bridge", "header"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.app.site import Site, Tab
 
@@ -63,12 +63,10 @@ def test_settings_of_an_empty_conversation_stay(serve: Serve, tab: OpenTab) -> N
     assert shown_setting(beside(other).open(), "system-prompt") == "Be brief."  # no tab shows it any more
 
 
-def test_a_message_into_a_deleted_conversation_is_answered_and_kept(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
-    one = tab(site.url).open()
+def test_a_message_into_a_deleted_conversation_is_answered_and_kept(one: Tab, shared_site: Site) -> None:
     one.say("alpha")
     old = one.page.url
-    site.manager.delete("local", old.split("#")[1])
+    shared_site.manager.delete("local", old.split("#")[1])
     one.write("beta")
     expect(one.by("problem")).to_have_text(re.compile("deleted in another tab .* still here"))
     expect(one.by("composer")).to_have_value("beta")
@@ -81,29 +79,20 @@ def test_a_message_into_a_deleted_conversation_is_answered_and_kept(serve: Serve
     expect(one.message(1)).to_have_text("You said: beta")
 
 
-def test_an_answer_whose_conversation_is_deleted_elsewhere_ends(serve: Serve, tab: OpenTab) -> None:
-    site = serve(token_delay_s=0.02)
-    one = tab(site.url).open()
+def test_an_answer_whose_conversation_is_deleted_elsewhere_ends(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.02
     one.write("a long one")
     one.wait_running()
-    site.manager.delete("local", one.page.url.split("#")[1])
+    shared_site.manager.delete("local", one.page.url.split("#")[1])
     one.wait_idle()
     expect(one.by("problem")).to_contain_text("deleted in another tab")
-
-
-def log_in(page: Page, password: str = "a kettle") -> None:
-    whose = page.get_by_label("Continue with the conversations kept in this browser")
-    if whose.count():
-        whose.check()
-    page.get_by_label("Password").fill(password)
-    page.keyboard.press("Enter")
 
 
 def test_an_address_survives_the_log_in_and_a_log_out_reaches_every_tab(serve: Serve, tab: OpenTab) -> None:
     site = serve(password="a kettle")
     one = tab(site.url)
     one.page.goto(site.url)
-    log_in(one.page)
+    one.log_in("a kettle")
     one.wait_ready()
     one.say("alpha")
     where = one.page.url
@@ -116,16 +105,16 @@ def test_an_address_survives_the_log_in_and_a_log_out_reaches_every_tab(serve: S
     expect(other.page.get_by_label("Password")).to_be_visible()
     expect(one.page.get_by_label("Password")).to_be_visible()
     expect(one.page.locator("body")).not_to_contain_text("half a thought")
-    log_in(one.page, "wrong")
+    one.log_in("wrong")
     expect(one.page.get_by_role("alert")).to_have_text("This is not the password.")
-    log_in(one.page)
+    one.log_in("a kettle")
     one.wait_ready()
     expect(one.by("composer")).to_have_value("half a thought")
     other.page.goto("about:blank")
     other.page.context.clear_cookies(name="keepwarm_login")
     other.page.goto(where)
     expect(other.page.get_by_label("Password")).to_be_visible()
-    log_in(other.page)
+    other.log_in("a kettle")
     other.wait_ready()
     expect(other.message(0)).to_have_text("alpha")
     assert other.page.url == where
@@ -171,12 +160,10 @@ def test_an_open_tab_goes_on_after_a_restart_of_the_server(serve: Serve, tab: Op
     expect(one.message(3)).to_have_text("You said: half a thought")
 
 
-def test_a_programs_limits_are_not_the_persons(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
+def test_a_programs_limits_are_not_the_persons(one: Tab, shared_site: Site) -> None:
     body = {"model": "Scripted-1B", "messages": [{"role": "user", "content": "Hello"}], "prompt_cache_key": "mine"}
     limits = {"max_tokens": 4, "stop": [" nothing"], "temperature": 0.25}
-    httpx.post(f"{site.url}/v1/chat/completions", json={**body, **limits}, timeout=30).raise_for_status()
-    one = tab(site.url).open()
+    httpx.post(f"{shared_site.url}/v1/chat/completions", json={**body, **limits}, timeout=30).raise_for_status()
     one.choose("Hello")
     one.write("say it all")
     expect(one.message(3)).to_have_text("You said: say it all")
@@ -184,8 +171,8 @@ def test_a_programs_limits_are_not_the_persons(serve: Serve, tab: OpenTab) -> No
     assert shown_setting(one, "stop-strings") == ""
 
 
-def test_escape_stops_an_answer_only_from_the_chat(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.02).url).open()
+def test_escape_stops_an_answer_only_from_the_chat(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.02
     one.say("alpha")
     one.write("a long one")
     expect(one.message(3)).to_contain_text("word1")
@@ -210,8 +197,7 @@ def test_escape_stops_an_answer_only_from_the_chat(serve: Serve, tab: OpenTab) -
 
 
 @pytest.mark.parametrize("way", ["Escape", "Close settings", "beside"])
-def test_every_way_out_of_unsaved_settings_asks(serve: Serve, tab: OpenTab, way: str) -> None:
-    one = tab(serve().url).open()
+def test_every_way_out_of_unsaved_settings_asks(one: Tab, way: str) -> None:
     open_settings(one)
     sheet = one.page.locator("#kw-settings")
     one.page.locator("#kw-set-seed input").fill("7")
@@ -231,9 +217,7 @@ def test_every_way_out_of_unsaved_settings_asks(serve: Serve, tab: OpenTab, way:
     assert shown_setting(one, "seed") == ""
 
 
-def test_settings_are_saved_for_the_conversation_that_they_were_opened_in(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
-    one = tab(site.url).open()
+def test_settings_are_saved_for_the_conversation_that_they_were_opened_in(one: Tab, shared_site: Site) -> None:
     one.say("alpha")
     alpha = one.page.url.split("#")[1]
     one.new()
@@ -246,12 +230,11 @@ def test_settings_are_saved_for_the_conversation_that_they_were_opened_in(serve:
     expect(one.page.locator("#kw-settings h2")).to_have_text("Settings of “beta”")
     one.page.locator("#kw-settings-save").click()
     expect(one.page.locator("#kw-settings-note")).to_have_text(re.compile("^Saved"))
-    prompts = [site.manager.view("local", c).settings.system_prompt for c in (alpha, beta)]
+    prompts = [shared_site.manager.view("local", c).settings.system_prompt for c in (alpha, beta)]
     assert prompts == ["", "For beta."]
 
 
-def test_wrong_settings_are_marked_at_their_fields(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_wrong_settings_are_marked_at_their_fields(one: Tab) -> None:
     open_settings(one)
     wrong = {"seed": "1.5", "top-k": "2.5", "max-new-tokens": "999999", "temperature": "warm"}
     for name, value in wrong.items():

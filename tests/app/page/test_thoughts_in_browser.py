@@ -21,11 +21,12 @@ def saying(text: str) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
     return lambda _: (*text.encode(), END)
 
 
-def test_thoughts_are_folded_while_they_grow_and_after(serve: Serve, tab: OpenTab) -> None:
+def test_thoughts_are_folded_while_they_grow_and_after(shared_site: Site, tab: OpenTab) -> None:
     thoughts = "I *wonder*.\n\n" + "So many thoughts. " * 12
-    answer = saying(f"<think>\n{thoughts}\n</think>\n\nThe **answer**.")
+    shared_site.engine.answer = saying(f"<think>\n{thoughts}\n</think>\n\nThe **answer**.")
+    shared_site.engine.token_delay_s = 0.006
     permissions = {"permissions": ["clipboard-read", "clipboard-write"]}
-    one = tab(serve(answer=answer, token_delay_s=0.006).url, **permissions).open()
+    one = tab(shared_site.url, **permissions).open()
     one.write("go")
     fold = one.messages.nth(1).locator("details")
     summary = fold.locator("summary")
@@ -49,8 +50,9 @@ def test_thoughts_are_folded_while_they_grow_and_after(serve: Serve, tab: OpenTa
     expect(fold.locator("em")).to_be_visible()
 
 
-def test_thoughts_without_an_end(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(answer=saying("<think>on and on " + "and on " * 400), token_delay_s=0.003).url).open()
+def test_thoughts_without_an_end(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.answer = saying("<think>on and on " + "and on " * 400)
+    shared_site.engine.token_delay_s = 0.003
     one.write("go")
     expect(one.messages.nth(1).locator("summary")).to_have_text(re.compile("^Thinking, 1 s"))
     one.by("stop").click()
@@ -59,9 +61,9 @@ def test_thoughts_without_an_end(serve: Serve, tab: OpenTab) -> None:
     expect(one.messages.nth(1)).to_contain_text("Stopped")
 
 
-def test_a_mark_leads_to_its_note(serve: Serve, tab: OpenTab) -> None:
+def test_a_mark_leads_to_its_note(one: Tab, shared_site: Site) -> None:
     text = "A claim[^1].\n\n" + "Much text.\n\n" * 30 + "[^1]: The *source*."
-    one = tab(serve(answer=saying(text)).url).open()
+    shared_site.engine.answer = saying(text)
     one.say("go")
     mark = one.message(1).get_by_role("button", name="1")
     mark.click()
@@ -72,10 +74,11 @@ def test_a_mark_leads_to_its_note(serve: Serve, tab: OpenTab) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1440])
-def test_everything_can_be_reached(serve: Serve, tab: OpenTab, width: int) -> None:
+def test_everything_can_be_reached(shared_site: Site, tab: OpenTab, width: int) -> None:
     deep = "".join(f"{'  ' * depth}- level{depth}\n" for depth in range(20))
     text = f"{deep}\n`{'long' * 60}`\n\n```\n{'wide ' * 80}\n```\n\n| {' | '.join('abcdefgh' * 2)} |\n|{'-|' * 16}\n"
-    one = tab(serve(answer=saying(text)).url, viewport={"width": width, "height": 800}).open()
+    shared_site.engine.answer = saying(text)
+    one = tab(shared_site.url, viewport={"width": width, "height": 800}).open()
     one.say("go")
     assert one.page.evaluate("document.documentElement.scrollWidth") <= width
     cut = one.page.evaluate(
@@ -106,10 +109,9 @@ def test_everything_can_be_reached(serve: Serve, tab: OpenTab, width: int) -> No
     assert cut == []
 
 
-def test_code_in_a_persons_message_is_set_as_code(serve: Serve, tab: OpenTab) -> None:
+def test_code_in_a_persons_message_is_set_as_code(one: Tab) -> None:
     fenced = "Why does this fail?\n\n```py\na = 1\n\nb = a\n```\nThanks: it is\nurgent."
     bare = "def f(x):\n    return x + 1\n\nprint(f(2))\nfor a in b:\n    pass"
-    one = tab(serve().url).open()
     one.say(fenced)
     one.say(bare)
     one.say("Dear all,\nplease (really) come:\nat 5; thanks")
@@ -121,13 +123,13 @@ def test_code_in_a_persons_message_is_set_as_code(serve: Serve, tab: OpenTab) ->
     assert "mono" in one.message(2).locator(".kw-typed-code").evaluate(font).lower()
 
 
-def test_what_an_answer_leaves_to_the_reader(serve: Serve, tab: OpenTab) -> None:
+def test_what_an_answer_leaves_to_the_reader(one: Tab, shared_site: Site) -> None:
     """A sample of the table of cases (tests/app/page/markdown/cases.py) on the real page."""
     text = (
         "Before.\n\n```cpp\nint x;\n```\n\n- [x] done\n- [ ] to do\n\n![cat](http://x.y/c.png)\n\n"
         "| a |\n|--:|\n| one<br>two |\n\n**重要。**次 and \\( x^2 \\) <https://example.com/path>\n\nAfter."
     )
-    one = tab(serve(answer=saying(text)).url).open()
+    shared_site.engine.answer = saying(text)
     one.say("go")
     body = one.message(1)
     expect(body).to_contain_text("Before.")

@@ -29,9 +29,8 @@ def press(field: Locator, key: str, how: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("how", COMPOSING)
-def test_keys_of_an_input_method_are_left_to_it(serve: Serve, tab: OpenTab, how: dict[str, object]) -> None:
-    site = serve(token_delay_s=0.01)
-    one = tab(site.url).open()
+def test_keys_of_an_input_method_are_left_to_it(one: Tab, shared_site: Site, how: dict[str, object]) -> None:
+    shared_site.engine.token_delay_s = 0.01
     one.say("alpha")
     one.new()
     one.say("beta")
@@ -67,11 +66,11 @@ def test_keys_of_an_input_method_are_left_to_it(serve: Serve, tab: OpenTab, how:
     assert one.page.url == here
     expect(one.by("composer")).to_have_value("にほん")
     expect(one.by("title")).to_have_text("beta")
-    assert len(site.manager.view("local", here.split("#")[1]).messages) == 2
+    assert len(shared_site.manager.view("local", here.split("#")[1]).messages) == 2
 
 
-def test_enter_on_a_phone_begins_a_line_and_the_button_sends(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url, **PHONE).open()
+def test_enter_on_a_phone_begins_a_line_and_the_button_sends(shared_site: Site, tab: OpenTab) -> None:
+    one = tab(shared_site.url, **PHONE).open()
     one.by("composer").tap()
     one.by("composer").press_sequentially("first")
     one.page.keyboard.press("Enter")
@@ -92,9 +91,8 @@ def test_enter_on_a_phone_begins_a_line_and_the_button_sends(serve: Serve, tab: 
     one.wait_idle()
 
 
-def test_every_text_is_written_from_the_side_where_it_begins(serve: Serve, tab: OpenTab) -> None:
+def test_every_text_is_written_from_the_side_where_it_begins(one: Tab) -> None:
     arabic = "مرحبا، كيف حالك اليوم؟"
-    one = tab(serve().url).open()
     one.by("composer").fill(arabic)
     assert direction(one.by("composer")) == "rtl"
     one.page.keyboard.press("Enter")
@@ -121,8 +119,7 @@ def direction(field: Locator) -> str:
     return str(field.evaluate("node => getComputedStyle(node).direction"))
 
 
-def test_an_answers_blocks_have_their_own_directions(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_an_answers_blocks_have_their_own_directions(one: Tab) -> None:
     text = "مرحبا بالعالم.\n\n- שלום\n- abc\n\nEnglish too.\n\n```\nשלום code\n```\n\n> عربي"
     one.say(f"So\n\n{text}")
     answer = one.message(1)
@@ -145,8 +142,7 @@ def test_an_answers_blocks_have_their_own_directions(serve: Serve, tab: OpenTab)
     assert aligned[0] < 2 < aligned[1]
 
 
-def test_the_list_is_walked_with_the_arrow_keys(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_the_list_is_walked_with_the_arrow_keys(one: Tab) -> None:
     for name in ("alpha", "beta", "gamma"):
         one.new()
         one.say(name)
@@ -170,14 +166,14 @@ def test_the_list_is_walked_with_the_arrow_keys(serve: Serve, tab: OpenTab) -> N
     expect(one.by("composer")).to_be_focused()
 
 
-def test_a_search_knows_other_alphabets_and_leads_to_the_place(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
+def test_a_search_knows_other_alphabets_and_leads_to_the_place(one: Tab, shared_site: Site) -> None:
+    site = shared_site
     conversation_id = site.manager.create_conversation("local").conversation_id
     texts = ["Планы на зиму", "едем в Москва <b>!", *[f"turn {number}" for number in range(18)]]
     for text in texts:
         site.manager.send("local", conversation_id, text).wait(10**9, 0.0)
         until(lambda: site.manager.active_run("local", conversation_id) is None)
-    one = tab(site.url).open()
+    one.new()
     one.say("something else")
     one.page.keyboard.press("Control+k")
     one.page.keyboard.type("МОСКВА")
