@@ -8,6 +8,12 @@ HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
 API_PATH = "/v1"  # admits its callers by API key, never by cookie: see app/access/callers.py
 
 
+def beside(path: str, target: str) -> str:
+    """The address of `target`, one of ours, as a reference relative to the request path `path`. A proxy that serves us
+    below a path of its own does not have to rewrite it."""
+    return "../" * (path.count("/") - 1) + (target.lstrip("/") or "./")
+
+
 def is_api(path: str) -> bool:
     """Whether the API answers at this path, and errors there must have its JSON shape."""
     return path == API_PATH or path.startswith(f"{API_PATH}/")

@@ -11,7 +11,6 @@ from app.access.guard import cookies_of
 from app.access.public_link import Share
 from app.model_names import ModelNames
 from app.process_memory import ProcessMeter
-from sessions.errors import ConversationNotFound
 from sessions.manager import SessionManager
 
 
@@ -30,10 +29,3 @@ class Services:
     def owner_of(self, request: Any) -> str | None:
         """The owner a Gradio or Starlette request comes from, None before the login. Reads only the signed cookie."""
         return self.owners.owner_of(cookies_of(getattr(request, "request", request).headers))
-
-    def required_owner_of(self, request: Any) -> str:
-        """Like `owner_of`, but raises `ConversationNotFound` before the login."""
-        owner_id = self.owner_of(request)
-        if owner_id is None:
-            raise ConversationNotFound("Please log in again.")
-        return owner_id

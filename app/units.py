@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import datetime, tzinfo
+from functools import lru_cache
+from zoneinfo import ZoneInfo
 
 from sessions.types import Tier
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.NONE: "◌"}
+TierWords = Mapping[Tier, str]
+# What the page calls the tiers. A model on a processor has its KVs in the same memory as everything else.
+CPU_WORDS: TierWords = {
+    Tier.DEVICE: "in memory",
+    Tier.HOST: "set aside in memory",
+    Tier.DISK: "on disk",
+    Tier.NONE: "not kept",
+}
+GPU_WORDS: TierWords = {**CPU_WORDS, Tier.DEVICE: "in GPU memory", Tier.HOST: "in main memory"}
 UNIT_BYTES = {
     "": 1,
     "b": 1,
@@ -25,7 +39,13 @@ UNIT_BYTES = {
     "gib": 1024**3,
     "tib": 1024**4,
 }
+_READERS_ZONE: ContextVar[tzinfo | None] = ContextVar("readers_zone", default=None)
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*|%)\s*", re.IGNORECASE)
+
+
+def tier_words(device: str) -> TierWords:
+    """Plain words for the tiers of a model that runs on `device`, such as "cpu" or "cuda"."""
+    return CPU_WORDS if device.startswith("cpu") else GPU_WORDS
 
 
 def tokens(count: int) -> str:
@@ -78,34 +98,28 @@ def ordinal(number: int) -> str:
     return f"{number}{suffix}"
 
 
+@contextlib.contextmanager
+def in_zone(name: str) -> Iterator[None]:
+    """Inside, days begin at midnight in this time zone, which the reader's browser names ("Asia/Tokyo"); in the
+    server's own if the name is unknown."""
+    token = _READERS_ZONE.set(_zone(name))
+    try:
+        yield
+    finally:
+        _READERS_ZONE.reset(token)
+
+
 def day(at: float, now: float) -> str:
     """The heading for a moment: Today, Yesterday, Last 7 days, or a month."""
-    then, today = time.localtime(at), time.localtime(now)
-    days = (_midnight(today) - _midnight(then)) / 86_400
-    if days < 0.5:
+    then, today = _local(at), _local(now)
+    days = today.toordinal() - then.toordinal()
+    if days <= 0:
         return "Today"
-    if days < 1.5:
+    if days == 1:
         return "Yesterday"
-    if days < 7.5:
+    if days <= 7:
         return "Last 7 days"
-    return time.strftime("%B" if then.tm_year == today.tm_year else "%B %Y", then)
-
-
-def clock(at: float) -> str:
-    """12:04."""
-    return time.strftime("%H:%M", time.localtime(at))
-
-
-def moment(at: float, now: float) -> str:
-    """When something happened: "just now", "12 min ago", "at 09:41" on the same day, or "12 Oct"."""
-    ago_s = now - at
-    if ago_s < 60:
-        return "just now"
-    if ago_s < 3600:
-        return f"{int(ago_s // 60)} min ago"
-    if day(at, now) == "Today":
-        return f"at {clock(at)}"
-    return time.strftime("%-d %b", time.localtime(at))
+    return then.strftime("%B" if then.year == today.year else "%B %Y")
 
 
 def parse_budget(text: str, whole_bytes: int) -> int:
@@ -126,5 +140,13 @@ def parse_budget(text: str, whole_bytes: int) -> int:
     return budget_bytes
 
 
-def _midnight(moment: time.struct_time) -> float:
-    return time.mktime((moment.tm_year, moment.tm_mon, moment.tm_mday, 12, 0, 0, 0, 0, -1))
+def _local(at: float) -> datetime:
+    return datetime.fromtimestamp(at, _READERS_ZONE.get())
+
+
+@lru_cache(maxsize=64)
+def _zone(name: str) -> tzinfo | None:
+    try:
+        return ZoneInfo(name) if 0 < len(name) <= 60 else None
+    except (ValueError, OSError, KeyError):  # no such zone, or nothing that could be one
+        return None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 COOKIE_KEY_NAME = "cookie.key"
 STAGED_BYTES = 256 * 1024**2  # page-locked host memory for rows on their way to a file
+LEAST_FOR_TITLES_BYTES = 1024**3  # of weights: a smaller model's titles are worse than a person's first words
 MOST_PINNED_BYTES = 16 * 1024**3  # page-locking more would add many seconds to every start
 
 
@@ -95,7 +96,7 @@ def open_services(
             host_kv_budget_bytes=memory.host_bytes,
             disk_kv_budget_bytes=disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
             read_ahead=settings.idle_work.read_ahead,
-            model_titles=settings.idle_work.titles,
+            model_titles=settings.idle_work.titles and engine.info.weights_bytes >= LEAST_FOR_TITLES_BYTES,
             keep_unnamed_s=settings.keep_unnamed_s,
         )
         manager = SessionManager(store, engine, template, config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine, ModelInfo
@@ -25,6 +26,7 @@ from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
+from sessions.thoughts import prompt_end
 from sessions.turns.run import Run, RunTable, aborted
 from sessions.turns.stateless import StatelessTurns
 from sessions.turns.turn import NewTurn, Turns
@@ -32,6 +34,7 @@ from sessions.types import (
     ConversationSettings,
     ConversationSummary,
     ConversationView,
+    MemoryRow,
     MemoryView,
     Tier,
 )
@@ -133,6 +136,11 @@ class SessionManager:
     def info(self) -> ModelInfo:
         return self._engine.info
 
+    @cached_property
+    def prompt_end(self) -> str:
+        """The last words of every prompt, as text: some chat templates begin the answer's thoughts there."""
+        return prompt_end(self._template)
+
     # A turn
 
     def send(self, owner_id: str, conversation_id: str, text: str) -> Run:
@@ -215,10 +223,15 @@ class SessionManager:
         """Newest first; with `search` those whose title or messages contain it."""
         return self._views.summaries(owner_id, clean(search).strip())
 
-    def create_conversation(self, owner_id: str, settings: ConversationSettings | None = None) -> ConversationSummary:
-        """A new one, or the newest when that is still empty."""
-        settings = self._cleaned(settings or ConversationSettings(self.info.default_sampling))
-        conversation = self._store.create_conversation(owner_id, settings)
+    def create_conversation(
+        self, owner_id: str, settings: ConversationSettings | None = None, taken: Sequence[str] = ()
+    ) -> ConversationSummary:
+        """A new one, or one that is still empty, with the settings that it has unless `settings` are given. Those in
+        `taken` are not used again."""
+        chosen = self._cleaned(settings or ConversationSettings(self.info.default_sampling))
+        conversation = self._store.create_conversation(owner_id, chosen, taken)
+        if settings is not None and conversation.settings != chosen:
+            self._store.set_settings(conversation.conversation_id, chosen)
         return self._views.conversation(owner_id, conversation.conversation_id).summary
 
     def view(self, owner_id: str, conversation_id: str) -> ConversationView:
@@ -252,8 +265,17 @@ class SessionManager:
 
     # Memory
 
-    def memory_view(self, owner_id: str) -> MemoryView:
-        return self._views.memory(owner_id)
+    def list_version(self) -> int:
+        """Changes whenever `list_conversations` may, for any owner. Cheap: a page that is left alone asks often."""
+        return self._views.list_version()
+
+    def memory_view(self, owner_id: str, most_rows: int | None = None) -> MemoryView:
+        """With rows of the `most_rows` conversations used last (None: of all)."""
+        return self._views.memory(owner_id, most_rows)
+
+    def memory_row(self, owner_id: str, conversation_id: str) -> MemoryRow:
+        """The memory of one conversation, with that of its current branch apart."""
+        return self._views.memory_row(owner_id, conversation_id)
 
     def drop_kv(self, owner_id: str, conversation_id: str) -> None:
         """Frees the KV and deletes what is saved of it. Raises `ConversationBusy`."""
@@ -357,7 +379,7 @@ class SessionManager:
         system_prompt = clean(settings.system_prompt).strip()
         refuse_if_huge(system_prompt, self._config.max_message_bytes, "This system prompt")
         if system_prompt:
-            self.turns.limits.refuse_hopeless(system_prompt)
+            self.turns.limits.refuse_hopeless(system_prompt, "This system prompt")
             self.turns.limits.check_system_prompt(system_prompt)
         stop_strings = tuple(cleaned for s in settings.sampling.stop_strings if (cleaned := clean(s)))
         return ConversationSettings(replace(settings.sampling, stop_strings=stop_strings), system_prompt)

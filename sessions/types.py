@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from model_runtime.interface.findings import Int8Drift
 from model_runtime.interface.sampling_params import SamplingParams
+from sessions.text_search import Excerpt
 
 
 class MessageStatus(StrEnum):
@@ -141,6 +142,7 @@ class ConversationSummary:
     is_pinned: bool = False
     host_bytes: int = 0
     origin: Origin = Origin.PAGE
+    found: Excerpt | None = None  # of a search: its place in the messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +191,23 @@ class CheckView:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchMemory:
+    """What each tier holds of a conversation's current branch. A segment of which the branch uses only the beginning
+    counts with that part."""
+
+    device_tokens: int
+    device_bytes: int
+    host_tokens: int = 0
+    host_bytes: int = 0
+    disk_tokens: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRow:
-    """What one conversation's KV costs. `next_ttft_s` is for a message of 32 tokens; `cold_ttft_s` is for the same turn
-    without a KV."""
+    """What one conversation's KV costs. Tokens and bytes of a tier are those of all its branches together; what two
+    branches have in common counts once. `branch` are those of the current branch alone, None where they were not asked
+    for. `next_ttft_s` is for a message of 32 tokens; `cold_ttft_s` is for the same turn without a KV."""
 
     conversation_id: str
     title: str
@@ -204,17 +220,18 @@ class MemoryRow:
     cold_ttft_s: float
     last_used_at: float
     is_running: bool
-    disk_tokens: int = 0  # the length of its longest saved branch
-    disk_bytes: int = 0  # of all its branches; a file that two conversations share counts for both
+    disk_tokens: int = 0
+    disk_bytes: int = 0  # a file that two conversations share counts for both
     is_pinned: bool = False  # its KV is never evicted from the device
-    host_tokens: int = 0  # held in host memory
+    host_tokens: int = 0
     host_bytes: int = 0
+    branch: BranchMemory | None = None
     check: CheckView | None = None  # the newest verification since the server started
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEvent:
-    """One line of the memory log, a sentence: "Dropped the KV of B to make room: 84.0 MiB"."""
+    """One line of the memory log, a sentence: "Forgot what B kept, to make room: 84.0 MiB"."""
 
     at: float
     text: str

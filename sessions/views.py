@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
+from sessions.ledger.ledger import fold
 from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Holding
 from sessions.store.records import Conversation
@@ -28,7 +29,7 @@ from sessions.verify.verifier import Verifier
 
 EXPECTED_MESSAGE_TOKENS = 32
 _NOTHING = Holding(tokens=0, used_bytes=0, reserved_bytes=0, last_used_at=0.0)
-_NOT_SAVED = Saved(tokens=0, size_bytes=0)
+_NOT_SAVED = Saved(tokens=0, size_bytes=0, all_tokens=0)
 
 
 class Views:
@@ -64,6 +65,12 @@ class Views:
             for conversation in self._store.conversations(owner_id, search)
         ]
 
+    def list_version(self) -> int:
+        """Changes whenever `summaries` may, for any owner. Cheap."""
+        held = frozenset((one, holding.tokens > 0) for one, holding in self._memory.holdings().items())
+        running, in_host = frozenset(self._runs.active_by_conversation()), frozenset(self._memory.host.conversations())
+        return hash((self._store.database.writes, held, running, in_host))
+
     def conversation(self, owner_id: str, conversation_id: str) -> ConversationView:
         conversation = self._store.conversation(owner_id, conversation_id)
         messages = self._store.messages.views(conversation.leaf_id)
@@ -73,8 +80,7 @@ class Views:
                 self._last(conversation, messages[-1]),
             )
         holding = self._memory.holdings().get(conversation_id, _NOTHING)
-        saved = self._memory.saved(owner_id).get(conversation_id, _NOT_SAVED)
-        in_host = self._memory.host.by_conversation().get(conversation_id, _NOT_SAVED)
+        in_host, saved = self._memory.saved_of(conversation_id)
         run = self._runs.active(conversation_id)
         return ConversationView(
             summary=_summary(conversation, holding, in_host, saved, run is not None),
@@ -84,7 +90,8 @@ class Views:
             context_limit_tokens=self._engine.info.context_limit_tokens,
         )
 
-    def memory(self, owner_id: str) -> MemoryView:
+    def memory(self, owner_id: str, most_rows: int | None = None) -> MemoryView:
+        """With the memory of the `most_rows` conversations used last (None: of all)."""
         holdings, running = self._memory.holdings(), self._runs.active_by_conversation()
         totals, saved = self._store.totals(owner_id), self._memory.saved(owner_id)
         host, in_host, checks = self._memory.host, self._memory.host.by_conversation(), self._verifier.views()
@@ -98,7 +105,7 @@ class Views:
                     running.get(conversation.conversation_id),
                     checks.get(conversation.conversation_id),
                 )
-                for conversation in self._store.conversations(owner_id)
+                for conversation in (self._store.conversations(owner_id, most=most_rows) if most_rows != 0 else ())
             ),
             device_used_bytes=sum(holding.used_bytes for holding in holdings.values()),
             device_reserved_bytes=sum(holding.reserved_bytes for holding in holdings.values()),
@@ -118,6 +125,40 @@ class Views:
             history=self._memory.usage.samples(),
         )
 
+    def memory_row(self, owner_id: str, conversation_id: str) -> MemoryRow:
+        """The memory of one conversation, with that of its current branch. Raises `ConversationNotFound`."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        row = self._row(
+            conversation,
+            self._memory.holdings().get(conversation_id, _NOTHING),
+            *self._memory.saved_of(conversation_id),
+            self._runs.active(conversation_id),
+            self._verifier.views().get(conversation_id),
+        )
+        return self.with_branch(owner_id, row)
+
+    def with_branch(self, owner_id: str, row: MemoryRow) -> MemoryRow:
+        """The row with the memory of the current branch apart, and the forecast that follows from it. While an answer
+        is being written, all that the device holds is of its branch."""
+        conversation = self._store.conversation(owner_id, row.conversation_id)
+        ids = fold(self._store.messages.path(conversation.leaf_id))[:-1]
+        branch = self._memory.of_branch(owner_id, row.conversation_id, ids)
+        if row.is_running:
+            branch = replace(branch, device_tokens=row.kv_tokens, device_bytes=row.used_bytes)
+        held_tokens = min(branch.device_tokens, row.ledger_tokens)
+        saved_tokens = branch.host_tokens if row.tier is Tier.HOST else branch.disk_tokens
+        return replace(row, branch=branch, next_ttft_s=self._next_ttft_s(row, held_tokens, saved_tokens))
+
+    def _next_ttft_s(self, row: MemoryRow, held_tokens: int, saved_tokens: int) -> float:
+        """The expected seconds to the first token of a turn of 32 tokens, if `held_tokens` of it are on the device and
+        `saved_tokens` in the row's tier."""
+        expected_tokens = row.ledger_tokens + EXPECTED_MESSAGE_TOKENS
+        read_s = self._engine.estimate_read_s(held_tokens, expected_tokens)
+        if row.tier in (Tier.HOST, Tier.DISK):
+            kept_tokens = min(saved_tokens, row.ledger_tokens)
+            return min(read_s, self._memory.restored_ttft_s(kept_tokens, expected_tokens, row.tier))
+        return read_s
+
     def _row(
         self,
         conversation: Conversation,
@@ -128,14 +169,8 @@ class Views:
         check: CheckView | None,
     ) -> MemoryRow:
         ledger_tokens = _ledger_tokens(conversation, run)
-        expected_tokens = ledger_tokens + EXPECTED_MESSAGE_TOKENS
-        held_tokens = min(holding.tokens, ledger_tokens)
-        next_ttft_s = self._engine.estimate_read_s(held_tokens, expected_tokens)
         tier = _tier(holding, in_host, saved)
-        if tier in (Tier.HOST, Tier.DISK):
-            kept_tokens = min((in_host if tier is Tier.HOST else saved).tokens, ledger_tokens)
-            next_ttft_s = min(next_ttft_s, self._memory.restored_ttft_s(kept_tokens, expected_tokens, tier))
-        return MemoryRow(
+        row = MemoryRow(
             conversation_id=conversation.conversation_id,
             title=conversation.title or UNTITLED,
             tier=tier,
@@ -143,17 +178,19 @@ class Views:
             kv_tokens=holding.tokens,
             used_bytes=holding.used_bytes,
             reserved_bytes=holding.reserved_bytes,
-            next_ttft_s=next_ttft_s,
-            cold_ttft_s=self._engine.estimate_read_s(0, expected_tokens),
+            next_ttft_s=0.0,
+            cold_ttft_s=self._engine.estimate_read_s(0, ledger_tokens + EXPECTED_MESSAGE_TOKENS),
             last_used_at=holding.last_used_at or conversation.updated_at,
             is_running=run is not None,
-            disk_tokens=saved.tokens,
+            disk_tokens=saved.all_tokens,
             disk_bytes=saved.size_bytes,
             is_pinned=conversation.is_pinned,
-            host_tokens=in_host.tokens,
+            host_tokens=in_host.all_tokens,
             host_bytes=in_host.size_bytes,
             check=check,
         )
+        saved_tokens = (in_host if tier is Tier.HOST else saved).tokens
+        return replace(row, next_ttft_s=self._next_ttft_s(row, min(holding.tokens, ledger_tokens), saved_tokens))
 
     def _last(self, conversation: Conversation, message: MessageView) -> MessageView:
         """The leaf: the only message that can be running, or be continued."""
@@ -194,6 +231,7 @@ def _summary(
         is_pinned=conversation.is_pinned,
         host_bytes=in_host.size_bytes,
         origin=conversation.origin,
+        found=conversation.found,
     )
 
 

@@ -16,7 +16,7 @@ from app.access.auth import Owners
 from app.access.origins import Origins, is_preflight, let_read, preflight_response
 from app.access.visitors import NO_PROXIES, Visitors, is_loopback
 from app.http.response_headers import LOCKED_POLICY, LOGIN_POLICY, headers_with
-from app.paths import ASSETS_PATH, HEALTH_PATH, LOGIN_PATH, LOGOUT_PATH, METRICS_PATH, is_api
+from app.paths import ASSETS_PATH, HEALTH_PATH, LOGIN_PATH, LOGOUT_PATH, METRICS_PATH, beside, is_api
 from app.problems import Problem
 
 LARGEST_BODY_BYTES = 32 * 1024 * 1024
@@ -115,7 +115,8 @@ class Guard:
         if _is_public(scope["path"]) or self._owners.owner_of(cookies_of(headers)) is not None:
             return None
         if scope.get("method") == "GET" and "text/html" in headers.get("accept", ""):
-            return RedirectResponse(LOGIN_PATH, 303)
+            sent = scope.get("raw_path", b"/").decode("ascii", "replace")
+            return RedirectResponse(beside(sent.partition("?")[0], LOGIN_PATH), 303)
         return JSONResponse({"detail": "Please log in."}, 401)
 
     def _is_own_name(self, host: str) -> bool:

@@ -28,9 +28,12 @@ from app.access.auth import (
 )
 from app.access.guard import cookies_of
 from app.access.visitors import Visitors
-from app.paths import LOGIN_PATH, LOGOUT_PATH
+from app.paths import LOGIN_PATH, LOGOUT_PATH, beside
 from sessions.errors import StoreError
 
+# Relative, so that they hold below the path of a proxy too. The browser takes along the part of its address behind #,
+# which names a conversation.
+PAGE, LOGIN = beside(LOGIN_PATH, "/"), beside(LOGOUT_PATH, LOGIN_PATH)
 Leaving = Literal["keep", "forget", "everywhere"]
 
 
@@ -52,7 +55,7 @@ def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str)
     @app.get(LOGIN_PATH, response_model=None)
     def show_login(request: Request) -> Response:
         if owners.owner_of(cookies_of(request.headers)) is not None:
-            return RedirectResponse("/", 303)
+            return RedirectResponse(PAGE, 303)
         old = owners.upgrade(cookies_of(request.headers), visitors.of(request.scope).is_https)
         if old is not None:
             return _logged_in(old)
@@ -66,7 +69,7 @@ def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str)
         code: Annotated[str, Form()] = "",
     ) -> Response:
         if not owners.needs_login:
-            return RedirectResponse("/", 303)
+            return RedirectResponse(PAGE, 303)
         if _is_from_elsewhere(request):
             return PlainTextResponse("Requests from other sites are refused.", 403)
         cookies, visitor = cookies_of(request.headers), visitors.of(request.scope)
@@ -90,13 +93,13 @@ def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str)
     @app.get(LOGOUT_PATH, response_model=None)
     def show_logout(request: Request) -> Response:
         if not owners.needs_login:
-            return RedirectResponse("/", 303)
+            return RedirectResponse(PAGE, 303)
         return _page(pages["logout"].substitute(model=html.escape(model_name)))
 
     @app.post(LOGOUT_PATH, response_model=None)
     def log_out(request: Request, what: Annotated[Leaving, Form()] = "keep") -> Response:
         if not owners.needs_login:
-            return RedirectResponse("/", 303)
+            return RedirectResponse(PAGE, 303)
         if _is_from_elsewhere(request):
             return PlainTextResponse("Requests from other sites are refused.", 403)
         cookies = cookies_of(request.headers)
@@ -105,7 +108,7 @@ def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str)
                 response: Response = _page(pages["forgotten"].substitute(code=code))
             else:
                 owners.log_out(cookies, everywhere=what == "everywhere")
-                response = RedirectResponse(LOGIN_PATH, 303)
+                response = RedirectResponse(LOGIN, 303)
         except StoreError as error:  # still logged in: a log-out that is not stored would be undone by a restart
             return PlainTextResponse(f"You are still logged in. {error}", 503)
         _drop(response, LOGIN_COOKIE)
@@ -120,7 +123,7 @@ def _is_from_elsewhere(request: Request) -> bool:
 
 
 def _logged_in(login: Login) -> Response:
-    response = RedirectResponse("/", 303)
+    response = RedirectResponse(PAGE, 303)
     for cookie, value, age_s in (
         (OWNER_COOKIE, login.owner_cookie, OWNER_MAX_AGE_S),
         (LOGIN_COOKIE, login.login_cookie, LOGIN_MAX_AGE_S),
@@ -170,7 +173,7 @@ def _choice(value: str, label: str, is_checked: bool) -> str:
 def _used(identity: Identity) -> str:
     if identity.used_at is None:
         return ""
-    return f" (last log-in {time.strftime('%Y-%m-%d %H:%M', time.localtime(identity.used_at))})"
+    return f" (last log-in {time.strftime('%Y-%m-%d %H:%M %Z', time.localtime(identity.used_at))})"
 
 
 def _foot(identities: Sequence[Identity]) -> str:

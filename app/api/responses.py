@@ -112,10 +112,13 @@ class ModelList(BaseModel):
 
 
 class HeldMemory(BaseModel):
-    """How much of a session one tier holds."""
+    """How much of a session one tier holds: `tokens` and `used_bytes` of all its branches together, what they have in
+    common once, and of these `branch_tokens` and `branch_bytes` of the current branch."""
 
     tokens: int
     used_bytes: int
+    branch_tokens: int
+    branch_bytes: int
     reserved_bytes: int
 
 

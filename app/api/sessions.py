@@ -25,11 +25,13 @@ def sessions_router(services: Services) -> APIRouter:
     router, manager = APIRouter(responses=REFUSALS), services.manager
 
     def found(owner_id: str, session_id: str) -> dict[str, Any]:
-        manager.view(owner_id, session_id)  # raises for another owner's id and for an unknown one
-        row = next((r for r in manager.memory_view(owner_id).rows if r.conversation_id == session_id), None)
-        if row is None:
-            raise ConversationNotFound("This conversation was deleted.")
-        return session(row)
+        return session(manager.memory_row(owner_id, session_id))
+
+    def with_branch(owner_id: str, row: MemoryRow) -> MemoryRow | None:
+        try:
+            return manager.memory_row(owner_id, row.conversation_id)
+        except ConversationNotFound:  # deleted a moment ago
+            return None
 
     @router.get("/sessions", summary="List your conversations, newest first", response_model=SessionList)
     def list_sessions(
@@ -37,10 +39,12 @@ def sessions_router(services: Services) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: Annotated[str | None, Query(max_length=64, description="The last id of the previous page.")] = None,
     ) -> dict[str, Any]:
-        rows = manager.memory_view(services.callers.owner_of(request)).rows
+        owner_id = services.callers.owner_of(request)
+        rows = manager.memory_view(owner_id).rows
         start = next((n + 1 for n, row in enumerate(rows) if row.conversation_id == after), 0) if after else 0
         page = rows[start : start + limit]
-        return {"object": "list", "data": [session(row) for row in page], "has_more": start + limit < len(rows)}
+        data = [session(one) for row in page if (one := with_branch(owner_id, row)) is not None]
+        return {"object": "list", "data": data, "has_more": start + limit < len(rows)}
 
     @router.get("/sessions/{session_id}", summary="Describe a conversation's memory", response_model=Session)
     def describe(session_id: str, request: Request) -> dict[str, Any]:
@@ -98,7 +102,8 @@ def sessions_router(services: Services) -> APIRouter:
 
 def session(row: MemoryRow) -> dict[str, Any]:
     """A row of the memory panel as JSON, with sizes in bytes."""
-    check = row.check
+    check, branch = row.check, row.branch
+    assert branch is not None
     return {
         "id": row.conversation_id,
         "object": "session",
@@ -110,10 +115,22 @@ def session(row: MemoryRow) -> dict[str, Any]:
         "is_pinned": row.is_pinned,
         "predicted_ttft_ms": round(row.next_ttft_s * 1000, 1),
         "cold_ttft_ms": round(row.cold_ttft_s * 1000, 1),
-        "device": {"tokens": row.kv_tokens, "used_bytes": row.used_bytes, "reserved_bytes": row.reserved_bytes},
-        "host": {"tokens": row.host_tokens, "used_bytes": row.host_bytes, "reserved_bytes": 0},
-        "disk": {"tokens": row.disk_tokens, "used_bytes": row.disk_bytes, "reserved_bytes": 0},
+        "device": _held(row.kv_tokens, row.used_bytes, branch.device_tokens, branch.device_bytes, row.reserved_bytes),
+        "host": _held(row.host_tokens, row.host_bytes, branch.host_tokens, branch.host_bytes),
+        "disk": _held(row.disk_tokens, row.disk_bytes, branch.disk_tokens, branch.disk_bytes),
         "check": None
         if check is None
         else {"is_running": check.is_running, "agrees": check.agrees, "sentence": check.sentence, "at": check.at},
+    }
+
+
+def _held(
+    tokens: int, used_bytes: int, branch_tokens: int, branch_bytes: int, reserved_bytes: int = 0
+) -> dict[str, int]:
+    return {
+        "tokens": tokens,
+        "used_bytes": used_bytes,
+        "branch_tokens": branch_tokens,
+        "branch_bytes": branch_bytes,
+        "reserved_bytes": reserved_bytes,
     }

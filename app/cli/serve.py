@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
             # uvicorn raises the signal that ended it once more; everything must still be closed in order after that.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
-            app = create_app(services, arguments.host, arguments.headless)
+            app = create_app(services, arguments.host, arguments.headless, arguments.root_path)
             drain = Drain(services.manager, arguments.drain_limit, say)
             Server(app, GRACEFUL_STOP_S, on_ready, drain).run(sockets=opened)
             say("Saving the conversations.")

@@ -11,6 +11,7 @@ from app.access.password import VARIABLE
 from app.access.visitors import trusted_networks
 from app.budgets import DEFAULT_SHARE
 from app.cli.model_flags import add_model_flags
+from app.http.sub_path import root_path
 from model_runtime.interface.config import KvDtype, SavedKvDtype
 from sessions.config import DAY_S, KEEP_UNNAMED_S
 
@@ -156,6 +157,14 @@ def _add_access_flags(serve: argparse.ArgumentParser) -> None:
         "them never count as coming from a program on this machine (default: none)",
     )
     serve.add_argument(
+        "--root-path",
+        type=_root_path,
+        default="",
+        metavar="PATH",
+        help="path of a proxy's host below which the page and the API are served, like /chat; a proxy may strip it or "
+        "not (default: none)",
+    )
+    serve.add_argument(
         "--headless", action="store_true", help="serve only the API, without the page; needs no password on any address"
     )
 
@@ -193,6 +202,13 @@ def _origin(text: str) -> str:
 def _proxies(text: str) -> tuple[object, ...]:
     try:
         return trusted_networks(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _root_path(text: str) -> str:
+    try:
+        return root_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

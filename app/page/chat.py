@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from app import units
 from app.page import memory_panel, thread
 from app.page.asked import Asked as Request
-from app.page.asked import BadRequest, conversation_id, flag, text, whole, word
-from app.page.markdown.growing import Answers
+from app.page.asked import BadRequest, conversation_id, flag, line, text, whole, word
+from app.page.markdown.answers import AnswerDrawer
 from app.problems import sentence
 from sessions.errors import ConversationNotFound
+from sessions.text_search import folded, holds
 from sessions.types import RunPhase
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class Chat:
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
-        self._answers = Answers()
+        self._answers = AnswerDrawer(manager.prompt_end)
+        self._place = units.tier_words(manager.info.device)
         self._actions: dict[str, Callable[[str, Request], None]] = {
             "open": self._open,
             "send": self._send,
@@ -50,17 +53,36 @@ class Chat:
             if name not in self._actions:
                 raise BadRequest
             self._actions[name](owner_id, request)
-            return reply | self.draw(owner_id, conversation_id(request), _shown(request))
+            return reply | self.draw(owner_id, conversation_id(request), _shown(request), line(request, "find"))
         except ConversationNotFound as error:
-            return reply | {"error": str(error), "gone": True}
+            return reply | {"error": str(error), "gone": not self._exists(owner_id, request)}
         except Exception as error:
             return reply | {"error": sentence(error, name)}
 
-    def draw(self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES) -> dict[str, Any]:
-        """The conversation as it is now, including its running answer."""
+    def _exists(self, owner_id: str, request: Request) -> bool:
+        """Whether only a message of the conversation is missing, not all of it."""
+        try:
+            self._manager.active_run(owner_id, conversation_id(request))
+        except ConversationNotFound:
+            return False
+        return True
+
+    def draw(
+        self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES, find: str = ""
+    ) -> dict[str, Any]:
+        """The conversation as it is now, including its running answer. With `find`, as many messages as it takes to
+        show the last one that contains this text, and its place among them as "found"."""
         run = self._manager.active_run(owner_id, conversation_id)
         view = self._manager.view(owner_id, conversation_id)
-        return thread.draw(view, run.snapshot() if run is not None else None, self._answers, shown)
+        needle = folded(find.strip())
+        places = [number for number, message in enumerate(view.messages) if needle and holds(message.text, needle)]
+        if places:
+            shown = max(shown, len(view.messages) - places[-1] + 1)
+        snapshot = run.snapshot() if run is not None else None
+        drawn = thread.draw(view, snapshot, self._answers, shown, self._place)
+        if places:
+            drawn |= {"found": places[-1] - drawn["hidden"], "shown": shown}
+        return drawn
 
     def _follow(self, owner_id: str, request: Request) -> dict[str, Any]:
         """What is new in a run since the version that the page has; the whole conversation once the run has ended."""
@@ -70,13 +92,13 @@ class Chat:
         snapshot = run.wait(version, FOLLOW_WAIT_S) if run is not None else None
         reply: dict[str, Any] = {}
         if flag(request, "memory"):  # during a run the page asks for the memory panel about once a second
-            reply["memory"] = memory_panel.draw(self._manager.memory_view(owner_id))
+            view = self._manager.memory_view(owner_id, most_rows=0)
+            reply["memory"] = memory_panel.draw(view, None, self._manager.memory_row(owner_id, where), self._place)
         if snapshot is None or snapshot.phase is RunPhase.DONE:
             return reply | self.draw(owner_id, where, _shown(request))
         reply |= {"conversation_id": where, "run": thread.run_state(snapshot)}
         if snapshot.version != version:
-            blocks = self._answers.growing(where, snapshot.text)
-            reply["answer"] = thread.news(blocks, _known(request))
+            reply["answer"] = thread.news(self._answers.growing(where, snapshot.text), _known(request))
         return reply
 
     def _open(self, owner_id: str, request: Request) -> None:

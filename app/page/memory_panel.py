@@ -1,9 +1,11 @@
-"""The right sidebar: what each tier holds, what each conversation's next turn costs, and the actions on its memory."""
+"""The right sidebar: what the open conversation keeps where, what its next answer will wait for, the actions on its
+memory, the totals, and the same for all conversations. Words are plain; `hint`s have the exact terms."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,12 +15,15 @@ from sessions.types import MemoryRow, MemoryView, Tier, Usage
 
 SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
-PINNED = "It is pinned to the device. Unpin it first."
+PINNED = "It is pinned. Unpin it first."
+RESERVED_HINT = "Reserved: room that the answers being written now may need until they end."
 PROCESS_HINT = (
-    "All memory of this process. Program: Python and its libraries, before any model was loaded. Other: working memory "
-    "of answers, open connections, files on their way to the disk."
+    "All memory of this process. Model: its weights. Conversations: their KVs. Program: Python and its libraries, "
+    "before any model was loaded. Other: working memory of answers, open connections, files on their way to the disk."
 )
 MOST_POINTS = 72
+PLOT_EVERY_S = 300  # a plot in which nothing happens is sent this often
+PROCESS_STEPS = 16  # for a size that doubles: smaller changes of the process are not worth sending
 _BYTES: dict[Tier, Callable[[Usage], int]] = {
     Tier.DEVICE: lambda usage: usage.device_bytes,
     Tier.HOST: lambda usage: usage.host_bytes,
@@ -27,25 +32,50 @@ _BYTES: dict[Tier, Callable[[Usage], int]] = {
 Action = dict[str, Any]
 
 
-def draw(view: MemoryView, now: float | None = None) -> dict[str, Any]:
-    """The memory panel as JSON for the page's script. Shares are fractions of a tier's budget."""
+def words(device: str) -> dict[str, str]:
+    """What the page calls the tiers of a model on this device."""
+    return {tier.value: word for tier, word in units.tier_words(device).items()}
+
+
+def draw(
+    view: MemoryView,
+    now: float | None = None,
+    here: MemoryRow | None = None,
+    place: units.TierWords = units.CPU_WORDS,
+) -> dict[str, Any]:
+    """The memory panel as JSON for the page's script. Shares are fractions of a tier's budget. `here` is the open
+    conversation's row, and `place` are the words for the tiers."""
     moment = time.time() if now is None else now
     bars = _bars(view)
     return {
         "bars": bars,
-        "plot": draw_plot(view.history, [Tier(bar["tier"]) for bar in bars], moment),
-        "rows": [_row(view, row, moment) for row in view.rows if row.ledger_tokens or row.kv_tokens],
+        "plot": draw_plot(view.history, [Tier(bar["tier"]) for bar in bars], moment, place),
+        "here": _row(view, here, place) if here is not None and _is_worth_a_row(here) else None,
+        "rows": [_row(view, row, place) for row in view.rows if _is_worth_a_row(row)],
         "saved": units.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
         "reused": units.tokens(view.reused_tokens_total),
-        "events": [{"clock": units.clock(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
+        "events": [{"at": round(event.at), "text": event.text} for event in view.events[:SHOWN_EVENTS]],
     }
+
+
+def plot_worth(plot: Mapping[str, Any] | None, now: float) -> object:
+    """Changes when a plot should be sent again: after a change of what is held, and from time to time."""
+    if plot is None:
+        return None
+    return [plot["largest"], [line["points"][-1][1] for line in plot["lines"]], int(now // PLOT_EVERY_S)]
+
+
+def process_worth(memory: ProcessMemory) -> object:
+    """Changes when the process's memory has changed by about 4%."""
+    sizes = (memory.resident_bytes, memory.weights_bytes, memory.kv_bytes)
+    return [round(math.log2(max(size, units.MIB)) * PROCESS_STEPS) for size in sizes]
 
 
 def draw_process(memory: ProcessMemory) -> dict[str, str]:
     """The memory that the whole process takes, as JSON for the page's script."""
     parts = (
-        ("weights", memory.weights_bytes),
-        ("KV", memory.kv_bytes),
+        ("model", memory.weights_bytes),
+        ("conversations", memory.kv_bytes),
         ("program", memory.program_bytes),
         ("other", memory.other_bytes),
     )
@@ -102,7 +132,7 @@ def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
         "reserved": units.size(reserved) if reserved else "",
         "parts": parts,
         "note": "",
-        "hint": "",
+        "hint": RESERVED_HINT if reserved else "",
     }
 
 
@@ -110,42 +140,52 @@ def _part(name: str, count_bytes: int, budget: int) -> dict[str, Any]:
     return {"name": name, "size": units.size(count_bytes), "share": round(count_bytes / budget, 4)}
 
 
-def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
-    places = _places(row)
+def _is_worth_a_row(row: MemoryRow) -> bool:
+    return bool(row.ledger_tokens or row.kv_tokens)
+
+
+def _row(view: MemoryView, row: MemoryRow, place: units.TierWords) -> dict[str, Any]:
     return {
         "id": row.conversation_id,
         "title": row.title or "New conversation",
         "tier": row.tier.value,
         "pinned": row.is_pinned,
-        "tokens": units.tokens(row.kv_tokens if row.tier is Tier.DEVICE else row.ledger_tokens),
-        "size": places[0]["size"] if places else "",
-        "places": places,
+        "tokens": units.tokens(row.ledger_tokens),
+        "places": _places(row),
         "next": units.seconds(row.next_ttft_s),
         "cold": units.seconds(row.cold_ttft_s),
-        "used_at": units.moment(row.last_used_at, now),
+        "used_at": round(row.last_used_at),
         "check": _check(row),
-        "actions": _actions(view, row),
+        "actions": _actions(view, row, place),
         "is_running": row.is_running,
     }
 
 
 def _places(row: MemoryRow) -> list[dict[str, Any]]:
-    """What each tier holds of the conversation's KV, the fastest tier first."""
+    """What each tier holds of the conversation's KV, the fastest tier first: "tokens" and "size" of all its branches
+    together, "here" of the branch that is shown, where that was asked for."""
+    branch = row.branch
     held = [
-        (Tier.DEVICE, row.kv_tokens, row.used_bytes, row.reserved_bytes),
-        (Tier.HOST, row.host_tokens, row.host_bytes, 0),
-        (Tier.DISK, row.disk_tokens, row.disk_bytes, 0),
+        (Tier.DEVICE, row.kv_tokens, row.used_bytes, branch and (branch.device_tokens, branch.device_bytes)),
+        (Tier.HOST, row.host_tokens, row.host_bytes, branch and (branch.host_tokens, branch.host_bytes)),
+        (Tier.DISK, row.disk_tokens, row.disk_bytes, branch and (branch.disk_tokens, branch.disk_bytes)),
     ]
-    return [
-        {
-            "tier": tier.value,
-            "tokens": units.tokens(count),
-            "size": units.size(used),
-            "reserved": units.size(reserved) if reserved else "",
-        }
-        for tier, count, used, reserved in held
-        if used or reserved
-    ]
+    places = []
+    for tier, tokens, used, here in held:
+        reserved = row.reserved_bytes if tier is Tier.DEVICE else 0
+        if not (used or reserved):
+            continue
+        shown = {"tokens": units.tokens(here[0]), "size": units.size(here[1])} if here else None
+        places.append(
+            {
+                "tier": tier.value,
+                "tokens": units.tokens(tokens),
+                "size": units.size(used),
+                "reserved": units.size(reserved) if reserved else "",
+                "here": shown,
+            }
+        )
+    return places
 
 
 def _check(row: MemoryRow) -> dict[str, Any] | None:
@@ -154,32 +194,32 @@ def _check(row: MemoryRow) -> dict[str, Any] | None:
     if check is None or (not check.is_running and check.at + 1 < row.last_used_at):
         return None
     state = "running" if check.is_running else {True: "true", False: "bad", None: "unknown"}[check.agrees]
-    clock = "" if check.is_running else units.clock(check.at)
-    return {"state": state, "text": check.sentence[:1].upper() + check.sentence[1:], "clock": clock}
+    at = 0 if check.is_running else round(check.at)
+    return {"state": state, "text": check.sentence[:1].upper() + check.sentence[1:], "at": at}
 
 
-def _actions(view: MemoryView, row: MemoryRow) -> list[Action]:
+def _actions(view: MemoryView, row: MemoryRow, place: units.TierWords) -> list[Action]:
     """The actions on a conversation's memory, in reading order. One that is disabled says why."""
-    kept = row.tier is not Tier.NONE
+    kept, device, host = row.tier is not Tier.NONE, place[Tier.DEVICE], place[Tier.HOST]
     busy = BUSY if row.is_running else ""
     fixed = PINNED if row.is_pinned else busy
     actions = [
-        _action("unpin", "Unpin", "It may leave the device again when others need the space.", "")
+        _action("unpin", "Unpin", "It may leave when others need the room.", "")
         if row.is_pinned
-        else _action("pin", "Pin", "Keeps it on the device, across restarts.", busy)
+        else _action("pin", "Pin", f"Keeps it {device}, also after a restart.", busy)
     ]
     if row.tier is Tier.DEVICE and view.host_budget_bytes:
-        actions.append(_action("host", "To host", "Moves it to host memory, and frees the device.", fixed))
+        actions.append(_action("host", "Set aside", f"Keeps it {host}, so that others can use its room.", fixed))
     if row.tier in (Tier.DEVICE, Tier.HOST) and view.disk_budget_bytes:
-        actions.append(_action("disk", "To disk", "Moves it to disk, and frees the memory.", fixed))
+        actions.append(_action("disk", "To disk", "Moves it to disk, so that others can use its room.", fixed))
     if row.tier in (Tier.HOST, Tier.DISK):
-        actions.append(_action("warm", "Warm now", "Brings it back to the device before the next message.", busy))
+        actions.append(_action("warm", "Bring back", f"Has it {device} before the next message.", busy))
     if kept:
         verifying = row.check is not None and row.check.is_running
-        hint = "Reads the conversation again and compares. Memory that disagrees is dropped."
-        actions.append(_action("verify", "Verify", hint, "It is being verified now." if verifying else ""))
-        hint = "Frees the memory and the saved copies. The text stays; the next turn reads it again."
-        actions.append(_action("drop", "Drop", hint, fixed))
+        hint = "Verify: reads the conversation again and compares. Memory that disagrees is dropped."
+        actions.append(_action("verify", "Check", hint, "It is being checked now." if verifying else ""))
+        hint = "Drop: frees the memory and the saved copies. The text stays; the next message reads it again."
+        actions.append(_action("drop", "Forget", hint, fixed))
     return actions
 
 
@@ -187,7 +227,9 @@ def _action(name: str, label: str, hint: str, refused: str) -> Action:
     return {"name": name, "label": label, "hint": refused or hint, "disabled": bool(refused)}
 
 
-def draw_plot(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> dict[str, Any] | None:
+def draw_plot(
+    history: Sequence[Usage], tiers: Sequence[Tier], now: float, place: units.TierWords = units.CPU_WORDS
+) -> dict[str, Any] | None:
     """Bytes by tier over time, as fractions for the page's script to draw: for each tier points `[x, y]` from the
     oldest on, `x` a fraction of the time span and `y` of the largest value. None while there is nothing to show."""
     shown = _thinned(history)
@@ -204,8 +246,8 @@ def draw_plot(history: Sequence[Usage], tiers: Sequence[Tier], now: float) -> di
         ]
         lines.append({"tier": tier.value, "points": points})
     ago = units.seconds(max(now, times[-1]) - begin)
-    words = _words(shown, tiers, ago)
-    return {"lines": lines, "largest": units.size(largest), "since": f"{ago} ago", "words": words}
+    said = _said(shown, tiers, ago, place)
+    return {"lines": lines, "largest": units.size(largest), "since": f"{ago} ago", "words": said}
 
 
 def _thinned(history: Sequence[Usage]) -> list[Usage]:
@@ -214,13 +256,13 @@ def _thinned(history: Sequence[Usage]) -> list[Usage]:
     return list(history[::-step])[::-1]
 
 
-def _words(shown: Sequence[Usage], tiers: Sequence[Tier], ago: str) -> str:
+def _said(shown: Sequence[Usage], tiers: Sequence[Tier], ago: str, place: units.TierWords) -> str:
     """The plot as text for screen readers."""
     clauses = []
     for tier in tiers:
         values = [_BYTES[tier](usage) for usage in shown]
         clauses.append(
-            f"{tier.value} between {units.size(min(values))} and {units.size(max(values))}, "
+            f"{place[tier]} between {units.size(min(values))} and {units.size(max(values))}, "
             f"now {units.size(values[-1])}"
         )
     return f"Bytes held over the last {ago}: {'; '.join(clauses)}."

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from app.access.login import add_login
 from app.page.gradio_door.door import GradioDoor
@@ -25,7 +26,7 @@ LARGEST_UPLOAD = "1b"  # the door lets no upload through; this limit refuses any
 def add_page(app: FastAPI, services: Services) -> None:
     """Adds everything that a browser sees. Call it last: Gradio's door answers every remaining path."""
     add_login(app, services.owners, services.callers.visitors, services.manager.info.name)
-    app.mount(ASSETS_PATH, FreshFiles(directory=assets_directory()))
+    app.mount(ASSETS_PATH, _compressed(FreshFiles(directory=assets_directory())))
     page = build_page(services)
     gr.mount_gradio_app(
         app,
@@ -44,7 +45,13 @@ def add_page(app: FastAPI, services: Services) -> None:
     )
     mounted = app.routes.pop()
     assert isinstance(mounted, Mount)
-    app.mount("/", GradioDoor(mounted.app, GradioEvents(page)))
+    app.mount("/", _compressed(GradioDoor(mounted.app, GradioEvents(page))))
+
+
+def _compressed(app: ASGIApp) -> ASGIApp:
+    """Compresses what is worth it, quickly: this happens while other requests wait. Nothing here repeats what a
+    stranger sends beside a secret, which compression could give away."""
+    return GZipMiddleware(app, minimum_size=1000, compresslevel=3)
 
 
 class FreshFiles(StaticFiles):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from app import units
 from app.access.public_link import Share
-from app.page import memory_panel, sidebar
+from app.page import memory_panel, settings, sidebar
 from app.page.asked import Asked as Request
-from app.page.asked import BadRequest, conversation_id, flag, line, text, word
+from app.page.asked import BadRequest, conversation_id, flag, line, text, whole, word
+from app.page.news.rows import SentLists
+from app.page.news.sections import news
 from app.problems import sentence
 from app.process_memory import ProcessMeter
+from sessions.errors import ContextFull, ConversationNotFound, MessageRefused
+from sessions.types import MemoryRow
 
 if TYPE_CHECKING:
     from sessions.manager import SessionManager
 
 Reply = dict[str, Any]
+MOST_TAKEN_CHARACTERS = 10_000  # ids of conversations in other tabs
+MOST_MEMORY_ROWS = 1000  # that the memory panel shows at once
 
 
 class Panels:
@@ -26,9 +33,13 @@ class Panels:
         self._manager = manager
         self._share = share
         self._process = process
+        self._sent = SentLists()
+        self._place = units.tier_words(manager.info.device)
         self._answers: dict[str, Callable[[str, Request], Reply]] = {
             "pulse": self._pulse,
             "new": self._new,
+            "settings": self._settings,
+            "save_settings": self._save_settings,
             "rename": self._rename,
             "delete": self._delete,
             "pin": self._pin,
@@ -48,22 +59,44 @@ class Panels:
             name = word(request, "ask")
             if name not in self._answers:
                 raise BadRequest
-            return self._answers[name](owner_id, request)
+            with units.in_zone(word(request, "zone")):
+                return self._answers[name](owner_id, request)
         except Exception as error:
             return {"error": sentence(error, name), "trouble": self._trouble()}
 
     def _pulse(self, owner_id: str, request: Request) -> Reply:
-        """Everything that changes without the page's own actions. A visible page asks every second or two."""
-        search = line(request, "search")
-        found = self._manager.list_conversations(owner_id, search)
-        view = self._manager.memory_view(owner_id)
-        return {
-            "conversations": sidebar.draw(found if search else sidebar.without_one_offs(found)),
-            "memory": memory_panel.draw(view),
-            "process": memory_panel.draw_process(self._process.read(self._manager.info, view)),
+        """What changed without the page's own actions, since the reply whose tokens the page sends along. Usually
+        nothing: a page that is left alone asks again and again."""
+        now = time.time()
+        view = self._manager.memory_view(owner_id, min(MOST_MEMORY_ROWS, max(0, whole(request, "memory_rows"))))
+        memory = memory_panel.draw(view, now, self._here(owner_id, conversation_id(request)), self._place)
+        process = self._process.read(self._manager.info, view)
+        sections = {
+            **memory,
+            "process": memory_panel.draw_process(process),
             "share": self._share.sentence(),
             "trouble": self._trouble(),
         }
+        coarse = {"plot": memory_panel.plot_worth(memory["plot"], now), "process": memory_panel.process_worth(process)}
+        reply = news(sections, word(request, "have"), coarse)
+        changes = self._list_changes(owner_id, request, now)
+        return reply if changes is None else reply | {"list": changes}
+
+    def _list_changes(self, owner_id: str, request: Request, now: float) -> Reply | None:
+        search, known = line(request, "search"), word(request, "list")
+        # Headings change with the day, which begins at a quarter of an hour of the reader's clock.
+        version = (self._manager.list_version(), search, word(request, "zone"), int(now // sidebar.QUARTER_S))
+        if known and self._sent.is_newest(owner_id, known, version):
+            return None
+        found = self._manager.list_conversations(owner_id, search)
+        rows = sidebar.rows(sidebar.draw(found if search else sidebar.without_one_offs(found), now))
+        return self._sent.news(owner_id, rows, known, version)
+
+    def _here(self, owner_id: str, where: str) -> MemoryRow | None:
+        try:
+            return self._manager.memory_row(owner_id, where)
+        except ConversationNotFound:
+            return None
 
     def _trouble(self) -> str:
         """What keeps the server from working normally, shown to every visitor; usually ""."""
@@ -73,7 +106,27 @@ class Panels:
         return " ".join(("New messages cannot be stored now, so none are answered.", *storage.reasons))
 
     def _new(self, owner_id: str, request: Request) -> Reply:
-        return {"conversation_id": self._manager.create_conversation(owner_id).conversation_id}
+        """An empty conversation, none of those that other tabs have open."""
+        taken = word(request, "taken")[:MOST_TAKEN_CHARACTERS].split(",")
+        return {"conversation_id": self._manager.create_conversation(owner_id, taken=taken).conversation_id}
+
+    def _settings(self, owner_id: str, request: Request) -> Reply:
+        view = self._manager.view(owner_id, conversation_id(request))
+        return {"values": settings.to_form(view.settings, view.context_limit_tokens)}
+
+    def _save_settings(self, owner_id: str, request: Request) -> Reply:
+        """Saves all fields or none. "errors" says what is wrong, by field."""
+        where = conversation_id(request)
+        form = {field.name: text(request, field.name) for field in settings.FIELDS}
+        view = self._manager.view(owner_id, where)
+        try:
+            chosen = settings.from_form(form, view.settings, view.context_limit_tokens)
+            self._manager.update_settings(owner_id, where, chosen)
+        except settings.SettingsRefused as refused:
+            return {"errors": refused.errors}
+        except (ContextFull, MessageRefused) as error:  # both are about the system prompt
+            return {"errors": {"system_prompt": str(error)}}
+        return {}
 
     def _rename(self, owner_id: str, request: Request) -> Reply:
         self._manager.rename(owner_id, conversation_id(request), line(request, "title"))

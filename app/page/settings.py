@@ -1,11 +1,14 @@
-"""Converts one conversation's settings between the form's fields and the validated dataclass."""
+"""One conversation's settings: between the form's fields, which are text as a person typed it, and the validated
+dataclass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from app import units
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.types import ConversationSettings
 
@@ -36,36 +39,87 @@ FIELDS = (
     Field("seed", "Seed", "Empty: a new seed for every answer.", "whole"),
     Field("stop_strings", "Stop strings", "One per line; an answer ends before any of them.", "lines"),
 )
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,100}")
 
 
-def to_form(settings: ConversationSettings) -> list[Any]:
-    """Values in the order of `FIELDS`."""
+class SettingsRefused(ValueError):
+    """Some fields cannot be accepted. `errors` maps a field's name to a sentence."""
+
+    def __init__(self, errors: Mapping[str, str]) -> None:
+        super().__init__(" ".join(errors.values()))
+        self.errors = dict(errors)
+
+
+def facts() -> dict[str, Any]:
+    """The fields as JSON for the page's script."""
+    return {"fields": [asdict(field) for field in FIELDS]}
+
+
+def to_form(settings: ConversationSettings, context_limit_tokens: int) -> dict[str, str]:
+    """The fields' texts by name. A limit beyond the model's context, which a model's files may ask for, is shown as
+    the context: that is where an answer ends."""
     sampling = settings.sampling
-    values: list[Any] = [settings.system_prompt]
-    values += [getattr(sampling, field.name) for field in FIELDS[1:-1]]
-    return [*values, "\n".join(sampling.stop_strings)]
+    form = {field.name: _shown(getattr(sampling, field.name)) for field in FIELDS[1:-1]}
+    form["max_new_tokens"] = str(min(sampling.max_new_tokens, context_limit_tokens))
+    return {"system_prompt": settings.system_prompt, **form, "stop_strings": "\n".join(sampling.stop_strings)}
 
 
-def from_form(values: Sequence[Any]) -> ConversationSettings:
-    """The validated settings. Raises `ValueError` with a sentence."""
-    form = dict(zip((field.name for field in FIELDS), values, strict=True))
-    for field in FIELDS:
-        if field.kind in ("number", "whole") and field.name != "seed" and form[field.name] is None:
-            raise ValueError(f"{field.label} must not be empty.")
-    sampling = SamplingParams(
-        temperature=float(form["temperature"]),
-        top_p=float(form["top_p"]),
-        top_k=_whole(form["top_k"], "Top-k"),
-        min_p=float(form["min_p"]),
-        repetition_penalty=float(form["repetition_penalty"]),
-        max_new_tokens=_whole(form["max_new_tokens"], "Max new tokens"),
-        seed=None if form["seed"] is None else _whole(form["seed"], "Seed"),
-        stop_strings=tuple(line for line in str(form["stop_strings"] or "").splitlines() if line),
-    )
-    return ConversationSettings(sampling=sampling, system_prompt=str(form["system_prompt"] or ""))
+def from_form(form: Mapping[str, str], old: ConversationSettings, context_limit_tokens: int) -> ConversationSettings:
+    """The validated settings; what the form has no field for, and what was not touched, stays as in `old`. Raises
+    `SettingsRefused`."""
+    shown, chosen, errors = to_form(old, context_limit_tokens), dict[str, Any](), dict[str, str]()
+    for field in FIELDS[1:]:
+        if form[field.name] == shown[field.name]:  # untouched: the form may show less than is stored
+            continue
+        try:
+            chosen[field.name] = _PARSERS.get(field.name, _PARSERS[field.kind])(field, form[field.name])
+            replace(SamplingParams(), **{field.name: chosen[field.name]})
+            if field.name == "max_new_tokens" and chosen[field.name] > context_limit_tokens:
+                limit = units.tokens(context_limit_tokens)
+                raise ValueError(f"{field.label} must be at most {limit}: no more fit into a conversation.")
+        except ValueError as error:
+            errors[field.name] = str(error)
+    if errors:
+        raise SettingsRefused(errors)
+    return ConversationSettings(replace(old.sampling, **chosen), form["system_prompt"])
 
 
-def _whole(value: float, name: str) -> int:
-    if value != int(value):
-        raise ValueError(f"{name} must be a whole number, not {value}.")
-    return int(value)
+def _shown(value: float | None) -> str:
+    return "" if value is None else repr(value).removesuffix(".0")
+
+
+def _number(field: Field, text: str) -> float:
+    typed = _typed(field, text)
+    if not _NUMBER.fullmatch(typed):
+        raise ValueError(f"{field.label} must be a number like 0.7, not “{typed[:40]}”.")
+    return float(typed)
+
+
+def _whole(field: Field, text: str) -> int:
+    typed = _typed(field, text)
+    if not _WHOLE.fullmatch(typed):
+        raise ValueError(f"{field.label} must be a whole number, not “{typed[:40]}”.")
+    return int(typed)
+
+
+def _seed(field: Field, text: str) -> int | None:
+    return _whole(field, text) if text.strip() else None
+
+
+def _lines(field: Field, text: str) -> tuple[str, ...]:
+    return tuple(line for line in text.split("\n") if line)
+
+
+def _typed(field: Field, text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"{field.label} must not be empty.")
+    return text.strip()
+
+
+_PARSERS: Mapping[str, Callable[[Field, str], Any]] = {
+    "number": _number,
+    "whole": _whole,
+    "lines": _lines,
+    "seed": _seed,
+}

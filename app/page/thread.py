@@ -1,7 +1,7 @@
 """One conversation as JSON for the page's script.
 
 A person's message is text. An answer is a list of blocks (app/page/markdown), each with a key: while it grows, only the
-blocks that the page does not have yet are sent.
+blocks that the page does not have yet are sent. The first of them may be a reasoning model's thoughts.
 """
 
 from __future__ import annotations
@@ -11,23 +11,35 @@ from typing import Any
 
 from app import units
 from app.page import receipt as receipts
-from app.page.markdown.growing import Answers, DrawnBlock
+from app.page.markdown.answers import AnswerDrawer, DrawnAnswer
 from sessions.types import ConversationView, MessageStatus, MessageView, RunPhase, RunSnapshot
 
 SHOWN_MESSAGES = 30
+LONGEST_TOKEN = 12  # characters, on average: a longer answer was not all written in its last turn
 
 
 def draw(
-    view: ConversationView, run: RunSnapshot | None, answers: Answers, shown: int = SHOWN_MESSAGES
+    view: ConversationView,
+    run: RunSnapshot | None,
+    answers: AnswerDrawer,
+    shown: int = SHOWN_MESSAGES,
+    place: units.TierWords = units.CPU_WORDS,
 ) -> dict[str, Any]:
-    """The last `shown` messages of a conversation, including its running answer so far."""
+    """The last `shown` messages of a conversation, including its running answer so far. `place` are the words for the
+    tiers."""
     messages = view.messages[-shown:]
     running = run if run is not None and run.phase is not RunPhase.DONE else None
-    drawn = [_message(message) for message in messages]
+    drawn = [_message(message, place) for message in messages]
     for message, row in zip(messages, drawn, strict=True):
         if message.role != "user":
             is_growing = running is not None and message is messages[-1]
-            row["blocks"] = [block.json for block in _blocks(view, message, running if is_growing else None, answers)]
+            if running is not None and is_growing:
+                answer = answers.growing(view.summary.conversation_id, running.text)
+            else:
+                answer = answers.whole(message.text, message.status is MessageStatus.COMPLETE)
+                row["text"] = answer.said  # what is copied
+            row["blocks"] = [block.json for block in answer.blocks]
+            row["thoughts"] = _thoughts(answer, "" if is_growing else _thinking_time(message, answer))
     return {
         "conversation_id": view.summary.conversation_id,
         "title": view.summary.title,
@@ -39,11 +51,12 @@ def draw(
     }
 
 
-def news(blocks: Collection[DrawnBlock], known: Collection[str]) -> dict[str, Any]:
+def news(answer: DrawnAnswer, known: Collection[str]) -> dict[str, Any]:
     """The keys of a growing answer's blocks in order, and the blocks that the page does not have."""
     return {
-        "keys": [block.key for block in blocks],
-        "fresh": {block.key: block.json for block in blocks if block.key not in known},
+        "keys": [block.key for block in answer.blocks],
+        "fresh": {block.key: block.json for block in answer.blocks if block.key not in known},
+        "thoughts": _thoughts(answer, ""),
     }
 
 
@@ -53,27 +66,38 @@ def run_state(run: RunSnapshot) -> dict[str, Any]:
     if run.phase is RunPhase.WAITING:
         label = "Next in the queue" if run.queue_position <= 1 else f"{units.ordinal(run.queue_position)} in the queue"
     elif run.phase is RunPhase.READING:
+        # Until the first piece was read, it is not known how much of the conversation must be read.
         fed, total = run.fed_tokens, max(run.total_tokens, 1)
-        label = f"reading {units.tokens(fed)} of {units.tokens(run.total_tokens)} tokens"
+        label = f"reading {units.tokens(fed)} of {units.tokens(run.total_tokens)} tokens" if fed else "reading"
         fraction = min(1.0, fed / total)
     return {
         "version": run.version,
         "phase": run.phase.value,
         "label": label,
         "fraction": fraction,
+        "fed_tokens": run.fed_tokens,
+        "total_tokens": run.total_tokens,
         "sampled_tokens": run.sampled_tokens,
     }
 
 
-def _blocks(
-    view: ConversationView, message: MessageView, running: RunSnapshot | None, answers: Answers
-) -> Collection[DrawnBlock]:
-    if running is None:
-        return answers.whole(message.text)
-    return answers.growing(view.summary.conversation_id, running.text)
+def _thoughts(answer: DrawnAnswer, time_taken: str) -> dict[str, Any] | None:
+    """What the page needs to fold the thoughts, None if there are none."""
+    if not answer.has_thoughts:
+        return None
+    return {"blocks": answer.thought_blocks, "is_open": answer.is_thinking, "time": time_taken}
 
 
-def _message(message: MessageView) -> dict[str, Any]:
+def _thinking_time(message: MessageView, answer: DrawnAnswer) -> str:
+    """About how long the thoughts of a finished answer took: by their share of its text, of the time in which it was
+    written. "" if that is not known: after "Continue", the receipt is that of the second part."""
+    receipt = message.receipt
+    if receipt is None or len(message.text) > LONGEST_TOKEN * receipt.sampled_tokens:
+        return ""
+    return units.seconds(receipt.decode_s * answer.thought_share)
+
+
+def _message(message: MessageView, place: units.TierWords) -> dict[str, Any]:
     receipt = message.receipt
     return {
         "id": message.message_id,
@@ -89,7 +113,7 @@ def _message(message: MessageView) -> dict[str, Any]:
         if receipt is None
         else {
             "line": receipts.line(receipt),
-            "details": receipts.details(receipt),
+            "details": receipts.details(receipt, place),
             "missed": bool(receipt.miss_reason),
         },
     }

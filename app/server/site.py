@@ -16,6 +16,7 @@ from app.api.service import create_api
 from app.http.bodies import Bodies, BodyGate
 from app.http.connection_limits import Connections
 from app.http.response_headers import LOCKED_POLICY, headers_with
+from app.http.sub_path import SubPath
 from app.metrics import Metrics
 from app.paths import API_PATH, is_api
 from app.problems import problem_of
@@ -23,8 +24,9 @@ from app.server.health import add_health
 from app.services import Services
 
 
-def create_app(services: Services, bind_host: str, headless: bool = False) -> FastAPI:
-    """The whole site. `services` holds the long-lived objects and outlives the app."""
+def create_app(services: Services, bind_host: str, headless: bool = False, root_path: str = "") -> FastAPI:
+    """The whole site. `services` holds the long-lived objects and outlives the app. `root_path` is the path of a
+    proxy's host below which it is served, "" for its root."""
     app = FastAPI(title="Keepwarm", docs_url=None, redoc_url=None, openapi_url=None)
     connections, bodies = Connections(), Bodies()
     app.state.connections = connections
@@ -39,8 +41,10 @@ def create_app(services: Services, bind_host: str, headless: bool = False) -> Fa
         visitors=services.callers.visitors,
         origins=Origins(services.allowed_origins, lambda: services.callers.needs_key),
     )
-    # The outermost: middleware that is added last runs first.
+    # The outermost two: middleware that is added last runs first.
     app.add_middleware(VisitorGate, visitors=services.callers.visitors)
+    if root_path:
+        app.add_middleware(SubPath, prefix=root_path)
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(Exception, went_wrong)
     metrics = Metrics(services.manager, services.process, connections)

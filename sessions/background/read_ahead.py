@@ -22,6 +22,7 @@ from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
+from sessions.thoughts import prompt_end, split
 from sessions.turns.limits import TurnLimits
 from sessions.turns.run import RunTable
 from sessions.types import MessageStatus, MissReason, Origin
@@ -122,8 +123,11 @@ class ReadAhead:
             ended = events[-1]
             text = "".join(event.text for event in events if isinstance(event, TokenDelta))
             whole = isinstance(ended, Finished) and ended.reason in (FinishReason.STOP, FinishReason.STOP_STRING)
-            said = " ".join(node.text for node in self._store.messages.path(conversation.leaf_id))
-            self._store.take_model_title(job.conversation_id, usable_title(text, said) if whole else "")
+            path = self._store.messages.path(conversation.leaf_id)
+            said = " ".join(split(node.text).answer if node.role == "assistant" else node.text for node in path)
+            thought = split(text, prompt_end(self._template))
+            is_title = whole and not (thought.is_open or thought.thoughts)
+            self._store.take_model_title(job.conversation_id, usable_title(text, said) if is_title else "")
         return outcome
 
     def _turn(self, conversation: Conversation, path: tuple[Node, ...], text: str) -> tuple[tuple[int, ...], Turn]:

@@ -22,10 +22,10 @@ class MemoryLog:
         self._counters.moved(Tier.DEVICE, dropped.kept_on, dropped.freed_bytes, dropped.seconds)
         title = self._title(dropped.conversation_id)
         if dropped.kept_on is Tier.NONE:
-            sentence = f"Dropped the KV of {title} to make room: {mib(dropped.freed_bytes)}"
+            sentence = f"Forgot what {title} kept, to make room: {mib(dropped.freed_bytes)}"
         else:
             place = PLACES[dropped.kept_on]
-            sentence = f"Evicted {title} to {place}: {mib(dropped.freed_bytes)}, {dropped.seconds:.2f} s"
+            sentence = f"Moved {title} to {place} to make room: {mib(dropped.freed_bytes)}, {dropped.seconds:.2f} s"
         if unsaved := dropped.lost_tokens:
             sentence += f"; its {'last ' if dropped.kept_on is Tier.DISK else ''}{_unsaved(unsaved)}"
         self._events.add(dropped.owner_id, dropped.conversation_id, sentence)
@@ -36,17 +36,16 @@ class MemoryLog:
 
     def dropped(self, owner_id: str, conversation_id: str, freed_bytes: int) -> None:
         self._counters.moved(Tier.DEVICE, Tier.NONE, freed_bytes)
-        sentence = f"Dropped the KV of {self._title(conversation_id)}: {mib(freed_bytes)}"
+        sentence = f"Forgot what {self._title(conversation_id)} kept: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
 
     def parked(self, owner_id: str, conversation_id: str, freed_bytes: int, tier: Tier) -> None:
         self._counters.moved(Tier.DEVICE, tier, freed_bytes)
-        place = f"{'on' if tier is Tier.DISK else 'in'} {PLACES[tier]}"
-        sentence = f"Parked the KV of {self._title(conversation_id)} {place}: {mib(freed_bytes)}"
+        sentence = f"Moved {self._title(conversation_id)} to {PLACES[tier]}: {mib(freed_bytes)}"
         self._events.add(owner_id, conversation_id, sentence)
 
     def engine_rebuilt(self, owner_id: str, conversation_id: str) -> None:
-        sentence = f"The model had stopped answering and was restarted: {self._title(conversation_id)} left the device"
+        sentence = f"The model had stopped answering and was restarted: {self._title(conversation_id)} left the memory"
         self._events.add(owner_id, conversation_id, sentence)
 
     def pinned(self, owner_id: str, conversation_id: str, is_pinned: bool) -> None:
@@ -60,27 +59,27 @@ class MemoryLog:
 
     def verified(self, owner_id: str, conversation_id: str, check: Check) -> None:
         said = f"true, {tokens(check.tokens)} read again" if check.agrees else check.sentence
-        self._events.add(owner_id, conversation_id, f"Verified {self._title(conversation_id)}: {said}")
+        self._events.add(owner_id, conversation_id, f"Checked {self._title(conversation_id)}: {said}")
 
     def not_saved(self, owner_id: str, conversation_id: str, why: str) -> None:
         self._events.add(owner_id, conversation_id, f"{self._title(conversation_id)}: {why}")
 
     def evicted_unsaved(self, owner_id: str, conversation_id: str, lost_tokens: int) -> None:
         """Evicted while it was being saved, which then failed."""
-        sentence = f"{self._title(conversation_id)} left the device, and its last {_unsaved(lost_tokens)}"
+        sentence = f"{self._title(conversation_id)} left the memory, and its last {_unsaved(lost_tokens)}"
         self._events.add(owner_id, conversation_id, sentence)
 
     def restored(self, owner_id: str, conversation_id: str, restored: Restored) -> None:
         title = self._title(conversation_id)
         lender = self._title(restored.lender_id) if restored.lender_id else ""
         if restored.refusal:
-            sentence = f"Refused the saved KV of {lender or title}: {restored.refusal}"
+            sentence = f"Refused what was saved of {lender or title}: {restored.refusal}"
             self._events.add(owner_id, conversation_id, sentence)
         if restored.tokens:
             self._counters.moved(restored.tier, Tier.DEVICE, restored.size_bytes, restored.seconds)
             what = f"the beginning of {lender} for {title}" if lender else title
             size = mib(restored.size_bytes)
-            sentence = f"Restored {what} from {PLACES[restored.tier]}: {size}, {restored.seconds:.2f} s"
+            sentence = f"Brought {what} back from {PLACES[restored.tier]}: {size}, {restored.seconds:.2f} s"
             self._events.add(owner_id, conversation_id, sentence)
 
     def receipt(self, owner_id: str, conversation_id: str, receipt: Receipt) -> None:

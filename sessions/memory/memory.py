@@ -38,8 +38,8 @@ from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.memory.usage import UsageHistory
 from sessions.store.store import Store
 from sessions.store.tables.losses import Cause, SavedLoss
-from sessions.store.tables.segments import Saved
-from sessions.types import Tier, Usage
+from sessions.store.tables.segments import Saved, all_of
+from sessions.types import BranchMemory, Tier, Usage
 
 log = logging.getLogger(__name__)
 
@@ -241,6 +241,22 @@ class Memory:
     def saved(self, owner_id: str) -> dict[str, Saved]:
         """What the owner's conversations have on disk."""
         return self._disk.by_conversation(owner_id)
+
+    def saved_of(self, conversation_id: str) -> tuple[Saved, Saved]:
+        """What one conversation has in host memory and on disk. Its owner must have been checked."""
+        return all_of(self._host.of_conversation(conversation_id)), all_of(self._disk.of_conversation(conversation_id))
+
+    def of_branch(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> BranchMemory:
+        """What each tier holds of the branch of a conversation whose KV has these ids."""
+        holding, held = self.holdings().get(conversation_id), self.held.held_ids(conversation_id)
+        on_device = common_prefix(held, ids)
+        share = on_device / holding.tokens if holding is not None and holding.tokens else 0.0
+        return BranchMemory(
+            on_device,
+            int(holding.used_bytes * min(1.0, share)) if holding is not None else 0,
+            *self.saved_kvs.of_branch(owner_id, conversation_id, ids, Tier.HOST),
+            *self.saved_kvs.of_branch(owner_id, conversation_id, ids, Tier.DISK),
+        )
 
     def restored_ttft_s(self, saved_tokens: int, expected_tokens: int, tier: Tier) -> float:
         """What a turn is expected to take when `saved_tokens` come from that tier and the rest is read."""

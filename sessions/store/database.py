@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from sessions.errors import StoreError
 from sessions.store.data_directory import refuse_foreign_tables
 from sessions.store.migrations import MIGRATIONS
 from sessions.store.writable_folder import folder_trouble
+from sessions.text_search import excerpt, holds
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Database:
         self._connections_lock = threading.Lock()
         self._writer = threading.RLock()
         self._trouble = ""
+        self._writes = 0
         self._closed = False
         self._files: dict[Path, tuple[int, int]] = {}  # device and inode of each opened file
         with self._writer, self._translated():
@@ -62,6 +65,11 @@ class Database:
     def trouble(self) -> str:
         """Why the last write failed, as a sentence; "" when it succeeded."""
         return self._trouble
+
+    @property
+    def writes(self) -> int:
+        """How many write transactions were committed: as long as it is the same, nothing was stored."""
+        return self._writes
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite_utils.Database]:
@@ -85,6 +93,7 @@ class Database:
                     yield db
                     self._refuse_moved()
                     db.commit()
+                    self._writes += 1
                 except BaseException:
                     db.rollback()
                     raise
@@ -178,6 +187,8 @@ class Database:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.create_function("holds", 2, holds, deterministic=True)
+        connection.create_function("excerpt", 2, _excerpt, deterministic=True)
         return connection
 
     @contextlib.contextmanager
@@ -208,6 +219,11 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             log.error("store_error path=%s error=%s", self.path, error)
             raise StoreError(_sentence(error, self.path)) from error
+
+
+def _excerpt(text: str, needle: str) -> str | None:
+    found = excerpt(text, needle)
+    return None if found is None else json.dumps([found.before, found.found, found.after])
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

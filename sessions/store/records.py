@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from model_runtime.interface.chat import ChatMessage, UserInput
 from model_runtime.interface.events import FinishReason
 from sessions.store import message_json
+from sessions.text_search import Excerpt
 from sessions.types import ConversationSettings, MessageStatus, Origin
 
 
@@ -29,6 +30,7 @@ class Conversation:
     has_first_title: bool = False  # the first message's words, which a title from the model may replace
     origin: Origin = Origin.PAGE
     numerics: str = ""  # the engine's fingerprint at its last turn, "" if unknown
+    found: Excerpt | None = None  # of a search: its place in the messages
 
 
 @dataclass(frozen=True, slots=True)

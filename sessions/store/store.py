@@ -11,6 +11,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from sessions.errors import ConversationNotFound, StoreError
 from sessions.store.data_directory import DataDirectory
 from sessions.store.database import Database
 from sessions.store.records import Conversation, Totals
+from sessions.store.search import FOUND, search_parameters
 from sessions.store.tables.bin import Bin
 from sessions.store.tables.history_hashes import HistoryHashTable
 from sessions.store.tables.keys import KeyStore
@@ -29,12 +31,12 @@ from sessions.store.tables.losses import LossTable
 from sessions.store.tables.messages import NEXT_TURN, MessageTable
 from sessions.store.tables.segments import SegmentTable
 from sessions.store.tables.served_time import Clock, ServedTime
+from sessions.text_search import Excerpt
 from sessions.types import ConversationSettings, Origin
 
 log = logging.getLogger(__name__)
 
 TRY_PATIENCE_S = 0.2
-SEARCH_LIMIT_CHARS = 200  # SQLite refuses very long LIKE patterns
 
 _CONVERSATION_ID = re.compile(r"[0-9a-f]{32}")
 _SELECT = """
@@ -43,6 +45,11 @@ _SELECT = """
 _INSERT = f"""
     INSERT OR IGNORE INTO conversations(id, owner_id, title, created_at, updated_at, settings, key, origin, turn_number)
     VALUES (?, ?, '', ?, ?, ?, ?, ?, {NEXT_TURN})"""  # noqa: S608
+_EMPTY = f"""
+    SELECT id FROM conversations WHERE owner_id = ? AND leaf_id IS NULL AND key IS NULL AND origin = '{Origin.PAGE}'
+    AND title = '' AND binned_s IS NULL AND id NOT IN (SELECT value FROM json_each(?))
+    ORDER BY turn_number DESC, rowid DESC LIMIT 1"""  # noqa: S608
+_USED_AGAIN = f"UPDATE conversations SET updated_at = ?, turn_number = {NEXT_TURN} WHERE id = ?"  # noqa: S608
 _NEWEST_FIRST = " ORDER BY c.turn_number DESC, c.rowid DESC"  # the clock may be set back between two turns
 
 
@@ -110,21 +117,19 @@ class Store:
             row = db.execute("SELECT saved_s_total, reused_tokens_total FROM users WHERE id = ?", [owner_id]).fetchone()
         return Totals(*row) if row else Totals(0.0, 0)
 
-    def create_conversation(self, owner_id: str, settings: ConversationSettings) -> Conversation:
-        """A new conversation, or the owner's newest one if it is still empty."""
+    def create_conversation(
+        self, owner_id: str, settings: ConversationSettings, taken: Sequence[str] = ()
+    ) -> Conversation:
+        """A new conversation, or an empty one without a name that the owner has already, with the settings that it
+        has. `taken` are ids that are not used again, because other tabs show them."""
         now = time.time()
         with self.database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
-            newest = db.execute(
-                "SELECT id, leaf_id FROM conversations WHERE owner_id = ? AND key IS NULL AND binned_s IS NULL"
-                " ORDER BY turn_number DESC, rowid DESC LIMIT 1",
-                [owner_id],
-            ).fetchone()
-            if newest and newest[1] is None:
-                conversation_id = str(newest[0])
-                db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [_dump(settings), conversation_id])
+            empty = db.execute(_EMPTY, [owner_id, json.dumps(list(taken))]).fetchone()
+            conversation_id = str(empty[0]) if empty else uuid.uuid4().hex
+            if empty:
+                db.execute(_USED_AGAIN, [now, conversation_id])
             else:
-                conversation_id = uuid.uuid4().hex
                 dumped = _dump(settings)
                 db.execute(_INSERT, [conversation_id, owner_id, now, now, dumped, None, Origin.PAGE])
         return self.conversation(owner_id, conversation_id)
@@ -147,15 +152,14 @@ class Store:
             row = db.execute(sql, [owner_id, key]).fetchone()
         return str(row[0]) if row else None
 
-    def conversations(self, owner_id: str, search: str = "") -> list[Conversation]:
-        """The owner's conversations, newest first; with `search` those whose title or messages contain it."""
-        sql, parameters = _SELECT + "AND c.owner_id = :owner", {"owner": owner_id}
-        if search:
-            parameters["like"] = f"%{_escaped(search[:SEARCH_LIMIT_CHARS])}%"
-            sql += r""" AND (c.title LIKE :like ESCAPE '\' OR EXISTS (
-                SELECT 1 FROM messages t WHERE t.conversation_id = c.id AND t.text LIKE :like ESCAPE '\'))"""
+    def conversations(self, owner_id: str, search: str = "", most: int | None = None) -> list[Conversation]:
+        """The owner's conversations, newest first; with `search` those whose title or messages contain it, each with
+        the place in its messages. At most `most`."""
+        sql = FOUND if search.strip() else _SELECT + "AND c.owner_id = :owner"
+        parameters = {"owner": owner_id, **search_parameters(search)}
         with self.database.read() as db:
-            return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST, parameters)]
+            limit = "" if most is None else f" LIMIT {most:d}"
+            return [_conversation(row) for row in db.query(sql + _NEWEST_FIRST + limit, parameters)]
 
     def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
         """Raises `ConversationNotFound` if it does not exist or belongs to another owner."""
@@ -235,11 +239,8 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         has_first_title=row["title_by"] == "first words",
         numerics=row["numerics"],
         origin=Origin(row["origin"]),
+        found=Excerpt(*json.loads(row["found"])) if row.get("found") else None,
     )
-
-
-def _escaped(search: str) -> str:
-    return search.replace("\\", "\\\\").replace("%", r"\%").replace("_", r"\_")
 
 
 def _dump(settings: ConversationSettings) -> str:

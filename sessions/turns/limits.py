@@ -54,13 +54,13 @@ class TurnLimits:
                 f"{self.context_limit_tokens:,}. Leave some of them out."
             )
 
-    def refuse_hopeless(self, text: str) -> None:
+    def refuse_hopeless(self, text: str, what: str = "This message") -> None:
         """Raises `ContextFull` for a text that cannot fit however it is tokenised, before seconds are spent on
         tokenising it."""
         least = self._template.least_tokens(text)
         if least > self.context_limit_tokens:
             raise ContextFull(
-                f"This message has at least {tokens(least)}; the model reads at most {self.context_limit_tokens:,}. "
+                f"{what} has at least {tokens(least)}; the model reads at most {self.context_limit_tokens:,}. "
                 "Shorten it."
             )
 

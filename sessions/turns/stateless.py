@@ -189,7 +189,7 @@ class StatelessTurns:
     ) -> Conversation:
         """A new one, or the one that was found; the page shows the system prompt that holds now."""
         if placement.conversation is None:
-            sampling = replace(request.sampling, grammar=None)  # of this answer only
+            sampling = self._lasting(request.sampling)
             settings = ConversationSettings(sampling, history.system_prompt, request.template_variables)
             if not self._store.add_conversation(owner_id, conversation_id, settings, placement.key):
                 raise ConversationBusy("Another request has just begun the conversation of this key. Try again.")
@@ -202,6 +202,20 @@ class StatelessTurns:
             if settings != placement.conversation.settings:
                 self._store.set_settings(conversation_id, settings)
         return self._store.conversation(owner_id, conversation_id)
+
+    def _lasting(self, asked: SamplingParams) -> SamplingParams:
+        """What holds for later answers too: a client's limits, stops and formats are those of one answer."""
+        return replace(
+            self._engine.info.default_sampling,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            min_p=asked.min_p,
+            repetition_penalty=asked.repetition_penalty,
+            presence_penalty=asked.presence_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            seed=asked.seed,
+        )
 
     def _imported(
         self, request: ChatRequest, history: ResentHistory, placement: Placement, template: TurnTemplate

@@ -11,12 +11,14 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
 from tests.app.site import Site, Tab
 
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
+WIDE: ViewportSize = {"width": 1440, "height": 900}
+LOCAL = "local"  # the owner where no password is set
 MODEL = "Scripted-1B"
 Serve = Callable[..., Site]
 Connect = Callable[..., OpenAI]
@@ -53,7 +55,7 @@ def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
     tabs: list[Tab] = []
 
     def start(url: str, **context: Any) -> Tab:
-        page = chromium.new_context(**{"viewport": {"width": 1440, "height": 900}, **context}).new_page()
+        page = chromium.new_context(**{"viewport": WIDE, **context}).new_page()
         tabs.append(Tab(page, url))
         return tabs[-1]
 
@@ -61,7 +63,43 @@ def tab(chromium: Browser) -> Iterator[Callable[..., Tab]]:
     for one in tabs:
         one.page.context.close()
         assert one.problems == []
-        assert [url for url in one.requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))] == []
+        assert outside(one) == []
+
+
+@pytest.fixture(scope="module")
+def module_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("module"))
+    yield site
+    site.close()
+
+
+@pytest.fixture(scope="module")
+def module_tab(chromium: Browser, module_site: Site) -> Iterator[Tab]:
+    one = Tab(chromium.new_context(viewport=WIDE).new_page(), module_site.url)
+    yield one
+    one.page.context.close()
+
+
+@pytest.fixture
+def shared_site(module_site: Site) -> Iterator[Site]:
+    """A site that a module's tests share, without conversations. Its engine may be made slower."""
+    engine = module_site.engine
+    usual = engine.answer, engine.token_delay_s, engine.fed_token_delay_s
+    yield module_site
+    engine.answer, engine.token_delay_s, engine.fed_token_delay_s = usual
+    for summary in module_site.manager.list_conversations(LOCAL):
+        module_site.manager.delete(LOCAL, summary.conversation_id)
+
+
+@pytest.fixture
+def one(shared_site: Site, module_tab: Tab) -> Iterator[Tab]:
+    """A tab of the shared site at an empty conversation. The tests of a module share it: to start a site and load the
+    page costs more than most of them."""
+    module_tab.problems.clear()
+    module_tab.requests.clear()
+    yield module_tab.start_over()
+    assert module_tab.problems == []
+    assert outside(module_tab) == []
 
 
 @pytest.fixture
@@ -88,6 +126,11 @@ def http(site: Site) -> Iterator[httpx.Client]:
     """Plain HTTP to the site."""
     with httpx.Client(base_url=site.url, timeout=30) as client:
         yield client
+
+
+def outside(one: Tab) -> list[str]:
+    """The requests that left the host."""
+    return [url for url in one.requests if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
 
 
 def user(text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 from app.access.auth import Owners
 from app.access.callers import Callers
@@ -56,6 +56,8 @@ class Site:
         has_tunnel: bool = False,
         names: ModelNames | None = None,
         allowed_origins: tuple[str, ...] = (),
+        root_path: str = "",
+        port: int = 0,
         **engine: Any,
     ) -> None:
         self.engine = ScriptedEngine(**{"answer": echo, **engine})
@@ -66,7 +68,7 @@ class Site:
         self.manager = SessionManager(self.store, self.engine, template or ByteTemplate(), SessionConfig(**settings))
         self.manager.start()
         owners = Owners(load_secret(data_dir / "secret"), password, self.store.logins)
-        self._listeners = [bind("127.0.0.1", 0) for _ in range(1 + has_tunnel)]
+        self._listeners = [bind("127.0.0.1", number) for number in (port, 0)[: 1 + has_tunnel]]
         self.url, self.tunnel_url = (f"http://127.0.0.1:{self._listeners[n].getsockname()[1]}" for n in (0, -1))
         visitors = Visitors(
             trusted_networks(trusted_proxy) if trusted_proxy else (),
@@ -75,7 +77,7 @@ class Site:
         callers = Callers(self.store.keys, owners, visitors, require_key)
         services = Services(self.manager, owners, Share(), callers, allowed_origins, names or ModelNames())
         ready = threading.Event()
-        self._server = Server(app_in_a_loop(services, headless), 2, ready.set)
+        self._server = Server(app_in_a_loop(services, headless, root_path), 2, ready.set)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._listeners})
         self._thread.start()
         assert ready.wait(30)
@@ -91,11 +93,11 @@ class Site:
         assert not self._thread.is_alive()
 
 
-def app_in_a_loop(services: Services, headless: bool) -> FastAPI:
+def app_in_a_loop(services: Services, headless: bool, root_path: str = "") -> FastAPI:
     """Builds the app inside an event loop: without one Gradio makes its own and never closes them."""
 
     async def build() -> FastAPI:
-        return create_app(services, "127.0.0.1", headless)
+        return create_app(services, "127.0.0.1", headless, root_path)
 
     return run_coroutine(build())
 
@@ -124,12 +126,35 @@ class Tab:
         self.page.wait_for_selector("html[data-keepwarm=ready]")
         return self
 
+    def log_in(self, password: str) -> None:
+        """Fills in the log-in page, as the person whose conversations this browser keeps, if it keeps any."""
+        kept = self.page.get_by_label("Continue with the conversations kept in this browser")
+        if kept.count():
+            kept.check()
+        self.page.get_by_label("Password").fill(password)
+        self.page.keyboard.press("Enter")
+
     def by(self, test_id: str) -> Locator:
         return self.page.get_by_test_id(test_id)
 
+    def start_over(self) -> Tab:
+        """An empty conversation, as in a page that has just been loaded. What a test left open is closed."""
+        if self.page.url == "about:blank":
+            return self.open()
+        self.page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        try:
+            self.by("new").click(timeout=2000)
+            expect(self.by("conversation")).to_have_count(1, timeout=2000)
+            expect(self.by("welcome")).to_be_visible(timeout=2000)
+        except (AssertionError, TimeoutError):
+            self.page.goto("about:blank")
+            self.open()
+        return self
+
     def write(self, text: str) -> None:
+        is_touch = self.page.evaluate("matchMedia('(pointer: coarse)').matches")  # there Enter begins a line
         self.by("composer").fill(text)
-        self.page.keyboard.press("Enter")
+        self.page.keyboard.press("Control+Enter" if is_touch else "Enter")
 
     def say(self, text: str) -> None:
         """Sends a message and waits for the whole answer."""

@@ -116,6 +116,6 @@ def test_two_hundred_requests(served: StartedProcess) -> None:
 def test_the_panel_says_what_it_is_for() -> None:
     drawn = memory_panel.draw_process(ProcessMemory(690 * MIB, 420 * MIB, 120 * MIB, 24 * MIB))
     assert drawn["resident"] == "690.0 MiB"
-    assert drawn["parts"] == "weights 120.0 MiB · KV 24.0 MiB · program 420.0 MiB · other 126.0 MiB"
+    assert drawn["parts"] == "model 120.0 MiB · conversations 24.0 MiB · program 420.0 MiB · other 126.0 MiB"
     on_a_gpu = memory_panel.draw_process(ProcessMemory(3000 * MIB, 420 * MIB, 0, 0))
     assert on_a_gpu["parts"] == "program 420.0 MiB · other 2.5 GiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -65,6 +66,23 @@ def test_days() -> None:
     assert units.day(now - 5 * 86_400, now) == "Last 7 days"
     assert units.day(now - 30 * 86_400, now) == "February"
     assert units.day(now - 300 * 86_400, now) == "May 2026"
+
+
+def test_days_are_the_readers() -> None:
+    at = datetime(2026, 11, 29, 15, 57, tzinfo=UTC).timestamp()
+    with units.in_zone("Asia/Tokyo"):
+        assert units.day(at, at + 3600) == "Today"
+        assert units.day(at - 3600, at) == "Yesterday"
+    with units.in_zone("America/New_York"):
+        assert units.day(at - 3600, at) == "Today"
+
+
+@pytest.mark.parametrize("zone", ["", "Mars/Base", "../../etc/passwd", "/etc/passwd", "\0", "x" * 10_000, "\ud800"])
+def test_an_unknown_zone_is_the_servers(zone: str) -> None:
+    hours = [hour * 3600.0 for hour in range(24)]
+    here = [units.day(0.0, hour) for hour in hours]
+    with units.in_zone(zone):
+        assert [units.day(0.0, hour) for hour in hours] == here
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 // what this file lists: elements by createElement, attributes one by one with checked values, everything else as text.
 // There is no innerHTML here, and no attribute that loads, runs or covers anything.
 import { copyText, el } from "./dom.js";
+import { reachable } from "./reach.js";
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const SAFE_SCHEMES = new Set(["http:", "https:", "mailto:"]);
@@ -19,14 +20,16 @@ const PLAIN = {
   strong: "strong",
   struck: "s",
   code: "code",
+  note_mark: "sup",
 };
 const TOKENS = new Set(["comment", "string", "number", "keyword", "function", "class-name"]);
 const ALIGNS = new Set(["left", "center", "right"]);
 const MATH = new Set(
-  "mrow mstyle mi mn mo mtext mspace mfrac msup msub msubsup munder mover munderover msqrt mroot mtable mtr mtd".split(
+  "mrow mstyle mi mn mo mtext mspace mfrac msup msub msubsup munder mover munderover msqrt mroot mtable mtr mtd menclose".split(
     " ",
   ),
 );
+const KNOWS_DIRECTIONS = CSS.supports("selector(:dir(rtl))");
 const FLAGS = /^(true|false)$/;
 const SMALL = /^[0-3]?(\.\d+)?em$/;
 const MATH_ATTRIBUTES = {
@@ -42,6 +45,7 @@ const MATH_ATTRIBUTES = {
   mathvariant: /^normal$/,
   scriptlevel: /^[0-2]$/,
   linethickness: /^0$/,
+  notation: /^box$/,
   minsize: SMALL,
   maxsize: SMALL,
   width: SMALL,
@@ -49,7 +53,8 @@ const MATH_ATTRIBUTES = {
   rspace: SMALL,
 };
 
-// Makes `body` show these blocks, each a JSON string. Unchanged blocks are not touched, so a selection in them stays.
+// Makes `body` show these blocks, each a JSON string, after what else it holds. Unchanged blocks are not touched, so a
+// selection in them stays.
 export function drawAnswer(body, blocks) {
   const drawn = body.kwBlocks ?? [];
   blocks.forEach((json, index) => {
@@ -57,11 +62,11 @@ export function drawAnswer(body, blocks) {
     if (old?.json === json) return;
     const tree = JSON.parse(json);
     if (old) {
-      drawn[index] = { json, tree, node: patch(old.node, old.tree, tree), gap: old.gap };
+      drawn[index] = { json, tree, node: directed(patch(old.node, old.tree, tree)), gap: old.gap };
       return;
     }
     const gap = document.createTextNode("\n");
-    const node = build(tree);
+    const node = directed(build(tree));
     body.append(node, gap);
     drawn[index] = { json, tree, node, gap };
   });
@@ -70,6 +75,13 @@ export function drawAnswer(body, blocks) {
     gap.remove();
   }
   body.kwBlocks = drawn;
+  if (KNOWS_DIRECTIONS) body.dir = drawn[0]?.node.matches?.(":dir(rtl)") ? "rtl" : "ltr";
+}
+
+// Each block is written from the side where its first word begins; code always from the left.
+function directed(node) {
+  if (node instanceof HTMLElement) node.dir = node.classList.contains("kw-code") ? "ltr" : "auto";
+  return node;
 }
 
 function build(tree) {
@@ -103,7 +115,9 @@ const BUILDERS = {
     };
     return el("span", { ...props, "aria-label": done === true ? "done" : "to do", text: done === true ? "☑" : "☐" });
   },
-  table: () => around(el("div", { class: "kw-table" }), el("table")),
+  table: () => around(reachable(el("div", { class: "kw-table" })), el("table")),
+  note: () => el("div", { class: "kw-note-text" }),
+  note_link: noteLink,
   cell: (attributes) => el("td", cellClass(attributes)),
   header_cell: (attributes) => el("th", { scope: "col", ...cellClass(attributes) }),
   code_block: codeBlock,
@@ -113,7 +127,7 @@ const BUILDERS = {
     const math = document.createElementNS(MATHML, "math");
     if (display === true) math.setAttribute("display", "block");
     const box = el("span", { class: `kw-math${display === true ? " kw-math-block" : ""}`, title: String(source) });
-    return around(box, math);
+    return around(display === true ? reachable(box) : box, math);
   },
   math_source: ({ display }) => el("span", { class: `kw-math-source${display === true ? " kw-math-block" : ""}` }),
 };
@@ -138,9 +152,23 @@ function codeBlock() {
     title: "Copy code",
     on: { click: () => copyCode(copy, code) },
   });
-  const box = el("div", { class: "kw-code" }, el("pre", {}, code), copy);
+  const box = el("div", { class: "kw-code" }, reachable(el("pre", {}, code)), copy);
   box.kwInside = code;
   return box;
+}
+
+// The mark of a footnote; a click shows the note with the same mark in the same answer.
+function noteLink() {
+  const button = el("button", { type: "button", class: "kw-note-link", title: "Show the note", on: { click: show } });
+  function show() {
+    const marks = button.closest(".md").querySelectorAll(".kw-note-text > sup");
+    const note = [...marks].find((mark) => mark.textContent === button.textContent)?.parentElement;
+    if (!note) return;
+    note.tabIndex = -1;
+    note.focus({ preventScroll: true });
+    note.scrollIntoView({ block: "nearest" });
+  }
+  return around(el("sup"), button);
 }
 
 async function copyCode(button, code) {

@@ -1,75 +1,84 @@
-// The two channels to the server. `ask` returns JSON (sidebars, stop). `act` goes through a Gradio event, because only
-// an event may change the chat; one at a time, so that a reply never arrives for a conversation that was left.
-import { emit, mounted } from "./bus.js";
+// The two channels to the server. `ask` returns JSON (sidebars, settings, stop). `act` goes through a Gradio event,
+// because only an event may change the chat; one at a time, so that a reply never arrives for a conversation that was
+// left.
+import { mounted } from "./bus.js";
 
-export const LOST = "The server does not answer. What you wrote is still here; try again in a moment.";
+const LOST = "The server does not answer. What you wrote is still here; try again in a moment.";
+const REFUSED =
+  "The server did not take this request. Try again; if that does not help, reload the page: what you wrote is kept.";
+const LOGGED_OUT = "You are logged out. What you wrote is still here after the next log-in.";
 const WATCH_MS = 2000;
 const PATIENCE_MS = 120000;
+const HEALTH_MS = 5000;
 
+// Times are written as the reader's clock shows them.
+const zone = Intl.DateTimeFormat().resolvedOptions().timeZone ?? "";
 let port = null;
 let lastSeq = 0;
 let pending = null;
+let sendsNoEvents = false; // after an event that did not reach the server, Gradio sends no more of them
 let queue = Promise.resolve();
 
 export function mount(_element, _value, gradio) {
   port = gradio;
   gradio.watch("value", () => {
     const reply = gradio.props.value;
-    if (reply?.seq === "settings") emit("settings");
-    else if (pending && reply?.seq === pending.seq) pending.settle(reply);
+    if (pending && reply?.seq === pending.seq) pending.settle(reply);
   });
   mounted("bridge");
 }
 
 export async function ask(name, details = {}) {
-  try {
-    const reply = await port.server.ask({ ask: name, ...details });
-    if (reply?.login) location.assign("/login");
-    if (reply) return reply;
-  } catch {
-    // Reported below: to a person, a server that is gone and one that answers with nothing are the same.
-  }
-  return { error: LOST, lost: true };
+  const reply = await port.server.ask({ ask: name, zone, ...details }).catch(() => null);
+  if (reply) return reply.login ? logIn() : reply;
+  // Gradio gives nothing where the server is gone, refuses a visitor who is logged out, or does not know this page.
+  const found = await look();
+  if (found === "logged out") return logIn();
+  return { error: found === "there" ? REFUSED : LOST, lost: true };
 }
 
-// Resolves with the server's reply. `still` may cancel the action while it waits for its turn; then it resolves to null.
-export function act(action, details = {}, still = () => true) {
-  const turn = queue.then(() => (still() ? exchange(action, details) : null));
+// Resolves with the server's reply. `details` gives the action's fields when its turn has come. `still` may cancel the action while it waits for its turn; then it resolves to null.
+export function act(action, details, still) {
+  const turn = queue.then(() => (still() ? exchange(action, details()) : null));
   queue = turn.catch(() => null);
   return turn;
 }
 
-export function trigger(event, details) {
-  port.trigger(event, details);
-}
-
 function exchange(action, details) {
   const seq = ++lastSeq;
-  const lost = { seq, error: LOST, lost: true };
+  if (sendsNoEvents) return ask("act", { seq, action, ...details });
   return new Promise((resolve) => {
     const began = performance.now();
     const settle = (reply) => {
       clearInterval(watchdog);
       pending = null;
-      if (reply.login) location.assign("/login");
-      resolve(reply);
+      resolve(reply.login ? logIn() : reply);
     };
     // Gradio does not report a failed request, so check from time to time whether the server still answers.
     const watchdog = setInterval(async () => {
-      const there = await isServerThere();
-      if (pending?.seq === seq && (!there || performance.now() - began > PATIENCE_MS)) settle(lost);
+      const found = await look();
+      if (pending?.seq !== seq) return;
+      sendsNoEvents = sendsNoEvents || found === "gone";
+      if (found === "logged out") settle({ seq, login: true });
+      else if (found === "gone" || performance.now() - began > PATIENCE_MS) settle({ seq, error: LOST, lost: true });
     }, WATCH_MS);
     pending = { seq, settle };
-    port.trigger("act", { seq, action, ...details });
+    port.trigger("act", { seq, action, zone, ...details });
   });
 }
 
-async function isServerThere() {
+// "there", "gone", or "logged out": then /health says less.
+async function look() {
   try {
-    const health = await (await fetch("/health", { cache: "no-store" })).json();
-    if (!health.model) location.assign("/login"); // without a login /health reports less
-    return true;
+    const health = await fetch("health", { cache: "no-store", signal: AbortSignal.timeout(HEALTH_MS) });
+    return (await health.json()).model ? "there" : "logged out";
   } catch {
-    return false;
+    return "gone";
   }
+}
+
+// The log-in leads back to the conversation that the address names.
+function logIn() {
+  location.replace(`login${location.hash}`);
+  return { error: LOGGED_OUT, login: true };
 }

@@ -10,6 +10,7 @@ export const state = {
   run: null,
   context: null,
   answer: null, // the blocks of the growing answer, once the first update has arrived
+  thoughts: null, // how many of these are thoughts, null if none are
 };
 
 const target = new EventTarget();

@@ -3,6 +3,9 @@ import { ask } from "./bridge.js";
 import { mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
+import * as drafts from "./drafts.js";
+import { isTouch, sends } from "./keys.js";
+import { browserStorage } from "./storage.js";
 
 // Soon after a key: once the draft is unchanged for a moment, the model reads all of it, until Enter is pressed.
 const COUNT_AFTER_MS = 30;
@@ -10,22 +13,26 @@ const COUNT_EVERY_MS = 100; // at most this often: more often than a draft takes
 const LARGE_DRAFT = 200000; // characters: a larger draft is counted less often
 const COUNT_LARGE_EVERY_MS = 1000;
 const HIGHEST_PX = 260;
+const RUNNING = "An answer is being written. Wait for its end, or stop it.";
 
 export function mount(element, facts) {
   const problem = el("p", { class: "kw-problem", role: "alert", "data-testid": "problem" });
+  const remedy = el("span", { class: "kw-remedy" });
   const problemBox = el(
     "div",
     { class: "kw-problem-box", hidden: true },
     problem,
+    remedy,
     iconButton("close", "Dismiss", () => show("")),
   );
   const area = el("textarea", {
     class: "kw-composer-text",
     rows: 1,
+    dir: "auto",
     placeholder: "Message",
     "aria-label": "Message",
     "data-testid": "composer",
-    enterkeyhint: "send",
+    enterkeyhint: isTouch() ? "enter" : "send",
   });
   const button = el("button", { type: "button", class: "kw-button kw-primary kw-send", on: { click: press } });
   const ahead = facts?.reads_ahead ? aheadSwitch() : null;
@@ -61,7 +68,11 @@ export function mount(element, facts) {
   }
 
   async function submit(text = area.value) {
-    if (sending || state.run) return;
+    if (sending) return;
+    if (state.run) {
+      show(RUNNING);
+      return;
+    }
     sending = true;
     try {
       const reply = await conversation.send(text);
@@ -88,7 +99,7 @@ export function mount(element, facts) {
   function changed() {
     area.style.height = "auto";
     area.style.height = `${Math.min(HIGHEST_PX, area.scrollHeight)}px`;
-    remember(area.value);
+    drafts.remember(state.conversationId, area.value);
     if (!area.value.trim()) {
       clearTimeout(counter);
       counter = 0;
@@ -129,7 +140,7 @@ export function mount(element, facts) {
   }
 
   function aheadSwitch() {
-    const toggle = textButton("Read ahead", () => {
+    const toggle = textButton("Read as I type", () => {
       toggle.setAttribute("aria-pressed", String(!isAheadOn(toggle)));
       keepChoice(isAheadOn(toggle));
       if (isAheadOn(toggle)) changed();
@@ -143,9 +154,12 @@ export function mount(element, facts) {
     return toggle;
   }
 
-  function show(sentence) {
-    problem.textContent = sentence;
-    problemBox.hidden = !sentence;
+  // `news` is a sentence, "" for none, or a sentence with a remedy: {text, label, press}.
+  function show(news) {
+    const { text, label, press: remedies } = typeof news === "string" ? { text: news } : news;
+    problem.textContent = text;
+    problemBox.hidden = !text;
+    remedy.replaceChildren(...(label ? [textButton(label, remedies, { class: "kw-small" })] : []));
   }
 
   function drawButton() {
@@ -154,7 +168,7 @@ export function mount(element, facts) {
     if (button.dataset.label === label) return;
     button.dataset.label = label;
     button.setAttribute("aria-label", label);
-    button.title = running ? "Stop (Esc)" : "Send (Enter)";
+    button.title = running ? "Stop (Esc)" : isTouch() ? "Send" : "Send (Enter)";
     button.dataset.testid = label.toLowerCase();
     button.classList.toggle("kw-stop", running);
     button.disabled = false;
@@ -170,15 +184,21 @@ export function mount(element, facts) {
 
   area.addEventListener("input", changed);
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      submit();
-    }
+    if (!sends(event)) return;
+    event.preventDefault();
+    submit();
   });
   on("problem", show);
   on("focus", () => area.focus());
   on("example", (text) => submit(text));
-  on("run", drawButton);
+  on("draft", (text) => {
+    if (!area.value) setText(text);
+    focus();
+  });
+  on("run", () => {
+    drawButton();
+    if (!state.run && problem.textContent === RUNNING) show("");
+  });
   on("thread", drawContext);
   on("stopping", () => {
     button.disabled = true; // until the end of the run redraws it
@@ -187,7 +207,7 @@ export function mount(element, facts) {
   // At once, not when the conversation has loaded: what is written or counted until then belongs to the new one.
   on("leaving", () => {
     show("");
-    setText(recall());
+    setText(drafts.recall(state.conversationId));
   });
   on("opened", focus);
   drawButton();
@@ -201,32 +221,9 @@ function isAheadOn(toggle) {
 // The choice is stored in this browser.
 
 function keepChoice(on) {
-  try {
-    localStorage.setItem("kw-read-ahead", on ? "on" : "off");
-  } catch {
-    // A browser without storage: the choice lasts as long as the page.
-  }
+  browserStorage.set("kw-read-ahead", on ? "on" : "off");
 }
 
 function keptChoice() {
-  try {
-    return localStorage.getItem("kw-read-ahead") !== "off";
-  } catch {
-    return true;
-  }
-}
-
-// Each conversation keeps its own draft, also across a reload.
-
-function remember(text) {
-  try {
-    if (text) sessionStorage.setItem(`kw-draft-${state.conversationId}`, text);
-    else sessionStorage.removeItem(`kw-draft-${state.conversationId}`);
-  } catch {
-    // A draft larger than the browser's storage: it stays in the message box.
-  }
-}
-
-function recall() {
-  return sessionStorage.getItem(`kw-draft-${state.conversationId}`) ?? "";
+  return browserStorage.get("kw-read-ahead") !== "off";
 }

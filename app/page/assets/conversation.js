@@ -1,35 +1,54 @@
 // The open conversation: actions on it, and following its running answer.
+import * as address from "./address.js";
 import { act, ask } from "./bridge.js";
 import { emit, state } from "./bus.js";
+import * as drafts from "./drafts.js";
+import * as tabs from "./tabs.js";
 
 const UPDATE_MS = 110; // nine updates a second
 const SHOWN = 30;
 const MEMORY_MS = 1000; // how often the memory panel is updated during a run
+const UNKNOWN = "That conversation no longer exists, or it belongs to someone else. This is a new one.";
+const DELETED = "This conversation was deleted in another tab or on another device. What you wrote is still here.";
 let following = false;
 let held = new Map(); // the blocks of the growing answer by key
 
-export async function open(conversationId) {
+// Opens a conversation. `how` it gets into the browser's history: see address.js. With `find`, a searched text, it is
+// shown where that text stands.
+export async function open(conversationId, how = "push", find = "") {
   const changed = conversationId !== state.conversationId;
   if (changed) {
     state.conversationId = conversationId;
     state.shown = SHOWN;
     state.run = null;
+    held = new Map();
+    address.show(conversationId, how);
+    tabs.note(conversationId);
     emit("leaving");
   }
   emit("selected", conversationId);
-  const reply = await perform("open", {}, conversationId);
-  if (reply?.gone && !reply.lost) {
-    await openNew();
-    emit("problem", "That conversation no longer exists.");
-  } else if (changed) {
-    emit("opened");
+  const reply = await perform("open", find ? { find } : {}, conversationId);
+  if (reply?.gone) {
+    // Not at the start: whoever wrote it in this tab may have logged out, and someone else in.
+    const draft = how === "push" ? drafts.recall(conversationId) : "";
+    if (!(await openNew("replace"))) return;
+    emit("problem", UNKNOWN);
+    if (!draft) return;
+    drafts.forget(conversationId);
+    emit("draft", draft);
+    return;
   }
+  if (changed) emit("opened");
+  if (reply?.found !== undefined) emit("found", reply.found);
 }
 
-export async function openNew() {
-  const reply = await ask("new");
+// An empty conversation with the settings that it has: the one that is open if it is still empty, none that another tab
+// has open. False if the server gave none, and said why.
+export async function openNew(how = "push") {
+  const reply = await ask("new", { taken: tabs.openElsewhere().join(",") });
   if (reply.error) emit("problem", reply.error);
-  else await open(reply.conversation_id);
+  else await open(reply.conversation_id, how);
+  return !reply.error;
 }
 
 export async function showEarlier() {
@@ -37,7 +56,17 @@ export async function showEarlier() {
   await perform("open");
 }
 
+export async function showAll() {
+  state.shown += state.hidden;
+  await perform("open");
+}
+
 export async function send(text) {
+  if (!state.conversationId) {
+    // The server could not give one before.
+    if (!(await openNew("replace"))) return null;
+    emit("draft", text);
+  }
   const reply = await perform("send", { text });
   if (reply && !reply.error) emit("sent");
   return reply;
@@ -63,10 +92,13 @@ async function turn(action, details) {
 
 async function perform(action, details = {}, conversationId = state.conversationId) {
   const current = () => conversationId === state.conversationId;
-  const reply = await act(action, { conversation_id: conversationId, shown: state.shown, ...details }, current);
+  // When its turn comes: the reply before may have shown more.
+  const asked = () => ({ conversation_id: conversationId, shown: state.shown, ...details });
+  const reply = await act(action, asked, current);
   if (!reply || !current()) return null;
   if (reply.error) {
     if (!reply.gone) emit("problem", reply.error);
+    else if (action !== "open") offerNew();
     return reply;
   }
   if (action !== "open") emit("problem", "");
@@ -75,8 +107,24 @@ async function perform(action, details = {}, conversationId = state.conversation
   return reply;
 }
 
+// The open conversation was deleted elsewhere. What is shown can still be read and copied.
+function offerNew() {
+  state.run = null;
+  emit("run");
+  emit("problem", { text: DELETED, label: "Continue in a new conversation", press: moveOn });
+}
+
+async function moveOn() {
+  const old = state.conversationId;
+  const draft = drafts.recall(old);
+  if (!(await openNew("replace"))) return;
+  drafts.forget(old);
+  if (draft) emit("draft", draft);
+}
+
 function take(reply) {
   state.run = reply.run;
+  if (reply.shown) state.shown = reply.shown;
   if (reply.messages) {
     state.title = reply.title;
     state.updatedAt = reply.updated_at;
@@ -86,9 +134,10 @@ function take(reply) {
     state.answer = null;
     emit("thread");
   } else if (reply.answer) {
-    const { keys, fresh } = reply.answer;
+    const { keys, fresh, thoughts } = reply.answer;
     held = new Map(keys.map((key) => [key, fresh[key] ?? held.get(key)]));
     state.answer = keys.map((key) => held.get(key));
+    state.thoughts = thoughts;
     emit("answer");
   }
   emit("run");
@@ -105,17 +154,17 @@ async function follow() {
       const still = () => id === state.conversationId && state.run !== null;
       const memory = began - memoryAt > MEMORY_MS;
       if (memory) memoryAt = began;
-      const details = {
+      const details = () => ({
         conversation_id: id,
         version: state.run.version,
         shown: state.shown,
         memory,
         known: [...held.keys()].join(","),
-      };
+      });
       const reply = await act("follow", details, still);
       if (reply?.memory) emit("memory", reply.memory);
       if (reply?.lost) await pause(1000);
-      else if (reply?.gone) break;
+      else if (reply?.gone && id === state.conversationId) offerNew();
       else if (reply && !reply.error && still()) take(reply);
       await pause(Math.max(0, UPDATE_MS - (performance.now() - began)));
     }

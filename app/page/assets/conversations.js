@@ -2,24 +2,38 @@
 import { ask } from "./bridge.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
-import { el, icon, iconButton, reconcile, textButton, tierMark } from "./dom.js";
+import { conversationRow } from "./conversation_row.js";
+import { el, icon, iconButton, textButton } from "./dom.js";
+import * as drafts from "./drafts.js";
+import { isComposing } from "./keys.js";
+import { listWindow } from "./list_window.js";
 import * as page from "./page.js";
+import { isUnread } from "./unread.js";
 
+const ACTS = { choose, edit, isEditing: (id) => editing?.id === id, stopEditing, rename, remove };
 let editing = null; // {id, kind: "rename" | "delete"}
 let latest = [];
+let searched = ""; // what `latest` was searched for
+let list = null;
+let rows = null; // of the list: see list_window.js
+let search = null;
+let add = null;
 
 export function mount(element, facts) {
   page.applyTheme();
-  const search = el("input", {
+  search = el("input", {
     type: "search",
     class: "kw-input",
+    dir: "auto",
     placeholder: "Search",
     "aria-label": "Search conversations",
     "data-testid": "search",
   });
-  const list = el("div", { class: "kw-list", role: "list", "aria-label": "Conversations" });
-  const nothing = el("p", { class: "kw-empty", text: "Nothing found.", hidden: true });
-  const add = textButton("", conversation.openNew, { class: "kw-new", title: "Ctrl+Shift+O", "data-testid": "new" });
+  list = el("div", { class: "kw-list", role: "list", "aria-label": "Conversations" });
+  const nothing = el("p", { class: "kw-empty", role: "status" });
+  const box = el("div", { class: "kw-list-box" }, list, nothing);
+  rows = listWindow(box, list, (item, old) => conversationRow(item, old, ACTS));
+  add = textButton("", begin, { class: "kw-new", title: "Ctrl+Shift+O", "data-testid": "new" });
   add.append(icon("plus"), el("span", { text: "New conversation" }));
   const foot = el(
     "div",
@@ -31,34 +45,95 @@ export function mount(element, facts) {
     el(
       "nav",
       { class: "kw-side", "aria-label": "Conversations" },
-      el("p", { class: "kw-brand" }, brandMark(), el("span", { text: "Keepwarm" })),
+      el(
+        "div",
+        { class: "kw-side-head" },
+        el("p", { class: "kw-brand" }, brandMark(), el("span", { text: "Keepwarm" })),
+        iconButton("close", "Close conversations", () => page.toggle("left"), { class: "kw-phone-only" }),
+      ),
       add,
       el("label", { class: "kw-search" }, icon("search"), search, el("kbd", { text: "Ctrl K", "aria-hidden": "true" })),
-      el("div", { class: "kw-list-box" }, list, nothing),
+      box,
       foot,
     ),
   );
 
+  let opensFirst = false; // Enter was pressed before what was searched for had come
   const draw = () => {
-    reconcile(list, flatten(latest), build);
-    nothing.hidden = latest.length > 0;
+    const held = list.contains(document.activeElement) ? document.activeElement : null;
+    const row = held?.closest(".kw-row")?.dataset.id;
+    rows.show(flatten(latest));
+    // A row that was redrawn keeps the focus.
+    if (held && !list.contains(document.activeElement)) part(row, held.dataset.testid)?.focus();
+    nothing.textContent = latest.length > 0 ? "" : "Nothing found.";
   };
-  search.addEventListener("input", () => emit("searching", search.value));
-  search.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && search.value) {
-      event.stopPropagation();
-      search.value = "";
-      emit("searching", "");
-    } else if (event.key === "Enter") list.querySelector(".kw-open")?.click();
+  search.addEventListener("input", () => {
+    opensFirst = false;
+    emit("searching", search.value);
   });
-  on("search", () => search.focus());
-  on("selected", draw);
-  on("editing", draw);
+  search.addEventListener("keydown", (event) => {
+    if (isComposing(event)) return;
+    if (event.key === "Escape") {
+      event.preventDefault(); // it stops no answer, and closes nothing
+      event.stopPropagation();
+      if (search.value) {
+        search.value = "";
+        emit("searching", "");
+      } else emit("focus");
+    } else if (event.key === "Enter") {
+      opensFirst = searched !== search.value;
+      if (!opensFirst) links()[0]?.click();
+    } else if (event.key === "ArrowDown") {
+      event.preventDefault();
+      links()[0]?.focus();
+    }
+  });
+  list.addEventListener("keydown", walk);
+  on("search", () => {
+    search.focus();
+    search.select();
+  });
+  for (const name of ["selected", "editing", "unread"]) on(name, draw);
+  on("cancel", (cancelled) => {
+    if (!editing) return;
+    cancelled.done = true;
+    stopEditing(editing.id, editing.kind);
+  });
   on("pulse", (news) => {
     latest = news.conversations;
+    searched = news.search;
     draw();
+    if (opensFirst && searched === search.value) {
+      opensFirst = false;
+      links()[0]?.click();
+    }
   });
   mounted("conversations");
+}
+
+function links() {
+  return [...list.querySelectorAll(".kw-open")];
+}
+
+function part(id, testId) {
+  const row = list.querySelector(`.kw-row[data-id="${id}"]`);
+  return row?.querySelector(`[data-testid="${testId}"]`) ?? row?.querySelector(".kw-open");
+}
+
+// The arrow keys walk from one conversation to the next.
+function walk(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const end = { Home: -1, End: 1 }[event.key];
+  const at = links().indexOf(document.activeElement);
+  if (at === -1 || isComposing(event) || !(step || end)) return;
+  event.preventDefault();
+  if (end) rows.reach(end); // what is not seen is not drawn either
+  if (end)
+    links()
+      .at(end < 0 ? 0 : -1)
+      ?.focus();
+  else if (at + step < 0) search.focus();
+  else links()[at + step]?.focus();
 }
 
 function flatten(groups) {
@@ -67,99 +142,53 @@ function flatten(groups) {
     items.push({ key: `heading ${group.heading}`, heading: group.heading });
     for (const { updated_at: _, ...row } of group.rows) {
       const edited = editing?.id === row.id ? editing.kind : "";
-      items.push({ key: row.id, ...row, here: row.id === state.conversationId, edited });
+      const here = row.id === state.conversationId;
+      items.push({ key: row.id, ...row, here, edited, unread: isUnread(row.id) });
     }
   }
   return items;
 }
 
-function build(item, old) {
-  if (item.heading) return el("p", { class: "kw-day", text: item.heading });
-  if (item.edited && old?.dataset.edited === item.edited) return old; // a half-typed name survives the pulse
-  const row = el("div", {
-    class: "kw-row",
-    role: "listitem",
-    "aria-current": item.here ? "true" : null,
-    "data-testid": "conversation",
-    "data-id": item.id,
-    "data-edited": item.edited,
-  });
-  if (item.edited === "rename") row.append(...renaming(item));
-  else if (item.edited === "delete") row.append(...deleting(item));
-  else row.append(...showing(item));
-  return row;
-}
-
-function showing(item) {
-  const button = el(
-    "button",
-    { type: "button", class: "kw-open", title: item.title, on: { click: () => choose(item.id) } },
-    item.is_running
-      ? el("span", { class: "kw-dots", "aria-label": "answering" }, el("i"), el("i"), el("i"))
-      : tierMark(item.tier, true),
-    el("span", { class: "kw-row-title", text: item.title }),
-  );
-  const tools = el(
-    "span",
-    { class: "kw-row-tools" },
-    iconButton("pencil", `Rename ${item.title}`, () => change(item.id, "rename"), { "data-testid": "rename" }),
-    iconButton("trash", `Delete ${item.title}`, () => change(item.id, "delete"), { "data-testid": "delete" }),
-  );
-  return [button, tools];
-}
-
-function renaming(item) {
-  const input = el("input", { class: "kw-input", "aria-label": "New name", maxlength: 120, "data-testid": "name" });
-  input.value = item.title;
-  const save = async () => {
-    if (editing?.id !== item.id) return;
-    const title = input.value.trim();
-    change(null);
-    if (!title || title === item.title) return;
-    if (await tell("rename", { conversation_id: item.id, title })) {
-      if (item.id === state.conversationId) emit("renamed", title);
-    }
-  };
-  input.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") save();
-    else if (event.key === "Escape") {
-      event.stopPropagation();
-      change(null);
-    }
-  });
-  input.addEventListener("blur", save);
-  queueMicrotask(() => input.select());
-  return [input];
-}
-
-function deleting(item) {
-  const sure = textButton("Delete", () => remove(item), { class: "kw-danger kw-small", "data-testid": "delete-sure" });
-  queueMicrotask(() => sure.focus());
-  return [
-    el("span", { class: "kw-row-title", text: "Delete for good?" }),
-    sure,
-    textButton("Keep", () => change(null), { class: "kw-small" }),
-  ];
+async function rename(id, title) {
+  if (!(await tell("rename", { conversation_id: id, title }))) return;
+  if (id === state.conversationId) emit("renamed", title);
 }
 
 async function remove(item) {
-  change(null);
-  const next = latest.flatMap((group) => group.rows).find((row) => row.id !== item.id);
+  const ids = links().map((link) => link.closest(".kw-row").dataset.id);
+  const at = [...list.querySelectorAll(".kw-row")].findIndex((row) => row.dataset.id === item.id);
+  const next = ids[at] ?? ids.at(-1); // the row that takes its place
+  edit(null);
+  (part(next, "open") ?? add).focus();
   if (!(await tell("delete", { conversation_id: item.id }))) return;
-  sessionStorage.removeItem(`kw-draft-${item.id}`);
+  drafts.forget(item.id);
   if (item.id !== state.conversationId) return;
-  if (next) await conversation.open(next.id);
-  else await conversation.openNew();
+  if (next) await conversation.open(next, "replace");
+  else await conversation.openNew("replace");
 }
 
-function change(id, kind) {
+function edit(id, kind) {
   editing = id ? { id, kind } : null;
   emit("editing");
 }
 
-async function choose(id) {
-  await conversation.open(id);
+// Back to the row as it was, with the focus where the editing began.
+function stopEditing(id, kind) {
+  edit(null);
+  part(id, kind)?.focus();
+}
+
+async function choose(event, item) {
+  if (event.button || event.ctrlKey || event.metaKey || event.shiftKey) return; // into a tab or window of its own
+  event.preventDefault();
+  await conversation.open(item.id, "push", item.found ? searched : "");
+  page.closeOverlays();
   emit("focus");
+}
+
+async function begin() {
+  await conversation.openNew();
+  page.closeOverlays(); // also if an empty one was open already
 }
 
 async function tell(name, details) {
@@ -173,7 +202,7 @@ async function tell(name, details) {
 function leave() {
   return el(
     "form",
-    { method: "get", action: "/logout" },
+    { method: "get", action: "logout" },
     el(
       "button",
       {

@@ -64,22 +64,44 @@ export function textButton(label, click, props = {}) {
   return el("button", { type: "button", ...props, class: `kw-button${kind}`, on: { click } }, label);
 }
 
-const TIERS = {
-  device: ["●", "device"],
-  host: ["◉", "host"],
-  disk: ["○", "disk"],
-  cold: ["◌", "cold"],
+// A word with a sentence behind it: the exact term, shown on hover and focus (hint.js).
+export function term(words, hint) {
+  return el("span", { class: "kw-term", tabindex: hint ? 0 : null, "data-hint": hint || null, text: words });
+}
+
+const SHAPES = { device: "●", host: "◉", disk: "○", cold: "◌" };
+const EXACT = {
+  device: "Tier: device, the memory that the model computes in. The next message reads only what is new.",
+  host: "Tier: host memory. Copied back before the next message.",
+  disk: "Tier: disk. Restored before the next message.",
+  cold: "Tier: none (cold). The next message reads the whole conversation again.",
 };
+const words = { device: "in memory", host: "set aside in memory", disk: "on disk", cold: "not kept" };
+
+// The server's words for the tiers: they depend on what the model runs on.
+export function callTiers(given) {
+  Object.assign(words, given);
+}
+
+export function tierWord(tier) {
+  return words[tier] ?? words.cold;
+}
 
 // A tier looks the same everywhere: shape, word and colour. `quiet` hides the word from eyes, not from screen readers.
 export function tierMark(tier, quiet = false) {
-  const [shape, word] = TIERS[tier] ?? TIERS.cold;
+  const word = tierWord(tier);
   return el(
     "span",
     { class: `kw-tier kw-tier-${tier}`, title: quiet ? word : undefined },
-    el("span", { "aria-hidden": "true", class: "kw-tier-shape", text: shape }),
-    el("span", { class: quiet ? "kw-unseen" : "kw-tier-word", text: word }),
+    el("span", { "aria-hidden": "true", class: "kw-tier-shape", text: SHAPES[tier] ?? SHAPES.cold }),
+    quiet ? el("span", { class: "kw-unseen", text: word }) : tierTerm(tier, word),
   );
+}
+
+function tierTerm(tier, word) {
+  const node = term(word, EXACT[tier] ?? EXACT.cold);
+  node.classList.add("kw-tier-word");
+  return node;
 }
 
 // Makes `parent`'s children match `items`, rebuilding only those whose JSON changed: a press on one row, or the focus in

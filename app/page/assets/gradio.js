@@ -11,9 +11,7 @@
     const name = MOUNT.exec(body)?.[1];
     if (!name) throw new EvalError(`Not one of this page's functions: ${body.slice(0, 80)}`);
     return (element, trigger, props, server, _upload, watch) =>
-      import(`/keepwarm/${name}.js`).then((panel) =>
-        panel.mount(element, props.value, { trigger, props, server, watch }),
-      );
+      import(`./${name}.js`).then((panel) => panel.mount(element, props.value, { trigger, props, server, watch }));
   }
 
   window.Function = new Proxy(Function, {

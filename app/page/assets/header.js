@@ -3,9 +3,10 @@ import { mounted, on, state, whenAllAreMounted } from "./bus.js";
 import { el, iconButton } from "./dom.js";
 import * as page from "./page.js";
 import { openSettings } from "./settings.js";
+import { isAnythingUnread } from "./unread.js";
 
 export function mount(element, facts) {
-  const title = el("h1", { class: "kw-title", "data-testid": "title" });
+  const title = el("h1", { class: "kw-title", dir: "auto", "data-testid": "title" });
   const share = el("p", { class: "kw-share", role: "status", hidden: true });
   const trouble = el("p", { class: "kw-trouble", role: "alert", hidden: true, "data-testid": "trouble" });
   const running = [facts.model, facts.quantization, facts.kernel].filter(Boolean).join(" · ");
@@ -22,9 +23,11 @@ export function mount(element, facts) {
 
   const draw = () => {
     title.textContent = state.title || "New conversation";
-    document.title = state.title ? `${state.title} · Keepwarm` : "Keepwarm";
+    const mark = isAnythingUnread() ? "● " : "";
+    document.title = mark + (state.title ? `${state.title} · Keepwarm` : "Keepwarm");
   };
   on("thread", draw);
+  on("unread", draw);
   on("renamed", (name) => {
     state.title = name;
     draw();

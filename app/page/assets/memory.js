@@ -1,22 +1,37 @@
-// The right sidebar: what memory holds and what that saves.
-import { mounted, on } from "./bus.js";
-import { el, iconButton, reconcile, tierMark } from "./dom.js";
+// The right sidebar: what the open conversation keeps, the totals, and folded below them everything else.
+import { mounted, on, state } from "./bus.js";
+import { callTiers, el, iconButton, reconcile, term, textButton, tierMark, tierWord } from "./dom.js";
+import { startHints } from "./hint.js";
 import { card, known } from "./memory_card.js";
 import * as page from "./page.js";
 import { plot } from "./plot.js";
+import { memoryRows, showMemoryRows } from "./pulse.js";
+import { clock } from "./times.js";
 
-export function mount(element) {
-  const totals = el("section", { class: "kw-totals", "aria-label": "Budget" });
+const MORE_ROWS = 50; // that the list of all conversations grows by
+
+export function mount(element, facts) {
+  callTiers(facts?.words ?? {});
+  startHints();
+  const here = el("div", { class: "kw-memory-here", role: "list", "aria-label": "Memory of this conversation" });
+  const empty = el("p", {
+    class: "kw-empty",
+    text: "It keeps nothing yet. After the first answer, each message reads only what is new.",
+    hidden: true,
+  });
+  const totals = el("section", { class: "kw-totals", "aria-label": "All conversations together" });
   const trend = el("div", { class: "kw-trend" });
   const saved = el("p", { class: "kw-saved", "data-testid": "saved" });
   const whole = el("p", { class: "kw-process kw-figures", "data-testid": "process-memory" });
   const rows = el("div", { class: "kw-memory-rows", role: "list", "aria-label": "Memory of each conversation" });
-  const log = el("ol", { class: "kw-log", "data-testid": "log" });
-  const empty = el("p", {
-    class: "kw-empty",
-    text: "Nothing is held yet. The first answer makes a conversation warm.",
+  const more = textButton("Show more", () => showMemoryRows(memoryRows() + MORE_ROWS), {
+    class: "kw-small",
+    hidden: true,
   });
-  const logBox = el("section", { class: "kw-log-box", "aria-label": "Memory events" }, log);
+  const all = fold("Other conversations", "memory-all", rows, more);
+  const log = el("ol", { class: "kw-log", "data-testid": "log" });
+  const nothing = el("p", { class: "kw-empty", text: "Nothing was moved yet." });
+  const events = fold("What happened", "memory-log", log, nothing);
   element.append(
     el(
       "aside",
@@ -27,65 +42,93 @@ export function mount(element) {
         el("h2", { text: "Memory" }),
         iconButton("close", "Close memory", () => page.toggle("right"), { class: "kw-overlay-only" }),
       ),
-      el("div", { class: "kw-memory-top" }, totals, trend, whole, saved),
-      el("div", { class: "kw-memory-scroll" }, rows, empty),
-      logBox,
+      el(
+        "div",
+        { class: "kw-memory-scroll" },
+        el("h3", { class: "kw-memory-title", text: "This conversation" }),
+        here,
+        empty,
+        el("h3", { class: "kw-memory-title", text: "All together" }),
+        el("div", { class: "kw-memory-top" }, totals, trend, whole, saved),
+        all,
+        events,
+      ),
     ),
   );
+  all.addEventListener("toggle", () => showMemoryRows(all.open ? MORE_ROWS : 0));
 
   let memory = null;
   const draw = () => {
     if (!memory) return;
-    reconcile(
-      totals,
-      memory.bars.map((one) => ({ key: one.tier, ...one })),
-      bar,
-    );
+    const keyed = memory.bars.map((one) => ({ key: one.tier, ...one }));
+    reconcile(totals, keyed, bar);
     reconcile(trend, memory.plot ? [{ key: "plot", ...memory.plot }] : [], plot);
     reconcile(saved, [{ key: "saved", saved: memory.saved, reused: memory.reused }], savings);
-    const all = memory.rows.map(known);
-    const ordered = [...all.filter((row) => row.here), ...all.filter((row) => !row.here)];
-    reconcile(rows, ordered, (row, old) => card(row, old, draw));
-    reconcile(log, numbered(memory.events), line);
-    empty.hidden = memory.rows.length > 0;
-    logBox.hidden = memory.events.length === 0;
+    if (memory.process) reconcile(whole, [{ key: "process", ...memory.process }], processLine);
+    // What a conversation that was just left keeps is hidden, and makes room only once the other's is known.
+    const isLeft = memory.of !== state.conversationId;
+    here.classList.toggle("kw-left", isLeft);
+    if (!isLeft) {
+      reconcile(here, memory.here ? [known(memory.here)] : [], (row, old) => card(row, old, draw));
+      empty.hidden = memory.here !== null;
+    }
+    const others = memory.rows.filter((row) => row.id !== state.conversationId);
+    if (all.open) reconcile(rows, others.map(known), (row, old) => card(row, old, draw));
+    more.hidden = memory.rows.length < memoryRows();
+    if (events.open) reconcile(log, numbered(memory.events), line);
+    nothing.hidden = memory.events.length > 0;
   };
-  const take = (news) => {
-    memory = news;
-    draw();
-  };
+  events.addEventListener("toggle", draw);
   on("pulse", (news) => {
-    reconcile(whole, [{ key: "process", ...news.process }], processLine);
-    take(news.memory);
+    memory = { ...memory, ...news.memory };
+    draw();
   });
-  on("memory", take);
+  on("memory", (news) => {
+    // While an answer is written, only the open conversation and the totals are sent.
+    memory = { ...memory, ...news, of: state.conversationId, rows: memory?.rows ?? [] };
+    draw();
+  });
   on("selected", draw);
   mounted("memory");
 }
 
+function fold(title, testId, ...inside) {
+  return el(
+    "details",
+    { class: "kw-fold", "data-testid": testId },
+    el("summary", { text: title }),
+    el("div", { class: "kw-fold-inside" }, ...inside),
+  );
+}
+
 // Used and reserved are shown separately; the rest of the track is free.
 function bar({ tier, budget, used, reserved, parts, note, hint }) {
-  const words = parts.map((part) => `${part.size} ${part.name}`).join(", ");
-  const track = el("div", { class: "kw-bar", role: "img", "aria-label": `${tier}: ${words}, of ${budget}` });
+  const said = parts.map((part) => `${part.size} ${part.name}`).join(", ");
+  const track = el("div", { class: "kw-bar", role: "img", "aria-label": `${tierWord(tier)}: ${said}, of ${budget}` });
   for (const part of parts) {
     if (part.name === "free") continue;
     const piece = el("span", { class: `kw-bar-${part.name}` });
     piece.style.width = `${(part.share * 100).toFixed(2)}%`;
     track.append(piece);
   }
-  const numbers = el("span", { class: "kw-figures kw-bar-numbers" }, el("strong", { text: used }), ` of ${budget}`);
-  const apart = [reserved ? `${reserved} reserved` : "", note].filter(Boolean).join(" · ");
+  const numbers = el("span", { class: "kw-figures kw-bar-numbers" }, el("strong", { text: used }));
+  if (reserved) {
+    const aside = term(`${reserved}`, hint);
+    aside.append(el("span", { class: "kw-unseen", text: " set aside" }));
+    numbers.append(" + ", aside);
+  }
+  numbers.append(` of ${budget}`);
   return el(
     "div",
     { class: `kw-total kw-tier-${tier}`, "data-testid": `${tier}-total` },
     el("p", { class: "kw-bar-head" }, tierMark(tier), numbers),
     track,
-    apart ? el("p", { class: "kw-bar-apart kw-figures", title: hint || null, text: apart }) : null,
+    note ? el("p", { class: "kw-bar-apart kw-figures" }, term(note, hint)) : null,
   );
 }
 
 function processLine({ resident, parts, hint }) {
-  return el("span", { title: hint }, `Process ${resident}`, el("span", { class: "kw-quiet", text: parts }));
+  return el("span", {}, term("Whole program", hint), ` ${resident}`, el("span", { class: "kw-quiet", text: parts }));
 }
 
 function savings({ saved, reused }) {
@@ -100,9 +143,9 @@ function savings({ saved, reused }) {
 }
 
 function numbered(events) {
-  return events.map((event, index) => ({ key: `${events.length - index} ${event.clock} ${event.text}`, ...event }));
+  return events.map((event, index) => ({ key: `${events.length - index} ${event.at} ${event.text}`, ...event }));
 }
 
 function line(event) {
-  return el("li", {}, el("time", { class: "kw-figures", text: event.clock }), el("span", { text: event.text }));
+  return el("li", {}, el("time", { class: "kw-figures", text: clock(event.at) }), el("span", { text: event.text }));
 }

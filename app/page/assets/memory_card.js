@@ -1,9 +1,10 @@
-// One conversation in the memory panel: what it holds and costs, and the actions on it. Its parts are redrawn one by
-// one, so that a button that is being pressed or has the focus survives changes to the rest.
+// One conversation in the memory panel: what it keeps where, when its next answer begins, and the actions on it. Its
+// parts are redrawn one by one, so that a button that is being pressed or has the focus survives changes to the rest.
 import { ask } from "./bridge.js";
 import { emit, state } from "./bus.js";
 import * as conversation from "./conversation.js";
-import { el, icon, reconcile, textButton, tierMark } from "./dom.js";
+import { el, icon, reconcile, term, textButton, tierMark } from "./dom.js";
+import { clock, moment } from "./times.js";
 
 const opened = new Map(); // conversation -> whether the person opened or closed its card
 const pending = new Map(); // conversation -> the action in progress
@@ -20,23 +21,26 @@ export function card(row, old, redraw) {
   else node.removeAttribute("aria-current");
   const { id, title, tier, open } = row;
   const parts = [
-    { key: "head", draw: head, id, title, tier, open, pinned: row.pinned },
-    { key: "held", draw: held, tier, tokens: row.tokens, size: row.size, next: row.next, cold: row.cold },
+    { key: "head", draw: head, id, title, tier, open, pinned: row.pinned, here: row.here },
+    { key: "held", draw: held, tier, tokens: row.tokens, next: row.next, cold: row.cold },
   ];
-  if (open) parts.push({ key: "places", draw: places, tier, places: row.places, used: row.used_at, cold: row.cold });
+  if (open)
+    parts.push({ key: "places", draw: places, tier, places: row.places, used: moment(row.used_at), cold: row.cold });
   // A problem or a check in progress is visible without opening the card.
   if (row.check && (open || row.check.state !== "true")) parts.push({ key: "check", draw: checked, ...row.check });
   if (open) parts.push({ key: "actions", draw: actions, id, title, actions: row.actions, pending: row.pending });
-  const focused = node.contains(document.activeElement) ? document.activeElement.dataset.testid : null;
+  const focused = node.contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
   reconcile(node, parts, (part) => part.draw(part, redraw));
-  // A redrawn button keeps the focus; if the button is gone, the card's toggle gets it.
+  // A redrawn button or word keeps the focus; if it is gone, the card's toggle gets it.
   if (focused && !node.contains(document.activeElement)) {
-    (node.querySelector(`[data-testid="${focused}"]`) ?? node.querySelector(".kw-card-toggle")).focus();
+    const same = (one) => (focused.testid ? one.dataset.testid === focused.testid : one.dataset.hint === focused.hint);
+    const stops = [...node.querySelectorAll("button, [tabindex]")];
+    (stops.find(same) ?? node.querySelector(".kw-card-toggle")).focus();
   }
   return node;
 }
 
-function head({ id, title, tier, pinned, open }, redraw) {
+function head({ id, title, tier, pinned, open, here }, redraw) {
   const flip = () => {
     opened.set(id, !open);
     redraw();
@@ -54,43 +58,55 @@ function head({ id, title, tier, pinned, open }, redraw) {
     },
     icon(open ? "chevronUp" : "chevronDown"),
   );
-  const pin = el("span", { class: "kw-pinned", title: "Pinned to the device" }, icon("pin"));
+  const pin = el("span", { class: "kw-pinned", title: "Pinned: it stays in memory" }, icon("pin"));
   pin.append(el("span", { class: "kw-unseen", text: "pinned" }));
+  // The open conversation's title stands above the chat.
+  const name = here
+    ? el("span", { class: "kw-unseen", text: title })
+    : textButton(title, () => conversation.open(id), { class: "kw-card-title", dir: "auto", title });
+  return el("div", { class: "kw-card-head" }, name, tierMark(tier), pinned ? pin : null, toggle);
+}
+
+const NEXT = "Expected time to the first token of a message of 32 tokens, from the tier beside it.";
+const COLD = "Expected time to the first token if nothing had been kept.";
+const SHOWN = "The branch that is shown: the ledger of this version of the conversation.";
+const ALL =
+  "All branches (versions that were edited or answered again) and what was read ahead. What they share counts once.";
+
+function held({ tokens, next, cold, tier }) {
+  const wait = tier === "cold" ? `next answer ≈ ${cold}` : `next answer ≈ ${next}`;
   return el(
-    "div",
-    { class: "kw-card-head" },
-    textButton(title, () => conversation.open(id), { class: "kw-card-title", title }),
-    pinned ? pin : null,
-    tierMark(tier),
-    toggle,
+    "p",
+    { class: "kw-card-held kw-figures" },
+    el("span", { text: `${tokens} tokens long` }),
+    term(wait, tier === "cold" ? COLD : NEXT),
   );
 }
 
-function held({ tokens, size, next, cold, tier }) {
-  const weight = [`${tokens} tokens`, size].filter(Boolean).join(" · ");
-  const cost = tier === "cold" ? `next turn ≈ ${cold}, read again` : `next turn ≈ ${next}`;
-  return el("p", { class: "kw-card-held kw-figures" }, el("span", { text: weight }), el("span", { text: cost }));
-}
-
 function places({ places: kept, used, cold, tier }) {
-  const line = (name, value) => el("div", {}, el("dt", {}, name), el("dd", { class: "kw-figures", text: value }));
-  const rows = kept.map((place) => {
-    const reserved = place.reserved ? `, ${place.reserved} reserved` : "";
-    return line(tierMark(place.tier), `${place.tokens} tokens, ${place.size}${reserved}`);
-  });
-  if (tier !== "cold") rows.push(line("without the cache", `≈ ${cold}`));
+  const line = (name, value) => el("div", {}, el("dt", {}, name), el("dd", { class: "kw-figures" }, value));
+  const rows = [];
+  for (const place of kept) {
+    // Always the same lines: what is being read in this panel must not move with every answer.
+    const whole = `${place.tokens} tokens, ${place.size}${place.reserved ? ` + ${place.reserved} set aside` : ""}`;
+    if (place.here) {
+      rows.push(line(tierMark(place.tier), term(`${place.here.tokens} tokens, ${place.here.size}`, SHOWN)));
+      rows.push(line(term("everything kept", ALL), whole));
+    } else rows.push(line(tierMark(place.tier), whole));
+  }
+  if (tier !== "cold") rows.push(line(term("if nothing was kept", COLD), `≈ ${cold}`));
   rows.push(line("last used", used));
   return el("dl", { class: "kw-places" }, ...rows);
 }
 
 const SIGNS = { true: "check", bad: "close", running: "retry", unknown: "retry" };
 
-function checked({ state: found, text, clock }) {
+function checked({ state: found, text, at }) {
   return el(
     "p",
     { class: `kw-check kw-check-${found}`, role: found === "running" ? null : "status", "data-testid": "check" },
     icon(SIGNS[found]),
-    el("span", { class: "kw-figures", text: clock ? `${clock} ${text}` : text }),
+    el("span", { class: "kw-figures", text: at ? `${clock(at)} ${text}` : text }),
   );
 }
 
@@ -101,7 +117,7 @@ function actions({ id, title, actions: offered, pending: under }, redraw) {
     const click = () => (refused ? disabled && emit("problem", hint) : act(id, name, redraw));
     return textButton(label, click, {
       class: "kw-small",
-      title: hint,
+      "data-hint": hint,
       "aria-label": `${label}: ${title}`,
       "aria-description": hint,
       "aria-busy": under === name ? "true" : null,

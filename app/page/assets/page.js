@@ -1,10 +1,15 @@
-// Start-up, keyboard, theme, sidebars, and the address: #<conversation> names the open conversation.
-import { emit, on } from "./bus.js";
+// Start-up, keyboard, theme and sidebars.
+import * as address from "./address.js";
+import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
+import { isComposing } from "./keys.js";
 import { startPulse } from "./pulse.js";
-import { closeSettings } from "./settings.js";
+import { closeSettings, isSettingsOpen } from "./settings.js";
+import { cover, keepTabInside } from "./sheets.js";
+import { browserStorage } from "./storage.js";
+import { watchAnswers } from "./unread.js";
 
-const WIDE = matchMedia("(min-width: 1200px)");
+const WIDE = matchMedia("(min-width: 1000px)");
 const MIDDLE = matchMedia("(min-width: 769px)");
 
 export async function start() {
@@ -12,15 +17,15 @@ export async function start() {
   WIDE.addEventListener("change", drawSidebars);
   MIDDLE.addEventListener("change", drawSidebars);
   document.addEventListener("keydown", shortcut);
+  document.addEventListener("keydown", keepTabInside);
   document.getElementById("kw").append(backdrop());
-  on("selected", (id) => {
-    if (location.hash !== `#${id}`) history.replaceState(null, "", `#${id}`);
-    if (!WIDE.matches) for (const side of ["left", "right"]) if (isOverlay(side)) setOpen(side, false);
-  });
-  addEventListener("hashchange", () => conversation.open(location.hash.slice(1)));
-  const named = location.hash.slice(1);
-  if (named) await conversation.open(named);
-  else await conversation.openNew();
+  on("sheet", drawSidebars);
+  on("leaving", closeOverlays);
+  watchAnswers();
+  address.onChange((id) => (id ? conversation.open(id) : conversation.openNew("replace")));
+  const id = address.named();
+  if (id) await conversation.open(id, "replace");
+  else await conversation.openNew("replace");
   startPulse();
   document.documentElement.dataset.keepwarm = "ready";
 }
@@ -35,7 +40,7 @@ function isOverlay(side) {
 
 function isOpen(side) {
   if (isOverlay(side)) return chosen[side] === "overlay";
-  return remembered(side) !== "closed";
+  return browserStorage.get(`kw-${side}`) !== "closed";
 }
 
 export function toggle(side) {
@@ -48,44 +53,38 @@ function setOpen(side, open) {
     if (open && isOverlay(other)) chosen[other] = null;
     chosen[side] = open ? "overlay" : null;
   } else {
-    localStorage.setItem(`kw-${side}`, open ? "open" : "closed");
+    browserStorage.set(`kw-${side}`, open ? "open" : "closed");
   }
   drawSidebars();
   if (open && isOverlay(side)) document.querySelector(`#kw-${side} button, #kw-${side} input`)?.focus();
 }
 
-function remembered(side) {
-  try {
-    return localStorage.getItem(`kw-${side}`);
-  } catch {
-    return null;
-  }
-}
-
 function drawSidebars() {
   const root = document.getElementById("kw");
-  let covered = false;
+  const shown = ["kw-centre"];
+  let top = null;
   for (const side of ["left", "right"]) {
     const open = isOpen(side);
     root.classList.toggle(`kw-${side}-open`, open);
-    covered ||= open && isOverlay(side);
-    const sidebar = document.getElementById(`kw-${side}`);
-    sidebar.inert = !open;
+    if (open) shown.push(`kw-${side}`);
+    if (open && isOverlay(side)) top = `kw-${side}`;
     const button = document.getElementById(`kw-toggle-${side}`);
     button?.setAttribute("aria-expanded", String(open));
     button?.setAttribute("aria-controls", `kw-${side}`);
   }
-  root.classList.toggle("kw-covered", covered);
+  if (isSettingsOpen()) top = "kw-settings";
+  root.classList.toggle("kw-covered", top !== null);
+  cover(top, shown);
 }
 
 function backdrop() {
-  const cover = document.createElement("div");
-  cover.id = "kw-backdrop";
-  cover.addEventListener("click", closeOverlays);
-  return cover;
+  const curtain = document.createElement("div");
+  curtain.id = "kw-backdrop";
+  curtain.addEventListener("click", () => closeSettings() || closeOverlays());
+  return curtain;
 }
 
-function closeOverlays() {
+export function closeOverlays() {
   let closed = false;
   for (const side of ["left", "right"]) {
     if (isOverlay(side) && isOpen(side)) {
@@ -103,30 +102,49 @@ export function showConversations() {
 // Keyboard.
 
 function shortcut(event) {
+  if (isComposing(event) || event.defaultPrevented) return;
   const command = event.ctrlKey || event.metaKey;
-  if (command && !event.shiftKey && event.key.toLowerCase() === "k") {
+  const key = event.key.toLowerCase();
+  if (event.key === "Escape") onEscape(event.target);
+  else if (isSettingsOpen()) return;
+  else if (command && !event.shiftKey && key === "k") {
     event.preventDefault();
     showConversations();
     emit("search");
-  } else if (command && event.shiftKey && event.key.toLowerCase() === "o") {
+  } else if (command && event.shiftKey && key === "o") {
     event.preventDefault();
     conversation.openNew();
-  } else if (event.key === "Escape" && !event.isComposing) {
-    if (closeSettings() || closeOverlays()) emit("focus");
-    else conversation.stop();
+  } else if (command && !event.shiftKey && key === "p" && state.hidden > 0) {
+    event.preventDefault();
+    printAll();
   }
+}
+
+// Escape closes what is open, the last opened first; in the chat it stops the answer. In a sidebar it does nothing more.
+function onEscape(target) {
+  const cancelled = { done: false };
+  emit("cancel", cancelled);
+  if (cancelled.done || closeSettings()) return;
+  if (closeOverlays()) emit("focus");
+  else if (!target.closest?.("#kw-left, #kw-right")) conversation.stop();
+}
+
+// All messages are on paper, also those that are not shown yet.
+async function printAll() {
+  await conversation.showAll();
+  print();
 }
 
 // Theme: the system's until the person chooses one. Gradio reads the class `dark` on the body, and so do our styles.
 
 export function toggleTheme() {
   const dark = !document.body.classList.contains("dark");
-  localStorage.setItem("kw-theme", dark ? "dark" : "light");
+  browserStorage.set("kw-theme", dark ? "dark" : "light");
   applyTheme();
 }
 
 export function applyTheme() {
-  const theme = localStorage.getItem("kw-theme");
+  const theme = browserStorage.get("kw-theme");
   if (theme) document.body.classList.toggle("dark", theme === "dark");
   document.documentElement.style.colorScheme = document.body.classList.contains("dark") ? "dark" : "light";
 }

@@ -4,6 +4,19 @@ import { el, icon } from "./dom.js";
 
 const NEAR_PX = 48;
 const INPUT_MS = 800;
+const FOUND_MS = 2500;
+
+// Runs `draw`, which may put rows above those that are seen: the line that is being read stays where it is.
+export function keepingPlace(list, draw) {
+  const scroller = list.closest("#kw-scroll");
+  const edge = scroller.getBoundingClientRect().top;
+  const row = [...list.children].find((one) => one.getBoundingClientRect().bottom > edge);
+  const before = row?.getBoundingClientRect().top;
+  const first = list.firstElementChild;
+  draw();
+  if (!row?.isConnected || list.firstElementChild === first) return;
+  scroller.scrollTop += row.getBoundingClientRect().top - before;
+}
 
 export function followEnd(scroller, contents) {
   let pinned = true;
@@ -54,8 +67,18 @@ export function followEnd(scroller, contents) {
     pin(true);
     toEnd();
   });
+  // Where a searched text stands, by the message's place in what is shown.
+  on("found", (index) => {
+    const row = document.querySelector(`[data-testid="message-${index}"]`);
+    if (!row) return;
+    pin(false);
+    row.scrollIntoView({ block: "center" });
+    row.classList.add("kw-found");
+    setTimeout(() => row.classList.remove("kw-found"), FOUND_MS);
+  });
   const observer = new ResizeObserver(() => (pinned ? toEnd() : pin(false)));
   for (const content of [scroller, ...contents]) observer.observe(content);
+  on("earlier", () => pin(false));
   for (const name of ["leaving", "sent"]) {
     on(name, () => {
       pin(true);

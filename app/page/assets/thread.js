@@ -1,9 +1,13 @@
 // The messages, and below each its progress, receipt and actions.
-import { drawAnswer } from "./answer.js";
 import { emit, mounted, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
-import { copyFrom, el, icon, iconButton, textButton } from "./dom.js";
-import { followEnd } from "./scroll.js";
+import { copyFrom, el, icon, iconButton, term, textButton } from "./dom.js";
+import { isComposing, sends } from "./keys.js";
+import { drawProgress, progressFoot } from "./progress.js";
+import { reachable } from "./reach.js";
+import { followEnd, keepingPlace } from "./scroll.js";
+import { drawWithThoughts } from "./thoughts.js";
+import { showTyped } from "./typed.js";
 
 let openReceipts = new Set();
 let rows = new Map(); // by message id
@@ -13,8 +17,8 @@ export function mount(element) {
   list = el("div", { class: "kw-thread", role: "log", "aria-label": "Conversation" });
   element.append(list);
   followEnd(document.getElementById("kw-scroll"), [list]);
-  on("thread", drawThread);
-  on("answer", () => drawAnswer(text(list.lastElementChild), state.answer));
+  on("thread", () => keepingPlace(list, drawThread));
+  on("answer", () => drawWithThoughts(text(list.lastElementChild), state.answer, state.thoughts));
   on("run", () => {
     document.getElementById("kw").classList.toggle("kw-busy", state.run !== null);
     drawProgress();
@@ -32,7 +36,7 @@ function drawThread() {
     row.dataset.testid = `message-${index}`;
     const last = index === state.messages.length - 1;
     row.setAttribute("aria-busy", String(last && state.run !== null));
-    if (message.role !== "user") drawAnswer(text(row), message.blocks);
+    if (message.role !== "user") drawWithThoughts(text(row), message.blocks, message.thoughts);
     drawFoot(row, message, last);
   });
   while (list.children.length > state.messages.length) list.lastElementChild.remove();
@@ -43,10 +47,14 @@ function drawThread() {
 // A person's message is shown exactly as written; the style preserves its spaces.
 function build(message) {
   const yours = message.role === "user";
+  const body = el("div", { class: "md", dir: yours ? "auto" : null });
+  if (yours) showTyped(body, message.text);
+  const box = el("div", { class: "kw-message" }, body);
+  reachable(yours ? box : body);
   return el(
     "div",
     { class: `message-row ${yours ? "user-row" : "bot-row"}`, role: "article", "aria-label": yours ? "You" : "Answer" },
-    el("div", { class: "kw-message" }, el("div", { class: "md", text: yours ? message.text : null })),
+    box,
     el("div", { class: "kw-foot" }),
   );
 }
@@ -55,7 +63,7 @@ function text(row) {
   return row.querySelector(":scope > .kw-message > .md");
 }
 
-function drawFoot(row, { blocks: _, ...message }, last) {
+function drawFoot(row, { blocks: _, thoughts: __, ...message }, last) {
   const signature = JSON.stringify([message, last, last && state.run !== null]);
   const foot = row.querySelector(":scope > .kw-foot");
   if (foot.dataset.signature === signature || foot.querySelector(".kw-editor")) return;
@@ -78,26 +86,6 @@ function draw(row, message, last) {
   );
 }
 
-function progressFoot() {
-  return el(
-    "div",
-    { class: "kw-foot kw-running" },
-    el("div", { class: "kw-progress", role: "status" }, el("span", { class: "kw-progress-label" })),
-    el("div", { class: "kw-progress-line" }, el("div", { class: "kw-progress-fill" })),
-  );
-}
-
-function drawProgress() {
-  const foot = document.querySelector(".kw-running");
-  if (!foot || !state.run) return;
-  const { label, fraction, phase } = state.run;
-  foot.dataset.phase = phase;
-  const words = foot.querySelector(".kw-progress-label");
-  if (words.textContent !== label) words.textContent = label;
-  foot.querySelector(".kw-progress-line").hidden = fraction === null;
-  foot.querySelector(".kw-progress-fill").style.transform = `scaleX(${fraction ?? 0})`;
-}
-
 function note(message) {
   if (!message.status_word && !message.note) return null;
   return el(
@@ -112,8 +100,8 @@ function receipt(message) {
   if (!message.receipt) return [null, null];
   const key = String(message.id);
   const details = el("dl", { class: "kw-receipt-details", id: `kw-receipt-${key}` });
-  for (const [name, value] of message.receipt.details)
-    details.append(el("dt", { text: name }), el("dd", { text: value }));
+  for (const [name, value, hint] of message.receipt.details)
+    details.append(el("dt", {}, term(name, hint)), el("dd", { text: value }));
   const button = el("button", {
     type: "button",
     class: `kw-receipt${message.receipt.missed ? " kw-receipt-missed" : ""}`,
@@ -166,7 +154,12 @@ function siblings(message) {
 }
 
 function edit(row, message) {
-  const area = el("textarea", { class: "kw-editor-text", "aria-label": "Edit this message", "data-testid": "editor" });
+  const area = el("textarea", {
+    class: "kw-editor-text",
+    dir: "auto",
+    "aria-label": "Edit this message",
+    "data-testid": "editor",
+  });
   area.value = message.text;
   const foot = row.querySelector(":scope > .kw-foot");
   const close = () => {
@@ -180,11 +173,11 @@ function edit(row, message) {
     if (reply && !reply.error) close();
   };
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") {
+    if (event.key === "Escape" && !isComposing(event)) {
       event.stopPropagation();
       close();
       emit("focus");
-    } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    } else if (sends(event)) {
       event.preventDefault();
       submit();
     }

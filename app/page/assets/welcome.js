@@ -16,7 +16,11 @@ export function mount(element, facts) {
     examples,
     el("p", { class: "kw-quiet", text: facts.panel }),
   );
-  const earlier = textButton("", conversation.showEarlier, { class: "kw-earlier-button", hidden: true });
+  const showEarlier = () => {
+    emit("earlier");
+    conversation.showEarlier();
+  };
+  const earlier = textButton("", showEarlier, { class: "kw-earlier-button", hidden: true });
   element.append(welcome, earlier);
 
   on("leaving", () => {

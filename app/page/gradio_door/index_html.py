@@ -11,6 +11,7 @@ from app.paths import ASSETS_PATH
 
 # Gradio adds this for pages shown in other sites' frames; ours never is.
 FRAME_RESIZER = "iframeResizer.contentWindow"
+ASSETS = ASSETS_PATH.lstrip("/")  # relative: the page may be below a proxy's path
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,10 @@ def strict_page(page: str, nonce: str) -> StrictPage:
     # app/page/assets/gradio.js.
     ours = (
         f'<style nonce="{nonce}">#kw {{ visibility: hidden }}</style>'
-        f'<link rel="icon" href="{ASSETS_PATH}/icon.svg">'
-        f'<script nonce="{nonce}" src="{ASSETS_PATH}/gradio.js"></script>'
+        f'<link rel="icon" href="{ASSETS}/icon-32.png" sizes="32x32" type="image/png">'
+        f'<link rel="icon" href="{ASSETS}/icon.svg" type="image/svg+xml">'
+        f'<link rel="apple-touch-icon" href="{ASSETS}/icon-180.png">'
+        f'<script nonce="{nonce}" src="{ASSETS}/gradio.js"></script>'
     )
     pieces, at = [], 0
     for one in tags.found:

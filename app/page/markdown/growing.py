@@ -1,8 +1,8 @@
 """Draws finished and growing answers as lists of blocks, each as JSON.
 
 A block that did not change is not parsed, sent or drawn again. No construct spans an empty line between two outermost
-blocks (`math_rules` keeps to that), so everything before the last such line is final, unless the text defines
-references, which may turn an earlier `[word]` into a link.
+blocks (`math_marks` keeps to that), so everything before the last such line is final, unless the text defines
+references or footnotes, which may turn an earlier `[word]` into a link.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from hashlib import blake2b
 
 from app.page.markdown.nodes import Node, to_json
 from app.page.markdown.parser import AnswerParser
+from app.page.markdown.rules import footnotes
 from app.page.markdown.tree import Block, Tree
 
 LONGEST_CHARACTERS = 200_000  # a longer text is shown as plain text
@@ -118,7 +119,7 @@ class GrowingAnswer:
             self._restart()
         rest = text[len(self._done_text) :]
         tokens, env = self._parser.blocks(rest)
-        if env.get("references"):
+        if env.get("references") or footnotes.are_in(env):
             if self._done_text:
                 tokens, env = self._parser.blocks(text)
             self._restart()  # a reference that grows may stop being one: none of this is kept

@@ -10,6 +10,7 @@ import html
 import re
 from typing import TYPE_CHECKING
 
+from latex2mathml.commands import MATRICES
 from latex2mathml.converter import convert_to_element
 
 from app.page.markdown.effort import MATH_STEPS
@@ -23,6 +24,12 @@ LONGEST_CHARACTERS = 1_000
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 DEEPEST = 16
 _MACROS = re.compile(r"\\(?:(?:re)?newcommand|providecommand|def|let|gdef|edef|newenvironment|require)\b")
+_BEGIN = re.compile(r"\\begin\s*\{([^}]*)\}")
+# The library drops the name of any other environment and draws what is inside.
+_ENVIRONMENTS = {name.removeprefix("\\") for name in MATRICES} | {"gather", "gather*", "equation", "equation*"}
+# Environments that the library does not know, and the ones that look the same.
+_INNER = re.compile(r"\\(begin|end)\{(aligned|split|gathered)\}")
+_OUTER = {"aligned": "align*", "split": "align*", "gathered": "gather*"}
 # Element -> required number of children (None: any number).
 _ELEMENTS: dict[str, int | None] = {
     "mrow": None,
@@ -44,6 +51,7 @@ _ELEMENTS: dict[str, int | None] = {
     "mtable": None,
     "mtr": None,
     "mtd": None,
+    "menclose": None,
 }
 _SMALL = re.compile(r"[0-3]?(?:\.\d+)?em")
 _FLAG = re.compile("true|false")
@@ -60,6 +68,7 @@ _ATTRIBUTES: dict[str, re.Pattern[str]] = {
     "mathvariant": re.compile("normal"),
     "scriptlevel": re.compile("[0-2]"),
     "linethickness": re.compile("0"),
+    "notation": re.compile("box"),
     "minsize": _SMALL,
     "maxsize": _SMALL,
     "width": _SMALL,
@@ -103,7 +112,10 @@ def _mathml(latex: str, display: bool) -> tuple[Child, ...] | None:
     if len(latex) > LONGEST_CHARACTERS or _MACROS.search(latex) or _braces_deep(latex) > DEEPEST:
         return None
     try:
-        element = convert_to_element(latex.strip(), display="block" if display else "inline")
+        latex = _INNER.sub(lambda found: f"\\{found[1]}{{{_OUTER[found[2]]}}}", latex.strip())
+        if not _ENVIRONMENTS.issuperset(_BEGIN.findall(latex)):
+            return None
+        element = convert_to_element(latex, display="block" if display else "inline")
         return tuple(_node(child, 0) for child in element)
     except Exception:  # the library raises many kinds of errors, RecursionError and StopIteration among them
         return None

@@ -1,4 +1,5 @@
-"""Parses CommonMark with GitHub's tables, task lists and ~~struck~~ text, and mathematics. Never HTML.
+"""Parses CommonMark with GitHub's tables, task lists, ~~struck~~ text, addresses and footnotes, and mathematics. Never
+HTML; only in a table's cell, which has no other way to begin a line, `<br>` is a line break.
 
 markdown-it-py limits the depth but drops what lies deeper, lets two kilobytes become 65,000 table cells, and finds
 links in text in quadratic time. The rules here set limits beyond which text stays plain text instead: of depth, and of
@@ -18,7 +19,8 @@ from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from app.page.markdown import effort, math_rules
+from app.page.markdown import effort
+from app.page.markdown.rules import addresses, flanking, footnotes, math_marks
 
 SAFE_LINK = re.compile(r"(https?://[^/?#\s]|mailto:[^\s])", re.IGNORECASE)
 DEEPEST_BLOCK = 24
@@ -26,12 +28,10 @@ DEEPEST = 40  # of the parser's own levels: a list takes two
 DEEPEST_BRACKETS = 10  # parsing time grows with length times this
 MOST_EMPTY_CELLS = 5_000
 Env = MutableMapping[str, Any]
-_SCHEME = re.compile(r"https?\Z", re.IGNORECASE)
-# An address ends where a Chinese or Japanese sentence continues, and at every character that ends it in Markdown.
-_ADDRESS = re.compile(r"://[^\W_][^\s<>\[\]\"`{}|\\^\u3000-\u303f\uff00-\uffef\u2018-\u201f]*")
 _CELL_END = re.compile(r"(?<!\\)\|")
 _MARKERS = re.compile(r"[*_~]++")
-_TRAILING = "?!.,:;*_~'"
+_BREAK = re.compile(r"<br[ \t]*/?>", re.IGNORECASE)
+IN_CELL = "in_cell"  # set in the environment while a cell's text is parsed
 
 
 class AnswerParser:
@@ -51,7 +51,7 @@ class AnswerParser:
 
     def inline_tokens(self, text: str, env: Env) -> list[Token]:
         """The tokens of the text of one paragraph, heading or cell. Raises `TooCostly`."""
-        return self._inline.inline.parse(text, self._inline, env, [])
+        return flanking.parse(text, self._inline, env)
 
 
 class _Parser(MarkdownIt):
@@ -63,10 +63,11 @@ class _Parser(MarkdownIt):
         self.block.ruler.before("table", "count_block_steps", _count_block_steps, everywhere)
         self.block.ruler.before("table", "too_deep", _too_deep)
         self.block.ruler.at("table", _table_of_bearable_size, {"alt": ["paragraph", "reference"]})
-        self.inline.ruler.at("linkify", _bare_address)
-        self.enable("linkify")
         self.inline.ruler.before("text", "count_inside_steps", _count_inside_steps)
-        math_rules.add_to(self)
+        self.inline.ruler.before("autolink", "break_in_cell", _break_in_cell)
+        addresses.add_to(self)
+        footnotes.add_to(self)
+        math_marks.add_to(self)
 
     def validateLink(self, url: str) -> bool:
         """Allows only addresses that a browser may safely open; any other link stays plain text."""
@@ -165,52 +166,12 @@ def _keep_surplus_cells(state: StateBlock, first: int) -> None:
                 cells[-1].content = rest.removesuffix("|").rstrip().replace("\\|", "|")
 
 
-def _bare_address(state: StateInline, silent: bool) -> bool:
-    """Turns http://... in running text into a link."""
-    if silent or state.linkLevel > 0 or state.src[state.pos] != ":":
-        return False
-    scheme = _SCHEME.search(state.pending[-5:])
-    if scheme is None or not _may_begin_after(_sign_before(state, len(scheme[0]))):
-        return False
-    found = _ADDRESS.match(state.src, state.pos, state.posMax)
+def _break_in_cell(state: StateInline, silent: bool) -> bool:
+    """Turns `<br>` in a table's cell into a line break."""
+    found = _BREAK.match(state.src, state.pos, state.posMax) if state.env.get(IN_CELL) else None
     if found is None:
         return False
-    rest = _without_trailing(found[0])
-    address = scheme[0] + rest
-    href = state.md.normalizeLink(address)
-    if not state.md.validateLink(href):
-        return False
-    state.pending = state.pending[: -len(scheme[0])]
-    opening = state.push("link_open", "a", 1)
-    opening.attrs = {"href": href}
-    opening.markup = "linkify"
-    state.push("text", "", 0).content = address
-    state.push("link_close", "a", -1)
-    state.pos += len(rest)
+    if not silent:
+        state.push("hardbreak", "br", 0)
+    state.pos = found.end()
     return True
-
-
-def _sign_before(state: StateInline, length: int) -> str:
-    at = state.pos - length - 1
-    return state.src[at] if at >= 0 else ""
-
-
-def _may_begin_after(sign: str) -> bool:
-    """Whether a link may begin after this character: as on GitHub, and also after letters of scripts that put no spaces
-    between words, but not within an HTML attribute shown as text."""
-    return not sign or sign.isspace() or sign in "*_~([" or ord(sign) > 0x2E80
-
-
-def _without_trailing(address: str) -> str:
-    """The address without the sentence's punctuation at its end: a full stop, or a bracket
-    that closes one opened before the address."""
-    unopened = address.count(")") - address.count("(")
-    end = len(address)
-    while end > 4:
-        last = address[end - 1]
-        if last == ")" and unopened > 0:
-            unopened -= 1
-        elif last not in _TRAILING:
-            break
-        end -= 1
-    return address[:end]

@@ -10,7 +10,7 @@ from markdown_it.token import Token
 from app.page.markdown import code, effort
 from app.page.markdown.math import as_written, math, steps_of
 from app.page.markdown.nodes import Builder, Child, Node
-from app.page.markdown.parser import AnswerParser, Env
+from app.page.markdown.parser import IN_CELL, AnswerParser, Env
 
 LONGEST_PARAGRAPH_CHARACTERS = 20_000
 LONGEST_NARROW_CELL = 20  # characters; a column with a longer cell is not squeezed to one word per line
@@ -27,6 +27,7 @@ _BLOCKS = {
     "tr": "row",
     "th": "header_cell",
     "td": "cell",
+    "note": "note",
 }
 _SPANS = {"em": "emphasis", "strong": "strong", "s": "struck"}
 _ALIGN = "text-align:"
@@ -45,7 +46,7 @@ class Tree:
 
     def __init__(self, parser: AnswerParser) -> None:
         self._parser = parser
-        self._known_inline: dict[str, tuple[Child, ...]] = {}
+        self._known_inline: dict[tuple[str, bool], tuple[Child, ...]] = {}
         self._known_code: dict[tuple[str, str], tuple[Child, ...]] = {}
 
     def blocks(self, tokens: list[Token], env: Env) -> list[Block]:
@@ -57,8 +58,12 @@ class Tree:
             if token.level == 0 and token.map:
                 first_line = token.map[0]
             self._add(builder, token, env)
-            if token.type in ("th_open", "td_open") and len(tokens[number + 1].content) > LONGEST_NARROW_CELL:
-                builder.mark("wide")
+            if token.type in ("th_open", "td_open"):
+                env[IN_CELL] = True
+                if len(tokens[number + 1].content) > LONGEST_NARROW_CELL:
+                    builder.mark("wide")
+            elif token.type in ("th_close", "td_close"):
+                env[IN_CELL] = False
             if token.level == 0 and token.nesting <= 0 and builder.top:
                 done += [Block(_as_block(child), first_line) for child in builder.top]
                 builder.top.clear()
@@ -93,24 +98,27 @@ class Tree:
                 builder.add("\n")
             return
         builder.open(kind, **_block_attributes(kind, token))
+        if kind == "note":
+            builder.add(Node("note_mark", (token.content,)))
         if "checked" in token.meta:
             builder.add(Node("task", (), (("done", bool(token.meta["checked"])),)))
 
     def _inline(self, text: str, env: Env) -> tuple[Child, ...]:
-        known = self._known_inline.get(text)
+        key = (text, bool(env.get(IN_CELL)))
+        known = self._known_inline.get(key)
         if known is None:
             try:
                 known = self._parsed_inline(text, env)
             except effort.TooCostly:
                 return _with_breaks(text)
-            self._known_inline[text] = known
+            self._known_inline[key] = known
         return known
 
     def _parsed_inline(self, text: str, env: Env) -> tuple[Child, ...]:
         if len(text) > LONGEST_PARAGRAPH_CHARACTERS:
             return _with_breaks(text)
         builder = Builder()
-        for token in self._parser.inline_tokens(text, env):
+        for token in _without_empty_links(self._parser.inline_tokens(text, env)):
             if token.type == "math_inline":
                 builder.add(_formula(token, False, env))
             else:
@@ -150,17 +158,31 @@ def _block_attributes(kind: str, token: Token) -> dict[str, str | int | bool]:
     return {}
 
 
+def _without_empty_links(tokens: list[Token]) -> list[Token]:
+    """The tokens, with links and pictures without an address as they were written."""
+    is_empty = False
+    for token in tokens:
+        if token.type == "link_open":
+            is_empty = not token.attrs["href"]
+            if is_empty:
+                token.type, token.content = "text", "["
+        elif token.type == "link_close" and is_empty:
+            token.type, token.content = "text", "]()"
+        elif token.type == "image" and not token.attrs["src"]:
+            token.type, token.content = "text", f"![{_alternative(token.children or [])}]()"
+    return tokens
+
+
 def _add_span(builder: Builder, token: Token) -> None:
     add = _LEAVES.get(token.type)
     if add is not None:
         add(builder, token)
         return
     name = token.type.removesuffix("_open").removesuffix("_close")
-    if name == "link":
-        if token.nesting > 0:
-            builder.open("link", href=str(token.attrs["href"]))
-        else:
-            builder.close()
+    if name == "link" and token.nesting > 0:
+        builder.open("link", href=str(token.attrs["href"]))
+    elif name == "link":
+        builder.close()
     elif name in _SPANS:
         if token.nesting > 0:
             builder.open(_SPANS[name])
@@ -207,4 +229,5 @@ _LEAVES: dict[str, Callable[[Builder, Token], None]] = {
     "hardbreak": lambda builder, token: _break(builder),
     "code_inline": lambda builder, token: builder.add(Node("code", (token.content,))),
     "image": _picture,
+    "note_link": lambda builder, token: builder.add(Node("note_link", (token.content,))),
 }

@@ -193,6 +193,12 @@ class HeldKVs:
                 for slot in self.slots.values()
             }
 
+    def held_ids(self, conversation_id: str) -> tuple[int, ...]:
+        """The ids of the rows on the device, as far as the last holder knew; () if there are none."""
+        with self.changed:
+            slot = self.slots.get(conversation_id)
+            return slot.held_ids[: slot.kv.length_tokens] if slot is not None else ()
+
     def running_count(self) -> int:
         return sum(slot.leased and not slot.without_run for slot in self.slots.values())
 

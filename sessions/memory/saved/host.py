@@ -107,15 +107,21 @@ class Host:
             found = [_saved(e) for e in self._entries.values() if conversation_id in e.conversation_ids]
         return sorted(found, key=lambda saved: saved.start_tokens)
 
+    def conversations(self) -> set[str]:
+        """Those that have something here."""
+        with self._lock:
+            return {one for entry in self._entries.values() for one in entry.conversation_ids}
+
     def by_conversation(self) -> dict[str, Saved]:
         """What each conversation, of any owner, has here. A segment that two conversations share counts for both."""
         found: dict[str, Saved] = {}
         with self._lock:
             for entry in self._entries.values():
                 for c in entry.conversation_ids:
-                    before = found.get(c, Saved(0, 0))
+                    before = found.get(c, Saved(0, 0, 0))
                     end_tokens = max(before.tokens, entry.identity.end_tokens)
-                    found[c] = Saved(end_tokens, before.size_bytes + entry.segment.data_bytes)
+                    size_bytes = before.size_bytes + entry.segment.data_bytes
+                    found[c] = Saved(end_tokens, size_bytes, before.all_tokens + len(entry.identity.token_ids))
         return found
 
     def release(self, conversation_id: str, keys: Iterable[str] | None = None) -> int:

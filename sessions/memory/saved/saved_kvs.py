@@ -64,6 +64,20 @@ class SavedKVs:
         segment = self.host.get(key) or self.staged.get(key)
         return segment.identity.token_ids if segment is not None else self.disk.token_ids(key)
 
+    def of_branch(self, owner_id: str, conversation_id: str, ids: tuple[int, ...], tier: Tier) -> tuple[int, int]:
+        """(tokens, bytes) that the host tier or the disk holds of a branch whose KV has these ids."""
+        saved = (self.host if tier is Tier.HOST else self.disk).of_conversation(conversation_id)
+        if not saved:
+            return 0, 0
+        chain, sizes = self.chain(owner_id, conversation_id, ids), {one.key: one.size_bytes for one in saved}
+        tokens = size_bytes = 0
+        for one in chain.identities:
+            used = min(one.end_tokens, chain.useful_tokens) - one.start_tokens
+            if one.key in sizes and used > 0:
+                tokens += used
+                size_bytes += sizes[one.key] * used // len(one.token_ids)
+        return tokens, size_bytes
+
     def load(self, identity: SegmentIdentity) -> Segment:
         """Gets a segment from memory, or reads it from disk and checks it. Raises `SegmentRefused`."""
         return self.host.get(identity.key) or self.staged.get(identity.key) or self.disk.load(identity)

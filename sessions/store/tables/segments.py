@@ -72,10 +72,12 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What one conversation has saved in a tier, all branches together. `tokens` is how far the longest one reaches."""
+    """What one conversation has saved in a tier, all branches together. `tokens` is how far the longest one reaches;
+    `all_tokens` counts every branch, what they have in common once."""
 
     tokens: int
     size_bytes: int
+    all_tokens: int
 
 
 class SegmentTable:
@@ -122,13 +124,13 @@ class SegmentTable:
         that two conversations share counts for both."""
         with self._database.read() as db:
             rows = db.execute(
-                "SELECT r.conversation_id, max(s.start_tokens + s.tokens), sum(s.bytes) FROM segments s"
+                "SELECT r.conversation_id, max(s.start_tokens + s.tokens), sum(s.bytes), sum(s.tokens) FROM segments s"
                 " JOIN segment_references r ON r.segment_key = s.key"
                 " WHERE s.owner_id = ? AND s.fingerprint = ifnull(?, s.fingerprint)"
                 " GROUP BY r.conversation_id",
                 [owner_id, numerics],
             ).fetchall()
-        return {str(row[0]): Saved(int(row[1]), int(row[2])) for row in rows}
+        return {str(row[0]): Saved(int(row[1]), int(row[2]), int(row[3])) for row in rows}
 
     def used_bytes(self) -> int:
         with self._database.read() as db:
@@ -249,6 +251,16 @@ class SegmentTable:
             doomed = [str(row[0]) for row in db.execute(f"SELECT key {sql}").fetchall()]
             db.execute(f"DELETE {sql}")
         return doomed
+
+
+def all_of(segments: Iterable[SavedSegment]) -> Saved:
+    """What the segments of one conversation are together."""
+    found = list(segments)
+    return Saved(
+        max((segment.end_tokens for segment in found), default=0),
+        sum(segment.size_bytes for segment in found),
+        sum(segment.tokens for segment in found),
+    )
 
 
 def _insert(db: Any, owner_id: str, fingerprint: str, identity: SegmentIdentity, size_bytes: int) -> None:

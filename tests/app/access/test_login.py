@@ -53,7 +53,7 @@ def test_what_ended_opens_nothing_and_no_other_site_can_end_it(serve: Serve) -> 
         def log_in(cookies: dict[str, str] | None = None) -> httpx.Response:
             client.cookies.clear()
             answer = client.post("/login", data=PASSWORD, headers=cookies or {})
-            assert (answer.status_code, answer.headers["location"]) == (303, "/")
+            assert (answer.status_code, answer.headers["location"]) == (303, "./")
             return answer
 
         first = cookie_header(log_in())
@@ -79,9 +79,9 @@ def test_what_ended_opens_nothing_and_no_other_site_can_end_it(serve: Serve) -> 
         for origins in ([own, foreign], [foreign, own]):
             assert client.post("/logout", headers=[*second.items(), *origins]).status_code == 403
         left = client.post("/logout", headers={**second, "Origin": site.url, "Sec-Fetch-Site": "same-origin"})
-        assert (left.status_code, left.headers["location"]) == (303, "/login")
+        assert (left.status_code, left.headers["location"]) == (303, "login")
         assert not is_in(client, second)
-        assert client.get("/", headers={**second, "Accept": "text/html"}).headers["location"] == "/login"
+        assert client.get("/", headers={**second, "Accept": "text/html"}).headers["location"] == "login"
         assert client.post("/logout", data={"what": "forget"}, headers=second).status_code == 401
         asking = client.get("/login", headers=second)
         assert asking.headers["cache-control"] == "no-store"
@@ -169,9 +169,9 @@ def test_a_browser_of_an_earlier_version_stays_logged_in(serve: Serve, tmp_path:
     c = site.manager.create_conversation("ada").conversation_id
     with httpx.Client(base_url=site.url) as client:
         to_login = client.get("/", headers={"Cookie": old, "Accept": "text/html"})
-        assert to_login.headers["location"] == "/login"
+        assert to_login.headers["location"] == "login"
         answer = client.get("/login", headers={"Cookie": old})
-        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert (answer.status_code, answer.headers["location"]) == (303, "./")
         assert is_in(client, cookie_header(answer))
         assert not is_in(client, {"Cookie": old})
         again = client.get("/login", headers={"Cookie": old})

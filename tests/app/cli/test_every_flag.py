@@ -70,6 +70,7 @@ ELSEWHERE = {
     "--drain-limit",  # a real server ends in tests/app/cli/test_keepwarm_serve.py
     "--log-level",  # below
     "--chat-preset",  # where the presets are tested
+    "--root-path",  # tests/app/page/test_sub_path_in_browser.py
 }
 DOCTOR: dict[str, tuple[list[str], Shown]] = {
     "--model": (["x"], lambda got: got["config"].model == "x"),

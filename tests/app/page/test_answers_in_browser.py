@@ -23,16 +23,18 @@ Serve = Callable[..., Site]
 OpenTab = Callable[..., Tab]
 
 PLAIN = (
-    *("p", "blockquote", "ul", "li", "thead", "tbody", "tr", "table", "hr", "br", "em", "strong", "s", "pre"),
+    *("p", "blockquote", "ul", "li", "thead", "tbody", "tr", "table", "hr", "br", "em", "strong", "s"),
     *("h1", "h2", "h3", "h4", "h5", "h6"),
 )
 # Element -> attributes, and what their values must look like.
 ALLOWED: dict[str, dict[str, str]] = {
-    **{tag: {} for tag in PLAIN},
-    "ol": {"start": r"\d{1,9}"},
+    **{tag: {"dir": "auto"} for tag in PLAIN},
+    "ol": {"start": r"\d{1,9}", "dir": "auto"},
     "code": {},
-    "div": {"class": "kw-table|kw-code"},
-    "td": {"class": "(kw-align-(left|center|right))?( ?kw-wide)?"},
+    "pre": {"tabindex": "0"},
+    "sup": {},
+    "div": {"class": "kw-table|kw-code|kw-note-text", "tabindex": "0", "dir": "auto|ltr"},
+    "td": {"class": "(kw-align-(left|center|right))?( ?kw-wide)?", "dir": "auto"},
     "th": {"class": "(kw-align-(left|center|right))?( ?kw-wide)?", "scope": "col"},
     "a": {
         "href": r"(https?://|mailto:)[^\s<>\"]+",
@@ -40,6 +42,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "target": "_blank",
         "referrerpolicy": "no-referrer",
         "class": "kw-picture",
+        "dir": "auto",
         "title": "Picture, not loaded: .*",
     },
     "span": {
@@ -48,11 +51,18 @@ ALLOWED: dict[str, dict[str, str]] = {
         "aria-checked": "true|false",
         "aria-disabled": "true",
         "aria-label": "done|to do",
+        "tabindex": "0",
         "title": r"[\s\S]*",  # a formula's source, shown as text by the browser
+        "dir": "auto",
     },
-    "button": {"type": "button", "class": "kw-code-copy", "aria-label": "Copy code", "title": "Copy code"},
+    "button": {
+        "type": "button",
+        "class": "kw-code-copy|kw-note-link",
+        "aria-label": "Copy code",
+        "title": "Copy code|Show the note",
+    },
     "math": {"display": "block"},
-    **{tag: {".*": r"true|false|normal|prefix|infix|postfix|[0-2]|[0-3]?(\.\d+)?em"} for tag in MATH},
+    **{tag: {".*": r"true|false|normal|box|prefix|infix|postfix|[0-2]|[0-3]?(\.\d+)?em"} for tag in MATH},
 }
 OWN_ROUTES = (
     "/gradio_api/component_server",
@@ -152,9 +162,8 @@ def test_nothing_but_allowed_elements_long(serve: Serve, tab: OpenTab) -> None:
     try_many(serve, tab, 5_000)
 
 
-def test_a_forged_tree_is_held_by_the_page_alone(serve: Serve, tab: OpenTab) -> None:
+def test_a_forged_tree_is_held_by_the_page_alone(one: Tab) -> None:
     """The page has its own list: even a deceived server could not make it build anything else."""
-    one = tab(serve().url).open()
     evil = "javascript:window.hacked=1"
     forged = [
         ["script", {}, ["window.hacked=1"]],
@@ -218,10 +227,11 @@ def test_hostile_answers_on_the_page(serve: Serve, tab: OpenTab) -> None:
     assert one.page.evaluate("document.querySelector('meta[http-equiv=x-dns-prefetch-control]').content") == "off"
 
 
-def test_a_growing_answer_keeps_what_is_done(serve: Serve, tab: OpenTab) -> None:
+def test_a_growing_answer_keeps_what_is_done(one: Tab, shared_site: Site) -> None:
     """Elements above the end are not touched while an answer grows: a selection in them stays."""
     text = "# Title\n\nFirst **words** here.\n\n" + "".join(f"- item {number} with `code`\n" for number in range(60))
-    one = tab(serve(answer=lambda _: (*text.encode(), 256), token_delay_s=0.004).url).open()
+    shared_site.engine.answer = lambda _: (*text.encode(), 256)
+    shared_site.engine.token_delay_s = 0.004
     one.write("go")
     expect(one.message(1)).to_contain_text("item 2 ")
     one.page.evaluate(
@@ -274,9 +284,8 @@ def test_words_in_tables_stay_whole(serve: Serve, tab: OpenTab, width: int) -> N
     assert aligned[:3] == ["left", "center", "right"]
 
 
-def test_what_a_person_wrote_is_shown_letter_by_letter(serve: Serve, tab: OpenTab) -> None:
+def test_what_a_person_wrote_is_shown_letter_by_letter(one: Tab) -> None:
     text = "a\n    b  c\n\td *e* `f` <b>g</b> &lt; $x$ [h](http://i)"
-    one = tab(serve().url).open()
     one.say(text)
     assert one.message(0).inner_text() == text
     assert one.message(0).locator("*").count() == 0

@@ -19,7 +19,7 @@ OpenTab = Callable[..., Tab]
 
 
 def test_sends_streams_and_shows_a_receipt(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.01).url).open()
+    one = tab(serve(token_delay_s=0.01, config={"read_ahead": False}).url).open()
     expect(one.by("welcome")).to_contain_text("Scripted-1B")
     one.write("Hello there")
     expect(one.message(0)).to_have_text("Hello there")
@@ -27,20 +27,18 @@ def test_sends_streams_and_shows_a_receipt(serve: Serve, tab: OpenTab) -> None:
     expect(one.by("composer")).to_have_value("")
     expect(one.message(1)).to_have_text("You said: Hello there")
     one.wait_idle()
-    expect(one.messages.nth(1).locator(".kw-receipt")).to_contain_text("0 reused")
+    expect(one.messages.nth(1).locator(".kw-receipt")).to_contain_text("new, 0 kept")
     one.say("And again")
     receipt = one.messages.nth(3).locator(".kw-receipt")
-    expect(receipt).to_contain_text(
-        re.compile(r"\d+ reused / (\d+ read ahead / )?\d+ new · first token .* s · \d+ tok/s")
-    )
+    expect(receipt).to_have_text(re.compile(r"^[\d.]+ s · \d+ new, \d+ kept$"))
     receipt.click()
-    expect(one.messages.nth(3).locator(".kw-receipt-details")).to_contain_text("● device")
+    expect(one.messages.nth(3).locator(".kw-receipt-details")).to_contain_text("● in memory")
     expect(one.by("title")).to_have_text("Hello there")
     assert one.page.evaluate("document.activeElement.dataset.testid") == "composer" or receipt.is_visible()
 
 
-def test_an_answer_grows_while_it_is_written(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.004).url).open()
+def test_an_answer_grows_while_it_is_written(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.004
     one.write("a long one")
     expect(one.message(1)).to_contain_text("word3")
     lengths = set()
@@ -53,8 +51,7 @@ def test_an_answer_grows_while_it_is_written(serve: Serve, tab: OpenTab) -> None
     expect(one.messages.nth(1)).to_contain_text("Stopped")
 
 
-def test_enter_sends_and_shift_enter_breaks_the_line(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_enter_sends_and_shift_enter_breaks_the_line(one: Tab) -> None:
     one.by("composer").press_sequentially("first")
     one.page.keyboard.press("Shift+Enter")
     one.by("composer").press_sequentially("  second")
@@ -65,9 +62,8 @@ def test_enter_sends_and_shift_enter_breaks_the_line(serve: Serve, tab: OpenTab)
     one.wait_idle()
 
 
-def test_stops_while_a_long_message_is_read(serve: Serve, tab: OpenTab) -> None:
-    site = serve(fed_token_delay_s=0.002)
-    one = tab(site.url).open()
+def test_stops_while_a_long_message_is_read(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.fed_token_delay_s = 0.002
     one.write("read " * 800)
     progress = one.page.locator(".kw-progress-label")
     expect(progress).to_contain_text(re.compile(r"reading [\d,]+ of 4,\d+ tokens"))
@@ -76,13 +72,12 @@ def test_stops_while_a_long_message_is_read(serve: Serve, tab: OpenTab) -> None:
     one.wait_idle()
     assert time.monotonic() - began < 1.5
     expect(one.messages.nth(1)).to_contain_text("Stopped")
-    site.engine.fed_token_delay_s = 0.0
+    shared_site.engine.fed_token_delay_s = 0.0
     one.say("short")
     expect(one.message(3)).to_contain_text("You said: short")
 
 
-def test_edits_regenerates_and_switches_siblings(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_edits_regenerates_and_switches_siblings(one: Tab) -> None:
     one.say("first version")
     one.by("regenerate").click()
     expect(one.messages.nth(1).get_by_test_id("sibling")).to_have_text("2/2")
@@ -104,9 +99,8 @@ def test_edits_regenerates_and_switches_siblings(serve: Serve, tab: OpenTab) -> 
     expect(one.page.locator("[data-testid=editor]")).to_have_count(0)
 
 
-def test_continues_a_stopped_answer(serve: Serve, tab: OpenTab) -> None:
-    site = serve(token_delay_s=0.01)
-    one = tab(site.url).open()
+def test_continues_a_stopped_answer(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.01
     one.write("a long one")
     expect(one.message(1)).to_contain_text("word1")
     one.by("stop").click()
@@ -120,8 +114,8 @@ def test_continues_a_stopped_answer(serve: Serve, tab: OpenTab) -> None:
     expect(one.messages.nth(1).get_by_test_id("sibling")).to_have_text("2/2")
 
 
-def test_a_reload_in_the_middle_of_an_answer_loses_nothing(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.02).url).open()
+def test_a_reload_in_the_middle_of_an_answer_loses_nothing(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.02
     one.write("a long one")
     expect(one.message(1)).to_contain_text("word5 ")
     one.reload()
@@ -156,14 +150,12 @@ def test_a_refused_message_stays_in_the_composer(serve: Serve, tab: OpenTab) -> 
     expect(one.page.locator(".kw-problem-box")).to_be_hidden()
 
 
-def test_a_failed_answer_says_so_and_nothing_breaks(serve: Serve, tab: OpenTab) -> None:
-    site = serve()
-    one = tab(site.url).open()
-    site.engine.fail = lambda generation: "The model ran out of breath. Regenerate the answer."
+def test_a_failed_answer_says_so_and_nothing_breaks(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.fail = lambda generation: "The model ran out of breath. Regenerate the answer."
     one.write("hello")
     expect(one.messages.nth(1)).to_contain_text("The model ran out of breath")
     one.wait_idle()
-    site.engine.fail = lambda generation: None
+    shared_site.engine.fail = lambda generation: None
     one.by("regenerate").click()
     expect(one.message(1)).to_have_text("You said: hello")
 
@@ -184,26 +176,26 @@ def test_an_unexpected_error_is_a_sentence_with_an_id(
     assert "secret detail" not in one.page.content()
 
 
-def test_settings_are_kept_and_wrong_ones_refused(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve().url).open()
+def test_settings_are_kept_and_wrong_ones_refused(one: Tab) -> None:
     one.page.locator("#kw-open-settings").click()
     tokens = one.page.locator("#kw-set-max-new-tokens input")
     expect(tokens).to_have_value("512")
     tokens.fill("0")
     one.page.locator("#kw-settings-save").click()
-    note = one.page.locator("#kw-settings-note textarea")
-    expect(note).to_have_value("Max new tokens must be a positive whole number, not 0.")
+    wrong = one.page.locator("#kw-set-max-new-tokens .kw-field-error")
+    expect(wrong).to_have_text("Max new tokens must be a positive whole number, not 0.")
     tokens.fill("4")
     one.page.locator("#kw-settings-save").click()
-    expect(note).to_have_value("Saved. The next answer uses these settings.")
+    expect(one.page.locator("#kw-settings-note")).to_have_text("Saved. The next answer uses these settings.")
+    expect(wrong).to_have_text("")
     one.page.keyboard.press("Escape")
     one.say("hello")
     expect(one.message(1)).to_have_text("You")
     expect(one.messages.nth(1)).to_contain_text("limit of 4 new tokens")
 
 
-def test_a_reader_who_scrolled_up_is_left_in_peace(serve: Serve, tab: OpenTab) -> None:
-    one = tab(serve(token_delay_s=0.002).url).open()
+def test_a_reader_who_scrolled_up_is_left_in_peace(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.002
     one.say("line\n" * 60)
     one.write("a long one")
     expect(one.message(2)).to_be_in_viewport()

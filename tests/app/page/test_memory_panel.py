@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from app.page import memory_panel
-from sessions.types import CheckView, MemoryRow, MemoryView, Tier, Usage
+from app.process_memory import ProcessMemory
+from sessions.types import BranchMemory, CheckView, MemoryRow, MemoryView, Tier, Usage
 
 MIB = 1024 * 1024
 NOW = 1_700_000_000.0
@@ -65,31 +66,51 @@ def test_totals_show_used_and_reserved_apart() -> None:
 
 def test_a_row_says_where_its_bytes_are_and_what_the_next_turn_costs() -> None:
     row = row_of(disk_tokens=1858, disk_bytes=83 * MIB, reserved_bytes=4 * MIB)
-    assert (row["tokens"], row["size"], row["next"], row["cold"], row["used_at"]) == (
-        "1,858",
-        "81.0 MiB",
-        "0.21 s",
-        "14 s",
-        "10 min ago",
-    )
-    assert [(place["tier"], place["size"], place["reserved"]) for place in row["places"]] == [
-        ("device", "81.0 MiB", "4.0 MiB"),
-        ("disk", "83.0 MiB", ""),
+    assert (row["tokens"], row["next"], row["cold"], row["used_at"]) == ("1,859", "0.21 s", "14 s", NOW - 600)
+    assert [(place["tier"], place["tokens"], place["size"], place["reserved"]) for place in row["places"]] == [
+        ("device", "1,858", "81.0 MiB", "4.0 MiB"),
+        ("disk", "1,858", "83.0 MiB", ""),
     ]
+    assert [place["here"] for place in row["places"]] == [None, None]  # not asked for
+
+
+def test_the_shown_branch_and_all_branches_are_named_apart() -> None:
+    branch = BranchMemory(1858, 81 * MIB, disk_tokens=1858, disk_bytes=83 * MIB)
+    here = replace(ROW, disk_tokens=2900, disk_bytes=130 * MIB, branch=branch)
+    device, disk = memory_panel.draw(VIEW, NOW, here)["here"]["places"]
+    assert device["here"] == {"tokens": device["tokens"], "size": device["size"]}  # it holds this branch alone
+    assert (disk["tokens"], disk["size"]) == ("2,900", "130.0 MiB")
+    assert disk["here"] == {"tokens": "1,858", "size": "83.0 MiB"}
+
+
+def test_an_empty_conversation_has_no_row() -> None:
+    assert memory_panel.draw(VIEW, NOW, replace(ROW, ledger_tokens=0, kv_tokens=0))["here"] is None
+
+
+def test_what_does_not_matter_is_not_sent_again() -> None:
+    first, later = (
+        memory_panel.draw_plot([Usage(NOW + n, MIB, 0, 0) for n in range(9)], [Tier.DEVICE], NOW + at)
+        for at in (10, 20)
+    )
+    assert memory_panel.plot_worth(first, NOW + 10) == memory_panel.plot_worth(later, NOW + 20)
+    assert memory_panel.plot_worth(first, NOW) != memory_panel.plot_worth(first, NOW + 600)
+    one = ProcessMemory(690 * MIB, 420 * MIB, 120 * MIB, 24 * MIB)
+    assert memory_panel.process_worth(one) == memory_panel.process_worth(replace(one, resident_bytes=692 * MIB))
+    assert memory_panel.process_worth(one) != memory_panel.process_worth(replace(one, resident_bytes=800 * MIB))
 
 
 @pytest.mark.parametrize(
     ("changes", "offered"),
     [
-        ({}, ["Pin", "To disk", "Verify", "Drop"]),
-        ({"host_budget_bytes": MIB}, ["Pin", "To host", "To disk", "Verify", "Drop"]),
-        ({"disk_budget_bytes": 0}, ["Pin", "Verify", "Drop"]),
-        ({"is_pinned": True}, ["Unpin", "To disk (no)", "Verify", "Drop (no)"]),
-        ({"is_running": True}, ["Pin (no)", "To disk (no)", "Verify", "Drop (no)"]),
-        ({"tier": Tier.DISK}, ["Pin", "Warm now", "Verify", "Drop"]),
-        ({"tier": Tier.HOST}, ["Pin", "To disk", "Warm now", "Verify", "Drop"]),
+        ({}, ["Pin", "To disk", "Check", "Forget"]),
+        ({"host_budget_bytes": MIB}, ["Pin", "Set aside", "To disk", "Check", "Forget"]),
+        ({"disk_budget_bytes": 0}, ["Pin", "Check", "Forget"]),
+        ({"is_pinned": True}, ["Unpin", "To disk (no)", "Check", "Forget (no)"]),
+        ({"is_running": True}, ["Pin (no)", "To disk (no)", "Check", "Forget (no)"]),
+        ({"tier": Tier.DISK}, ["Pin", "Bring back", "Check", "Forget"]),
+        ({"tier": Tier.HOST}, ["Pin", "To disk", "Bring back", "Check", "Forget"]),
         ({"tier": Tier.NONE}, ["Pin"]),
-        ({"check": CheckView(True, None, "reading", NOW)}, ["Pin", "To disk", "Verify (no)", "Drop"]),
+        ({"check": CheckView(True, None, "reading", NOW)}, ["Pin", "To disk", "Check (no)", "Forget"]),
     ],
 )
 def test_what_can_be_done(changes: dict[str, Any], offered: list[str]) -> None:
@@ -106,7 +127,7 @@ def test_a_check_is_shown_until_the_next_turn() -> None:
     assert row_of(check=replace(check, agrees=False))["check"]["state"] == "bad"
     assert row_of(check=replace(check, agrees=None))["check"]["state"] == "unknown"
     running = row_of(check=replace(check, is_running=True), last_used_at=NOW)["check"]
-    assert (running["state"], running["clock"]) == ("running", "")
+    assert (running["state"], running["at"]) == ("running", 0)
 
 
 def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
@@ -119,7 +140,7 @@ def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
     assert all(0 <= x <= 1 and 0 <= y <= 1 for line in drawn["lines"] for x, y in line["points"])
     assert max(y for _, y in disk["points"]) == 1.0
     assert drawn["words"].startswith("Bytes held over the last 16 min")
-    assert "device between 0 and 19" in drawn["words"]
+    assert "in memory between 0 and 19" in drawn["words"]
 
 
 @pytest.mark.parametrize("history", [[], [Usage(NOW, 1, 1, 1)], [Usage(NOW - n, 0, 0, 0) for n in (2, 1)]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from app import units
 from app.page import receipt
 from sessions.types import MissReason, Receipt, Tier
 
@@ -19,15 +20,35 @@ WARM = Receipt(
     decode_s=10.0,
     saved_s=8.2,
 )
+HARD_WORDS = ("KV", "tier", "cold", "device", "reserved", "NLL", "prefill", "decode", "token)", "ledger")
+
+
+def values(one: Receipt, place: units.TierWords = units.CPU_WORDS) -> dict[str, str]:
+    return {name: value for name, value, _ in receipt.details(one, place)}
 
 
 def test_a_warm_turn() -> None:
-    assert receipt.line(WARM) == "1,812 reused / 46 new · first token 0.21 s · 31 tok/s"
-    details = dict(receipt.details(WARM))
-    assert details["Reused"] == "1,812 tokens, from ● device"
-    assert details["Read now"] == "46 tokens in 0.19 s"
-    assert details["Saved"] == "about 8.2 s compared with reading everything again"
-    assert "Waited in the queue" not in details
+    assert receipt.line(WARM) == "0.21 s · 46 new, 1,812 kept"
+    details = values(WARM)
+    assert details["Kept"] == "1,812 tokens, ● in memory"
+    assert details["New"] == "46 tokens in 0.19 s"
+    assert details["Saved"] == "about 8.2 s"
+    assert details["Written"] == "311 tokens in 10 s, 31 a second"
+    assert "Waited" not in details
+    assert values(WARM, units.tier_words("cuda:0"))["Kept"] == "1,812 tokens, ● in GPU memory"
+
+
+def test_new_and_kept_are_all_that_the_answer_was_written_for() -> None:
+    ahead = replace(WARM, fed_tokens=1, reused_tokens=12_480, ahead_tokens=38, shared_tokens=300, ttft_s=0.03)
+    assert receipt.line(ahead) == "0.03 s · 1 new, 12,480 kept"
+    details = values(ahead)
+    assert details["Kept"] == "12,480 tokens, ● in memory"
+    assert details["of these, read before sending"] == "38 tokens"
+    assert (
+        details["of these, copied"]
+        == "300 tokens, from a conversation that was deleted, which begins with the same text"
+    )
+    assert details["New"] == "1 token in 0.19 s (this message added 46)"
 
 
 def test_a_miss_says_why() -> None:
@@ -40,29 +61,39 @@ def test_a_miss_says_why() -> None:
         miss_reason=MissReason.MODEL_CHANGED,
         miss_detail="The model was changed, so this conversation was read again.",
     )
-    assert receipt.line(missed).startswith("5,020 read again · ")
-    details = dict(receipt.details(missed))
-    assert details["Read now"] == "5,020 tokens in 0.19 s (this turn added 46)"
-    assert details["Waited in the queue"] == "2.0 s"
-    assert details["Why it was read"] == "The model was changed, so this conversation was read again."
+    assert receipt.line(missed) == "0.21 s · 5,020 read again"
+    details = values(missed)
+    assert details["Kept"] == "nothing of this conversation was kept"
+    assert details["New"] == "5,020 tokens in 0.19 s (this message added 46)"
+    assert details["Waited"] == "2.0 s"
+    assert details["Why it was read again"] == "The model was changed, so this conversation was read again."
 
 
 def test_other_rotary_frequencies_before_the_answer_and_within_it() -> None:
     before = replace(WARM, fed_tokens=5020, reused_tokens=0, miss_reason=MissReason.ROPE_CHANGED, miss_detail="So.")
-    assert receipt.line(before).startswith("5,020 read again · ")
-    assert dict(receipt.details(before))["Reused"] == "nothing: what is kept was computed for another length"
+    assert receipt.line(before) == "0.21 s · 5,020 read again"
+    assert values(before)["Kept"] == "nothing: what is kept was computed for another length"
     within = replace(WARM, fed_tokens=WARM.delta_tokens, miss_reason=MissReason.ROPE_CHANGED, miss_detail="So.")
-    assert receipt.line(within).startswith("1,812 reused / 46 new · ")
-    assert dict(receipt.details(within))["Why it was read"] == "So."
+    assert receipt.line(within) == "0.21 s · 46 new, 1,812 kept"
+    assert values(within)["Why it was read again"] == "So."
 
 
 def test_guesses_that_were_right() -> None:
-    assert "Guessed from the conversation" not in dict(receipt.details(WARM))
-    guessed = dict(receipt.details(replace(WARM, drafted_tokens=1200, accepted_tokens=180)))
+    assert "Guessed from the conversation" not in values(WARM)
+    guessed = values(replace(WARM, drafted_tokens=1200, accepted_tokens=180))
     assert guessed["Guessed from the conversation"] == "180 of 1,200 tokens were right"
 
 
 def test_an_answer_without_a_token() -> None:
     stopped = replace(WARM, ttft_s=None, sampled_tokens=0, decode_s=0.0, saved_s=0.0)
-    assert receipt.line(stopped) == "1,812 reused / 46 new"
-    assert {"First token", "Saved"}.isdisjoint(dict(receipt.details(stopped)))
+    assert receipt.line(stopped) == "46 new, 1,812 kept"
+    assert {"First word", "Saved"}.isdisjoint(values(stopped))
+
+
+def test_words_are_plain_and_their_terms_are_behind_them() -> None:
+    everything = replace(
+        WARM, waited_s=1.0, restored_bytes=10**8, restore_s=0.1, ahead_tokens=3, shared_tokens=4, drafted_tokens=5
+    )
+    for name, value, hint in receipt.details(everything):
+        assert hint.endswith(".")
+        assert not [word for word in HARD_WORDS if word in name + value]

@@ -146,7 +146,7 @@ def test_the_door_is_shut_without_the_password(serve: Serve) -> None:
     site = serve(password="a kettle")
     with httpx.Client(base_url=site.url) as client:
         assert client.get("/health").json() == {"live": True, "ready": True}
-        assert client.get("/", headers={"accept": "text/html"}).headers["location"] == "/login"
+        assert client.get("/", headers={"accept": "text/html"}).headers["location"] == "login"
         for path in ("/config", "/gradio_api/info", "/gradio_api/queue/status"):
             assert client.get(path).status_code == 401
         assert client.post("/gradio_api/run/predict", json={"fn_index": 0, "data": []}).status_code == 401

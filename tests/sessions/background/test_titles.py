@@ -50,6 +50,15 @@ def test_the_model_names_the_conversation_after_its_first_answer(make_harness: M
     assert len(harness.engine.idle_counts) == 1  # asked once
 
 
+@pytest.mark.parametrize("thought", ["<think>\nboats\n", "<think>boats</think>", "[THINK]boats"])
+def test_thoughts_are_no_title(make_harness: MakeHarness, thought: str) -> None:
+    harness = make_harness(engine=titled(thought), model_titles=True)
+    c = harness.conversation()
+    harness.say(c, "Tell me of boats")
+    wait_until_idle(harness)
+    assert title(harness, c) == "Tell me of boats"
+
+
 def test_an_unusable_title_leaves_the_first_words(make_harness: MakeHarness) -> None:
     harness = make_harness(engine=titled("Sure! Here is a title for you."), model_titles=True)
     c = harness.conversation()

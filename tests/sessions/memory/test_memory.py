@@ -79,7 +79,7 @@ def test_an_evicted_conversation_comes_back_from_disk(make_warm: Callable[..., S
     fed_only_the_delta(harness, a)
     fed_only_the_delta(harness, b)
     events = [event.text for event in harness.manager.memory_view(ADA).events]
-    assert any(text.startswith("Restored A long message") for text in events)
+    assert any(text.startswith("Brought A long message") for text in events)
     assert harness.engine.peak_bytes <= 640 * 1024
 
 
@@ -220,7 +220,7 @@ def test_park_saves_then_frees(make_warm: Callable[..., SessionHarness]) -> None
     harness.manager.park(ADA, c)
     memory = harness.manager.memory_view(ADA)
     assert (memory.rows[0].tier, memory.device_used_bytes, harness.engine.allocated_bytes) == (Tier.DISK, 0, 0)
-    assert memory.events[0].text.startswith("Parked the KV of ")
+    assert memory.events[0].text.startswith("Moved ")
     harness.manager.park(ADA, c)  # nothing left to park
     fed_only_the_delta(harness, c)
 

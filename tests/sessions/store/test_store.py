@@ -220,6 +220,54 @@ def test_an_empty_conversation_is_used_again(store: Store) -> None:
     assert store.create_conversation("ada", SETTINGS).conversation_id != first.conversation_id
 
 
+def test_an_empty_conversation_keeps_its_settings_and_its_tab(store: Store) -> None:
+    chosen = ConversationSettings(SamplingParams(temperature=0.0), "Be brief.")
+    first = store.create_conversation("ada", SETTINGS).conversation_id
+    store.set_settings(first, chosen)
+    assert store.create_conversation("ada", SETTINGS).settings == chosen
+    second = store.create_conversation("ada", SETTINGS, taken=[first])
+    assert (second.conversation_id != first, second.settings) == (True, SETTINGS)
+    assert store.create_conversation("ada", SETTINGS, taken=[second.conversation_id]).conversation_id == first
+    assert store.conversations("ada")[0].conversation_id == first  # the one that is shown comes first
+    store.rename(first, "For later")
+    assert store.create_conversation("ada", SETTINGS).conversation_id == second.conversation_id
+    # A program's conversation is empty until its first message is stored.
+    store.add_conversation("ada", "a" * 32, SETTINGS, None)
+    assert store.create_conversation("ada", SETTINGS).conversation_id == second.conversation_id
+
+
+@pytest.mark.parametrize(
+    ("text", "search", "found"),
+    [
+        ("Ich war in Москва, im Winter", "москва", "Москва"),
+        ("МОСКВА", "Москва", "МОСКВА"),
+        ("Die STRASSE nach Rom", "straße", "STRASSE"),
+        ("Die Straße nach Rom", "strasse", "Straße"),
+        ("ΟΔΟΣ ΑΘΗΝΩΝ", "οδός αθηνών", None),  # accents are letters
+        ("ΟΔΟΣ ΑΘΗΝΩΝ", "οδος", "ΟΔΟΣ"),
+        ("İstanbul", "istanbul", "İstanbul"),
+        ("ISPARTA", "ısparta", "ISPARTA"),
+        ("cafe\u0301 noir", "CAFÉ", "cafe\u0301"),
+        ("ＦＵＬＬ width", "full", "ＦＵＬＬ"),
+        ("Hello World", "o w", "o W"),
+        ("100% sure_thing \\ here", "100% SURE_THING \\", "100% sure_thing \\"),
+        ("100x sure", "100%", None),
+        ("a東京b", "東京", "東京"),
+        ("مرحبا بالعالم", "بالعالم", "بالعالم"),
+    ],
+)
+def test_a_search_knows_the_case_of_every_script(store: Store, text: str, search: str, found: str | None) -> None:
+    c = store.create_conversation("ada", SETTINGS).conversation_id
+    add_turn(store, c, text=f"Look: {text}!")
+    store.create_conversation("ada", SETTINGS)
+    places = [one.found for one in store.conversations("ada", search)]
+    assert [place.found for place in places if place is not None] == ([] if found is None else [found])
+    if found is not None:
+        assert f"{places[0].before}{places[0].found}{places[0].after}" == f"Look: {text}!"  # type: ignore[union-attr]
+    store.rename(c, text)
+    assert len(store.conversations("ada", search)) == (found is not None)
+
+
 @pytest.mark.parametrize("wrong", ["", "0" * 32, "' OR 1=1 --", "\ud800", "x" * 100_000, None, 7])
 def test_wrong_conversation_ids(store: Store, wrong: str) -> None:
     store.create_conversation("ada", SETTINGS)

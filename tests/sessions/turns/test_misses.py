@@ -31,7 +31,7 @@ def test_dropped_by_hand(harness: SessionHarness) -> None:
     harness.manager.drop_kv(ADA, c)
     assert harness.engine.allocated_bytes == 0
     assert harness.manager.view(ADA, c).summary.tier is Tier.NONE
-    assert "Dropped the KV of" in harness.manager.memory_view(ADA).events[0].text
+    assert "Forgot what" in harness.manager.memory_view(ADA).events[0].text
     answer = harness.say(c, "Still there?")
     assert "dropped by hand" in missed(answer, MissReason.EVICTED).miss_detail
     assert answer.text == harness.expected_text(c)
@@ -46,7 +46,7 @@ def test_dropped_to_make_room(make_harness: MakeHarness) -> None:
     harness.say(other, "y" * 200)
     (event, *_) = harness.manager.memory_view(ADA).events
     assert event.conversation_id == c
-    assert event.text.startswith("Dropped the KV of xxxx")
+    assert event.text.startswith("Forgot what xxxx")
     assert "to make room: 0.3 MiB" in event.text
     answer = harness.say(c, "Still there?")
     assert "dropped to make room" in missed(answer, MissReason.EVICTED).miss_detail

@@ -55,7 +55,7 @@ def test_correct_memory_stays_where_it_is(saved_harness: tuple[SessionHarness, s
     )
     row = harness.manager.memory_view(ADA).rows[0]
     assert (row.tier, row.kv_tokens, row.disk_bytes) == (Tier.DEVICE, before.kv_tokens, before.disk_bytes)
-    assert harness.manager.memory_view(ADA).events[0].text.startswith("Verified A long message that is")
+    assert harness.manager.memory_view(ADA).events[0].text.startswith("Checked A long message that is")
     assert harness.engine.allocated_bytes == row.used_bytes  # the throw-away KV is gone
     receipt = harness.receipt(harness.say(c, "And?"))
     assert receipt.fed_tokens == receipt.delta_tokens

@@ -131,6 +131,11 @@ _wrappers = st.sampled_from(
         "{}\n===",
         "\\{}",
         "[r]: {}\n\n[r]",
+        "x[^1]\n\n[^1]: {}",
+        "[^{}] [^1]",
+        "重**{}。**重",
+        "www.leak.invalid/{}",
+        "{}@leak.invalid",
     )
 )
 

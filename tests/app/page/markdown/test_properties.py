@@ -17,7 +17,7 @@ from tests.app.page.markdown.trees import BLOCKS_AND_SPANS, MATH, PARSER, draw, 
 
 MATH_LEVELS = 20
 HREF = re.compile(r"(https?://[^\s]|mailto:[^\s])[^\s<>\"]*", re.IGNORECASE)
-MATH_VALUE = re.compile(r"true|false|normal|prefix|infix|postfix|[0-2]|[0-3]?(\.\d+)?em")
+MATH_VALUE = re.compile(r"true|false|normal|box|prefix|infix|postfix|[0-2]|[0-3]?(\.\d+)?em")
 
 
 def check(blocks: list[Any]) -> None:

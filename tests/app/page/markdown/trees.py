@@ -33,11 +33,14 @@ BLOCKS_AND_SPANS = {
     "code_block": set(),
     "token": {"class"},
     "link": {"href", "picture"},
+    "note": set(),
+    "note_mark": set(),
+    "note_link": set(),
     "math": {"display", "source"},
     "math_source": {"display"},
 }
 MATH_TOKENS = {"mi", "mn", "mo", "mtext", "mspace"}
-MATH_LAYOUT = {"mrow", "mstyle", "mfrac", "msqrt", "mroot", "mtable", "mtr", "mtd"}
+MATH_LAYOUT = {"mrow", "mstyle", "mfrac", "msqrt", "mroot", "mtable", "mtr", "mtd", "menclose"}
 MATH_SCRIPTS = {"msup", "msub", "msubsup", "munder", "mover", "munderover"}
 MATH = MATH_TOKENS | MATH_LAYOUT | MATH_SCRIPTS
 

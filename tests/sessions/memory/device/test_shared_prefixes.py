@@ -143,7 +143,7 @@ def test_a_shared_prefix_comes_from_the_files_of_another_conversation(make_harne
     assert (receipt.tier_before, receipt.miss_reason) == (Tier.NONE, None)
     assert receipt.restored_bytes > 0
     assert message.text == harness.expected_text(second)
-    until(lambda: any("Restored the beginning of" in event.text for event in harness.manager.memory_view(ADA).events))
+    until(lambda: any("Brought the beginning of" in event.text for event in harness.manager.memory_view(ADA).events))
     harness.saved(second)
     assert harness.receipt(harness.say(second, "Why?")).shared_tokens == 0
     assert harness.receipt(harness.say(first, "And that?")).tier_before is Tier.DISK  # what was lent is still its own
@@ -177,7 +177,7 @@ def test_a_lenders_damaged_file_is_refused_and_the_beginning_read(make_harness: 
     title = harness.manager.view(ADA, first).summary.title
     until(
         lambda: any(
-            event.text.startswith(f"Refused the saved KV of {title}")
+            event.text.startswith(f"Refused what was saved of {title}")
             for event in harness.manager.memory_view(ADA).events
         )
     )

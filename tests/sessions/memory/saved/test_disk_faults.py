@@ -81,7 +81,7 @@ def test_a_damaged_file_is_refused_and_the_turn_read_again(
         assert receipt.miss_reason is MissReason.SNAPSHOT_REFUSED
         assert receipt.miss_detail.startswith("Its memory on disk was refused (the saved memory ")
     assert receipt.reused_tokens == receipt.restored_bytes == 0
-    assert any("Refused the saved KV of" in event.text for event in harness.manager.memory_view(ADA).events)
+    assert any("Refused what was saved of" in event.text for event in harness.manager.memory_view(ADA).events)
     if damage is make_unreadable:
         return
     harness.saved(c)  # the damaged file was replaced
@@ -179,7 +179,7 @@ def test_evicting_an_unsaved_kv_is_logged(make_harness: MakeHarness, evicted_fir
     harness.say(harness.conversation(max_new_tokens=100), LONG * 2)
     until(lambda: harness.manager.view(ADA, c).summary.tier is Tier.DISK)
     may_fail.set()
-    how = "First left the device" if evicted_first else "Evicted First"
+    how = "First left the memory" if evicted_first else "Moved First"
     until(lambda: is_said(how, f"its last {unsaved_tokens} tokens were not saved and are read again next time"))
     harness.engine.fail_save = lambda identity: None
     receipt = say(harness, c)

@@ -50,7 +50,9 @@ def test_an_evicted_kv_moves_to_host_memory_and_back(make_hosted: Callable[..., 
     assert memory.host_used_bytes == row.host_bytes == row.host_tokens * KIB
     assert (memory.host_reserved_bytes, memory.host_budget_bytes) == (0, 4 * MIB)
     assert row.next_ttft_s < row.cold_ttft_s
-    assert any(e.text.startswith("Evicted A long message") and "to host memory: 0." in e.text for e in memory.events)
+    assert any(
+        e.text.startswith("Moved A long message") and "to host memory to make room: 0." in e.text for e in memory.events
+    )
     fed_only_the_delta(harness, a, Tier.HOST)
     assert rows(harness)[a].host_bytes == 0  # the device owns it now
     assert rows(harness)[b].tier is Tier.HOST
@@ -95,7 +97,7 @@ def test_parked_by_hand_to_host_then_to_disk(make_hosted: Callable[..., SessionH
     harness.manager.park(ADA, c, "host")
     assert rows(harness)[c].tier is Tier.HOST
     assert harness.engine.allocated_bytes == 0
-    assert any("in host memory: 0." in event.text for event in harness.manager.memory_view(ADA).events)
+    assert any("to host memory: 0." in event.text for event in harness.manager.memory_view(ADA).events)
     with pytest.raises(StoreError, match="stays in host memory"):
         harness.manager.park(ADA, c, "disk")
     harness.engine.fail_save = lambda identity: None

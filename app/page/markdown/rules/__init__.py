@@ -1,0 +1,1 @@
+"""Rules of ours for the Markdown parser: addresses, emphasis beside CJK text, footnotes, mathematics."""

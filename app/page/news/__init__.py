@@ -1,0 +1,1 @@
+"""Sends a page only what it does not have yet."""
