@@ -68,6 +68,7 @@ class ScriptedEngine(ScriptedThread):
         self.fail_load: Callable[[SegmentIdentity], str | None] = lambda identity: None
         self.idle_kvs: Callable[[], Sequence[KV]] = tuple
         self.shown_pulse = Pulse(True, 0.0, 0.0)
+        self.last_sampling: SamplingParams | None = None  # of the newest generation
         self.save_delay_s = 0.0
         self.load_delay_s = 0.0
         self._bytes_per_token = bytes_per_token
@@ -124,6 +125,8 @@ class ScriptedEngine(ScriptedThread):
         assert isinstance(request.kv, ScriptedKV)
         assert not request.kv.busy, "two generations on one KV"
         assert request.ledger, "an empty ledger"
+        if isinstance(request, GenerationRequest) and not request.is_idle:
+            self.last_sampling = request.sampling
         request.kv.busy = True
         self._revive(request.kv)
         generation = ScriptedGeneration(request, listener, request.kv)
