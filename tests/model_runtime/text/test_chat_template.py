@@ -129,7 +129,13 @@ EXPLOSIONS = {
 }
 
 
-@pytest.mark.parametrize("explosion", EXPLOSIONS.values(), ids=EXPLOSIONS.keys())
+@pytest.mark.parametrize(
+    "explosion",
+    [
+        pytest.param(text, id=name, marks=[pytest.mark.long] * (name in ("loops in loops", "nested ranges")))
+        for name, text in EXPLOSIONS.items()  # those that take all time wait for its end: one of them is enough
+    ],
+)
 def test_a_template_that_takes_all_time_or_memory_is_refused(explosion: str) -> None:
     assert isinstance(CHATML.chat_template, str)
     with pytest.raises(ModelLoadError, match="more time or memory"):

@@ -26,7 +26,7 @@ from tests.sessions.session_harness import SessionHarness
 
 HOST_BYTES = 512 * 1024
 DISK_BYTES = 1536 * 1024
-EXAMPLES = int(os.environ.get("KEEPWARM_TIER_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("KEEPWARM_TIER_EXAMPLES", "15"))
 
 
 class TierMachine(Machine):

@@ -121,7 +121,7 @@ def check_disk(harness: SessionHarness) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kill_count", [60, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kill_count", [30, pytest.param(200, marks=pytest.mark.long)])
 def test_random_kills(make_harness: MakeHarness, tmp_path: Path, kill_count: int) -> None:
     dice, longest_s = random.Random(7), 0.2
     interrupted = from_disk = early = 0
