@@ -75,6 +75,7 @@ def keeps_the_focus(one: Tab, way: str, sheet: str) -> None:
     one.page.locator(way).click()
     over = one.page.locator(sheet)
     expect(over).to_have_attribute("aria-modal", "true")
+    expect(over.locator(":focus")).to_have_count(1)
     expect(over).to_have_role("dialog")
     count = over.locator("button, input, textarea, a[href]").count()
     seen = set()
@@ -103,10 +104,12 @@ def test_the_whole_conversation_is_printed(shared_site: Site, tab: OpenTab) -> N
     one.page.emulate_media(media="print")
     assert "before printing" in earlier.evaluate("node => getComputedStyle(node, '::after').content")
     one.page.emulate_media(media="null")
-    one.page.evaluate("window.print = () => { window.printed = true }")
+    one.page.evaluate("window.print = () => { window.printed = document.querySelectorAll('.message-row').length }")
     one.page.keyboard.press("Control+p")
     one.page.wait_for_function("window.printed")
-    assert sheets_of_paper(one) > before > 2
+    assert one.page.evaluate("window.printed") == 40
+    assert before > 2
+    until(lambda: sheets_of_paper(one) > before)
     one.page.emulate_media(media="print")
     expect(earlier).to_be_hidden()
     for number in range(20):
