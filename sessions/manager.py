@@ -25,6 +25,7 @@ from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
+from sessions.turns.raw_turns import RawTurns
 from sessions.turns.run import Run, RunTable, aborted
 from sessions.turns.stateless import StatelessTurns
 from sessions.turns.turn import NewTurn, Turns
@@ -58,6 +59,7 @@ class SessionManager:
         self.memory = Memory(store, engine, config, self.runs)
         self.turns = Turns(store, engine, template, config, self.runs, self.memory)
         self.completions = StatelessTurns(store, engine, template, config, self.runs, self.turns)
+        self.raw_completions = RawTurns(store, engine, template, config, self.turns, self.completions.placements)
         self._actions = MemoryActions(store, self.runs, self.memory)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
         self._views = Views(store, engine, self.memory, self.background.verifier, self.runs, config)

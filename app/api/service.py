@@ -13,11 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.answering import Answering
 from app.api.completions import completions_router
 from app.api.fields.other_fields import refuse_unused
 from app.api.line import Line
 from app.api.models import models_router
 from app.api.sessions import sessions_router
+from app.api.text_completions.routes import text_completions_router
+from app.api.tokens.routes import tokens_routers
 from app.http.bodies import Bodies
 from app.metrics import Metrics
 from app.problems import Problem, problem_of
@@ -49,7 +52,11 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
     )
     line = Line()
     metrics.show_line(lambda: line.waiting)
-    api.include_router(completions_router(services, bodies, line))
+    answering = Answering(services, line)
+    api.include_router(completions_router(services, bodies, answering))
+    api.include_router(text_completions_router(services, bodies, answering))
+    for router in tokens_routers(services, bodies, answering):
+        api.include_router(router)
     api.include_router(models_router(services))
     api.include_router(sessions_router(services))
     api.add_middleware(RequestLog, metrics=metrics)

@@ -8,6 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access.guard import Guard
 from app.access.origins import Origins
@@ -17,7 +19,7 @@ from app.http.bodies import Bodies, BodyGate
 from app.http.connection_limits import Connections
 from app.http.response_headers import LOCKED_POLICY, headers_with
 from app.metrics import Metrics
-from app.paths import API_PATH, is_api
+from app.paths import API_PATH, TOKEN_PATHS, is_api
 from app.problems import problem_of
 from app.server.health import add_health
 from app.services import Services
@@ -45,12 +47,26 @@ def create_app(services: Services, bind_host: str, headless: bool = False) -> Fa
     app.add_exception_handler(Exception, went_wrong)
     metrics = Metrics(services.manager, services.process, connections)
     add_health(app, services, metrics)
-    app.mount(API_PATH, create_api(services, metrics, bodies))
+    api = create_api(services, metrics, bodies)
+    app.mount(API_PATH, api)
+    for path in TOKEN_PATHS:
+        app.router.routes.append(Route(path, BelowApi(api)))
     if not headless:
         from app.page.mount import add_page  # Gradio is imported here: it costs seconds
 
         add_page(app, services)
     return app
+
+
+class BelowApi:
+    """Answers a path as the API answers the same path below its own."""
+
+    def __init__(self, api: ASGIApp) -> None:
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        below = {"root_path": API_PATH, "path": f"{API_PATH}{scope['path']}"}
+        await self._api({**scope, **below}, receive, send)
 
 
 async def refuse(request: Request, error: Exception) -> Response:

@@ -23,6 +23,7 @@ from model_runtime.interface.errors import ModelLoadError, TemplateRefused
 from model_runtime.text import thoughts
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
+from model_runtime.text.raw_text import RawText
 from model_runtime.text.template_check import check_template
 from model_runtime.text.template_variables import readable_variables
 from model_runtime.text.thoughts import ThoughtsApart
@@ -73,6 +74,7 @@ class ChatTemplate(ThoughtsApart):
         self._special_tokens = tuple(str(token) for token in tokenizer.all_special_tokens)
         controls = control_contents(self._tokenizer, self._template) | set(self._special_tokens)
         self._control_tokens = tuple(sorted(c for c in controls if c in self._special_tokens or c in self._template))
+        self.raw = RawText(self._tokenizer, tokenizer.backend_tokenizer)
         hidden = hidden_tokens(self._tokenizer, controls)
         self._text = hidden.tokenizer
         self._absorbs = any(

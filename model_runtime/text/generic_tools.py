@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate, UserInput
+from model_runtime.interface.chat import ChatMessage, RawCodec, ToolCall, TurnTemplate, UserInput
 from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import ToolFormat
 
@@ -92,6 +92,10 @@ class GenericTools(ThoughtsApart):
 
     def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
         return self._template.whole(_with_offer(system_prompt, tools), self._written(turns))
+
+    @property
+    def raw(self) -> RawCodec:
+        return self._template.raw
 
     def count(self, text: str) -> int:
         return self._template.count(text)

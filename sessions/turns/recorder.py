@@ -145,6 +145,9 @@ class Recorder:
         if not run.plan.history_hash:
             return ""
         plan = run.plan
+        if plan.raw is not None:
+            ids = run.node_ids[:-1] if run.finish_reason is FinishReason.STOP else run.node_ids
+            return plan.raw.answered(text, ids)
         answer = history_hash.answer_message(
             text, plan.reads_calls, run.message_id, self._template, plan.is_thought_open
         )

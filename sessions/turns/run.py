@@ -16,6 +16,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from sessions.awake import patiently
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.ledger.ledger import Turn
+from sessions.ledger.raw_prompt import RawPrompt
 from sessions.memory.device.slots import Ticket
 from sessions.memory.memory_records import NOT_RESTORED, Lease, Restored
 from sessions.store.tables.losses import SavedLoss
@@ -38,6 +39,7 @@ class RunPlan:
     is_thought_open: bool = False  # the prompt had the beginning of a thought
     is_fork: bool = False  # its history was copied from another conversation
     loss: SavedLoss | None = None  # what is known of its saved memory, where that is not all there
+    raw: RawPrompt | None = None  # the prompt is no chat
     is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
 
 
