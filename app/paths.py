@@ -6,6 +6,7 @@ ASSETS_PATH = "/keepwarm"
 LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
 HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
 API_PATH = "/v1"  # admits its callers by API key, never by cookie: see app/access/callers.py
+MESSAGES_PATH = f"{API_PATH}/messages"  # Anthropic's protocol
 TOKEN_PATHS = ("/tokenize", "/detokenize")  # where vLLM and llama.cpp have what is below /v1 here
 
 

@@ -120,6 +120,7 @@ class ChatCompletionRequest(Strict):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto" (the default with tools), "none", "required" or a tool.')
+    parallel_tool_calls: bool | None = Field(default=None, description="false: an answer ends after its first call.")
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="Values of the variables that the model's chat template reads."
     )

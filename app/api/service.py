@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answering import Answering
+from app.api.anthropic.routes import anthropic_routers
 from app.api.completions import completions_router
 from app.api.fields.other_fields import refuse_unused
 from app.api.line import Line
@@ -21,6 +22,7 @@ from app.api.models import models_router
 from app.api.sessions import sessions_router
 from app.api.text_completions.routes import text_completions_router
 from app.api.tokens.routes import tokens_routers
+from app.error_shapes import error_response
 from app.http.bodies import Bodies
 from app.metrics import Metrics
 from app.problems import Problem, problem_of
@@ -55,7 +57,7 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
     answering = Answering(services, line)
     api.include_router(completions_router(services, bodies, answering))
     api.include_router(text_completions_router(services, bodies, answering))
-    for router in tokens_routers(services, bodies, answering):
+    for router in (*anthropic_routers(services, bodies, answering), *tokens_routers(services, bodies, answering)):
         api.include_router(router)
     api.include_router(models_router(services))
     api.include_router(sessions_router(services))
@@ -64,7 +66,7 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
     async def refuse(request: Request, error: Exception) -> Response:
         problem = problem_of(error, f"{request.method} {request.scope['path'][:SHOWN_PATH_CHARS]}")
         metrics.refused(problem.code or problem.kind)
-        return problem.response()
+        return error_response(problem, request.scope["path"])
 
     expected = (Problem, RequestValidationError, HTTPException, SessionError, ModelRuntimeError, ValueError)
     for kind in (*expected, Exception):

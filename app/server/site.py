@@ -15,6 +15,7 @@ from app.access.guard import Guard
 from app.access.origins import Origins
 from app.access.visitors import VisitorGate
 from app.api.service import create_api
+from app.error_shapes import error_response
 from app.http.bodies import Bodies, BodyGate
 from app.http.connection_limits import Connections
 from app.http.response_headers import LOCKED_POLICY, headers_with
@@ -74,7 +75,7 @@ async def refuse(request: Request, error: Exception) -> Response:
     API."""
     assert isinstance(error, HTTPException)
     if is_api(request.scope["path"]):
-        return problem_of(error, "routing").response()
+        return error_response(problem_of(error, "routing"), request.scope["path"])
     return await http_exception_handler(request, error)
 
 

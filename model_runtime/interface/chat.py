@@ -117,6 +117,13 @@ class TurnTemplate(Protocol):
     def content_chars(self, growing_text: str) -> int:
         """How many characters of an unfinished answer are content, whatever follows: up to where a call might begin."""
 
+    @property
+    def parts_calls(self) -> bool:
+        """Whether each call in an answer has marks of its own, so that an answer can end after its first one."""
+
+    def first_call_chars(self, answer_text: str) -> int:
+        """How many characters of a finished answer lead to the end of its first call; all if there is no other one."""
+
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls, as `calls_in` parses it."""
 

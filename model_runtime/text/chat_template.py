@@ -210,6 +210,15 @@ class ChatTemplate(ThoughtsApart):
         """How many characters of an unfinished answer are content, whatever follows."""
         return self._tool_format.content_chars(growing_text) if self._tool_format else len(growing_text)
 
+    @property
+    def parts_calls(self) -> bool:
+        """See `TurnTemplate`."""
+        return self._tool_format is not None and bool(self._tool_format.begin)
+
+    def first_call_chars(self, answer_text: str) -> int:
+        """See `TurnTemplate`."""
+        return self._tool_format.first_call_chars(answer_text) if self._tool_format else len(answer_text)
+
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls."""
         if not calls:

@@ -75,6 +75,13 @@ class GenericTools(ThoughtsApart):
     def content_chars(self, growing_text: str) -> int:
         return _FORMAT.content_chars(growing_text)
 
+    @property
+    def parts_calls(self) -> bool:
+        return True
+
+    def first_call_chars(self, answer_text: str) -> int:
+        return _FORMAT.first_call_chars(answer_text)
+
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return _FORMAT.write(text, calls) if calls else text
 

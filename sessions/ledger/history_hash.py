@@ -1,8 +1,9 @@
 """The hash chain over messages, by which a request that resends its history is recognised. Pure functions.
 
 A history hash covers a whole history: `after(hash of the history before, [message])`. Equal hashes mean equal
-histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. An
-answer's thoughts are left out: most clients do not send them back. A hash has 160 bits, so a match needs no comparison
+histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. Of
+calls' arguments the order of keys and the spacing are left out, and an answer's thoughts: most clients do not send
+them back. A hash has 160 bits, so a match needs no comparison
 of the texts.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate
@@ -28,8 +30,31 @@ def after(before: str, messages: Iterable[ChatMessage]) -> str:
     """The hash of the history that continues the history with the hash `before` with these messages."""
     chained = before
     for message in messages:
-        chained = blake2b(f"{chained}{json.dumps(fields(message))}".encode(), digest_size=20).hexdigest()
+        compared = json.dumps(fields(_canonical(message)))
+        chained = blake2b(f"{chained}{compared}".encode(), digest_size=20).hexdigest()
     return chained
+
+
+def _canonical(message: ChatMessage) -> ChatMessage:
+    """The message with its calls' arguments in one way of writing them: several protocols send them as objects, and
+    clients write these in their own order and spacing."""
+    if not message.tool_calls:
+        return message
+    calls = tuple(replace(call, arguments=_canonical_json(call.arguments)) for call in message.tool_calls)
+    return replace(message, tool_calls=calls)
+
+
+def _canonical_json(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text, parse_float=_number), sort_keys=True, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _number(text: str) -> float:
+    """JavaScript writes 1.0 as 1."""
+    found = float(text)
+    return int(found) if found.is_integer() else found
 
 
 def page_root(system_prompt: str) -> str:

@@ -31,7 +31,7 @@ class ChatRequest:
     """`tools` are JSON texts, a function each. `key` is the client's name for the conversation. An answer that
     `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says. `template_variables` are values of the
     chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
-    begins with."""
+    begins with. An answer that `has_one_call` ends after its first call."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -39,6 +39,7 @@ class ChatRequest:
     key: str | None = None
     has_no_limit: bool = False
     template_variables: str = ""
+    has_one_call: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class StatelessTurns:
                     user_parts=history.exchanges[-1].parts,
                     history_hash=history.hashes[-1],
                     reads_calls=bool(request.tools),
+                    has_one_call=request.has_one_call and bool(request.tools),
                     is_thought_open=planned.is_thought_open,
                     is_fork=placement.is_fork,
                     is_by_person=False,

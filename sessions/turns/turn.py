@@ -52,6 +52,7 @@ class NewTurn:
     is_fork: bool = False
     is_by_person: bool = True
     raw: RawPrompt | None = None
+    has_one_call: bool = False
 
 
 class Turns:
@@ -147,6 +148,7 @@ class Turns:
             is_thought_open=new.is_thought_open,
             is_fork=new.is_fork,
             raw=new.raw,
+            has_one_call=new.has_one_call,
         )
 
     def _answer(self, run: Run) -> None:

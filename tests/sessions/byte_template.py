@@ -108,6 +108,13 @@ class ByteTemplate(ThoughtsApart):
     def content_chars(self, growing_text: str) -> int:
         return CALLS.content_chars(growing_text)
 
+    @property
+    def parts_calls(self) -> bool:
+        return True
+
+    def first_call_chars(self, answer_text: str) -> int:
+        return CALLS.first_call_chars(answer_text)
+
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return CALLS.write(text, calls) if calls else text
 

@@ -54,8 +54,11 @@ def chat_request(
         has_no_limit=not limits_of(body),
         template_variables=variables,
         key=None if body.prompt_cache_key is None else clean_exactly(body.prompt_cache_key),
+        has_one_call=body.parallel_tool_calls is False,
     )
     unread = unread_parts(body.messages, template.has_thoughts)
+    if request.has_one_call and tools.definitions and not template.parts_calls:
+        ignored += ("parallel_tool_calls",)
     ignored += (*without_effect, *unread, *(("tools",) if tools.are_left_out else ()))
     return Translated(request, ignored, tools.notes)
 

@@ -18,6 +18,8 @@ from tests.app.site import Site
 OPERATIONS = {
     "POST /chat/completions",
     *(f"POST /{name}" for name in ("completions", "tokenize", "detokenize", "embeddings")),
+    "POST /messages",
+    "POST /messages/count_tokens",
     "GET /models",
     "GET /models/{model}",
     "GET /sessions",
