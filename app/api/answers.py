@@ -194,11 +194,12 @@ class Progress:
 
 def _logprobs(found: Sequence[TokenLogprobs]) -> dict[str, Any]:
     return {
-        "content": [{**_logprob(one.chosen), "top_logprobs": [_logprob(top) for top in one.top]} for one in found],
+        "content": [{**logprob(one.chosen), "top_logprobs": [logprob(top) for top in one.top]} for one in found],
         "refusal": None,
     }
 
 
-def _logprob(one: TokenLogprob) -> dict[str, Any]:
+def logprob(one: TokenLogprob) -> dict[str, Any]:
+    """One token's log-probability, in OpenAI's shape."""
     in_bytes = None if "�" in one.text else list(one.text.encode("utf-8", "replace"))
     return {"token": one.text, "logprob": max(one.logprob, -9999.0), "bytes": in_bytes}

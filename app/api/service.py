@@ -19,6 +19,7 @@ from app.api.completions import completions_router
 from app.api.fields.other_fields import refuse_unused
 from app.api.line import Line
 from app.api.models import models_router
+from app.api.openai_responses.routes import responses_routers
 from app.api.sessions import sessions_router
 from app.api.text_completions.routes import text_completions_router
 from app.api.tokens.routes import tokens_routers
@@ -57,8 +58,9 @@ def create_api(services: Services, metrics: Metrics, bodies: Bodies) -> FastAPI:
     answering = Answering(services, line)
     api.include_router(completions_router(services, bodies, answering))
     api.include_router(text_completions_router(services, bodies, answering))
-    for router in (*anthropic_routers(services, bodies, answering), *tokens_routers(services, bodies, answering)):
-        api.include_router(router)
+    for routers in (anthropic_routers, responses_routers, tokens_routers):
+        for router in routers(services, bodies, answering):
+            api.include_router(router)
     api.include_router(models_router(services))
     api.include_router(sessions_router(services))
     api.add_middleware(RequestLog, metrics=metrics)

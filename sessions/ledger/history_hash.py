@@ -63,17 +63,20 @@ def page_root(system_prompt: str) -> str:
 
 
 def answer_message(
-    text: str, reads_calls: bool, message_id: int, template: TurnTemplate, is_thought_open: bool = False
+    text: str, reads_calls: bool, asked: str, template: TurnTemplate, is_thought_open: bool = False
 ) -> ChatMessage:
-    """A finished answer in the form in which a client receives it and sends it back. `is_thought_open`: its prompt had
-    the beginning of a thought."""
+    """A finished answer in the form in which a client receives it and sends it back. `asked` is the hash of the history
+    that it answers (if that is unknown, anything else that tells answers apart): its calls' ids depend on that, so that
+    they are known again where a client does not send them back. `is_thought_open`: its prompt had the beginning of a
+    thought."""
     thoughts, said = template.thoughts_in(text, is_thought_open)
     if not reads_calls:
         return ChatMessage("assistant", said, thoughts=thoughts)
     content, calls = template.calls_in(said)
-    named = tuple(ToolCall(_call_id(message_id, n), c.name, c.arguments) for n, c in enumerate(calls))
+    named = tuple(ToolCall(call_id(asked, n), c.name, c.arguments) for n, c in enumerate(calls))
     return ChatMessage("assistant", content, named, thoughts=thoughts)
 
 
-def _call_id(message_id: int, number: int) -> str:
-    return blake2b(f"{message_id} {number}".encode(), digest_size=16).hexdigest()[:CALL_ID_CHARS]
+def call_id(asked: str, number: int) -> str:
+    """The id of the call of that number in an answer."""
+    return blake2b(f"{asked} {number}".encode(), digest_size=16).hexdigest()[:CALL_ID_CHARS]

@@ -27,6 +27,7 @@ from sessions.store.tables.keys import KeyStore
 from sessions.store.tables.logins import LoginStore
 from sessions.store.tables.losses import LossTable
 from sessions.store.tables.messages import NEXT_TURN, MessageTable
+from sessions.store.tables.responses import ResponseTable
 from sessions.store.tables.segments import SegmentTable
 from sessions.store.tables.served_time import Clock, ServedTime
 from sessions.types import ConversationSettings, Origin
@@ -63,6 +64,7 @@ class Store:
         self.losses = LossTable(self.database)
         self.keys = KeyStore(self.database)
         self.bin = Bin(self.database)
+        self.responses = ResponseTable(self.database)
 
     @property
     def kv_dir(self) -> Path:

@@ -62,6 +62,16 @@ class Placements:
             return named or self._anywhere(owner_id, history, may_stay)
         return replace(self._anywhere(owner_id, history, may_stay and key is None), key=key)
 
+    def in_conversation(self, owner_id: str, history: ResentHistory, conversation_id: str) -> Placement:
+        """In this conversation and no other, whatever that costs its memory. Raises `ConversationNotFound`, and
+        `ConversationBusy` while it is answering."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        if self._runs.is_busy(conversation_id):
+            raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
+        known, found = self._deepest(owner_id, history, conversation_id)
+        path = self._store.messages.path(found[0].message_id) if found else ()
+        return _placed(Placement(conversation, path, known if path else 0), history)
+
     def find_raw(self, owner_id: str, prompt: RawPrompt, may_stay: bool) -> Placement:
         """Where a prompt without chat goes: behind the longest stored answer that it begins with. `known` is how many
         of its characters or ids lead there."""

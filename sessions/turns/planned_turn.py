@@ -31,7 +31,8 @@ class ChatRequest:
     """`tools` are JSON texts, a function each. `key` is the client's name for the conversation. An answer that
     `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says. `template_variables` are values of the
     chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
-    begins with. An answer that `has_one_call` ends after its first call."""
+    begins with. An answer that `has_one_call` ends after its first call.
+    `conversation_id` names the one conversation that it belongs to; "" for any."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -40,6 +41,7 @@ class ChatRequest:
     has_no_limit: bool = False
     template_variables: str = ""
     has_one_call: bool = False
+    conversation_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class Recorder:
             ids = run.node_ids[:-1] if run.finish_reason is FinishReason.STOP else run.node_ids
             return plan.raw.answered(text, ids)
         answer = history_hash.answer_message(
-            text, plan.reads_calls, run.message_id, self._template, plan.is_thought_open
+            text, plan.reads_calls, run.call_seed, self._template, plan.is_thought_open
         )
         return history_hash.after(run.plan.history_hash, [answer])
 

@@ -84,6 +84,11 @@ class Run:
         return self.plan.message_id
 
     @property
+    def call_seed(self) -> str:
+        """What the ids of the answer's calls depend on."""
+        return self.plan.history_hash or str(self.message_id)
+
+    @property
     def node_ids(self) -> list[int]:
         """All ids of the answer's node so far."""
         return [*self.plan.turn.answer.token_ids, *self.sampled]

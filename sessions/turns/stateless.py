@@ -54,7 +54,7 @@ class StatelessTurns:
         for text in (history.system_prompt, *_texts(history)):
             self._limits.refuse_hopeless(text)
         return self.placements.begin(
-            lambda may_stay: self.placements.find(owner_id, history, request.key, may_stay),
+            lambda may_stay: self._place(owner_id, request, history, may_stay),
             lambda conversation_id, placement: self._begin(
                 owner_id, conversation_id, request, history, placement, template
             ),
@@ -63,8 +63,13 @@ class StatelessTurns:
     def prompt_ids(self, owner_id: str, request: ChatRequest) -> tuple[int, ...]:
         """The ids that the model would be asked with, generation prompt included. Nothing is stored."""
         template, history = self._read(request)
-        placement = self.placements.find(owner_id, history, request.key, may_stay=True)
+        placement = self._place(owner_id, request, history, may_stay=True)
         return self._planner.plan(request, history, placement, template, must_fit=False).turn.ledger
+
+    def _place(self, owner_id: str, request: ChatRequest, history: ResentHistory, may_stay: bool) -> Placement:
+        if request.conversation_id:
+            return self.placements.in_conversation(owner_id, history, request.conversation_id)
+        return self.placements.find(owner_id, history, request.key, may_stay)
 
     def _read(self, request: ChatRequest) -> tuple[TurnTemplate, ResentHistory]:
         template = self._template.with_variables(request.template_variables)
@@ -94,9 +99,7 @@ class StatelessTurns:
         plan = run.plan
         if plan.raw is not None:
             return ChatMessage("assistant", text)
-        found = history_hash.answer_message(
-            text, plan.reads_calls, run.message_id, self._template, plan.is_thought_open
-        )
+        found = history_hash.answer_message(text, plan.reads_calls, run.call_seed, self._template, plan.is_thought_open)
         thoughts, said = self._new_part(run, found.thoughts, found.text)
         return replace(found, thoughts=thoughts, text=said)
 

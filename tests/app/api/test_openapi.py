@@ -15,9 +15,13 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from tests.app.conftest import MODEL, Serve, user
 from tests.app.site import Site
 
+NAMED = ("responses/{response_id}", "conversations/{conversation_id}")
 OPERATIONS = {
     "POST /chat/completions",
     *(f"POST /{name}" for name in ("completions", "tokenize", "detokenize", "embeddings")),
+    "POST /responses",
+    "POST /conversations",
+    *(f"{method} /{path}" for method in ("GET", "DELETE") for path in NAMED),
     "POST /messages",
     "POST /messages/count_tokens",
     "GET /models",

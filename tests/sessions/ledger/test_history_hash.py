@@ -71,11 +71,12 @@ def test_a_changed_system_prompt_breaks_the_chain(harness: SessionHarness) -> No
 
 def test_calls_get_ids_that_are_the_same_every_time() -> None:
     text = 'See <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
-    first = history_hash.answer_message(text, True, 7, ByteTemplate())
-    assert first == history_hash.answer_message(text, True, 7, ByteTemplate())
+    first = history_hash.answer_message(text, True, "7", ByteTemplate())
+    assert first == history_hash.answer_message(text, True, "7", ByteTemplate())
     assert first.text == "See "
     assert first.tool_calls[0].call_id.isalnum()
     assert (
-        first.tool_calls[0].call_id != history_hash.answer_message(text, True, 8, ByteTemplate()).tool_calls[0].call_id
+        first.tool_calls[0].call_id
+        != history_hash.answer_message(text, True, "8", ByteTemplate()).tool_calls[0].call_id
     )
-    assert history_hash.answer_message(text, False, 7, ByteTemplate()) == ChatMessage("assistant", text)
+    assert history_hash.answer_message(text, False, "7", ByteTemplate()) == ChatMessage("assistant", text)
