@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from app.paths import MESSAGES_PATH
+from app.paths import MESSAGES_PATH, OLLAMA_PATH
 from app.problems import Problem
 
 # https://docs.anthropic.com/en/api/errors
@@ -23,6 +23,8 @@ def error_response(problem: Problem, path: str, more_headers: Mapping[str, str] 
 def error_body(problem: Problem, path: str) -> dict[str, Any]:
     if path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/"):
         return anthropic_error(problem)
+    if path == OLLAMA_PATH or path.startswith(f"{OLLAMA_PATH}/"):
+        return {"error": problem.message}
     return problem.body()
 
 

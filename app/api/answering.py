@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -63,6 +63,17 @@ class Answering:
         if message is None:
             return Response(status_code=CLIENT_GONE)
         return JSONResponse(voice.whole(message, self._manager.completions.message(run, message.text)))
+
+    async def compute(self, request: Request, work: Callable[[str], dict[str, Any]]) -> Response:
+        """The response to a request that asks for no answer, but takes a while: `work` gets the owner, on a worker
+        thread."""
+        owner_id = request.state.owner_id
+        if not await self._enter(owner_id, request):
+            return Response(status_code=CLIENT_GONE)
+        try:
+            return JSONResponse(await run_in_threadpool(work, owner_id))
+        finally:
+            self._line.leave(owner_id)
 
     def translated(self, body: ChatCompletionRequest) -> Translated:
         """The request for the session manager. Raises `Problem`, or `ValueError` with a sentence."""

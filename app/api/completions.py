@@ -26,7 +26,7 @@ EVENTS = {
 }
 
 
-def completions_router(services: Services, bodies: Bodies, answering: Answering) -> APIRouter:
+def completions_routers(services: Services, bodies: Bodies, answering: Answering) -> tuple[APIRouter]:
     router = APIRouter(route_class=json_route(services, bodies, ChatCompletionRequest))
     manager = services.manager
 
@@ -45,4 +45,4 @@ def completions_router(services: Services, bodies: Bodies, answering: Answering)
 
         return await answering.answer(request, begin, bool(body.stream))
 
-    return router
+    return (router,)

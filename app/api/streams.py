@@ -27,8 +27,13 @@ T = TypeVar("T")
 class Voice(Protocol):
     """How one protocol tells a run: whole, or as the pieces of a stream. `shown` is (thoughts, content) so far."""
 
-    media_type: str  # of a stream
-    keep_alive: str  # a piece that says nothing, while nothing happens
+    @property
+    def media_type(self) -> str:
+        """Of a stream."""
+
+    @property
+    def keep_alive(self) -> str:
+        """A piece that says nothing, while nothing happens."""
 
     def opening(self) -> Iterable[str]:
         """What a stream begins with, at once."""

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.access.guard import Guard
 from app.access.origins import Origins
 from app.access.visitors import VisitorGate
-from app.api.service import create_api
+from app.api.service import create_apis
 from app.error_shapes import error_response
 from app.http.bodies import Bodies, BodyGate
 from app.http.connection_limits import Connections
@@ -48,10 +48,11 @@ def create_app(services: Services, bind_host: str, headless: bool = False) -> Fa
     app.add_exception_handler(Exception, went_wrong)
     metrics = Metrics(services.manager, services.process, connections)
     add_health(app, services, metrics)
-    api = create_api(services, metrics, bodies)
-    app.mount(API_PATH, api)
+    apis = create_apis(services, metrics, bodies)
+    for path, api in apis.items():
+        app.mount(path, api)
     for path in TOKEN_PATHS:
-        app.router.routes.append(Route(path, BelowApi(api)))
+        app.router.routes.append(Route(path, BelowApi(apis[API_PATH])))
     if not headless:
         from app.page.mount import add_page  # Gradio is imported here: it costs seconds
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
-from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -57,8 +57,8 @@ def anthropic_routers(services: Services, bodies: Bodies, answering: Answering) 
         response_model=Count,
         responses=ANTHROPIC_REFUSALS,
     )
-    async def count(body: CountRequest, request: Request, beta: str | None = None) -> dict[str, Any]:
-        return await run_in_threadpool(counted, body, request.state.owner_id)
+    async def count(body: CountRequest, request: Request, beta: str | None = None) -> Response:
+        return await answering.compute(request, partial(counted, body))
 
     def counted(body: CountRequest, owner_id: str) -> dict[str, Any]:
         _, found = translated(body)

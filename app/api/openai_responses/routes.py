@@ -31,6 +31,7 @@ from app.problems import Problem
 from sessions.errors import ConversationNotFound
 from sessions.named_responses import HEAD
 from sessions.turns.run import Run
+from sessions.types import MessageStatus
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -67,8 +68,10 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
                 raise _unknown(body, error) from None
             run = manager.completions.begin(owner_id, replace(found.request, conversation_id=asked.conversation_id))
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
-            if body.store is not False:
-                manager.responses.keep(response_id, run.message_id, asked.head, response)
+            is_named = body.store is not False
+            if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
+                kept_id = response_id if is_named else f"unnamed_{uuid.uuid4().hex}"
+                manager.responses.keep(kept_id, run.message_id, asked.head, response)
             return run, ResponseReply(run, response, count, (*asked.ignored, *found.ignored), found.notes)
 
         return await answering.answer(request, begin, bool(body.stream))
@@ -77,7 +80,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
     def retrieve(response_id: str, request: Request) -> dict[str, Any]:
         found = manager.responses.find(services.callers.owner_of(request), response_id)
         response = {name: value for name, value in found.body.items() if name != HEAD}
-        is_running = found.message.receipt is None and response["status"] == found.message.status.value
+        is_running = found.message.status is MessageStatus.RUNNING
         items = [] if is_running else output.items(output.ItemIds(response_id), found.said)
         response = output.ended(response, found.message, found.finish_reason, items)
         if found.message.receipt is not None:

@@ -28,7 +28,7 @@ EVENTS = {
 }
 
 
-def text_completions_router(services: Services, bodies: Bodies, answering: Answering) -> APIRouter:
+def text_completions_routers(services: Services, bodies: Bodies, answering: Answering) -> tuple[APIRouter]:
     router = APIRouter(route_class=json_route(services, bodies, TextCompletionRequest))
     manager, completions = services.manager, services.manager.completions
 
@@ -44,4 +44,4 @@ def text_completions_router(services: Services, bodies: Bodies, answering: Answe
 
         return await answering.answer(request, begin, bool(body.stream))
 
-    return router
+    return (router,)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
-from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.responses import Response
 
 from app.api.answering import Answering
 from app.api.fields.other_fields import ignored_fields
@@ -37,12 +38,12 @@ def tokens_routers(services: Services, bodies: Bodies, answering: Answering) -> 
     codec = manager.completions.template.raw
 
     @tokenizing.post("/tokenize", summary="A text's token ids", response_model=Tokens, responses=REFUSALS)
-    async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
-        return await run_in_threadpool(tokens_of, body, request.state.owner_id)
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+        return await answering.compute(request, partial(tokens_of, body))
 
     @detokenizing.post("/detokenize", summary="The text of token ids", response_model=Text, responses=REFUSALS)
-    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
-        return await run_in_threadpool(text_of, body)
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+        return await answering.compute(request, lambda owner_id: text_of(body))
 
     @embedding.post("/embeddings", summary="Refused: this model makes none", response_model=Text, responses=REFUSALS)
     async def embed(body: EmbeddingsRequest) -> dict[str, Any]:

@@ -38,6 +38,28 @@ def test_white_space_case_and_lookalikes_count(changed: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ('{"a": 1, "b": "x"}', '{"b":"x","a":1}', True),
+        ('{"a": 1.0}', '{"a": 1}', True),
+        ('{"a": "é"}', '{"a": "\\u00e9"}', True),
+        ('{"a": [1, 2]}', '{"a": [2, 1]}', False),
+        ('{"a": 1}', '{"a": "1"}', False),
+        ('{"a": true}', '{"a": 1}', False),
+        ("{city", "{city ", False),
+        ("", "{}", False),
+    ],
+)
+def test_arguments_are_compared_as_json(one: str, other: str, is_same: bool) -> None:
+    start = history_hash.root((), [])
+    hashes = {
+        history_hash.after(start, [ChatMessage("assistant", "", (ToolCall("abc", "f", arguments),))])
+        for arguments in (one, other)
+    }
+    assert (len(hashes) == 1) == is_same
+
+
 def test_tools_and_system_come_first() -> None:
     assert (
         history_hash.root((), [])

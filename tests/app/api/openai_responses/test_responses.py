@@ -120,6 +120,17 @@ def test_other_instructions_are_read_and_the_rest_is_kept(site: Site) -> None:
     assert [message.text for message in view.messages] == ["Hi", "You said: Hi", "And?", "You said: And?"]
 
 
+def test_a_conversation_begins_alike_whether_its_responses_have_names(site: Site) -> None:
+    made = {"conversation": post(site, "/v1/conversations").json()["id"], "store": False}
+    developer = {"role": "developer", "content": "Stay here."}
+    first = told(post(site, input=[developer, {"role": "user", "content": "Unnamed"}], **made))
+    after = told(post(site, input="And?", **made))
+    assert after["keepwarm"]["miss_reason"] is None
+    assert after["keepwarm"]["reused"] == first["usage"]["total_tokens"] - 1
+    with httpx.Client(base_url=site.url) as http:
+        assert http.get(f"/v1/responses/{first['id']}").status_code == 404
+
+
 def test_names_outlive_the_server(serve: Serve) -> None:
     site = serve(headless=True, template=ByteTemplate(takes_tools=True, has_thoughts=True), answer=worker)
     first = told(post(site, input="Remember", tools=[TOOL]))
