@@ -6,6 +6,9 @@ ASSETS_PATH = "/keepwarm"
 LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
 HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
 API_PATH = "/v1"  # admits its callers by API key, never by cookie: see app/access/callers.py
+OLLAMA_PATH = "/api"  # admits the same callers
+MESSAGES_PATH = f"{API_PATH}/messages"  # Anthropic's protocol
+TOKEN_PATHS = ("/tokenize", "/detokenize")  # where vLLM and llama.cpp have what is below /v1 here
 
 
 def beside(path: str, target: str) -> str:
@@ -16,4 +19,4 @@ def beside(path: str, target: str) -> str:
 
 def is_api(path: str) -> bool:
     """Whether the API answers at this path, and errors there must have its JSON shape."""
-    return path == API_PATH or path.startswith(f"{API_PATH}/")
+    return path in TOKEN_PATHS or any(path == root or path.startswith(f"{root}/") for root in (API_PATH, OLLAMA_PATH))

@@ -22,11 +22,13 @@ from sessions.errors import MessageRefused
 from sessions.ledger.ledger import Turn, continued_answer, fold, new_answer, user_turn
 from sessions.memory.memory import Memory
 from sessions.memory_actions import MemoryActions
+from sessions.named_responses import NamedResponses
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
 from sessions.thoughts import prompt_end
+from sessions.turns.raw_turns import RawTurns
 from sessions.turns.run import Run, RunTable, aborted
 from sessions.turns.stateless import StatelessTurns
 from sessions.turns.turn import NewTurn, Turns
@@ -61,6 +63,8 @@ class SessionManager:
         self.memory = Memory(store, engine, config, self.runs)
         self.turns = Turns(store, engine, template, config, self.runs, self.memory)
         self.completions = StatelessTurns(store, engine, template, config, self.runs, self.turns)
+        self.raw_completions = RawTurns(store, engine, template, config, self.turns, self.completions.placements)
+        self.responses = NamedResponses(store, engine, template, self.runs)
         self._actions = MemoryActions(store, self.runs, self.memory)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
         self._views = Views(store, engine, self.memory, self.background.verifier, self.runs, config)

@@ -40,10 +40,12 @@ class Callers:
     def owner_of(self, request: Request) -> str:
         """The owner of the request. Raises `Problem` 401 or 403."""
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and text and (key := self._keys.holder(text.strip())):
-            return key.owner_id
+        for sent in (text if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")):
+            if sent.strip() and (key := self._keys.holder(sent.strip())):
+                return key.owner_id
         if self._keys.any_valid():
-            raise Problem(401, "Send a valid API key as 'Authorization: Bearer kw-...'.", "invalid_api_key")
+            sentence = "Send a valid API key as 'Authorization: Bearer kw-...' or 'x-api-key: kw-...'."
+            raise Problem(401, sentence, "invalid_api_key")
         if self.needs_key:
             lack = "all keys of this server were revoked" if self._keys.ever_made() else "this server has no key yet"
             raise Problem(401, f"Every request needs an API key, and {lack}. {ADD_ONE}", "invalid_api_key")

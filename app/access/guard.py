@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.auth import Owners
 from app.access.origins import Origins, is_preflight, let_read, preflight_response
 from app.access.visitors import NO_PROXIES, Visitors, is_loopback
+from app.error_shapes import error_response
 from app.http.response_headers import LOCKED_POLICY, LOGIN_POLICY, headers_with
 from app.paths import ASSETS_PATH, HEALTH_PATH, LOGIN_PATH, LOGOUT_PATH, METRICS_PATH, beside, is_api
 from app.problems import Problem
@@ -91,7 +93,8 @@ class Guard:
 
     def _refuse(self, scope: Scope, headers: Headers, may_call: bool) -> Response | None:
         host = headers.get("host", "")
-        refuse = _problem if is_api(scope["path"]) else PlainTextResponse
+        path = scope["path"]
+        refuse = partial(_problem, path) if is_api(path) else PlainTextResponse
         is_nameless = "host" not in headers and scope.get("http_version") == "1.0"  # as old probes request /health
         if not (_HOST.fullmatch(host) or (is_nameless and _is_for_programs(scope["path"]))):
             return refuse("This request does not name a valid host.", 400)
@@ -171,9 +174,9 @@ def _is_for_programs(path: str) -> bool:
     return path in (HEALTH_PATH, METRICS_PATH) or is_api(path)
 
 
-def _problem(sentence: str, status: int) -> Response:
+def _problem(path: str, sentence: str, status: int) -> Response:
     """A refusal in the API's shape."""
-    return Problem(status, sentence).response()
+    return error_response(Problem(status, sentence), path)
 
 
 def _body_bytes(headers: Headers) -> int:

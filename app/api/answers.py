@@ -12,22 +12,27 @@ from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.events import FinishReason, TokenLogprob, TokenLogprobs
 from sessions.turns.run import Run
-from sessions.types import MessageStatus, MessageView, Receipt, Tier
+from sessions.types import MessageStatus, MessageView, Receipt, RunSnapshot, Tier
 
 DONE = "data: [DONE]\n\n"
+KEEP_ALIVE = ": waiting\n\n"  # a comment, among server-sent events
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """Builds one response. Holds what is the same in all of its chunks."""
+    """Tells one run as a chat completion: a `Voice`. `include_usage` is about streams."""
 
     run: Run
     model: str
     created: int  # seconds since the epoch
     ignored: tuple[str, ...] = ()  # fields of the request that changed nothing
     notes: tuple[str, ...] = ()  # sentences about how it was honoured
+    include_usage: bool = False
     # Random: a counter would reveal how many requests others send.
     completion_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    media_type: str = "text/event-stream"
+    keep_alive: str = KEEP_ALIVE
+    _progress: Progress = field(default_factory=lambda: Progress())
 
     def whole(self, message: MessageView, said: ChatMessage) -> dict[str, Any]:
         """The response of a request that does not stream. Raises `Problem` for an answer that failed."""
@@ -39,7 +44,7 @@ class Reply:
                 "content": said.text or (None if said.tool_calls else ""),
                 "refusal": None,
             },
-            "logprobs": _logprobs(self.run.logprobs) if self.wants_logprobs else None,
+            "logprobs": _logprobs(self.run.logprobs) if self._wants_logprobs else None,
             "finish_reason": finish_reason(self.run, said),
         }
         if said.thoughts:
@@ -49,7 +54,27 @@ class Reply:
         head = self._head("chat.completion")
         return {**head, "choices": [choice], "usage": usage(self.run, message), "keepwarm": self._receipt(message)}
 
-    def chunk(
+    def opening(self) -> list[str]:
+        return [self._chunk({"role": "assistant", "content": ""})]
+
+    def news(self, run: RunSnapshot, shown: tuple[str, str]) -> list[str]:
+        return [self._chunk(delta, logprobs=found) for delta, found in self._progress.take(self.run, *shown)]
+
+    def ending(self, message: MessageView, said: ChatMessage) -> list[str]:
+        finish = finish_reason(self.run, said)
+        ending = [self._chunk(delta, logprobs=found) for delta, found in self._progress.rest(self.run)]
+        if said.tool_calls:
+            ending.append(self._chunk({"tool_calls": tool_calls(said, with_index=True)}))
+        if self.include_usage:
+            head, receipt = self._head("chat.completion.chunk"), self._receipt(message)
+            last = event({**head, "choices": [], "usage": usage(self.run, message), "keepwarm": receipt})
+            return [*ending, self._chunk({}, finish), last, DONE]
+        return [*ending, self._chunk({}, finish, keepwarm=self._receipt(message)), DONE]
+
+    def failing(self, problem: Problem) -> list[str]:
+        return [event(problem.body()), DONE]
+
+    def _chunk(
         self, delta: dict[str, Any], finish: str | None = None, logprobs: Sequence[TokenLogprobs] = (), **more: Any
     ) -> str:
         """A chunk with one choice."""
@@ -57,21 +82,12 @@ class Reply:
         choice = {"index": 0, "delta": delta, "logprobs": found, "finish_reason": finish}
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **more})
 
-    def last_chunk(self, finish: str, message: MessageView) -> str:
-        """The last chunk of a stream without usage, which carries the receipt."""
-        return self.chunk({}, finish, keepwarm=self._receipt(message))
-
-    def last_usage(self, message: MessageView) -> str:
-        """The chunk that `stream_options.include_usage` asks for."""
-        head = self._head("chat.completion.chunk")
-        return event({**head, "choices": [], "usage": usage(self.run, message), "keepwarm": self._receipt(message)})
-
     @property
-    def wants_logprobs(self) -> bool:
+    def _wants_logprobs(self) -> bool:
         return self.run.plan.sampling.top_logprobs is not None
 
     def _receipt(self, message: MessageView) -> dict[str, Any]:
-        return {**receipt(self.run, message), "ignored": list(self.ignored), "notes": list(self.notes)}
+        return receipt(self.run, message, self.ignored, self.notes)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -127,8 +143,8 @@ def usage(run: Run, message: MessageView) -> dict[str, Any]:
     }
 
 
-def receipt(run: Run, message: MessageView) -> dict[str, Any]:
-    """What the turn cost, in the page's terms."""
+def receipt(run: Run, message: MessageView, ignored: Sequence[str] = (), notes: Sequence[str] = ()) -> dict[str, Any]:
+    """What the turn cost, in the page's terms, and how the request was honoured."""
     found = message.receipt or _NOTHING
     return {
         "session_id": run.conversation_id,
@@ -141,6 +157,8 @@ def receipt(run: Run, message: MessageView) -> dict[str, Any]:
         "miss_reason": None if found.miss_reason is None else found.miss_reason.value,
         "miss_detail": found.miss_detail or None,
         "stored": message.is_stored,
+        "ignored": list(ignored),
+        "notes": list(notes),
     }
 
 
@@ -176,11 +194,12 @@ class Progress:
 
 def _logprobs(found: Sequence[TokenLogprobs]) -> dict[str, Any]:
     return {
-        "content": [{**_logprob(one.chosen), "top_logprobs": [_logprob(top) for top in one.top]} for one in found],
+        "content": [{**logprob(one.chosen), "top_logprobs": [logprob(top) for top in one.top]} for one in found],
         "refusal": None,
     }
 
 
-def _logprob(one: TokenLogprob) -> dict[str, Any]:
+def logprob(one: TokenLogprob) -> dict[str, Any]:
+    """One token's log-probability, in OpenAI's shape."""
     in_bytes = None if "�" in one.text else list(one.text.encode("utf-8", "replace"))
     return {"token": one.text, "logprob": max(one.logprob, -9999.0), "bytes": in_bytes}

@@ -29,16 +29,17 @@ CLIENT_GONE = 499  # appears only in the log: the client is gone
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-def json_route(services: Services, bodies: Bodies, model: type[BaseModel]) -> type[APIRoute]:
+def json_route(services: Services, bodies: Bodies, model: type[BaseModel], takes_forms: bool = False) -> type[APIRoute]:
     """A class for routes whose only body is a `model`. The request's state has the `owner_id`, and `body_held`, which
-    the route closes once the texts are tokenised: until then the next large body waits."""
+    the route closes once the texts are tokenised: until then the next large body waits. `takes_forms`: JSON may come
+    under the content type of a form, which curl gives it where it is told nothing."""
 
     class JsonRoute(APIRoute):
         def get_route_handler(self) -> Handler:
             answer = super().get_route_handler()
 
             async def handle(request: Request) -> Response:
-                _refuse_other_content(request)
+                _refuse_other_content(request, takes_forms)
                 owner_id = await run_in_threadpool(services.callers.owner_of, request)
                 request.state.owner_id = owner_id
                 async with contextlib.AsyncExitStack() as held:
@@ -61,7 +62,9 @@ class _Parsed(Request):
     """A request whose body was already parsed: FastAPI receives the model and passes it on unchanged."""
 
     def __init__(self, request: Request, parsed: BaseModel) -> None:
-        super().__init__(request.scope, request.receive)
+        headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+        json_headers = [*headers, (b"content-type", b"application/json")]  # whatever it came as
+        super().__init__({**request.scope, "headers": json_headers}, request.receive)
         self._parsed = parsed
 
     async def body(self) -> bytes:
@@ -84,11 +87,13 @@ def _parsed(body: bytearray, model: type[BaseModel]) -> BaseModel:
         raise Problem(400, sentence, "invalid_value", place or None) from None
 
 
-def _refuse_other_content(request: Request) -> None:
+def _refuse_other_content(request: Request, takes_forms: bool) -> None:
     """Refuses a body that is not plain JSON: raises `Problem` 415."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise Problem(415, "Compressed bodies are not supported: send plain JSON.", "unsupported_encoding")
     kind = Message()
     kind["content-type"] = request.headers.get("content-type", "")
+    if takes_forms and kind.get_content_type() == "application/x-www-form-urlencoded":
+        return
     if kind.get_content_type() != "application/json" and not kind.get_content_subtype().endswith("+json"):
         raise Problem(415, "Send JSON, with the header Content-Type: application/json.", "unsupported_content_type")

@@ -1,8 +1,9 @@
-"""`GET /v1/models`: the one model that this server runs, under each of its names."""
+"""`GET /v1/models`: the one served model, under each of its names, with the fields of OpenAI and Anthropic."""
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -26,6 +27,9 @@ def models_router(services: Services) -> APIRouter:
             "object": "model",
             "created": started,
             "owned_by": "keepwarm",
+            "type": "model",
+            "display_name": name,
+            "created_at": datetime.fromtimestamp(started, UTC).isoformat().replace("+00:00", "Z"),
             "context_window": info.context_limit_tokens,
         }
 
@@ -33,7 +37,8 @@ def models_router(services: Services) -> APIRouter:
     def list_models(request: Request) -> dict[str, Any]:
         services.callers.owner_of(request)
         names = dict.fromkeys((services.manager.info.name, *services.names.aliases))
-        return {"object": "list", "data": [described(name) for name in names]}
+        ends = {"first_id": next(iter(names)), "last_id": next(reversed(names)), "has_more": False}
+        return {"object": "list", "data": [described(name) for name in names], **ends}
 
     @router.get("/models/{model:path}", summary="Describe a model", response_model=Model, responses=refusals)
     def describe_model(model: str, request: Request) -> dict[str, Any]:

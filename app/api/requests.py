@@ -15,23 +15,25 @@ MOST_TOOLS = 1_000
 # Every list fails fast: one wrong element is reported, not a hundred thousand.
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """No value is converted. Unknown fields are kept, for `other_fields` to judge."""
+
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A piece of a message's text."""
 
     type: Literal["text"]
     text: str
 
 
-class RefusalPart(_Strict):
+class RefusalPart(Strict):
     type: Literal["refusal"]
     refusal: str
 
 
-class MediaPart(_Strict):
+class MediaPart(Strict):
     """A picture, sound or a file, which the model cannot read. Its data are not looked at."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -39,18 +41,18 @@ class MediaPart(_Strict):
     type: Literal["image_url", "input_image", "image", "input_audio", "audio_url", "video_url", "file", "input_file"]
 
 
-class FunctionCall(_Strict):
+class FunctionCall(Strict):
     name: str
     arguments: str = Field(description="JSON text, exactly as it was received.")
 
 
-class MessageToolCall(_Strict):
+class MessageToolCall(Strict):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class Message(_Strict):
+class Message(Strict):
     """One message. Its text must match an earlier turn exactly for that turn to be reused."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -69,23 +71,23 @@ class Message(_Strict):
     reasoning: str | None = Field(default=None, description="Another name of the same.")
 
 
-class FunctionDefinition(_Strict):
+class FunctionDefinition(Strict):
     name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(_Strict):
+class Tool(Strict):
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class ChatCompletionRequest(_Strict):
+class ChatCompletionRequest(Strict):
     """A chat completion. The conversation with the longest matching beginning is continued."""
 
     model: str | None = Field(default=None, description="An id that GET /v1/models lists.")
@@ -118,6 +120,7 @@ class ChatCompletionRequest(_Strict):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto" (the default with tools), "none", "required" or a tool.')
+    parallel_tool_calls: bool | None = Field(default=None, description="false: an answer ends after its first call.")
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="Values of the variables that the model's chat template reads."
     )

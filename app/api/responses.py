@@ -103,12 +103,18 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
     context_window: int
 
 
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+    first_id: str
+    last_id: str
+    has_more: Literal[False]
 
 
 class HeldMemory(BaseModel):

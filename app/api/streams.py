@@ -4,40 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.answers import DONE, Progress, Reply, event, finish_reason, refuse_failed, tool_calls
+from app.api.answers import refuse_failed
 from app.problems import Problem, problem_of
+from model_runtime.interface.chat import ChatMessage
 from sessions.manager import SessionManager
 from sessions.turns.run import Run
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
 KEEP_ALIVE_S = 15.0  # proxies close a connection that is silent for a minute
-KEEP_ALIVE = ": waiting\n\n"
+EVENTS = "text/event-stream"
 
 T = TypeVar("T")
 
 
-class EventStream(Response):
-    """Server-sent events. When the client disconnects, the producer is cancelled at once, not at its next event."""
+class Voice(Protocol):
+    """How one protocol tells a run: whole, or as the pieces of a stream. `shown` is (thoughts, content) so far."""
 
-    media_type = "text/event-stream"
+    @property
+    def media_type(self) -> str:
+        """Of a stream."""
 
-    def __init__(self, events: AsyncIterator[str]) -> None:
+    @property
+    def keep_alive(self) -> str:
+        """A piece that says nothing, while nothing happens."""
+
+    def opening(self) -> Iterable[str]:
+        """What a stream begins with, at once."""
+
+    def news(self, run: RunSnapshot, shown: tuple[str, str]) -> Iterable[str]:
+        """What has come since the last call."""
+
+    def ending(self, message: MessageView, said: ChatMessage) -> Iterable[str]:
+        """The end of a stream, after all news."""
+
+    def failing(self, problem: Problem) -> Iterable[str]:
+        """The end of a stream whose answer failed."""
+
+    def whole(self, message: MessageView, said: ChatMessage) -> dict[str, Any]:
+        """The body of the response to a request that does not stream."""
+
+
+class PieceStream(Response):
+    """A response in pieces. When the client disconnects, the producer is cancelled at once, not at its next piece."""
+
+    def __init__(self, pieces: AsyncIterator[str], media_type: str) -> None:
+        self.media_type = media_type
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def produce() -> None:
-            async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]
+            async with contextlib.aclosing(self._pieces) as pieces:  # type: ignore[type-var]
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                async for text in events:
+                async for text in pieces:
                     await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
@@ -102,50 +129,39 @@ async def answer_of(run: Run, manager: SessionManager, request: Request) -> Mess
     return await until_gone(wait(), request.receive)
 
 
-async def chunks(
-    reply: Reply, manager: SessionManager, include_usage: bool, on_end: Callable[[MessageView | None], None]
+async def pieces(
+    voice: Voice, run: Run, manager: SessionManager, on_end: Callable[[MessageView | None], None]
 ) -> AsyncIterator[str]:
     """The whole stream. `on_end` gets the answer, None if the client disconnected before its end."""
-    run, progress, message = reply.run, Progress(), None
-    completions = manager.completions
+    last = None
     try:
-        yield reply.chunk({"role": "assistant", "content": ""})
+        for text in voice.opening():
+            yield text
         async with contextlib.aclosing(snapshots(run, manager)) as seen:  # type: ignore[type-var]
             async for snapshot in seen:
                 if snapshot is None:
-                    yield KEEP_ALIVE
+                    yield voice.keep_alive
                 elif snapshot.message is not None:
-                    message = snapshot.message
+                    last = snapshot
                 else:
-                    for delta, logprobs in progress.take(run, *completions.shown(run, snapshot.text)):
-                        yield reply.chunk(delta, logprobs=logprobs)
-        if message is None:
+                    for text in voice.news(snapshot, manager.completions.shown(run, snapshot.text)):
+                        yield text
+        if last is None:
             return
-        try:
-            ending = _ending(reply, manager, message, progress, include_usage)
-        except Exception as error:  # the status was already sent: report the error as an event and end the stream
-            ending = [event(problem_of(error, "ending this answer").body()), DONE]
-        for text in ending:
+        for text in _ending(voice, run, manager, last):
             yield text
     finally:
-        on_end(message)
+        on_end(last.message if last else None)
 
 
-def _ending(
-    reply: Reply, manager: SessionManager, message: MessageView, progress: Progress, include_usage: bool
-) -> list[str]:
-    run = reply.run
-    said = manager.completions.message(run, message.text)
-    news = [*progress.take(run, said.thoughts, said.text), *progress.rest(run)]
-    ending = [reply.chunk(delta, logprobs=logprobs) for delta, logprobs in news]
+def _ending(voice: Voice, run: Run, manager: SessionManager, last: RunSnapshot) -> list[str]:
+    """The status was already sent: an error becomes a piece that ends the stream."""
+    assert last.message is not None
+    found: list[str] = []
     try:
-        refuse_failed(message)
-    except Problem as problem:
-        return [*ending, event(problem.body()), DONE]
-    if said.tool_calls:
-        ending.append(reply.chunk({"tool_calls": tool_calls(said, with_index=True)}))
-    if include_usage:
-        ending += [reply.chunk({}, finish_reason(run, said)), reply.last_usage(message)]
-    else:
-        ending.append(reply.last_chunk(finish_reason(run, said), message))
-    return [*ending, DONE]
+        said = manager.completions.message(run, last.message.text)
+        found += voice.news(last, (said.thoughts, said.text))
+        refuse_failed(last.message)
+        return [*found, *voice.ending(last.message, said)]
+    except Exception as error:
+        return [*found, *voice.failing(problem_of(error, "ending this answer"))]

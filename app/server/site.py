@@ -8,17 +8,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access.guard import Guard
 from app.access.origins import Origins
 from app.access.visitors import VisitorGate
-from app.api.service import create_api
+from app.api.service import create_apis
+from app.error_shapes import error_response
 from app.http.bodies import Bodies, BodyGate
 from app.http.connection_limits import Connections
 from app.http.response_headers import LOCKED_POLICY, headers_with
 from app.http.sub_path import SubPath
 from app.metrics import Metrics
-from app.paths import API_PATH, is_api
+from app.paths import API_PATH, TOKEN_PATHS, is_api
 from app.problems import problem_of
 from app.server.health import add_health
 from app.services import Services
@@ -49,7 +52,11 @@ def create_app(services: Services, bind_host: str, headless: bool = False, root_
     app.add_exception_handler(Exception, went_wrong)
     metrics = Metrics(services.manager, services.process, connections)
     add_health(app, services, metrics)
-    app.mount(API_PATH, create_api(services, metrics, bodies))
+    apis = create_apis(services, metrics, bodies)
+    for path, api in apis.items():
+        app.mount(path, api)
+    for path in TOKEN_PATHS:
+        app.router.routes.append(Route(path, BelowApi(apis[API_PATH])))
     if not headless:
         from app.page.mount import add_page  # Gradio is imported here: it costs seconds
 
@@ -57,12 +64,23 @@ def create_app(services: Services, bind_host: str, headless: bool = False, root_
     return app
 
 
+class BelowApi:
+    """Answers a path as the API answers the same path below its own."""
+
+    def __init__(self, api: ASGIApp) -> None:
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        below = {"root_path": API_PATH, "path": f"{API_PATH}{scope['path']}"}
+        await self._api({**scope, **below}, receive, send)
+
+
 async def refuse(request: Request, error: Exception) -> Response:
     """Answers a path without a route. API paths need JSON here too: one with a line feed does not reach the mounted
     API."""
     assert isinstance(error, HTTPException)
     if is_api(request.scope["path"]):
-        return problem_of(error, "routing").response()
+        return error_response(problem_of(error, "routing"), request.scope["path"])
     return await http_exception_handler(request, error)
 
 

@@ -257,6 +257,7 @@ class RunningGeneration(Work):
             error=None if is_complete else error,
             cut_tokens=self._cut_tokens,
             part_ids=self._part_ids,
+            stop_string=self._text.stop_string,
             is_rope_changed=self._is_rope_changed,
             reread_tokens=self._reread_tokens,
         )

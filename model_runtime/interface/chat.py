@@ -32,6 +32,19 @@ class ChatMessage:
 UserInput = str | tuple[ChatMessage, ...]  # the input between two answers: usually one user message, given as text
 
 
+class RawCodec(Protocol):
+    """Texts that are no messages, as ids and back. Control tokens in a text are these tokens. Thread-safe."""
+
+    def ids(self, text: str, is_beginning: bool) -> tuple[int, ...]:
+        """A text's own ids; with `is_beginning` behind those that the tokenizer writes before a text."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, with their control tokens."""
+
+    def pieces(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """The name of each id in the vocabulary."""
+
+
 class TurnTemplate(Protocol):
     """Turns text into token ids with the model's own chat template. Control tokens that a user types stay plain text,
     whether or not the tokenizer marks them as special.
@@ -104,6 +117,13 @@ class TurnTemplate(Protocol):
     def content_chars(self, growing_text: str) -> int:
         """How many characters of an unfinished answer are content, whatever follows: up to where a call might begin."""
 
+    @property
+    def parts_calls(self) -> bool:
+        """Whether each call in an answer has marks of its own, so that an answer can end after its first one."""
+
+    def first_call_chars(self, answer_text: str) -> int:
+        """How many characters of a finished answer lead to the end of its first call; all if there is no other one."""
+
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls, as `calls_in` parses it."""
 
@@ -125,6 +145,10 @@ class TurnTemplate(Protocol):
     def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of a whole conversation rendered at once, generation prompt included. The last of `turns` is not the
         assistant's. Only for templates that rewrite history and after a change of tokenizer."""
+
+    @property
+    def raw(self) -> RawCodec:
+        """The model's tokenizer without the template."""
 
     def count(self, text: str) -> int:
         """How many tokens a text has on its own."""

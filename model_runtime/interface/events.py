@@ -80,6 +80,7 @@ class Finished:
     accepted_tokens: int = 0
     cut_tokens: int = 0
     part_ids: tuple[int, ...] = ()
+    stop_string: str = ""  # the one that ended the answer
     is_rope_changed: bool = False
     reread_tokens: int = 0
 

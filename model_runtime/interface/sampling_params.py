@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.require import require
@@ -87,3 +87,18 @@ class SamplingParams:
     def named_token_ids(self) -> tuple[int, ...]:
         """The ids that these settings name. The vocabulary must have them."""
         return (*(token_id for token_id, _ in self.logit_bias), *self.stop_token_ids)
+
+    def lasting(self, defaults: SamplingParams) -> SamplingParams:
+        """What holds for a conversation's later answers too. Limits, stops and formats are those of one answer: they
+        are taken from `defaults`."""
+        return replace(
+            defaults,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+        )

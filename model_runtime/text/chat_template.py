@@ -23,6 +23,7 @@ from model_runtime.interface.errors import ModelLoadError, TemplateRefused
 from model_runtime.text import thoughts
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
+from model_runtime.text.raw_text import RawText
 from model_runtime.text.template_check import check_template
 from model_runtime.text.template_variables import readable_variables
 from model_runtime.text.thoughts import ThoughtsApart
@@ -73,6 +74,7 @@ class ChatTemplate(ThoughtsApart):
         self._special_tokens = tuple(str(token) for token in tokenizer.all_special_tokens)
         controls = control_contents(self._tokenizer, self._template) | set(self._special_tokens)
         self._control_tokens = tuple(sorted(c for c in controls if c in self._special_tokens or c in self._template))
+        self.raw = RawText(self._tokenizer, tokenizer.backend_tokenizer)
         hidden = hidden_tokens(self._tokenizer, controls)
         self._text = hidden.tokenizer
         self._absorbs = any(
@@ -207,6 +209,15 @@ class ChatTemplate(ThoughtsApart):
     def content_chars(self, growing_text: str) -> int:
         """How many characters of an unfinished answer are content, whatever follows."""
         return self._tool_format.content_chars(growing_text) if self._tool_format else len(growing_text)
+
+    @property
+    def parts_calls(self) -> bool:
+        """See `TurnTemplate`."""
+        return self._tool_format is not None and bool(self._tool_format.begin)
+
+    def first_call_chars(self, answer_text: str) -> int:
+        """See `TurnTemplate`."""
+        return self._tool_format.first_call_chars(answer_text) if self._tool_format else len(answer_text)
 
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls."""

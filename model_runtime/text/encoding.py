@@ -44,12 +44,12 @@ def encoding_of(tokenizer: Tokenizer, text: str) -> Encoding:
         return tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
-def text_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+def text_of(tokenizer: Tokenizer, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
     """The displayable text of ids, without control tokens. Any thread. Raises `TokenizerFailed`."""
     with _panics_are_errors():
         if len(token_ids) <= _SHORT_TOKENS:
-            return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
-        return str(tokenizer.decode_batch([list(token_ids)], skip_special_tokens=True)[0])
+            return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        return str(tokenizer.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0])
 
 
 @contextlib.contextmanager

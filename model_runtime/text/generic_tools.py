@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate, UserInput
+from model_runtime.interface.chat import ChatMessage, RawCodec, ToolCall, TurnTemplate, UserInput
 from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import ToolFormat
 
@@ -75,6 +75,13 @@ class GenericTools(ThoughtsApart):
     def content_chars(self, growing_text: str) -> int:
         return _FORMAT.content_chars(growing_text)
 
+    @property
+    def parts_calls(self) -> bool:
+        return True
+
+    def first_call_chars(self, answer_text: str) -> int:
+        return _FORMAT.first_call_chars(answer_text)
+
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return _FORMAT.write(text, calls) if calls else text
 
@@ -92,6 +99,10 @@ class GenericTools(ThoughtsApart):
 
     def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
         return self._template.whole(_with_offer(system_prompt, tools), self._written(turns))
+
+    @property
+    def raw(self) -> RawCodec:
+        return self._template.raw
 
     def count(self, text: str) -> int:
         return self._template.count(text)

@@ -32,6 +32,7 @@ class TextStream:
         self._pieces: list[tuple[int, str]] = []  # each piece of text, and the tokens up to its end
         self._end: TextEnd | None = None
         self.stopped = False
+        self.stop_string = ""  # the one that ended the text
         for token_id in prefix_ids:
             self._decoder.step(token_id)
 
@@ -42,11 +43,12 @@ class TextStream:
         if piece:
             self._pieces.append((self._tokens, piece))
         text = self._held + piece
-        ends = [place for place in (text.find(stop) for stop in self._stop_strings) if place >= 0]
+        ends = [(place, stop) for stop in self._stop_strings if (place := text.find(stop)) >= 0]
         if ends:
             self.stopped, self._held = True, ""
-            self._end = self._cut(len(text) - min(ends))
-            return text[: min(ends)]
+            end, self.stop_string = min(ends)
+            self._end = self._cut(len(text) - end)
+            return text[:end]
         keep = max((_overlap(text, stop) for stop in self._stop_strings), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -72,6 +72,14 @@ class ToolFormat:
         most = min(len(text), len(self.begin) - 1)
         return len(text) - next((n for n in range(most, 0, -1) if self.begin.startswith(text[-n:])), 0)
 
+    def first_call_chars(self, text: str) -> int:
+        """How many characters of an answer lead to the end of its first call; all if there is no other one."""
+        second = text.find(self.begin, text.find(self.begin) + len(self.begin)) if self.begin in text else -1
+        if not self.begin or second < 0:
+            return len(text)
+        end = text.rfind(self.end, 0, second) if self.end else -1
+        return end + len(self.end) if end >= 0 else len(text[:second].rstrip())
+
     def write(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The answer that `read` parses into this text and these calls."""
         bodies = [json.dumps({"name": c.name, self.arguments_key: _arguments(c)}, ensure_ascii=False) for c in calls]

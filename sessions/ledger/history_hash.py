@@ -1,8 +1,9 @@
 """The hash chain over messages, by which a request that resends its history is recognised. Pure functions.
 
 A history hash covers a whole history: `after(hash of the history before, [message])`. Equal hashes mean equal
-histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. An
-answer's thoughts are left out: most clients do not send them back. A hash has 160 bits, so a match needs no comparison
+histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. Of
+calls' arguments the order of keys and the spacing are left out, and an answer's thoughts: most clients do not send
+them back. A hash has 160 bits, so a match needs no comparison
 of the texts.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate
@@ -28,8 +30,31 @@ def after(before: str, messages: Iterable[ChatMessage]) -> str:
     """The hash of the history that continues the history with the hash `before` with these messages."""
     chained = before
     for message in messages:
-        chained = blake2b(f"{chained}{json.dumps(fields(message))}".encode(), digest_size=20).hexdigest()
+        compared = json.dumps(fields(_canonical(message)))
+        chained = blake2b(f"{chained}{compared}".encode(), digest_size=20).hexdigest()
     return chained
+
+
+def _canonical(message: ChatMessage) -> ChatMessage:
+    """The message with its calls' arguments in one way of writing them: several protocols send them as objects, and
+    clients write these in their own order and spacing."""
+    if not message.tool_calls:
+        return message
+    calls = tuple(replace(call, arguments=_canonical_json(call.arguments)) for call in message.tool_calls)
+    return replace(message, tool_calls=calls)
+
+
+def _canonical_json(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text, parse_float=_number), sort_keys=True, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _number(text: str) -> float:
+    """JavaScript writes 1.0 as 1."""
+    found = float(text)
+    return int(found) if found.is_integer() else found
 
 
 def page_root(system_prompt: str) -> str:
@@ -38,17 +63,20 @@ def page_root(system_prompt: str) -> str:
 
 
 def answer_message(
-    text: str, reads_calls: bool, message_id: int, template: TurnTemplate, is_thought_open: bool = False
+    text: str, reads_calls: bool, asked: str, template: TurnTemplate, is_thought_open: bool = False
 ) -> ChatMessage:
-    """A finished answer in the form in which a client receives it and sends it back. `is_thought_open`: its prompt had
-    the beginning of a thought."""
+    """A finished answer in the form in which a client receives it and sends it back. `asked` is the hash of the history
+    that it answers (if that is unknown, anything else that tells answers apart): its calls' ids depend on that, so that
+    they are known again where a client does not send them back. `is_thought_open`: its prompt had the beginning of a
+    thought."""
     thoughts, said = template.thoughts_in(text, is_thought_open)
     if not reads_calls:
         return ChatMessage("assistant", said, thoughts=thoughts)
     content, calls = template.calls_in(said)
-    named = tuple(ToolCall(_call_id(message_id, n), c.name, c.arguments) for n, c in enumerate(calls))
+    named = tuple(ToolCall(call_id(asked, n), c.name, c.arguments) for n, c in enumerate(calls))
     return ChatMessage("assistant", content, named, thoughts=thoughts)
 
 
-def _call_id(message_id: int, number: int) -> str:
-    return blake2b(f"{message_id} {number}".encode(), digest_size=16).hexdigest()[:CALL_ID_CHARS]
+def call_id(asked: str, number: int) -> str:
+    """The id of the call of that number in an answer."""
+    return blake2b(f"{asked} {number}".encode(), digest_size=16).hexdigest()[:CALL_ID_CHARS]

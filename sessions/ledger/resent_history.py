@@ -80,7 +80,7 @@ def read(
     if beginning is not None and cleaned[-1].role == "assistant":
         raise MessageRefused("The last two messages are the assistant's. Send one answer to go on with.")
     exchanges = _exchanges(cleaned[head:], template)
-    hashes = _hashes(history_hash.root(tools, cleaned[:head]), exchanges)
+    exchanges, hashes = _hashes(history_hash.root(tools, cleaned[:head]), exchanges)
     return ResentHistory(
         system_prompt="\n\n".join(message.text for message in cleaned[:head]),
         exchanges=exchanges,
@@ -111,15 +111,42 @@ def _exchanges(messages: Sequence[ChatMessage], template: TurnTemplate) -> tuple
     return (*found, Exchange(tuple(asked), None))
 
 
-def _hashes(root: str, exchanges: Sequence[Exchange]) -> tuple[str, ...]:
+def _hashes(root: str, exchanges: Sequence[Exchange]) -> tuple[tuple[Exchange, ...], tuple[str, ...]]:
+    """(the exchanges with an id for every call and result, the history's hashes)."""
     last = root
+    named: list[Exchange] = []
     found: list[str] = []
+    calls: tuple[ToolCall, ...] = ()
     for exchange in exchanges:
-        last = history_hash.after(last, exchange.asked)
+        asked = _with_result_ids(exchange.asked, calls)
+        last = history_hash.after(last, asked)
         found.append(last)
-        if exchange.answer is not None:
-            last = history_hash.after(last, [exchange.answer])
+        answer = exchange.answer
+        if answer is not None:
+            calls = tuple(
+                call if call.call_id else replace(call, call_id=history_hash.call_id(last, n))
+                for n, call in enumerate(answer.tool_calls)
+            )
+            answer = replace(answer, tool_calls=calls)
+            last = history_hash.after(last, [answer])
             found.append(last)
+        named.append(Exchange(asked, answer))
+    return tuple(named), tuple(found)
+
+
+def _with_result_ids(asked: Sequence[ChatMessage], calls: Sequence[ToolCall]) -> tuple[ChatMessage, ...]:
+    """Results without an id answer the calls before them: the first open one of their name, else the first open one."""
+    open_calls = list(calls)
+    found: list[ChatMessage] = []
+    for message in asked:
+        if message.role == "tool":
+            answered = [call for call in open_calls if call.call_id == message.tool_call_id]
+            if not message.tool_call_id:
+                answered = [call for call in open_calls if call.name == message.name] or open_calls[:1]
+            if answered:
+                open_calls.remove(answered[0])
+                message = replace(message, tool_call_id=answered[0].call_id)
+        found.append(message)
     return tuple(found)
 
 

@@ -304,3 +304,15 @@ def losses_by_numerics(db: Database) -> None:
 def template_variables(db: Database) -> None:
     """The values of the chat template's variables that a node's ids were rendered with, where they change."""
     db.execute("ALTER TABLE messages ADD COLUMN template_variables TEXT")
+
+
+@_step
+def responses(db: Database) -> None:
+    """Answers that clients of the Responses API name: `body` is JSON, what the request said of itself."""
+    db.execute("""
+        CREATE TABLE responses (
+            id TEXT PRIMARY KEY,
+            message_id INTEGER NOT NULL REFERENCES messages(id) ON DELETE CASCADE,
+            body TEXT NOT NULL
+        )""")
+    db.execute("CREATE INDEX responses_by_message ON responses(message_id)")

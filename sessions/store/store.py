@@ -29,6 +29,7 @@ from sessions.store.tables.keys import KeyStore
 from sessions.store.tables.logins import LoginStore
 from sessions.store.tables.losses import LossTable
 from sessions.store.tables.messages import NEXT_TURN, MessageTable
+from sessions.store.tables.responses import ResponseTable
 from sessions.store.tables.segments import SegmentTable
 from sessions.store.tables.served_time import Clock, ServedTime
 from sessions.text_search import Excerpt
@@ -70,6 +71,7 @@ class Store:
         self.losses = LossTable(self.database)
         self.keys = KeyStore(self.database)
         self.bin = Bin(self.database)
+        self.responses = ResponseTable(self.database)
 
     @property
     def kv_dir(self) -> Path:

@@ -8,19 +8,23 @@ and has some of the history, the request goes there, and a changed message becom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sessions.errors import ConversationNotFound
+from sessions.errors import ConversationBusy, ConversationNotFound, ShuttingDown
 from sessions.ledger.ledger import common_prefix, fold
+from sessions.ledger.raw_prompt import RawPrompt, first_link, size_of
 from sessions.ledger.resent_history import ResentHistory
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.history_hashes import Found
-from sessions.turns.run import RunTable
+from sessions.turns.run import Run, RunTable
 
+ATTEMPTS = 4
 MOST_DISPLACED_TOKENS = 256  # of a conversation's end that may be cropped for a request that continues further up
 MOST_CANDIDATES = 8
+MOST_RAW_LINKS = 2_000  # of an owner, that a raw prompt is compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,40 @@ class Placements:
             return named or self._anywhere(owner_id, history, may_stay)
         return replace(self._anywhere(owner_id, history, may_stay and key is None), key=key)
 
+    def in_conversation(self, owner_id: str, history: ResentHistory, conversation_id: str) -> Placement:
+        """In this conversation and no other, whatever that costs its memory. Raises `ConversationNotFound`, and
+        `ConversationBusy` while it is answering."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        if self._runs.is_busy(conversation_id):
+            raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
+        known, found = self._deepest(owner_id, history, conversation_id)
+        path = self._store.messages.path(found[0].message_id) if found else ()
+        return _placed(Placement(conversation, path, known if path else 0), history)
+
+    def find_raw(self, owner_id: str, prompt: RawPrompt, may_stay: bool) -> Placement:
+        """Where a prompt without chat goes: behind the longest stored answer that it begins with. `known` is how many
+        of its characters or ids lead there."""
+        stored = self._store.history_hashes.beginning_with(owner_id, first_link(prompt.kind), MOST_RAW_LINKS)
+        links = prompt.beginnings_among(stored)
+        place, found = self._store.history_hashes.deepest(owner_id, links, None, self._tokenizer)
+        return self._best(owner_id, found, size_of(links[place]), may_stay) if found else NO_PLACEMENT
+
+    def begin(self, find: Callable[[bool], Placement], begin: Callable[[str, Placement], Run]) -> Run:
+        """Begins a turn at the place that was found, inside the claim of its conversation (whose id `begin` gets).
+        `find` is asked again when another request was quicker. Raises `ConversationBusy`."""
+        for attempt in range(1, ATTEMPTS + 1):
+            placement = find(attempt < ATTEMPTS)
+            conversation_id = placement.conversation.conversation_id if placement.conversation else uuid.uuid4().hex
+            try:
+                with self._runs.claim(conversation_id):
+                    if self.is_as_it_was(placement):
+                        return begin(conversation_id, placement)
+            except ShuttingDown:
+                raise
+            except ConversationBusy:  # another request was quicker: the next attempt finds another place
+                continue
+        raise ConversationBusy("This conversation is being changed by other requests. Try again in a moment.")
+
     def is_as_it_was(self, placement: Placement) -> bool:
         """Asked inside the claim: another request may have continued or deleted it since it was found."""
         if placement.conversation is None:
@@ -82,6 +120,9 @@ class Placements:
         if not self.matches_prefixes:
             return NO_PLACEMENT
         known, found = self._deepest(owner_id, history)
+        return _placed(self._best(owner_id, found, known, may_stay), history)
+
+    def _best(self, owner_id: str, found: Sequence[Found], known: int, may_stay: bool) -> Placement:
         fork = NO_PLACEMENT
         for one in found[:MOST_CANDIDATES]:
             path = self._store.messages.path(one.message_id)
@@ -89,9 +130,9 @@ class Placements:
                 continue
             conversation = self._store.conversation(owner_id, one.conversation_id)
             if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
-                return _placed(Placement(conversation, path, known), history)
+                return Placement(conversation, path, known)
             if not fork.path:
-                fork = _placed(Placement(None, path, known, is_fork=True), history)
+                fork = Placement(None, path, known, is_fork=True)
         return fork
 
     def _deepest(

@@ -19,6 +19,7 @@ from sessions.ledger import history_hash
 from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.store import Store
+from sessions.turns.one_call import end_after_first_call
 from sessions.turns.receipt import outcome, receipt
 from sessions.turns.run import Run, RunTable
 from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
@@ -120,12 +121,12 @@ class Recorder:
     def _finish(self, run: Run, event: Finished) -> None:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
         stored = receipt(run, event, self._engine.estimate_read_s)
-        text, run.finish_reason = run.complete(event), event.reason
+        text, run.finish_reason = end_after_first_call(run, run.complete(event), event.reason, self._template)
         end = AnswerEnd(
             text,
             tuple(run.node_ids),
             status,
-            event.reason,
+            run.finish_reason,
             note,
             stored,
             self._history_hash(run, text),
@@ -145,8 +146,11 @@ class Recorder:
         if not run.plan.history_hash:
             return ""
         plan = run.plan
+        if plan.raw is not None:
+            ids = run.node_ids[:-1] if run.finish_reason is FinishReason.STOP else run.node_ids
+            return plan.raw.answered(text, ids)
         answer = history_hash.answer_message(
-            text, plan.reads_calls, run.message_id, self._template, plan.is_thought_open
+            text, plan.reads_calls, run.call_seed, self._template, plan.is_thought_open
         )
         return history_hash.after(run.plan.history_hash, [answer])
 

@@ -16,6 +16,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from sessions.awake import patiently
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.ledger.ledger import Turn
+from sessions.ledger.raw_prompt import RawPrompt
 from sessions.memory.device.slots import Ticket
 from sessions.memory.memory_records import NOT_RESTORED, Lease, Restored
 from sessions.store.tables.losses import SavedLoss
@@ -38,6 +39,8 @@ class RunPlan:
     is_thought_open: bool = False  # the prompt had the beginning of a thought
     is_fork: bool = False  # its history was copied from another conversation
     loss: SavedLoss | None = None  # what is known of its saved memory, where that is not all there
+    raw: RawPrompt | None = None  # the prompt is no chat
+    has_one_call: bool = False  # it ends after its first call
     is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
 
 
@@ -65,6 +68,7 @@ class Run:
         self.done_at: float | None = None
         self.last_token_at: float | None = None
         self.finish_reason: FinishReason | None = None
+        self.stop_string = ""  # the one that ended the answer
         self._created_at = time.monotonic()
         self._generation: Generation | None = None
         self._changed = threading.Condition()
@@ -78,6 +82,11 @@ class Run:
     @property
     def message_id(self) -> int:
         return self.plan.message_id
+
+    @property
+    def call_seed(self) -> str:
+        """What the ids of the answer's calls depend on."""
+        return self.plan.history_hash or str(self.message_id)
 
     @property
     def node_ids(self) -> list[int]:
@@ -137,11 +146,16 @@ class Run:
 
     def complete(self, event: Finished) -> str:
         """The whole answer, with what the engine held back. Its ids lose those of a stop string."""
+        self.stop_string = event.stop_string
         if event.cut_tokens:
             self.sampled[-event.cut_tokens :] = event.part_ids
         else:
             self._show_logprobs()
         return self._snapshot.text + event.text_tail
+
+    def keep(self, tokens: int) -> None:
+        """The answer ends after that many of its sampled ids."""
+        del self.sampled[tokens:]
 
     def _show_logprobs(self) -> None:
         self.logprobs += self._held_logprobs

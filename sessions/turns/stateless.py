@@ -6,48 +6,23 @@ next request on the history is warm.
 
 from __future__ import annotations
 
-import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import Engine
-from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
-from sessions.errors import ConversationBusy, MessageRefused, SessionError, ShuttingDown
+from sessions.errors import ConversationBusy, SessionError
 from sessions.ledger import history_hash, resent_history
-from sessions.ledger.ledger import (
-    changed_variables,
-    fold,
-    new_answer,
-    user_turn,
-    variables_of,
-    with_beginning,
-)
-from sessions.ledger.resent_history import Exchange, ResentHistory
-from sessions.store.records import Conversation, Node, NodeIds
+from sessions.ledger.resent_history import ResentHistory
+from sessions.store.records import Conversation
 from sessions.store.store import Store
 from sessions.turns.placement import Placement, Placements
+from sessions.turns.planned_turn import ChatRequest, Planner
 from sessions.turns.run import Run, RunTable
 from sessions.turns.turn import NewTurn, Turns
-from sessions.types import ConversationSettings, MessageStatus
-
-ATTEMPTS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """`tools` are JSON texts, a function each. `key` is the client's name for the conversation. An answer that
-    `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says. `template_variables` are values of the
-    chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
-    begins with."""
-
-    messages: tuple[ChatMessage, ...]
-    sampling: SamplingParams
-    tools: tuple[str, ...] = ()
-    key: str | None = None
-    has_no_limit: bool = False
-    template_variables: str = ""
+from sessions.types import ConversationSettings
 
 
 class StatelessTurns:
@@ -67,32 +42,38 @@ class StatelessTurns:
         self._template = template
         self._config = config
         self._limits = turns.limits
-        self._runs = runs
         self._turns = turns
+        self._planner = Planner(store, engine, turns.limits)
         self.placements = Placements(store, runs, engine.info.tokenizer_fingerprint)
 
     def begin(self, owner_id: str, request: ChatRequest) -> Run:
         """Commits what is new and starts the answer. Nothing is stored when a `SessionError` or `TemplateRefused` is
         raised."""
-        template = self._template.with_variables(request.template_variables)
-        history = resent_history.read(request.messages, request.tools, self._config.max_message_bytes, template)
+        template, history = self._read(request)
         self._turns.store_kept()
-        self._limits.refuse_hopeless(history.system_prompt)
-        for exchange in history.exchanges:
-            for message in (*exchange.asked, *((exchange.answer,) if exchange.answer else ())):
-                self._limits.refuse_hopeless(message.text)
-        for attempt in range(1, ATTEMPTS + 1):
-            placement = self.placements.find(owner_id, history, request.key, may_stay=attempt < ATTEMPTS)
-            conversation_id = placement.conversation.conversation_id if placement.conversation else uuid.uuid4().hex
-            try:
-                with self._runs.claim(conversation_id):
-                    if self.placements.is_as_it_was(placement):
-                        return self._begin(owner_id, conversation_id, request, history, placement, template)
-            except ShuttingDown:
-                raise
-            except ConversationBusy:  # another request was quicker: the next attempt finds another place
-                continue
-        raise ConversationBusy("This conversation is being changed by other requests. Try again in a moment.")
+        for text in (history.system_prompt, *_texts(history)):
+            self._limits.refuse_hopeless(text)
+        return self.placements.begin(
+            lambda may_stay: self._place(owner_id, request, history, may_stay),
+            lambda conversation_id, placement: self._begin(
+                owner_id, conversation_id, request, history, placement, template
+            ),
+        )
+
+    def prompt_ids(self, owner_id: str, request: ChatRequest) -> tuple[int, ...]:
+        """The ids that the model would be asked with, generation prompt included. Nothing is stored."""
+        template, history = self._read(request)
+        placement = self._place(owner_id, request, history, may_stay=True)
+        return self._planner.plan(request, history, placement, template, must_fit=False).turn.ledger
+
+    def _place(self, owner_id: str, request: ChatRequest, history: ResentHistory, may_stay: bool) -> Placement:
+        if request.conversation_id:
+            return self.placements.in_conversation(owner_id, history, request.conversation_id)
+        return self.placements.find(owner_id, history, request.key, may_stay)
+
+    def _read(self, request: ChatRequest) -> tuple[TurnTemplate, ResentHistory]:
+        template = self._template.with_variables(request.template_variables)
+        return template, resent_history.read(request.messages, request.tools, self._config.max_message_bytes, template)
 
     @property
     def template(self) -> TurnTemplate:
@@ -106,6 +87,8 @@ class StatelessTurns:
     def shown(self, run: Run, text: str) -> tuple[str, str]:
         """(thoughts, content) of a growing answer, as far as they stay, without what it began with."""
         plan = run.plan
+        if plan.raw is not None:
+            return "", text
         thoughts, said = self._template.growing_thoughts_in(text, plan.is_thought_open)
         if plan.reads_calls:
             said = said[: self._template.content_chars(said)]
@@ -114,9 +97,9 @@ class StatelessTurns:
     def message(self, run: Run, text: str) -> ChatMessage:
         """The finished answer as its client gets it, without what it began with."""
         plan = run.plan
-        found = history_hash.answer_message(
-            text, plan.reads_calls, run.message_id, self._template, plan.is_thought_open
-        )
+        if plan.raw is not None:
+            return ChatMessage("assistant", text)
+        found = history_hash.answer_message(text, plan.reads_calls, run.call_seed, self._template, plan.is_thought_open)
         thoughts, said = self._new_part(run, found.thoughts, found.text)
         return replace(found, thoughts=thoughts, text=said)
 
@@ -136,30 +119,12 @@ class StatelessTurns:
         placement: Placement,
         template: TurnTemplate,
     ) -> Run:
-        placement = _asked_anew(placement, history, template)
-        imported = self._imported(request, history, placement, template)
-        above = (*placement.path, *imported)
-        current: tuple[int, ...] = fold(placement.path)
-        if placement.conversation is not None:
-            current = fold(self._store.messages.path(placement.conversation.leaf_id))
-        last, is_asked_again = history.exchanges[-1], placement.known == len(history.hashes)
-        fingerprint, prompt = self._engine.info.tokenizer_fingerprint, history.system_prompt
-        if is_asked_again:
-            turn = new_answer(above, current, prompt, template, fingerprint, request.tools)
-        else:
-            turn = user_turn(above, last.input, current, prompt, template, fingerprint, request.tools)
-        is_open, prefix_text = template.opens_thought(prompt, request.tools), ""
-        _refuse_format(request, history, is_open)
-        if history.beginning is not None:
-            begun, beginning = placement.begun, history.beginning
-            prefix_text = begun.text if begun else template.begun_answer(beginning.thoughts, beginning.text, is_open)
-            ids = _answer_ids(begun) if begun else template.answer(prefix_text, prompt, request.tools)
-            turn = with_beginning(turn, ids, current)
-        text = None if is_asked_again else last.text
+        planned = self._planner.plan(request, history, placement, template)
+        placement, turn = planned.placement, planned.turn
         if request.has_no_limit:
             most = self._turns.most_new_tokens(owner_id, conversation_id, turn)
             request = replace(request, sampling=replace(request.sampling, max_new_tokens=most))
-        self._limits.promise_bytes(turn, request.sampling.max_new_tokens, text)
+        self._limits.promise_bytes(turn, request.sampling.max_new_tokens, planned.text)
         conversation = self._conversation(owner_id, conversation_id, request, history, placement)
         try:
             return self._turns.begin(
@@ -168,13 +133,14 @@ class StatelessTurns:
                     path=() if placement.is_fork else placement.path,
                     turn=turn,
                     sampling=request.sampling,
-                    user_text=text,
-                    prefix_text=prefix_text,
-                    history=above if placement.is_fork else imported,
-                    user_parts=last.parts,
+                    user_text=planned.text,
+                    prefix_text=planned.prefix_text,
+                    history=planned.above if placement.is_fork else planned.imported,
+                    user_parts=history.exchanges[-1].parts,
                     history_hash=history.hashes[-1],
                     reads_calls=bool(request.tools),
-                    is_thought_open=is_open,
+                    has_one_call=request.has_one_call and bool(request.tools),
+                    is_thought_open=planned.is_thought_open,
                     is_fork=placement.is_fork,
                     is_by_person=False,
                 )
@@ -189,7 +155,7 @@ class StatelessTurns:
     ) -> Conversation:
         """A new one, or the one that was found; the page shows the system prompt that holds now."""
         if placement.conversation is None:
-            sampling = self._lasting(request.sampling)
+            sampling = request.sampling.lasting(self._engine.info.default_sampling)
             settings = ConversationSettings(sampling, history.system_prompt, request.template_variables)
             if not self._store.add_conversation(owner_id, conversation_id, settings, placement.key):
                 raise ConversationBusy("Another request has just begun the conversation of this key. Try again.")
@@ -203,95 +169,8 @@ class StatelessTurns:
                 self._store.set_settings(conversation_id, settings)
         return self._store.conversation(owner_id, conversation_id)
 
-    def _lasting(self, asked: SamplingParams) -> SamplingParams:
-        """What holds for later answers too: a client's limits, stops and formats are those of one answer."""
-        return replace(
-            self._engine.info.default_sampling,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            top_k=asked.top_k,
-            min_p=asked.min_p,
-            repetition_penalty=asked.repetition_penalty,
-            presence_penalty=asked.presence_penalty,
-            frequency_penalty=asked.frequency_penalty,
-            seed=asked.seed,
-        )
 
-    def _imported(
-        self, request: ChatRequest, history: ResentHistory, placement: Placement, template: TurnTemplate
-    ) -> tuple[Node, ...]:
-        """Nodes for what the client knows and the database does not, up to the last question. Raises `ContextFull` as
-        soon as they are too many."""
-        nodes: list[Node] = []
-        ledger_tokens = len(fold(placement.path))
-        for place in range(placement.known, len(history.hashes) - 1):
-            exchange, above = history.exchanges[place // 2], nodes[-1] if nodes else None
-            above = above or (placement.path[-1] if placement.path else None)
-            is_answer = bool(place % 2)
-            if is_answer:
-                ids = template.answer(_answer_text(exchange, template), history.system_prompt, request.tools)
-            else:
-                ids = _asked_ids(request, history, exchange, above, template)
-            root_prompt = history.system_prompt if above is None else None
-            variables = changed_variables((*placement.path, *nodes), template)
-            nodes.append(
-                Node(
-                    message_id=0,
-                    parent_id=None,
-                    role="assistant" if is_answer else "user",
-                    text=_answer_text(exchange, template) if is_answer else exchange.text,
-                    status=MessageStatus.COMPLETE,
-                    finish_reason=None,
-                    ids=NodeIds(ledger_tokens, ids, system_prompt=root_prompt, template_variables=variables),
-                    tokenizer_fingerprint=self._engine.info.tokenizer_fingerprint,
-                    model_name=self._engine.info.name,
-                    history_hash=history.hashes[place],
-                    parts="" if is_answer else exchange.parts,
-                )
-            )
-            ledger_tokens += len(ids)
-            self._limits.check_history(ledger_tokens)
-        return tuple(nodes)
-
-
-def _refuse_format(request: ChatRequest, history: ResentHistory, is_thought_open: bool) -> None:
-    """Raises `MessageRefused` where an answer in a format could not begin with it."""
-    if request.sampling.grammar is None:
-        return
-    if is_thought_open:
-        raise MessageRefused(
-            "This model begins every answer with a thought, which a format excludes. Send enable_thinking: false, or "
-            "leave the format out."
-        )
-    if history.beginning is not None:
-        raise MessageRefused("An answer that is gone on with cannot keep to a format. Leave one of the two out.")
-
-
-def _asked_anew(placement: Placement, history: ResentHistory, template: TurnTemplate) -> Placement:
-    """A question that was rendered with other values of the template's variables is asked once more beside itself: its
-    ids end with their generation prompt."""
-    path = placement.path
-    is_asked_again = path and placement.known == len(history.hashes)
-    if not is_asked_again or variables_of(path) == template.bound:
-        return placement
-    return replace(placement, path=path[:-1], known=placement.known - 1, begun=None)
-
-
-def _asked_ids(
-    request: ChatRequest, history: ResentHistory, exchange: Exchange, above: Node | None, template: TurnTemplate
-) -> tuple[int, ...]:
-    prompt = history.system_prompt
-    if above is None:
-        return template.first_turn(prompt, exchange.input, request.tools)
-    return template.next_turn(above.ended_with_stop_token, exchange.input, prompt, request.tools)
-
-
-def _answer_text(exchange: Exchange, template: TurnTemplate) -> str:
-    answer = exchange.answer
-    assert answer is not None, "only the last exchange has no answer"
-    return template.with_thoughts(answer.thoughts, template.with_calls(answer.text, answer.tool_calls))
-
-
-def _answer_ids(node: Node) -> tuple[int, ...]:
-    """The ids of a stored answer, without what ended it."""
-    return node.answer_ids[:-1] if node.ended_with_stop_token else node.answer_ids
+def _texts(history: ResentHistory) -> Iterator[str]:
+    for exchange in history.exchanges:
+        for message in (*exchange.asked, *((exchange.answer,) if exchange.answer else ())):
+            yield message.text

@@ -19,6 +19,7 @@ from sessions.config import SessionConfig
 from sessions.errors import SessionError
 from sessions.ledger import history_hash
 from sessions.ledger.ledger import Turn
+from sessions.ledger.raw_prompt import RawPrompt
 from sessions.memory.memory import Memory
 from sessions.store.records import Conversation, NewMessages, Node
 from sessions.store.store import Store
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class NewTurn:
     """`turn` below `history` (new nodes, which are committed with it) below `path` (stored ones). `user_text` goes with
     `turn.user`, `user_parts` with a node of several messages; `prefix_text` is what a continued answer says already.
-    `history_hash` is that of the history that is answered, None: computed here."""
+    `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat."""
 
     conversation: Conversation
     path: Sequence[Node]
@@ -50,6 +51,8 @@ class NewTurn:
     is_thought_open: bool = False
     is_fork: bool = False
     is_by_person: bool = True
+    raw: RawPrompt | None = None
+    has_one_call: bool = False
 
 
 class Turns:
@@ -144,6 +147,8 @@ class Turns:
             reads_calls=new.reads_calls,
             is_thought_open=new.is_thought_open,
             is_fork=new.is_fork,
+            raw=new.raw,
+            has_one_call=new.has_one_call,
         )
 
     def _answer(self, run: Run) -> None:

@@ -33,7 +33,7 @@ BUDGET_BYTES = 64 * 1024 * 1024
 
 def echo(ledger: tuple[int, ...]) -> Sequence[int]:
     """Repeats the message; "long" in it makes the answer a few hundred tokens longer."""
-    last_user = max(index for index, token in enumerate(ledger) if token == USER)
+    last_user = max((index for index, token in enumerate(ledger) if token == USER), default=-1)
     asked = bytes(token for token in ledger[last_user + 1 :] if token < 256).decode("utf-8", errors="replace").strip()
     text = f"You said: {asked}"
     if "long" in asked:

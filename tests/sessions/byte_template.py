@@ -18,6 +18,22 @@ ROLES = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSIS
 CALLS = ToolFormat("<tool_call>", "</tool_call>", "arguments")
 
 
+class ByteCodec:
+    """Texts over bytes without a template. Nothing stands at the beginning; "<end>" is the control token."""
+
+    def ids(self, text: str, is_beginning: bool) -> tuple[int, ...]:
+        pieces = [tuple(piece.encode("utf-8")) for piece in text.split("<end>")]
+        return tuple(i for n, piece in enumerate(pieces) for i in (*((END,) if n else ()), *piece))
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return b"".join(b"<end>" if i == END else bytes([i]) for i in token_ids if i < 256 or i == END).decode(
+            "utf-8", errors="replace"
+        )
+
+    def pieces(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple("<end>" if i == END else chr(i) for i in token_ids)
+
+
 class ByteTemplate(ThoughtsApart):
     """A chat template over bytes. `shift` moves every byte's id, which makes another vocabulary. Takes the roles above,
     and tools only if `takes_tools` is set. `variables` are those of these that it reads: "enable_thinking", whose false
@@ -39,6 +55,7 @@ class ByteTemplate(ThoughtsApart):
         self.bound = ""
         self.tools_are_generic = False
         self._opens_thoughts = opens_thoughts
+        self.raw = ByteCodec()
 
     def with_variables(self, values: str) -> Self:
         other = copy.copy(self)
@@ -90,6 +107,13 @@ class ByteTemplate(ThoughtsApart):
 
     def content_chars(self, growing_text: str) -> int:
         return CALLS.content_chars(growing_text)
+
+    @property
+    def parts_calls(self) -> bool:
+        return True
+
+    def first_call_chars(self, answer_text: str) -> int:
+        return CALLS.first_call_chars(answer_text)
 
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return CALLS.write(text, calls) if calls else text

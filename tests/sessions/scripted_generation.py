@@ -25,6 +25,7 @@ class ScriptedGeneration:
     answer: list[int] | None = None  # ids still to be sampled
     sampled: list[int] = field(default_factory=list)
     held: str = ""  # decoded, but possibly the beginning of a stop string
+    stop_string: str = ""  # that ended it
     cut_tokens: int = 0  # at the end of `sampled`, no part of the answer
     read_at: float | None = None
     first_at: float | None = None
@@ -59,7 +60,7 @@ class ScriptedGeneration:
         stops = self.asked.sampling.stop_strings
         self.held += self.decoder.decode(bytes([token])) if token < 256 else ""
         if stop := next((s for s in stops if s in self.held), None):
-            shown, self.held = self.held.split(stop)[0], ""
+            shown, self.held, self.stop_string = self.held.split(stop)[0], "", stop
             return shown, True
         kept = max((n for s in stops for n in range(len(s)) if self.held.endswith(s[:n])), default=0)
         shown = self.held[: len(self.held) - kept]
@@ -86,5 +87,6 @@ class ScriptedGeneration:
             decode_s=now - read_at,
             text_tail=self.held + self.decoder.decode(b"", final=True) if self.sampled else "",
             error=error,
+            stop_string=self.stop_string,
             cut_tokens=self.cut_tokens,
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LONGEST_SENTENCE_CHARS = 300  # a sentence may quote what was sent
-MEDIA = {"image": "pictures", "audio": "sound", "video": "videos", "file": "files"}
+MEDIA = {"image": "pictures", "audio": "sound", "video": "videos", "file": "files", "document": "documents"}
 _TYPES = {
     "string_type": "text",
     "list_type": "a list",

@@ -17,6 +17,7 @@ HINTS = frozenset(
     {"user", "metadata", "store", "safety_identifier", "service_tier", "prompt_cache_retention", "session_id"}
     | {"chat_id", "request_id", "id", "createdAt", "created_at", "timestamp", "cache_control", "priority"}
     | {"prediction", "provider", "route", "index", "user_id", "include_obfuscation"}
+    | {"inference_geo", "speed", "diagnostics", "user_profile_id", "workspace_id", "eager_input_streaming", "caller"}
 )
 # Known fields that ask for more than is done, which the response therefore lists as well: the model sees `strict`, but
 # nothing makes it keep to the parameters' schema.
@@ -24,6 +25,7 @@ NOT_ENFORCED: Mapping[str, tuple[Any, ...]] = MappingProxyType({"tools.function.
 # The value with which a field asks for what is done anyway. Null, "", [] and {} ask for nothing in any field.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
+        "allowed_callers": (["direct"],),
         "best_of": (1,),
         "cache_prompt": (True,),
         "id_slot": (-1,),
@@ -32,7 +34,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "mirostat": (0,),
         "no_repeat_ngram_size": (0,),
         "num_beams": (1,),
-        "parallel_tool_calls": (True,),
         "penalty_alpha": (0,),
         "prompt_logprobs": (0,),
         "include_reasoning": (True,),
@@ -60,7 +61,6 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "cache_prompt": "memory is kept between requests",
         "chat_template": "the model's own template is used",
         "documents": "write them into a message",
-        "parallel_tool_calls": "the number of calls cannot be limited",
         "input": "this is not the Responses API: use messages",
         "prompt": "use messages",
     }
@@ -68,7 +68,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 # Switches that are off. A false elsewhere may ask for something: that a model does not think, that there is one call.
 _SWITCHES = frozenset(
-    {"add_special_tokens", "continuous_usage_stats", "detailed", "echo"}
+    {"add_special_tokens", "defer_loading", "continuous_usage_stats", "detailed", "echo"}
     | {"include_obfuscation", "include_stop_str_in_output", "raw", "return_progress", "return_token_ids"}
     | {"return_tokens_as_token_ids", "timings_per_token", "use_beam_search", "watermark"}
 )

@@ -48,7 +48,7 @@ def _message(message: Message) -> ChatMessage:
         raise Problem(400, "Only a message with role 'assistant' may have tool_calls.", "invalid_messages", "messages")
     if message.tool_call_id and message.role != "tool":
         raise Problem(400, "Only a message with role 'tool' may have a tool_call_id.", "invalid_messages", "messages")
-    if message.role == "tool" and not message.tool_call_id:
+    if message.role == "tool" and message.tool_call_id is None:
         raise Problem(
             400, "A message with role 'tool' needs the tool_call_id it answers.", "invalid_messages", "messages"
         )

@@ -18,8 +18,9 @@ from app.problems import Problem
 from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import ModelInfo
+from model_runtime.interface.sampling_params import SamplingParams
 from sessions.text import clean_exactly
-from sessions.turns.stateless import ChatRequest
+from sessions.turns.planned_turn import ChatRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,12 @@ def chat_request(
 ) -> Translated:
     """The request for the session manager. `grammar_refusal` says why a grammar cannot be kept to. Raises `Problem`, or
     `ValueError` with a sentence."""
-    _refuse_other_model(body.model, info.name, names)
+    refuse_other_model(body.model, info.name, names)
     ignored = ignored_fields(body)
     _refuse_unsupported(body)
     variables, without_effect = template_variables(body, template)
     tools = tools_of(body, template, info.context_limit_tokens)
-    sampling, asked_format = sampling_of(body, info), format_of(body, template, tools.definitions)
-    if asked_format is not None:
-        field, grammar = asked_format
-        if why := grammar_refusal(grammar):
-            raise unsupported(field, f"{field}: {why}")
-        sampling = replace(sampling, grammar=grammar)
+    sampling = with_format(sampling_of(body, info), body, template, tools.definitions, grammar_refusal)
     request = ChatRequest(
         messages=messages_of(body.messages),
         sampling=sampling,
@@ -58,14 +54,35 @@ def chat_request(
         has_no_limit=not limits_of(body),
         template_variables=variables,
         key=None if body.prompt_cache_key is None else clean_exactly(body.prompt_cache_key),
+        has_one_call=body.parallel_tool_calls is False,
     )
     unread = unread_parts(body.messages, template.has_thoughts)
+    if request.has_one_call and tools.definitions and not template.parts_calls:
+        ignored += ("parallel_tool_calls",)
     ignored += (*without_effect, *unread, *(("tools",) if tools.are_left_out else ()))
     return Translated(request, ignored, tools.notes)
 
 
-def _refuse_other_model(asked: str | None, own: str, names: ModelNames) -> None:
-    if names.serves(asked, own):
+def with_format(
+    sampling: SamplingParams,
+    body: ChatCompletionRequest,
+    template: TurnTemplate,
+    tools: tuple[str, ...],
+    grammar_refusal: Callable[[Grammar], str],
+) -> SamplingParams:
+    """The settings with the format that the request asks for. Raises `Problem`."""
+    asked_format = format_of(body, template, tools)
+    if asked_format is None:
+        return sampling
+    field, grammar = asked_format
+    if why := grammar_refusal(grammar):
+        raise unsupported(field, f"{field}: {why}")
+    return replace(sampling, grammar=grammar)
+
+
+def refuse_other_model(asked: str | None, own: str, names: ModelNames, may_lack: bool = False) -> None:
+    """Raises `Problem` unless the served model is meant."""
+    if names.serves(asked, own) or (asked is None and may_lack):
         return
     if not asked:
         raise Problem(400, f"model is missing: send {own!r}.", "invalid_value", "model")

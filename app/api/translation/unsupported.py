@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+
 from app.problems import Problem
 
 
 def unsupported(param: str, sentence: str) -> Problem:
     return Problem(400, sentence, "unsupported_parameter", param)
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Inside the block a `Problem` speaks of fields by the names that the client's protocol has for them: `names` maps
+    from those of a chat completion."""
+    try:
+        yield
+    except Problem as problem:
+        for name, own in names.items():
+            problem.message = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", own, problem.message)
+            if problem.param is not None and problem.param.split(".")[0] == name:
+                problem.param = own + problem.param[len(name) :]
+        raise

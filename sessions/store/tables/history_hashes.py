@@ -58,6 +58,14 @@ class HistoryHashTable:
                         return start + index, by_hash[history_hash]
         return -1, []
 
+    def beginning_with(self, owner_id: str, start: str, most: int) -> list[str]:
+        """The newest `most` of the owner's hashes that begin with `start`, each once."""
+        sql = """
+            SELECT link FROM message_links WHERE owner_id = ? AND link >= ? AND link < ?
+            GROUP BY link ORDER BY max(message_id) DESC LIMIT ?"""
+        with self._database.read() as db:
+            return [str(row[0]) for row in db.execute(sql, [owner_id, start, f"{start}\x7f", most]).fetchall()]
+
 
 def insert_history_hash(
     db: sqlite_utils.Database, message_id: int, conversation_id: str, history_hash: str, parts: str

@@ -13,6 +13,22 @@ from tests.app.site import Site
 from tests.sessions.strange_calls import mangled
 
 EACH_HAS = 12
+NAMES = ("session_id", "response_id", "conversation_id")  # in paths, of what a key owns
+
+
+def body_for(path: str, text: str, **more: Any) -> dict[str, Any]:
+    """What asks for an answer to the text, in the protocol of the path."""
+    if path == "/conversations":
+        return {}
+    if path in ("/completions", "/tokenize"):
+        return {"model": MODEL, "prompt": text}
+    if path == "/detokenize":
+        return {"model": MODEL, "tokens": [65]}
+    if path in ("/responses", "/embeddings"):
+        return {"model": MODEL, "input": text}
+    if path == "/messages":
+        return {"model": MODEL, "messages": [user(text)], "max_tokens": 100}
+    return {"model": MODEL, "messages": [user(text)], **({} if path.startswith("/messages") else more)}
 
 
 def operations(http: httpx.Client, headers: dict[str, str]) -> list[tuple[str, str]]:
@@ -21,54 +37,82 @@ def operations(http: httpx.Client, headers: dict[str, str]) -> list[tuple[str, s
     return [(method, path) for path, methods in paths.items() for method in methods]
 
 
+def named_in(path: str) -> str | None:
+    """The kind of name that a path has a place for."""
+    return next((name for name in NAMES if f"{{{name}}}" in path), None)
+
+
 def test_neither_key_reaches_what_the_other_has(site: Site, http: httpx.Client) -> None:
     keys = {name: {"Authorization": f"Bearer {site.store.keys.add(name)[1]}"} for name in ("ada", "bob")}
-    has: dict[str, list[str]] = {name: list(_talk(http, name, keys[name])) for name in keys}
-    assert not set(has["ada"]) & set(has["bob"])
+    has: dict[str, dict[str, list[str]]] = {}
+    for name, key in keys.items():
+        sessions = list(_talk(http, name, key))
+        named = [http.post("/v1/responses", json=body_for("/responses", f"{name} {n}"), headers=key) for n in range(2)]
+        made = [http.post("/v1/conversations", json={}, headers=key).json()["id"] for _ in range(2)]
+        has[name] = {
+            "session_id": sessions,
+            "response_id": [answered.json()["id"] for answered in named],
+            "conversation_id": [*made, *(f"conv_{session_id}" for session_id in sessions)],
+        }
+    assert not set(has["ada"]["session_id"]) & set(has["bob"]["session_id"])
     before = {name: _sessions(http, keys[name]) for name in keys}
     calls = 0
     for method, path in operations(http, keys["ada"]):
-        if "{session_id}" not in path:
+        kind = named_in(path)
+        if kind is None:
             continue
         for mine, theirs in (("ada", "bob"), ("bob", "ada")):
-            for session_id in has[theirs]:
-                answer = http.request(method, f"/v1{path.format(session_id=session_id)}", headers=keys[mine])
+            for its_id in has[theirs][kind]:
+                answer = http.request(method, f"/v1{path.format(**{kind: its_id})}", headers=keys[mine])
                 assert answer.status_code == 404, (method, path)
                 assert answer.json()["error"]["code"] == "session_not_found"
                 calls += 1
-            for session_id in mangled(has[theirs][0]):
-                quoted = quote(session_id, safe="", errors="replace")
-                answer = http.request(method, f"/v1{path.replace('{session_id}', quoted)}", headers=keys[mine])
+            for its_id in mangled(has[theirs][kind][0]):
+                quoted = quote(its_id, safe="", errors="replace")
+                answer = http.request(method, f"/v1{path.replace(f'{{{kind}}}', quoted)}", headers=keys[mine])
                 assert 400 <= answer.status_code < 500 or (quoted == "" and answer.status_code == 307), (method, path)
-                assert has[theirs][0] not in answer.text
+                assert has[theirs][kind][0] not in answer.text
                 calls += 1
-    assert calls >= 164
+    for mine, theirs in (("ada", "bob"), ("bob", "ada")):
+        for field in ("previous_response_id", "conversation"):
+            kind = "response_id" if field.startswith("previous") else "conversation_id"
+            for its_id in has[theirs][kind]:
+                body = body_for("/responses", "Mine?") | {field: its_id}
+                answer = http.post("/v1/responses", json=body, headers=keys[mine])
+                assert (answer.status_code, answer.json()["error"]["param"]) == (400 + 4 * (field[0] == "c"), field)
+                calls += 1
+    assert calls >= 250
     assert {name: _sessions(http, keys[name]) for name in keys} == before
 
 
 def test_every_route_that_names_no_session_shows_ones_own(site: Site, http: httpx.Client) -> None:
     keys = {name: {"Authorization": f"Bearer {site.store.keys.add(name)[1]}"} for name in ("ada", "bob")}
     theirs = list(_talk(http, "ada", keys["ada"]))
-    for method, path in operations(http, keys["bob"]):
-        if "{session_id}" in path:
+    told = set()
+    for number, (method, path) in enumerate(operations(http, keys["bob"])):
+        if named_in(path):
             continue
-        body = {"model": MODEL, "messages": [user("ada says 3")], "prompt_cache_key": "ada 3"}
+        text = f"ada says 3, {number}"  # bob's own answers to one protocol do not warm those to another
+        http.request(method, f"/v1{path.format(model=MODEL)}", json=body_for(path, text), headers=keys["ada"])
+        body = body_for(path, text, prompt_cache_key="ada 3")
         asked = http.request(method, f"/v1{path.format(model=MODEL)}", json=body, headers=keys["bob"])
-        assert asked.status_code == 200, path
+        assert asked.status_code == (400 if path == "/embeddings" else 200), (path, asked.text)
         assert not [session_id for session_id in theirs if session_id in asked.text]
-        if "usage" in asked.json():
-            assert asked.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        if "keepwarm" in asked.json():
+            told.add(path)
+            assert asked.json()["keepwarm"]["reused"] == 0
         after = http.get("/v1/sessions", params={"after": theirs[0]}, headers=keys["bob"])
         assert not [session_id for session_id in theirs if session_id in after.text]
+    assert told == {"/chat/completions", "/completions", "/messages", "/responses"}
 
 
 def test_without_a_key_no_route_answers(site: Site, http: httpx.Client) -> None:
     key = {"Authorization": f"Bearer {site.store.keys.add('ada')[1]}"}
     (session_id, *_) = _talk(http, "ada", key)
     for method, path in operations(http, key):
-        body = {"model": MODEL, "messages": [user("Hello")]}
+        body = body_for(path, "Hello")
         for headers in ({}, {"Authorization": "Bearer kw-wrong"}, {"Cookie": "keepwarm_login=x"}):
-            address = f"/v1{path.format(session_id=session_id, model=MODEL)}"
+            address = f"/v1{path.format(**dict.fromkeys(NAMES, session_id), model=MODEL)}"
             assert http.request(method, address, json=body, headers=headers).status_code == 401, (method, path)
 
 

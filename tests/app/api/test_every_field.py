@@ -58,6 +58,7 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "top_logprobs": [(3, REFUSED)],  # without logprobs
     "tools": [([TOOL], lambda a, s: a["usage"]["prompt_tokens"] > 40)],
     "tool_choice": [("required", REFUSED), ({"type": "function", "function": {"name": "f"}}, REFUSED)],  # without tools
+    "parallel_tool_calls": [(False, lambda a, s: True), (1, REFUSED)],  # its effect is in test_tools
     "chat_template_kwargs": [
         ({"effort": "low"}, lambda a, s: a["usage"]["prompt_tokens"] > 20),
         ({"efort": "low"}, REFUSED),
@@ -105,7 +106,6 @@ FOREIGN: dict[str, Any] = {
     "echo": True,
     "include_stop_str_in_output": True,
     "documents": [{"text": "x"}],
-    "parallel_tool_calls": False,
     "skip_special_tokens": False,
     "verbosity": "low",
     "typical_p": 0.5,
@@ -134,7 +134,7 @@ def test_every_field_has_an_entry() -> None:
     assert set(requests.ChatCompletionRequest.model_fields) == set(CHAT)
     assert set(requests.Message.model_fields) == set(MESSAGES)
     nested = {"TextPart", "RefusalPart", "MediaPart", "FunctionCall", "MessageToolCall", "FunctionDefinition", "Tool"}
-    assert set(shapes()) == {"_Strict", "ChatCompletionRequest", "Message", "StreamOptions", *nested}
+    assert set(shapes()) == {"Strict", "ChatCompletionRequest", "Message", "StreamOptions", *nested}
     known = {field for shape in shapes().values() for field in shape.model_fields}
     assert not known & (HINTS - {"id"}), "a field cannot be honoured and ignored"
     assert not known & set(FOREIGN)

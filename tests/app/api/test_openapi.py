@@ -15,8 +15,15 @@ from schemathesis.specs.openapi.checks import response_schema_conformance
 from tests.app.conftest import MODEL, Serve, user
 from tests.app.site import Site
 
+NAMED = ("responses/{response_id}", "conversations/{conversation_id}")
 OPERATIONS = {
     "POST /chat/completions",
+    *(f"POST /{name}" for name in ("completions", "tokenize", "detokenize", "embeddings")),
+    "POST /responses",
+    "POST /conversations",
+    *(f"{method} /{path}" for method in ("GET", "DELETE") for path in NAMED),
+    "POST /messages",
+    "POST /messages/count_tokens",
     "GET /models",
     "GET /models/{model}",
     "GET /sessions",
@@ -35,7 +42,9 @@ def document(serve: Serve) -> Any:
         made = http.post("/v1/chat/completions", json={"model": MODEL, "messages": [user("Hello")]}).json()
     found = {f"{method.upper()} {path}" for path, methods in raw["paths"].items() for method in methods}
     assert found == OPERATIONS
-    raw["components"]["schemas"]["ChatCompletionRequest"]["properties"]["model"] = {"const": MODEL}
+    for name, schema in raw["components"]["schemas"].items():
+        if name.endswith("Request") and "model" in schema.get("properties", {}):
+            schema["properties"]["model"] = {"const": MODEL}
     for path, methods in raw["paths"].items():
         for operation in methods.values():
             for parameter in operation.get("parameters", []):

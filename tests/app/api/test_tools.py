@@ -151,3 +151,36 @@ def test_tools_that_would_fill_the_context_are_left_out_and_named(serve: Serve) 
     assert answered["choices"][0]["message"]["content"] == "You said: Hello"
     assert answered["keepwarm"]["ignored"] == ["tools"]
     assert "at most 4,096 are shown to this model: it saw none" in answered["keepwarm"]["notes"][0]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_answer_ends_after_its_first_call_where_no_more_are_wanted(serve: Serve, streams: bool) -> None:
+    call = '<tool_call>{{"name": "weather", "arguments": {{"city": "{}"}}}}</tool_call>'
+    said = f"Let me see. {call.format('Oslo')}\n{call.format('Bergen')}"
+
+    def both(ledger: tuple[int, ...]) -> tuple[int, ...]:
+        return caller(ledger) if TOOL in ledger else (*said.encode(), END)
+
+    site = serve(headless=True, template=ByteTemplate(takes_tools=True), answer=both)
+    body: Any = {"model": MODEL, "messages": [user("Weather?")], "tools": [WEATHER]}
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+
+        def ask(**more: Any) -> Any:
+            answered = http.post("/v1/chat/completions", json=body | more)
+            if not more.get("stream"):
+                return answered.json()["choices"][0]["message"], answered.json()["keepwarm"]
+            events = [json.loads(e[6:]) for e in answered.text.split("\n\n") if e.startswith("data: {")]
+            deltas = [choice["delta"] for one in events for choice in one["choices"]]
+            calls = [{k: v for k, v in c.items() if k != "index"} for d in deltas for c in d.get("tool_calls", ())]
+            text = "".join(d.get("content") or "" for d in deltas)
+            return {"role": "assistant", "content": text, "tool_calls": calls}, events[-1]["keepwarm"]
+
+        assert len(ask()[0]["tool_calls"]) == 2
+        body["messages"] = [user("And the weather?")]
+        message, first = ask(parallel_tool_calls=False, stream=streams)
+        (made,) = message["tool_calls"]
+        assert json.loads(made["function"]["arguments"]) == {"city": "Oslo"}
+        body["messages"] += [message, {"role": "tool", "tool_call_id": made["id"], "content": "18"}]
+        _, after = ask()
+    assert (after["session_id"], after["miss_reason"]) == (first["session_id"], None)
+    assert after["fed"] == len("18") + 4  # what closes the answer, the result between its marks, the generation prompt

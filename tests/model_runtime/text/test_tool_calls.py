@@ -210,3 +210,18 @@ def test_a_tool_that_nests_without_end_is_refused_with_a_sentence() -> None:
     for depth in (3_000, 100_000):
         with pytest.raises(TemplateRefused, match="nested too deeply"):
             hermes.first_turn("", "u", [tool(depth)])
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("No call.", "No call."),
+        ("<c>{}</c>", "<c>{}</c>"),
+        ("Hm.<c>{1}</c>\n<c>{2}</c>", "Hm.<c>{1}</c>"),
+        ("<c>{1}</c> and <c>{2}</c> and <c>{3}</c>", "<c>{1}</c>"),
+        ("<c>{1}\n<c>{2}</c>", "<c>{1}"),  # without its end
+    ],
+)
+def test_an_answer_is_known_up_to_its_first_call(text: str, kept: str) -> None:
+    assert text[: ToolFormat("<c>", "</c>", "arguments").first_call_chars(text)] == kept
+    assert ToolFormat("", "", "arguments").first_call_chars(text) == len(text)

@@ -13,7 +13,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
 from sessions.errors import ConversationNotFound
 from sessions.store.tables.served_time import DAY_S, Clock
-from sessions.turns.stateless import ChatRequest
+from sessions.turns.planned_turn import ChatRequest
 from sessions.types import Origin
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.session_harness import ADA, SessionHarness, finish, until

@@ -38,6 +38,28 @@ def test_white_space_case_and_lookalikes_count(changed: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ('{"a": 1, "b": "x"}', '{"b":"x","a":1}', True),
+        ('{"a": 1.0}', '{"a": 1}', True),
+        ('{"a": "é"}', '{"a": "\\u00e9"}', True),
+        ('{"a": [1, 2]}', '{"a": [2, 1]}', False),
+        ('{"a": 1}', '{"a": "1"}', False),
+        ('{"a": true}', '{"a": 1}', False),
+        ("{city", "{city ", False),
+        ("", "{}", False),
+    ],
+)
+def test_arguments_are_compared_as_json(one: str, other: str, is_same: bool) -> None:
+    start = history_hash.root((), [])
+    hashes = {
+        history_hash.after(start, [ChatMessage("assistant", "", (ToolCall("abc", "f", arguments),))])
+        for arguments in (one, other)
+    }
+    assert (len(hashes) == 1) == is_same
+
+
 def test_tools_and_system_come_first() -> None:
     assert (
         history_hash.root((), [])
@@ -71,11 +93,12 @@ def test_a_changed_system_prompt_breaks_the_chain(harness: SessionHarness) -> No
 
 def test_calls_get_ids_that_are_the_same_every_time() -> None:
     text = 'See <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
-    first = history_hash.answer_message(text, True, 7, ByteTemplate())
-    assert first == history_hash.answer_message(text, True, 7, ByteTemplate())
+    first = history_hash.answer_message(text, True, "7", ByteTemplate())
+    assert first == history_hash.answer_message(text, True, "7", ByteTemplate())
     assert first.text == "See "
     assert first.tool_calls[0].call_id.isalnum()
     assert (
-        first.tool_calls[0].call_id != history_hash.answer_message(text, True, 8, ByteTemplate()).tool_calls[0].call_id
+        first.tool_calls[0].call_id
+        != history_hash.answer_message(text, True, "8", ByteTemplate()).tool_calls[0].call_id
     )
-    assert history_hash.answer_message(text, False, 7, ByteTemplate()) == ChatMessage("assistant", text)
+    assert history_hash.answer_message(text, False, "7", ByteTemplate()) == ChatMessage("assistant", text)

@@ -8,8 +8,8 @@ import pytest
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import MessageRefused
+from sessions.turns.planned_turn import ChatRequest
 from sessions.turns.run import Run
-from sessions.turns.stateless import ChatRequest
 from tests.sessions.byte_template import END, ByteTemplate
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.scripted_engine import ScriptedEngine

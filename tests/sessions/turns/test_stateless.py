@@ -11,8 +11,8 @@ from model_runtime.interface.errors import TemplateRefused
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import ContextFull, MessageRefused
 from sessions.turns.placement import MOST_DISPLACED_TOKENS
+from sessions.turns.planned_turn import ChatRequest
 from sessions.turns.run import Run
-from sessions.turns.stateless import ChatRequest
 from sessions.types import MessageView, MissReason
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.scripted_engine import ByteTemplate, ScriptedEngine

@@ -9,8 +9,8 @@ import pytest
 
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.sampling_params import SamplingParams
+from sessions.turns.planned_turn import ChatRequest
 from sessions.turns.run import Run
-from sessions.turns.stateless import ChatRequest
 from sessions.types import MissReason
 from tests.sessions.byte_template import ASSISTANT, ByteTemplate
 from tests.sessions.conftest import MakeHarness

@@ -6,7 +6,7 @@ import pytest
 
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.sampling_params import SamplingParams
-from sessions.turns.stateless import ChatRequest
+from sessions.turns.planned_turn import ChatRequest
 from sessions.types import MissReason, Tier
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.scripted_engine import ScriptedEngine

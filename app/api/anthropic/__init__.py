@@ -1,0 +1,1 @@
+"""Anthropic's Messages API, on conversations that stay warm (https://docs.anthropic.com/en/api/messages)."""

@@ -1,0 +1,120 @@
+"""The items of a response's input as the messages of a chat completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.api.fields.invalid_fields import place_and_sentence
+from app.api.fields.other_fields import ignored_fields
+from app.api.openai_responses.requests import (
+    ITEMS,
+    CallItem,
+    CallOutputItem,
+    InputMedia,
+    InputRefusal,
+    MessageItem,
+    Part,
+    ReasoningItem,
+)
+from app.api.requests import FunctionCall, MediaPart, Message, MessageToolCall, RefusalPart, TextPart
+from app.api.translation.unsupported import unsupported
+from app.problems import Problem
+
+AnyItem = MessageItem | CallItem | CallOutputItem | ReasoningItem
+
+
+def items_of(found: str | Sequence[dict[str, Any]], ignored: list[str]) -> list[AnyItem]:
+    """The items of an input; `ignored` gets the hints among their fields. Raises `Problem`."""
+    if isinstance(found, str):
+        return [MessageItem(role="user", content=found)]
+    items = [_item(place, item) for place, item in enumerate(found)]
+    for place, item in enumerate(items):
+        try:
+            ignored += [f"input.{name}" for name in ignored_fields(item)]
+        except Problem as problem:
+            where = f"input.{place}.{problem.param}"
+            raise unsupported(where, problem.message.replace(str(problem.param), where, 1)) from None
+        if isinstance(item, ReasoningItem) and item.encrypted_content:
+            ignored.append("input.encrypted_content")
+    return items
+
+
+def messages_of(items: Sequence[AnyItem]) -> list[Message]:
+    """An answer's thoughts, text and calls, which are items of their own, become one message."""
+    return [*_messages(items)]
+
+
+def _messages(items: Sequence[AnyItem]) -> Iterator[Message]:
+    answer: Message | None = None
+    for place, item in enumerate(items):
+        if isinstance(item, ReasoningItem):
+            if answer is not None and (answer.content or answer.tool_calls):
+                yield answer
+                answer = None
+            answer = answer or _empty_answer()
+            answer.reasoning_content = (answer.reasoning_content or "") + _thoughts(item)
+        elif isinstance(item, MessageItem) and item.role == "assistant":
+            if answer is not None and (answer.content or answer.tool_calls):
+                yield answer
+                answer = None
+            answer = answer or _empty_answer()
+            answer.content = _content(place, item.content)
+        elif isinstance(item, CallItem):
+            answer = answer or _empty_answer()
+            call = FunctionCall.model_construct(name=item.name, arguments=item.arguments)
+            made = MessageToolCall.model_construct(id=item.call_id, type="function", function=call)
+            answer.tool_calls = [*(answer.tool_calls or ()), made]
+        else:
+            if answer is not None:
+                yield answer
+                answer = None
+            yield _asked(place, item)
+    if answer is not None:
+        yield answer
+
+
+def _empty_answer() -> Message:
+    return Message.model_construct(role="assistant", content="", reasoning_content=None, tool_calls=None)
+
+
+def _asked(place: int, item: MessageItem | CallOutputItem) -> Message:
+    if isinstance(item, CallOutputItem):
+        return Message.model_construct(role="tool", content=_content(place, item.output), tool_call_id=item.call_id)
+    return Message.model_construct(role=item.role, content=_content(place, item.content))
+
+
+def _content(place: int, content: str | Sequence[Part]) -> str | list[TextPart | RefusalPart | MediaPart]:
+    if isinstance(content, str):
+        return content
+    return [_part(part) for part in content]
+
+
+def _part(part: Part) -> TextPart | RefusalPart | MediaPart:
+    if isinstance(part, InputMedia):
+        return MediaPart(type="file" if part.type == "input_file" else part.type)
+    if isinstance(part, InputRefusal):
+        return RefusalPart(type="refusal", refusal=part.refusal)
+    return TextPart.model_construct(type="text", text=part.text)
+
+
+def _thoughts(item: ReasoningItem) -> str:
+    parts = item.content or item.summary or ()
+    return "".join(part.text for part in parts if not isinstance(part, InputMedia | InputRefusal))
+
+
+def _item(place: int, found: dict[str, Any]) -> AnyItem:
+    kind = found.get("type", "message")
+    shape = ITEMS.get(kind) if isinstance(kind, str) else None
+    if shape is None:
+        known = ", ".join(ITEMS)
+        sentence = f"input.{place}: Items of type {str(kind)[:60]!r} are not supported. There are {known}."
+        raise unsupported(f"input.{place}.type", sentence)
+    try:
+        return shape.model_validate(found)
+    except ValidationError as error:
+        where, sentence = place_and_sentence(error.errors(include_url=False, include_input=False))
+        param = f"input.{place}.{where}".rstrip(".")
+        raise Problem(400, f"input.{place}: {sentence}", "invalid_value", param) from None

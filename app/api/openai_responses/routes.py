@@ -1,0 +1,131 @@
+"""`/v1/responses`: answers an input, retrieves and deletes a response. `/v1/conversations`: names a conversation."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.answering import Answering
+from app.api.json_route import json_route
+from app.api.openai_responses import output
+from app.api.openai_responses.answers import ResponseReply
+from app.api.openai_responses.requests import ConversationRequest, ResponsesRequest
+from app.api.openai_responses.responses import (
+    ConversationObject,
+    DeletedConversation,
+    DeletedResponse,
+    ResponseObject,
+)
+from app.api.openai_responses.translation import CONVERSATION, NAMES, chat_of, conversation_id_of
+from app.api.responses import REFUSALS
+from app.api.translation.unsupported import renamed
+from app.http.bodies import Bodies
+from app.problems import Problem
+from sessions.errors import ConversationNotFound
+from sessions.named_responses import HEAD
+from sessions.turns.run import Run
+from sessions.types import MessageStatus
+
+if TYPE_CHECKING:
+    from app.services import Services
+
+EVENTS = {
+    "description": "The response, or with `stream` server-sent events from `response.created` to `response.completed`.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+def responses_routers(services: Services, bodies: Bodies, answering: Answering) -> tuple[APIRouter, ...]:
+    """One for each shape of body, and one without."""
+    answers, conversations = (
+        APIRouter(route_class=json_route(services, bodies, shape)) for shape in (ResponsesRequest, ConversationRequest)
+    )
+    kept = APIRouter(responses=REFUSALS)
+    manager = services.manager
+    count = manager.completions.template.count
+
+    @answers.post(
+        "/responses",
+        summary="Answer an input, as OpenAI's Responses API does",
+        response_model=ResponseObject,
+        responses={**REFUSALS, 200: EVENTS},
+    )
+    async def respond(body: ResponsesRequest, request: Request) -> Response:
+        def begin(owner_id: str) -> tuple[Run, ResponseReply]:
+            response_id, created = f"resp_{uuid.uuid4().hex}", int(time.time())
+            try:
+                with renamed(NAMES):
+                    asked = chat_of(body, manager.responses, owner_id)
+                    found = answering.translated(asked.chat)
+            except ConversationNotFound as error:
+                raise _unknown(body, error) from None
+            run = manager.completions.begin(owner_id, replace(found.request, conversation_id=asked.conversation_id))
+            response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
+            is_named = body.store is not False
+            if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
+                kept_id = response_id if is_named else f"unnamed_{uuid.uuid4().hex}"
+                manager.responses.keep(kept_id, run.message_id, asked.head, response)
+            return run, ResponseReply(run, response, count, (*asked.ignored, *found.ignored), found.notes)
+
+        return await answering.answer(request, begin, bool(body.stream))
+
+    @kept.get("/responses/{response_id}", summary="Retrieve a response", response_model=ResponseObject)
+    def retrieve(response_id: str, request: Request) -> dict[str, Any]:
+        found = manager.responses.find(services.callers.owner_of(request), response_id)
+        response = {name: value for name, value in found.body.items() if name != HEAD}
+        is_running = found.message.status is MessageStatus.RUNNING
+        items = [] if is_running else output.items(output.ItemIds(response_id), found.said)
+        response = output.ended(response, found.message, found.finish_reason, items)
+        if found.message.receipt is not None:
+            cost = found.message.receipt
+            prompt = cost.fed_tokens + cost.reused_tokens
+            thoughts = count(found.said.thoughts)
+            response["usage"] = output.usage_of(prompt, cost.reused_tokens, cost.sampled_tokens, thoughts)
+        return response
+
+    @kept.delete("/responses/{response_id}", summary="Forget a response's name", response_model=DeletedResponse)
+    def delete(response_id: str, request: Request) -> dict[str, Any]:
+        manager.responses.forget(services.callers.owner_of(request), response_id)
+        return {"id": response_id, "object": "response", "deleted": True}
+
+    @conversations.post("/conversations", summary="Begin a conversation", response_model=ConversationObject)
+    async def create(body: ConversationRequest, request: Request) -> dict[str, Any]:
+        made = await run_in_threadpool(manager.responses.new_conversation, request.state.owner_id)
+        return {**_conversation(f"{CONVERSATION}{made}", time.time()), "metadata": body.metadata or {}}
+
+    @kept.get("/conversations/{conversation_id}", summary="Describe a conversation", response_model=ConversationObject)
+    def describe(conversation_id: str, request: Request) -> dict[str, Any]:
+        owner_id = services.callers.owner_of(request)
+        view = manager.view(owner_id, _own_id(conversation_id))
+        return _conversation(conversation_id, view.summary.updated_at)
+
+    @kept.delete("/conversations/{conversation_id}", summary="Delete it", response_model=DeletedConversation)
+    def delete_conversation(conversation_id: str, request: Request) -> dict[str, Any]:
+        manager.delete(services.callers.owner_of(request), _own_id(conversation_id))
+        return {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
+
+    return answers, conversations, kept
+
+
+def _own_id(conversation_id: str) -> str:
+    try:
+        return conversation_id_of(conversation_id)
+    except Problem:
+        raise ConversationNotFound("This conversation does not exist.") from None
+
+
+def _conversation(conversation_id: str, at: float) -> dict[str, Any]:
+    return {"id": conversation_id, "object": "conversation", "created_at": int(at), "metadata": {}}
+
+
+def _unknown(body: ResponsesRequest, error: ConversationNotFound) -> Problem:
+    if body.previous_response_id is not None:
+        return Problem(400, str(error), "previous_response_not_found", "previous_response_id")
+    return Problem(404, str(error), "conversation_not_found", "conversation")

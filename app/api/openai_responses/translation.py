@@ -1,0 +1,173 @@
+"""Translates a request to `/v1/responses` into one for a chat completion, which is then checked like any other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from app.api.fields.other_fields import ignored_fields
+from app.api.openai_responses.items import items_of, messages_of
+from app.api.openai_responses.requests import FunctionTool, ResponsesRequest
+from app.api.requests import ChatCompletionRequest, FunctionDefinition, Message, Tool
+from app.api.translation.unsupported import unsupported
+from app.problems import Problem
+from model_runtime.interface.chat import ChatMessage
+from sessions.named_responses import KnownHistory, NamedResponses
+
+SAME = (
+    *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stream", "parallel_tool_calls", "prompt_cache_key"),
+    *("chat_template_kwargs", "enable_thinking"),
+)
+NAMES = {
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "messages": "input",
+}
+LOGPROBS = "message.output_text.logprobs"
+SYSTEM = ("system", "developer")
+CONVERSATION = "conv_"
+_CONVERSATION_ID = re.compile(rf"(?:{CONVERSATION})?([0-9a-f]{{32}})")
+
+
+@dataclass(frozen=True, slots=True)
+class AskedResponse:
+    """`head` are the messages of the system with which the history begins, besides the instructions of this request."""
+
+    chat: ChatCompletionRequest
+    ignored: tuple[str, ...]
+    head: tuple[ChatMessage, ...]
+    conversation_id: str
+
+
+def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) -> AskedResponse:
+    """Raises `Problem`, or what `NamedResponses` raises."""
+    ignored = list(ignored_fields(body))
+    _refuse_unsupported(body)
+    before, conversation_id = _before(body, responses, owner_id)
+    added = messages_of(items_of(body.input, ignored))
+    if not added and not before.messages:
+        raise unsupported("input", "input needs at least one item.")
+    head = before.head
+    if not before.messages:
+        count = next((n for n, message in enumerate(added) if message.role not in SYSTEM), len(added))
+        head, added = (*head, *(ChatMessage(m.role, _text(m)) for m in added[:count])), added[count:]
+    fields: dict[str, Any] = {name: getattr(body, name) for name in SAME if name in body.model_fields_set}
+    system = [ChatMessage("system", body.instructions)] if body.instructions else []
+    fields["messages"] = [*map(_message, (*system, *head, *before.messages)), *added]
+    if body.max_output_tokens is not None:
+        fields["max_tokens"] = body.max_output_tokens
+    if body.tools:
+        fields["tools"] = [_tool(place, tool) for place, tool in enumerate(body.tools)]
+    if body.tool_choice is not None:
+        fields["tool_choice"] = _choice(body.tool_choice)
+    fields |= _format(body.text) | _reasoning(body.reasoning, ignored) | _logprobs(body, ignored)
+    ignored += [name for name in ("max_tool_calls", "truncation") if getattr(body, name) not in (None, "disabled")]
+    return AskedResponse(ChatCompletionRequest.model_construct(None, **fields), tuple(ignored), head, conversation_id)
+
+
+def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) -> tuple[KnownHistory, str]:
+    """(what was said before, the id of the conversation that is named)."""
+    if body.previous_response_id is not None and body.conversation is not None:
+        raise unsupported("conversation", "Send previous_response_id or conversation, not both.")
+    if body.previous_response_id is not None:
+        return responses.history(owner_id, body.previous_response_id), ""
+    if body.conversation is None:
+        return KnownHistory((), ()), ""
+    conversation_id = conversation_id_of(body.conversation)
+    return responses.conversation_history(owner_id, conversation_id, body.instructions is None), conversation_id
+
+
+def conversation_id_of(asked: str | dict[str, Any]) -> str:
+    """The own id of the conversation that a client names: as /v1/conversations made it, or as `keepwarm.session_id`."""
+    name = asked.get("id") if isinstance(asked, dict) and set(asked) == {"id"} else asked
+    found = _CONVERSATION_ID.fullmatch(name) if isinstance(name, str) else None
+    if found is None:
+        raise unsupported("conversation", "conversation must be an id of /v1/conversations, or an object with its id.")
+    return found.group(1)
+
+
+def _message(message: ChatMessage) -> Message:
+    """A stored message as a client would resend it."""
+    fields: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {"id": call.call_id, "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.thoughts:
+        fields["reasoning_content"] = message.thoughts
+    if message.role == "tool":
+        fields["tool_call_id"] = message.tool_call_id
+    if message.name:
+        fields["name"] = message.name
+    return Message(**fields)
+
+
+def _text(message: Message) -> str:
+    content = message.content or ""
+    return content if isinstance(content, str) else "".join(getattr(part, "text", "") for part in content)
+
+
+def _tool(place: int, tool: FunctionTool) -> Tool:
+    if tool.type != "function":
+        sentence = f"tools.{place}: The tool {tool.type[:60]!r} is not run here: this server has no tools of its own."
+        raise unsupported(f"tools.{place}.type", sentence)
+    if tool.name is None:
+        raise Problem(400, f"tools.{place}.name is missing.", "invalid_value", f"tools.{place}.name")
+    return Tool.model_construct(
+        type="function",
+        function=FunctionDefinition.model_construct(
+            name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+        ),
+    )
+
+
+def _choice(asked: Any) -> Any:
+    if isinstance(asked, dict) and asked.get("type") == "function" and set(asked) == {"type", "name"}:
+        return {"type": "function", "function": {"name": asked["name"]}}
+    if asked not in ("auto", "none", "required"):
+        raise unsupported("tool_choice", "tool_choice must be 'auto', 'none', 'required', or name one function.")
+    return asked
+
+
+def _format(text: dict[str, Any] | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in (text or {}).items():
+        if value is None or (name, value) == ("verbosity", "medium"):
+            continue
+        if name != "format":
+            raise unsupported(f"text.{name[:60]}", f"text.{name[:60]} is not supported, so it would change nothing.")
+        kind = value.get("type") if isinstance(value, dict) else None
+        if kind == "json_schema":
+            value = {"type": kind, "json_schema": {name: one for name, one in value.items() if name != "type"}}
+        elif kind not in ("text", "json_object"):
+            raise unsupported("text.format", "text.format must be of type text, json_object or json_schema.")
+        fields["response_format"] = value
+    return fields
+
+
+def _reasoning(asked: dict[str, Any] | None, ignored: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in (asked or {}).items():
+        if value is None:
+            continue
+        if name in ("summary", "generate_summary"):
+            ignored.append(f"reasoning.{name}")
+        elif name == "effort" and isinstance(value, str):
+            fields["reasoning_effort"] = value
+        else:
+            raise unsupported(f"reasoning.{name[:60]}", f"reasoning.{name[:60]} is not supported.")
+    return fields
+
+
+def _logprobs(body: ResponsesRequest, ignored: list[str]) -> dict[str, Any]:
+    wanted = LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
+    ignored += [f"include.{name[:60]}" for name in body.include or () if name != LOGPROBS]
+    return {"logprobs": True, "top_logprobs": body.top_logprobs or 0} if wanted else {}
+
+
+def _refuse_unsupported(body: ResponsesRequest) -> None:
+    if body.background:
+        raise unsupported("background", "background is not supported: stream the response, or wait for it.")

@@ -1,0 +1,111 @@
+"""Answers and conversations that clients name by an id instead of resending the history: OpenAI's Responses API.
+
+A name leads to a place in the tree, and the place to the messages that a client would resend for it. So such a request
+takes the path of all others: it continues that very place, with the ids that were sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from model_runtime.interface.chat import ChatMessage, TurnTemplate
+from model_runtime.interface.events import FinishReason
+from model_runtime.interface.protocol import Engine
+from sessions.errors import ConversationBusy, ConversationNotFound
+from sessions.ledger.known_history import answer_of, messages_of
+from sessions.store import message_json
+from sessions.store.records import Node
+from sessions.store.store import Store
+from sessions.store.tables.responses import StoredResponse
+from sessions.turns.run import RunTable
+from sessions.types import ConversationSettings, MessageView
+
+HEAD = "head"  # the messages of the system that the named history begins with, in a response's body
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHistory:
+    """`head` are messages of the system that belong to the history itself; those of each request come before them."""
+
+    head: tuple[ChatMessage, ...]
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedResponse:
+    """`body` is what was kept with it. `message` is the stored answer, `said` how its client got it."""
+
+    body: dict[str, Any]
+    message: MessageView
+    said: ChatMessage
+    finish_reason: FinishReason | None
+
+
+class NamedResponses:
+    """Any thread. Raises `ConversationNotFound` for an unknown name, and for one of another owner."""
+
+    def __init__(self, store: Store, engine: Engine, template: TurnTemplate, runs: RunTable) -> None:
+        self._store = store
+        self._engine = engine
+        self._template = template
+        self._runs = runs
+
+    def keep(self, response_id: str, message_id: int, head: tuple[ChatMessage, ...], body: dict[str, Any]) -> None:
+        """Names an answer, which may be running."""
+        kept = json.dumps({**body, HEAD: message_json.dump(head)}, ensure_ascii=False)
+        self._store.responses.add(response_id, message_id, kept)
+
+    def history(self, owner_id: str, response_id: str) -> KnownHistory:
+        """What was said up to a response, its answer included. Raises `ConversationBusy` while that is written."""
+        body, path, conversation_id = self._path_of(owner_id, response_id)
+        run = self._runs.active(conversation_id)
+        if run is not None and run.message_id == path[-1].message_id:
+            raise ConversationBusy("The response that this one follows is still being written. Wait for its end.")
+        return KnownHistory(message_json.load(body[HEAD]), messages_of(path, self._template))
+
+    def conversation_history(self, owner_id: str, conversation_id: str, keeps_prompt: bool) -> KnownHistory:
+        """What was said in a conversation. `keeps_prompt`: a system prompt that no response brought is part of it.
+        Raises `ConversationBusy` while an answer is written in it."""
+        conversation = self._store.conversation(owner_id, conversation_id)
+        if self._runs.is_busy(conversation_id):
+            raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
+        path = self._store.messages.path(conversation.leaf_id)
+        kept, prompt = self._store.responses.newest_body([node.message_id for node in path]), ""
+        if kept is not None:
+            return KnownHistory(message_json.load(json.loads(kept)[HEAD]), messages_of(path, self._template))
+        if keeps_prompt:
+            prompt = conversation.settings.system_prompt
+        return KnownHistory((ChatMessage("system", prompt),) if prompt else (), messages_of(path, self._template))
+
+    def find(self, owner_id: str, response_id: str) -> NamedResponse:
+        """A response with its answer as it is now."""
+        body, path, _ = self._path_of(owner_id, response_id)
+        view = self._store.messages.view(path[-1].message_id)
+        return NamedResponse(body, view, answer_of(path, self._template), path[-1].finish_reason)
+
+    def forget(self, owner_id: str, response_id: str) -> None:
+        """The name leads nowhere any more. The conversation stays."""
+        self._stored(owner_id, response_id)
+        self._store.responses.delete(response_id)
+
+    def new_conversation(self, owner_id: str) -> str:
+        """The id of an empty conversation, which only requests that name it continue."""
+        conversation_id = uuid.uuid4().hex
+        settings = ConversationSettings(self._engine.info.default_sampling)
+        self._store.add_conversation(owner_id, conversation_id, settings, f"conversation {conversation_id}")
+        return conversation_id
+
+    def _stored(self, owner_id: str, response_id: str) -> StoredResponse:
+        found = self._store.responses.find(owner_id, response_id)
+        if found is None:
+            raise ConversationNotFound(
+                "This response does not exist. It may have been deleted, or sent with store: false."
+            )
+        return found
+
+    def _path_of(self, owner_id: str, response_id: str) -> tuple[dict[str, Any], tuple[Node, ...], str]:
+        found = self._stored(owner_id, response_id)
+        return json.loads(found.body), self._store.messages.path(found.message_id), found.conversation_id

@@ -1,0 +1,57 @@
+"""The answers that clients of the Responses API name, each with what its request said of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sessions.store.database import Database
+from sessions.store.tables.history_hashes import MAX_PARAMETERS
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """`body` is JSON of the layer above."""
+
+    message_id: int
+    conversation_id: str
+    body: str
+
+
+class ResponseTable:
+    """Raises `StoreError` when the file fails. A response goes with its message."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, response_id: str, message_id: int, body: str) -> None:
+        with self._database.write() as db:
+            db.execute(
+                "INSERT INTO responses SELECT ?, id, ? FROM messages WHERE id = ?", [response_id, body, message_id]
+            )
+
+    def find(self, owner_id: str, response_id: str) -> StoredResponse | None:
+        """None for another owner's, and where the conversation was deleted or is in the bin."""
+        with self._database.read() as db:
+            row = db.execute(
+                "SELECT r.message_id, m.conversation_id, r.body FROM responses r JOIN messages m ON m.id = r.message_id"
+                " JOIN conversations c ON c.id = m.conversation_id"
+                " WHERE r.id = ? AND c.owner_id = ? AND c.binned_s IS NULL",
+                [response_id, owner_id],
+            ).fetchone()
+        return StoredResponse(int(row[0]), str(row[1]), str(row[2])) if row else None
+
+    def newest_body(self, message_ids: Sequence[int]) -> str | None:
+        """Of the last of these messages that has a response; they are of one path, in its order."""
+        with self._database.read() as db:
+            for end in range(len(message_ids), 0, -MAX_PARAMETERS):
+                batch = message_ids[max(0, end - MAX_PARAMETERS) : end]
+                marks = ", ".join("?" * len(batch))
+                sql = f"SELECT body FROM responses WHERE message_id IN ({marks}) ORDER BY message_id DESC LIMIT 1"  # noqa: S608
+                if row := db.execute(sql, list(batch)).fetchone():
+                    return str(row[0])
+        return None
+
+    def delete(self, response_id: str) -> None:
+        with self._database.write() as db:
+            db.execute("DELETE FROM responses WHERE id = ?", [response_id])

@@ -1,0 +1,178 @@
+"""What a request that brings its whole history becomes, before anything is stored: the ids of its turn, and nodes for
+what the database does not know. Reads the database, and changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from model_runtime.interface.chat import ChatMessage, TurnTemplate
+from model_runtime.interface.protocol import Engine
+from model_runtime.interface.sampling_params import SamplingParams
+from sessions.errors import MessageRefused
+from sessions.ledger.ledger import (
+    Turn,
+    changed_variables,
+    fold,
+    new_answer,
+    user_turn,
+    variables_of,
+    with_beginning,
+)
+from sessions.ledger.resent_history import Exchange, ResentHistory
+from sessions.store.records import Node, NodeIds
+from sessions.store.store import Store
+from sessions.turns.limits import TurnLimits
+from sessions.turns.placement import Placement
+from sessions.types import MessageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """`tools` are JSON texts, a function each. `key` is the client's name for the conversation. An answer that
+    `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says. `template_variables` are values of the
+    chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
+    begins with. An answer that `has_one_call` ends after its first call.
+    `conversation_id` names the one conversation that it belongs to; "" for any."""
+
+    messages: tuple[ChatMessage, ...]
+    sampling: SamplingParams
+    tools: tuple[str, ...] = ()
+    key: str | None = None
+    has_no_limit: bool = False
+    template_variables: str = ""
+    has_one_call: bool = False
+    conversation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTurn:
+    """`turn` below `above`, of which the last nodes are `imported`. `text` is the question's, None where it is stored
+    already. The answer begins with `prefix_text`."""
+
+    placement: Placement
+    turn: Turn
+    above: tuple[Node, ...]
+    imported: tuple[Node, ...]
+    text: str | None
+    prefix_text: str
+    is_thought_open: bool
+
+
+class Planner:
+    """Any thread."""
+
+    def __init__(self, store: Store, engine: Engine, limits: TurnLimits) -> None:
+        self._store = store
+        self._engine = engine
+        self._limits = limits
+
+    def plan(
+        self,
+        request: ChatRequest,
+        history: ResentHistory,
+        placement: Placement,
+        template: TurnTemplate,
+        must_fit: bool = True,
+    ) -> PlannedTurn:
+        """Raises `ContextFull` as soon as it `must_fit` and does not."""
+        placement = _asked_anew(placement, history, template)
+        imported = self._imported(request, history, placement, template, must_fit)
+        above = (*placement.path, *imported)
+        current: tuple[int, ...] = fold(placement.path)
+        if placement.conversation is not None:
+            current = fold(self._store.messages.path(placement.conversation.leaf_id))
+        last, is_asked_again = history.exchanges[-1], placement.known == len(history.hashes)
+        fingerprint, prompt = self._engine.info.tokenizer_fingerprint, history.system_prompt
+        if is_asked_again:
+            turn = new_answer(above, current, prompt, template, fingerprint, request.tools)
+        else:
+            turn = user_turn(above, last.input, current, prompt, template, fingerprint, request.tools)
+        is_open, prefix_text = template.opens_thought(prompt, request.tools), ""
+        _refuse_format(request, history, is_open)
+        if history.beginning is not None:
+            begun, beginning = placement.begun, history.beginning
+            prefix_text = begun.text if begun else template.begun_answer(beginning.thoughts, beginning.text, is_open)
+            ids = _answer_ids(begun) if begun else template.answer(prefix_text, prompt, request.tools)
+            turn = with_beginning(turn, ids, current)
+        text = None if is_asked_again else last.text
+        return PlannedTurn(placement, turn, above, imported, text, prefix_text, is_open)
+
+    def _imported(
+        self, request: ChatRequest, history: ResentHistory, placement: Placement, template: TurnTemplate, must_fit: bool
+    ) -> tuple[Node, ...]:
+        """Nodes for what the client knows and the database does not, up to the last question. Raises
+        `ContextFull` as soon as they are too many."""
+        nodes: list[Node] = []
+        ledger_tokens = len(fold(placement.path))
+        for place in range(placement.known, len(history.hashes) - 1):
+            exchange, above = history.exchanges[place // 2], nodes[-1] if nodes else None
+            above = above or (placement.path[-1] if placement.path else None)
+            is_answer = bool(place % 2)
+            if is_answer:
+                ids = template.answer(_answer_text(exchange, template), history.system_prompt, request.tools)
+            else:
+                ids = _asked_ids(request, history, exchange, above, template)
+            root_prompt = history.system_prompt if above is None else None
+            variables = changed_variables((*placement.path, *nodes), template)
+            nodes.append(
+                Node(
+                    message_id=0,
+                    parent_id=None,
+                    role="assistant" if is_answer else "user",
+                    text=_answer_text(exchange, template) if is_answer else exchange.text,
+                    status=MessageStatus.COMPLETE,
+                    finish_reason=None,
+                    ids=NodeIds(ledger_tokens, ids, system_prompt=root_prompt, template_variables=variables),
+                    tokenizer_fingerprint=self._engine.info.tokenizer_fingerprint,
+                    model_name=self._engine.info.name,
+                    history_hash=history.hashes[place],
+                    parts="" if is_answer else exchange.parts,
+                )
+            )
+            ledger_tokens += len(ids)
+            if must_fit:
+                self._limits.check_history(ledger_tokens)
+        return tuple(nodes)
+
+
+def _refuse_format(request: ChatRequest, history: ResentHistory, is_thought_open: bool) -> None:
+    """Raises `MessageRefused` where an answer in a format could not begin with it."""
+    if request.sampling.grammar is None:
+        return
+    if is_thought_open:
+        raise MessageRefused(
+            "This model begins every answer with a thought, which a format excludes. Send enable_thinking: false, or "
+            "leave the format out."
+        )
+    if history.beginning is not None:
+        raise MessageRefused("An answer that is gone on with cannot keep to a format. Leave one of the two out.")
+
+
+def _asked_anew(placement: Placement, history: ResentHistory, template: TurnTemplate) -> Placement:
+    """A question that was rendered with other values of the template's variables is asked once more beside itself: its
+    ids end with their generation prompt."""
+    path = placement.path
+    is_asked_again = path and placement.known == len(history.hashes)
+    if not is_asked_again or variables_of(path) == template.bound:
+        return placement
+    return replace(placement, path=path[:-1], known=placement.known - 1, begun=None)
+
+
+def _asked_ids(
+    request: ChatRequest, history: ResentHistory, exchange: Exchange, above: Node | None, template: TurnTemplate
+) -> tuple[int, ...]:
+    prompt = history.system_prompt
+    if above is None:
+        return template.first_turn(prompt, exchange.input, request.tools)
+    return template.next_turn(above.ended_with_stop_token, exchange.input, prompt, request.tools)
+
+
+def _answer_text(exchange: Exchange, template: TurnTemplate) -> str:
+    answer = exchange.answer
+    assert answer is not None, "only the last exchange has no answer"
+    return template.with_thoughts(answer.thoughts, template.with_calls(answer.text, answer.tool_calls))
+
+
+def _answer_ids(node: Node) -> tuple[int, ...]:
+    """The ids of a stored answer, without what ended it."""
+    return node.answer_ids[:-1] if node.ended_with_stop_token else node.answer_ids
