@@ -102,7 +102,8 @@ def test_options_reach_the_sampler(site: Site) -> None:
     last = told(post(site, "chat", messages=[user("Options")], options=options | more, keep_alive="5m"))
     assert last["keepwarm"]["ignored"] == ["keep_alive", "options.num_gpu", "options.num_ctx"]
     assert last["keepwarm"]["notes"] == ["This model's context has 8,192 tokens, not 1,000,000."]
-    sampling = site.manager.view("local", last["keepwarm"]["session_id"]).settings.sampling
+    sampling = site.engine.last_sampling
+    assert sampling is not None
     assert (sampling.seed, sampling.temperature, sampling.top_k, sampling.top_p) == (3, 0.5, 4, 0.5)
     assert (sampling.min_p, sampling.repetition_penalty, sampling.stop_strings) == (0.1, 1.5, ("zz",))
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, 0.25)

@@ -275,6 +275,7 @@ def test_a_format_is_enforced_and_log_probabilities_are_asked_for(site: Site) ->
     form = {"type": "json_schema", "name": "x", "schema": {"type": "object"}, "strict": True}
     response = told(post(site, input="Hi", text={"format": form}))
     assert response["text"]["format"] == form
-    asked = told(post(site, input="Probable", include=["message.output_text.logprobs"], top_logprobs=2))
-    sampling = site.manager.view("local", asked["keepwarm"]["session_id"]).settings.sampling
+    told(post(site, input="Probable", include=["message.output_text.logprobs"], top_logprobs=2))
+    sampling = site.engine.last_sampling
+    assert sampling is not None
     assert sampling.top_logprobs == 2

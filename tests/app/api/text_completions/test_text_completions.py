@@ -120,7 +120,8 @@ def test_fields_reach_the_sampler(site: Site) -> None:
     fields = {"temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "seed": 4, "stop": ["zz"], "logprobs": 2}
     receipt = told(ask(site, "Fields", **fields, logit_bias={"5": 2}, user="u"))[1]["keepwarm"]
     assert receipt["ignored"] == ["user"]
-    sampling = site.manager.view("local", receipt["session_id"]).settings.sampling
+    sampling = site.engine.last_sampling
+    assert sampling is not None
     assert (sampling.temperature, sampling.top_k, sampling.seed, sampling.top_logprobs) == (0.5, 5, 4, 2)
     assert (sampling.stop_strings, sampling.logit_bias) == (("zz",), ((5, 2.0),))
 
