@@ -8,7 +8,7 @@ import time
 from sessions.types import Tier
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
-TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.NONE: "◌"}
+TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.ENGINE: "◇", Tier.NONE: "◌"}
 UNIT_BYTES = {
     "": 1,
     "b": 1,

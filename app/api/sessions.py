@@ -66,7 +66,7 @@ def sessions_router(services: Services) -> APIRouter:
     def park(session_id: str, request: Request, tier: Literal["host", "disk"] = "disk") -> dict[str, Any]:
         owner_id = services.callers.owner_of(request)
         memory = manager.memory_view(owner_id)
-        if not (memory.host_budget_bytes if tier == "host" else memory.disk_budget_bytes):
+        if memory.keeps_kv and not (memory.host_budget_bytes if tier == "host" else memory.disk_budget_bytes):
             raise Problem(400, f"The {tier} tier is off: start the server with --{tier}-kv-budget.", "tier_off", "tier")
         manager.park(owner_id, session_id, tier)
         return found(owner_id, session_id)
@@ -113,6 +113,7 @@ def session(row: MemoryRow) -> dict[str, Any]:
         "device": {"tokens": row.kv_tokens, "used_bytes": row.used_bytes, "reserved_bytes": row.reserved_bytes},
         "host": {"tokens": row.host_tokens, "used_bytes": row.host_bytes, "reserved_bytes": 0},
         "disk": {"tokens": row.disk_tokens, "used_bytes": row.disk_bytes, "reserved_bytes": 0},
+        "engine": {"tokens": row.engine_tokens},
         "check": None
         if check is None
         else {"is_running": check.is_running, "agrees": check.agrees, "sentence": check.sentence, "at": check.at},

@@ -57,7 +57,10 @@ def draw_process(memory: ProcessMemory) -> dict[str, str]:
 
 
 def _bars(view: MemoryView) -> list[dict[str, Any]]:
-    """One bar for each tier with a budget. Pinned bytes are part of the used bytes."""
+    """One bar for each tier with a budget; none for a remote engine, whose memory is not ours to measure. Pinned bytes
+    are part of the used bytes."""
+    if not view.keeps_kv:
+        return []
     bars = [
         _bar(Tier.DEVICE, view.device_used_bytes, view.device_reserved_bytes, view.device_budget_bytes),
     ]
@@ -117,7 +120,7 @@ def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
         "title": row.title or "New conversation",
         "tier": row.tier.value,
         "pinned": row.is_pinned,
-        "tokens": units.tokens(row.kv_tokens if row.tier is Tier.DEVICE else row.ledger_tokens),
+        "tokens": units.tokens(_shown_tokens(row)),
         "size": places[0]["size"] if places else "",
         "places": places,
         "next": units.seconds(row.next_ttft_s),
@@ -127,6 +130,11 @@ def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
         "actions": _actions(view, row),
         "is_running": row.is_running,
     }
+
+
+def _shown_tokens(row: MemoryRow) -> int:
+    """What its tier holds; all of a conversation that is elsewhere."""
+    return {Tier.DEVICE: row.kv_tokens, Tier.ENGINE: row.engine_tokens}.get(row.tier, row.ledger_tokens)
 
 
 def _places(row: MemoryRow) -> list[dict[str, Any]]:
@@ -159,7 +167,10 @@ def _check(row: MemoryRow) -> dict[str, Any] | None:
 
 
 def _actions(view: MemoryView, row: MemoryRow) -> list[Action]:
-    """The actions on a conversation's memory, in reading order. One that is disabled says why."""
+    """The actions on a conversation's memory, in reading order. One that is disabled says why. A remote engine decides
+    by itself what it keeps."""
+    if not view.keeps_kv:
+        return []
     kept = row.tier is not Tier.NONE
     busy = BUSY if row.is_running else ""
     fixed = PINNED if row.is_pinned else busy

@@ -8,7 +8,9 @@ from sessions.types import MissReason, Receipt, Tier
 
 def line(receipt: Receipt) -> str:
     """ "1,812 reused / 38 read ahead / 8 new · first token 0.05 s · 31 tok/s"."""
-    if _is_missed(receipt) and receipt.reused_tokens == 0:
+    if not receipt.is_reuse_reported:
+        parts = ["reuse not reported"]
+    elif _is_missed(receipt) and receipt.reused_tokens == 0:
         parts = [f"{units.tokens(receipt.fed_tokens)} read again"]
     else:
         ahead = f"{units.tokens(receipt.ahead_tokens)} read ahead / " if receipt.ahead_tokens else ""
@@ -52,12 +54,16 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
 
 
 def _reused(receipt: Receipt) -> str:
+    if not receipt.is_reuse_reported:
+        return "not reported by the engine"
     kept_tokens = _kept_tokens(receipt)
     if kept_tokens == 0:
         if not _is_missed(receipt):
             return "nothing: this is the first turn"
         if receipt.miss_reason is MissReason.ROPE_CHANGED:
             return "nothing: what is kept was computed for another length"
+        if receipt.miss_reason is MissReason.ENGINE_HELD_LESS:
+            return "nothing: the engine had none of it"
         return "nothing: no cache held this conversation"
     tier = "" if receipt.tier_before is Tier.NONE else f", from {_tier(receipt.tier_before)}"
     return f"{units.tokens(kept_tokens)} tokens{tier}"
@@ -79,6 +85,8 @@ def _other(receipt: Receipt) -> str:
 
 
 def _read(receipt: Receipt) -> str:
+    if not receipt.is_reuse_reported:
+        return f"not reported; the first token took {units.seconds(receipt.prefill_s)}"
     text = f"{units.tokens(receipt.fed_tokens)} tokens in {units.seconds(receipt.prefill_s)}"
     if receipt.fed_tokens != receipt.delta_tokens:
         text += f" (this turn added {units.tokens(receipt.delta_tokens)})"

@@ -182,6 +182,9 @@ class Memory:
 
     def save(self, lease: Lease, owner_id: str, ids: tuple[int, ...], prompt_tokens: int, message_id: int) -> None:
         """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background."""
+        if not self._engine.info.keeps_kv:
+            self.held.settle(lease)  # no ids: what the engine has of them it says with the next answer
+            return
         ids = ids[: lease.kv.length_tokens]
         if not self._disk.budget_bytes or not ids:
             self.held.settle(lease, ids)

@@ -304,3 +304,9 @@ def losses_by_numerics(db: Database) -> None:
 def template_variables(db: Database) -> None:
     """The values of the chat template's variables that a node's ids were rendered with, where they change."""
     db.execute("ALTER TABLE messages ADD COLUMN template_variables TEXT")
+
+
+@_step
+def reports_of_remote_engines(db: Database) -> None:
+    """Whether a remote engine said what it reused."""
+    db.execute("ALTER TABLE receipts ADD COLUMN is_reuse_reported INTEGER NOT NULL DEFAULT 1")

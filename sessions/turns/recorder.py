@@ -19,7 +19,7 @@ from sessions.ledger import history_hash
 from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.store import Store
-from sessions.turns.receipt import outcome, receipt
+from sessions.turns.receipt import engine_receipt, outcome, receipt
 from sessions.turns.run import Run, RunTable
 from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
 from sessions.types import MessageStatus, MessageView
@@ -119,7 +119,8 @@ class Recorder:
 
     def _finish(self, run: Run, event: Finished) -> None:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
-        stored = receipt(run, event, self._engine.estimate_read_s)
+        cost = receipt if self._engine.info.keeps_kv else engine_receipt
+        stored = cost(run, event, self._engine.estimate_read_s)
         text, run.finish_reason = run.complete(event), event.reason
         end = AnswerEnd(
             text,

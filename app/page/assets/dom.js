@@ -68,6 +68,7 @@ const TIERS = {
   device: ["●", "device"],
   host: ["◉", "host"],
   disk: ["○", "disk"],
+  engine: ["◇", "engine"],
   cold: ["◌", "cold"],
 };
 
