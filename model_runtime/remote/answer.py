@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from model_runtime.interface.events import FinishReason, TokenDelta, TokenLogprob, TokenLogprobs
 from model_runtime.interface.protocol import GenerationRequest
-from model_runtime.remote.dialects.dialect import IdLogprobs
+from model_runtime.remote.dialects.dialect import IdLogprobs, Wanted
 from model_runtime.remote.trouble import Garbage
 from model_runtime.text.text_stream import TextStream
 from model_runtime.text.token_part import ids_of_part
@@ -36,6 +36,7 @@ class Answer:
         self.ids: list[int] = []
         self.cut_tokens = 0
         self.part_ids: tuple[int, ...] = ()
+        self._request = request
         self._rules = rules
         self._wanted = sampling.top_logprobs
         self._max_new_tokens = sampling.max_new_tokens
@@ -44,6 +45,13 @@ class Answer:
         self._asked_ends = frozenset(sampling.stop_token_ids) - self._own_ends
         self._prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
         self._text = TextStream(rules.tokenizer, (*sampling.stop_strings, *rules.stop_strings), self._prefix)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What to ask a server for."""
+        ends = tuple(sorted(self._own_ends | self._asked_ends))
+        own = tuple(sorted(self._rules.stop_token_ids))
+        return Wanted(self._request.ledger, self._request.sampling, self.new_tokens, ends, own)
 
     @property
     def new_tokens(self) -> int:

@@ -6,6 +6,7 @@ import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from functools import cache
 from typing import Any
 
 import httpx
@@ -33,7 +34,7 @@ class Connection:
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(ASK_S, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            verify=ssl.create_default_context(),
+            verify=_certificates(),
             trust_env=False,
         )
 
@@ -144,6 +145,12 @@ class Connection:
             limit_s = error.request.extensions.get("timeout", {}).get("read") or self._silence_s
             return EngineTrouble(Kind.SLOW, f"{where} has sent nothing for {limit_s:,.0f} seconds.")
         return EngineTrouble(Kind.AWAY, f"{where} broke the connection.")
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """The system's, read once."""
+    return ssl.create_default_context()
 
 
 def encoded(body: Mapping[str, Any]) -> bytes:

@@ -137,14 +137,14 @@ class RemoteGeneration:
         server.asked()
         server.active += 1
         try:
-            body = encoded(dialect.body(self._request.ledger, self._request.sampling, self._answer.new_tokens))
+            body = encoded(dialect.body(self._answer.wanted))
             async with server.connection.stream(dialect.path, body, self._headers) as events:
                 reason: FinishReason | None = None
                 async for event in events:
-                    piece = _piece(server, dialect, event)
+                    piece = self._piece(server, dialect, event)
                     reason = self._take(server, piece)
                     if reason is not None:
-                        if piece.end is None and reason is not FinishReason.STOP_STRING:
+                        if piece.end is not None or reason is not FinishReason.STOP_STRING:
                             await _understood(server, self._wait_for_figures(dialect, events))
                         self.finish(reason)
                         return
@@ -186,9 +186,15 @@ class RemoteGeneration:
         with contextlib.suppress(TimeoutError, EngineTrouble):
             async with asyncio.timeout(LAST_EVENT_S):
                 async for event in events:
-                    reused = dialect.piece(event).reused_tokens
+                    reused = dialect.piece(event, self._answer.ids).reused_tokens
                     if reused is not None and reused <= len(self._request.ledger):
                         self._reused_tokens = reused
+
+    def _piece(self, server: Server, dialect: Dialect, event: dict[str, Any]) -> Piece:
+        try:
+            return dialect.piece(event, self._answer.ids)
+        except Garbage as error:
+            raise garbage(server.address, str(error)) from error
 
     def _summary(self, reason: FinishReason, error: str | None) -> Finished:
         now, first, ids = time.perf_counter(), self._first_token_at, len(self._answer.ids)
@@ -224,13 +230,6 @@ class RemoteGeneration:
 async def _understood(server: Server, work: Awaitable[None]) -> None:
     try:
         await work
-    except Garbage as error:
-        raise garbage(server.address, str(error)) from error
-
-
-def _piece(server: Server, dialect: Dialect, event: dict[str, Any]) -> Piece:
-    try:
-        return dialect.piece(event)
     except Garbage as error:
         raise garbage(server.address, str(error)) from error
 

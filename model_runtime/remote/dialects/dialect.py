@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -21,6 +22,28 @@ class End(Enum):
     STOP = auto()  # at a token that ends answers
     LENGTH = auto()  # at the number of tokens that it was asked for, or at its context's
     CUT = auto()  # for another reason: it was told to, or has no room
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Up to `new_tokens` ids after `ledger`. `ends` are all ids that end this answer: the model's own, as its chat
+    template needs them, unless they are ignored, and those that were asked for; `own_ends` are the former."""
+
+    ledger: tuple[int, ...]
+    sampling: SamplingParams
+    new_tokens: int
+    ends: tuple[int, ...] = ()
+    own_ends: tuple[int, ...] = ()
+
+    @property
+    def least_tokens(self) -> int:
+        """Before so many ids no end may be drawn; with `ignore_eos` it never may."""
+        return self.new_tokens if self.sampling.ignore_eos else self.sampling.min_new_tokens
+
+    @property
+    def masked_ends(self) -> list[int]:
+        """The ends that may not be drawn before `least_tokens`."""
+        return sorted({*self.ends, *(self.own_ends if self.sampling.ignore_eos else ())})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +97,11 @@ class Dialect(Protocol):
     def refusal(self, sampling: SamplingParams) -> str:
         """Which settings the server lacks, as a clause after "The engine"; "" for none."""
 
-    def body(self, ledger: tuple[int, ...], sampling: SamplingParams, new_tokens: int) -> dict[str, Any]:
-        """The request for up to `new_tokens` ids after `ledger`, as a stream."""
+    def body(self, request: Wanted) -> dict[str, Any]:
+        """The request for a stream of ids."""
 
-    def piece(self, event: dict[str, Any]) -> Piece:
-        """What an event says. Raises `Garbage`."""
+    def piece(self, event: dict[str, Any], so_far: Sequence[int]) -> Piece:
+        """What an event says after the ids `so_far`. Raises `Garbage`."""
 
     async def identity(self, connection: Connection) -> str:
         """`facts.identity` as it is now. Raises `EngineTrouble`."""

@@ -8,9 +8,13 @@ from model_runtime.interface.errors import ModelLoadError
 from model_runtime.remote.connection import Connection
 from model_runtime.remote.dialects.dialect import Dialect, NotSpoken
 from model_runtime.remote.dialects.llama_cpp import find_llama_cpp
+from model_runtime.remote.dialects.sglang import find_sglang
+from model_runtime.remote.dialects.vllm import find_vllm
 
 _FINDERS: tuple[tuple[str, Callable[[Connection, str, tuple[int, ...]], Awaitable[Dialect]]], ...] = (
     ("llama.cpp", find_llama_cpp),
+    ("SGLang", find_sglang),
+    ("vLLM", find_vllm),
 )
 
 

@@ -6,6 +6,7 @@ the build in `docs/remote-engines.md`."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, cast
@@ -13,7 +14,17 @@ from typing import Any, cast
 from model_runtime.interface.config import EMBEDDED
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.remote.connection import NO_ACCESS, Connection, encoded
-from model_runtime.remote.dialects.dialect import End, Facts, IdLogprobs, NotSpoken, Piece, are_ids, count_in, ids_in
+from model_runtime.remote.dialects.dialect import (
+    End,
+    Facts,
+    IdLogprobs,
+    NotSpoken,
+    Piece,
+    Wanted,
+    are_ids,
+    count_in,
+    ids_in,
+)
 from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
 
 _SEEDS = 2**32 - 1  # the last one means "a random one"
@@ -42,11 +53,11 @@ class LlamaCpp:
             return "cannot be told a least number of tokens: leave min_tokens out"
         return ""
 
-    def body(self, ledger: tuple[int, ...], sampling: SamplingParams, new_tokens: int) -> dict[str, Any]:
-        wanted = sampling.top_logprobs
+    def body(self, request: Wanted) -> dict[str, Any]:
+        sampling, wanted = request.sampling, request.sampling.top_logprobs
         return {
-            "prompt": ledger,
-            "n_predict": new_tokens,
+            "prompt": request.ledger,
+            "n_predict": request.new_tokens,
             "stream": True,
             "return_tokens": True,
             "return_progress": True,
@@ -58,7 +69,7 @@ class LlamaCpp:
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
             "repeat_penalty": sampling.repetition_penalty,
-            "repeat_last_n": self.facts.context_tokens or len(ledger) + new_tokens,
+            "repeat_last_n": self.facts.context_tokens or len(request.ledger) + request.new_tokens,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "mirostat": 0,
@@ -70,7 +81,7 @@ class LlamaCpp:
             "stop": [],
         }
 
-    def piece(self, event: dict[str, Any]) -> Piece:
+    def piece(self, event: dict[str, Any], so_far: Sequence[int] = ()) -> Piece:
         progress = event.get("prompt_progress")
         if isinstance(progress, dict):  # its `tokens` are a placeholder: [0]
             reused, processed = count_in(progress.get("cache")), count_in(progress.get("processed"))
@@ -129,7 +140,7 @@ async def find_llama_cpp(connection: Connection, model: str, sample: tuple[int, 
 
 async def _try(found: LlamaCpp, connection: Connection, sample: tuple[int, ...]) -> None:
     """Raises `NotSpoken` unless ids come back, and all settings as they were sent."""
-    body = found.body(sample, SamplingParams(temperature=0.0, repetition_penalty=1.1), 1)
+    body = found.body(Wanted(sample, SamplingParams(temperature=0.0, repetition_penalty=1.1), 1))
     ids: list[int] = []
     last: dict[str, Any] = {}
     async with connection.stream(found.path, encoded(body)) as events:

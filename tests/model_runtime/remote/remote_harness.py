@@ -13,7 +13,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.remote.engine import RemoteEngine
 from model_runtime.remote.generation import RemoteGeneration
 from model_runtime.remote.texts import RemoteTexts
-from tests.model_runtime.remote.scripted_server import ScriptedServer
+from tests.model_runtime.remote.scripted_server import ScriptedServer, byte_level
 from tests.model_runtime.tiny_tokenizers import wrapped
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
@@ -22,7 +22,7 @@ GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
 @cache
 def tiny_texts(family: str = "byte-level") -> RemoteTexts:
     """The tokenizer that scripted servers have."""
-    tokenizer = wrapped(family)
+    tokenizer = byte_level() if family == "byte-level" else wrapped(family)
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
     return RemoteTexts(tokenizer, "Tiny", frozenset({end}), (), SamplingParams(temperature=0.0), family)

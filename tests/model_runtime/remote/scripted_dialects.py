@@ -70,11 +70,98 @@ class LlamaCppScript:
 
 def _typed(server: ScriptedServer, text: str, are_controls: bool) -> list[int]:
     """As llama.cpp: control tokens in a text are such only where that is asked for."""
-    tokenizer = server.tokenizer.backend_tokenizer
-    if are_controls:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    tokenizer.encode_special_tokens = True
-    try:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-    finally:
-        tokenizer.encode_special_tokens = False
+    return server.ids(text) if are_controls else list(server.plain.encode(text, add_special_tokens=False).ids)
+
+
+class VllmScript:
+    """vLLM's completions, as its source has them: usage comes in an event of its own, after the end."""
+
+    reports_details = True
+    returns_ids = True
+
+    def get(self, server: ScriptedServer, path: str) -> dict[str, Any] | None:
+        if path == "/v1/models":
+            return {"data": [{"id": server.model, "root": server.model, "max_model_len": server.context_tokens}]}
+        return None
+
+    def post(self, server: ScriptedServer, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        if path == "/tokenize":
+            return {"tokens": server.ids(body["prompt"])}
+        if path == "/detokenize":
+            return {"prompt": server.text(body["tokens"])}
+        return None
+
+    def events(self, server: ScriptedServer, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]] | None:
+        return self._events(server, body) if path == "/v1/completions" else None
+
+    def _events(self, server: ScriptedServer, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        ledger = tuple(body["prompt"])
+        reused = server.read(ledger)
+        answer = server.answer(ledger)[: body["max_tokens"]]
+        for place, token_id in enumerate(answer):
+            has_ended, is_last = token_id == server.end_id, place == len(answer) - 1
+            choice: dict[str, Any] = {"index": 0, "text": "" if has_ended else "x"}
+            choice["finish_reason"] = ("stop" if has_ended else "length") if is_last else None
+            if self.returns_ids:
+                choice["token_ids"] = [token_id]
+            if "logprobs" in body:
+                top = {f"token_id:{n}": -1.0 - n for n in range(body["logprobs"])}
+                choice["logprobs"] = {"token_logprobs": [-0.5], "top_logprobs": [top]}
+            yield {"model": body["model"], "choices": [choice], "_tokens": 1}
+        server.wrote(ledger + tuple(answer[:-1]))
+        usage: dict[str, Any] = {"prompt_tokens": len(ledger), "completion_tokens": len(answer)}
+        if self.reports_details and server.reports_reuse:
+            usage["prompt_tokens_details"] = {"cached_tokens": reused}
+        yield {"model": body["model"], "choices": [], "usage": usage}
+
+
+class SglangScript:
+    """SGLang's `/generate`, as its source has it: every event has all ids of the answer, or with `is_incremental` the
+    new ones; with `trims` the end is left out of them."""
+
+    is_incremental = False
+    trims = False
+    is_deterministic = True
+    returns_ids = True
+
+    def get(self, server: ScriptedServer, path: str) -> dict[str, Any] | None:
+        if path == "/get_model_info":
+            return {"model_path": server.model, "tokenizer_path": server.model}
+        if path == "/get_server_info":
+            return {
+                "context_length": server.context_tokens,
+                "max_running_requests": server.slots,
+                "vocab_size": server.vocabulary_tokens,
+                "enable_deterministic_inference": self.is_deterministic,
+            }
+        return None
+
+    def post(self, server: ScriptedServer, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        if path == "/tokenize":
+            return {"tokens": server.ids(body["prompt"])}
+        if path == "/detokenize":
+            return {"text": server.text(body["tokens"])}
+        return None
+
+    def events(self, server: ScriptedServer, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]] | None:
+        return self._events(server, body) if path == "/generate" else None
+
+    def _events(self, server: ScriptedServer, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        ledger = tuple(body["input_ids"])
+        reused = server.read(ledger)
+        answer = server.answer(ledger)[: body["sampling_params"]["max_new_tokens"]]
+        for count in range(1, len(answer) + 1):
+            is_last, has_ended = count == len(answer), answer[count - 1] == server.end_id
+            ids = answer[count - 1 : count] if self.is_incremental else answer[:count]
+            if has_ended and self.trims:
+                ids = ids[:-1]
+            reason = {"type": "stop", "matched": server.end_id} if has_ended else {"type": "length"}
+            meta: dict[str, Any] = {"completion_tokens": count, "finish_reason": reason if is_last else None}
+            if server.reports_reuse:
+                meta["cached_tokens"] = reused
+            if body.get("return_logprob"):
+                meta["output_token_logprobs"] = [[-0.5, id_, None] for id_ in ids]
+                top = [[-1.0 - n, n, None] for n in range(body["top_logprobs_num"])]
+                meta["output_top_logprobs"] = [top for _ in ids]
+            yield {"text": "x", "meta_info": meta, "_tokens": 1, **({"output_ids": ids} if self.returns_ids else {})}
+        server.wrote(ledger + tuple(answer[:-1]))

@@ -12,15 +12,23 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.model_runtime.tiny_tokenizers import wrapped
 from tests.polling import pause
 
 AnswerFunction = Callable[[tuple[int, ...]], list[int]]
+
+
+@cache
+def byte_level() -> PreTrainedTokenizerFast:
+    """The tokenizer of most tests. It is never changed."""
+    return wrapped("byte-level")
 
 
 class Dialect(Protocol):
@@ -46,7 +54,9 @@ class ScriptedServer:
         port: int = 0,
     ) -> None:
         self.dialect = dialect
-        self.tokenizer = tokenizer or wrapped("byte-level")
+        self.tokenizer = tokenizer or byte_level()
+        self.plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        self.plain.encode_special_tokens = True
         self.model = model
         self.context_tokens = context_tokens
         self.slots = slots
