@@ -24,7 +24,7 @@ from model_runtime.remote.dialects.dialect import Dialect
 from model_runtime.remote.generation import RemoteGeneration
 from model_runtime.remote.kv import RemoteKV
 from model_runtime.remote.loop_thread import LoopThread
-from model_runtime.remote.server import Server, refuse_different
+from model_runtime.remote.server import MustBe, Server, refuse_different
 from model_runtime.remote.servers import Servers
 from model_runtime.remote.texts import RemoteTexts
 from model_runtime.remote.trouble import EngineTrouble, Kind
@@ -58,8 +58,7 @@ class RemoteEngine:
         except BaseException:
             self._thread.close()
             raise
-        self._dialect = dialect
-        limit = self._limit(dialect)
+        limit = self._limit()
         vocabulary = dialect.facts.vocabulary_tokens or len(texts.tokenizer)
         self._rules = AnswerRules(
             texts.tokenizer.backend_tokenizer,
@@ -68,6 +67,8 @@ class RemoteEngine:
             min(vocabulary, len(texts.tokenizer)),
             limit,
         )
+        for server in self._servers.all:
+            server.must_be = MustBe(dialect.facts.weights, limit)
         self._speed = ReadSpeed(limit)  # a prompt is one read, whatever pieces the server cuts it into
         addresses = ", ".join(server.address for server in self._servers.all)
         self._info = ModelInfo(
@@ -113,8 +114,10 @@ class RemoteEngine:
         """Asked of the dialect, so that nothing is sent that the server would drop."""
         if sampling.grammar is not None:
             return _NO_FORMATS
-        lacking = self._dialect.refusal(sampling)
-        return f"The engine at {self._info.device} {lacking}." if lacking else ""
+        for server in self._servers.all:  # any of them may have to answer
+            if server.dialect is not None and (lacking := server.dialect.refusal(sampling)):
+                return f"The engine at {server.address} {lacking}."
+        return ""
 
     def new_kv(self) -> RemoteKV:
         return RemoteKV()
@@ -230,7 +233,7 @@ class RemoteEngine:
         servers.begin_checks()
         return servers, greeted[0]
 
-    def _limit(self, dialect: Dialect) -> int:
+    def _limit(self) -> int:
         """The context limit: the smallest of the servers', or what was asked for if that is less."""
         stated = [
             server.dialect.facts.context_tokens

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.protocol import RemoteServer
 from model_runtime.remote.agreement import compare, refuse_disagreement
 from model_runtime.remote.connection import Connection
-from model_runtime.remote.dialects.dialect import Dialect
+from model_runtime.remote.dialects.dialect import Dialect, Facts
 from model_runtime.remote.dialects.find import find_dialect
 from model_runtime.remote.texts import RemoteTexts
 from model_runtime.remote.trouble import EngineTrouble, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class MustBe:
+    """What every server must have, also one that comes later."""
+
+    weights: str
+    context_tokens: int
 
 
 class Server:
@@ -24,6 +33,7 @@ class Server:
         self.dialect: Dialect | None = None
         self.notes: tuple[str, ...] = ()
         self.active = 0  # answers being written
+        self.must_be: MustBe | None = None
         self._model = model
         self._texts = texts
         self._identity: str | None = None  # as it was at the first greeting, for good
@@ -53,12 +63,12 @@ class Server:
         dialect = await find_dialect(self.connection, self._model, sample)
         found = await compare(dialect, self.connection, self._texts)
         refuse_disagreement(self.address, self._texts, found)
+        self._refuse_other(dialect.facts)
         self.notes = (*dialect.facts.notes, *found.notes)
         if self._identity is None:
             self._identity = dialect.facts.identity
-        self.dialect = dialect
         self._refuse_change(dialect.facts.identity)
-        self._trouble = None
+        self.dialect, self._trouble = dialect, None
 
     async def check(self) -> EngineTrouble | None:
         """Asks whether it still serves what it served; returns what is wrong. Never raises."""
@@ -96,6 +106,18 @@ class Server:
     def asked(self) -> None:
         """An answer was asked for."""
         self._requests += 1
+
+    def _refuse_other(self, facts: Facts) -> None:
+        wanted = self.must_be
+        if wanted is None:
+            return
+        if facts.weights != wanted.weights:
+            said = f"serves another model than the other engines ({facts.weights}; theirs is {wanted.weights})"
+        elif facts.context_tokens is not None and facts.context_tokens < wanted.context_tokens:
+            said = f"holds only {facts.context_tokens:,} tokens, and {wanted.context_tokens:,} are needed"
+        else:
+            return
+        raise EngineTrouble(Kind.CHANGED, f"The engine at {self.address} {said}.")
 
     def _refuse_change(self, identity: str) -> None:
         if self._identity is not None and identity != self._identity:

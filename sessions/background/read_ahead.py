@@ -116,7 +116,7 @@ class ReadAhead:
         plan = _Plan(ledger, ids, len(ids) + TITLE_SAMPLING.max_new_tokens, len(ids))
 
         def submit(kv: KV, listener: Listener) -> Generation:
-            affinity = affinity_of(job.conversation_id)
+            affinity = affinity_of(conversation)
             request = GenerationRequest(ids, kv, TITLE_SAMPLING, is_idle=True, affinity=affinity)
             return self._engine.submit(request, listener)
 

@@ -29,6 +29,7 @@ class Conversation:
     has_first_title: bool = False  # the first message's words, which a title from the model may replace
     origin: Origin = Origin.PAGE
     numerics: str = ""  # the engine's fingerprint at its last turn, "" if unknown
+    root_id: str = ""  # of a fork: the conversation that its beginning came from at first, which may be deleted
 
 
 @dataclass(frozen=True, slots=True)

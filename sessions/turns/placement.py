@@ -26,7 +26,8 @@ MOST_CANDIDATES = 8
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a request goes. `known` of its history hashes lead to the end of `path`, which is copied when `is_fork`.
-    `conversation` None: into a new one, which gets the `key`. `begun` is the stored answer that is gone on with."""
+    `conversation` None: into a new one, which gets the `key`. `begun` is the stored answer that is gone on with.
+    `root_id` as in `Conversation`, of the new one."""
 
     conversation: Conversation | None
     path: tuple[Node, ...]
@@ -34,6 +35,7 @@ class Placement:
     is_fork: bool = False
     begun: Node | None = None
     key: str | None = None
+    root_id: str = ""
 
 
 NO_PLACEMENT = Placement(None, (), 0)
@@ -91,7 +93,8 @@ class Placements:
             if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
                 return _placed(Placement(conversation, path, known), history)
             if not fork.path:
-                fork = _placed(Placement(None, path, known, is_fork=True), history)
+                root_id = conversation.root_id or conversation.conversation_id
+                fork = _placed(Placement(None, path, known, is_fork=True, root_id=root_id), history)
         return fork
 
     def _deepest(

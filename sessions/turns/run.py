@@ -39,6 +39,7 @@ class RunPlan:
     is_fork: bool = False  # its history was copied from another conversation
     loss: SavedLoss | None = None  # what is known of its saved memory, where that is not all there
     is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
+    affinity: str = ""  # as in `GenerationRequest`
 
 
 class Run:

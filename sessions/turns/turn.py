@@ -147,6 +147,7 @@ class Turns:
             reads_calls=new.reads_calls,
             is_thought_open=new.is_thought_open,
             is_fork=new.is_fork,
+            affinity=affinity_of(conversation),
         )
 
     def _answer(self, run: Run) -> None:
@@ -168,7 +169,7 @@ class Turns:
                 plan.sampling,
                 plan.turn.answer_prefix_tokens,
                 fairness_key=plan.owner_id,
-                affinity=affinity_of(plan.conversation_id),
+                affinity=plan.affinity,
             )
             run.started(self._engine.submit(request, partial(self.recorder.put, run)))
         except (ModelRuntimeError, SessionError) as error:
