@@ -193,6 +193,17 @@ class CheckView:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineHit:
+    """What a remote engine reported last: of `kept_tokens` that earlier turns had left there it reused so many.
+    `is_likely`: whether a turn now would find its rows, None where nothing like it was seen."""
+
+    at: float  # seconds since the epoch
+    kept_tokens: int
+    reused_tokens: int
+    is_likely: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRow:
     """What one conversation's KV costs. `next_ttft_s` is for a message of 32 tokens; `cold_ttft_s` is for the same turn
     without a KV."""
@@ -214,6 +225,7 @@ class MemoryRow:
     host_tokens: int = 0  # held in host memory
     host_bytes: int = 0
     engine_tokens: int = 0  # that a remote engine had after the last answer, and may have dropped since
+    engine_hit: EngineHit | None = None  # what it reported last
     check: CheckView | None = None  # the newest verification since the server started
 
 

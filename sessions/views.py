@@ -144,6 +144,7 @@ class Views:
             ledger_tokens=ledger_tokens,
             kv_tokens=holding.tokens if self._engine.info.keeps_kv else 0,
             engine_tokens=0 if self._engine.info.keeps_kv else holding.tokens,
+            engine_hit=self._memory.engine_hits.of(conversation.conversation_id),
             used_bytes=holding.used_bytes,
             reserved_bytes=holding.reserved_bytes,
             next_ttft_s=next_ttft_s,

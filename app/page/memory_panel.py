@@ -9,7 +9,7 @@ from typing import Any
 
 from app import units
 from app.process_memory import ProcessMemory
-from sessions.types import MemoryRow, MemoryView, Tier, Usage
+from sessions.types import EngineHit, MemoryRow, MemoryView, Tier, Usage
 
 SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
@@ -121,7 +121,7 @@ def _row(view: MemoryView, row: MemoryRow, now: float) -> dict[str, Any]:
         "tier": row.tier.value,
         "pinned": row.is_pinned,
         "tokens": units.tokens(_shown_tokens(row)),
-        "size": places[0]["size"] if places else "",
+        "size": places[0]["size"] if places and row.engine_hit is None else "",
         "places": places,
         "next": units.seconds(row.next_ttft_s),
         "cold": units.seconds(row.cold_ttft_s),
@@ -138,7 +138,9 @@ def _shown_tokens(row: MemoryRow) -> int:
 
 
 def _places(row: MemoryRow) -> list[dict[str, Any]]:
-    """What each tier holds of the conversation's KV, the fastest tier first."""
+    """What each tier holds of the conversation's KV, the fastest tier first; of a remote engine, what it said last."""
+    if row.engine_hit is not None:
+        return [_reported(row.engine_hit)]
     held = [
         (Tier.DEVICE, row.kv_tokens, row.used_bytes, row.reserved_bytes),
         (Tier.HOST, row.host_tokens, row.host_bytes, 0),
@@ -154,6 +156,16 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
         for tier, count, used, reserved in held
         if used or reserved
     ]
+
+
+def _reported(hit: EngineHit) -> dict[str, Any]:
+    expected = {True: "a hit is likely now", False: "a hit is unlikely now", None: "whether a hit follows is not known"}
+    return {
+        "tier": Tier.ENGINE.value,
+        "tokens": f"{units.tokens(hit.reused_tokens)} of {units.tokens(max(0, hit.kept_tokens))}",
+        "size": f"reported at {units.clock(hit.at)}; {expected[hit.is_likely]}",
+        "reserved": "",
+    }
 
 
 def _check(row: MemoryRow) -> dict[str, Any] | None:

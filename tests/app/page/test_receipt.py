@@ -66,3 +66,17 @@ def test_an_answer_without_a_token() -> None:
     stopped = replace(WARM, ttft_s=None, sampled_tokens=0, decode_s=0.0, saved_s=0.0)
     assert receipt.line(stopped) == "1,812 reused / 46 new"
     assert {"First token", "Saved"}.isdisjoint(dict(receipt.details(stopped)))
+
+
+def test_what_a_remote_engine_reports_and_does_not_report() -> None:
+    reported = replace(WARM, tier_before=Tier.ENGINE)
+    assert dict(receipt.details(reported))["Reused"] == "1,812 tokens, from ◇ engine"
+    missed = replace(
+        reported, fed_tokens=1858, reused_tokens=0, tier_before=Tier.NONE, miss_reason=MissReason.ENGINE_HELD_LESS
+    )
+    assert dict(receipt.details(missed))["Reused"] == "nothing: the engine had none of it"
+    silent = replace(WARM, fed_tokens=0, reused_tokens=0, tier_before=Tier.NONE, is_reuse_reported=False, saved_s=0.0)
+    assert receipt.line(silent) == "reuse not reported · first token 0.21 s · 31 tok/s"
+    details = dict(receipt.details(silent))
+    assert details["Reused"] == "not reported by the engine"
+    assert details["Read now"].startswith("not reported")
