@@ -56,7 +56,8 @@ class GenerationRequest:
     Rows with the rotary frequencies of another length are dropped, also when the answer itself passes that length.
     `answer_prefix_tokens` is how many of the last ledger ids already belong to this answer (when an answer is
     continued); they count for incremental de-tokenisation, not for `max_new_tokens`. With `is_idle` the request has the
-    priority of a `ReadRequest`. Prompts with different `fairness_key`s are read in turns. Requests with the same
+    priority of a `ReadRequest`. Prompts with different `fairness_key`s are read in turns,
+    and a remote engine reuses nothing between them, if it can keep them apart. Requests with the same
     `affinity` have beginnings in common: of several remote engines the same one gets them.
     """
 

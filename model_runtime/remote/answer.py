@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from tokenizers import Tokenizer
 
@@ -41,6 +42,7 @@ class Answer:
         self._wanted = sampling.top_logprobs
         self._max_new_tokens = sampling.max_new_tokens
         self._room_tokens = rules.context_limit_tokens - len(ledger)
+        self._salt = _salt(request.fairness_key)
         self._own_ends = frozenset() if sampling.ignore_eos else rules.stop_token_ids
         self._asked_ends = frozenset(sampling.stop_token_ids) - self._own_ends
         self._prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
@@ -51,7 +53,7 @@ class Answer:
         """What to ask a server for."""
         ends = tuple(sorted(self._own_ends | self._asked_ends))
         own = tuple(sorted(self._rules.stop_token_ids))
-        return Wanted(self._request.ledger, self._request.sampling, self.new_tokens, ends, own)
+        return Wanted(self._request.ledger, self._request.sampling, self.new_tokens, ends, own, self._salt)
 
     @property
     def new_tokens(self) -> int:
@@ -110,3 +112,8 @@ class Answer:
 
     def _one(self, pair: tuple[int, float]) -> TokenLogprob:
         return TokenLogprob(str(self._rules.tokenizer.decode([pair[0]], skip_special_tokens=False)), pair[1])
+
+
+def _salt(owner: str) -> str:
+    """The same for all that belongs to one owner, who cannot be found from it; "" for none."""
+    return blake2b(owner.encode(), digest_size=16, person=b"cache salt").hexdigest() if owner else ""

@@ -117,7 +117,8 @@ class ReadAhead:
 
         def submit(kv: KV, listener: Listener) -> Generation:
             affinity = affinity_of(conversation)
-            request = GenerationRequest(ids, kv, TITLE_SAMPLING, is_idle=True, affinity=affinity)
+            owner_id = job.owner_id
+            request = GenerationRequest(ids, kv, TITLE_SAMPLING, 0, True, fairness_key=owner_id, affinity=affinity)
             return self._engine.submit(request, listener)
 
         outcome, events = self._work(job, plan, preemption, submit)

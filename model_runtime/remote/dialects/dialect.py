@@ -27,13 +27,15 @@ class End(Enum):
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Up to `new_tokens` ids after `ledger`. `ends` are all ids that end this answer: the model's own, as its chat
-    template needs them, unless they are ignored, and those that were asked for; `own_ends` are the former."""
+    template needs them, unless they are ignored, and those that were asked for; `own_ends` are the former. What one
+    `salt` put into the server's cache must not be used for another."""
 
     ledger: tuple[int, ...]
     sampling: SamplingParams
     new_tokens: int
     ends: tuple[int, ...] = ()
     own_ends: tuple[int, ...] = ()
+    salt: str = ""
 
     @property
     def least_tokens(self) -> int:

@@ -32,6 +32,10 @@ _SEEDS = 2**32 - 1  # the last one means "a random one"
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 _ECHOED = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "samplers", "ignore_eos")
 _WEIGHTS = {"n_vocab": "tokens", "n_params": "parameters", "size": "bytes"}
+_SHARED = (
+    "The engine at {address} has one cache for all users: how soon an answer begins can tell one of them that another "
+    "has sent the same text."
+)
 _ENDS = {"eos": End.STOP, "word": End.STOP, "limit": End.LENGTH}
 
 
@@ -131,7 +135,7 @@ async def find_llama_cpp(connection: Connection, model: str, sample: tuple[int, 
         context_tokens=count_in(settings.get("n_ctx")) or None,
         vocabulary_tokens=count_in(meta.get("n_vocab")) or None,
         concurrent=slots,
-        notes=_name_note(connection.address, model, _name(listed)),
+        notes=(*_name_note(connection.address, model, _name(listed)), _SHARED.format(address=connection.address)),
     )
     found = LlamaCpp(facts)
     await _try(found, connection, sample)

@@ -71,7 +71,7 @@ class Sglang:
             **({"logit_bias": {str(id_): bias for id_, bias in sampling.logit_bias}} if sampling.logit_bias else {}),
         }
         logprobs = {"return_logprob": True, "top_logprobs_num": wanted, "logprob_start_len": -1}
-        asked = logprobs if wanted is not None else {}
+        asked = {**(logprobs if wanted is not None else {}), **({"extra_key": request.salt} if request.salt else {})}
         return {"input_ids": request.ledger, "sampling_params": parameters, "stream": True, **asked}
 
     def piece(self, event: dict[str, Any], so_far: Sequence[int] = ()) -> Piece:

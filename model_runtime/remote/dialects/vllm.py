@@ -64,6 +64,7 @@ class Vllm:
             "min_tokens": request.least_tokens,
             "ignore_eos": False,
             "stop_token_ids": request.masked_ends,
+            **({"cache_salt": request.salt} if request.salt else {}),
             **({"seed": sampling.seed} if sampling.seed is not None else {}),
             **({"logit_bias": {str(id_): bias for id_, bias in sampling.logit_bias}} if sampling.logit_bias else {}),
             **({"logprobs": wanted, "return_tokens_as_token_ids": True} if wanted is not None else {}),

@@ -96,7 +96,7 @@ class VllmScript:
 
     def _events(self, server: ScriptedServer, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ledger = tuple(body["prompt"])
-        reused = server.read(ledger)
+        reused = server.read(ledger, body.get("cache_salt", ""))
         answer = server.answer(ledger)[: body["max_tokens"]]
         for place, token_id in enumerate(answer):
             has_ended, is_last = token_id == server.end_id, place == len(answer) - 1
@@ -108,7 +108,7 @@ class VllmScript:
                 top = {f"token_id:{n}": -1.0 - n for n in range(body["logprobs"])}
                 choice["logprobs"] = {"token_logprobs": [-0.5], "top_logprobs": [top]}
             yield {"model": body["model"], "choices": [choice], "_tokens": 1}
-        server.wrote(ledger + tuple(answer[:-1]))
+        server.wrote(ledger + tuple(answer[:-1]), body.get("cache_salt", ""))
         usage: dict[str, Any] = {"prompt_tokens": len(ledger), "completion_tokens": len(answer)}
         if self.reports_details and server.reports_reuse:
             usage["prompt_tokens_details"] = {"cached_tokens": reused}
@@ -148,7 +148,7 @@ class SglangScript:
 
     def _events(self, server: ScriptedServer, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ledger = tuple(body["input_ids"])
-        reused = server.read(ledger)
+        reused = server.read(ledger, body.get("extra_key", ""))
         answer = server.answer(ledger)[: body["sampling_params"]["max_new_tokens"]]
         for count in range(1, len(answer) + 1):
             is_last, has_ended = count == len(answer), answer[count - 1] == server.end_id
@@ -164,4 +164,4 @@ class SglangScript:
                 top = [[-1.0 - n, n, None] for n in range(body["top_logprobs_num"])]
                 meta["output_top_logprobs"] = [top for _ in ids]
             yield {"text": "x", "meta_info": meta, "_tokens": 1, **({"output_ids": ids} if self.returns_ids else {})}
-        server.wrote(ledger + tuple(answer[:-1]))
+        server.wrote(ledger + tuple(answer[:-1]), body.get("extra_key", ""))

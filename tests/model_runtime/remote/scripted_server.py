@@ -74,6 +74,7 @@ class ScriptedServer:
         self.sends_instead: bytes | None = None  # in place of the events
         self.reports_reuse = True
         self.cache: list[tuple[int, ...]] = []  # what it has read
+        self.salted: dict[str, list[tuple[int, ...]]] = {}  # the same by salt
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._http = _Http(self, port)
@@ -100,16 +101,19 @@ class ScriptedServer:
         """Says how many ids there are, so that any other ledger gives another answer."""
         return [*self.ids(f"I read {len(ledger)} tokens, sum {sum(ledger)}."), self.end_id]
 
-    def read(self, ledger: tuple[int, ...]) -> int:
-        """How many ids of the ledger it had read before; now it has all of them."""
+    def read(self, ledger: tuple[int, ...], salt: str = "") -> int:
+        """How many ids of the ledger it had read before under this salt; now it has all of them."""
         with self._lock:
-            reused = max((_common(held, ledger) for held in self.cache), default=0)
-            self.cache.append(ledger)
+            reused = max((_common(held, ledger) for held in self._held(salt)), default=0)
+            self._held(salt).append(ledger)
             return min(reused, len(ledger) - 1)
 
-    def wrote(self, ledger: tuple[int, ...]) -> None:
+    def wrote(self, ledger: tuple[int, ...], salt: str = "") -> None:
         with self._lock:
-            self.cache.append(ledger)
+            self._held(salt).append(ledger)
+
+    def _held(self, salt: str) -> list[tuple[int, ...]]:
+        return self.salted.setdefault(salt, []) if salt else self.cache
 
     def track(self, connection: socket.socket, is_open: bool) -> None:
         with self._lock:

@@ -181,3 +181,30 @@ def test_lost_ids_are_noticed(start: Start, connect: Connect) -> None:
     assert end.reason is FinishReason.LOST
     assert end.error is not None
     assert "the ids of some are missing" in end.error
+
+
+@pytest.mark.parametrize("name", ["vLLM", "SGLang"])
+def test_nothing_is_reused_between_owners(start: Start, connect: Connect, name: str) -> None:
+    server = start(DIALECTS[name]())
+    engine = connect(server)
+    for owner in ("ada", "bob"):
+        assert ask(engine, LEDGER, fairness_key=owner).end.reused_tokens == 0
+        assert ask(engine, LEDGER, fairness_key=owner).end.reused_tokens > 0
+    assert len(server.salted) == 2
+    assert not any(owner in salt for owner in ("ada", "bob") for salt in server.salted)
+
+
+def test_an_engine_that_cannot_keep_owners_apart_says_so(server: ScriptedServer, connect: Connect) -> None:
+    assert any("one cache for all users" in note for note in connect(server).info.notes)
+
+
+def test_a_redirect_is_not_followed(start: Start, connect: Connect) -> None:
+    """The key and the messages go where they were meant to go."""
+    server, other = start(), start()
+    engine = connect(server, key="s3cret")
+    server.refuse = [(307, {"location": f"{other.address}/completion"}, b"")] * 10
+    end = ask(engine, LEDGER).end
+    assert end.reason is FinishReason.FAILED
+    assert end.error is not None
+    assert "HTTP 307" in end.error
+    assert other.asked == []

@@ -53,7 +53,7 @@ def test_what_is_not_reported_is_not_claimed(server: ScriptedServer, connect: Co
 
 def test_a_claim_beyond_the_prompt_is_not_repeated(server: ScriptedServer, connect: Connect) -> None:
     engine = connect(server)
-    server.read = lambda ledger: len(ledger) + 7  # type: ignore[method-assign]
+    server.read = lambda ledger, salt="": len(ledger) + 7  # type: ignore[method-assign]
     assert not ask(engine, LEDGER).end.is_reuse_reported
 
 
