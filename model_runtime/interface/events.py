@@ -66,6 +66,7 @@ class Finished:
     string. The answer has `part_ids` in their place, the text of the first of them up to the stop string.
     `is_rope_changed`: rows that the KV held had the rotary frequencies of another length and were dropped before the
     first token; `reread_tokens` were fed once more for the same reason while the answer grew.
+    A remote engine restored `restored_bytes` from its own disk in `restore_s`; `restore_note` is a sentence about it.
     `is_reuse_reported` is False where a remote engine did not say what it reused: both counts of tokens are then 0.
     """
 
@@ -85,6 +86,9 @@ class Finished:
     is_rope_changed: bool = False
     reread_tokens: int = 0
     is_reuse_reported: bool = True
+    restored_bytes: int = 0
+    restore_s: float = 0.0
+    restore_note: str = ""
 
 
 Event = PrefillProgress | TokenDelta | Finished

@@ -30,6 +30,7 @@ from model_runtime.remote.texts import RemoteTexts
 from model_runtime.remote.trouble import EngineTrouble, Kind
 
 START_PATIENCE_S = 30.0  # for a server that is still loading its model
+AWAY_PATIENCE_S = 1.0  # for one that has just begun to listen
 _LOOK_EVERY_S = 0.5
 _NO_ROWS = "A remote engine keeps its rows to itself."
 _CLOSED = "The engine was disconnected; start the server again."
@@ -256,16 +257,17 @@ class RemoteEngine:
 
 async def _greeted(server: Server, say: Say) -> EngineTrouble | None:
     """What keeps the server from being used; None if it can be. Waits for one that is still loading its model."""
-    deadline, has_said = time.monotonic() + START_PATIENCE_S, False
+    started, has_said = time.monotonic(), False
+    patience_s = {Kind.BUSY: START_PATIENCE_S, Kind.AWAY: AWAY_PATIENCE_S}
     while True:
         try:
             await server.greet()
             return None
         except EngineTrouble as trouble:
-            if trouble.kind is not Kind.BUSY or time.monotonic() > deadline:
+            if time.monotonic() - started > patience_s.get(trouble.kind, 0.0):
                 server.failed(trouble)
                 return trouble
-            if not has_said:
+            if trouble.kind is Kind.BUSY and not has_said:
                 say(f"{trouble.sentence} Waiting for it.")
                 has_said = True
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from model_runtime.interface.events import Event, Finished, FinishReason, Listener, PrefillProgress
@@ -14,7 +15,7 @@ from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.read_speed import ReadSpeed
 from model_runtime.remote.answer import Answer, AnswerRules
 from model_runtime.remote.connection import encoded, garbage
-from model_runtime.remote.dialects.dialect import Dialect, End, Piece
+from model_runtime.remote.dialects.dialect import Dialect, End, Piece, Seat
 from model_runtime.remote.kv import RemoteKV
 from model_runtime.remote.server import Server
 from model_runtime.remote.servers import Servers
@@ -61,6 +62,7 @@ class RemoteGeneration:
         self._asked_at = self._submitted_at
         self._first_token_at: float | None = None
         self._reused_tokens: int | None = None
+        self._seat: Seat | None = None
 
     def abort(self) -> None:
         """Closes the stream, which ends the server's work."""
@@ -133,11 +135,18 @@ class RemoteGeneration:
     async def _from(self, server: Server) -> None:
         dialect = await server.make_sure()
         self._reused_tokens = None
-        self._asked_at = time.perf_counter()
         server.asked()
         server.active += 1
+        slots, ledger_tokens = server.slots, len(self._request.ledger)
         try:
-            body = encoded(dialect.body(self._answer.wanted))
+            self._seat = await slots.take(self._request.affinity, ledger_tokens) if slots is not None else None
+        except BaseException:
+            server.active -= 1
+            raise
+        try:
+            slot = None if self._seat is None else self._seat.slot
+            body = encoded(dialect.body(replace(self._answer.wanted, slot=slot)))
+            self._asked_at = time.perf_counter()
             async with server.connection.stream(dialect.path, body, self._headers) as events:
                 reason: FinishReason | None = None
                 async for event in events:
@@ -151,6 +160,8 @@ class RemoteGeneration:
             raise EngineTrouble(Kind.GARBAGE, f"The engine at {server.address} ended the stream before the answer.")
         finally:
             server.active -= 1
+            if slots is not None and self._seat is not None:
+                slots.give_back(self._seat, ledger_tokens + len(self._answer.ids) if self._first_token_at else 0)
 
     def _take(self, server: Server, piece: Piece) -> FinishReason | None:
         """Emits what a piece says. Returns why the answer ends, or None."""
@@ -218,7 +229,19 @@ class RemoteGeneration:
             cut_tokens=self._answer.cut_tokens,
             part_ids=self._answer.part_ids,
             is_reuse_reported=is_reported or not has_begun,
+            **self._restored(),
         )
+
+    def _restored(self) -> dict[str, Any]:
+        """What came from the server's disk for this answer, and whether that was of use: servers have reported success
+        and then read everything again."""
+        seat, reused = self._seat, self._reused_tokens
+        if seat is None or not seat.restored_tokens or reused is None:
+            return {}
+        note = f"The engine restored {seat.restored_tokens:,} tokens of this conversation from its disk"
+        if reused < min(seat.restored_tokens, len(self._request.ledger) - 1):
+            note += f", but reused {reused:,} of all that it had" if reused else ", and used none of them"
+        return {"restored_bytes": seat.restored_bytes, "restore_s": seat.restore_s, "restore_note": f"{note}."}
 
     def _emit(self, event: Event) -> None:
         try:

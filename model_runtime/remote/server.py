@@ -9,7 +9,7 @@ from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.protocol import RemoteServer
 from model_runtime.remote.agreement import compare, refuse_disagreement
 from model_runtime.remote.connection import Connection
-from model_runtime.remote.dialects.dialect import Dialect, Facts
+from model_runtime.remote.dialects.dialect import Dialect, Facts, Slots
 from model_runtime.remote.dialects.find import find_dialect
 from model_runtime.remote.texts import RemoteTexts
 from model_runtime.remote.trouble import EngineTrouble, Kind
@@ -31,6 +31,7 @@ class Server:
     def __init__(self, connection: Connection, model: str, texts: RemoteTexts) -> None:
         self.connection = connection
         self.dialect: Dialect | None = None
+        self.slots: Slots | None = None
         self.notes: tuple[str, ...] = ()
         self.active = 0  # answers being written
         self.must_be: MustBe | None = None
@@ -69,6 +70,7 @@ class Server:
             self._identity = dialect.facts.identity
         self._refuse_change(dialect.facts.identity)
         self.dialect, self._trouble = dialect, None
+        self.slots = dialect.slots(self.connection)  # one that was away may have lost what it had
 
     async def check(self) -> EngineTrouble | None:
         """Asks whether it still serves what it served; returns what is wrong. Never raises."""

@@ -10,10 +10,12 @@ from hashlib import blake2b
 
 from model_runtime.interface.protocol import RemoteServer
 from model_runtime.remote.server import Server
+from model_runtime.remote.trouble import EngineTrouble
 
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 2.0
+SAVE_S = 10.0  # for all slots of a server, when Keepwarm ends
 
 
 class Servers:
@@ -46,6 +48,7 @@ class Servers:
             self._checks.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._checks
+        await asyncio.gather(*(_save_slots(server) for server in self.all))
         for server in self.all:
             await server.connection.close()
 
@@ -65,6 +68,16 @@ class Servers:
             logger.error("engine_in_trouble address=%s why=%s", server.address, trouble.sentence)
         elif not was_well and server.is_well:
             logger.warning("engine_is_well address=%s", server.address)
+
+
+async def _save_slots(server: Server) -> None:
+    if server.slots is None or not server.is_well:
+        return
+    try:
+        async with asyncio.timeout(SAVE_S):
+            await server.slots.save_all()
+    except (TimeoutError, EngineTrouble) as error:  # what is not saved is read again
+        logger.warning("slots_not_saved address=%s error=%s", server.address, error)
 
 
 def _rank(affinity: str, address: str) -> bytes:

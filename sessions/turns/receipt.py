@@ -98,7 +98,7 @@ def engine_receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, in
     turn, reused = run.plan.turn, event.reused_tokens
     reason, detail = _engine_miss(run, event) if event.is_reuse_reported else (None, "")
     whole = len(turn.ledger)
-    saved_s = estimate_read_s(0, whole) - estimate_read_s(reused, whole)
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(reused, whole) - event.restore_s
     return Receipt(
         fed_tokens=event.fed_tokens,
         delta_tokens=turn.delta_tokens,
@@ -113,6 +113,9 @@ def engine_receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, in
         miss_reason=reason,
         miss_detail=detail,
         is_reuse_reported=event.is_reuse_reported,
+        restored_bytes=event.restored_bytes,
+        restore_s=event.restore_s,
+        choice=event.restore_note,
     )
 
 

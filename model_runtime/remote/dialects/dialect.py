@@ -36,6 +36,7 @@ class Wanted:
     ends: tuple[int, ...] = ()
     own_ends: tuple[int, ...] = ()
     salt: str = ""
+    slot: int | None = None  # of a server with numbered slots; None: it chooses
 
     @property
     def least_tokens(self) -> int:
@@ -46,6 +47,29 @@ class Wanted:
     def masked_ends(self) -> list[int]:
         """The ends that may not be drawn before `least_tokens`."""
         return sorted({*self.ends, *(self.own_ends if self.sampling.ignore_eos else ())})
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A slot of a server, taken for one answer. `restored_tokens` came from its disk for that."""
+
+    slot: int
+    restored_tokens: int = 0
+    restored_bytes: int = 0
+    restore_s: float = 0.0
+
+
+class Slots(Protocol):
+    """Numbered slots of a server that can save them."""
+
+    async def take(self, affinity: str, ledger_tokens: int) -> Seat | None:
+        """A slot for an answer; None when the server should choose. Raises `EngineTrouble`."""
+
+    def give_back(self, seat: Seat, tokens: int) -> None:
+        """The answer ended; the slot has rows of so many tokens."""
+
+    async def save_all(self) -> None:
+        """Saves what the slots have. Raises `EngineTrouble`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +128,9 @@ class Dialect(Protocol):
 
     def piece(self, event: dict[str, Any], so_far: Sequence[int]) -> Piece:
         """What an event says after the ids `so_far`. Raises `Garbage`."""
+
+    def slots(self, connection: Connection) -> Slots | None:
+        """New slots, of which nothing is known yet; None where they cannot be saved."""
 
     async def identity(self, connection: Connection) -> str:
         """`facts.identity` as it is now. Raises `EngineTrouble`."""

@@ -20,11 +20,13 @@ from model_runtime.remote.dialects.dialect import (
     IdLogprobs,
     NotSpoken,
     Piece,
+    Slots,
     Wanted,
     are_ids,
     count_in,
     ids_in,
 )
+from model_runtime.remote.dialects.llama_slots import LlamaSlots, can_save_slots
 from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
 
 _SEEDS = 2**32 - 1  # the last one means "a random one"
@@ -41,9 +43,10 @@ _ENDS = {"eos": End.STOP, "word": End.STOP, "limit": End.LENGTH}
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """A llama.cpp server."""
+    """A llama.cpp server. `saves_slots`: it was started with a folder for them."""
 
     facts: Facts
+    saves_slots: bool = False
     name: str = "llama.cpp /completion"
     path: str = "/completion"
 
@@ -62,6 +65,7 @@ class LlamaCpp:
         return {
             "prompt": request.ledger,
             "n_predict": request.new_tokens,
+            "id_slot": -1 if request.slot is None else request.slot,
             "stream": True,
             "return_tokens": True,
             "return_progress": True,
@@ -102,6 +106,9 @@ class LlamaCpp:
         reused = count_in(timings.get("cache_n")) if isinstance(timings, dict) else None
         return Piece(ids, reused_tokens=reused, end=_ENDS.get(str(event.get("stop_type")), End.CUT))
 
+    def slots(self, connection: Connection) -> Slots | None:
+        return LlamaSlots(connection, self.facts.concurrent, self.facts.identity) if self.saves_slots else None
+
     async def identity(self, connection: Connection) -> str:
         return _identity(await connection.get("/v1/models"))
 
@@ -137,7 +144,7 @@ async def find_llama_cpp(connection: Connection, model: str, sample: tuple[int, 
         concurrent=slots,
         notes=(*_name_note(connection.address, model, _name(listed)), _SHARED.format(address=connection.address)),
     )
-    found = LlamaCpp(facts)
+    found = LlamaCpp(facts, await can_save_slots(connection))
     await _try(found, connection, sample)
     return found
 

@@ -87,6 +87,10 @@ class Sglang:
         ids = _news(ids_in(event, "output_ids"), tuple(so_far), count_in(meta.get("completion_tokens")), end)
         return Piece(ids, _logprobs(meta, ids), count_in(meta.get("cached_tokens")), None, end)
 
+    def slots(self, connection: Connection) -> None:
+        """It finds what it has by itself."""
+        return
+
     async def identity(self, connection: Connection) -> str:
         return _identity(await _first(connection, _MODEL_PATHS))
 

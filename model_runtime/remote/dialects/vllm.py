@@ -87,6 +87,10 @@ class Vllm:
         end = None if ended is None else _ENDS.get(str(ended), End.CUT)
         return Piece(ids, _logprobs(choice.get("logprobs"), ids), reused, None, end)
 
+    def slots(self, connection: Connection) -> None:
+        """It finds what it has by itself."""
+        return
+
     async def identity(self, connection: Connection) -> str:
         return _identity(_entry(await connection.get("/v1/models"), self.facts.model) or {})
 

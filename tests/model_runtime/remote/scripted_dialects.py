@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.model_runtime.remote.scripted_server import ScriptedServer
+from tests.model_runtime.remote.scripted_server import Refused, ScriptedServer, common
 
 
 class LlamaCppScript:
@@ -14,6 +14,13 @@ class LlamaCppScript:
 
     returns_tokens = True
     drops = ""  # a setting that it does not honour
+    saves_slots = False
+    restores_nothing = False  # it says that it did
+
+    def __init__(self) -> None:
+        self.slots: dict[int, tuple[int, ...]] = {}
+        self.files: dict[str, tuple[int, ...]] = {}
+        self.moves: list[tuple[str, int]] = []
 
     def get(self, server: ScriptedServer, path: str) -> dict[str, Any] | None:
         if path == "/props":
@@ -32,14 +39,31 @@ class LlamaCppScript:
             return {"tokens": _typed(server, body["content"], body["parse_special"])}
         if path == "/detokenize":
             return {"content": server.text(body["tokens"])}
+        if path.startswith("/slots/"):
+            return self._move(server, path, str(body["filename"]))
         return None
+
+    def _move(self, server: ScriptedServer, path: str, name: str) -> dict[str, Any]:
+        number, action = int(path.removeprefix("/slots/").partition("?")[0]), path.rpartition("=")[2]
+        if not self.saves_slots:
+            raise Refused(501, "This server does not support slots action. Start it with `--slot-save-path`")
+        if ".." in name:
+            raise Refused(400, "Invalid filename")
+        self.moves.append((action, number))
+        if action == "save":
+            self.files[name] = self.slots.get(number, ())
+            return {"n_saved": len(self.files[name]), "n_written": 10 * len(self.files[name])}
+        if name not in self.files:
+            raise Refused(400, "Unable to restore slot")
+        self.slots[number] = () if self.restores_nothing else self.files[name]
+        return {"n_restored": len(self.files[name]), "n_read": 10 * len(self.files[name])}
 
     def events(self, server: ScriptedServer, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]] | None:
         return self._events(server, body) if path == "/completion" else None
 
     def _events(self, server: ScriptedServer, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        ledger = tuple(body["prompt"])
-        reused = server.read(ledger)
+        ledger, slot = tuple(body["prompt"]), int(body["id_slot"])
+        reused = server.read(ledger) if slot < 0 else min(common(self.slots.get(slot, ()), ledger), len(ledger) - 1)
         if server.reports_reuse:
             for processed in (reused, len(ledger)):
                 progress = {"total": len(ledger), "cache": reused, "processed": processed, "time_ms": 1}
@@ -55,6 +79,7 @@ class LlamaCppScript:
                 event["completion_probabilities"] = [chosen]
             yield event
         server.wrote(ledger + tuple(answer[:-1]))
+        self.slots[slot] = ledger + tuple(answer[:-1])
         has_ended = bool(answer) and answer[-1] == server.end_id
         settings = {name: value for name, value in body.items() if name != self.drops}
         yield {

@@ -31,6 +31,14 @@ def byte_level() -> PreTrainedTokenizerFast:
     return wrapped("byte-level")
 
 
+class Refused(Exception):
+    """Another status than 200."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
 class Dialect(Protocol):
     """How a kind of server looks from outside."""
 
@@ -104,7 +112,7 @@ class ScriptedServer:
     def read(self, ledger: tuple[int, ...], salt: str = "") -> int:
         """How many ids of the ledger it had read before under this salt; now it has all of them."""
         with self._lock:
-            reused = max((_common(held, ledger) for held in self._held(salt)), default=0)
+            reused = max((common(held, ledger) for held in self._held(salt)), default=0)
             self._held(salt).append(ledger)
             return min(reused, len(ledger) - 1)
 
@@ -171,7 +179,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self._is_refused():
             return
-        found = script.dialect.post(script, self.path, body)
+        try:
+            found = script.dialect.post(script, self.path, body)
+        except Refused as refused:
+            self._send(refused.status, {"error": {"message": refused.message}})
+            return
         if found is not None:
             self._send(200, found)
             return
@@ -236,5 +248,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+def common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """The length of the longest common prefix."""
     return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

@@ -197,3 +197,20 @@ def test_a_server_that_is_killed_and_comes_back(
         assert "The engine had " in receipt.miss_detail
     finally:
         again.kill()
+
+
+@pytest.mark.timeout(1200)
+def test_slots_go_to_the_servers_disk_and_come_back(opened: SessionHarness, cache_n: list[int], tmp_path: Path) -> None:
+    """Three conversations on two slots."""
+    text = "A kettle is a vessel in which water is boiled for tea, and number {} is on the stove. "
+    conversations: list[str] = []
+    for number in range(3):
+        conversations.append(greedy(opened, 8))
+        opened.say(conversations[-1], "".join(text.format(10 * number + line) for line in range(16)))
+    kept = len(opened.ledger(conversations[0])) - 1
+    receipt = opened.receipt(opened.say(conversations[0], "Which one is the first?"))
+    print(f"restored {receipt.restored_bytes:,} bytes in {receipt.restore_s:.3f} s: {receipt.choice} cache_n {cache_n}")
+    assert receipt.restored_bytes > 0
+    assert receipt.reused_tokens == cache_n[-1] == kept, "the restore really avoided the reading"
+    assert receipt.choice == f"The engine restored {kept:,} tokens of this conversation from its disk."
+    assert [path.suffix for path in tmp_path.glob("keepwarm-*")] == [".bin", ".bin"]
