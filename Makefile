@@ -16,7 +16,7 @@ FAST := tests/app/page/markdown $(addprefix tests/model_runtime/,decoding interf
 	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_encoding.py test_history_hash.py test_own_ids.py) -k "not takes_all"
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-fast test-long lint format docs clean browser
+.PHONY: help chat test test-fast test-long test-remote lint format docs clean browser
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,10 +28,18 @@ test: $(VENV)/.test browser  ## Run all tests, Chromium included, in two process
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.test  ## Run what one wants after each change: no browser, no server, no real model
-	$(BIN)/python -m pytest -m "not long and not browser and not embedded and not gpu" $(FAST) $(ARGS)
+	$(BIN)/python -m pytest -m "not long and not browser and not embedded and not gpu and not remote" $(FAST) $(ARGS)
 
 test-long: $(VENV)/.test browser  ## Run the tests that take minutes each: long fuzzing, kills, crowds
 	$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
+
+test-remote: $(VENV)/.test build/llama/.installed  ## Run the tests against llama.cpp's real server (34 MB from PyPI)
+	KEEPWARM_LLAMA_PYTHON=$(CURDIR)/build/llama/bin/python $(BIN)/python -m pytest -m remote -s $(ARGS)
+
+build/llama/.installed:
+	$(PYTHON) -m venv build/llama
+	build/llama/bin/pip install xllamacpp==2026.10.11549
+	touch $@
 
 lint: $(VENV)/.test $(VENV)/.biome  ## Check format, rules, types, imports, links and installed packages
 	$(BIN)/ruff format --check .

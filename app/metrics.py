@@ -128,8 +128,25 @@ class _Readings(Collector):
         queue.add_metric(["waiting"], waiting)
         queue.add_metric(["running"], running)
         yield queue
+        yield from self._servers()
         storage = self._manager.storage
         yield GaugeMetricFamily("keepwarm_can_store", "1 while messages can be stored, else 0.", int(storage.can_store))
+
+    def _servers(self) -> Iterator[Metric]:
+        """Those of a remote engine."""
+        servers = self._manager.servers
+        if not servers:
+            return
+        up = GaugeMetricFamily("keepwarm_engine_up", "1 while a remote engine can be used, else 0.", labels=["engine"])
+        asked = CounterMetricFamily("keepwarm_engine_requests", "Answers asked of a remote engine.", labels=["engine"])
+        failed = CounterMetricFamily(
+            "keepwarm_engine_failures", "Answers that a remote engine did not finish.", labels=["engine"]
+        )
+        for server in servers:
+            up.add_metric([server.address], int(not server.trouble))
+            asked.add_metric([server.address], server.requests)
+            failed.add_metric([server.address], server.failures)
+        yield from (up, asked, failed)
 
 
 class _ConnectionCounts(Collector):

@@ -23,7 +23,9 @@ from sessions.errors import (
     ConversationBusy,
     ConversationNotFound,
     MessageRefused,
+    NotKeptHere,
     SessionError,
+    SettingRefused,
     ShuttingDown,
     StoreError,
 )
@@ -100,6 +102,10 @@ def _of_own(error: Exception, sentence: str) -> Problem:
             return Problem(409, sentence, "session_busy", retry_after_s=RETRY_BUSY_S)
         case MessageRefused():
             return Problem(400, sentence, "invalid_messages", "messages")
+        case SettingRefused():
+            return Problem(400, sentence, "unsupported_by_engine")
+        case NotKeptHere():
+            return Problem(400, sentence, "memory_is_elsewhere")
         case TemplateRefused():
             return Problem(400, sentence, "unsupported_by_template", "messages")
         case ContextFull():

@@ -13,13 +13,14 @@ from zoneinfo import ZoneInfo
 from sessions.types import Tier
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
-TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.NONE: "◌"}
+TIER_MARK = {Tier.DEVICE: "●", Tier.HOST: "◉", Tier.DISK: "○", Tier.ENGINE: "◇", Tier.NONE: "◌"}
 TierWords = Mapping[Tier, str]
 # What the page calls the tiers. A model on a processor has its KVs in the same memory as everything else.
 CPU_WORDS: TierWords = {
     Tier.DEVICE: "in memory",
     Tier.HOST: "set aside in memory",
     Tier.DISK: "on disk",
+    Tier.ENGINE: "in the engine",
     Tier.NONE: "not kept",
 }
 GPU_WORDS: TierWords = {**CPU_WORDS, Tier.DEVICE: "in GPU memory", Tier.HOST: "in main memory"}

@@ -24,7 +24,7 @@ from sessions.store.store import Store
 
 if TYPE_CHECKING:
     from model_runtime.interface.chat import TurnTemplate
-    from model_runtime.interface.config import ModelConfig, PromptLookup
+    from model_runtime.interface.config import ModelConfig, PromptLookup, RemoteConfig
     from model_runtime.interface.protocol import Engine
 
 COOKIE_KEY_NAME = "cookie.key"
@@ -64,6 +64,7 @@ class ServiceSettings:
     idle_work: IdleFeatures = IdleFeatures()
     keep_unnamed_s: float = KEEP_UNNAMED_S
     names: ModelNames = field(default_factory=ModelNames)
+    remote: RemoteConfig | None = None  # what computes in place of `model`
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,20 @@ def open_services(
         owners = Owners(load_secret(data_dir / COOKIE_KEY_NAME, say), access.password, store.logins)
         stack.enter_context(own_temporary_files(data_dir))
         import_page()
-        _import_model_code()
+        if settings.remote is None:
+            _import_model_code()
         process = ProcessMeter()
-        engine, template, memory = _load(settings, say, stack)
+        remote = settings.remote
+        engine, template, memory = _load(settings, say, stack) if remote is None else _connect(remote, say, stack)
         config = SessionConfig(
             device_kv_budget_bytes=memory.device_bytes,
             host_kv_budget_bytes=memory.host_bytes,
-            disk_kv_budget_bytes=disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
-            read_ahead=settings.idle_work.read_ahead,
-            model_titles=settings.idle_work.titles and engine.info.weights_bytes >= LEAST_FOR_TITLES_BYTES,
+            disk_kv_budget_bytes=0
+            if remote
+            else disk_budget_bytes(budgets.disk, data_dir, store.segments.used_bytes(), say),
+            read_ahead=settings.idle_work.read_ahead and remote is None,
+            model_titles=settings.idle_work.titles
+            and (remote is not None or engine.info.weights_bytes >= LEAST_FOR_TITLES_BYTES),
             keep_unnamed_s=settings.keep_unnamed_s,
         )
         manager = SessionManager(store, engine, template, config)
@@ -151,6 +157,26 @@ def _load(settings: ServiceSettings, say: Say, stack: contextlib.ExitStack) -> t
         if note:
             say(note)
     return engine, template, memory
+
+
+def _connect(config: RemoteConfig, say: Say, stack: contextlib.ExitStack) -> tuple[Engine, TurnTemplate, _Memory]:
+    """The same for an engine elsewhere. Nothing of a KV is here, so no budget ever fills."""
+    from model_runtime.remote.engine import RemoteEngine
+    from model_runtime.remote.texts import load_texts
+    from model_runtime.text.chat_template import ChatTemplate
+    from model_runtime.text.generic_tools import with_tools
+
+    texts = load_texts(config, say)
+    template = with_tools(ChatTemplate(texts.tokenizer, texts.stop_token_ids))
+    engine = RemoteEngine(config, texts, say)
+    stack.callback(engine.close)
+    info = engine.info
+    say(f"Model {info.name}, at {info.device} ({info.kernel}), {engine.max_concurrent} answers at once.")
+    for note in (*info.notes, _history_note(template)):
+        if note:
+            say(note)
+    say("The engine keeps the caches: nothing is pinned, moved or saved here, and receipts say what it reports.")
+    return engine, template, _Memory(device_bytes=1, host_bytes=0)
 
 
 def _history_note(template: TurnTemplate) -> str | None:

@@ -3,6 +3,8 @@
 ├── ConversationBusy       an answer is being written; stop it or wait
 │   └── ShuttingDown       the server is shutting down; no new turn begins
 ├── MessageRefused         empty, or not text
+├── SettingRefused         the engine cannot honour a setting of the answer
+├── NotKeptHere            the memory is in a remote engine, which alone decides about it
 ├── CacheFull              the turn's KV can never fit the budget
 ├── ContextFull            the turn does not fit the model's context
 └── StoreError             the database or the data directory cannot be used
@@ -31,6 +33,14 @@ class ShuttingDown(ConversationBusy):
 
 class MessageRefused(SessionError):
     """The text cannot be sent as a message."""
+
+
+class SettingRefused(SessionError):
+    """The engine cannot honour a setting of the answer."""
+
+
+class NotKeptHere(SessionError):
+    """The memory is in a remote engine, which alone decides what it keeps."""
 
 
 class CacheFull(SessionError):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from model_runtime.interface.chat import TurnTemplate
-from model_runtime.interface.protocol import Engine, ModelInfo
+from model_runtime.interface.protocol import Engine, ModelInfo, RemoteServer
 from sessions.awake import AwakeClock
 from sessions.background.background import Background
 from sessions.background.pruner import Pruner
@@ -65,7 +65,7 @@ class SessionManager:
         self.completions = StatelessTurns(store, engine, template, config, self.runs, self.turns)
         self.raw_completions = RawTurns(store, engine, template, config, self.turns, self.completions.placements)
         self.responses = NamedResponses(store, engine, template, self.runs)
-        self._actions = MemoryActions(store, self.runs, self.memory)
+        self._actions = MemoryActions(store, self.runs, self.memory, engine.info)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
         self._views = Views(store, engine, self.memory, self.background.verifier, self.runs, config)
         self.pruner = Pruner(store, self.runs, self._free_memory, config.keep_unnamed_s, clock)
@@ -124,7 +124,17 @@ class SessionManager:
     @property
     def is_well(self) -> bool:
         """Whether the engine answers. A hanging or dead one is noticed and rebuilt; until then nothing is answered."""
-        return self.background.watchdog.is_well
+        return self.background.watchdog.is_well and not self.engine_trouble
+
+    @property
+    def engine_trouble(self) -> str:
+        """Why a remote engine cannot be used now, in sentences; "" while it can, and for a model that runs here."""
+        return self._engine.pulse().trouble
+
+    @property
+    def servers(self) -> tuple[RemoteServer, ...]:
+        """Those of a remote engine; () for a model that runs here."""
+        return self._engine.pulse().servers
 
     @property
     def is_idle(self) -> bool:
@@ -297,16 +307,22 @@ class SessionManager:
         self._actions.unpin(owner_id, conversation_id)
 
     def warm(self, owner_id: str, conversation_id: str) -> bool:
-        """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done."""
+        """Begins to restore a saved KV, if there is one and free room for it. The events say when it is done. Raises
+        `NotKeptHere`."""
+        self._store.conversation(owner_id, conversation_id)
+        self._actions.refuse_elsewhere()
         return self._actions.warm(owner_id, conversation_id)
 
     def verify(self, owner_id: str, conversation_id: str) -> Verifying:
-        """Begins to hold the KV, on the device and saved, against a re-read; what disagrees is dropped."""
+        """Begins to hold the KV, on the device and saved, against a re-read; what disagrees is dropped. Raises
+        `NotKeptHere`."""
+        self._store.conversation(owner_id, conversation_id)
+        self._actions.refuse_elsewhere()
         return self.background.verifier.verify(owner_id, conversation_id)
 
     def prepare(self, owner_id: str, conversation_id: str) -> bool:
         """For a page that opens a conversation, or sees its first keystroke: `warm`, because a message will follow."""
-        return self.warm(owner_id, conversation_id)
+        return self._actions.warm(owner_id, conversation_id)
 
     # Before a turn
 

@@ -34,6 +34,7 @@ class Tier(StrEnum):
     DEVICE = "device"
     HOST = "host"
     DISK = "disk"
+    ENGINE = "engine"  # in a remote engine, which may drop it at any time
     NONE = "cold"
 
 
@@ -51,6 +52,7 @@ class MissReason(StrEnum):
     SNAPSHOT_REFUSED = "snapshot_refused"
     REREAD_CHEAPER = "reread_cheaper"
     FORKED = "forked"
+    ENGINE_HELD_LESS = "engine_held_less"  # a remote engine, which does not say why
     ROPE_CHANGED = "rope_changed"  # the model has other rotary frequencies for conversations of this length
     # The saved memory is not on disk:
     UNSAVED = "unsaved"  # the server stopped before it was written
@@ -79,7 +81,8 @@ class Receipt:
     """What a turn cost. `fed_tokens` were computed before the first new token, `delta_tokens` is what the turn added,
     `reused_tokens` came from the KV. Without a miss `fed_tokens == delta_tokens`, or less if some of the delta was read
     ahead, or if the KV held more of this ledger than the previously current path (after switching branches, or a
-    stop)."""
+    stop). `is_reuse_reported` is False where a remote engine did not say what it reused: fed and reused are then 0, and
+    mean nothing."""
 
     fed_tokens: int
     delta_tokens: int
@@ -102,6 +105,7 @@ class Receipt:
     shared_from: str = ""
     shared_title: str = ""  # its title now, "" when it was deleted; not stored
     ahead_tokens: int = 0  # of the reused: read while the message was typed, or while no run waited
+    is_reuse_reported: bool = True
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -204,6 +208,17 @@ class BranchMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineHit:
+    """What a remote engine reported last: of `kept_tokens` that earlier turns had left there it reused so many.
+    `is_likely`: whether a turn now would find its rows, None where nothing like it was seen."""
+
+    at: float  # seconds since the epoch
+    kept_tokens: int
+    reused_tokens: int
+    is_likely: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRow:
     """What one conversation's KV costs. Tokens and bytes of a tier are those of all its branches together; what two
     branches have in common counts once. `branch` are those of the current branch alone, None where they were not asked
@@ -226,6 +241,8 @@ class MemoryRow:
     host_tokens: int = 0
     host_bytes: int = 0
     branch: BranchMemory | None = None
+    engine_tokens: int = 0  # that a remote engine had after the last answer, and may have dropped since
+    engine_hit: EngineHit | None = None  # what it reported last
     check: CheckView | None = None  # the newest verification since the server started
 
 
@@ -268,4 +285,5 @@ class MemoryView:
     pinned_bytes: int = 0  # of pinned KVs, on the device or to be restored there
     pin_limit_bytes: int = 0
     int8_drift: Int8Drift | None = None  # how exact saved KVs are, if they are not exact copies
+    keeps_kv: bool = True  # False: a remote engine has the KVs, and there are no tiers here
     history: tuple[Usage, ...] = field(default=())  # the last half hour, the oldest first

@@ -61,6 +61,7 @@ class Views:
                 in_host.get(conversation.conversation_id, _NOT_SAVED),
                 saved.get(conversation.conversation_id, _NOT_SAVED),
                 conversation.conversation_id in running,
+                self._engine.info.keeps_kv,
             )
             for conversation in self._store.conversations(owner_id, search)
         ]
@@ -83,7 +84,7 @@ class Views:
         in_host, saved = self._memory.saved_of(conversation_id)
         run = self._runs.active(conversation_id)
         return ConversationView(
-            summary=_summary(conversation, holding, in_host, saved, run is not None),
+            summary=_summary(conversation, holding, in_host, saved, run is not None, self._engine.info.keeps_kv),
             settings=conversation.settings,
             messages=messages,
             ledger_tokens=_ledger_tokens(conversation, run),
@@ -122,6 +123,7 @@ class Views:
             pinned_bytes=self._memory.pins.total_bytes,
             pin_limit_bytes=self._memory.pins.limit_bytes,
             int8_drift=self._engine.info.int8_drift,
+            keeps_kv=self._engine.info.keeps_kv,
             history=self._memory.usage.samples(),
         )
 
@@ -169,13 +171,15 @@ class Views:
         check: CheckView | None,
     ) -> MemoryRow:
         ledger_tokens = _ledger_tokens(conversation, run)
-        tier = _tier(holding, in_host, saved)
+        tier = _tier(holding, in_host, saved, self._engine.info.keeps_kv)
         row = MemoryRow(
             conversation_id=conversation.conversation_id,
             title=conversation.title or UNTITLED,
             tier=tier,
             ledger_tokens=ledger_tokens,
-            kv_tokens=holding.tokens,
+            kv_tokens=holding.tokens if self._engine.info.keeps_kv else 0,
+            engine_tokens=0 if self._engine.info.keeps_kv else holding.tokens,
+            engine_hit=self._memory.engine_hits.of(conversation.conversation_id),
             used_bytes=holding.used_bytes,
             reserved_bytes=holding.reserved_bytes,
             next_ttft_s=0.0,
@@ -208,8 +212,11 @@ class Views:
         return replace(message, can_continue=message.can_continue and has_room)
 
 
-def _tier(holding: Holding, in_host: Saved, saved: Saved) -> Tier:
-    """Its owning tier. What is left of other branches in host memory does not hide a longer copy on disk."""
+def _tier(holding: Holding, in_host: Saved, saved: Saved, keeps_kv: bool) -> Tier:
+    """Its owning tier. What is left of other branches in host memory does not hide a longer copy on disk. What this
+    machine saved is of no use to a remote engine."""
+    if not keeps_kv:
+        return Tier.ENGINE if holding.tokens else Tier.NONE
     if holding.tokens:
         return Tier.DEVICE
     if in_host.tokens and in_host.tokens >= saved.tokens:
@@ -218,13 +225,13 @@ def _tier(holding: Holding, in_host: Saved, saved: Saved) -> Tier:
 
 
 def _summary(
-    conversation: Conversation, holding: Holding, in_host: Saved, saved: Saved, is_running: bool
+    conversation: Conversation, holding: Holding, in_host: Saved, saved: Saved, is_running: bool, keeps_kv: bool
 ) -> ConversationSummary:
     return ConversationSummary(
         conversation_id=conversation.conversation_id,
         title=conversation.title or UNTITLED,
         updated_at=conversation.updated_at,
-        tier=_tier(holding, in_host, saved),
+        tier=_tier(holding, in_host, saved, keeps_kv),
         is_running=is_running,
         kv_bytes=holding.used_bytes,
         disk_bytes=saved.size_bytes,

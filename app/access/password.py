@@ -22,7 +22,7 @@ def given_password(flag: str | None, file: Path | None, environment: MutableMapp
     if flag is not None and file is not None:
         raise ValueError("Give --password or --password-file, not both.")
     if file is not None:
-        return _checked(_read(file), f"The password in {file}")
+        return _checked(read_secret(file, "password"), f"The password in {file}")
     if flag is not None:
         password = _checked(flag, "The password")
         if not hide_from_process_list(flag):
@@ -68,32 +68,32 @@ def _group_may(owner: int) -> int:
     return stat.S_IRGRP if owner == 0 and os.geteuid() != 0 else 0
 
 
-def _read(path: Path) -> str:
+def read_secret(path: Path, what: str) -> str:
+    """The line in a file that only its owner may read, and that messages call a `what` file. Raises `ValueError` with a
+    sentence."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         with os.fdopen(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             mode = found.st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-                raise ValueError(f"The password file {path} is not a file.")
+                raise ValueError(f"The {what} file {path} is not a file.")
             if others := mode & (stat.S_IRWXG | stat.S_IRWXO) & ~_group_may(found.st_uid):
                 who = "Every user of this machine" if others & stat.S_IRWXO else "Its group"
                 repair = f"chmod 600 {shlex.quote(str(path))}"
-                raise ValueError(f"{who} can open the password file {path}, and only you should. Run: {repair}")
+                raise ValueError(f"{who} can open the {what} file {path}, and only you should. Run: {repair}")
             raw = file.read(LARGEST_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"The password file {path} cannot be read ({error.strerror or error}).") from error
+        raise ValueError(f"The {what} file {path} cannot be read ({error.strerror or error}).") from error
     if len(raw) > LARGEST_FILE_BYTES:
-        raise ValueError(
-            f"The password file {path} holds more than {LARGEST_FILE_BYTES} bytes: that is not a password."
-        )
+        raise ValueError(f"The {what} file {path} holds more than {LARGEST_FILE_BYTES} bytes: that is not a {what}.")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"The password file {path} is not UTF-8 text.") from error
+        raise ValueError(f"The {what} file {path} is not UTF-8 text.") from error
     text = text.removesuffix("\n").removesuffix("\r")
     if "\n" in text or "\0" in text:
-        raise ValueError(f"The password file {path} holds more than one line: the password must be one line.")
+        raise ValueError(f"The {what} file {path} holds more than one line: the {what} must be one line.")
     return text
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.events import FinishReason, TokenLogprob, TokenLogprobs
+from sessions.store.tables.messages import INTERRUPTED_NOTE
 from sessions.turns.run import Run
 from sessions.types import MessageStatus, MessageView, Receipt, RunSnapshot, Tier
 
@@ -109,7 +110,9 @@ def refuse_failed(message: MessageView) -> None:
     if message.status is MessageStatus.FAILED:
         raise Problem(500, message.note, "generation_failed")
     if message.status is MessageStatus.INTERRUPTED:
-        raise Problem(503, "The server is shutting down; this answer was cut short.", "interrupted", retry_after_s=5)
+        ends = message.note == INTERRUPTED_NOTE
+        sentence = "The server is shutting down; this answer was cut short." if ends else message.note
+        raise Problem(503, sentence, "interrupted", retry_after_s=5)
 
 
 def finish_reason(run: Run, said: ChatMessage) -> str:
@@ -131,10 +134,11 @@ def tool_calls(said: ChatMessage, with_index: bool = False) -> list[dict[str, An
 
 
 def usage(run: Run, message: MessageView) -> dict[str, Any]:
-    """Token counts. `cached_tokens` came from a KV and were not computed for this request."""
+    """Token counts. `cached_tokens` came from a KV and were not computed for this request; null where a remote engine
+    does not report them."""
     prompt_tokens = len(run.plan.turn.ledger)
     sampled_tokens = message.receipt.sampled_tokens if message.receipt else len(run.sampled)
-    cached_tokens = message.receipt.reused_tokens if message.receipt else 0
+    cached_tokens = _reported(message.receipt, message.receipt.reused_tokens) if message.receipt else 0
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": sampled_tokens,
@@ -148,8 +152,8 @@ def receipt(run: Run, message: MessageView, ignored: Sequence[str] = (), notes: 
     found = message.receipt or _NOTHING
     return {
         "session_id": run.conversation_id,
-        "fed": found.fed_tokens,
-        "reused": found.reused_tokens,
+        "fed": _reported(found, found.fed_tokens),
+        "reused": _reported(found, found.reused_tokens),
         "tier_before": found.tier_before.value,
         "ttft_ms": None if found.ttft_s is None else round((found.ttft_s + found.waited_s) * 1000, 1),
         "waited_ms": round(found.waited_s * 1000, 1),
@@ -160,6 +164,10 @@ def receipt(run: Run, message: MessageView, ignored: Sequence[str] = (), notes: 
         "ignored": list(ignored),
         "notes": list(notes),
     }
+
+
+def _reported(found: Receipt, count: int) -> int | None:
+    return count if found.is_reuse_reported else None
 
 
 _NOTHING = Receipt(0, 0, 0, 0, Tier.NONE, None, 0.0, 0.0, 0.0, 0.0)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from app.api.requests import MessageToolCall
 
-Tier = Literal["device", "host", "disk", "cold"]
+Tier = Literal["device", "host", "disk", "engine", "cold"]
 
 
 class ErrorDetails(BaseModel):
@@ -55,11 +55,12 @@ class Choice(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    cached_tokens: int
+    cached_tokens: int | None
 
 
 class Usage(BaseModel):
-    """`cached_tokens` came from a KV: they were not computed for this request."""
+    """`cached_tokens` came from a KV: they were not computed for this request. Null where a remote engine does not
+    report them."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -70,12 +71,13 @@ class Usage(BaseModel):
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it belongs to; `miss_reason` says why more tokens were fed
     than the turn added. `stored` is false while the answer is only in the server's memory, because its disk is full or
-    broken. `ignored` names the fields of the request that say nothing about the answer and changed nothing; `notes` are
-    sentences about how the request was honoured."""
+    broken. `fed` and `reused` are null where a remote engine does not report them. `ignored` names the fields of the
+    request that say nothing about the answer and changed nothing; `notes` are sentences about how the request was
+    honoured."""
 
     session_id: str
-    fed: int
-    reused: int
+    fed: int | None
+    reused: int | None
     tier_before: Tier
     ttft_ms: float | None
     waited_ms: float
@@ -128,6 +130,12 @@ class HeldMemory(BaseModel):
     reserved_bytes: int
 
 
+class MemoryElsewhere(BaseModel):
+    """What a remote engine had of a session after its last answer, and may have dropped since."""
+
+    tokens: int
+
+
 class Check(BaseModel):
     """The newest verification. `agrees` is None while it runs, or when there was nothing to verify."""
 
@@ -153,6 +161,7 @@ class Session(BaseModel):
     device: HeldMemory
     host: HeldMemory
     disk: HeldMemory
+    engine: MemoryElsewhere
     check: Check | None
 
 

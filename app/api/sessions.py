@@ -70,7 +70,7 @@ def sessions_router(services: Services) -> APIRouter:
     def park(session_id: str, request: Request, tier: Literal["host", "disk"] = "disk") -> dict[str, Any]:
         owner_id = services.callers.owner_of(request)
         memory = manager.memory_view(owner_id)
-        if not (memory.host_budget_bytes if tier == "host" else memory.disk_budget_bytes):
+        if memory.keeps_kv and not (memory.host_budget_bytes if tier == "host" else memory.disk_budget_bytes):
             raise Problem(400, f"The {tier} tier is off: start the server with --{tier}-kv-budget.", "tier_off", "tier")
         manager.park(owner_id, session_id, tier)
         return found(owner_id, session_id)
@@ -118,6 +118,7 @@ def session(row: MemoryRow) -> dict[str, Any]:
         "device": _held(row.kv_tokens, row.used_bytes, branch.device_tokens, branch.device_bytes, row.reserved_bytes),
         "host": _held(row.host_tokens, row.host_bytes, branch.host_tokens, branch.host_bytes),
         "disk": _held(row.disk_tokens, row.disk_bytes, branch.disk_tokens, branch.disk_bytes),
+        "engine": {"tokens": row.engine_tokens},
         "check": None
         if check is None
         else {"is_running": check.is_running, "agrees": check.agrees, "sentence": check.sentence, "at": check.at},

@@ -14,6 +14,7 @@ from app import units
 from app.access.password import given_password
 from app.access.visitors import Visitors, is_loopback
 from app.budgets import Budgets
+from app.cli.engine_flags import remote_config
 from app.cli.model_flags import model_config
 from app.cli.page_import import import_page
 from app.cli.terminal import Say
@@ -29,7 +30,7 @@ GRACEFUL_STOP_S = 2
 def run(arguments: argparse.Namespace, say: Say) -> int:
     """Serves until a signal. Raises `SessionError`, `ModelRuntimeError` or `ValueError` with a sentence."""
     password = _password(arguments, say)
-    model = model_config(arguments)
+    model, remote = model_config(arguments), remote_config(arguments)
     # Ends at once, as in any process; but the first process of a container gets no signal without a handler for it.
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     _refuse_sizes(arguments)
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
             idle_work,
             arguments.keep_unnamed * DAY_S,
             ModelNames(tuple(dict.fromkeys(arguments.alias)), arguments.any_model_name),
+            remote,
         )
         with open_services(settings, say, (lambda: None) if arguments.headless else import_page) as services:
             from app.server.site import create_app

@@ -10,6 +10,7 @@ from app.access.origins import origin_of
 from app.access.password import VARIABLE
 from app.access.visitors import trusted_networks
 from app.budgets import DEFAULT_SHARE
+from app.cli.engine_flags import add_engine_flags
 from app.cli.model_flags import add_model_flags
 from app.http.sub_path import root_path
 from model_runtime.interface.config import KvDtype, SavedKvDtype
@@ -23,6 +24,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
     """Adds the `serve` command."""
     serve = commands.add_parser("serve", help="serve the chat on this machine")
     add_model_flags(serve, data_dir)
+    add_engine_flags(serve)
     _add_memory_flags(serve)
     _add_idle_flags(serve)
     _add_access_flags(serve)

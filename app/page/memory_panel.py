@@ -11,7 +11,7 @@ from typing import Any
 
 from app import units
 from app.process_memory import ProcessMemory
-from sessions.types import MemoryRow, MemoryView, Tier, Usage
+from sessions.types import EngineHit, MemoryRow, MemoryView, Tier, Usage
 
 SHOWN_EVENTS = 30
 BUSY = "An answer is being written with it."
@@ -87,7 +87,10 @@ def draw_process(memory: ProcessMemory) -> dict[str, str]:
 
 
 def _bars(view: MemoryView) -> list[dict[str, Any]]:
-    """One bar for each tier with a budget. Pinned bytes are part of the used bytes."""
+    """One bar for each tier with a budget; none for a remote engine, whose memory is not ours to measure. Pinned bytes
+    are part of the used bytes."""
+    if not view.keeps_kv:
+        return []
     bars = [
         _bar(Tier.DEVICE, view.device_used_bytes, view.device_reserved_bytes, view.device_budget_bytes),
     ]
@@ -163,7 +166,9 @@ def _row(view: MemoryView, row: MemoryRow, place: units.TierWords) -> dict[str, 
 
 def _places(row: MemoryRow) -> list[dict[str, Any]]:
     """What each tier holds of the conversation's KV, the fastest tier first: "tokens" and "size" of all its branches
-    together, "here" of the branch that is shown, where that was asked for."""
+    together, "here" of the branch that is shown, where that was asked for. Of a remote engine, what it said last."""
+    if row.engine_hit is not None:
+        return [_reported(row.engine_hit)]
     branch = row.branch
     held = [
         (Tier.DEVICE, row.kv_tokens, row.used_bytes, branch and (branch.device_tokens, branch.device_bytes)),
@@ -188,6 +193,17 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
     return places
 
 
+def _reported(hit: EngineHit) -> dict[str, Any]:
+    expected = {True: "a hit is likely now", False: "a hit is unlikely now", None: "whether a hit follows is not known"}
+    return {
+        "tier": Tier.ENGINE.value,
+        "tokens": f"{units.tokens(hit.reused_tokens)} of {units.tokens(max(0, hit.kept_tokens))}",
+        "size": f"as reported last; {expected[hit.is_likely]}",
+        "reserved": "",
+        "here": None,
+    }
+
+
 def _check(row: MemoryRow) -> dict[str, Any] | None:
     """The newest verification, unless a later turn has changed the memory since."""
     check = row.check
@@ -199,7 +215,10 @@ def _check(row: MemoryRow) -> dict[str, Any] | None:
 
 
 def _actions(view: MemoryView, row: MemoryRow, place: units.TierWords) -> list[Action]:
-    """The actions on a conversation's memory, in reading order. One that is disabled says why."""
+    """The actions on a conversation's memory, in reading order. One that is disabled says why. A remote engine decides
+    by itself what it keeps."""
+    if not view.keeps_kv:
+        return []
     kept, device, host = row.tier is not Tier.NONE, place[Tier.DEVICE], place[Tier.HOST]
     busy = BUSY if row.is_running else ""
     fixed = PINNED if row.is_pinned else busy

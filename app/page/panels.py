@@ -100,10 +100,11 @@ class Panels:
 
     def _trouble(self) -> str:
         """What keeps the server from working normally, shown to every visitor; usually ""."""
-        storage = self._manager.storage
+        storage, engine = self._manager.storage, self._manager.engine_trouble
+        reasons = (*storage.reasons, engine) if engine else storage.reasons
         if storage.can_store:
-            return " ".join(storage.reasons)
-        return " ".join(("New messages cannot be stored now, so none are answered.", *storage.reasons))
+            return " ".join(reasons)
+        return " ".join(("New messages cannot be stored now, so none are answered.", *reasons))
 
     def _new(self, owner_id: str, request: Request) -> Reply:
         """An empty conversation, none of those that other tabs have open."""

@@ -12,6 +12,8 @@ Detail = tuple[str, str, str]
 def line(receipt: Receipt) -> str:
     """ "0.03 s · 1 new, 12,480 kept". New and kept tokens together are all that the answer was written for."""
     first_word = [] if receipt.ttft_s is None else [units.seconds(receipt.ttft_s)]
+    if not receipt.is_reuse_reported:
+        return " · ".join([*first_word, "reuse not reported"])
     if _is_missed(receipt) and receipt.reused_tokens == 0:
         return " · ".join([*first_word, f"{units.tokens(receipt.fed_tokens)} read again"])
     count = f"{units.tokens(receipt.fed_tokens)} new, {units.tokens(receipt.reused_tokens)} kept"
@@ -53,11 +55,15 @@ def details(receipt: Receipt, place: units.TierWords = units.CPU_WORDS) -> list[
 
 
 def _kept(receipt: Receipt, place: units.TierWords) -> str:
+    if not receipt.is_reuse_reported:
+        return "not reported by the engine"
     if receipt.reused_tokens == 0:
         if not _is_missed(receipt):
             return "nothing: this is the first message"
         if receipt.miss_reason is MissReason.ROPE_CHANGED:
             return "nothing: what is kept was computed for another length"
+        if receipt.miss_reason is MissReason.ENGINE_HELD_LESS:
+            return "nothing: the engine had none of it"
         return "nothing of this conversation was kept"
     where = "" if receipt.tier_before is Tier.NONE else f", {units.TIER_MARK[receipt.tier_before]} "
     return _tokens(receipt.reused_tokens) + (f"{where}{place[receipt.tier_before]}" if where else "")
@@ -74,6 +80,8 @@ def _other(receipt: Receipt) -> str:
 
 
 def _read(receipt: Receipt) -> str:
+    if not receipt.is_reuse_reported:
+        return f"not reported; the first token took {units.seconds(receipt.prefill_s)}"
     text = f"{_tokens(receipt.fed_tokens)} in {units.seconds(receipt.prefill_s)}"
     if receipt.fed_tokens != receipt.delta_tokens:
         text += f" (this message added {units.tokens(receipt.delta_tokens)})"

@@ -44,7 +44,11 @@ def add_health(app: FastAPI, services: Services, metrics: Metrics) -> None:
             running, waiting = services.manager.open_answers()
             report |= {
                 "engine": "running" if is_well else "not answering",
-                "degraded": list(storage.reasons),
+                "servers": [
+                    {"address": server.address, "well": not server.trouble, "trouble": server.trouble}
+                    for server in services.manager.servers
+                ],
+                "degraded": [*storage.reasons, *(one.trouble for one in services.manager.servers if one.trouble)],
                 "model": info.name,
                 "quantization": info.quantization,
                 "kernel": info.kernel,

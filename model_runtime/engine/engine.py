@@ -18,12 +18,12 @@ from model_runtime.architecture.config_check import check_config
 from model_runtime.architecture.shape_check import check_vocabulary, sampled_vocabulary
 from model_runtime.decoding.grammars import Grammars
 from model_runtime.decoding.lookup import Lookup
+from model_runtime.engine.first_reads import measure_reading
 from model_runtime.engine.generation import RunningGeneration
 from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox
 from model_runtime.engine.int8_drift import measure_drift
 from model_runtime.engine.out_of_memory import FreeAndRetry, translated
 from model_runtime.engine.passing_thread import in_passing_thread
-from model_runtime.engine.read_speed import ReadSpeed, measure_reading
 from model_runtime.engine.scheduler import Scheduler, SchedulerConfig
 from model_runtime.engine.steps import Steps, TokenLimits
 from model_runtime.engine.verification import Reread, compare_all, tolerance_of
@@ -37,11 +37,13 @@ from model_runtime.interface.events import FinishReason, Listener
 from model_runtime.interface.findings import Verification
 from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import KV, GenerationRequest, ModelInfo, Pulse, ReadRequest
+from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import SegmentIdentity
 from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import KVSegment
 from model_runtime.kv.slab import KVSlab, copy_beginning, own_slab
 from model_runtime.loading.loaded import LoadedModel, model_info
+from model_runtime.read_speed import ReadSpeed
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +167,10 @@ class LocalEngine:
         constraint = self._grammars.constraint(grammar, kv.device) if grammar else None
         ends = self._stop_strings, self._limits.stop_token_ids
         return self._queued(RunningGeneration(request, kv, listener, self._tokenizer, *ends, constraint))
+
+    def sampling_refusal(self, sampling: SamplingParams) -> str:
+        """Every setting is honoured."""
+        return ""
 
     def grammar_refusal(self, grammar: Grammar) -> str:
         """Compiles it with the model's vocabulary."""

@@ -16,7 +16,6 @@ from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.generation import RunningGeneration, sample_together
 from model_runtime.engine.inbox import Inbox
 from model_runtime.engine.out_of_memory import FreeAndRetry, translated
-from model_runtime.engine.read_speed import ReadSpeed
 from model_runtime.engine.scheduler import MIN_CHUNK_TOKENS, Scheduled, Scheduler
 from model_runtime.engine.verification import Piece
 from model_runtime.engine.work import Work
@@ -26,6 +25,7 @@ from model_runtime.forward.runtime import DeviceRuntime
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.errors import NotNumbers
 from model_runtime.interface.events import FinishReason
+from model_runtime.read_speed import ReadSpeed
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,6 +29,8 @@ ChatPresetName = Literal[
 ]
 CHAT_PRESETS: tuple[ChatPresetName, ...] = get_args(ChatPresetName)
 EMBEDDED = "embedded"
+SESSION_HEADER = "x-session-id"
+_HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
 
 
 def default_cache_dir() -> Path:
@@ -73,6 +76,38 @@ class ModelConfig:
             f"The chat preset must be one of {', '.join(CHAT_PRESETS)}, not '{self.chat_preset}'.",
         )
         require(known, f"The device must be 'cpu', 'cuda' or 'cuda:<number>', not '{device}'.")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """Which remote engine computes, and what its model's text is made of.
+
+    `addresses` are those of its servers, which all serve `model`: a name that they know, or "embedded". `tokenizer` is
+    a directory, a `.gguf` file or a hub id; None means that `model` names it. `key` is sent as a bearer token, "" for
+    none. A server that sends nothing for `silence_s` counts as hanging. `session_header` carries the same value for
+    requests that have their beginnings in common, so that a router can send them to the same server. Raises
+    `ValueError` with a message for the user."""
+
+    addresses: tuple[str, ...]
+    model: str = EMBEDDED
+    tokenizer: str | None = None
+    key: str = field(default="", repr=False)
+    context_limit_tokens: int | None = None
+    chat_preset: ChatPresetName | None = None
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    session_header: str = SESSION_HEADER
+    silence_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        require(bool(self.addresses), "Name an engine's address, such as http://127.0.0.1:8080.")
+        require(bool(self.model.strip()), "Name the model that the engine serves.")
+        limit = self.context_limit_tokens
+        require(limit is None or limit >= 16, f"The context limit must be at least 16 tokens, not {limit}.")
+        require(self.silence_s > 0, "An engine must be given more than 0 seconds to answer.")
+        require(
+            _HEADER_NAME.fullmatch(self.session_header) is not None,
+            f"'{self.session_header}' cannot be the name of an HTTP header.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

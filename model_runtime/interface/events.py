@@ -16,6 +16,7 @@ class FinishReason(StrEnum):
     CONTEXT = "context"  # the context limit
     ABORTED = "aborted"  # it was stopped by the user or by shutdown
     FAILED = "failed"  # an error; see `Finished.error`
+    LOST = "lost"  # a remote engine went away in the middle of it; see `Finished.error`. What was sampled is kept
     READ = "read"  # a `ReadRequest` is complete: all ids are in the KV
     PREEMPTED = "preempted"  # idle work gave way to a request
 
@@ -65,6 +66,8 @@ class Finished:
     string. The answer has `part_ids` in their place, the text of the first of them up to the stop string.
     `is_rope_changed`: rows that the KV held had the rotary frequencies of another length and were dropped before the
     first token; `reread_tokens` were fed once more for the same reason while the answer grew.
+    A remote engine restored `restored_bytes` from its own disk in `restore_s`; `restore_note` is a sentence about it.
+    `is_reuse_reported` is False where a remote engine did not say what it reused: both counts of tokens are then 0.
     """
 
     reason: FinishReason
@@ -83,6 +86,10 @@ class Finished:
     stop_string: str = ""  # the one that ended the answer
     is_rope_changed: bool = False
     reread_tokens: int = 0
+    is_reuse_reported: bool = True
+    restored_bytes: int = 0
+    restore_s: float = 0.0
+    restore_note: str = ""
 
 
 Event = PrefillProgress | TokenDelta | Finished

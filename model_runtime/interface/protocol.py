@@ -56,7 +56,9 @@ class GenerationRequest:
     Rows with the rotary frequencies of another length are dropped, also when the answer itself passes that length.
     `answer_prefix_tokens` is how many of the last ledger ids already belong to this answer (when an answer is
     continued); they count for incremental de-tokenisation, not for `max_new_tokens`. With `is_idle` the request has the
-    priority of a `ReadRequest`. Prompts with different `fairness_key`s are read in turns.
+    priority of a `ReadRequest`. Prompts with different `fairness_key`s are read in turns,
+    and a remote engine reuses nothing between them, if it can keep them apart. Requests with the same
+    `affinity` have beginnings in common: of several remote engines the same one gets them.
     """
 
     ledger: tuple[int, ...]
@@ -65,6 +67,7 @@ class GenerationRequest:
     answer_prefix_tokens: int = 0
     is_idle: bool = False
     fairness_key: str = ""
+    affinity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,8 @@ class ReadRequest:
 class ModelInfo:
     """Facts about the loaded model. `fingerprint` identifies everything that a KV's validity depends on: weights,
     quantization, dtype, RoPE settings. `tokenizer_fingerprint` identifies what token ids depend on: the vocabulary and
-    the chat template."""
+    the chat template. `keeps_kv` is False for a remote engine: KVs hold no bytes of this process, so that nothing can
+    be saved, restored, copied, pinned or verified, and the engine alone knows what it still has."""
 
     name: str  # "SmolLM2-135M-Instruct"
     quantization: str  # "4-bit (Q4_1 as shipped)"
@@ -102,6 +106,7 @@ class ModelInfo:
     notes: tuple[str, ...] = ()  # sentences: what was chosen or degraded at load
     int8_drift: Int8Drift | None = None  # None: saved rows are restored exactly
     short_rope_tokens: int | None = None  # the longest ledger with long RoPE's short frequencies; None: only one set
+    keeps_kv: bool = True
 
     def is_long_rope(self, ledger_tokens: int) -> bool:
         """Whether a ledger of this length is read with the long frequencies of long RoPE."""
@@ -109,13 +114,31 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteServer:
+    """One server that computes for a remote engine. `trouble` is a sentence while it cannot be used, else "".
+    `requests` and `failures` count since the start."""
+
+    address: str
+    trouble: str = ""
+    requests: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Pulse:
     """The state of the engine thread: whether it is alive, and for how long it has been busy with its current step or
-    call, which was expected to take `expected_s`."""
+    call, which was expected to take `expected_s`. `servers` are those of a remote engine."""
 
     is_alive: bool
     busy_s: float
     expected_s: float
+    servers: tuple[RemoteServer, ...] = ()
+
+    @property
+    def trouble(self) -> str:
+        """Why no answer can be computed now, in sentences; "" while one server can be used, or it needs none."""
+        troubles = [server.trouble for server in self.servers]
+        return " ".join(troubles) if all(troubles) else ""
 
 
 class Engine(Protocol):
@@ -142,6 +165,9 @@ class Engine(Protocol):
 
     def grammar_refusal(self, grammar: Grammar) -> str:
         """Why answers cannot keep to a grammar, as a sentence; "" if they can. Takes up to a second."""
+
+    def sampling_refusal(self, sampling: SamplingParams) -> str:
+        """Which of these settings it cannot honour, as a sentence; "" if it honours all. Returns at once."""
 
     def new_kv(self) -> KV:
         """An empty KV that holds no bytes yet."""

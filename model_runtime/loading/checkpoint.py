@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
@@ -19,8 +19,8 @@ from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.checkpoint_check import check_checkpoint, tensor_dtypes
-from model_runtime.loading.checks.config_file import read_config, read_model_config
-from model_runtime.loading.checks.tokenizer_check import check_tokenizer_files, damaged_tokenizer
+from model_runtime.loading.checks.config_file import read_model_config
+from model_runtime.loading.checks.json_file import read_config
 from model_runtime.loading.checks.unused_weights import unused_weights
 from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
 from model_runtime.weights.checkpoint_formats.fp8 import fp8_settings
@@ -88,28 +88,6 @@ def refuse_missing(report: Mapping[str, Any], what: str) -> None:
         raise ModelLoadError(f"{what} lacks weights: {', '.join(missing[:3])}.")
     if report.get("mismatched_keys"):
         raise ModelLoadError(f"{what} has weights with other shapes than its config describes.")
-
-
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer. Raises `ModelLoadError` unless it is one of the tokenizers library, and undamaged."""
-    check_tokenizer_files(directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (ImportError, OSError):  # a missing library or file
-        raise
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise
-        raise damaged_tokenizer(directory) from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # raised by the tokenizers library when its Rust code panics
-            raise
-        raise damaged_tokenizer(directory) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelLoadError(
-            f"{directory.name} has no fast tokenizer (a tokenizer.json), which incremental text needs."
-        )
-    return tokenizer
 
 
 def format_of(directory: Path) -> StoredFormat | None:

@@ -53,6 +53,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return digest.hexdigest()[:32]
 
 
+def gguf_key(path: Path) -> str:
+    """A key for a user's file in the cache, from its path, size and time, because hashing all of it takes long."""
+    status = path.stat()
+    text = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    return f"{path.stem[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def _sample(path: Path, digest: hashlib._Hash) -> None:
     size_bytes = path.stat().st_size
     digest.update(f"{path.name}\0{size_bytes}\0".encode())

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.loading.checks.config_file import read_config
+from model_runtime.loading.checks.json_file import read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GENERATION_FILE = "generation_config.json"
 # Each becomes the default of an answer's own setting of that name.
@@ -61,7 +62,7 @@ class GenerationSettings:
     notes: tuple[str, ...]
 
 
-def generation_settings(directory: Path, model: PreTrainedModel) -> GenerationSettings:
+def generation_settings(directory: Path, model: PreTrainedModel | None = None) -> GenerationSettings:
     """Reads the checkpoint's generation config, or what transformers derives from its config. Raises `ModelLoadError`
     for a file that is no JSON: transformers would go on without it."""
     try:

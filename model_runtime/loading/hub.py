@@ -40,6 +40,12 @@ def hub_directory(model_id: str, say: Callable[[str], None], check: Callable[[Pa
     return directory
 
 
+def hub_description(model_id: str, say: Callable[[str], None]) -> Path:
+    """The local directory with what describes a hub model: tokenizer, template, configs. Raises `ModelLoadError`."""
+    say(f"Looking for the tokenizer of {model_id} on the model hub.")
+    return _fetched(model_id, _DESCRIPTION)
+
+
 def _fetched(model_id: str, patterns: list[str]) -> Path:
     try:
         return Path(

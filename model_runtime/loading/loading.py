@@ -19,7 +19,7 @@ from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checkpoint import format_of, load_checkpoint, load_tokenizer
+from model_runtime.loading.checkpoint import format_of, load_checkpoint
 from model_runtime.loading.checks.checkpoint_check import check_files
 from model_runtime.loading.checks.config_file import described_model, read_model_config
 from model_runtime.loading.checks.family_check import check_family
@@ -27,11 +27,12 @@ from model_runtime.loading.checks.format_check import check_format
 from model_runtime.loading.checks.other_files import file_notes, refuse_other_models
 from model_runtime.loading.checks.tokenizer_check import check_producible
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
-from model_runtime.loading.fingerprint import model_fingerprint, tokenizer_fingerprint
+from model_runtime.loading.fingerprint import gguf_key, model_fingerprint, tokenizer_fingerprint
 from model_runtime.loading.generation_settings import generation_settings
 from model_runtime.loading.hub import hub_directory, looks_like_model_id
 from model_runtime.loading.loaded import LoadedModel
-from model_runtime.loading.model_cache import converted_gguf, gguf_key, half_checkpoint, read_source
+from model_runtime.loading.model_cache import converted_gguf, half_checkpoint, read_source
+from model_runtime.loading.tokenizer import load_tokenizer, stop_token_ids
 from model_runtime.native import heap
 from model_runtime.text.presets import ChosenTemplate, choose_template
 from model_runtime.text.template_variables import template_notes
@@ -42,10 +43,6 @@ from model_runtime.weights.quantization import Precision, choose_precision, dtyp
 
 Say = Callable[[str], None]
 _BITSANDBYTES = ("nf4", "int8")
-_END_TOKENS = (
-    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<turn|>"),
-    *("<|endoftext|>", "<|end_of_text|>", "<|end_of_sentence|>"),
-)
 # accelerate and transformers patch torch's classes while they build a model: two threads at once would leave them
 # patched.
 _ONE_AT_A_TIME = threading.Lock()
@@ -236,7 +233,7 @@ def _describe(
         tokenizer=tokenizer,
         name=found.name,
         quantization=weights.quantization,
-        stop_token_ids=_stop_token_ids(model, tokenizer),
+        stop_token_ids=stop_token_ids(_stated_ends(model), tokenizer),
         default_sampling=EMBEDDED_SAMPLING if found.name == SMOLLM2.name else settings.sampling,
         kv_dtype=dtype,
         weights_bytes=_weights_bytes(model),
@@ -253,14 +250,9 @@ def _describe(
     )
 
 
-def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """The stop tokens of the generation config, the config and the tokenizer, and the usual ends of a chat turn."""
+def _stated_ends(model: PreTrainedModel) -> list[object]:
     configs = (model.generation_config, model.config.get_text_config())
-    ids: set[int] = set()
-    for value in (*(getattr(config, "eos_token_id", None) for config in configs), tokenizer.eos_token_id):
-        ids |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-    vocabulary = tokenizer.get_vocab()
-    return frozenset(ids | {vocabulary[token] for token in _END_TOKENS if token in vocabulary})
+    return [getattr(config, "eos_token_id", None) for config in configs]
 
 
 def _weights_bytes(model: PreTrainedModel) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -30,13 +29,6 @@ class Source:
     matrix_types: tuple[str, ...]
     has_blocks: bool
     notes: tuple[str, ...]
-
-
-def gguf_key(path: Path) -> str:
-    """A key for a user's file in the cache, from its path, size and time, because hashing all of it takes long."""
-    status = path.stat()
-    text = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return f"{path.stem[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say, *, embedded: bool = False) -> Path:

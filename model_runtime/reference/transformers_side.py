@@ -22,8 +22,8 @@ from transformers import (
 
 from model_runtime.loading.checkpoint import progress_on_terminals_only, refuse_missing
 from model_runtime.loading.checks.checkpoint_check import check_files
-from model_runtime.loading.checks.config_file import read_config
 from model_runtime.loading.checks.gguf_header import GgufHeader, read_gguf_header
+from model_runtime.loading.checks.json_file import read_config
 from model_runtime.reference.turns import ANSWER, TurnIds
 
 # What names a model, its files or its words, and changes no number.

@@ -23,6 +23,7 @@ from sessions.memory.memory_records import Lease
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.thoughts import prompt_end, split
+from sessions.turns.affinity import affinity_of
 from sessions.turns.limits import TurnLimits
 from sessions.turns.run import RunTable
 from sessions.types import MessageStatus, MissReason, Origin
@@ -116,7 +117,10 @@ class ReadAhead:
         plan = _Plan(ledger, ids, len(ids) + TITLE_SAMPLING.max_new_tokens, len(ids))
 
         def submit(kv: KV, listener: Listener) -> Generation:
-            return self._engine.submit(GenerationRequest(ids, kv, TITLE_SAMPLING, is_idle=True), listener)
+            affinity = affinity_of(conversation)
+            owner_id = job.owner_id
+            request = GenerationRequest(ids, kv, TITLE_SAMPLING, 0, True, fairness_key=owner_id, affinity=affinity)
+            return self._engine.submit(request, listener)
 
         outcome, events = self._work(job, plan, preemption, submit)
         if outcome is Outcome.DONE and events:
@@ -180,6 +184,8 @@ class ReadAhead:
         be read again."""
         is_long = {self._engine.info.is_long_rope(tokens) for tokens in (plan.turn_tokens, plan.final_tokens)}
         held_tokens = common_prefix(lease.held_ids, plan.ledger)
+        if not self._engine.info.keeps_kv:
+            held_tokens = lease.held_tokens  # as far as it is known
         return is_long == {lease.kv.is_long_rope} and held_tokens >= len(plan.ledger) - 1
 
     def _give_back(self, lease: Lease, plan: _Plan, ended: Finished | None) -> None:

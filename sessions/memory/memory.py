@@ -23,6 +23,7 @@ from sessions.memory.device.leases import Leases
 from sessions.memory.device.pins import Pins
 from sessions.memory.device.shared_prefixes import SharedPrefixes
 from sessions.memory.device.slots import Ticket
+from sessions.memory.engine_hits import EngineHits
 from sessions.memory.events import EventLog
 from sessions.memory.log import MemoryLog
 from sessions.memory.memory_records import NOT_RESTORED, Holding, Lease, Restored, RestoreRequest, SharedPrefix
@@ -84,6 +85,7 @@ class Memory:
         self._restorer = Restorer(engine, self.saved_kvs, self.held, self.log)
         self._parking = Parking(engine, self.leases, self.saved_kvs, self._writer)
         self.prefetcher = Prefetcher(engine, self.held, self.saved_kvs, self._restorer)
+        self.engine_hits = EngineHits()
         self.usage = UsageHistory(self._usage_now, config.usage_interval_s)
         engine.give_memory_back_with(self.leases.take_idle)
 
@@ -182,6 +184,9 @@ class Memory:
 
     def save(self, lease: Lease, owner_id: str, ids: tuple[int, ...], prompt_tokens: int, message_id: int) -> None:
         """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background."""
+        if not self._engine.info.keeps_kv:
+            self.held.settle(lease)  # no ids: what the engine has of them it says with the next answer
+            return
         ids = ids[: lease.kv.length_tokens]
         if not self._disk.budget_bytes or not ids:
             self.held.settle(lease, ids)
@@ -211,6 +216,7 @@ class Memory:
 
     def forget(self, conversation_id: str) -> None:
         """Deletes what is left of a conversation that was deleted."""
+        self.engine_hits.forget(conversation_id)
         self._host.release(conversation_id)
         self._disk.collect()
 

@@ -316,3 +316,15 @@ def responses(db: Database) -> None:
             body TEXT NOT NULL
         )""")
     db.execute("CREATE INDEX responses_by_message ON responses(message_id)")
+
+
+@_step
+def reports_of_remote_engines(db: Database) -> None:
+    """Whether a remote engine said what it reused."""
+    db.execute("ALTER TABLE receipts ADD COLUMN is_reuse_reported INTEGER NOT NULL DEFAULT 1")
+
+
+@_step
+def roots_of_forks(db: Database) -> None:
+    """The conversation that a fork's beginning came from at first, "" for one that is no fork."""
+    db.execute("ALTER TABLE conversations ADD COLUMN root_id TEXT NOT NULL DEFAULT ''")

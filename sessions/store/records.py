@@ -31,6 +31,7 @@ class Conversation:
     origin: Origin = Origin.PAGE
     numerics: str = ""  # the engine's fingerprint at its last turn, "" if unknown
     found: Excerpt | None = None  # of a search: its place in the messages
+    root_id: str = ""  # of a fork: the conversation that its beginning came from at first, which may be deleted
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ _SELECT = """
     SELECT c.*, coalesce(m.ledger_start + length(m.token_ids) / 4, 0) AS ledger_tokens
     FROM conversations c LEFT JOIN messages m ON m.id = c.leaf_id WHERE c.binned_s IS NULL """
 _INSERT = f"""
-    INSERT OR IGNORE INTO conversations(id, owner_id, title, created_at, updated_at, settings, key, origin, turn_number)
-    VALUES (?, ?, '', ?, ?, ?, ?, ?, {NEXT_TURN})"""  # noqa: S608
+    INSERT OR IGNORE INTO conversations(
+        id, owner_id, title, created_at, updated_at, settings, key, origin, root_id, turn_number)
+    VALUES (?, ?, '', ?, ?, ?, ?, ?, ?, {NEXT_TURN})"""  # noqa: S608
 _EMPTY = f"""
     SELECT id FROM conversations WHERE owner_id = ? AND leaf_id IS NULL AND key IS NULL AND origin = '{Origin.PAGE}'
     AND title = '' AND binned_s IS NULL AND id NOT IN (SELECT value FROM json_each(?))
@@ -133,18 +134,19 @@ class Store:
                 db.execute(_USED_AGAIN, [now, conversation_id])
             else:
                 dumped = _dump(settings)
-                db.execute(_INSERT, [conversation_id, owner_id, now, now, dumped, None, Origin.PAGE])
+                db.execute(_INSERT, [conversation_id, owner_id, now, now, dumped, None, Origin.PAGE, ""])
         return self.conversation(owner_id, conversation_id)
 
     def add_conversation(
-        self, owner_id: str, conversation_id: str, settings: ConversationSettings, key: str | None
+        self, owner_id: str, conversation_id: str, settings: ConversationSettings, key: str | None, root_id: str = ""
     ) -> bool:
         """Adds a conversation for an API client, which sends the first message at once. `key` is the client's name for
-        it. False if the key is taken."""
+        it, `root_id` as in `Conversation`. False if the key is taken."""
         now, origin = time.time(), Origin.ONE_OFF if key is None else Origin.PROGRAM
         with self.database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
-            cursor = db.execute(_INSERT, [conversation_id, owner_id, now, now, _dump(settings), key, origin])
+            row = [conversation_id, owner_id, now, now, _dump(settings), key, origin, root_id]
+            cursor = db.execute(_INSERT, row)
             return bool(cursor.rowcount)
 
     def with_key(self, owner_id: str, key: str) -> str | None:
@@ -240,6 +242,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         key=row["key"],
         has_first_title=row["title_by"] == "first words",
         numerics=row["numerics"],
+        root_id=row["root_id"],
         origin=Origin(row["origin"]),
         found=Excerpt(*json.loads(row["found"])) if row.get("found") else None,
     )

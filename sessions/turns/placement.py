@@ -30,7 +30,8 @@ MOST_RAW_LINKS = 2_000  # of an owner, that a raw prompt is compared with
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a request goes. `known` of its history hashes lead to the end of `path`, which is copied when `is_fork`.
-    `conversation` None: into a new one, which gets the `key`. `begun` is the stored answer that is gone on with."""
+    `conversation` None: into a new one, which gets the `key`. `begun` is the stored answer that is gone on with.
+    `root_id` as in `Conversation`, of the new one."""
 
     conversation: Conversation | None
     path: tuple[Node, ...]
@@ -38,6 +39,7 @@ class Placement:
     is_fork: bool = False
     begun: Node | None = None
     key: str | None = None
+    root_id: str = ""
 
 
 NO_PLACEMENT = Placement(None, (), 0)
@@ -132,7 +134,8 @@ class Placements:
             if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
                 return Placement(conversation, path, known)
             if not fork.path:
-                fork = Placement(None, path, known, is_fork=True)
+                root_id = conversation.root_id or conversation.conversation_id
+                fork = Placement(None, path, known, is_fork=True, root_id=root_id)
         return fork
 
     def _deepest(

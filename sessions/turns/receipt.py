@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from model_runtime.interface.events import Finished, FinishReason
+from sessions.ledger.ledger import Rewrite
 from sessions.memory.memory_records import Lease, Loss
 from sessions.store.tables.losses import PENDING, Cause, SavedLoss
 from sessions.store.tables.messages import INTERRUPTED_NOTE
@@ -33,6 +34,8 @@ def outcome(run: Run, event: Finished, context_limit_tokens: int) -> tuple[Messa
     match event.reason:
         case FinishReason.FAILED:
             return MessageStatus.FAILED, event.error or "The model failed on this answer. Regenerate it to try again."
+        case FinishReason.LOST:
+            return MessageStatus.INTERRUPTED, event.error or INTERRUPTED_NOTE
         case FinishReason.ABORTED if run.stop_asked and not run.interrupted:
             return MessageStatus.STOPPED, "Stopped."
         case FinishReason.ABORTED:
@@ -87,6 +90,68 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
     )
 
 
+def engine_receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], float]) -> Receipt | None:
+    """The receipt of a turn in a remote engine: what it reported, and nothing else. None for an answer that never
+    reached it."""
+    if run.lease is None:
+        return None
+    turn, reused = run.plan.turn, event.reused_tokens
+    reason, detail = _engine_miss(run, event) if event.is_reuse_reported else (None, "")
+    whole = len(turn.ledger)
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(reused, whole) - event.restore_s
+    return Receipt(
+        fed_tokens=event.fed_tokens,
+        delta_tokens=turn.delta_tokens,
+        reused_tokens=reused,
+        sampled_tokens=event.sampled_tokens,
+        tier_before=Tier.ENGINE if reused else Tier.NONE,
+        ttft_s=event.ttft_s,
+        waited_s=run.waited_s,
+        prefill_s=event.prefill_s,
+        decode_s=event.decode_s,
+        saved_s=max(0.0, saved_s) if event.sampled_tokens and reused else 0.0,
+        miss_reason=reason,
+        miss_detail=detail,
+        is_reuse_reported=event.is_reuse_reported,
+        restored_bytes=event.restored_bytes,
+        restore_s=event.restore_s,
+        choice=event.restore_note,
+    )
+
+
+def _engine_miss(run: Run, event: Finished) -> tuple[MissReason | None, str]:
+    """Why more was read than the turn added, as far as it is known here: our own changes, else what the engine had."""
+    turn = run.plan.turn
+    again_tokens = event.fed_tokens - turn.delta_tokens
+    if again_tokens <= 0 or not event.sampled_tokens:
+        return None, ""
+    again = f"so {tokens(again_tokens)} {'was' if again_tokens == 1 else 'were'} read again."
+    kept_tokens = len(turn.ledger) - turn.delta_tokens
+    had = f"the engine had {event.reused_tokens:,} of {tokens(kept_tokens)}"
+    if turn.rewrite is not None:
+        return _rewritten(run, turn.rewrite, again)
+    if run.plan.change:
+        return MissReason.MODEL_CHANGED, f"{_capitalised(run.plan.change)}: {had}, {again}"
+    return MissReason.ENGINE_HELD_LESS, f"{_capitalised(had)}, {again}"
+
+
+def _rewritten(run: Run, rewrite: Rewrite, again: str) -> tuple[MissReason, str]:
+    match rewrite.reason:
+        case MissReason.SYSTEM_PROMPT_CHANGED:
+            return rewrite.reason, f"The system prompt was changed, {again}"
+        case MissReason.TEMPLATE_VARIABLES_CHANGED:
+            said = "Other values of the chat template's variables change what was written before"
+            return rewrite.reason, f"{said}, {again}"
+        case MissReason.MODEL_CHANGED:
+            return rewrite.reason, f"{_capitalised(run.plan.change or 'the model was changed')}, {again}"
+    said = f"The model's chat template rewrote history from token {rewrite.first_token + 1:,} on"
+    return MissReason.TEMPLATE_REWROTE_HISTORY, f"{said}, {again}"
+
+
+def _capitalised(clause: str) -> str:
+    return f"{clause[0].upper()}{clause[1:]}"
+
+
 def _ahead_tokens(run: Run, lease: Lease, event: Finished) -> int:
     if lease.ahead_from is None or run.restored.tokens:  # a restore begins with an empty KV
         return 0
@@ -118,17 +183,11 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
         return None, ""
     again = f"so {tokens(again_tokens)} {'was' if again_tokens == 1 else 'were'} read again."
     reason = _reason(run, lease, event)
+    if turn.rewrite is not None and reason is turn.rewrite.reason:
+        return _rewritten(run, turn.rewrite, again)
     match reason:
-        case MissReason.SYSTEM_PROMPT_CHANGED:
-            return reason, f"The system prompt was changed, {again}"
-        case MissReason.TEMPLATE_VARIABLES_CHANGED:
-            return reason, f"Other values of the chat template's variables change what was written before, {again}"
         case MissReason.MODEL_CHANGED:
-            change = run.plan.change or "the model was changed"
-            return reason, f"{change[0].upper()}{change[1:]}, {again}"
-        case MissReason.TEMPLATE_REWROTE_HISTORY:
-            first = turn.rewrite.first_token if turn.rewrite else 0
-            return reason, f"The model's chat template rewrote history from token {first + 1:,} on, {again}"
+            return reason, f"{_capitalised(run.plan.change or 'the model was changed')}, {again}"
         case MissReason.UPGRADED:
             return reason, f"{run.plan.change}, {again}"
         case MissReason.SNAPSHOT_REFUSED:

@@ -20,10 +20,10 @@ from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.store import Store
 from sessions.turns.one_call import end_after_first_call
-from sessions.turns.receipt import outcome, receipt
+from sessions.turns.receipt import engine_receipt, outcome, receipt
 from sessions.turns.run import Run, RunTable
 from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
-from sessions.types import MessageStatus, MessageView
+from sessions.types import MessageStatus, MessageView, Receipt
 from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,8 @@ class Recorder:
 
     def _finish(self, run: Run, event: Finished) -> None:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
-        stored = receipt(run, event, self._engine.estimate_read_s)
+        cost = receipt if self._engine.info.keeps_kv else engine_receipt
+        stored = cost(run, event, self._engine.estimate_read_s)
         text, run.finish_reason = end_after_first_call(run, run.complete(event), event.reason, self._template)
         end = AnswerEnd(
             text,
@@ -139,7 +140,14 @@ class Recorder:
             message = _unsaved(run, text, f"This answer could not be stored. {error}")
         self._end_run(run, message)
         if stored is not None:
+            self._note_report(run, stored)
             self._memory.log.receipt(run.plan.owner_id, run.conversation_id, stored)
+
+    def _note_report(self, run: Run, stored: Receipt) -> None:
+        """What a remote engine said that it still had."""
+        if not self._engine.info.keeps_kv and stored.is_reuse_reported and stored.sampled_tokens:
+            kept_tokens = stored.fed_tokens + stored.reused_tokens - stored.delta_tokens
+            self._memory.engine_hits.reported(run.conversation_id, kept_tokens, stored.reused_tokens)
 
     def _history_hash(self, run: Run, text: str) -> str:
         """By which a request that sends this answer back is recognised; "" if what it answers has none."""

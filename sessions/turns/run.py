@@ -42,6 +42,7 @@ class RunPlan:
     raw: RawPrompt | None = None  # the prompt is no chat
     has_one_call: bool = False  # it ends after its first call
     is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
+    affinity: str = ""  # as in `GenerationRequest`
 
 
 class Run:

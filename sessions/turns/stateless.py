@@ -157,7 +157,8 @@ class StatelessTurns:
         if placement.conversation is None:
             sampling = request.sampling.lasting(self._engine.info.default_sampling)
             settings = ConversationSettings(sampling, history.system_prompt, request.template_variables)
-            if not self._store.add_conversation(owner_id, conversation_id, settings, placement.key):
+            root_id = placement.root_id
+            if not self._store.add_conversation(owner_id, conversation_id, settings, placement.key, root_id):
                 raise ConversationBusy("Another request has just begun the conversation of this key. Try again.")
         else:
             settings = replace(

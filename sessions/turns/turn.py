@@ -16,7 +16,7 @@ from model_runtime.interface.protocol import Engine, GenerationRequest
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import with_format
 from sessions.config import SessionConfig
-from sessions.errors import SessionError
+from sessions.errors import SessionError, SettingRefused
 from sessions.ledger import history_hash
 from sessions.ledger.ledger import Turn
 from sessions.ledger.raw_prompt import RawPrompt
@@ -24,6 +24,7 @@ from sessions.memory.memory import Memory
 from sessions.store.records import Conversation, NewMessages, Node
 from sessions.store.store import Store
 from sessions.text import first_title
+from sessions.turns.affinity import affinity_of
 from sessions.turns.limits import TurnLimits
 from sessions.turns.recorder import Recorder
 from sessions.turns.run import Run, RunPlan, RunTable, aborted, failed
@@ -96,6 +97,8 @@ class Turns:
         """Commits the turn, joins the queue for the conversation's KV, and starts the rest. Inside the conversation's
         claim. Nothing is stored when it raises."""
         conversation, turn = new.conversation, new.turn
+        if refusal := self._engine.sampling_refusal(new.sampling):
+            raise SettingRefused(refusal)
         promised_bytes = self.limits.promise_bytes(turn, new.sampling.max_new_tokens, new.user_text)
         self._memory.admit(conversation.owner_id, conversation.conversation_id, promised_bytes)
         run = Run(self._commit(new), promised_bytes)
@@ -149,6 +152,7 @@ class Turns:
             is_fork=new.is_fork,
             raw=new.raw,
             has_one_call=new.has_one_call,
+            affinity=affinity_of(conversation),
         )
 
     def _answer(self, run: Run) -> None:
@@ -165,7 +169,12 @@ class Turns:
                 self.recorder.put(run, aborted())
                 return
             request = GenerationRequest(
-                plan.turn.ledger, lease.kv, plan.sampling, plan.turn.answer_prefix_tokens, fairness_key=plan.owner_id
+                plan.turn.ledger,
+                lease.kv,
+                plan.sampling,
+                plan.turn.answer_prefix_tokens,
+                fairness_key=plan.owner_id,
+                affinity=plan.affinity,
             )
             run.started(self._engine.submit(request, partial(self.recorder.put, run)))
         except (ModelRuntimeError, SessionError) as error:

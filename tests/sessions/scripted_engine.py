@@ -67,6 +67,7 @@ class ScriptedEngine(ScriptedThread):
         self.fail_save: Callable[[SegmentIdentity], str | None] = lambda identity: None
         self.fail_load: Callable[[SegmentIdentity], str | None] = lambda identity: None
         self.idle_kvs: Callable[[], Sequence[KV]] = tuple
+        self.refuse_sampling: Callable[[SamplingParams], str] = lambda sampling: ""
         self.shown_pulse = Pulse(True, 0.0, 0.0)
         self.last_sampling: SamplingParams | None = None  # of the newest generation
         self.save_delay_s = 0.0
@@ -102,6 +103,9 @@ class ScriptedEngine(ScriptedThread):
 
     def rebuild(self) -> None:
         raise EngineClosed("A script is not played again.")
+
+    def sampling_refusal(self, sampling: SamplingParams) -> str:
+        return self.refuse_sampling(sampling)
 
     def grammar_refusal(self, grammar: Grammar) -> str:
         return "It cannot be kept to: it says no." if "no!" in grammar.text else ""

@@ -69,14 +69,21 @@ export function term(words, hint) {
   return el("span", { class: "kw-term", tabindex: hint ? 0 : null, "data-hint": hint || null, text: words });
 }
 
-const SHAPES = { device: "●", host: "◉", disk: "○", cold: "◌" };
+const SHAPES = { device: "●", host: "◉", disk: "○", engine: "◇", cold: "◌" };
 const EXACT = {
   device: "Tier: device, the memory that the model computes in. The next message reads only what is new.",
   host: "Tier: host memory. Copied back before the next message.",
   disk: "Tier: disk. Restored before the next message.",
+  engine: "Tier: engine, a server elsewhere. What it reported that it still had.",
   cold: "Tier: none (cold). The next message reads the whole conversation again.",
 };
-const words = { device: "in memory", host: "set aside in memory", disk: "on disk", cold: "not kept" };
+const words = {
+  device: "in memory",
+  host: "set aside in memory",
+  disk: "on disk",
+  engine: "in the engine",
+  cold: "not kept",
+};
 
 // The server's words for the tiers: they depend on what the model runs on.
 export function callTiers(given) {

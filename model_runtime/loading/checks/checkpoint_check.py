@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from model_runtime.architecture.config_check import check_config
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checks.config_file import described_model, read_config, read_model_config
+from model_runtime.loading.checks.config_file import described_model, read_model_config
 from model_runtime.loading.checks.format_check import check_plain
+from model_runtime.loading.checks.json_file import read_config
 from model_runtime.weights.checkpoint_formats.stored_format import stored_format
 
 INDEX_FILE = "model.safetensors.index.json"

@@ -3,7 +3,6 @@ a sentence that names the model and, where it can, the setting."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,31 +18,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from model_runtime.architecture.model_class import auto_class, text_alone
 from model_runtime.architecture.setting_rules import OF_ENTRIES, broken_rule, shown
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.loading.checks.json_file import read_config
 
-MOST_CONFIG_BYTES = 16 << 20
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 _WHAT_FAILS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _FIELD = re.compile("Validation error for field '(.*)'")
 _KIND = re.compile(r"^\w+(Error|Exception): ")
-
-
-def read_config(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises `FileNotFoundError`, or `ModelLoadError`."""
-    try:
-        if path.exists() and not path.is_file():
-            raise ModelLoadError(f"{path} is not a regular file.")
-        if path.stat().st_size > MOST_CONFIG_BYTES:
-            raise ModelLoadError(f"{path} is too large to be a model's description.")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except RecursionError:
-        raise ModelLoadError(f"{path} cannot be read: it is nested too deeply.") from None
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise ModelLoadError(f"{path} does not contain a model description.")
-    return found
 
 
 def read_model_config(directory: Path, name: str | None = None) -> PretrainedConfig:

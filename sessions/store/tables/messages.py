@@ -293,5 +293,6 @@ def _receipt(row: dict[str, Any]) -> Receipt:
     fields = {name: row[name] for name in _RECEIPT_FIELDS}
     fields["shared_title"] = fields["shared_title"] or ""
     fields["tier_before"] = Tier(fields["tier_before"])
+    fields["is_reuse_reported"] = bool(fields["is_reuse_reported"])
     fields["miss_reason"] = MissReason(fields["miss_reason"]) if fields["miss_reason"] else None
     return Receipt(**fields)

@@ -33,6 +33,8 @@ class Reached(Exception):
     """The flags were understood: here the server's long-lived objects would be built."""
 
 
+ENGINE = ["--engine", "http://e:1"]
+
 # flag -> (arguments, what shows its effect in what `open_services` gets)
 SERVE: dict[str, tuple[list[str], Shown]] = {
     "--model": (["x"], lambda got: got["model"].model == "x"),
@@ -65,6 +67,11 @@ SERVE: dict[str, tuple[list[str], Shown]] = {
     "--port": (["65000"], lambda got: got["listening"][0][1] == 65_000),
     "--share": ([], lambda got: got["listening"][0][2] and got["password"]),
     "--headless": ([], lambda got: got["import_page"] is not serve.import_page),
+    "--engine": (["http://e:1/v1"], lambda got: got["remote"].addresses == ("http://e:1",)),
+    "--tokenizer": (["t", *ENGINE], lambda got: got["remote"].tokenizer == "t"),
+    "--engine-key-file": (["KEY", *ENGINE], lambda got: got["remote"].key == "from-the-file"),
+    "--engine-header": (["x-sticky", *ENGINE], lambda got: got["remote"].session_header == "x-sticky"),
+    "--engine-silence": (["7", *ENGINE], lambda got: got["remote"].silence_s == 7),
 }
 ELSEWHERE = {
     "--drain-limit",  # a real server ends in tests/app/cli/test_keepwarm_serve.py
@@ -145,7 +152,9 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[st
     monkeypatch.setattr(app.wiring, "open_services", open_services)
     monkeypatch.setattr(serve, "listeners", listeners)
     (tmp_path / "FILE").write_text("from the file", encoding="utf-8")
-    (tmp_path / "FILE").chmod(0o600)
+    (tmp_path / "KEY").write_text("from-the-file\n", encoding="utf-8")
+    for name in ("FILE", "KEY"):
+        (tmp_path / name).chmod(0o600)
 
     def run(arguments: list[str]) -> dict[str, Any]:
         with contextlib.suppress(Reached):
@@ -169,6 +178,11 @@ def test_a_flag_of_serve_reaches_what_it_changes(served: Any, flag: str) -> None
         (["--disk-kv-budget", "lots"], "A size looks like"),
         (["--password", "x", "--password-file", "FILE"], "not both"),
         (["--cold-kv-dtype", "int8", "--disk-kv-budget", "0", "--host-kv-budget", "0"], "both budgets are 0"),
+        (["--engine", "http://e:1", "--quantization", "nf4"], "--quantization is about a model that runs here"),
+        (["--engine", "http://e:1", "--disk-kv-budget", "1GiB"], "--disk-kv-budget is about a model that runs here"),
+        (["--tokenizer", "t"], "--tokenizer is about an engine elsewhere"),
+        (["--engine", "http://e:1", "--engine-key-file", "FILE"], "printable ASCII without white space"),
+        (["--engine", "http://e:1", "--engine-header", "a b"], "cannot be the name of an HTTP header"),
     ],
 )
 def test_what_has_no_effect_together_is_refused_before_the_model_is_loaded(

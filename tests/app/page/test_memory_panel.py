@@ -9,7 +9,7 @@ import pytest
 
 from app.page import memory_panel
 from app.process_memory import ProcessMemory
-from sessions.types import BranchMemory, CheckView, MemoryRow, MemoryView, Tier, Usage
+from sessions.types import BranchMemory, CheckView, EngineHit, MemoryRow, MemoryView, Tier, Usage
 
 MIB = 1024 * 1024
 NOW = 1_700_000_000.0
@@ -146,3 +146,15 @@ def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
 @pytest.mark.parametrize("history", [[], [Usage(NOW, 1, 1, 1)], [Usage(NOW - n, 0, 0, 0) for n in (2, 1)]])
 def test_there_is_no_plot_of_nothing(history: list[Usage]) -> None:
     assert memory_panel.draw_plot(history, [Tier.DEVICE], NOW) is None
+
+
+def test_a_remote_engine_has_no_bars_and_no_actions() -> None:
+    hit = EngineHit(NOW - 600, 1800, 1790, True)
+    row = replace(ROW, tier=Tier.ENGINE, kv_tokens=0, used_bytes=0, engine_tokens=1858, engine_hit=hit)
+    drawn = memory_panel.draw(replace(VIEW, rows=(row,), keeps_kv=False), NOW)
+    assert drawn["bars"] == []
+    found = drawn["rows"][0]
+    assert (found["tier"], found["tokens"], found["actions"], found["size"]) == ("engine", "1,858", [], "")
+    (place,) = found["places"]
+    assert place["tokens"] == "1,790 of 1,800"
+    assert place["size"].endswith("; a hit is likely now")

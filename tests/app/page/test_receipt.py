@@ -97,3 +97,16 @@ def test_words_are_plain_and_their_terms_are_behind_them() -> None:
     for name, value, hint in receipt.details(everything):
         assert hint.endswith(".")
         assert not [word for word in HARD_WORDS if word in name + value]
+
+
+def test_what_a_remote_engine_reports_and_does_not_report() -> None:
+    reported = replace(WARM, tier_before=Tier.ENGINE)
+    assert values(reported)["Kept"] == "1,812 tokens, ◇ in the engine"
+    missed = replace(
+        reported, fed_tokens=1858, reused_tokens=0, tier_before=Tier.NONE, miss_reason=MissReason.ENGINE_HELD_LESS
+    )
+    assert values(missed)["Kept"] == "nothing: the engine had none of it"
+    silent = replace(WARM, fed_tokens=0, reused_tokens=0, tier_before=Tier.NONE, is_reuse_reported=False, saved_s=0.0)
+    assert receipt.line(silent) == "0.21 s · reuse not reported"
+    assert values(silent)["Kept"] == "not reported by the engine"
+    assert values(silent)["New"].startswith("not reported")

@@ -13,8 +13,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checkpoint import load_tokenizer
 from model_runtime.loading.checks.tokenizer_check import check_producible
+from model_runtime.loading.tokenizer import load_tokenizer
 from tests.model_runtime.tiny_models import VOCABULARY_TOKENS, tiny_tokenizer
 
 WHOLE, CONFIG = "tokenizer.json", "tokenizer_config.json"

@@ -11,14 +11,9 @@ alone would not tell what a long text costs.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 
 import numpy as np
-
-from model_runtime.forward.runtime import Forward, KVPlace
-from model_runtime.forward.transformers_forward import Feed
-from model_runtime.kv.slab import hold_zeros
 
 _REMEMBERED_CHUNKS = 16  # per size class; a class spans a factor of two
 
@@ -51,20 +46,6 @@ class ReadSpeed:
             if self._fit is None:
                 self._fit = _fit([chunk for alike in self._chunks.values() for chunk in alike])
             return self._fit
-
-
-def measure_reading(forward: Forward, place: KVPlace, limit_tokens: int, speed: ReadSpeed) -> None:
-    """Times a few short reads, so that the first estimate is measured on this machine. The first read only warms up."""
-    limit_tokens = min(limit_tokens, place.capacity_tokens or limit_tokens)
-    depth = min(2048, limit_tokens // 2)
-    slab = place.new_kv()
-    for start, tokens in ((0, 16), (0, 16), (0, min(256, limit_tokens // 2)), (depth, 16)):
-        slab.free()
-        hold_zeros(slab, start, start + tokens)
-        begin = time.perf_counter()
-        forward.run([Feed(slab, [1] * tokens, 1)]).argmax().item()  # waits for the device
-        speed.observe(start, start + tokens, time.perf_counter() - begin)
-    slab.free()
 
 
 def _key_reads(start: int, end: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.engine.read_speed import ReadSpeed
+from model_runtime.read_speed import ReadSpeed
 
 
 def cost_s(start: int, end: int, chunk: int = 512) -> float:

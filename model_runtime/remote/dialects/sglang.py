@@ -1,0 +1,228 @@
+"""SGLang's `/generate` with `input_ids`: ids in, `output_ids` out.
+
+Source: SGLang's `python/sglang/srt/managers/io_struct.py`, `tokenizer_manager.py` and its documentation of sampling
+parameters, read in November 2026. Not run against a real server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.remote.connection import NO_ACCESS, Connection, encoded
+from model_runtime.remote.dialects.dialect import (
+    End,
+    Facts,
+    IdLogprobs,
+    NotSpoken,
+    Piece,
+    Wanted,
+    are_ids,
+    count_in,
+    ids_in,
+)
+from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+
+CONCURRENT = 256  # unless it says otherwise; it queues more by itself
+_MODEL_PATHS = ("/model_info", "/get_model_info")  # the newer name first
+_SERVER_PATHS = ("/server_info", "/get_server_info")
+_ENDS = {"stop": End.STOP, "length": End.LENGTH}
+
+
+@dataclass(frozen=True, slots=True)
+class Sglang:
+    """An SGLang server. `has_seeds`: it was started so that seeds have an effect."""
+
+    facts: Facts
+    has_seeds: bool = False
+    name: str = "SGLang /generate"
+    path: str = "/generate"
+
+    def refusal(self, sampling: SamplingParams) -> str:
+        if sampling.repetition_penalty != 1.0:
+            return (
+                "counts the answer alone for the repetition penalty, and Keepwarm's is about the whole conversation: "
+                "leave it at 1, or use the presence or the frequency penalty"
+            )
+        if sampling.seed is not None and not self.has_seeds:
+            return "uses seeds only when it is started with --enable-deterministic-inference: leave the seed out"
+        return ""
+
+    def body(self, request: Wanted) -> dict[str, Any]:
+        sampling, wanted = request.sampling, request.sampling.top_logprobs
+        parameters = {
+            "max_new_tokens": request.new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "repetition_penalty": 1.0,
+            # It masks ends before a least number of ids; `ignore_eos` alone would write on behind one.
+            "min_new_tokens": request.least_tokens,
+            "stop_token_ids": request.masked_ends,
+            "ignore_eos": False,
+            "no_stop_trim": True,
+            "skip_special_tokens": False,
+            **({"sampling_seed": sampling.seed} if sampling.seed is not None else {}),
+            **({"logit_bias": {str(id_): bias for id_, bias in sampling.logit_bias}} if sampling.logit_bias else {}),
+        }
+        logprobs = {"return_logprob": True, "top_logprobs_num": wanted, "logprob_start_len": -1}
+        asked = {**(logprobs if wanted is not None else {}), **({"extra_key": request.salt} if request.salt else {})}
+        return {"input_ids": request.ledger, "sampling_params": parameters, "stream": True, **asked}
+
+    def piece(self, event: dict[str, Any], so_far: Sequence[int] = ()) -> Piece:
+        meta = event.get("meta_info")
+        if not isinstance(meta, dict):
+            raise Garbage("it has no meta_info")
+        ended = meta.get("finish_reason")
+        kind = ended.get("type") if isinstance(ended, dict) else ended
+        if kind == "abort":
+            said = ended.get("message") if isinstance(ended, dict) else ""
+            raise Garbage(f"it gave the answer up ({said or 'without a reason'})")
+        end = None if kind is None else _ENDS.get(str(kind), End.CUT)
+        ids = _news(ids_in(event, "output_ids"), tuple(so_far), count_in(meta.get("completion_tokens")), end)
+        return Piece(ids, _logprobs(meta, ids), count_in(meta.get("cached_tokens")), None, end)
+
+    def slots(self, connection: Connection) -> None:
+        """It finds what it has by itself."""
+        return
+
+    async def identity(self, connection: Connection) -> str:
+        return _identity(await _first(connection, _MODEL_PATHS))
+
+    async def ids_of(self, connection: Connection, text: str, are_controls: bool) -> list[int] | None:
+        body = {"model": self.facts.model, "prompt": text, "add_special_tokens": False}
+        found = await _ask(connection, "/tokenize", body, "tokens")
+        return cast("list[int]", found) if are_ids(found) else None
+
+    async def text_of(self, connection: Connection, ids: list[int]) -> str | None:
+        body = {"model": self.facts.model, "tokens": ids, "skip_special_tokens": False}
+        found = await _ask(connection, "/detokenize", body, "text")
+        return found if isinstance(found, str) else None
+
+
+async def find_sglang(connection: Connection, model: str, sample: tuple[int, ...]) -> Sglang:
+    """Asks what it is, and for one token after `sample`. Raises `NotSpoken` or `EngineTrouble`."""
+    try:
+        info = await _first(connection, _MODEL_PATHS)
+    except EngineTrouble as trouble:
+        if trouble.kind in (Kind.REFUSED, Kind.FAILED, Kind.GARBAGE) and trouble.status not in NO_ACCESS:
+            raise NotSpoken("it has no /model_info") from trouble
+        raise
+    if not isinstance(info.get("model_path"), str):
+        raise NotSpoken("its /model_info names no model")
+    settings = await _settings(connection)
+    facts = Facts(
+        model=str(info["model_path"]),
+        identity=_identity(info),
+        weights=f"{info['model_path']} {info.get('weight_version') or ''}".strip(),
+        context_tokens=count_in(settings.get("context_length")) or await _context_tokens(connection),
+        vocabulary_tokens=count_in(settings.get("vocab_size")) or None,
+        concurrent=count_in(settings.get("max_running_requests")) or CONCURRENT,
+    )
+    found = Sglang(facts, settings.get("enable_deterministic_inference") is True)
+    await _try(found, connection, sample)
+    return found
+
+
+async def _try(found: Sglang, connection: Connection, sample: tuple[int, ...]) -> None:
+    """Raises `NotSpoken` unless ids come back."""
+    ids: list[int] = []
+    try:
+        async with connection.stream(
+            found.path, encoded(found.body(Wanted(sample, SamplingParams(temperature=0.0), 1)))
+        ) as events:
+            async for event in events:
+                ids += found.piece(event, ids).token_ids
+    except Garbage as garbage:
+        raise NotSpoken(f"/generate was tried, but {garbage}") from garbage
+    except EngineTrouble as trouble:
+        if trouble.kind is Kind.REFUSED and trouble.status not in NO_ACCESS:
+            raise NotSpoken("its /generate takes no ids") from trouble
+        raise
+    if len(ids) != 1:
+        raise NotSpoken("its /generate returns no output_ids: it is too old")
+
+
+def _news(ids: tuple[int, ...], so_far: tuple[int, ...], count: int | None, end: End | None) -> tuple[int, ...]:
+    """The new ids of an event, which has all ids of the answer or, with `--incremental-streaming-output`, the new ones
+    alone. `count` is the number of ids up to now, with an end that may have been trimmed from them."""
+    if count is None:
+        raise Garbage("it does not say how many tokens there are")
+    starts_over = ids[: len(so_far)] == so_far
+    for trimmed in (0, 1) if end is End.STOP else (0,):
+        if len(so_far) + len(ids) == count - trimmed:
+            return ids
+        if starts_over and len(ids) == count - trimmed:
+            return ids[len(so_far) :]
+    raise Garbage(f"of its {count:,} tokens the ids of some are missing")
+
+
+def _logprobs(meta: dict[str, Any], ids: tuple[int, ...]) -> tuple[IdLogprobs, ...]:
+    """Of the model's own logits. The lists are of all ids so far, or of the new ones: their last entries count."""
+    own, top = meta.get("output_token_logprobs"), meta.get("output_top_logprobs")
+    if not ids or not isinstance(own, list) or len(own) < len(ids):
+        return ()
+    others = top[-len(ids) :] if isinstance(top, list) and len(top) >= len(ids) else [None] * len(ids)
+    chosen = [_pair(one) for one in own[-len(ids) :]]
+    if [id_ for id_, _ in chosen] != list(ids):
+        raise Garbage("its log-probabilities are of other ids")
+    return tuple(
+        IdLogprobs(pair, tuple(_pair(one) for one in other or ())) for pair, other in zip(chosen, others, strict=True)
+    )
+
+
+def _pair(found: object) -> tuple[int, float]:
+    """`[log-probability, id, text]`."""
+    if isinstance(found, list) and len(found) >= 2 and isinstance(found[0], int | float) and type(found[1]) is int:
+        return found[1], float(found[0])
+    raise Garbage("its log-probabilities have no id or no value")
+
+
+async def _first(connection: Connection, paths: tuple[str, ...]) -> dict[str, Any]:
+    """The answer of the first path that is there. Raises `EngineTrouble`."""
+    for path in paths[:-1]:
+        try:
+            return await connection.get(path)
+        except EngineTrouble as trouble:
+            if trouble.status != 404:
+                raise
+    return await connection.get(paths[-1])
+
+
+async def _settings(connection: Connection) -> dict[str, Any]:
+    try:
+        return await _first(connection, _SERVER_PATHS)
+    except EngineTrouble as trouble:
+        if trouble.status is None:
+            raise
+        return {}
+
+
+async def _context_tokens(connection: Connection) -> int | None:
+    try:
+        data = (await connection.get("/v1/models")).get("data")
+    except EngineTrouble as trouble:
+        if trouble.status is None:
+            raise
+        return None
+    entry = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
+    return count_in(entry.get("max_model_len")) or None
+
+
+async def _ask(connection: Connection, path: str, body: dict[str, Any], name: str) -> object:
+    """None if it has no such question."""
+    try:
+        return (await connection.post(path, body)).get(name)
+    except EngineTrouble as trouble:
+        if trouble.status in (404, 405, 501):
+            return None
+        raise
+
+
+def _identity(info: dict[str, Any]) -> str:
+    return " ".join(f"{name}={info.get(name)}" for name in ("model_path", "tokenizer_path", "weight_version"))

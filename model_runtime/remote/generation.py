@@ -1,0 +1,266 @@
+"""One request to a remote engine, from the choice of a server to its last event."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from model_runtime.interface.events import Event, Finished, FinishReason, Listener, PrefillProgress
+from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.read_speed import ReadSpeed
+from model_runtime.remote.answer import Answer, AnswerRules
+from model_runtime.remote.connection import encoded, garbage
+from model_runtime.remote.dialects.dialect import Dialect, End, Piece, Seat
+from model_runtime.remote.kv import RemoteKV
+from model_runtime.remote.server import Server
+from model_runtime.remote.servers import Servers
+from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+
+logger = logging.getLogger(__name__)
+
+BUSY_PATIENCE_S = 20.0  # for servers that have no room
+AWAY_PATIENCE_S = 1.0  # for servers that may be about to come back
+FIRST_PAUSE_S = 0.2  # doubles
+LAST_EVENT_S = 2.0  # how long the receipt's figures are waited for, once the answer has ended
+_ELSEWHERE = (Kind.AWAY, Kind.BUSY, Kind.SLOW, Kind.GARBAGE, Kind.FAILED, Kind.CHANGED)
+_KEPT = "What was written is kept: continue the answer, or regenerate it."
+
+
+class RemoteGeneration:
+    """Implements `model_runtime.interface.protocol.Generation`. `run` and everything below is for the loop's thread.
+
+    Before the first id another try is safe: the server keeps nothing that the next one would see twice. After it the
+    answer ends as LOST, and what arrived is kept."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        kv: RemoteKV,
+        listener: Listener,
+        rules: AnswerRules,
+        servers: Servers,
+        speed: ReadSpeed,
+        session_header: str,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._request = request
+        self._kv = kv
+        self._listener = listener
+        self._answer = Answer(request, rules)
+        self._servers = servers
+        self._speed = speed
+        self._headers = {session_header: request.affinity} if request.affinity else {}
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._is_aborted = self._is_finished = False
+        self._submitted_at = time.perf_counter()
+        self._asked_at = self._submitted_at
+        self._first_token_at: float | None = None
+        self._reused_tokens: int | None = None
+        self._seat: Seat | None = None
+
+    def abort(self) -> None:
+        """Closes the stream, which ends the server's work."""
+        self._call(self._abort)
+
+    def start(self) -> None:
+        """From any thread."""
+        self._call(self._begin)
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """Emits the last event. Only the first call has an effect."""
+        if not self._is_finished:
+            self._is_finished = True
+            self._emit(self._summary(reason, error))
+
+    def _call(self, call: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:  # the engine was closed: its loop ended, and every generation with it
+            self.finish(FinishReason.ABORTED)
+
+    def _begin(self) -> None:
+        if self._is_aborted:
+            self.finish(FinishReason.ABORTED)
+            return
+        self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(lambda _: self.finish(FinishReason.ABORTED))  # cancelled before its first step
+
+    def _abort(self) -> None:
+        self._is_aborted = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            await self._from_any_server()
+        except asyncio.CancelledError:
+            self.finish(FinishReason.ABORTED)
+        except EngineTrouble as trouble:
+            if self._answer.ids:
+                self.finish(FinishReason.LOST, f"{trouble.sentence} {_KEPT}")
+            else:
+                self.finish(FinishReason.FAILED, f"{trouble.sentence} Your message is kept: regenerate the answer.")
+        except Exception:
+            logger.exception("remote_generation_failed")
+            self.finish(FinishReason.FAILED, "Something went wrong while this answer was fetched. Regenerate it.")
+
+    async def _from_any_server(self) -> None:
+        tried: set[Server] = set()
+        pause_s, started = FIRST_PAUSE_S, time.monotonic()
+        while True:
+            server = self._servers.choose(self._request.affinity, tried)
+            assert server is not None, "one is left whenever another try is made"
+            try:
+                await self._from(server)
+                return
+            except EngineTrouble as trouble:
+                server.failed(trouble)
+                if self._answer.ids or trouble.kind not in _ELSEWHERE:
+                    raise
+                logger.warning("engine_try_failed address=%s why=%s", server.address, trouble.sentence)
+                tried.add(server)
+                if self._servers.choose(self._request.affinity, tried) is not None:
+                    continue
+                pause_s = _pause_s(trouble, pause_s, time.monotonic() - started)
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+            tried.clear()
+
+    async def _from(self, server: Server) -> None:
+        dialect = await server.make_sure()
+        self._reused_tokens = None
+        server.asked()
+        server.active += 1
+        slots, ledger_tokens = server.slots, len(self._request.ledger)
+        try:
+            self._seat = await slots.take(self._request.affinity, ledger_tokens) if slots is not None else None
+        except BaseException:
+            server.active -= 1
+            raise
+        try:
+            slot = None if self._seat is None else self._seat.slot
+            body = encoded(dialect.body(replace(self._answer.wanted, slot=slot)))
+            self._asked_at = time.perf_counter()
+            async with server.connection.stream(dialect.path, body, self._headers) as events:
+                reason: FinishReason | None = None
+                async for event in events:
+                    piece = self._piece(server, dialect, event)
+                    reason = self._take(server, piece)
+                    if reason is not None:
+                        if piece.end is not None or reason is not FinishReason.STOP_STRING:
+                            await _understood(server, self._wait_for_figures(dialect, events))
+                        self.finish(reason)
+                        return
+            raise EngineTrouble(Kind.GARBAGE, f"The engine at {server.address} ended the stream before the answer.")
+        finally:
+            server.active -= 1
+            if slots is not None and self._seat is not None:
+                slots.give_back(self._seat, ledger_tokens + len(self._answer.ids) if self._first_token_at else 0)
+
+    def _take(self, server: Server, piece: Piece) -> FinishReason | None:
+        """Emits what a piece says. Returns why the answer ends, or None."""
+        ledger_tokens = len(self._request.ledger)
+        if piece.reused_tokens is not None and piece.reused_tokens <= ledger_tokens:
+            self._reused_tokens = piece.reused_tokens
+        if piece.read_tokens is not None and not self._answer.ids:
+            total = max(piece.read_tokens, ledger_tokens - (self._reused_tokens or 0))
+            self._emit(PrefillProgress(piece.read_tokens, total))
+        for place, token_id in enumerate(piece.token_ids):
+            if self._first_token_at is None:
+                self._first_token_at = time.perf_counter()
+            try:
+                event, reason = self._answer.take(token_id, piece.logprobs[place] if piece.logprobs else None)
+            except Garbage as error:
+                raise garbage(server.address, str(error)) from error
+            self._emit(event)
+            if reason is not None:
+                return reason
+        if piece.end is End.STOP:
+            return self._answer.end_unasked()
+        if piece.end is not None:
+            raise EngineTrouble(
+                Kind.FAILED,
+                f"The engine at {server.address} ended the answer after {len(self._answer.ids):,} tokens, before the "
+                "limit that it was given.",
+            )
+        return None
+
+    async def _wait_for_figures(self, dialect: Dialect, events: AsyncIterator[dict[str, Any]]) -> None:
+        """The server ends by itself in a moment, and says at last what it reused. Read to its end, the connection
+        serves the next answer too. None of it is worth much waiting."""
+        with contextlib.suppress(TimeoutError, EngineTrouble):
+            async with asyncio.timeout(LAST_EVENT_S):
+                async for event in events:
+                    reused = dialect.piece(event, self._answer.ids).reused_tokens
+                    if reused is not None and reused <= len(self._request.ledger):
+                        self._reused_tokens = reused
+
+    def _piece(self, server: Server, dialect: Dialect, event: dict[str, Any]) -> Piece:
+        try:
+            return dialect.piece(event, self._answer.ids)
+        except Garbage as error:
+            raise garbage(server.address, str(error)) from error
+
+    def _summary(self, reason: FinishReason, error: str | None) -> Finished:
+        now, first, ids = time.perf_counter(), self._first_token_at, len(self._answer.ids)
+        ledger_tokens, reused = len(self._request.ledger), self._reused_tokens
+        has_begun = first is not None
+        if first is not None:
+            self._kv.length_tokens = ledger_tokens + max(0, ids - self._answer.cut_tokens - 1)
+            if reused is not None:
+                self._speed.observe(reused, ledger_tokens, first - self._asked_at)
+        is_reported = reused is not None
+        return Finished(
+            reason=reason,
+            fed_tokens=ledger_tokens - reused if reused is not None and has_begun else 0,
+            reused_tokens=reused if reused is not None and has_begun else 0,
+            sampled_tokens=ids,
+            ttft_s=None if first is None else first - self._submitted_at,
+            prefill_s=(first or now) - self._submitted_at,
+            decode_s=0.0 if first is None else now - first,
+            text_tail=self._answer.tail(),
+            error=error,
+            cut_tokens=self._answer.cut_tokens,
+            part_ids=self._answer.part_ids,
+            is_reuse_reported=is_reported or not has_begun,
+            **self._restored(),
+        )
+
+    def _restored(self) -> dict[str, Any]:
+        """What came from the server's disk for this answer, and whether that was of use: servers have reported success
+        and then read everything again."""
+        seat, reused = self._seat, self._reused_tokens
+        if seat is None or not seat.restored_tokens or reused is None:
+            return {}
+        note = f"The engine restored {seat.restored_tokens:,} tokens of this conversation from its disk"
+        if reused < min(seat.restored_tokens, len(self._request.ledger) - 1):
+            note += f", but reused {reused:,} of all that it had" if reused else ", and used none of them"
+        return {"restored_bytes": seat.restored_bytes, "restore_s": seat.restore_s, "restore_note": f"{note}."}
+
+    def _emit(self, event: Event) -> None:
+        try:
+            self._listener(event)
+        except Exception:  # a failing listener must not end other requests
+            logger.exception("listener failed event=%s", type(event).__name__)
+
+
+async def _understood(server: Server, work: Awaitable[None]) -> None:
+    try:
+        await work
+    except Garbage as error:
+        raise garbage(server.address, str(error)) from error
+
+
+def _pause_s(trouble: EngineTrouble, pause_s: float, waited_s: float) -> float:
+    """How long to wait before all servers are tried again. Raises the trouble when there is no sense in it."""
+    patience_s = {Kind.BUSY: BUSY_PATIENCE_S, Kind.AWAY: AWAY_PATIENCE_S}.get(trouble.kind, 0.0)
+    wait_s = max(pause_s, trouble.retry_after_s or 0.0)
+    if waited_s + wait_s > patience_s:
+        raise trouble
+    return wait_s

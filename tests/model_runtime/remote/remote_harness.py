@@ -1,0 +1,77 @@
+"""What tests of remote engines share: tiny texts, an engine on scripted servers, and answers as lists of events."""
+
+from __future__ import annotations
+
+import queue
+from functools import cache
+from typing import Any
+
+from model_runtime.interface.config import RemoteConfig
+from model_runtime.interface.events import Event, Finished, TokenDelta
+from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.remote.engine import RemoteEngine
+from model_runtime.remote.generation import RemoteGeneration
+from model_runtime.remote.texts import RemoteTexts
+from tests.model_runtime.remote.scripted_server import ScriptedServer, byte_level
+from tests.model_runtime.tiny_tokenizers import wrapped
+
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
+
+
+@cache
+def tiny_texts(family: str = "byte-level") -> RemoteTexts:
+    """The tokenizer that scripted servers have."""
+    tokenizer = byte_level() if family == "byte-level" else wrapped(family)
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)
+    return RemoteTexts(tokenizer, "Tiny", frozenset({end}), (), SamplingParams(temperature=0.0), family)
+
+
+def connected(
+    *servers: ScriptedServer, texts: RemoteTexts, said: list[str] | None = None, **config: Any
+) -> RemoteEngine:
+    say = (lambda sentence: None) if said is None else said.append
+    return RemoteEngine(RemoteConfig(tuple(server.address for server in servers), **config), texts, say)
+
+
+class Asked:
+    """A generation and its events."""
+
+    def __init__(self, engine: RemoteEngine, ledger: tuple[int, ...], sampling: SamplingParams, **more: Any) -> None:
+        self.events: list[Event] = []
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.kv = more.pop("kv", None) or engine.new_kv()
+        request = GenerationRequest(ledger, self.kv, sampling, **more)
+        self.generation: RemoteGeneration = engine.submit(request, self._queue.put)
+
+    def next(self) -> Event:
+        self.events.append(self._queue.get(timeout=20))
+        return self.events[-1]
+
+    def until_token(self, count: int = 1) -> None:
+        while len(self.ids) < count:
+            self.next()
+
+    @property
+    def end(self) -> Finished:
+        while not (self.events and isinstance(self.events[-1], Finished)):
+            self.next()
+        assert isinstance(self.events[-1], Finished)
+        return self.events[-1]
+
+    @property
+    def ids(self) -> list[int]:
+        return [event.token_id for event in self.events if isinstance(event, TokenDelta)]
+
+    @property
+    def text(self) -> str:
+        shown = "".join(event.text for event in self.events if isinstance(event, TokenDelta))
+        return shown + (self.events[-1].text_tail if isinstance(self.events[-1], Finished) else "")
+
+
+def ask(engine: RemoteEngine, ledger: tuple[int, ...], sampling: SamplingParams = GREEDY, **more: Any) -> Asked:
+    """A finished answer."""
+    asked = Asked(engine, ledger, sampling, **more)
+    assert asked.end
+    return asked

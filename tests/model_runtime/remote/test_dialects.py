@@ -1,0 +1,210 @@
+"""The same answers in every dialect: ids, reuse, settings, log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.interface.events import FinishReason, TokenDelta
+from model_runtime.interface.sampling_params import SamplingParams
+from tests.model_runtime.remote.conftest import Connect, Start
+from tests.model_runtime.remote.remote_harness import GREEDY, ask, connected, tiny_texts
+from tests.model_runtime.remote.scripted_dialects import LlamaCppScript, SglangScript, VllmScript
+from tests.model_runtime.remote.scripted_server import ScriptedServer
+
+LEDGER = tuple(range(40, 70))
+
+
+def sglang(**settings: bool) -> SglangScript:
+    script = SglangScript()
+    for name, value in settings.items():
+        setattr(script, name, value)
+    return script
+
+
+DIALECTS: dict[str, Callable[[], Any]] = {
+    "llama.cpp": LlamaCppScript,
+    "vLLM": VllmScript,
+    "SGLang": SglangScript,
+    "SGLang, incremental": lambda: sglang(is_incremental=True),
+    "SGLang, trimmed": lambda: sglang(trims=True),
+    "SGLang, both": lambda: sglang(is_incremental=True, trims=True),
+}
+
+
+@pytest.fixture(params=DIALECTS)
+def spoken(request: pytest.FixtureRequest, start: Start) -> ScriptedServer:
+    return start(DIALECTS[request.param]())
+
+
+def test_three_turns(spoken: ScriptedServer, connect: Connect) -> None:
+    engine = connect(spoken)
+    ledger = LEDGER
+    for turn in range(3):
+        asked = ask(engine, ledger)
+        answer = spoken.answer(ledger)
+        end = asked.end
+        trims = getattr(spoken.dialect, "trims", False)
+        assert asked.ids == (answer[:-1] if trims else answer)
+        assert end.reason is (FinishReason.STOP_STRING if trims else FinishReason.STOP)
+        assert end.is_reuse_reported
+        assert (end.reused_tokens > 0) == (turn > 0)
+        assert end.fed_tokens + end.reused_tokens == len(ledger)
+        if turn:
+            assert end.fed_tokens <= 5
+        ledger = (*ledger, *asked.ids, 50, 51, 52)
+
+
+@pytest.mark.parametrize("ids", [[50], [50, 50, 50, 50], [50, 51, 50, 51, 50, 51]])
+def test_repetitions_are_not_taken_for_what_was_there(spoken: ScriptedServer, connect: Connect, ids: list[int]) -> None:
+    engine = connect(spoken)
+    spoken.answer = lambda ledger: [*ids, spoken.end_id]
+    found = ask(engine, LEDGER)
+    assert found.ids[: len(ids)] == ids
+    assert len(found.ids) <= len(ids) + 1
+    limited = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=len(ids)))
+    assert (limited.ids, limited.end.reason) == (ids, FinishReason.LENGTH)
+
+
+def test_log_probabilities(spoken: ScriptedServer, connect: Connect) -> None:
+    engine = connect(spoken)
+    spoken.answer = lambda ledger: [50, 51, spoken.end_id]
+    for wanted in (0, 2):
+        asked = ask(engine, LEDGER, replace(GREEDY, top_logprobs=wanted))
+        told = [event.logprobs for event in asked.events if isinstance(event, TokenDelta)][:2]
+        assert [(one.chosen.logprob, len(one.top)) for one in told if one is not None] == [(-0.5, wanted)] * 2
+
+
+def test_what_is_not_reported_is_not_claimed(spoken: ScriptedServer, connect: Connect) -> None:
+    engine = connect(spoken)
+    spoken.reports_reuse = False
+    assert not ask(engine, LEDGER).end.is_reuse_reported
+
+
+def test_a_stop_string(spoken: ScriptedServer, connect: Connect) -> None:
+    engine = connect(spoken)
+    spoken.answer = lambda ledger: [*spoken.ids("one two three"), spoken.end_id]
+    asked = ask(engine, LEDGER, replace(GREEDY, stop_strings=("two",)))
+    assert (asked.text, asked.end.reason) == ("one ", FinishReason.STOP_STRING)
+
+
+SAMPLING = SamplingParams(
+    temperature=0.3, top_p=0.8, top_k=0, min_p=0.1, max_new_tokens=9, seed=2**40, logit_bias=((60, -2.5),),
+    presence_penalty=0.5, frequency_penalty=0.25, min_new_tokens=3, stop_token_ids=(77,),
+)  # fmt: skip
+
+
+def test_settings_as_vllm_takes_them(start: Start, connect: Connect) -> None:
+    server = start(VllmScript())
+    engine, sampling = connect(server), replace(SAMPLING, repetition_penalty=1.2)
+    assert engine.sampling_refusal(sampling) == ""
+    ask(engine, LEDGER, sampling)
+    sent = server.asked[-1]
+    own = sorted({*tiny_texts().stop_token_ids, 77})
+    assert sent["prompt"] == list(LEDGER)
+    assert sent["model"] == server.model
+    assert {name: sent[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} == {
+        "temperature": 0.3, "top_p": 0.8, "top_k": 0, "min_p": 0.1, "repetition_penalty": 1.2,
+    }  # fmt: skip
+    assert (sent["presence_penalty"], sent["frequency_penalty"], sent["seed"]) == (0.5, 0.25, 2**40)
+    assert (sent["min_tokens"], sent["stop_token_ids"], sent["logit_bias"]) == (3, own, {"60": -2.5})
+    ask(engine, LEDGER, replace(GREEDY, ignore_eos=True, max_new_tokens=7))
+    assert (server.asked[-1]["min_tokens"], server.asked[-1]["stop_token_ids"]) == (
+        7,
+        own[:1] if own[0] != 77 else own[1:],
+    )
+
+
+def test_settings_as_sglang_takes_them(start: Start, connect: Connect) -> None:
+    server = start(SglangScript())
+    engine = connect(server)
+    assert engine.sampling_refusal(SAMPLING) == ""
+    ask(engine, LEDGER, SAMPLING)
+    assert server.asked[-1]["input_ids"] == list(LEDGER)
+    sent = server.asked[-1]["sampling_params"]
+    assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["min_p"]) == (0.3, 0.8, -1, 0.1)
+    assert (sent["presence_penalty"], sent["frequency_penalty"], sent["sampling_seed"]) == (0.5, 0.25, 2**40)
+    assert (sent["min_new_tokens"], sent["logit_bias"], sent["max_new_tokens"]) == (3, {"60": -2.5}, 9)
+    assert "whole conversation" in engine.sampling_refusal(replace(GREEDY, repetition_penalty=1.1))
+    other = connect(start(sglang(is_deterministic=False)))
+    assert "--enable-deterministic-inference" in other.sampling_refusal(replace(GREEDY, seed=1))
+    assert other.sampling_refusal(GREEDY) == ""
+
+
+def test_models_are_named_to_a_server_with_several(start: Start, connect: Connect) -> None:
+    class Several(VllmScript):
+        def get(self, server: ScriptedServer, path: str) -> dict[str, Any] | None:
+            found = super().get(server, path)
+            if found is not None:
+                found["data"].insert(0, {"id": "adapter", "root": "adapter", "max_model_len": 64})
+            return found
+
+    server = start(Several())
+    for model in ("embedded", "Other-1B"):
+        with pytest.raises(ModelLoadError, match="serves adapter, Scripted-1B"):
+            connected(server, texts=tiny_texts(), model=model)
+    assert connect(server, model="Scripted-1B").info.context_limit_tokens == 2048
+    assert connect(server, model="adapter").info.context_limit_tokens == 64
+
+
+def test_an_engine_without_details_says_so(start: Start, connect: Connect) -> None:
+    dialect = VllmScript()
+    dialect.reports_details = False
+    engine = connect(start(dialect))
+    assert any("--enable-prompt-tokens-details" in note for note in engine.info.notes)
+
+
+@pytest.mark.parametrize("dialect", [VllmScript, SglangScript])
+def test_a_server_that_returns_no_ids_is_refused(start: Start, dialect: Callable[[], Any]) -> None:
+    script = dialect()
+    script.returns_ids = False
+    with pytest.raises(ModelLoadError, match="token ids are sent and returned"):
+        connected(start(script), texts=tiny_texts())
+
+
+def test_lost_ids_are_noticed(start: Start, connect: Connect) -> None:
+    """An event that never arrived would leave a hole in the ledger."""
+
+    class Lossy(SglangScript):
+        is_incremental = True
+
+        def _events(self, server: ScriptedServer, body: Any) -> Any:
+            for number, event in enumerate(super()._events(server, body)):
+                if number != 2:
+                    yield event
+
+    end = ask(connect(start(Lossy())), LEDGER).end
+    assert end.reason is FinishReason.LOST
+    assert end.error is not None
+    assert "the ids of some are missing" in end.error
+
+
+@pytest.mark.parametrize("name", ["vLLM", "SGLang"])
+def test_nothing_is_reused_between_owners(start: Start, connect: Connect, name: str) -> None:
+    server = start(DIALECTS[name]())
+    engine = connect(server)
+    for owner in ("ada", "bob"):
+        assert ask(engine, LEDGER, fairness_key=owner).end.reused_tokens == 0
+        assert ask(engine, LEDGER, fairness_key=owner).end.reused_tokens > 0
+    assert len(server.salted) == 2
+    assert not any(owner in salt for owner in ("ada", "bob") for salt in server.salted)
+
+
+def test_an_engine_that_cannot_keep_owners_apart_says_so(server: ScriptedServer, connect: Connect) -> None:
+    assert any("one cache for all users" in note for note in connect(server).info.notes)
+
+
+def test_a_redirect_is_not_followed(start: Start, connect: Connect) -> None:
+    """The key and the messages go where they were meant to go."""
+    server, other = start(), start()
+    engine = connect(server, key="s3cret")
+    server.refuse = [(307, {"location": f"{other.address}/completion"}, b"")] * 10
+    end = ask(engine, LEDGER).end
+    assert end.reason is FinishReason.FAILED
+    assert end.error is not None
+    assert "HTTP 307" in end.error
+    assert other.asked == []

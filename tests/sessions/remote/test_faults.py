@@ -1,0 +1,227 @@
+"""Everything that an engine can do wrong: the message is kept, the answer so far too, and a sentence says what
+happened. No try ever makes a second message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from model_runtime.remote import generation
+from sessions.types import MessageStatus
+from tests.model_runtime.remote.scripted_server import ScriptedServer
+from tests.sessions.remote.conftest import Open, Start
+from tests.sessions.session_harness import ADA, SessionHarness, finish, until
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "BUSY_PATIENCE_S", 0.5)
+    monkeypatch.setattr(generation, "AWAY_PATIENCE_S", 0.3)
+    monkeypatch.setattr(generation, "FIRST_PAUSE_S", 0.02)
+
+
+def breaks(tokens: int) -> Callable[[ScriptedServer], None]:
+    def change(server: ScriptedServer) -> None:
+        server.breaks_after = tokens
+
+    return change
+
+
+def sends(content: bytes) -> Callable[[ScriptedServer], None]:
+    def change(server: ScriptedServer) -> None:
+        server.sends_instead = content
+
+    return change
+
+
+def refuses(
+    status: int, body: bytes = b'{"error": {"message": "too  many\\nrequests"}}'
+) -> Callable[[ScriptedServer], None]:
+    def change(server: ScriptedServer) -> None:
+        server.refuse = [(status, {}, body)] * 100
+
+    return change
+
+
+def answers(ids: list[int]) -> Callable[[ScriptedServer], None]:
+    def change(server: ScriptedServer) -> None:
+        server.answer = lambda ledger: ids
+
+    return change
+
+
+def hangs(server: ScriptedServer) -> None:
+    server.first_delay_s = 1.2
+
+
+@dataclass(frozen=True)
+class Fault:
+    change: Callable[[ScriptedServer], object]
+    status: MessageStatus
+    says: str
+    tokens: int = 0
+
+
+EVENT = b'data: {"content": "x", "tokens": [50], "stop": false}\n\n'
+FAULTS = {
+    "killed": Fault(ScriptedServer.kill, MessageStatus.FAILED, "cannot be reached (connection refused)"),
+    "broken before the first token": Fault(breaks(0), MessageStatus.FAILED, "broke the connection"),
+    "broken in the middle": Fault(breaks(3), MessageStatus.INTERRUPTED, "broke the connection", 3),
+    "silent": Fault(hangs, MessageStatus.FAILED, "has sent nothing for 1 seconds"),
+    "429": Fault(refuses(429), MessageStatus.FAILED, 'has no room now (HTTP 429: "too many requests")'),
+    "503 without a body": Fault(refuses(503, b""), MessageStatus.FAILED, "has no room now (HTTP 503)"),
+    "500": Fault(refuses(500), MessageStatus.FAILED, "failed (HTTP 500"),
+    "400": Fault(refuses(400), MessageStatus.FAILED, "refused the request (HTTP 400"),
+    "a key that was taken away": Fault(refuses(401), MessageStatus.FAILED, "does not accept the key"),
+    "no JSON": Fault(sends(b"data: {nonsense\n\n"), MessageStatus.FAILED, "is not JSON"),
+    "no object": Fault(sends(b"data: [1]\n\n"), MessageStatus.FAILED, "not a JSON object"),
+    "no events": Fault(sends(b"<html>hello</html>\n"), MessageStatus.FAILED, "something else than events"),
+    "nothing": Fault(sends(b""), MessageStatus.FAILED, "ended the stream before"),
+    "an end without an end": Fault(sends(EVENT * 2), MessageStatus.INTERRUPTED, "ended the stream before", 2),
+    "an error in the stream": Fault(
+        sends(EVENT + b'data: {"error": {"message": "slot failed"}}\n\n'), MessageStatus.INTERRUPTED, "slot failed", 1
+    ),
+    "an old error in the stream": Fault(sends(b'error: {"message": "oh"}\n\n'), MessageStatus.FAILED, '"oh"'),
+    "text without ids": Fault(
+        sends(b'data: {"content": "hello", "stop": false}\n\n'), MessageStatus.FAILED, "text without token ids"
+    ),
+    "ids that are none": Fault(
+        sends(EVENT + b'data: {"content": "x", "tokens": ["50"]}\n\n'), MessageStatus.INTERRUPTED, "no token ids", 1
+    ),
+    "an id beyond the vocabulary": Fault(
+        answers([50, 51, 99_999]), MessageStatus.INTERRUPTED, "99,999 is not in the vocabulary", 2
+    ),
+    "nested beyond measure": Fault(sends(b"data: " + b"[" * 100_000 + b"\n\n"), MessageStatus.FAILED, "is not JSON"),
+}
+
+
+def check(harness: SessionHarness, conversation: str, text: str, fault: Fault) -> None:
+    """One turn with the fault, then one without."""
+    before = harness.texts(conversation)
+    message = harness.say(conversation, text)
+    assert message.status is fault.status
+    assert fault.says in message.note
+    assert "kept" in message.note
+    path = harness.path(conversation)
+    assert [node.text for node in path[:-1]] == [*before, text], "the message is there, once"
+    assert len(path[-1].answer_ids) == fault.tokens
+    assert message.can_continue is (fault.status is MessageStatus.INTERRUPTED)
+    assert message.sibling_count == 1
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault(name: str, start: Start, open_on: Open) -> None:
+    server = start()
+    harness = open_on(server, silence_s=1.0 if name == "silent" else 300.0)
+    conversation = harness.conversation()
+    harness.say(conversation, "Before.")
+    FAULTS[name].change(server)
+    check(harness, conversation, "During.", FAULTS[name])
+    server.close()
+    again = start(port=server.port)
+    message = finish(harness.manager.regenerate(ADA, conversation))
+    assert message.status is MessageStatus.COMPLETE, message.note
+    assert tuple(again.asked[-1]["prompt"]) == prompt(harness, conversation)
+    assert harness.texts(conversation)[2] == "During."
+
+
+def prompt(harness: SessionHarness, conversation: str) -> tuple[int, ...]:
+    path = harness.path(conversation)
+    return harness.ledger(conversation)[: -len(path[-1].answer_ids)]
+
+
+def test_an_interrupted_answer_goes_on_from_its_ids(server: ScriptedServer, open_on: Open) -> None:
+    harness = open_on(server)
+    conversation = harness.conversation()
+    server.breaks_after = 4
+    harness.say(conversation, "Count.")
+    server.breaks_after = None
+    kept = harness.path(conversation)[-1].answer_ids
+    message = finish(harness.manager.continue_answer(ADA, conversation))
+    assert message.status is MessageStatus.COMPLETE
+    assert harness.path(conversation)[-1].answer_ids[:4] == kept
+
+
+def test_room_that_comes_is_waited_for(server: ScriptedServer, open_on: Open) -> None:
+    harness = open_on(server)
+    conversation = harness.conversation()
+    server.refuse = [(429, {"retry-after": "0.05"}, b""), (503, {}, b"busy")]
+    assert harness.say(conversation, "One.").status is MessageStatus.COMPLETE
+    assert len(harness.path(conversation)) == 2
+    assert len(server.asked) == 1 + 3
+
+
+def test_a_server_that_says_to_come_back_too_late_is_not_waited_for(server: ScriptedServer, open_on: Open) -> None:
+    harness = open_on(server)
+    server.refuse = [(429, {"retry-after": "3600"}, b"")]
+    assert harness.say(harness.conversation(), "One.").status is MessageStatus.FAILED
+
+
+def test_another_model_at_the_same_address_is_never_asked(start: Start, open_on: Open) -> None:
+    server = start()
+    harness = open_on(server)
+    conversation = harness.conversation()
+    harness.say(conversation, "One.")
+    server.close()
+    other = start(port=server.port, model="Other-7B")
+    message = harness.say(conversation, "Two.")
+    assert message.status is MessageStatus.FAILED
+    assert "now serves another model" in message.note
+    assert all(body["n_predict"] == 1 for body in other.asked), "only what finds out what it speaks"
+    assert not harness.manager.is_well
+    assert "Other-7B" in harness.manager.engine_trouble
+    other.close()
+    start(port=server.port)
+    assert finish(harness.manager.regenerate(ADA, conversation)).status is MessageStatus.COMPLETE
+    assert harness.manager.is_well
+
+
+def test_a_model_that_changes_behind_the_last_question_is_noticed(server: ScriptedServer, open_on: Open) -> None:
+    harness = open_on(server)
+
+    def answer(ledger: tuple[int, ...]) -> list[int]:
+        server.model = "Other-7B"
+        return [50, 51, server.end_id]
+
+    server.answer = answer
+    message = harness.say(harness.conversation(), "One.")
+    assert message.status is MessageStatus.INTERRUPTED
+    assert "the model Other-7B wrote it" in message.note
+
+
+def test_health_notices_without_a_turn(start: Start, open_on: Open) -> None:
+    server = start()
+    harness = open_on(server)
+    assert harness.manager.is_well
+    server.kill()
+    until(lambda: not harness.manager.is_well)
+    assert "cannot be reached" in harness.manager.engine_trouble
+    assert [one.address for one in harness.manager.servers] == [server.address]
+    start(port=server.port)
+    until(lambda: harness.manager.is_well)
+    assert harness.say(harness.conversation(), "One.").status is MessageStatus.COMPLETE
+
+
+def test_a_stop_is_a_stop_and_no_fault(server: ScriptedServer, open_on: Open) -> None:
+    harness = open_on(server)
+    server.answer, server.token_delay_s = lambda ledger: [50] * 200, 0.02
+    conversation = harness.conversation()
+    run = harness.manager.send(ADA, conversation, "Count.")
+    until(lambda: run.snapshot().sampled_tokens > 2)
+    harness.manager.stop(ADA, conversation)
+    message = finish(run)
+    assert (message.status, message.note) == (MessageStatus.STOPPED, "Stopped.")
+    until(lambda: server.given_up == 1)
+    assert harness.manager.is_well
+
+
+def test_the_manager_ends_in_time_with_a_silent_engine(server: ScriptedServer, open_on: Open) -> None:
+    harness = open_on(server)
+    server.first_delay_s = 1.0
+    conversation = harness.conversation()
+    run = harness.manager.send(ADA, conversation, "Count.")
+    until(lambda: len(server.asked) == 2)
+    harness.manager.close()
+    assert finish(run).status is MessageStatus.INTERRUPTED
