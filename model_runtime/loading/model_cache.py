@@ -13,6 +13,7 @@ import torch
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import progress_on_terminals_only
+from model_runtime.loading.checks.gguf_parts import gguf_files, model_name
 from model_runtime.loading.gguf.conversion import FORMAT_VERSION, SOURCE_FILE, convert_gguf
 from model_runtime.loading.sealed_directory import broken_because, build, is_ours, only_one, set_aside, sweep
 from model_runtime.weights.build import build_dequantised
@@ -24,19 +25,26 @@ _KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The GGUF types of a converted file's matrices, and notes about it. `has_blocks`: its model can run on 4-bit
-    blocks as they are."""
+    """The GGUF types of a converted file's matrices, the name of their mixture if it has one ("Q4_K_M"), and notes
+    about it. `has_blocks`: torch's kernels can run its model on 4-bit blocks as they are."""
 
     matrix_types: tuple[str, ...]
     has_blocks: bool
     notes: tuple[str, ...]
+    mix: str | None = None
+
+    @property
+    def bits_name(self) -> str:
+        """ "Q4_K_M", "Q4_1", "Q5_0/Q8_0"."""
+        return self.mix or "/".join(self.matrix_types)
 
 
 def gguf_key(path: Path) -> str:
-    """A key for a user's file in the cache, from its path, size and time, because hashing all of it takes long."""
-    status = path.stat()
-    text = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return f"{path.stem[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    """A key for a user's file in the cache, from its path, size and time, because hashing all of it takes long. A model
+    in several files has one key, whichever of them is named. Raises `ModelLoadError` when one of them is missing."""
+    files = gguf_files(path)
+    texts = [f"{file.resolve()}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}" for file in files]
+    return f"{model_name(path)[:60]}-{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:12]}"
 
 
 def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say, *, embedded: bool = False) -> Path:
@@ -80,7 +88,7 @@ def half_checkpoint(converted: Path, say: Say) -> Path:
 def read_source(converted: Path) -> Source:
     """What `convert_gguf` recorded about the file."""
     source = json.loads((converted / SOURCE_FILE).read_text(encoding="utf-8"))
-    return Source(tuple(source["matrix_types"]), bool(source["has_blocks"]), tuple(source["notes"]))
+    return Source(tuple(source["matrix_types"]), bool(source["has_blocks"]), tuple(source["notes"]), source.get("mix"))
 
 
 def _kept(directory: Path, fill: Callable[[Path], None], say: Say) -> Path:
