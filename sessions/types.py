@@ -49,6 +49,7 @@ class MissReason(StrEnum):
     SNAPSHOT_REFUSED = "snapshot_refused"
     REREAD_CHEAPER = "reread_cheaper"
     FORKED = "forked"
+    ROPE_CHANGED = "rope_changed"  # the model has other rotary frequencies for conversations of this length
     # The saved memory is not on disk:
     UNSAVED = "unsaved"  # the server stopped before it was written
     NOT_SAVED = "not_saved"  # it could not be written

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from app import units
-from sessions.types import Receipt, Tier
+from sessions.types import MissReason, Receipt, Tier
 
 
 def line(receipt: Receipt) -> str:
     """ "1,812 reused / 38 read ahead / 8 new · first token 0.05 s · 31 tok/s"."""
-    if receipt.miss_reason is not None and receipt.reused_tokens == 0:
+    if _is_missed(receipt) and receipt.reused_tokens == 0:
         parts = [f"{units.tokens(receipt.fed_tokens)} read again"]
     else:
         ahead = f"{units.tokens(receipt.ahead_tokens)} read ahead / " if receipt.ahead_tokens else ""
@@ -54,9 +54,18 @@ def details(receipt: Receipt) -> list[tuple[str, str]]:
 def _reused(receipt: Receipt) -> str:
     kept_tokens = _kept_tokens(receipt)
     if kept_tokens == 0:
-        return "nothing: no cache held this conversation" if receipt.miss_reason else "nothing: this is the first turn"
+        if not _is_missed(receipt):
+            return "nothing: this is the first turn"
+        if receipt.miss_reason is MissReason.ROPE_CHANGED:
+            return "nothing: what is kept was computed for another length"
+        return "nothing: no cache held this conversation"
     tier = "" if receipt.tier_before is Tier.NONE else f", from {_tier(receipt.tier_before)}"
     return f"{units.tokens(kept_tokens)} tokens{tier}"
+
+
+def _is_missed(receipt: Receipt) -> bool:
+    """Whether it was fed more than it added before the answer began."""
+    return receipt.miss_reason is not None and receipt.fed_tokens > receipt.delta_tokens
 
 
 def _kept_tokens(receipt: Receipt) -> int:

@@ -35,7 +35,7 @@ NLL_LIMIT = 0.005
 # Random weights give flat logits, so bfloat16's rounding error is measured in their standard deviations, as a root mean
 # square (the largest of a hundred thousand is five times that, of a larger vocabulary more).
 PRODUCTION_LIMIT = 0.05
-STEPS = 100
+STEPS, TINY_STEPS = 100, 20
 TURN_TOKENS = 30
 
 
@@ -149,7 +149,7 @@ def _checked(
     bench: Bench, name: str, loaded: LoadedModel, runtime: DeviceRuntime, geometry: KVGeometry, limit: float
 ) -> None:
     print(f" {name}: {runtime.kernel}")
-    reader = _Reader(runtime, loaded)
+    reader, count = _Reader(runtime, loaded), TINY_STEPS if bench.is_tiny else STEPS
     ledgers = [some_ids(loaded, tokens, seed) for seed, tokens in ((1, 300), (2, 140), (3, 171))]
     whole = [_own_attention(loaded.model, ledger) for ledger in ledgers]
     spread = float(whole[0].std())
@@ -171,14 +171,14 @@ def _checked(
     # All conversations together: the beginnings, a long turn, a short turn, then token by token.
     kvs = [runtime.place.new_kv() for _ in ledgers]
     reader.read([ledger[:20] for ledger in ledgers], kvs)
-    reader.read([ledger[20 : -STEPS - 15] for ledger in ledgers], kvs)
-    reader.read([ledger[-STEPS - 15 : -STEPS - 1] for ledger in ledgers], kvs)
-    steps = [reader.step(kvs, [ledger[place] for ledger in ledgers]) for place in range(-STEPS - 1, -1)]
+    reader.read([ledger[20 : -count - 15] for ledger in ledgers], kvs)
+    reader.read([ledger[-count - 15 : -count - 1] for ledger in ledgers], kvs)
+    steps = [reader.step(kvs, [ledger[place] for ledger in ledgers]) for place in range(-count - 1, -1)]
     cached = [torch.cat([step[number] for step in steps]) for number in range(len(ledgers))]
-    ends = [logits[-STEPS - 1 : -1] for logits in whole]
+    ends = [logits[-count - 1 : -1] for logits in whole]
     compare("cached equals one read", cached, ends)
-    nll = [_nll(logits, ledger[-STEPS:]) for logits, ledger in zip(cached, ledgers, strict=True)]
-    expected_nll = [_nll(logits, ledger[-STEPS:]) for logits, ledger in zip(ends, ledgers, strict=True)]
+    nll = [_nll(logits, ledger[-count:]) for logits, ledger in zip(cached, ledgers, strict=True)]
+    expected_nll = [_nll(logits, ledger[-count:]) for logits, ledger in zip(ends, ledgers, strict=True)]
     nll_gap = abs(sum(nll) - sum(expected_nll)) / len(ledgers)
     bench.check(f"{name}: NLL", nll_gap <= NLL_LIMIT, f"(gap {nll_gap:.2g}, allowed {NLL_LIMIT})")
 

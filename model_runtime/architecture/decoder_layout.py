@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from model_runtime.architecture.layer_settings import differs_by_layer
-from model_runtime.architecture.rope import fixed_rope_tokens
+from model_runtime.architecture.rope import has_fixed_rope
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 PROJECTIONS = {
@@ -34,7 +34,7 @@ def has_common_layout(model: PreTrainedModel) -> bool:
         and config.hidden_act == "silu"
         and all(kind == "full_attention" for kind in kinds)
         and isinstance(getattr(getattr(model, "model", None), "layers", None), nn.ModuleList)
-        and fixed_rope_tokens(config) is None
+        and has_fixed_rope(config)
     )
 
 

@@ -10,6 +10,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
+_TEXT_CLASS_READS_IT = frozenset({"gemma3n"})
+
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """The class for text models, or for models of images and text whose text model can run alone (Mistral 3, Qwen3-VL);
@@ -19,6 +21,19 @@ def auto_class(config: PreTrainedConfig) -> Any:
     if not _is_text_model(config) and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+def text_alone(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of the text model that is loaded instead of a composite one; any other config as it is. Gemma 3n's
+    text class reads composite checkpoints, and its eyes need a package (timm) that texts do not."""
+    if config.model_type not in _TEXT_CLASS_READS_IT:
+        return config
+    text: Any = config.get_text_config()
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None:
+        text.quantization_config = stored
+    own: PreTrainedConfig = text
+    return own
 
 
 def _is_text_model(config: PreTrainedConfig) -> bool:

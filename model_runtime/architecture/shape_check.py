@@ -1,68 +1,19 @@
-"""Checks that a model is consistent: its config is possible, and every matrix, norm, bias and table has the size that
-the config says. torch checks what it multiplies, but our own CPU and CUDA kernels trust the sizes they are given and
-write where these point, so they run only models that passed these checks.
+"""Checks that a model is consistent: every matrix, norm, bias and table has the size that its config says. torch checks
+what it multiplies, but our own CPU and CUDA kernels trust the sizes they are given and write where these point, so they
+run only models that passed these checks.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from model_runtime.architecture.decoder_layout import head_dim_of, head_norms_of, projections_of
-from model_runtime.architecture.ignored_settings import refuse_ignored_settings
-from model_runtime.architecture.layer_settings import values_of
 from model_runtime.interface.errors import ModelLoadError
-
-MOST_CONTEXT_TOKENS = 1 << 24  # rotary positions are float32, which represents every integer only up to here
-_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-_MORE_COUNTS = ("intermediate_size", "max_position_embeddings", "sliding_window", "num_experts", "num_local_experts")
-_CLASSIC_COUNTS = ("max_seq_len", "window_size", "num_kv_heads")
-_FACTORS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
-
-
-def check_config(config: PretrainedConfig, name: str) -> None:
-    """Raises `ModelLoadError` for numbers that no model can have, and for settings that transformers would ignore.
-    Numbers that an architecture does not state are not checked."""
-    text = config.get_text_config()
-    counts = (*_COUNTS, *_MORE_COUNTS, *_CLASSIC_COUNTS)
-    for key, value in ((name, one) for name in counts for one in values_of(text, name)):
-        if key == "sliding_window" and value == 0 and not getattr(text, "use_sliding_window", True):
-            continue  # how Qwen2-MoE's config says that nothing slides
-        if isinstance(value, bool) or (isinstance(value, (int, float)) and not _is_count(value)):
-            raise _impossible(name, key, value)
-    context = declared_context_tokens(text)
-    if context is not None and context > MOST_CONTEXT_TOKENS:
-        raise ModelLoadError(
-            f"{name} cannot be used: it says its context is {context:,} tokens long; at most {MOST_CONTEXT_TOKENS:,} "
-            "are possible."
-        )
-    for heads, kv_heads in _heads_of_layers(text):
-        if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-            raise ModelLoadError(f"{name} cannot be used: {heads} heads cannot share {kv_heads} key heads.")
-    for key, value in _factors_of(text):
-        if not isinstance(value, bool) and isinstance(value, (int, float)) and not (math.isfinite(value) and value > 0):
-            raise _impossible(name, key, value)
-    refuse_ignored_settings(text, name)
-
-
-def _heads_of_layers(text: Any) -> list[tuple[Any, Any]]:
-    heads, kv_heads = values_of(text, "num_attention_heads"), values_of(text, "num_key_value_heads")
-    layers = max(len(heads), len(kv_heads))
-    return [(heads[n % len(heads)], kv_heads[n % len(kv_heads)]) for n in range(layers)]
-
-
-def declared_context_tokens(text_config: Any) -> int | None:
-    """How many tokens the config says that the model holds; None if it does not say (BLOOM)."""
-    for key in ("max_position_embeddings", "max_seq_len"):  # MPT's word for it
-        value = getattr(text_config, key, None)
-        if isinstance(value, int):
-            return value
-    return None
 
 
 def check_decoder_shapes(model: PreTrainedModel) -> None:
@@ -192,22 +143,3 @@ def _wrong_rope(rotary: nn.Module, hidden: int, dim: int) -> str | None:
     cosine, sine = rotary(torch.empty(1, 1, hidden, device=device), torch.zeros(1, 1, dtype=torch.int64, device=device))
     found = (int(cosine.shape[-1]), int(sine.shape[-1]))
     return None if found == (dim, dim) else f"its rotary positions are {found[0]:,} wide instead of {dim:,}"
-
-
-def _factors_of(config: Any) -> Iterator[tuple[str, object]]:
-    for key in _FACTORS:
-        yield from ((key, value) for value in values_of(config, key))
-    rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, Mapping):
-        for parameters in rope.values() if any(isinstance(v, Mapping) for v in rope.values()) else (rope,):
-            if isinstance(parameters, Mapping):
-                for key in ("rope_theta", "factor"):
-                    yield f"rope_parameters.{key}", parameters.get(key)
-
-
-def _is_count(value: float) -> bool:
-    return isinstance(value, int) and 0 < value < 1 << 40
-
-
-def _impossible(name: str, key: str, value: object) -> ModelLoadError:
-    return ModelLoadError(f"{name} cannot be used: its {key} is {str(value)[:60]}.")

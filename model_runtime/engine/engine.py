@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import torch
 
-from model_runtime.architecture.shape_check import check_config, check_vocabulary
+from model_runtime.architecture.config_check import check_config
+from model_runtime.architecture.shape_check import check_vocabulary
 from model_runtime.decoding.lookup import Lookup
 from model_runtime.engine.generation import RunningGeneration
 from model_runtime.engine.inbox import CLOSED, GIVEN_UP, Inbox
@@ -246,9 +247,12 @@ class LocalEngine:
         ledger: abc.Sequence[int],
         copies: abc.Sequence[KV | abc.Iterable[protocol.Segment]],
         must_stop: Callable[[], bool],
+        is_long_rope: bool = False,
     ) -> Verification | None:
         """Compares stored rows with those of a re-read, in pieces between steps."""
-        reread = Reread(self._forward, self._own(scratch), ledger, self._tolerance, lambda: bool(self._inbox.arrived))
+        slab = self._own(scratch)
+        slab.use_rope(is_long_rope)
+        reread = Reread(self._forward, slab, ledger, self._tolerance, lambda: bool(self._inbox.arrived))
         exact = [c if isinstance(c, KVSlab) else map(self._rows.unpacked, c) for c in copies]  # type: ignore[arg-type]
         return compare_all(
             reread, self._geometry, exact, lambda p: self._inbox.call(partial(self._steps.in_passing, p)), must_stop

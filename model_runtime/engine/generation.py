@@ -48,6 +48,7 @@ class RunningGeneration(Work):
         self._draft: list[int] = []
         self._drafted_tokens = 0
         self._accepted_tokens = 0
+        self._reread_tokens = 0
         self._tokenizer = tokenizer
         ledger, sampling = request.ledger, request.sampling
         self._sampler = Sampler(sampling, ledger, slab.device)
@@ -67,8 +68,13 @@ class RunningGeneration(Work):
         return self.request.is_idle
 
     @property
-    def is_decoding(self) -> bool:
+    def has_sampled(self) -> bool:
         return bool(self._sampled)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Not while it is read again with other frequencies."""
+        return bool(self._sampled) and not (self._reread_tokens and len(self._unfed) > 1)
 
     @property
     def fairness_key(self) -> str:
@@ -76,14 +82,17 @@ class RunningGeneration(Work):
 
     def draft(self, context_limit_tokens: int, worth: StepWorth | None) -> None:
         """While decoding: drafts what follows the pending token, for the next forward to check. A draft never exceeds
-        the answer's limit or the context's, so the KV never outgrows its reservation."""
+        the answer's limit or the context's, so the KV never outgrows its reservation; nor the length up to which its
+        rotary frequencies are right."""
         if self._text.stopped:
             return
         if self._drafter is None:
             self._drafter = Drafter([*self.request.ledger, *self._sampled])
         of_answer = self.request.sampling.max_new_tokens - len(self._sampled) - 1
         of_context = context_limit_tokens - self.slab.length_tokens - 2
-        self._draft = self._drafter.draft(min(of_answer, of_context), worth)
+        room_tokens = self.slab.short_room_tokens
+        of_rope = of_context if room_tokens is None else room_tokens - 1
+        self._draft = self._drafter.draft(min(of_answer, of_context, of_rope), worth)
 
     @property
     def has_draft(self) -> bool:
@@ -160,6 +169,15 @@ class RunningGeneration(Work):
             self._cut_stop_string()
         elif reason is not None:
             self.finish(reason)
+        elif self.slab.short_room_tokens == 0:
+            self._read_again()
+
+    def _read_again(self) -> None:
+        """The next row needs long RoPE's long frequencies, so do all before it: they are dropped and fed once more, as
+        transformers' `generate` does (Phi-3's `prepare_inputs_for_generation`)."""
+        self._unfed = [*self.ledger, *self._sampled]
+        self.slab.use_rope_for(len(self._unfed))
+        self._reread_tokens = len(self._unfed) - 1
 
     def _cut_stop_string(self) -> None:
         """Ends the answer's ids where its text ends, and its KV one id before that, as after every answer.
@@ -176,8 +194,9 @@ class RunningGeneration(Work):
         self._cut_tokens = len(self._sampled) - whole
         kept_tokens = len(self.ledger) + whole
         self.slab.crop(kept_tokens if self._part_ids else kept_tokens - 1)
-        has_room = kept_tokens + len(self._part_ids) <= self._room_tokens
-        self._unfed = list(self._part_ids[:-1]) if has_room else []
+        unfed = list(self._part_ids[:-1])
+        has_room = kept_tokens + len(self._part_ids) <= self._room_tokens and self.slab.holds_with_rope(len(unfed))
+        self._unfed = unfed if has_room else []
         if not self._unfed:
             self.finish(FinishReason.STOP_STRING)
 
@@ -230,6 +249,8 @@ class RunningGeneration(Work):
             error=None if is_complete else error,
             cut_tokens=self._cut_tokens,
             part_ids=self._part_ids,
+            is_rope_changed=self._is_rope_changed,
+            reread_tokens=self._reread_tokens,
         )
 
     def _token_text(self, token_id: int) -> str:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from model_runtime.forward.runtime import Forward, KVPlace
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.findings import Int8Drift
+from model_runtime.interface.numerics import with_long_rope
 from model_runtime.interface.segments import identify
 from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import copy_in, copy_out
@@ -49,9 +50,10 @@ def measure_drift(
     history = max(1, len(ids) - min(PROBE_TOKENS, len(ids) // 3))
     exact, passed = place.new_kv(), place.new_kv()
     for slab in (exact, passed):
+        slab.use_rope_for(len(ids))
         slab.ensure_room(len(ids))
     forward.run([Feed(exact, ids[:history], 1)])
-    identity = identify(None, ids[:history], "drift")
+    identity = identify(None, ids[:history], with_long_rope("drift") if exact.is_long_rope else "drift")
     copy_in(passed, geometry, rows.unpacked(rows.packed(copy_out(exact, geometry, identity))))
     truth = torch.tensor(ids[history + 1 :])
     found = [_follow(forward, slab, ids[history:-1]) for slab in (exact, passed)]

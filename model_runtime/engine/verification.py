@@ -85,7 +85,8 @@ class Reread:
         self._scratch = scratch
         self._tolerance = tolerance
         self._abort_if = abort_if
-        last = len(self.ledger) - 1
+        room_tokens = scratch.short_room_tokens
+        last = len(self.ledger) - 1 if room_tokens is None else min(len(self.ledger), room_tokens) - 1
         self._probes = sorted({last * number // PROBES for number in range(1, PROBES + 1)} - {0})
         self._read_logits: dict[int, torch.Tensor] = {}
         self._logit_difference = 0.0

@@ -18,18 +18,21 @@ logger = logging.getLogger(__name__)
 class Work(ABC):
     """What generating and idle reading have in common. Engine thread only, except `abort`, which any thread may call.
 
-    `ledger` lists all ids that the KV must hold before anything is sampled.
+    `ledger` lists all ids that the KV must hold before anything is sampled. It is the beginning of a ledger of
+    `whole_tokens` tokens, if that is longer.
     """
 
-    def __init__(self, ledger: tuple[int, ...], slab: KVSlab, listener: Listener) -> None:
+    def __init__(self, ledger: tuple[int, ...], slab: KVSlab, listener: Listener, whole_tokens: int = 0) -> None:
         self.ledger = ledger
         self.slab = slab
+        self._whole_tokens = max(whole_tokens, len(ledger))
         self._listener = listener
         self._abort = threading.Event()
         self._submitted_at = time.perf_counter()
         self._unfed: list[int] = []
         self._fed_tokens = 0
         self._reused_tokens = 0
+        self._is_rope_changed = False
         self._is_finished = False
         self._emitting = threading.RLock()  # the watchdog may finish it while the engine thread emits an event
 
@@ -45,6 +48,11 @@ class Work(ABC):
 
     @property
     def is_decoding(self) -> bool:
+        """Whether its next step feeds the token that was sampled last."""
+        return False
+
+    @property
+    def has_sampled(self) -> bool:
         """Whether a token was sampled already."""
         return False
 
@@ -84,7 +92,7 @@ class Work(ABC):
     def fed(self, tokens: int) -> None:
         """A forward has appended `tokens` rows to the slab."""
         del self._unfed[:tokens]
-        if not self.is_decoding:
+        if not self.has_sampled:
             self._fed_tokens += tokens
             self._emit(PrefillProgress(self._fed_tokens, self._fed_tokens + len(self._unfed)))
 
@@ -101,7 +109,10 @@ class Work(ABC):
         """The last event."""
 
     def _crop_and_reserve(self, prefix: Sequence[int], room_tokens: int) -> None:
-        """Keeps the rows of `prefix` that the slab holds already, and reserves room for `room_tokens` tokens."""
+        """Keeps the rows of `prefix` that the slab holds already, if they have the rotary frequencies of the whole
+        ledger's length, and reserves room for `room_tokens` tokens."""
+        common_tokens = self.slab.common_prefix_tokens(prefix)
+        self._is_rope_changed |= self.slab.use_rope_for(self._whole_tokens) and common_tokens > 0
         self._reused_tokens = self.slab.common_prefix_tokens(prefix)
         self.slab.crop(self._reused_tokens)
         self._unfed = list(self.ledger[self._reused_tokens :])
@@ -121,7 +132,7 @@ class Reading(Work):
     """Reads ids into a KV and samples nothing. To the scheduler it is a prefill that never starts decoding."""
 
     def __init__(self, request: ReadRequest, slab: KVSlab, listener: Listener) -> None:
-        super().__init__(request.ledger, slab, listener)
+        super().__init__(request.ledger, slab, listener, request.whole_tokens)
 
     @property
     def is_idle(self) -> bool:
@@ -148,5 +159,6 @@ class Reading(Work):
             ttft_s=None,
             prefill_s=time.perf_counter() - self._submitted_at,
             decode_s=0.0,
+            is_rope_changed=self._is_rope_changed,
             error=error,
         )

@@ -14,16 +14,17 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.architecture.layer_settings import values_of
-from model_runtime.architecture.rope import changing_rope, fixed_rope_tokens
+from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.forward.attention_options import AttentionOptions
-from model_runtime.forward.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.rope_sets import rows_of, separate_rope_sets
 from model_runtime.forward.probing.boundaries import boundaries_of
 from model_runtime.forward.probing.compare import NotComparable, compare_turns, is_exact, is_steady, logits_gap
 from model_runtime.forward.probing.record import record_layers
 from model_runtime.forward.probing.shadow import length_for, small_copies
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.kv.geometry import KVGeometry
+from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.slab import KVSlab
 
 _FAR_TOKENS = 6
@@ -44,12 +45,13 @@ def probe_packing(
     if context_limit_tokens <= _FAR_TOKENS:
         raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few for an answer.")
     _refuse_changing_rope(model, context_limit_tokens)
-    stock = str(model.config._attn_implementation)
-    if stock == ATTENTION_NAME:
-        stock = "sdpa"  # an earlier engine has left ours set
+    stock = _own_attention(model)
     device = next(model.parameters()).device
     recorded = record_layers(model)
-    geometry = KVGeometry(tuple(recorded.shapes), kv_dtype, device, step_tokens)
+    short_tokens = separate_rope_sets(model)
+    if short_tokens is not None and context_limit_tokens <= short_tokens:
+        short_tokens = None  # no conversation gets so long
+    geometry = KVGeometry(tuple(recorded.shapes), kv_dtype, device, step_tokens, short_tokens)
     vocabulary = int(model.config.get_text_config().vocab_size)
     near = [(7 * i + 3) % vocabulary for i in range(_near_tokens(model, context_limit_tokens))]
     far = [(11 * i + 5) % vocabulary for i in range(_FAR_TOKENS)]
@@ -81,6 +83,16 @@ def probe_packing(
     return geometry
 
 
+def _own_attention(model: PreTrainedModel) -> str:
+    """The name of the attention with which the model is compared: its own, and "eager" where a part of it has no other
+    (Gemma 2 and gpt-oss, also within composite models)."""
+    stock = str(model.config._attn_implementation)
+    if stock not in (ATTENTION_NAME, "sdpa"):  # ours is set where an earlier engine has left it
+        return stock
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return "sdpa" if all(getattr(part, "_supports_sdpa", True) for part in parts) else "eager"
+
+
 def _name(model: PreTrainedModel) -> str:
     return type(model).__name__
 
@@ -90,8 +102,8 @@ def _refuse_changing_rope(model: PreTrainedModel, context_limit_tokens: int) -> 
     fixed_tokens = fixed_rope_tokens(config)
     if fixed_tokens is not None and context_limit_tokens > fixed_tokens:
         raise ModelLoadError(
-            f"{_name(model)} uses {changing_rope(config)} rotary positions, whose frequencies change at "
-            f"{fixed_tokens:,} tokens. Start with --context-limit {fixed_tokens}, or less."
+            f"{_name(model)} uses dynamic rotary positions, whose frequencies change with every token beyond "
+            f"{fixed_tokens:,}. Start with --context-limit {fixed_tokens}, or less."
         )
 
 
@@ -114,9 +126,7 @@ def _compare_past_boundaries(
         except ModelLoadError:
             continue  # the class does not bear this copy
         try:
-            compare_turns(
-                small, stock, KVGeometry(shapes, torch.float32, torch.device("cpu"), 64), length_for(boundaries)
-            )
+            compare_turns(small, stock, _geometry_of_copy(small, shapes), length_for(boundaries))
         except (NotComparable, *_CANNOT_RUN):
             continue
         except ModelLoadError:
@@ -125,6 +135,10 @@ def _compare_past_boundaries(
             continue
         return
     _compare_itself(model, stock, geometry, options, context_tokens)
+
+
+def _geometry_of_copy(small: PreTrainedModel, shapes: tuple[LayerShape, ...]) -> KVGeometry:
+    return KVGeometry(shapes, torch.float32, torch.device("cpu"), 64, separate_rope_sets(small))
 
 
 def _compare_itself(
@@ -179,7 +193,8 @@ def _packed(
 ) -> torch.Tensor:
     """The last logits of both sequences: all but the last tokens in one forward, then the last tokens together."""
     slabs = (KVSlab(geometry), KVSlab(geometry))
-    for slab, ids in zip(slabs, (near, far), strict=True):
+    for slab, ids, start in zip(slabs, (near, far), (0, far_start), strict=True):
+        slab.use_rope_for(start + len(ids))
         slab.ensure_room(len(ids))
     logits = torch.empty(0)
     for part in (slice(None, -1), slice(-1, None)):
@@ -192,7 +207,7 @@ def _packed(
             spans.append(Span(slab, len(row), len(piece), past))
             row.extend(piece)
             positions.extend(range(start + past, start + past + len(piece)))
-        with carrying(PackedBatch(spans)):
+        with carrying(PackedBatch(spans)), rows_of([(span.slab, span.tokens) for span in spans]):
             logits = model(
                 input_ids=torch.tensor([row], device=geometry.device),
                 position_ids=torch.tensor([positions], device=geometry.device),

@@ -218,7 +218,8 @@ def open_arena(
     if not is_right:
         forward.close()
         return None
-    if config.record_steps and not _waits(forward):
+    # A recording would keep the rotary frequencies of the conversations that it was made with.
+    if config.record_steps and not _waits(forward) and geometry.short_rope_tokens is None:
         _record(forward, check)
     name = _kernel_name(forward)
     logger.info("arena tokens=%d kernel=%s", arena.capacity_tokens, name)

@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
-from model_runtime.forward.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.kept_logits import kept_logits
+from model_runtime.forward.packed.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.rope_sets import rows_of, separate_rope_sets
 from model_runtime.kv.slab import KVSlab
 
 
@@ -30,6 +32,7 @@ class PackedForward:
         self.model = model
         self.device = next(model.parameters()).device
         self._is_counting = counts_positions(model)
+        separate_rope_sets(model)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -52,15 +55,17 @@ class PackedForward:
             positions.extend(range(past, past + tokens))
             rows.extend(range(len(ids) - feed.logit_rows, len(ids)))
         places = torch.tensor(positions, device=self.device)
-        with carrying(PackedBatch(spans, abort_if)):
+        # A forward without wanted logits still selects one row, because an empty selection would mean all rows.
+        keep = torch.tensor(rows or [len(ids) - 1], device=self.device)
+        fed = [(feed.slab, len(feed.token_ids)) for feed in feeds]
+        with carrying(PackedBatch(spans, abort_if)), rows_of(fed):
             logits: torch.Tensor = self.model(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=places[None],
-                # A forward without wanted logits still selects one row, because an empty selection would mean all rows.
-                logits_to_keep=torch.tensor(rows or [len(ids) - 1], device=self.device),
+                logits_to_keep=keep,
                 use_cache=False,
                 **cache_for(places, self._is_counting),
             ).logits
         for feed in feeds:
             feed.slab.appended(feed.token_ids)
-        return logits[0, : len(rows)].float()
+        return kept_logits(logits[0], keep, len(ids))[: len(rows)].float()

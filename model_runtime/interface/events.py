@@ -63,6 +63,8 @@ class Finished:
     Prompt lookup drafted `drafted_tokens`, of which the model confirmed `accepted_tokens`.
     After a stop string the last `cut_tokens` of the `sampled_tokens` do not belong to the answer: they spell the stop
     string. The answer has `part_ids` in their place, the text of the first of them up to the stop string.
+    `is_rope_changed`: rows that the KV held had the rotary frequencies of another length and were dropped before the
+    first token; `reread_tokens` were fed once more for the same reason while the answer grew.
     """
 
     reason: FinishReason
@@ -78,6 +80,8 @@ class Finished:
     accepted_tokens: int = 0
     cut_tokens: int = 0
     part_ids: tuple[int, ...] = ()
+    is_rope_changed: bool = False
+    reread_tokens: int = 0
 
 
 Event = PrefillProgress | TokenDelta | Finished

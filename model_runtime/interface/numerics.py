@@ -13,6 +13,7 @@ _SAID = {
     "cold": "the precision of saved memory was changed from {before} to {now}",
     "format": "Keepwarm was upgraded to another format of saved memory",
 }
+_LONG_ROPE = ("positions", "long")  # a part of a segment's fingerprint, not of a model's
 _DEFAULTS = {"format": "1"}  # the value of a missing part; "exact" for every other part
 
 
@@ -24,6 +25,18 @@ def line(**parts: str) -> str:
 def with_part(numerics: str, name: str, value: str) -> str:
     """The line with one more part at its end."""
     return numerics + _SEPARATOR + line(**{name: value})
+
+
+def with_long_rope(numerics: str) -> str:
+    """The line of rows with the long frequencies of long RoPE. Without this part they have the short ones, or the
+    model has only one set."""
+    return with_part(numerics, *_LONG_ROPE)
+
+
+def is_long_rope(numerics: str) -> bool:
+    """Whether rows of this line have the long frequencies of long RoPE."""
+    name, value = _LONG_ROPE
+    return _parts(numerics).get(name) == value
 
 
 def kv_precision(numerics: str) -> str:

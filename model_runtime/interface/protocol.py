@@ -24,6 +24,10 @@ class KV(Protocol):
     def allocated_bytes(self) -> int:
         """How many bytes of memory it holds now, unused capacity included."""
 
+    @property
+    def is_long_rope(self) -> bool:
+        """Whether its rows have the long frequencies of long RoPE."""
+
 
 class Segment(Protocol):
     """An immutable run of KV rows in host memory."""
@@ -48,6 +52,7 @@ class GenerationRequest:
     """Feeds what `kv` does not hold of `ledger` yet, then samples tokens.
 
     `kv` is first cropped to its longest common prefix with `ledger[:-1]`, so that stale rows never reach an answer.
+    Rows with the rotary frequencies of another length are dropped, also when the answer itself passes that length.
     `answer_prefix_tokens` is how many of the last ledger ids already belong to this answer (when an answer is
     continued); they count for incremental de-tokenisation, not for `max_new_tokens`. With `is_idle` the request has the
     priority of a `ReadRequest`. Prompts with different `fairness_key`s are read in turns.
@@ -63,7 +68,8 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """Reads `ledger` into `kv` and samples nothing. `kv` is first cropped to the longest common prefix.
+    """Reads `ledger` into `kv` and samples nothing. `kv` is first cropped to the longest common prefix. It is read as
+    the beginning of a ledger of `whole_tokens` tokens: long RoPE chooses the frequencies by that length.
 
     Idle priority: it runs only while no generation is running, and an arriving generation ends it between two layers
     (`FinishReason.PREEMPTED`; what was read so far stays in the KV). If a generation is already running, it ends at
@@ -72,6 +78,7 @@ class ReadRequest:
 
     ledger: tuple[int, ...]
     kv: KV
+    whole_tokens: int = 0  # at least the length of `ledger`; 0: that is all there will be
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,11 @@ class ModelInfo:
     default_sampling: SamplingParams
     notes: tuple[str, ...] = ()  # sentences: what was chosen or degraded at load
     int8_drift: Int8Drift | None = None  # None: saved rows are restored exactly
+    short_rope_tokens: int | None = None  # the longest ledger with long RoPE's short frequencies; None: only one set
+
+    def is_long_rope(self, ledger_tokens: int) -> bool:
+        """Whether a ledger of this length is read with the long frequencies of long RoPE."""
+        return self.short_rope_tokens is not None and ledger_tokens > self.short_rope_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +178,8 @@ class Engine(Protocol):
 
     def copy_beginning(self, source: KV, target: KV, ids: Sequence[int], least_tokens: int) -> tuple[int, int]:
         """Copies rows from one KV into another on the device, between steps, so that `target` holds as long a prefix of
-        `ids` as `source` does, if that is at least `least_tokens` more than it holds already. Returns the copied range
+        `ids` as `source` does, if that is at least `least_tokens` more than it holds already; rows of other rotary
+        frequencies than those of `source` do not count. Returns the copied range
         (start, end), or (0, 0) if nothing was copied. `source` may have a running generation, `target` must not. Raises
         `DeviceOutOfMemory` or `EngineClosed`."""
 
@@ -182,11 +195,13 @@ class Engine(Protocol):
         ledger: Sequence[int],
         copies: Sequence[KV | Iterable[Segment]],
         must_stop: Callable[[], bool],
+        is_long_rope: bool = False,
     ) -> Verification | None:
         """Reads `ledger` (all but its last id) into `scratch`, an empty KV that may grow to that length, and compares
         every copy with it, the last one by its logits too. A copy is a KV without a running generation, or consecutive
         segments from position 0; it is compared up to its first id that differs from the ledger. Works between the
         steps of running answers, in pieces no longer than a prefill chunk, and pauses while another prompt is read.
+        With `is_long_rope` it reads with the long frequencies of long RoPE, which the copies must have too.
         Returns None when `must_stop` returned true. Raises `DeviceOutOfMemory` or `EngineClosed`. Not from the engine
         thread."""
 

@@ -19,12 +19,14 @@ class LayerShape:
 @dataclass(frozen=True, slots=True)
 class KVGeometry:
     """The shape of a model's KV. Slabs grow in steps of `step_tokens`, or of a sixteenth of their length once that is
-    more, so that growing copies little and less than 7% of a long slab is unused."""
+    more, so that growing copies little and less than 7% of a long slab is unused. A KV of more than `short_rope_tokens`
+    tokens has the long frequencies of long RoPE; None without long RoPE."""
 
     layers: tuple[LayerShape, ...]
     dtype: torch.dtype
     device: torch.device
     step_tokens: int = 256
+    short_rope_tokens: int | None = None
 
     @property
     def bytes_per_token(self) -> int:

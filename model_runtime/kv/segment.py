@@ -23,7 +23,7 @@ import torch
 
 from model_runtime.interface import protocol
 from model_runtime.interface.errors import SegmentGone, SegmentNotSaved, SegmentRefused
-from model_runtime.interface.numerics import difference
+from model_runtime.interface.numerics import difference, is_long_rope
 from model_runtime.interface.segments import FORMAT_NAME, FORMAT_VERSION, SegmentIdentity
 from model_runtime.kv.geometry import KVGeometry
 from model_runtime.kv.int8 import (
@@ -85,11 +85,22 @@ def copy_out(
 
 def check_holds(slab: KVSlab, identity: SegmentIdentity, before: Sequence[int] | None) -> None:
     """Raises `ValueError` when the slab holds other tokens in the segment's place, or when other tokens than `before`
-    precede them."""
+    precede them, or when its rows have other rotary frequencies."""
     start, end = identity.start_tokens, identity.end_tokens
+    if slab.is_long_rope is not is_long_rope(identity.fingerprint):
+        raise ValueError("the slab's rows have other rotary frequencies than this segment's")
     stands_elsewhere = before is not None and slab.token_ids[:start] != list(before)
     if stands_elsewhere or tuple(slab.token_ids[start:end]) != identity.token_ids:
         raise ValueError("the slab does not hold the tokens of this segment")
+
+
+def take_rope_of(slab: KVSlab, identity: SegmentIdentity) -> None:
+    """Before a segment's rows are appended. Raises `ValueError` when the slab holds rows with other rotary
+    frequencies."""
+    is_long = is_long_rope(identity.fingerprint)
+    if slab.length_tokens and slab.is_long_rope is not is_long:
+        raise ValueError("a segment must have the rotary frequencies of the rows before it")
+    slab.use_rope(is_long)
 
 
 def at_8_bits(segment: KVSegment, geometry: KVGeometry) -> KVSegment:
@@ -134,6 +145,7 @@ def copy_in(slab: KVSlab, geometry: KVGeometry, segment: KVSegment) -> None:
     identity = segment.identity
     if slab.length_tokens != identity.start_tokens:
         raise ValueError("a segment must be appended where it begins")
+    take_rope_of(slab, identity)
     slab.ensure_room(identity.end_tokens)
     for tensor, rows in zip(_tensors(slab), _views(segment.data, geometry, len(identity.token_ids)), strict=True):
         tensor[:, identity.start_tokens : identity.end_tokens].copy_(rows)

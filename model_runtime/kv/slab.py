@@ -21,9 +21,19 @@ class KVSlab:
 
     `keys[layer]` is `(kv_heads, capacity_tokens, key_dim)`, `values[layer]` likewise; rows from `length_tokens` on are
     garbage. Head-major, so that the keys of a head are contiguous and all query heads of its group read them once.
+    `is_long_rope`: its rows have the long frequencies of long RoPE.
     """
 
-    __slots__ = ("__weakref__", "_capacity_tokens", "_geometry", "_memory", "keys", "token_ids", "values")
+    __slots__ = (
+        "__weakref__",
+        "_capacity_tokens",
+        "_geometry",
+        "_memory",
+        "is_long_rope",
+        "keys",
+        "token_ids",
+        "values",
+    )
 
     def __init__(self, geometry: KVGeometry) -> None:
         self._geometry = geometry
@@ -31,6 +41,7 @@ class KVSlab:
         is_mapped = CAN_GROW and geometry.device.type == "cpu"
         self._memory = SlabMemory(geometry.layers, geometry.dtype) if is_mapped else None
         self.token_ids: list[int] = []
+        self.is_long_rope = False
         self.keys: list[torch.Tensor] = [self._empty(s.kv_heads, 0, s.key_dim) for s in geometry.layers]
         self.values: list[torch.Tensor] = [self._empty(s.kv_heads, 0, s.value_dim) for s in geometry.layers]
 
@@ -62,6 +73,42 @@ class KVSlab:
         if list(ledger[:limit]) == self.token_ids[:limit]:
             return limit
         return next(i for i in range(limit) if ledger[i] != self.token_ids[i])
+
+    def use_rope_for(self, tokens: int) -> bool:
+        """Prepares for a ledger of `tokens` tokens: rows of the other set of rotary frequencies are dropped. Whether
+        there were any."""
+        short_tokens = self._geometry.short_rope_tokens
+        return self.use_rope(is_long=short_tokens is not None and tokens > short_tokens)
+
+    def use_rope(self, is_long: bool) -> bool:
+        """Like `use_rope_for`, for the long or the short frequencies."""
+        drops = is_long is not self.is_long_rope and self.length_tokens > 0
+        if drops:
+            self.crop(0)
+        self.is_long_rope = is_long
+        return drops
+
+    def check_rope(self, more_tokens: int) -> None:
+        """Called before that many rows are appended. An empty KV takes the frequencies of that length. Raises
+        `ValueError` if its rows have the short frequencies and may not become this many."""
+        if self.holds_with_rope(more_tokens):
+            return
+        if self.length_tokens:
+            raise ValueError(
+                f"{self.length_tokens} rows with short rotary frequencies cannot become {more_tokens} more than that"
+            )
+        self.is_long_rope = True
+
+    def holds_with_rope(self, more_tokens: int) -> bool:
+        """Whether that many rows may be appended without a change of its rotary frequencies."""
+        room_tokens = self.short_room_tokens
+        return room_tokens is None or more_tokens <= room_tokens
+
+    @property
+    def short_room_tokens(self) -> int | None:
+        """How many rows it can still append before it must be read again with other frequencies. None: no limit."""
+        short_tokens = self._geometry.short_rope_tokens
+        return None if short_tokens is None or self.is_long_rope else short_tokens - self.length_tokens
 
     def ensure_room(self, tokens: int) -> None:
         """Grows to hold `tokens` tokens. Raises what torch raises when there is no memory; the slab is then unchanged
@@ -134,6 +181,7 @@ def own_slab(kv: object) -> KVSlab:
 
 def hold_zeros(kv: KVSlab, tokens: int, room_tokens: int) -> None:
     """Fills an empty KV with `tokens` rows of zeros and room for `room_tokens`: a history to measure with."""
+    kv.use_rope_for(room_tokens)
     kv.ensure_room(room_tokens)
     kv.appended([0] * tokens)
     for tensor in (*kv.keys, *kv.values):
@@ -149,9 +197,10 @@ def copy_beginning(source: KVSlab, target: KVSlab, ids: Sequence[int], least_tok
     Raises what torch raises when there is no memory; `target` then holds a valid prefix of `ids`.
     """
     end = source.common_prefix_tokens(ids)
-    start = target.common_prefix_tokens(ids[:end])
+    start = target.common_prefix_tokens(ids[:end]) if target.is_long_rope is source.is_long_rope else 0
     if source is target or end - start < least_tokens:
         return 0, 0
+    target.use_rope(source.is_long_rope)
     target.crop(start)
     target.ensure_room(end)
     for mine, theirs in zip((*target.keys, *target.values), (*source.keys, *source.values), strict=True):

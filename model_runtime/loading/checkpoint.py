@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
 from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checks.checkpoint_check import check_checkpoint, read_config, tensor_dtypes
+from model_runtime.loading.checks.checkpoint_check import check_checkpoint, tensor_dtypes
+from model_runtime.loading.checks.config_file import read_config, read_model_config
 from model_runtime.loading.checks.tokenizer_check import check_tokenizer_files, damaged_tokenizer
 from model_runtime.loading.checks.unused_weights import unused_weights
 from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
@@ -37,7 +38,7 @@ def load_checkpoint(
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with progress_on_terminals_only(), plain_falcon_layers(precision.mode != "none"):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = read_model_config(directory)
         model, report = auto_class(config).from_pretrained(
             directory,
             dtype=precision.compute_dtype,
@@ -46,7 +47,7 @@ def load_checkpoint(
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
-            **_bits_to_load(directory, precision, stored),
+            **{"config": config, **_bits_to_load(directory, precision, stored)},
         )
     refuse_missing(report, f"The checkpoint {directory.name}")
     notes = unused_weights(directory.name, model, report.get("unexpected_keys", ()))
@@ -72,7 +73,7 @@ def _bits_to_load(directory: Path, precision: Precision, stored: StoredFormat | 
         changes |= {"dequantize": True}
     if not changes:
         return {}
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = read_model_config(directory)
     for level in (config, config.get_text_config()):
         if getattr(level, "quantization_config", None) is not None:
             level.quantization_config = {**stored.settings, **changes}

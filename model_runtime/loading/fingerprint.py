@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from model_runtime.architecture.rope import short_rope_tokens
 from model_runtime.interface.numerics import line
 from model_runtime.loading.sealed_directory import MANIFEST
 
@@ -37,6 +38,8 @@ def model_fingerprint(directory: Path, config: PretrainedConfig, **numerics: str
     text_config = config.get_text_config()
     names = ("rope_parameters", "sliding_window", "layer_types")
     positions = {name: getattr(text_config, name, None) for name in names}
+    if short_rope_tokens(text_config) is not None:  # it scales by the ratio of both lengths
+        positions["max_position_embeddings"] = getattr(text_config, "max_position_embeddings", None)
     for settings in (text_config, getattr(text_config, "attn_config", None)):
         positions |= {name: value for name in _CLASSIC if (value := getattr(settings, name, None)) is not None}
     rope = hashlib.sha256(json.dumps(positions, sort_keys=True, default=str).encode())

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.loading.checks.checkpoint_check import read_config
+from model_runtime.loading.checks.config_file import read_config
 
 GENERATION_FILE = "generation_config.json"
 # Each becomes the default of an answer's own setting of that name.
@@ -67,7 +67,8 @@ def generation_settings(directory: Path, model: PreTrainedModel) -> GenerationSe
     try:
         asked: Mapping[str, Any] = read_config(directory / GENERATION_FILE)
     except FileNotFoundError:
-        asked = {} if model.generation_config is None else vars(model.generation_config)
+        own = getattr(model, "generation_config", None)  # classes that generate no text have none
+        asked = {} if own is None else vars(own)
     return settings_of({name: value for name, value in asked.items() if value is not None})
 
 

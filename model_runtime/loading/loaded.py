@@ -43,6 +43,10 @@ def model_info(
     notes: tuple[str, ...],
 ) -> ModelInfo:
     """Facts about the model as this engine runs it. `notes` are the engine's own and follow those of the load."""
+    short_tokens = rows.geometry.short_rope_tokens
+    if short_tokens is not None:
+        passing = f"Long RoPE: a conversation that passes {short_tokens:,} tokens is read again once"
+        notes = (*notes, f"{passing}, with the model's other rotary frequencies.")
     return ModelInfo(
         name=loaded.name,
         quantization=loaded.quantization,
@@ -56,4 +60,5 @@ def model_info(
         default_sampling=loaded.default_sampling,
         notes=(*loaded.notes, *notes),
         int8_drift=drift,
+        short_rope_tokens=short_tokens,
     )

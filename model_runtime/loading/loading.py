@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import release_memory
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from model_runtime.architecture.rope import changing_rope, fixed_rope_tokens
-from model_runtime.architecture.shape_check import declared_context_tokens
+from model_runtime.architecture.config_check import check_config, declared_context_tokens
+from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import format_of, load_tokenizer
 from model_runtime.loading.checks.checkpoint_check import PICKLED, check_files, how_to_convert
+from model_runtime.loading.checks.config_file import described_model, read_model_config
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.format_check import check_format
 from model_runtime.loading.checks.gguf_parts import model_name
@@ -80,8 +81,9 @@ def unload(loaded: LoadedModel) -> None:
 
 
 def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
-    """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more. With rotary
-    frequencies that change at some length, the limit is that length: kept rows would be wrong beyond it."""
+    """The model's own limit, or `asked_tokens` if that is less. Raises `ModelLoadError` if it is more. With dynamic
+    RoPE, whose frequencies change with every token from some length on, the limit is that length: kept rows would be
+    wrong beyond it."""
     config = loaded.model.config.get_text_config()
     own = declared_context_tokens(config)
     if own is None:
@@ -89,8 +91,8 @@ def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
     fixed_tokens = fixed_rope_tokens(config)
     if fixed_tokens is not None and (asked_tokens or 0) > fixed_tokens:
         raise ModelLoadError(
-            f"{loaded.name} changes its rotary frequencies at {fixed_tokens:,} tokens ({changing_rope(config)} "
-            f"positions), and Keepwarm reads up to there; {asked_tokens:,} were asked for."
+            f"{loaded.name} changes its rotary frequencies with every token beyond {fixed_tokens:,} (dynamic RoPE), "
+            f"and Keepwarm reads up to there; {asked_tokens:,} were asked for."
         )
     own = min(own, fixed_tokens or own)
     if asked_tokens is not None and asked_tokens > own:
@@ -118,11 +120,13 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
 
 
 def _check_before_weights(found: _Found, config: ModelConfig, device: str) -> None:
-    """Raises `ModelLoadError` for a family or a format that cannot be run here. Only the config needs to be there."""
+    """Raises `ModelLoadError` for a config that no model can have, and a family or a format that cannot be run here.
+    Only the config needs to be there."""
     _precision(found, config, device)
-    check_family(
-        found.name, AutoConfig.from_pretrained(found.directory, local_files_only=True, trust_remote_code=False)
-    )
+    described = read_model_config(found.directory, found.name)
+    check_family(found.name, described)
+    check_config(described, found.name)
+    described_model(described, found.name)  # if it can be built
 
 
 def _precision(found: _Found, config: ModelConfig, device: str) -> Precision:
@@ -140,7 +144,7 @@ def _texts(found: _Found, config: ModelConfig) -> tuple[PreTrainedTokenizerFast,
 
 def _embeddings(directory: Path) -> int:
     """How many tokens the config says that the model knows."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = read_model_config(directory)
     known: object = getattr(config.get_text_config(), "vocab_size", None)
     return known if isinstance(known, int) and known > 0 else sys.maxsize
 
@@ -171,7 +175,8 @@ def _find(config: ModelConfig, device: str, say: Say) -> _Found:
     def check(described: Path) -> None:
         found = _Found(name, described, False)
         _check_before_weights(found, config, device)
-        _texts(found, config)  # a model without a tokenizer or a format for its texts is not worth a download either
+        tokenizer, _ = _texts(found, config)  # without one, or a format for its texts, a download is worth nothing
+        check_producible(tokenizer, _embeddings(described), name)
 
     directory = hub_directory(name, say, check)
     return _Found(name, directory, False)

@@ -17,7 +17,7 @@ from model_runtime.interface.errors import ModelLoadError, ModelRuntimeError
 from model_runtime.loading.embedded import embedded_gguf
 from model_runtime.loading.hub import hub_directory, looks_like_model_id
 from model_runtime.reference.findings import IdsFinding, ModelComparison, ReadingFinding, Verdict
-from model_runtime.reference.full_read import full_read
+from model_runtime.reference.full_read import full_read, read_as_it_grew
 from model_runtime.reference.keepwarm_side import KeepwarmSide, Said, run_keepwarm
 from model_runtime.reference.transformers_side import Reference, load_reference, own_config, own_ids
 
@@ -150,7 +150,7 @@ def _reading(said: Said, reference: Reference, tolerance: Tolerance) -> ReadingF
         return ReadingFinding(
             said.what, len(said.ledger), float("nan"), tolerance.allowed_std, tolerance.measure, (), (), error
         )
-    expected = full_read(reference.model, (*said.ledger, *said.sampled[:-1]), len(said.sampled)).cpu()
+    expected = read_as_it_grew(reference.model, (*said.ledger, *said.sampled[:-1]), len(said.sampled)).cpu()
     picked = [int(token) for token in expected.argmax(dim=-1)]
     equal = next((n for n, pair in enumerate(zip(said.sampled, picked, strict=True)) if len(set(pair)) > 1), None)
     return ReadingFinding(

@@ -22,7 +22,8 @@ from transformers import (
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import progress_on_terminals_only, refuse_missing
-from model_runtime.loading.checks.checkpoint_check import check_files, read_config
+from model_runtime.loading.checks.checkpoint_check import check_files
+from model_runtime.loading.checks.config_file import read_config
 from model_runtime.loading.checks.gguf_header import GgufHeader, read_gguf_header
 from model_runtime.loading.checks.gguf_parts import gguf_files
 from model_runtime.reference.turns import ANSWER, TurnIds

@@ -11,10 +11,11 @@ from model_runtime.native.native_library import MatrixStruct
 from model_runtime.weights.coded.coded_rows import Coded, Grid, Kind
 from model_runtime.weights.coded.ggml_formats import coded_ggml
 from model_runtime.weights.coded.tiles import COLUMNS, factors_for, padded, tiles_of_coded, tiles_of_numbers
-from model_runtime.weights.stored_weights import Stored, dense
+from model_runtime.weights.ggml_blocks import GgmlBlocks
+from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
+from model_runtime.weights.stored_weights import Stored
 
 __all__ = ["COLUMNS", "Kind", "NativeEmbedding", "NativeLinear", "NativeMatrix", "padded_rows"]
-_TILES = ("codes", "high", "scale", "minimum", "super_scale", "super_minimum")
 
 
 class NativeMatrix:
@@ -28,24 +29,21 @@ class NativeMatrix:
 
     def __init__(self, stored: Stored | Coded, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
         """Raises `ValueError` for sizes that do not fit together, and for scales that are no finite numbers."""
-        lanes, coded = int(kernels.keepwarm_lanes()), _coded(stored)
-        numbers = dense(stored) if coded is None else None  # type: ignore[arg-type]
-        shape = numbers.shape if numbers is not None else coded.shape if coded is not None else ()
-        self.rows: int = shape[0]
-        self.columns: int = shape[1]
+        lanes, matrix = int(kernels.keepwarm_lanes()), _coded_or_numbers(stored)
+        self.rows, self.columns = int(matrix.shape[0]), int(matrix.shape[1])
         self.kernels = kernels
         if self.columns % COLUMNS:
             raise ValueError(f"a native matrix needs a multiple of {COLUMNS} columns, not {self.columns}")
         if bias is not None and tuple(bias.shape) != (self.rows,):
             raise ValueError(f"a bias of {list(bias.shape)} numbers does not belong to {self.rows} outputs")
-        if coded is not None:
-            grid, tiles = coded.grid, tiles_of_coded(coded, lanes)
+        grid: Grid | None = None
+        tables: dict[str, torch.Tensor | None] = {}
+        if isinstance(matrix, torch.Tensor):
+            self.kind, tiles = tiles_of_numbers(matrix, lanes)
+        else:
+            grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes)
             self.kind = grid.kind
             tables = {"levels": grid.levels, "nested": factors_for(grid, self.rows, self.columns, lanes)}
-        else:
-            assert numbers is not None
-            self.kind, tiles = tiles_of_numbers(numbers, lanes)
-            grid, tables = None, {}
         tables["bias"] = None if bias is None else _lengthened(bias.float(), padded(self.rows, lanes))
         self._point_at(grid, tiles | {name: table for name, table in tables.items() if table is not None})
 
@@ -146,11 +144,13 @@ def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:
     return padded(rows, int(kernels.keepwarm_lanes()))
 
 
-def _coded(stored: Stored | Coded) -> Coded | None:
-    """None for plain numbers, and for blocks that only de-quantised numbers can stand for."""
+def _coded_or_numbers(stored: Stored | Coded) -> Coded | torch.Tensor:
+    """Numbers where there are no blocks, and for blocks that only de-quantised numbers can stand for."""
     if isinstance(stored, torch.Tensor):
-        return None
-    return stored if isinstance(stored, Coded) else coded_ggml(stored)
+        return stored
+    if isinstance(stored, (Q4Blocks, Q8Blocks, GgmlBlocks)):
+        return coded_ggml(stored) or stored.dequantise()
+    return stored
 
 
 def _lengthened(bias: torch.Tensor, rows: int) -> torch.Tensor:

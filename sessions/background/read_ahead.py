@@ -31,11 +31,13 @@ Submit = Callable[[KV, Listener], Generation]
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """`ids` are read into the KV, which may hold `final_tokens` before the job ends. `ledger` is the conversation's."""
+    """`ids` are read into the KV, which may hold `final_tokens` before the job ends. `ledger` is the conversation's,
+    and `turn_tokens` the length of the one that they are read for."""
 
     ledger: tuple[int, ...]
     ids: tuple[int, ...]
     final_tokens: int
+    turn_tokens: int
 
 
 class ReadAhead:
@@ -85,10 +87,12 @@ class ReadAhead:
             ids = turn.ledger[:-1]  # the engine feeds the last id in any case
             if self._is_early(job, stable_tokens, len(ids)):
                 return Outcome.REFUSED
-        plan = _Plan(ledger, ids, len(ids))
-        outcome, _ = self._work(
-            job, plan, preemption, lambda kv, listener: self._engine.read(ReadRequest(ids, kv), listener)
-        )
+        plan = _Plan(ledger, ids, len(ids), len(turn.ledger))
+
+        def submit(kv: KV, listener: Listener) -> Generation:
+            return self._engine.read(ReadRequest(ids, kv, plan.turn_tokens), listener)
+
+        outcome, _ = self._work(job, plan, preemption, submit)
         return outcome
 
     def _is_early(self, job: IdleJob, start_tokens: int, end_tokens: int) -> bool:
@@ -108,7 +112,7 @@ class ReadAhead:
         ids = turn.ledger
         if _reads_everything(turn):
             return Outcome.DONE
-        plan = _Plan(ledger, ids, len(ids) + TITLE_SAMPLING.max_new_tokens)
+        plan = _Plan(ledger, ids, len(ids) + TITLE_SAMPLING.max_new_tokens, len(ids))
 
         def submit(kv: KV, listener: Listener) -> Generation:
             return self._engine.submit(GenerationRequest(ids, kv, TITLE_SAMPLING, is_idle=True), listener)
@@ -140,7 +144,7 @@ class ReadAhead:
         if lease is None:
             return Outcome.REFUSED, []
         is_typed = job.kind in (JobKind.DRAFT, JobKind.WHOLE)
-        if not is_typed and common_prefix(lease.held_ids, plan.ledger) < len(plan.ledger) - 1:
+        if not is_typed and not self._holds_all(lease, plan):
             self._give_back(lease, plan, None)  # not worth reading the whole chat again
             return Outcome.DONE, []
         events: list[Event] = []
@@ -149,8 +153,9 @@ class ReadAhead:
             # nothing.
             self._store.conversation(owner_id, conversation_id)
             if job.kind is JobKind.DRAFT:
-                known_tokens = common_prefix(lease.held_ids, plan.ids)
-                self._shared_prefixes.copy(owner_id, conversation_id, lease.kv, plan.ids, known_tokens)
+                is_long = self._engine.info.is_long_rope(plan.turn_tokens)
+                known_tokens = common_prefix(lease.held_ids, plan.ids) if lease.kv.is_long_rope is is_long else 0
+                self._shared_prefixes.copy(owner_id, conversation_id, lease.kv, plan.ids, known_tokens, is_long)
             events = _events_of(lease.kv, submit, preemption)
         except ConversationNotFound:
             self._give_back(lease, plan, None)
@@ -164,6 +169,13 @@ class ReadAhead:
         self._give_back(lease, plan, ended)
         was_preempted = ended.reason in (FinishReason.PREEMPTED, FinishReason.ABORTED)
         return (Outcome.PREEMPTED if was_preempted else Outcome.DONE), events
+
+    def _holds_all(self, lease: Lease, plan: _Plan) -> bool:
+        """Whether the KV has all of the ledger, and keeps it until the job ends: with other rotary frequencies it would
+        be read again."""
+        is_long = {self._engine.info.is_long_rope(tokens) for tokens in (plan.turn_tokens, plan.final_tokens)}
+        held_tokens = common_prefix(lease.held_ids, plan.ledger)
+        return is_long == {lease.kv.is_long_rope} and held_tokens >= len(plan.ledger) - 1
 
     def _give_back(self, lease: Lease, plan: _Plan, ended: Finished | None) -> None:
         held_ids, ahead_from = lease.held_ids, lease.ahead_from

@@ -25,7 +25,7 @@ from sessions.store.records import Conversation
 from sessions.store.store import Store
 from sessions.store.tables.segments import SavedSegment
 from sessions.text import UNTITLED, mib, tokens
-from sessions.verify.compare import check, disk_copy
+from sessions.verify.compare import check, disk_copy, saved_with_long_rope
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,10 @@ def verify_everything(store: Store, engine: Engine, report: Report) -> None:
 
 
 def _read(store: Store, disk: Disk, row: SavedSegment, owner_id: str, report: Report) -> None:
-    fingerprint = disk.fingerprint(owner_id)
+    ids = store.segments.token_ids(row.key)
+    fingerprint = disk.fingerprint_of(row, owner_id, ids)
     before = SegmentIdentity(row.parent_key, "", row.start_tokens, (), fingerprint) if row.parent_key else None
-    identity = identify(before, store.segments.token_ids(row.key), fingerprint)
+    identity = identify(before, ids, fingerprint)
     name = path_in(store.kv_dir, row.key).name
     if identity.key != row.key:
         report.found(f"A row whose ids do not match its key: {name}. It was deleted.")
@@ -130,14 +131,15 @@ def _verify(store: Store, engine: Engine, disk: Disk, conversation: Conversation
     conversation_id = conversation.conversation_id
     title = conversation.title or UNTITLED
     ledger = fold(store.messages.path(conversation.leaf_id))
-    copy = disk_copy(disk, conversation.owner_id, conversation_id, ledger[:-1])
+    is_long = saved_with_long_rope(disk, conversation.owner_id, conversation_id, ledger[:-1])
+    copy = disk_copy(disk, conversation.owner_id, conversation_id, ledger[:-1], is_long)
     if not copy.chain.identities:
         report.say(f"  {title}: nothing is saved of its current branch")
         return
     scratch = engine.new_kv()
     try:
         read = ledger[: copy.chain.useful_tokens + 1]
-        found = check(engine, conversation_id, read, [copy], None, scratch, lambda: False)
+        found = check(engine, conversation_id, read, [copy], None, scratch, lambda: False, is_long)
     except ModelRuntimeError as error:
         report.found(f"{title} could not be verified. {error}")
         return

@@ -86,8 +86,9 @@ class MemoryLog:
     def receipt(self, owner_id: str, conversation_id: str, receipt: Receipt) -> None:
         self._counters.turn(receipt)
         if receipt.miss_reason is not None:
-            again = tokens(receipt.fed_tokens - receipt.delta_tokens)
-            self._events.add(owner_id, conversation_id, f"Read {again} of {self._title(conversation_id)} again")
+            again_tokens, title = receipt.fed_tokens - receipt.delta_tokens, self._title(conversation_id)
+            what = f"{tokens(again_tokens)} of {title} again" if again_tokens > 0 else f"{title} again within an answer"
+            self._events.add(owner_id, conversation_id, f"Read {what}")
 
     def _title(self, conversation_id: str) -> str:
         return self._store.title(conversation_id) or UNTITLED

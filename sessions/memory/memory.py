@@ -135,15 +135,18 @@ class Memory:
         """Brings the best there is into a leased KV before its turn: what is saved, else the beginning of another
         conversation on the device. Waits for both. Never raises: what could not be brought is read."""
         conversation_id, ids = lease.conversation_id, turn.ledger[:-1]
-        shared_tokens = self.shared_prefixes.held_tokens(owner_id, conversation_id, ids)
+        is_long = self._engine.info.is_long_rope(len(turn.ledger))
+        held_ids = lease.held_ids if lease.kv.is_long_rope is is_long else ()  # the engine drops other rows
+        is_rope_changed = self._is_rope_changed(lease, owner_id, turn)
+        shared_tokens = self.shared_prefixes.held_tokens(owner_id, conversation_id, ids, is_long)
         restored = NOT_RESTORED
-        if self._can_gain(lease, turn, shared_tokens):
+        if self._can_gain(lease, turn, common_prefix(held_ids, ids), shared_tokens):
             request = RestoreRequest(
                 owner_id=owner_id,
                 conversation_id=conversation_id,
                 kv=lease.kv,
                 ledger=turn.ledger,
-                useful_tokens=common_prefix(lease.held_ids, ids),
+                useful_tokens=common_prefix(held_ids, ids),
                 promised_bytes=lease.promised_bytes,
                 must_stop=must_stop,
                 shared_tokens=shared_tokens,
@@ -151,12 +154,27 @@ class Memory:
             restored = self._restorer.restore_for_turn(request)
         if must_stop():
             return restored
-        known_tokens = restored.tokens or common_prefix(lease.held_ids, turn.ledger)
-        self.shared_prefixes.copy(owner_id, conversation_id, lease.kv, ids, known_tokens)
+        known_tokens = restored.tokens or common_prefix(held_ids, turn.ledger)
+        self.shared_prefixes.copy(owner_id, conversation_id, lease.kv, ids, known_tokens, is_long)
         shared = self.shared_prefixes.take_copied(conversation_id, lease.kv)
         if shared is None and restored.lender_id:
             shared = SharedPrefix(restored.lender_id, 0, restored.tokens)
-        return replace(restored, shared=shared)
+        return replace(restored, shared=shared, is_rope_changed=is_rope_changed)
+
+    def _is_rope_changed(self, lease: Lease, owner_id: str, turn: Turn) -> bool:
+        """Whether what earlier turns kept cannot be used, because a ledger of this length has other rotary
+        frequencies: the conversation passes that length now, or what is kept of it comes from beyond."""
+        info, ids = self._engine.info, turn.ledger[:-1]
+        warm_tokens = len(turn.ledger) - turn.delta_tokens
+        if info.short_rope_tokens is None or not warm_tokens:
+            return False
+        is_long, held_tokens = info.is_long_rope(len(turn.ledger)), common_prefix(lease.held_ids, ids)
+        if lease.kv.is_long_rope is is_long and held_tokens >= warm_tokens:
+            return False
+        if is_long is not info.is_long_rope(warm_tokens) or (lease.kv.is_long_rope is not is_long and held_tokens):
+            return True
+        other = self.saved_kvs.chain(owner_id, lease.conversation_id, ids, is_long_rope=not is_long)
+        return other.useful_tokens >= warm_tokens
 
     def save(self, lease: Lease, owner_id: str, ids: tuple[int, ...], prompt_tokens: int, message_id: int) -> None:
         """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background."""
@@ -164,13 +182,13 @@ class Memory:
         if not self._disk.budget_bytes or not ids:
             self.held.settle(lease, ids)
             return
+        kv, is_long = lease.kv, lease.kv.is_long_rope  # once it is given back, another turn may change it
         self.held.settle(lease, ids, self._config.save_patience_s)
-        self._writer.put(SaveJob(owner_id, lease.conversation_id, lease.kv, ids, prompt_tokens, message_id))
+        self._writer.put(SaveJob(owner_id, lease.conversation_id, kv, ids, prompt_tokens, message_id, is_long))
 
-    def _can_gain(self, lease: Lease, turn: Turn, shared_tokens: int) -> bool:
+    def _can_gain(self, lease: Lease, turn: Turn, useful_tokens: int, shared_tokens: int) -> bool:
         """Whether something that is saved could be of use: the KV lacks rows that earlier turns had, or it is empty
         and much of the ledger would be read."""
-        useful_tokens = common_prefix(lease.held_ids, turn.ledger[:-1])
         warm_tokens = len(turn.ledger) - turn.delta_tokens
         may_borrow = useful_tokens == 0 and len(turn.ledger) - shared_tokens > BEGINNING_TOKENS
         has_all = useful_tokens >= warm_tokens and not may_borrow

@@ -103,6 +103,7 @@ class Restored:
     tier: Tier = Tier.NONE  # where it came from; DISK when some of it did
     lender_id: str = ""  # the other conversation whose beginning this is; "" if it is its own
     shared: SharedPrefix | None = None  # what was copied from another conversation
+    is_rope_changed: bool = False  # what earlier turns kept has the rotary frequencies of another length
 
 
 NOT_RESTORED = Restored()

@@ -54,6 +54,8 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
     if lease is None:
         return None
     reason, detail = _miss(run, lease, event)
+    if event.reread_tokens:
+        reason, detail = reason or MissReason.ROPE_CHANGED, f"{detail} {_grown(event)}".strip()
     whole = len(turn.ledger)
     restored = run.restored
     ahead_tokens = _ahead_tokens(run, lease, event)
@@ -140,12 +142,22 @@ def _miss(run: Run, lease: Lease, event: Finished) -> tuple[MissReason | None, s
             return reason, f"The server was restarted, {again}"
         case MissReason.EARLIER_FAILURE:
             return reason, f"An earlier answer ended before everything was in memory, {again}"
+        case MissReason.ROPE_CHANGED:
+            return reason, f"The model has other rotary frequencies for conversations of this length, {again}"
         case MissReason.FORKED:
             return reason, f"It begins like another conversation, whose memory could not be used, {again}"
         case MissReason.BRANCH_SWITCHED:
             return reason, f"Its memory held another branch from token {event.reused_tokens + 1:,} on, {again}"
     assert run.plan.loss is not None, "what is left is about saved memory"
     return reason, f"{_how_not_saved(run.plan.loss)}, {again}"
+
+
+def _grown(event: Finished) -> str:
+    was = "was" if event.reread_tokens == 1 else "were"
+    return (
+        "Within this answer the conversation passed the length from which the model uses other rotary frequencies, "
+        f"so {tokens(event.reread_tokens)} {was} read again."
+    )
 
 
 def _how_not_saved(loss: SavedLoss) -> str:
@@ -193,6 +205,8 @@ def _reason(run: Run, lease: Lease, event: Finished) -> MissReason:
         return MissReason.FILES_MISSING if run.restored.is_gone else MissReason.SNAPSHOT_REFUSED
     if run.restored.is_reread_cheaper:
         return MissReason.REREAD_CHEAPER
+    if event.is_rope_changed or run.restored.is_rope_changed:
+        return MissReason.ROPE_CHANGED
     if _kept_tokens(run, lease) == 0:
         return _reason_of_nothing(run, lease)
     # All that the KV held was of use: it was short because an answer failed or was stopped while it was read.

@@ -17,6 +17,7 @@ from sessions.memory.memory_records import Check
 from sessions.memory.saved.chains import Chain, longest_chain
 from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.host import Host
+from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.text import tokens
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,23 @@ class SavedCopy:
         return ""
 
 
-def disk_copy(disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> SavedCopy:
-    """The copy of these ids on disk."""
-    return SavedCopy("on disk", disk.chain(owner_id, conversation_id, ids), disk.load, disk.discard)
+def saved_with_long_rope(place: Disk | SavedKVs, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> bool:
+    """Whether more of these ids is saved with the long frequencies of long RoPE than with the short ones."""
+    short, long = (
+        place.chain(owner_id, conversation_id, ids, is_long_rope=is_long).useful_tokens for is_long in (False, True)
+    )
+    return long > short
 
 
-def host_copy(host: Host, disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> SavedCopy:
+def disk_copy(disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...], is_long_rope: bool) -> SavedCopy:
+    """The copy of these ids on disk, with one set of rotary frequencies."""
+    chain = disk.chain(owner_id, conversation_id, ids, is_long_rope=is_long_rope)
+    return SavedCopy("on disk", chain, disk.load, disk.discard)
+
+
+def host_copy(
+    host: Host, disk: Disk, owner_id: str, conversation_id: str, ids: tuple[int, ...], is_long_rope: bool
+) -> SavedCopy:
     """The copy of these ids in host memory."""
 
     def ids_of(key: str) -> tuple[int, ...]:
@@ -88,7 +100,7 @@ def host_copy(host: Host, disk: Disk, owner_id: str, conversation_id: str, ids: 
         host.discard([i.key for i in chain.identities if i.start_tokens >= bad.start_tokens])
 
     rows = host.of_conversation(conversation_id)
-    chain = longest_chain(ids, rows, disk.fingerprint(owner_id), ids_of)
+    chain = longest_chain(ids, rows, disk.fingerprint(owner_id, is_long_rope), ids_of)
     return SavedCopy("in host memory", chain, lambda identity: host.get(identity.key), discard)
 
 
@@ -100,13 +112,14 @@ def check(
     held: KV | None,
     scratch: KV,
     must_stop: Callable[[], bool],
+    is_long_rope: bool,
 ) -> Check | None:
     """Reads `ledger` again into `scratch`, and compares `held` (on the device) and the saved copies with it. A saved
     copy that disagrees or is refused is deleted. None when `must_stop` stopped it. Raises `ModelRuntimeError`."""
     copies: list[KV | Iterable[Segment]] = [*saved]
     if held is not None:
         copies.append(held)
-    found = engine.verify(scratch, ledger, copies, must_stop)
+    found = engine.verify(scratch, ledger, copies, must_stop, is_long_rope)
     if found is None:
         return None
     for number, copy in enumerate(saved):

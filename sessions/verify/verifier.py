@@ -25,7 +25,7 @@ from sessions.store.store import Store
 from sessions.text import mib, tokens
 from sessions.turns.run import RunTable
 from sessions.types import CheckView
-from sessions.verify.compare import check, disk_copy, host_copy
+from sessions.verify.compare import check, disk_copy, host_copy, saved_with_long_rope
 from sessions.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -151,9 +151,13 @@ class Verifier:
         try:
             with self._saved_kvs.using(conversation_id):
                 host, disk, ids = self._saved_kvs.host, self._saved_kvs.disk, ledger[:-1]
+                if held is not None and held.kv.length_tokens:
+                    is_long = held.kv.is_long_rope
+                else:
+                    is_long = saved_with_long_rope(self._saved_kvs, owner_id, conversation_id, ids)
                 copies = [
-                    disk_copy(disk, owner_id, conversation_id, ids),
-                    host_copy(host, disk, owner_id, conversation_id, ids),
+                    disk_copy(disk, owner_id, conversation_id, ids, is_long),
+                    host_copy(host, disk, owner_id, conversation_id, ids, is_long),
                 ]
                 held_tokens = common_prefix(held.held_ids, ids) if held else 0
                 kept_tokens = max(held_tokens, *(copy.chain.useful_tokens for copy in copies))
@@ -172,6 +176,7 @@ class Verifier:
                         held.kv if held else None,
                         scratch.kv,
                         lambda: self._must_stop(scratch, held),
+                        is_long,
                     )
         finally:
             request.total_tokens = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,7 +25,12 @@ TINY = {
     "gptbigcode": tiny_models.tiny_gptbigcode,
     **{name: TINY_CLASSIC[name] for name in ("bloom", "falcon-alibi", "gptj", "mpt")},
 }
-__all__ = ["GREEDY", "TINY", "Answer", "WatchedEngine", "full_read", "loaded_tiny"]
+# One of each kind of attention; the others take a minute.
+SOME_FAMILIES = [
+    name if name in ("llama", "gemma3", "gptbigcode", "bloom") else pytest.param(name, marks=pytest.mark.long)
+    for name in sorted(TINY)
+]
+__all__ = ["GREEDY", "SOME_FAMILIES", "TINY", "Answer", "WatchedEngine", "full_read", "loaded_tiny"]
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 
 

@@ -18,28 +18,54 @@ from tests.model_runtime.tiny_models import CONTEXT_TOKENS, SLIDING_WINDOW_TOKEN
 
 _MOST_WEIGHTS = 40_000_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
-_SETTINGS: dict[int, str] = {
-    64: "hidden_size d_model n_embd embed_dim embedding_size word_embed_proj_dim",
-    96: "intermediate_size ffn_dim n_inner intermediate_size_mlp ffn_hidden_size dff decoder_ffn_dim encoder_ffn_dim",
-    48: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
-    "shared_intermediate_size",
-    32: "attention_chunk_size index_topk dim_model_base",
-    24: "q_lora_rank qk_head_dim",
-    16: "head_dim global_head_dim swa_head_dim dim_head v_head_dim swa_v_head_dim kv_lora_rank qk_nope_head_dim "
-    "o_lora_rank hidden_size_per_layer_input index_head_dim query_pre_attn_scalar mamba_d_head",
-    8: "qk_rope_head_dim laurel_rank rotary_dim mamba_d_state state_size",
-    4: "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads encoder_attention_heads "
-    "swa_num_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mamba_n_heads",
-    2: "num_key_value_heads num_kv_heads swa_num_key_value_heads num_global_key_value_heads num_experts_per_tok moe_k "
-    "moe_topk top_k_experts num_experts_per_token index_n_heads",
-    1: "n_shared_experts num_shared_experts n_group topk_group first_k_dense_replace num_dense_layers "
-    "num_kv_shared_layers moe_layer_start_index",
-    0: "num_nextn_predict_layers num_mtp_layers",
-    CONTEXT_TOKENS: "max_position_embeddings n_positions n_ctx max_seq_len seq_length",
-    SLIDING_WINDOW_TOKENS: "sliding_window window_size swa_window_size local_attention",
-    VOCABULARY_TOKENS: "vocab_size vocab_size_per_layer_input",
-}
-_SIZES = {name: size for size, names in _SETTINGS.items() for name in names.split()}
+_SETTINGS: tuple[tuple[int, str], ...] = (
+    (64, "hidden_size d_model n_embd embed_dim embedding_size word_embed_proj_dim"),
+    (96, "intermediate_size ffn_dim n_inner intermediate_size_mlp ffn_hidden_size dff decoder_ffn_dim encoder_ffn_dim"),
+    (
+        48,
+        (
+            "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
+            "shared_intermediate_size"
+        ),
+    ),
+    (32, "attention_chunk_size index_topk dim_model_base"),
+    (24, "q_lora_rank qk_head_dim"),
+    (
+        16,
+        (
+            "head_dim global_head_dim swa_head_dim dim_head v_head_dim swa_v_head_dim kv_lora_rank qk_nope_head_dim "
+            "o_lora_rank hidden_size_per_layer_input index_head_dim query_pre_attn_scalar mamba_d_head"
+        ),
+    ),
+    (8, "qk_rope_head_dim laurel_rank rotary_dim mamba_d_state state_size"),
+    (
+        4,
+        (
+            "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+            "encoder_attention_heads swa_num_attention_heads num_experts num_local_experts n_routed_experts "
+            "moe_num_experts mamba_n_heads"
+        ),
+    ),
+    (
+        2,
+        (
+            "num_key_value_heads num_kv_heads swa_num_key_value_heads num_global_key_value_heads num_experts_per_tok "
+            "moe_k moe_topk top_k_experts num_experts_per_token index_n_heads"
+        ),
+    ),
+    (
+        1,
+        (
+            "n_shared_experts num_shared_experts n_group topk_group first_k_dense_replace num_dense_layers "
+            "num_kv_shared_layers moe_layer_start_index"
+        ),
+    ),
+    (0, "num_nextn_predict_layers num_mtp_layers"),
+    (CONTEXT_TOKENS, "max_position_embeddings n_positions n_ctx max_seq_len seq_length"),
+    (SLIDING_WINDOW_TOKENS, "sliding_window window_size swa_window_size local_attention"),
+    (VOCABULARY_TOKENS, "vocab_size vocab_size_per_layer_input"),
+)
+_SIZES = {name: size for size, names in _SETTINGS for name in names.split()}
 _EYES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "d_model", "proj_hidden_size", "attention_dim"), 32),
     **dict.fromkeys(("intermediate_size", "mlp_dim", "encoder_ffn_dim", "out_hidden_size", "text_hidden_size"), 64),
@@ -130,11 +156,14 @@ def _small_text(default: Mapping[str, Any], has_lists: bool) -> dict[str, Any]:
 def _few_layers(default: Mapping[str, Any], layers: int) -> tuple[int, dict[str, Any]]:
     """How many layers show every kind, four at least, and what the config's lists say of them."""
     lists = {name: v for name, v in default.items() if isinstance(v, list) and len(v) == layers}
+    numbers = [name for name, v in lists.items() if v == list(range(layers))]  # "all layers", as in Llama 4
+    lists = {name: v for name, v in lists.items() if name not in numbers}
     kinds = [str(row) for row in zip(*lists.values(), strict=True)]
     first = sorted({kind: n for n, kind in reversed(list(enumerate(kinds)))}.values())
     more = [n for n in range(layers) if n not in first]
     kept = sorted([*first, *more[: max(0, 4 - len(first))]])
-    return len(kept), {name: [v[n] for n in kept] for name, v in lists.items()}
+    few = {name: [v[n] for n in kept] for name, v in lists.items()}
+    return len(kept), few | {name: list(range(len(kept))) for name in numbers}
 
 
 def _small_frame(default: Mapping[str, Any]) -> dict[str, Any]:

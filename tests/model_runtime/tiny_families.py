@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Gemma2Config,
     GptOssConfig,
+    Llama4Config,
     Llama4TextConfig,
     LlamaConfig,
     MiMoV2FlashConfig,
@@ -66,6 +67,12 @@ def _qwen3_vl() -> Qwen3VLConfig:
     )
 
 
+def _llama4_with_eyes() -> Llama4Config:
+    projector = {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
+    eyes = {**_EYES, "intermediate_size": 128, "image_size": 28, "patch_size": 14, **projector}
+    return Llama4Config(text_config=_llama4(attention_chunk_size=32).to_dict(), vision_config=eyes)
+
+
 def _longrope() -> Phi3Config:
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": LONGROPE_TOKENS}
     factors = {"short_factor": [1.0 + n / 8 for n in range(8)], "long_factor": [2.0 + n for n in range(8)]}
@@ -84,6 +91,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "nemotron": lambda: NemotronConfig(**_SMALL, head_dim=16),
     "mistral3 (composite)": _mistral3,
     "qwen3_vl (composite)": _qwen3_vl,
+    "llama4 (composite)": _llama4_with_eyes,
     "phi3 with long RoPE": _longrope,
     "llama with dynamic RoPE": lambda: LlamaConfig(
         **_SMALL, rope_parameters={**_ROPE, "rope_type": "dynamic", "factor": 4.0}
@@ -97,7 +105,7 @@ def tiny_family(name: str) -> PreTrainedModel:
     auto = AutoModelForImageTextToText if "(composite)" in name else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(21)
-        model: PreTrainedModel = auto.from_config(config).to(torch.float32).eval()
+        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32).eval()
         for parameter in model.parameters():
             if parameter.dim() == 1 and not bool(parameter.any()):  # sinks start as zeros
                 torch.nn.init.normal_(parameter)

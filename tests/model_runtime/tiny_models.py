@@ -21,6 +21,8 @@ from transformers import (
     GPTBigCodeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -31,6 +33,7 @@ PROSE_PATH = Path(__file__).with_name("prose.txt")
 VOCABULARY_TOKENS = 512
 CONTEXT_TOKENS = 512
 SLIDING_WINDOW_TOKENS = 16
+SHORT_ROPE_TOKENS, LONG_ROPE_TOKENS = 64, 512
 BEGIN_TOKEN, START_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -126,6 +129,26 @@ def tiny_gptbigcode(directory: Path) -> Path:
         **_token_ids(),
     )
     return _save(GPTBigCodeForCausalLM, config, directory)
+
+
+def tiny_long_rope(directory: Path) -> Path:
+    """Phi-3 with long RoPE: other frequencies beyond `SHORT_ROPE_TOKENS` tokens."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": SHORT_ROPE_TOKENS}
+    factors = {"short_factor": [1.0 + n / 8 for n in range(8)], "long_factor": [2.0 + n for n in range(8)]}
+    config = Phi3Config(
+        vocab_size=VOCABULARY_TOKENS,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=LONG_ROPE_TOKENS,
+        original_max_position_embeddings=SHORT_ROPE_TOKENS,
+        rope_parameters={**rope, **factors},
+        initializer_range=0.2,
+        **_token_ids(),
+    )
+    return _save(Phi3ForCausalLM, config, directory)
 
 
 def save_tiny(architecture: type[PreTrainedModel], config: object, directory: Path) -> Path:

@@ -212,6 +212,7 @@ class ScriptedEngine(ScriptedThread):
         ledger: Sequence[int],
         copies: Sequence[KV | Iterable[Segment]],
         must_stop: Callable[[], bool],
+        is_long_rope: bool = False,
     ) -> Verification | None:
         assert isinstance(scratch, ScriptedKV)
         self._revive(scratch)

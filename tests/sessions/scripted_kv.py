@@ -41,6 +41,7 @@ class ScriptedKV:
         self.marks: list[int] = []
         self.busy = False
         self.capacity_tokens = 0
+        self.is_long_rope = False
         self._bytes_per_token = bytes_per_token
 
     @property

@@ -21,7 +21,7 @@ import torch
 from model_runtime.forward.arena.arena import Arena, ArenaKV
 from model_runtime.forward.arena.host_pool import HostPool
 from model_runtime.interface.segments import SegmentIdentity
-from model_runtime.kv.segment import KVSegment, check_holds, data_bytes_for, layer_views
+from model_runtime.kv.segment import KVSegment, check_holds, data_bytes_for, layer_views, take_rope_of
 from model_runtime.kv.slab import KVSlab
 
 
@@ -89,6 +89,7 @@ class ArenaTransfers:
         identity = segment.identity
         if kv.length_tokens != identity.start_tokens:
             raise ValueError("a segment must be appended where it begins")
+        take_rope_of(kv, identity)
         kv.ensure_room(identity.end_tokens)
         rows = slice(identity.start_tokens, identity.end_tokens)
         events = []

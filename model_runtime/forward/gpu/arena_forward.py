@@ -22,7 +22,9 @@ from model_runtime.forward.few_rows.patched_layers import speed_up
 from model_runtime.forward.gpu.cuda_graphs import RecordedSteps
 from model_runtime.forward.gpu.early_step import EarlyStep
 from model_runtime.forward.gpu.graph_shapes import DecodeShape, StepShape, TurnShape
-from model_runtime.forward.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.kept_logits import kept_logits
+from model_runtime.forward.packed.packed_positions import cache_for, counts_positions
+from model_runtime.forward.packed.rope_sets import rows_of, separate_rope_sets
 from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.kv.slab import KVSlab
@@ -84,6 +86,7 @@ class ArenaForward:
         self._without_own_products = speed_up(model, self.device)
         self.few_rows = few_rows_forward(model, arena, kernel)
         self._is_counting = counts_positions(model)
+        separate_rope_sets(model)
         model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
@@ -96,7 +99,8 @@ class ArenaForward:
             fed.append((feed.slab, feed.token_ids, feed.logit_rows))
         logits = self._known(fed)
         if logits is None:
-            logits = self._computed(fed, abort_if)
+            with rows_of([(kv, len(ids)) for kv, ids, _ in fed]):
+                logits = self._computed(fed, abort_if)
         for kv, token_ids, _ in fed:
             kv.appended(token_ids)
             kv.arriving = None
@@ -211,4 +215,4 @@ class ArenaForward:
                 use_cache=False,
                 **cache_for(step.positions, self._is_counting),
             ).logits
-        return logits[0]
+        return logits[0] if isinstance(keep, int) else kept_logits(logits[0], keep, len(step.token_ids))

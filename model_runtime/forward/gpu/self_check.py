@@ -48,6 +48,8 @@ class SelfCheck:
 
     def _decoded(self, forward: ArenaForward) -> torch.Tensor:
         kvs = [forward.arena.new_kv() for _ in self._pair]
+        for kv, ids in zip(kvs, self._pair, strict=True):
+            kv.use_rope_for(len(ids))
         forward.run([Feed(kv, ids[:-2], 0) for kv, ids in zip(kvs, self._pair, strict=True)])
         for place in (-2, -1):
             found = forward.run([Feed(kv, [ids[place]], 1) for kv, ids in zip(kvs, self._pair, strict=True)])
@@ -57,6 +59,7 @@ class SelfCheck:
 
     def _turned(self, forward: ArenaForward) -> list[torch.Tensor]:
         kv, begin = forward.arena.new_kv(), max(1, len(self._long) - _TURN_TOKENS)
+        kv.use_rope_for(len(self._long))
         forward.run([Feed(kv, self._long[:begin], 0)])
         found = []
         for _ in range(2):

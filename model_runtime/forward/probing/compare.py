@@ -61,7 +61,9 @@ def compare_turns(model: PreTrainedModel, stock: str, geometry: KVGeometry, long
     device = geometry.device
     rows = max(_LEAST_ROWS, _MOST_LOGITS // vocabulary)
     expected = [
-        model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=rows).logits[0].float()
+        model(input_ids=torch.tensor([ids], device=device), use_cache=False, logits_to_keep=rows)
+        .logits[0, -rows:]
+        .float()
         for ids in ledgers
     ]
     if not all(bool(torch.isfinite(logits).all()) and float(logits.std()) > 0 for logits in expected):
@@ -80,6 +82,8 @@ def _packed(
 ) -> list[torch.Tensor]:
     """The logits of each ledger's last `rows` tokens, read in two turns and two steps."""
     kvs = [KVSlab(geometry) for _ in ledgers]
+    for kv, ids in zip(kvs, ledgers, strict=True):
+        kv.use_rope_for(len(ids))
     found: list[list[torch.Tensor]] = [[] for _ in ledgers]
     ends = [(max(1, len(ids) - 2 - _TURN_TOKENS), len(ids) - 2, len(ids) - 1, len(ids)) for ids in ledgers]
     for turn in zip(*ends, strict=True):

@@ -7,25 +7,21 @@ randomly that no file contains.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 
-from model_runtime.architecture.model_class import auto_class
-from model_runtime.architecture.shape_check import check_config
+from model_runtime.architecture.config_check import check_config
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.loading.checks.config_file import described_model, read_config, read_model_config
 from model_runtime.loading.checks.format_check import check_plain
 from model_runtime.weights.checkpoint_formats.stored_format import stored_format
 
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt"})
-MOST_CONFIG_BYTES = 16 << 20
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d{1,6})\.")
 _TIED = 2  # an embedding that is also the head may be counted twice
 _SLACK_WEIGHTS = 1 << 20
@@ -48,7 +44,7 @@ def check_checkpoint(directory: Path) -> None:
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelLoadError(f"{directory.name} cannot be loaded: {path.name} is damaged ({error}).") from error
         size_bytes += path.stat().st_size
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = read_model_config(directory)
     check_config(config, directory.name)
     claimed_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if isinstance(claimed_layers, int) and claimed_layers > max(layers, default=0) + 1:
@@ -56,9 +52,7 @@ def check_checkpoint(directory: Path) -> None:
             f"{directory.name} cannot be loaded: its config says it has {claimed_layers:,} layers, its files have "
             f"weights for {max(layers, default=-1) + 1:,}."
         )
-    with init_empty_weights(include_buffers=True):
-        model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
-    claimed = sum(parameter.numel() for parameter in model.parameters())
+    claimed = sum(parameter.numel() for parameter in described_model(config, directory.name).parameters())
     is_quantised = stored_format(config_json) is not None
     most = size_bytes * 8 // _LEAST_BITS if is_quantised else weights
     if claimed > _TIED * most + _SLACK_WEIGHTS:
@@ -100,25 +94,6 @@ def check_files(directory: Path) -> None:
     for path in sorted(directory.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ModelLoadError(f"{directory.name} cannot be loaded: {path.name} is not a regular file.")
-
-
-def read_config(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises `FileNotFoundError`, or `ModelLoadError`."""
-    try:
-        if path.exists() and not path.is_file():
-            raise ModelLoadError(f"{path} is not a regular file.")
-        if path.stat().st_size > MOST_CONFIG_BYTES:
-            raise ModelLoadError(f"{path} is too large to be a model's description.")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except RecursionError:
-        raise ModelLoadError(f"{path} cannot be read: it is nested too deeply.") from None
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise ModelLoadError(f"{path} does not contain a model description.")
-    return found
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 
 from model_runtime.interface.errors import ModelLoadError
 
@@ -23,7 +23,18 @@ _REASONS = {
     "blt": "it reads bytes in patches of changing length through three models, not tokens",
     "gemma4_assistant": "it drafts for another model and reads that model's keys and values",
     "gemma4_unified_assistant": "it drafts for another model and reads that model's keys and values",
+    "doge": "its layers hide keys with a mask that they compute from the text, which Keepwarm cannot do yet",
+    "git": "it computes attention in code of its own, which Keepwarm cannot replace",
+    "hrm_text": "it runs its layers several times for each token, each time with keys of their own, which Keepwarm "
+    "cannot hold yet",
 }
+# Without their encoders they continue texts, but know only the length of a cache that holds one conversation.
+_DECODERS = frozenset(
+    {
+        *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart"),
+        *("prophetnet", "trocr", "whisper"),
+    }
+)
 # Attention in code of their own that can be replaced: the probe looks at what runs in its place.
 _REPLACEABLE = frozenset(
     {
@@ -74,6 +85,15 @@ def _other_task(config: PretrainedConfig) -> str | None:
         return "it is an encoder with a decoder, which turns one text into another and does not continue a conversation"
     if config.model_type in _MASKED and not getattr(config, "is_decoder", False):
         return "it fills gaps in a text, reading in both directions, and does not continue one"
+    if not any(type(config) in auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)):
+        return "transformers has no model of this family that continues a text"
+    if config.model_type in _DECODERS:
+        return (
+            "it is the decoder of an encoder with a decoder, which counts positions itself and cannot share a forward "
+            "between conversations"
+        )
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        return "its layers read in both directions (use_bidirectional_attention), so it does not continue a text"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from model_runtime.architecture.shape_check import MOST_CONTEXT_TOKENS
+from model_runtime.architecture.config_check import MOST_CONTEXT_TOKENS
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.gguf_header import GgufHeader, Items, Value
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checks.checkpoint_check import INDEX_FILE, read_config
+from model_runtime.loading.checks.checkpoint_check import INDEX_FILE
+from model_runtime.loading.checks.config_file import read_config
 
 ADAPTER_FILE = "adapter_config.json"
 TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"

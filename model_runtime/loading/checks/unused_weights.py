@@ -16,8 +16,11 @@ _COMPUTED = re.compile(
 )
 _SCALES = re.compile(r"\.(k_scale|v_scale|kv_scale|q_scale|prob_scale|input_scale|activation_scale|output_scale)$")
 _KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(^|\.)(vision|visual|vit|image|vpm|mm_|multi_modal|multimodal|resampler|aligner)"), "pictures"),
-    (re.compile(r"(^|\.)(audio|speech|sound|whisper|talker|token2wav|code2wav)"), "sound"),
+    (
+        re.compile(r"(^|\.)(vision|visual|vit|image|vpm|mm_|multi_modal|multimodal|resampler|aligner|embed_vision)"),
+        "pictures",
+    ),
+    (re.compile(r"(^|\.)(audio|speech|sound|whisper|talker|token2wav|code2wav|embed_audio)"), "sound"),
     (re.compile(r"(^|\.)(mtp|nextn|medusa|eagle|draft)"), "drafts of several tokens"),
     (re.compile(r"(^|\.)(score|classifier|cls|pooler|v_head|value_head|reward)"), "judging texts"),
 )

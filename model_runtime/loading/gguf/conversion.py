@@ -19,7 +19,7 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from model_runtime.architecture.shape_check import check_config
+from model_runtime.architecture.config_check import check_config
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.gguf_check import check_gguf

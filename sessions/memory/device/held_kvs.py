@@ -168,12 +168,12 @@ class HeldKVs:
                 slot.unsaved_until = 0.0
                 self.changed.notify_all()
 
-    def saved(self, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> None:
+    def saved(self, conversation_id: str, kv: KV, ids: tuple[int, ...], is_long_rope: bool) -> None:
         """The rows of these ids are on disk, staged for it, or just came from there."""
         with self.changed:
             slot = self.slots.get(conversation_id)
             if slot is not None and slot.kv is kv:
-                slot.saved(ids)
+                slot.saved(ids, is_long_rope)
 
     def went_for_room(self, conversation_id: str) -> bool:
         """Whether its KV was freed for others, and nothing came of it since."""

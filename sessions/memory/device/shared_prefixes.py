@@ -25,16 +25,24 @@ class SharedPrefixes:
         self._lock = threading.Lock()
         self._copied: dict[str, tuple[KV, SharedPrefix]] = {}
 
-    def held_tokens(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> int:
-        """How much of the beginning of `ids` another KV of this owner holds."""
-        best = self._best(owner_id, conversation_id, ids)
+    def held_tokens(self, owner_id: str, conversation_id: str, ids: tuple[int, ...], is_long_rope: bool) -> int:
+        """How much of the beginning of `ids` another KV of this owner holds, with these rotary frequencies."""
+        best = self._best(owner_id, conversation_id, ids, is_long_rope)
         return best[0] if best is not None else 0
 
-    def copy(self, owner_id: str, conversation_id: str, kv: KV, ids: tuple[int, ...], known_tokens: int) -> None:
+    def copy(
+        self,
+        owner_id: str,
+        conversation_id: str,
+        kv: KV,
+        ids: tuple[int, ...],
+        known_tokens: int,
+        is_long_rope: bool,
+    ) -> None:
         """Brings the longest beginning of `ids` that another KV of this owner holds into a leased KV, if that has
         `LEAST_TOKENS` less of it; at least `known_tokens` are in it already. Waits for the engine's step. Never raises:
         what could not be copied is read."""
-        best = self._best(owner_id, conversation_id, ids)
+        best = self._best(owner_id, conversation_id, ids, is_long_rope)
         if best is None or best[0] - known_tokens < LEAST_TOKENS:
             return
         end, other_id, other = best
@@ -48,13 +56,15 @@ class SharedPrefixes:
             with self._lock:
                 self._copied[conversation_id] = (kv, SharedPrefix(other_id, start, end))
 
-    def _best(self, owner_id: str, conversation_id: str, ids: tuple[int, ...]) -> tuple[int, str, KV] | None:
+    def _best(
+        self, owner_id: str, conversation_id: str, ids: tuple[int, ...], is_long_rope: bool
+    ) -> tuple[int, str, KV] | None:
         """(tokens, conversation, its KV)."""
         return max(
             (
                 (common_prefix(held_ids[: len(ids)], ids), other_id, other)
                 for other_id, other, held_ids in self._held.others(owner_id, conversation_id)
-                if held_ids[:LEAST_TOKENS] == ids[:LEAST_TOKENS]
+                if held_ids[:LEAST_TOKENS] == ids[:LEAST_TOKENS] and other.is_long_rope is is_long_rope
             ),
             key=lambda found: found[0],
             default=None,

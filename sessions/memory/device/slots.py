@@ -75,6 +75,7 @@ class DeviceSlot:
     held_ids: tuple[int, ...] = ()
     unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
     saved_ids: tuple[int, ...] = ()  # whose rows are on disk, or staged for it
+    saved_is_long_rope: bool = False  # those rows have the long frequencies of long RoPE
     saved_tokens: int = 0  # how many of `held_ids` are among them
 
     @property
@@ -90,12 +91,16 @@ class DeviceSlot:
     def holds(self, ids: tuple[int, ...]) -> None:
         """It was given back."""
         self.held_ids = ids
-        self.saved_tokens = common_prefix(self.saved_ids, ids)
+        self._count_saved()
 
-    def saved(self, ids: tuple[int, ...]) -> None:
+    def saved(self, ids: tuple[int, ...], is_long_rope: bool) -> None:
         """The rows of these ids are on disk, or staged for it."""
-        self.saved_ids = ids
-        self.saved_tokens = common_prefix(ids, self.held_ids)
+        self.saved_ids, self.saved_is_long_rope = ids, is_long_rope
+        self._count_saved()
+
+    def _count_saved(self) -> None:
+        is_same = self.kv.is_long_rope is self.saved_is_long_rope
+        self.saved_tokens = common_prefix(self.saved_ids, self.held_ids) if is_same else 0
 
 
 class EvictionTarget(Protocol):

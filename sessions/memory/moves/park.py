@@ -56,7 +56,8 @@ class Parking:
         if idle is None and not self._host.of_conversation(conversation_id):
             return 0
         kv, ids = idle or (None, ())
-        job = SaveJob(owner_id, conversation_id, kv, ids, prompt_tokens=len(ids))
+        is_long_rope = kv is not None and kv.is_long_rope
+        job = SaveJob(owner_id, conversation_id, kv, ids, prompt_tokens=len(ids), is_long_rope=is_long_rope)
         self._writer.put(job)
         if not job.wait(timeout_s):
             place = "on the device" if kv is not None else "in host memory"

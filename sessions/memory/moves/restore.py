@@ -86,7 +86,8 @@ class Restorer:
         try:
             restored = self._restore(request)
             if restored.tier is Tier.DISK and not restored.lender_id:
-                self._held.saved(request.conversation_id, request.kv, request.ledger[: restored.tokens])
+                ids = request.ledger[: restored.tokens]
+                self._held.saved(request.conversation_id, request.kv, ids, self._is_long_rope(request))
             self._memory_log.restored(request.owner_id, request.conversation_id, restored)
         except Exception:
             log.exception("kv_not_restored conversation=%s", request.conversation_id)
@@ -100,7 +101,11 @@ class Restorer:
             return restored
         known_tokens = max(request.useful_tokens, request.shared_tokens)
         lender_id = self._saved_kvs.disk.twin(
-            request.owner_id, request.conversation_id, request.ledger[:-1], known_tokens
+            request.owner_id,
+            request.conversation_id,
+            request.ledger[:-1],
+            known_tokens,
+            self._is_long_rope(request),
         )
         if not lender_id:
             return restored
@@ -121,12 +126,17 @@ class Restorer:
                 return Restored(choice=choice.sentence, is_reread_cheaper=True)
             return replace(self._bring_back(source_id, request, chain), choice=choice.sentence)
 
+    def _is_long_rope(self, request: RestoreRequest) -> bool:
+        """Whether the rows that it needs have the long frequencies of long RoPE."""
+        return self._engine.info.is_long_rope(len(request.ledger))
+
     def _affordable(self, source_id: str, request: RestoreRequest) -> Chain:
         """The longest chain; where its last segment goes on beyond the ledger and the promise, one without it."""
         find, ids = self._saved_kvs.chain, request.ledger[:-1]
-        chain = find(request.owner_id, source_id, ids)
+        is_long = self._is_long_rope(request)
+        chain = find(request.owner_id, source_id, ids, is_long_rope=is_long)
         if self._engine.kv_bytes(chain.end_tokens) > request.promised_bytes:
-            chain = find(request.owner_id, source_id, ids, limit_tokens=len(request.ledger))
+            chain = find(request.owner_id, source_id, ids, len(request.ledger), is_long)
         return chain
 
     def _expectations(self, request: RestoreRequest, chain: Chain) -> tuple[float, float, float]:

@@ -19,7 +19,8 @@ from sessions.awake import patiently
 from sessions.errors import SessionError
 from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.log import MemoryLog
-from sessions.memory.saved.chains import cut
+from sessions.memory.saved.chains import Chain, cut
+from sessions.memory.saved.disk import Disk
 from sessions.memory.saved.saved_kvs import SavedKVs
 from sessions.worker import Worker
 
@@ -38,6 +39,7 @@ class SaveJob:
     ids: tuple[int, ...]
     prompt_tokens: int
     message_id: int | None = None  # the answer it was saved after, None: no turn can have begun since
+    is_long_rope: bool = False  # the KV's rows have the long frequencies of long RoPE
     is_staged: bool = False  # all of it is in memory, on its way to the disk: the KV is not needed any more
     is_saved: bool = False
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -124,11 +126,10 @@ class Writer:
         with self._disk.using(conversation_id):
             if job.kv is None:
                 return self._saved_kvs.write_through(owner_id, conversation_id)
-            chain = self._disk.chain(owner_id, conversation_id, job.ids)
+            chain = self._chain(self._disk, job)
             parent = chain.whole[-1] if chain.whole else None
-            pieces = cut(
-                job.ids, parent, job.prompt_tokens, self._saved_kvs.limit_tokens, self._disk.fingerprint(owner_id)
-            )
+            fingerprint = self._disk.fingerprint(owner_id, job.is_long_rope)
+            pieces = cut(job.ids, parent, job.prompt_tokens, self._saved_kvs.limit_tokens, fingerprint)
             while pieces and self._disk.adopt(owner_id, conversation_id, pieces[0]):
                 del pieces[0]
             self._disk.used_now(chain)
@@ -159,8 +160,11 @@ class Writer:
             self._saved_kvs.staged.remove(segments)
         return True
 
+    def _chain(self, place: Disk | SavedKVs, job: SaveJob) -> Chain:
+        return place.chain(job.owner_id, job.conversation_id, job.ids, is_long_rope=job.is_long_rope)
+
     def _has_all(self, job: SaveJob) -> bool:
-        return self._disk.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens == len(job.ids)
+        return self._chain(self._disk, job).useful_tokens == len(job.ids)
 
     def _tell_holder(self, job: SaveJob) -> None:
         """It is on disk, or never will be. A KV that was evicted in between was taken to be saved then."""
@@ -173,17 +177,17 @@ class Writer:
     def _are_safe(self, job: SaveJob, ids: tuple[int, ...]) -> None:
         """The device may forget these rows."""
         if job.kv is not None:
-            self._held.saved(job.conversation_id, job.kv, ids)
+            self._held.saved(job.conversation_id, job.kv, ids, job.is_long_rope)
             self._held.staged(job.conversation_id, job.kv)
 
     def _on_disk_tokens(self, job: SaveJob) -> int:
         """What earlier turns, or the first of this one's files, left there. Nothing when the database is closed."""
         with contextlib.suppress(SessionError):
-            return self._disk.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens
+            return self._chain(self._disk, job).useful_tokens
         return 0
 
     def _kept_tokens(self, job: SaveJob) -> int:
         """The same with what host memory has."""
         with contextlib.suppress(SessionError):
-            return self._saved_kvs.chain(job.owner_id, job.conversation_id, job.ids).useful_tokens
+            return self._chain(self._saved_kvs, job).useful_tokens
         return len(job.ids)  # the server is ending: nothing is logged

@@ -14,12 +14,12 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 from model_runtime.interface.errors import SegmentGone, SegmentNotSaved, SegmentRefused
-from model_runtime.interface.numerics import difference, with_part
+from model_runtime.interface.numerics import difference, with_long_rope, with_part
 from model_runtime.interface.protocol import Engine, Segment
 from model_runtime.interface.segments import SegmentIdentity, key_of, with_format
 from sessions.config import SessionConfig
@@ -90,28 +90,42 @@ class Disk:
             return min(read_s, self.speed.estimate_s(self._engine.segment_bytes(tokens), 1))
         return read_s
 
-    def fingerprint(self, owner_id: str) -> str:
-        """What a segment was computed with, and its owner: keys and headers of two owners are never equal."""
+    def fingerprint(self, owner_id: str, is_long_rope: bool) -> str:
+        """What a segment was computed with, and its owner: keys and headers of two owners are never equal, nor those of
+        rows with long RoPE's long frequencies and with its short ones."""
         owner = blake2b(owner_id.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
-        return with_part(self._engine.info.fingerprint, "owner", owner)
+        numerics = with_part(self._engine.info.fingerprint, "owner", owner)
+        return with_long_rope(numerics) if is_long_rope else numerics
+
+    def fingerprint_of(self, row: SavedSegment, owner_id: str, ids: Sequence[int]) -> str:
+        """The fingerprint of a saved segment with these ids; that of the short frequencies if neither gives its key."""
+        long, short = self.fingerprint(owner_id, True), self.fingerprint(owner_id, False)
+        return long if key_of(row.parent_key, ids, long) == row.key else short
 
     def path_of(self, key: str) -> Path:
         return self._files.path_of(key)
 
     def chain(
-        self, owner_id: str, conversation_id: str, ids: tuple[int, ...], limit_tokens: int | None = None
+        self,
+        owner_id: str,
+        conversation_id: str,
+        ids: tuple[int, ...],
+        limit_tokens: int | None = None,
+        is_long_rope: bool = False,
     ) -> Chain:
         """The conversation's segments on disk that hold most of `ids`."""
-        saved = self.of_conversation(conversation_id)
-        return longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids, limit_tokens)
+        saved, fingerprint = self.of_conversation(conversation_id), self.fingerprint(owner_id, is_long_rope)
+        return longest_chain(ids, saved, fingerprint, self._table.token_ids, limit_tokens)
 
-    def twin(self, owner_id: str, conversation_id: str, ids: tuple[int, ...], known_tokens: int) -> str:
+    def twin(
+        self, owner_id: str, conversation_id: str, ids: tuple[int, ...], known_tokens: int, is_long_rope: bool
+    ) -> str:
         """The other conversation of this owner whose files hold the longest beginning of `ids`, at least
         `BEGINNING_TOKENS` more than `known_tokens`; "" if there is none."""
         if not self.budget_bytes:
             return ""
         saved = self._table.beginning_with(owner_id, self.numerics, ids[:BEGINNING_TOKENS], MAX_BEGINNINGS)
-        chain = longest_chain(ids, saved, self.fingerprint(owner_id), self._table.token_ids)
+        chain = longest_chain(ids, saved, self.fingerprint(owner_id, is_long_rope), self._table.token_ids)
         if chain.useful_tokens - known_tokens < BEGINNING_TOKENS:
             return ""
         users = {s.key: s.conversation_ids for s in saved}[chain.identities[-1].key]
@@ -218,8 +232,8 @@ class Disk:
             size_bytes = sum(segment.size_bytes for segment in run)
             if not run or self._budget.is_used(run) or not self._budget.has_room(size_bytes + HEADER_BYTES):
                 return False
-            fingerprint = self.fingerprint(self._table.owner_of(run[0].key))
             ids = [self._table.token_ids(segment.key) for segment in run]
+            fingerprint = self.fingerprint_of(run[0], self._table.owner_of(run[0].key), ids[0])
             try:
                 segments = [
                     self.load(SegmentIdentity(s.key, s.parent_key, s.start_tokens, own, fingerprint))

@@ -45,14 +45,20 @@ class SavedKVs:
             yield
 
     def chain(
-        self, owner_id: str, conversation_id: str, ids: tuple[int, ...], limit_tokens: int | None = None
+        self,
+        owner_id: str,
+        conversation_id: str,
+        ids: tuple[int, ...],
+        limit_tokens: int | None = None,
+        is_long_rope: bool = False,
     ) -> Chain:
-        """The conversation's segments, in any tier, that hold most of `ids`."""
+        """The conversation's segments, in any tier, that hold most of `ids`, of one set of rotary frequencies."""
         in_memory = [*self.staged.of_conversation(conversation_id), *self.host.of_conversation(conversation_id)]
         if not in_memory:
-            return self.disk.chain(owner_id, conversation_id, ids, limit_tokens)
+            return self.disk.chain(owner_id, conversation_id, ids, limit_tokens, is_long_rope)
         rows = {s.key: s for s in self.disk.of_conversation(conversation_id)} | {s.key: s for s in in_memory}
-        return longest_chain(ids, rows.values(), self.disk.fingerprint(owner_id), self._ids_of, limit_tokens)
+        fingerprint = self.disk.fingerprint(owner_id, is_long_rope)
+        return longest_chain(ids, rows.values(), fingerprint, self._ids_of, limit_tokens)
 
     def _ids_of(self, key: str) -> tuple[int, ...]:
         segment = self.host.get(key) or self.staged.get(key)
@@ -120,9 +126,10 @@ class SavedKVs:
     def take(self, owner_id: str, conversation_id: str, kv: KV, ids: tuple[int, ...]) -> bool:
         """Copies a KV into host memory, all of it or nothing, cut into the same segments as on disk. False if it does
         not fit or the KV changed meanwhile. The caller frees the KV."""
-        chain = self.disk.chain(owner_id, conversation_id, ids) if self.disk.budget_bytes else Chain()
+        is_long, disk = kv.is_long_rope, self.disk
+        chain = disk.chain(owner_id, conversation_id, ids, is_long_rope=is_long) if disk.budget_bytes else Chain()
         parent = chain.whole[-1] if chain.whole else None
-        rest = cut(ids, parent, len(ids), self.limit_tokens, self.disk.fingerprint(owner_id))
+        rest = cut(ids, parent, len(ids), self.limit_tokens, disk.fingerprint(owner_id, is_long))
         missing = [i for i in (*chain.whole, *rest) if not self.host.adopt(conversation_id, i.key)]
         sizes = [self._engine.segment_bytes(len(i.token_ids)) for i in missing]
         if not self.host.reserve(owner_id, conversation_id, sum(sizes)):

@@ -199,7 +199,7 @@ def test_a_gguf_without_a_compiler_or_without_a_cache(
     flags = ("--headless", "--model", str(path), "--quantization", "shipped")
     refused = start(Surroundings({"XDG_CACHE_HOME": "/dev/null/cache"}, flags))
     assert refused.ended() == 1
-    assert refused.printed.splitlines()[-1].startswith("keepwarm: The model cannot be kept in /dev/null/cache")
+    assert refused.printed.splitlines()[-1].startswith("keepwarm: The model cannot be cached in /dev/null/cache")
     served = start(Surroundings({"XDG_CACHE_HOME": "{folder}/cache", "PATH": "/nowhere"}, flags))
     url = served.url()
     assert ask(url, "one", "Good morning.")["usage"]["completion_tokens"] > 0

@@ -47,6 +47,15 @@ def test_a_miss_says_why() -> None:
     assert details["Why it was read"] == "The model was changed, so this conversation was read again."
 
 
+def test_other_rotary_frequencies_before_the_answer_and_within_it() -> None:
+    before = replace(WARM, fed_tokens=5020, reused_tokens=0, miss_reason=MissReason.ROPE_CHANGED, miss_detail="So.")
+    assert receipt.line(before).startswith("5,020 read again · ")
+    assert dict(receipt.details(before))["Reused"] == "nothing: what is kept was computed for another length"
+    within = replace(WARM, fed_tokens=WARM.delta_tokens, miss_reason=MissReason.ROPE_CHANGED, miss_detail="So.")
+    assert receipt.line(within).startswith("1,812 reused / 46 new · ")
+    assert dict(receipt.details(within))["Why it was read"] == "So."
+
+
 def test_guesses_that_were_right() -> None:
     assert "Guessed from the conversation" not in dict(receipt.details(WARM))
     guessed = dict(receipt.details(replace(WARM, drafted_tokens=1200, accepted_tokens=180)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import BloomConfig, MptConfig, PretrainedConfig
 
-from model_runtime.architecture.shape_check import check_config, declared_context_tokens
+from model_runtime.architecture.config_check import check_config, declared_context_tokens
 from model_runtime.interface.errors import ModelLoadError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import Gemma4TextConfig, LlamaConfig
 
+from model_runtime.architecture.config_check import check_config
 from model_runtime.architecture.layer_settings import differs_by_layer, values_of
-from model_runtime.architecture.shape_check import check_config
 from model_runtime.interface.errors import ModelLoadError
 
 LAYERS = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
@@ -26,5 +26,5 @@ def test_every_layers_value_is_read() -> None:
 def test_an_impossible_value_of_one_layer_is_refused() -> None:
     config = Gemma4TextConfig(**LAYERS, head_dim=256, global_head_dim=512)
     config.per_layer_config = {1: {"head_dim": -8}}
-    with pytest.raises(ModelLoadError, match="its head_dim is -8"):
+    with pytest.raises(ModelLoadError, match="head_dim is -8"):
         check_config(config, "Mine")

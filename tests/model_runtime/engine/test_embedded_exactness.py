@@ -115,7 +115,7 @@ def test_reference_mode_through_the_engine_with_three_conversations(loaded_embed
             torch.testing.assert_close(watched.logits[ledger[:place]], expected[place - 1], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kv_dtype", ["float32", pytest.param("float16", marks=pytest.mark.long)])
 def test_production_mode_equals_its_own_full_read_and_stays_close_to_float32(
     kv_dtype: KvDtype, loaded_embedded: LoadedModel, loaded_embedded_float32: LoadedModel
 ) -> None:
@@ -137,6 +137,7 @@ def test_production_mode_equals_its_own_full_read_and_stays_close_to_float32(
     assert bool((exact.margin[differs] < 0.01).all())
 
 
+@pytest.mark.long  # torch's packed kernel takes 40 s for these tokens
 def test_production_mode_without_our_own_kernels_stays_close(
     loaded_embedded_float32: LoadedModel, embedded_cache: Path, torch_threads: int
 ) -> None:

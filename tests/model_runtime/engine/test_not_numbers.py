@@ -50,12 +50,19 @@ def spoilt(loaded: LoadedModel) -> LoadedModel:
     return loaded
 
 
+@pytest.fixture(scope="module")
+def native_model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A GGUF file and the directory of its conversion, which one load makes and the others find."""
+    directory = tmp_path_factory.mktemp("native")
+    path = write_gguf(tiny_wide_llama(directory / "wide"), directory / "wide.gguf", GGMLQuantizationType.Q4_1)
+    return ModelConfig(str(path), "shipped", cache_dir=directory / "cache", device="cpu")
+
+
 @pytest.fixture(params=["torch", "native", "arena"])
 def watched(request: pytest.FixtureRequest, tiny_dir: TinyDir, tmp_path: Path) -> Iterator[WatchedEngine]:
     config = EngineConfig(prefill_chunk_tokens=32, prompt_lookup="on")
     if request.param == "native":
-        path = write_gguf(tiny_wide_llama(tmp_path / "wide"), tmp_path / "wide.gguf", GGMLQuantizationType.Q4_1)
-        loaded = load_model(ModelConfig(str(path), "shipped", cache_dir=tmp_path / "cache", device="cpu"), print)
+        loaded = load_model(request.getfixturevalue("native_model"), print)
         loaded = replace(loaded, stop_token_ids=frozenset())
     else:
         loaded = loaded_tiny(shutil.copytree(tiny_dir("llama"), tmp_path / "llama"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import (
@@ -15,7 +17,7 @@ from transformers import (
     masking_utils,
 )
 
-from model_runtime.forward import probe
+from model_runtime.forward import probe, transformers_forward
 from model_runtime.forward.attention import ATTENTION_NAME
 from model_runtime.forward.attention_options import HiddenKeys
 from model_runtime.forward.probe import probe_packing
@@ -52,7 +54,7 @@ def test_a_model_that_never_calls_the_attention_function_is_refused() -> None:
         probe_packing(model, torch.float32, 128, step_tokens=64)
 
 
-def test_rope_that_depends_on_the_whole_batch_is_refused() -> None:
+def test_long_rope_earns_it_with_one_set_of_frequencies_per_conversation() -> None:
     rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
@@ -61,8 +63,20 @@ def test_rope_that_depends_on_the_whole_batch_is_refused() -> None:
         "original_max_position_embeddings": 64,
         "factor": 4.0,
     }
-    with pytest.raises(ModelLoadError, match="longrope"):
-        probe_packing(llama(rope_parameters=rope), torch.float32, 256, step_tokens=64)
+    model = llama(rope_parameters=rope)
+    assert probe_packing(model, torch.float32, 256, step_tokens=64).short_rope_tokens == 64
+    model.model.rotary_emb.forward = partial(type(model.model.rotary_emb).forward, model.model.rotary_emb)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "separate_rope_sets", lambda model: 64)
+        patch.setattr(transformers_forward, "separate_rope_sets", lambda model: 64)
+        with pytest.raises(ModelLoadError, match="cannot share a forward"):
+            probe_packing(model, torch.float32, 256, step_tokens=64)
+
+
+def test_dynamic_rope_is_refused_beyond_its_length() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    with pytest.raises(ModelLoadError, match=r"dynamic rotary positions.*--context-limit 256"):
+        probe_packing(llama(rope_parameters=rope), torch.float32, 257, step_tokens=64)
 
 
 def test_soft_capped_attention_earns_it() -> None:

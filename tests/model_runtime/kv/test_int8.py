@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from safetensors import safe_open
 from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.errors import ModelLoadError, SegmentRefused
+from model_runtime.interface.numerics import with_long_rope
 from model_runtime.interface.segments import identify
 from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.saved_rows import SavedRows
 from model_runtime.kv.segment import copy_in, copy_out
 from model_runtime.kv.slab import KVSlab
 from tests.model_runtime.harness import GREEDY, WatchedEngine, loaded_tiny
-from tests.model_runtime.tiny_models import tiny_llama
+from tests.model_runtime.tiny_models import tiny_llama, tiny_long_rope
 
 GEOMETRY = KVGeometry((LayerShape(2, 64, 64), LayerShape(2, 64, 32)), torch.float32, torch.device("cpu"))
 IDS = tuple(range(150))
@@ -99,8 +101,11 @@ def test_odd_heads_are_refused_at_the_start() -> None:
         SavedRows(replace(GEOMETRY, layers=(LayerShape(1, 3, 3),)), "int8")
 
 
-def test_the_drift_is_measured_at_the_start_and_answers_go_on_behind_int8(tmp_path: Path) -> None:
-    loaded = loaded_tiny(tiny_llama(tmp_path / "llama"))
+@pytest.mark.parametrize("tiny", [tiny_llama, tiny_long_rope])
+def test_the_drift_is_measured_at_the_start_and_answers_go_on_behind_int8(
+    tiny: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    loaded = loaded_tiny(tiny(tmp_path / "model"))
     plain = LocalEngine(loaded, EngineConfig(), 512)
     assert plain.info.int8_drift is None
     watched = WatchedEngine(loaded, EngineConfig(cold_kv_dtype="int8"))
@@ -115,7 +120,8 @@ def test_the_drift_is_measured_at_the_start_and_answers_go_on_behind_int8(tmp_pa
     ledger = list(range(5, 90))
     kv = engine.new_kv()
     watched.submit(kv, ledger).wait()
-    identity = identify(None, ledger, engine.info.fingerprint)
+    fingerprint = engine.info.fingerprint
+    identity = identify(None, ledger, with_long_rope(fingerprint) if kv.is_long_rope else fingerprint)
     segment = engine.stage(kv, identity)
     assert segment.data_bytes == engine.segment_bytes(len(ledger))
     back = engine.new_kv()

@@ -7,10 +7,20 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import BloomConfig, FalconConfig, GPTJConfig, GPTNeoConfig, LlamaConfig, MptConfig, PretrainedConfig
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    GPTJConfig,
+    GPTNeoConfig,
+    LlamaConfig,
+    MptConfig,
+    Phi3Config,
+    PretrainedConfig,
+)
 
 from model_runtime.loading.fingerprint import model_fingerprint
 
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 CHANGES = [
     (FalconConfig(), FalconConfig(alibi=True)),
     (FalconConfig(), FalconConfig(rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0})),
@@ -20,6 +30,7 @@ CHANGES = [
     (GPTNeoConfig(), GPTNeoConfig(window_size=128)),
     (GPTNeoConfig(), GPTNeoConfig(attention_types=[[["global"], 24]])),
     (GPTJConfig(), GPTJConfig(rotary_dim=32)),
+    tuple(Phi3Config(max_position_embeddings=tokens, rope_parameters=dict(LONG_ROPE)) for tokens in (8192, 16384)),
 ]
 
 

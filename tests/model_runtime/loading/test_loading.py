@@ -286,7 +286,7 @@ def test_a_gguf_that_ends_early_is_a_sentence(load: Load, gguf_file: Path, tmp_p
         ('{"model_type": "unheard-of"}', "unheard-of"),
         ("{", r"config\.json cannot be read"),
         ("[]", "does not contain a model description"),
-        ('{"model_type": "llama", "hidden_size": "wide"}', "cannot be loaded"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "its hidden_size is 'wide'"),
     ],
 )
 def test_a_config_that_cannot_be_used_is_a_sentence(

@@ -21,7 +21,7 @@ from model_runtime.reference.findings import ModelComparison, Verdict
 from model_runtime.reference.recorded_engine import RecordedEngine
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
-from tests.model_runtime.tiny_models import VOCABULARY_TOKENS, tiny_tokenizer
+from tests.model_runtime.tiny_models import SHORT_ROPE_TOKENS, VOCABULARY_TOKENS, tiny_long_rope, tiny_tokenizer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY_TOKENS,
@@ -221,3 +221,19 @@ def test_metadata_that_neither_side_uses_is_no_agreement(
     found = compared(path, "auto", tmp_path)
     assert found.verdict is Verdict.DIFFERS
     assert "The file's rope.scaling.type is linear, which neither read uses" in found.sentence
+
+
+def drop_long_factors(loaded: LoadedModel) -> None:
+    rope = loaded.model.config.rope_parameters
+    rope["long_factor"] = rope["short_factor"]
+
+
+def test_long_rope_is_held_against_a_read_of_each_length(tmp_path: Path, broken: Callable[[Break], None]) -> None:
+    path = tiny_long_rope(tmp_path / "model")
+    right = compared(path)
+    assert right.verdict is Verdict.EXACT, right.sentence
+    assert any(reading.ledger_tokens < SHORT_ROPE_TOKENS < reading.ledger_tokens + 8 for reading in right.readings)
+    broken(drop_long_factors)
+    wrong = compared(path)
+    assert wrong.verdict is Verdict.DIFFERS
+    assert f"past {SHORT_ROPE_TOKENS} tokens" in wrong.sentence

@@ -19,6 +19,13 @@ from tests.model_runtime.small_configs import CannotMakeSmall, save_small, small
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _HALF = {**_ROPE, "partial_rotary_factor": 0.5}
 _YARN = {**_ROPE, "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
+_MISTRAL_4 = {
+    **_YARN,
+    "llama_4_scaling_beta": 0.4,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "partial_rotary_factor": 1 / 3,
+}
 _SCALES = {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 4.0}
 _EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
 
@@ -34,6 +41,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("exaone4", {"sliding_window": 16}),
     "qwen3 with yarn": ("qwen3", {"rope_parameters": _YARN, "attention_bias": True, "head_dim": 32}),
     "olmo3 with a window of 200": ("olmo3", {"sliding_window": 200}),
+    "mistral 4": ("mistral4", {"rope_parameters": _MISTRAL_4}),
+    "mistral 4 within mistral 3": (
+        "mistral3",
+        {"text_config": {"model_type": "mistral4", "rope_parameters": _MISTRAL_4}},
+    ),
+    "video llama 3, which returns all logits": ("video_llama_3", {}),
+    "llava of gemma 2, which has no SDPA": ("llava", {"text_config": {"model_type": "gemma2"}}),
     "llava of mistral": ("llava", {"text_config": {"model_type": "mistral", "sliding_window": 16}}),
 }
 

@@ -1,5 +1,5 @@
-"""A smaller tier machine over the real engine and a tiny model: whatever tiers a KV passed through, every greedy token
-is the one that a full read of the ledger gives."""
+"""A smaller tier machine over the real engine and tiny models: whatever tiers a KV passed through, every greedy token
+is the one that a full read of the ledger up to it gives."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from model_runtime.engine.engine import LocalEngine
 from model_runtime.interface.config import EngineConfig
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
+from model_runtime.reference.full_read import read_as_it_grew
 from model_runtime.text.chat_template import ChatTemplate
 from sessions.config import SessionConfig
 from sessions.errors import CacheFull, ConversationBusy, StoreError
@@ -35,8 +36,8 @@ from sessions.manager import SessionManager
 from sessions.memory.saved.speed import ASSUMED_BYTES_PER_S
 from sessions.store.store import Store
 from sessions.types import ConversationSettings, Tier
-from tests.model_runtime.harness import full_read, loaded_tiny
-from tests.model_runtime.tiny_models import tiny_llama
+from tests.model_runtime.harness import loaded_tiny
+from tests.model_runtime.tiny_models import tiny_llama, tiny_long_rope
 from tests.sessions.session_harness import ADA, finish
 
 EXAMPLES = int(os.environ.get("KEEPWARM_REAL_TIER_EXAMPLES", "6"))
@@ -46,9 +47,9 @@ TIERS = st.sampled_from(["host", "disk"])
 LOADED: list[LoadedModel] = []
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
-    directory = tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+@pytest.fixture(scope="module", params=[tiny_llama, tiny_long_rope])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
+    directory = request.param(tmp_path_factory.mktemp("tiny") / "model")
     LOADED.extend([loaded_tiny(directory), loaded_tiny(directory)])  # the second keeps transformers' own attention
     yield LOADED[0]
     LOADED.clear()
@@ -133,6 +134,19 @@ class RealTierMachine(RuleBasedStateMachine):
             finish(self.manager.edit(ADA, c, message.message_id, message.text + " Please."), timeout_s=60)
 
     @rule(pick=PICK)
+    def edit_the_first(self, pick: int) -> None:
+        """Back to a short history."""
+        c = self.picked(pick)
+        with contextlib.suppress(CacheFull):
+            finish(self.manager.edit(ADA, c, self.manager.view(ADA, c).messages[0].message_id, "Hello."), timeout_s=60)
+
+    @rule(pick=PICK)
+    def verify(self, pick: int) -> None:
+        found = self.manager.verify(ADA, self.picked(pick)).wait(60)
+        assert found is not None
+        assert not found.device_is_bad
+
+    @rule(pick=PICK)
     def damage(self, pick: int) -> None:
         files = sorted(self.store.kv_dir.rglob("*.kv"))
         if files:
@@ -154,7 +168,7 @@ class RealTierMachine(RuleBasedStateMachine):
         for c in self.conversations:
             path = self.store.messages.path(self.store.conversation(ADA, c).leaf_id)
             ids = fold(path)
-            logits = full_read(LOADED[1].model, ids)
+            logits = read_as_it_grew(LOADED[1].model, ids, len(ids))
             for node in path[1::2]:
                 start = node.ids.ledger_start + node.ids.preamble_tokens
                 for position in range(start, start + len(node.answer_ids)):

@@ -34,7 +34,6 @@ from tests.sessions.scripted_engine import ScriptedEngine, text_of
 from tests.sessions.session_harness import ADA, SessionHarness, finish, prompt_of
 from tests.sessions.store.crash_zygote import DISK_BYTES
 
-REAL_KILLS = 15
 KILLS_PER_DIRECTORY = 10  # then a new one: endlessly growing conversations only make the test slow
 Said = list[tuple[str, str]]
 
@@ -170,7 +169,10 @@ def alone(engine: WatchedEngine, prompt: tuple[int, ...], sampling: SamplingPara
     return answer.token_ids
 
 
-def test_fifteen_kills_of_the_real_engine(tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kill_count", [5, pytest.param(15, marks=pytest.mark.long)])
+def test_kills_of_the_real_engine(
+    kill_count: int, tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Reading 100 tokens with a model of 3 layers takes no longer than opening a file.
     monkeypatch.setattr(sessions.memory.moves.restore, "choose", lambda *args: RestoreChoice(True, "For the test."))
     dice = random.Random(3)
@@ -179,7 +181,7 @@ def test_fifteen_kills_of_the_real_engine(tiny_dir: TinyDir, tmp_path: Path, mon
     from_disk = spoken = 0
     committed: Said = []
     with zygote("real", str(tiny_dir("llama"))) as kills:
-        for number in range(REAL_KILLS):
+        for number in range(kill_count):
             data_dir = tmp_path / str(number // 5)
             if number % 5 == 0:
                 committed = []
@@ -202,6 +204,6 @@ def test_fifteen_kills_of_the_real_engine(tiny_dir: TinyDir, tmp_path: Path, mon
             manager.close()
             store.close()
     engine.close()
-    print(f"kills={REAL_KILLS} messages={spoken} continued from disk={from_disk}")
-    assert spoken > REAL_KILLS
-    assert from_disk > REAL_KILLS // 3
+    print(f"kills={kill_count} messages={spoken} continued from disk={from_disk}")
+    assert spoken > kill_count
+    assert from_disk > kill_count // 3

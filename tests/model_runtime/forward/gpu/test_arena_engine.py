@@ -23,7 +23,7 @@ from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.interface.segments import identify
 from tests.model_runtime.engine.test_exactness import assert_equals_full_read, some_ids
-from tests.model_runtime.harness import GREEDY, TINY, WatchedEngine, full_read, loaded_tiny
+from tests.model_runtime.harness import GREEDY, SOME_FAMILIES, TINY, WatchedEngine, full_read, loaded_tiny
 from tests.polling import until
 
 ROOM_TOKENS = 12 * STEP_TOKENS
@@ -54,7 +54,7 @@ def forward_of(watched: WatchedEngine) -> ArenaForward:
     return forward
 
 
-@pytest.fixture(params=sorted(TINY))
+@pytest.fixture(params=SOME_FAMILIES)
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return TINY[request.param](tmp_path / request.param)
 

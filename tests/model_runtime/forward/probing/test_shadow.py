@@ -10,9 +10,10 @@ from accelerate import init_empty_weights
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from model_runtime.architecture.config_check import declared_context_tokens
 from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.rope import fixed_rope_tokens
-from model_runtime.architecture.shape_check import declared_context_tokens
+from model_runtime.forward.packed.rope_sets import separate_rope_sets
 from model_runtime.forward.probing import compare
 from model_runtime.forward.probing.boundaries import boundaries_of, numbers_of
 from model_runtime.forward.probing.compare import compare_turns
@@ -81,7 +82,7 @@ def published(name: str) -> tuple[PreTrainedModel, list[int]]:
 
 def compared(small: PreTrainedModel, boundaries: list[int]) -> None:
     stock = str(small.config._attn_implementation)  # noqa: SLF001 - transformers has no public name for it
-    geometry = KVGeometry(tuple(record_layers(small).shapes), torch.float32, CPU, 64)
+    geometry = KVGeometry(tuple(record_layers(small).shapes), torch.float32, CPU, 64, separate_rope_sets(small))
     compare_turns(small, stock, geometry, length_for(boundaries))
 
 

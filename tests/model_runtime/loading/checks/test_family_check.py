@@ -39,11 +39,32 @@ TASK = "an encoder with a decoder"
         *((family, TASK) for family in ("bart", "whisper", "marian")),
         *((family, "attention in code of its own") for family in ("xlnet", "reformer", "cpmant")),
         ("musicgen", "more than one model of texts"),
+        *((family, "no model of this family that continues a text") for family in ("vit", "wav2vec2", "clip")),
+        ("git", "attention in code of its own"),
+        ("doge", "hide keys with a mask that they compute from the text"),
+        ("hrm_text", "several times for each token"),
     ],
 )
 def test_a_family_that_cannot_be_run_is_refused_for_its_reason(family: str, reason: str) -> None:
     with pytest.raises(ModelLoadError, match=rf"^Mine \(a {family} model\) cannot be run: .*{reason}"):
         check_family("Mine", CONFIG_MAPPING[family]())
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus", "plbart", "whisper"],
+)
+def test_a_decoder_saved_without_its_encoder_is_refused(family: str) -> None:
+    config = CONFIG_MAPPING[family](is_encoder_decoder=False, is_decoder=True)
+    with pytest.raises(ModelLoadError, match=rf"^Mine \(a {family} model\) .* decoder of an encoder with a decoder"):
+        check_family("Mine", config)
+
+
+def test_a_model_that_reads_in_both_directions_is_refused() -> None:
+    check_family("Mine", CONFIG_MAPPING["gemma4_text"](use_bidirectional_attention="vision"))  # of pictures only
+    for family, value in (("gemma3_text", True), ("gemma4_text", "all")):
+        with pytest.raises(ModelLoadError, match="read in both directions"):
+            check_family("Mine", CONFIG_MAPPING[family](use_bidirectional_attention=value))
 
 
 @pytest.mark.parametrize(

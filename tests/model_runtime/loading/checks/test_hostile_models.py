@@ -176,7 +176,8 @@ def test_one_part_of_a_split_model_says_so(gguf_file: Path, load: Load) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"num_hidden_layers": 10**9}, "its config says it has 1,000,000,000 layers, its files have weights for 3"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and must be a"),
+        ({"num_hidden_layers": 40}, "its config says it has 40 layers, its files have weights for 3"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"vocab_size": 2**38}, "its config describes a model with"),
         ({"intermediate_size": 2**30}, "its config describes a model with"),
