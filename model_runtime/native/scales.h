@@ -50,14 +50,14 @@ INLINE floats power_of(words e) {
     return choose(is_tiny, (floats)(tiny << (e & 1)), (floats)normal);
 }
 
+/* Rounded twice, as bitsandbytes does: a sum with zero rounds the product on every processor. */
 INLINE floats nested_scale(const Matrix *m, const uint8_t *places, int tile, int run) {
-    const size_t runs = m->columns >> m->shift;
-    floats value, factor;
-    for (int i = 0; i < LANES; i++) {
-        value[i] = m->nested[places[i]];
-        factor[i] = m->nested[257 + (((size_t)tile * LANES + i) * runs + run) / NESTED_RUNS];
-    }
-    return multiply_add(value, factor, all(m->nested[256]));
+    const int32_t runs = m->columns >> m->shift;
+    ints place = load_integers((const int8_t *)places) & 255, factor_place;
+    for (int i = 0; i < LANES; i++)
+        factor_place[i] = (int32_t)((((size_t)tile * LANES + i) * runs + run) / NESTED_RUNS);
+    const floats value = gathered(m->nested, place), factor = gathered(m->nested + 257, factor_place);
+    return multiply_add(value, factor, (floats){0}) + all(m->nested[256]);
 }
 
 /* Scale and minimum of a tile's outputs for the run that has `column`. Every product here is exact in float32: a half has

@@ -88,6 +88,19 @@ INLINE ints load_integers(const int8_t *from) {
 #endif
 }
 
+/* from[place] of every lane. */
+INLINE floats gathered(const float *from, ints place) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_i32gather_ps((__m512i)place, from, 4);
+#elif defined(__AVX2__)
+    return (floats)_mm256_i32gather_ps(from, (__m256i)place, 4);
+#else
+    floats v;
+    for (int i = 0; i < LANES; i++) v[i] = from[place[i]];
+    return v;
+#endif
+}
+
 INLINE floats load_bytes(const int8_t *from) { return __builtin_convertvector(load_integers(from), floats); }
 
 /* Rounded to the nearest half, ties to even; what lies outside its range becomes its largest number. */

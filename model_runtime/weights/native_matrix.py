@@ -98,6 +98,11 @@ class NativeLinear(nn.Module):
         self.in_features, self.out_features = matrix.columns, matrix.rows
         self.hidden_bytes = matrix.nbytes
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """See `stand_in`."""
+        return stand_in(self.out_features, self.in_features)
+
     def release(self) -> None:
         """Frees the matrix; the layer cannot be used afterwards."""
         self.matrix, self.hidden_bytes = None, 0
@@ -125,6 +130,11 @@ class NativeEmbedding(nn.Module):
         self.factor = factor
         self.hidden_bytes = 0 if is_shared else matrix.nbytes
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """See `stand_in`."""
+        return stand_in(self.num_embeddings, self.embedding_dim)
+
     def release(self) -> None:
         """Frees the matrix; the layer cannot be used afterwards."""
         self.matrix, self.hidden_bytes = None, 0
@@ -137,6 +147,12 @@ class NativeEmbedding(nn.Module):
         if self.factor != 1.0:
             rows *= self.factor
         return rows.view(*token_ids.shape, self.embedding_dim)
+
+
+def stand_in(rows: int, columns: int) -> torch.Tensor:
+    """For models whose code asks a layer's weight for its device, dtype or shape (MPT, Llama 4): it has these, and four
+    bytes. What computes with it gets no numbers, and a model whose logits are none is refused when it is loaded."""
+    return torch.full((1, 1), torch.nan).expand(rows, columns)
 
 
 def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:

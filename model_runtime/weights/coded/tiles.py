@@ -20,6 +20,7 @@ _BITS = {
     Kind.LEVELS: (4, 0),
 }
 _NUMBERS = {Kind.HALF: torch.float16, Kind.BRAIN: torch.bfloat16, Kind.SINGLE: torch.float32}
+_LARGEST_POWER = 252  # 12 * 2^(252 - 128) is the largest weight that is finite
 COLUMNS = 32  # the kernels need a multiple
 
 
@@ -76,6 +77,8 @@ def _check(part: CodedRows, grid: Grid, rows: int, columns: int) -> None:
             raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
         if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
             raise ValueError("one of its blocks has a scale that is not a finite number")
+    if grid.scales is Scales.POWERS and int(part.scale.max()) > _LARGEST_POWER:
+        raise ValueError("one of its blocks has a scale that is not a finite number")
     if part.scale.dtype != SCALE_DTYPES[grid.scales] or columns % grid.run:
         raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
 

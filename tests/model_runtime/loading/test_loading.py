@@ -262,9 +262,9 @@ def test_a_directory_without_config_is_a_sentence(load: Load, gguf_file: Path) -
 
 
 def test_a_file_that_is_no_gguf_is_a_sentence(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "model.bin").write_bytes(b"weights")
+    (tmp_path / "model.txt").write_bytes(b"weights")
     with pytest.raises(ModelLoadError, match=r"is neither a directory nor a \.gguf file"):
-        load(tmp_path / "model.bin")
+        load(tmp_path / "model.txt")
     (tmp_path / "model.gguf").write_bytes(b"not a GGUF file at all")
     with pytest.raises(ModelLoadError, match=r"model\.gguf is not a GGUF file, or is incomplete"):
         load(tmp_path / "model.gguf")

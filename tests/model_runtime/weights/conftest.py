@@ -1,9 +1,8 @@
-"""The CPU kernels, compiled once for all tests of a run."""
+"""The CPU kernels, for every width of registers."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,15 @@ PROCESSORS = {"this one": (), "AVX2": ("-mno-avx512f",), "SSE": ("-march=x86-64-
 
 
 @pytest.fixture(scope="session")
-def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all workers of a run: each library is compiled once."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+def own_library(build_dir: Path, torch_threads: int) -> ctypes.CDLL:
+    """The kernels as they are compiled for this processor."""
+    return native_library(build_dir, print)
+
+
+@pytest.fixture(scope="session")
+def libraries(build_dir: Path, torch_threads: int) -> dict[str, ctypes.CDLL]:
+    """The kernels compiled for each of `PROCESSORS`."""
+    return {name: native_library(build_dir, print, flags) for name, flags in PROCESSORS.items()}
 
 
 @pytest.fixture(scope="session", params=PROCESSORS)

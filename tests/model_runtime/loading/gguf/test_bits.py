@@ -21,7 +21,7 @@ from model_runtime.loading.model_cache import converted_gguf
 from model_runtime.weights.native_matrix import NativeEmbedding, NativeLinear
 from tests.model_runtime.loading.gguf.cases import CASES, IDS, Case
 from tests.model_runtime.loading.gguf.test_families import Load, gap, logits_of
-from tests.model_runtime.tiny_blocks import random_blocks
+from tests.model_runtime.tiny_blocks import HALVES, random_blocks
 from tests.model_runtime.tiny_gguf import Raw
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
@@ -66,10 +66,7 @@ def in_pieces(loaded: LoadedModel, cuts: list[int]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-KINDS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "MXFP4"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HALVES)
 def test_a_file_of_one_type_runs_at_its_bits(kind: str, tmp_path: Path, load: Load) -> None:
     case = wide("llama heads")
     model = case.model()
