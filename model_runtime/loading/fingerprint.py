@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from model_runtime.architecture.rope import short_rope_tokens
 from model_runtime.interface.numerics import line
+from model_runtime.loading.checks.gguf_parts import gguf_files, model_name
 from model_runtime.loading.sealed_directory import MANIFEST
 
 _SAMPLE_BYTES = 4096
@@ -54,10 +55,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def gguf_key(path: Path) -> str:
-    """A key for a user's file in the cache, from its path, size and time, because hashing all of it takes long."""
-    status = path.stat()
-    text = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return f"{path.stem[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    """A key for a user's file in the cache, from its path, size and time, because hashing all of it takes long. A model
+    in several files has one key, whichever of them is named. Raises `ModelLoadError` when one of them is missing."""
+    files = gguf_files(path)
+    texts = [f"{file.resolve()}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}" for file in files]
+    return f"{model_name(path)[:60]}-{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:12]}"
 
 
 def _sample(path: Path, digest: hashlib._Hash) -> None:

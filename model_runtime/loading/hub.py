@@ -36,7 +36,11 @@ def hub_directory(model_id: str, say: Callable[[str], None], check: Callable[[Pa
     check(_fetched(model_id, _DESCRIPTION))
     directory = _fetched(model_id, _PATTERNS)
     if not any(directory.glob("*.safetensors")):
-        raise ModelLoadError(f"{model_id} has no weights in safetensors format, the only format that is loaded.")
+        raise ModelLoadError(
+            f"{model_id} has no weights in safetensors format. Other formats of weights are Python pickles, which can "
+            "run any program, and are never loaded. If you trust its source, convert it with transformers "
+            "(from_pretrained, then save_pretrained), and name the new directory."
+        )
     return directory
 
 

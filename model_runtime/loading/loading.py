@@ -19,11 +19,12 @@ from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checkpoint import format_of, load_checkpoint
-from model_runtime.loading.checks.checkpoint_check import check_files
+from model_runtime.loading.checkpoint import format_of
+from model_runtime.loading.checks.checkpoint_check import PICKLED, check_files, how_to_convert
 from model_runtime.loading.checks.config_file import described_model, read_model_config
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.format_check import check_format
+from model_runtime.loading.checks.gguf_parts import model_name
 from model_runtime.loading.checks.other_files import file_notes, refuse_other_models
 from model_runtime.loading.checks.tokenizer_check import check_producible
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
@@ -31,18 +32,15 @@ from model_runtime.loading.fingerprint import gguf_key, model_fingerprint, token
 from model_runtime.loading.generation_settings import generation_settings
 from model_runtime.loading.hub import hub_directory, looks_like_model_id
 from model_runtime.loading.loaded import LoadedModel
-from model_runtime.loading.model_cache import converted_gguf, half_checkpoint, read_source
+from model_runtime.loading.loaded_weights import LoadedWeights, load_weights
+from model_runtime.loading.model_cache import converted_gguf
 from model_runtime.loading.tokenizer import load_tokenizer, stop_token_ids
 from model_runtime.native import heap
 from model_runtime.text.presets import ChosenTemplate, choose_template
 from model_runtime.text.template_variables import template_notes
-from model_runtime.weights.bits_label import bits_label
-from model_runtime.weights.build import build_dequantised, build_packed
-from model_runtime.weights.kernel_choice import kernel_plan
 from model_runtime.weights.quantization import Precision, choose_precision, dtype_name
 
 Say = Callable[[str], None]
-_BITSANDBYTES = ("nf4", "int8")
 # accelerate and transformers patch torch's classes while they build a model: two threads at once would leave them
 # patched.
 _ONE_AT_A_TIME = threading.Lock()
@@ -56,15 +54,6 @@ class _Found:
     name: str
     directory: Path
     is_gguf: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    model: PreTrainedModel
-    directory: Path
-    quantization: str
-    kernel: str
-    notes: tuple[str, ...]
 
 
 def load_model(config: ModelConfig, say: Say) -> LoadedModel:
@@ -116,7 +105,7 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
         tokenizer, template = _texts(found, config)
         check_producible(tokenizer, _embeddings(found.directory), found.name)
         precision = _precision(found, config, device)
-        weights = _load_weights(found, precision, device, config.cache_dir, say)
+        weights = load_weights(found.directory, found.is_gguf, precision, device, config.cache_dir, say)
     except ModelLoadError:
         raise
     except torch.cuda.OutOfMemoryError as error:
@@ -173,9 +162,11 @@ def _find(config: ModelConfig, device: str, say: Say) -> _Found:
         _check_before_weights(found, config, device)
         return found
     if path.is_file():
+        if path.suffix.lower() in PICKLED:
+            raise ModelLoadError(f"{path.name} cannot be loaded. {how_to_convert(path.name)}")
         if path.suffix.lower() != ".gguf":
             raise ModelLoadError(f"{name} is neither a directory nor a .gguf file.")
-        return _Found(path.stem, converted_gguf(lambda: path, gguf_key(path), cache_dir, say), True)
+        return _Found(model_name(path), converted_gguf(lambda: path, gguf_key(path), cache_dir, say), True)
     if not looks_like_model_id(name):
         raise ModelLoadError(f"There is no file or directory {name}.")
 
@@ -189,38 +180,9 @@ def _find(config: ModelConfig, device: str, say: Say) -> _Found:
     return _Found(name, directory, False)
 
 
-def _load_weights(found: _Found, precision: Precision, device: str, cache_dir: Path, say: Say) -> _Weights:
-    source = read_source(found.directory) if found.is_gguf else None
-    chosen = (precision.note,) if precision.note else ()
-    notes = (*chosen, *(source.notes if source else ()))
-    if source is None:
-        return _from_checkpoint(found.directory, precision, device, notes)
-    if precision.mode in _BITSANDBYTES:
-        return _from_checkpoint(half_checkpoint(found.directory, say), precision, device, notes)
-    kinds = "/".join(source.matrix_types)
-    dtype = precision.compute_dtype
-    is_packable = source.has_blocks and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types)
-    if precision.mode == "shipped" and device == "cpu" and is_packable:
-        plan, sentence = kernel_plan(cache_dir, say)
-        label = f"4-bit ({kinds} as shipped)" if plan.packed else f"{kinds} de-quantised"
-        kernel = "own float32" if plan.kernels else f"int4 packed={plan.packed} above={dtype_name(plan.gemm_dtype)}"
-        return _Weights(build_packed(found.directory, plan), found.directory, label, kernel, (*notes, sentence))
-    model = build_dequantised(found.directory, dtype, device)
-    if precision.mode == "shipped":
-        notes += (f"The {kinds} weights run de-quantised in {dtype_name(dtype)} on {device}.",)
-    return _Weights(model, found.directory, f"{dtype_name(dtype)} (from {kinds})", dtype_name(dtype), notes)
-
-
-def _from_checkpoint(directory: Path, precision: Precision, device: str, notes: tuple[str, ...]) -> _Weights:
-    stored = format_of(directory)
-    model, unused = load_checkpoint(directory, precision, device, stored)
-    label = bits_label(model, precision, stored)
-    return _Weights(model, directory, label, dtype_name(precision.compute_dtype), (*notes, *unused))
-
-
 def _describe(
     found: _Found,
-    weights: _Weights,
+    weights: LoadedWeights,
     tokenizer: PreTrainedTokenizerFast,
     template: ChosenTemplate,
     precision: Precision,

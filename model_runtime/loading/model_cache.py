@@ -23,12 +23,18 @@ _KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The GGUF types of a converted file's matrices, and notes about it. `has_blocks`: its model can run on 4-bit
-    blocks as they are."""
+    """The GGUF types of a converted file's matrices, the name of their mixture if it has one ("Q4_K_M"), and notes
+    about it. `has_blocks`: torch's kernels can run its model on 4-bit blocks as they are."""
 
     matrix_types: tuple[str, ...]
     has_blocks: bool
     notes: tuple[str, ...]
+    mix: str | None = None
+
+    @property
+    def bits_name(self) -> str:
+        """ "Q4_K_M", "Q4_1", "Q5_0/Q8_0"."""
+        return self.mix or "/".join(self.matrix_types)
 
 
 def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say, *, embedded: bool = False) -> Path:
@@ -72,7 +78,7 @@ def half_checkpoint(converted: Path, say: Say) -> Path:
 def read_source(converted: Path) -> Source:
     """What `convert_gguf` recorded about the file."""
     source = json.loads((converted / SOURCE_FILE).read_text(encoding="utf-8"))
-    return Source(tuple(source["matrix_types"]), bool(source["has_blocks"]), tuple(source["notes"]))
+    return Source(tuple(source["matrix_types"]), bool(source["has_blocks"]), tuple(source["notes"]), source.get("mix"))
 
 
 def _kept(directory: Path, fill: Callable[[Path], None], say: Say) -> Path:

@@ -19,7 +19,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-_SOURCES = ("vectors.h", "matrix.h", "attention.h", "phases.h", "step.c")
+_SOURCES = ("vectors.h", "scales.h", "matrix.h", "attention.h", "phases.h", "step.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _COMPILE_TIMEOUT_S = 120
 Say = Callable[[str], None]
@@ -31,16 +31,13 @@ class NativeUnavailable(Exception):
 
 
 class MatrixStruct(ctypes.Structure):
-    """`Matrix` of matrix.h."""
+    """`Matrix` of scales.h."""
 
     _fields_ = (
-        ("codes", _pointer),
-        ("scale", _pointer),
-        ("minimum", _pointer),
-        ("bias", _pointer),
-        ("kind", ctypes.c_int32),
-        ("rows", ctypes.c_int32),
-        ("columns", ctypes.c_int32),
+        *((name, _pointer) for name in ("codes", "high", "scale", "minimum", "super_scale", "super_minimum")),
+        *((name, _pointer) for name in ("levels", "nested", "bias")),
+        ("offset", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("kind", "scales", "shift", "rows", "columns")),
     )
 
 
@@ -90,6 +87,7 @@ _SIGNATURES = {
     ),
     "keepwarm_to_halves": (_pointer, _pointer, _int),
     "keepwarm_multiply": (_MATRIX, _int, _pointer, _pointer, _int),
+    "keepwarm_rows": (_MATRIX, _int, _pointer, _pointer, _int),
 }
 
 

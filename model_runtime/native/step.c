@@ -283,7 +283,7 @@ static size_t lay_out(const Model *m, size_t rows, float *memory, Activations *v
 }
 
 static int fits(const Matrix *w, int rows, int columns) {
-    return w->codes && w->kind >= Q4 && w->kind <= SINGLE && w->rows == rows && w->columns == columns;
+    return w->codes && w->kind >= Q2 && w->kind <= SINGLE && w->rows == rows && w->columns == columns;
 }
 
 /* Whether all sizes fit together. The caller has checked that before; a mistake there must not make this code write
@@ -361,4 +361,10 @@ void keepwarm_to_halves(const float *from, uint16_t *to, int count) {
 void keepwarm_multiply(const Matrix *m, int rows, const float *x, float *y, int threads) {
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (int pair = 0; pair < pairs_of(m); pair++) project(m, pair, rows, x, y, 0);
+}
+
+/* Rows `ids` [count] of the matrix as numbers, y [count][columns]. */
+void keepwarm_rows(const Matrix *m, int count, const int32_t *ids, float *y, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int i = 0; i < count; i++) write_row(m, ids[i], y + (size_t)i * m->columns);
 }

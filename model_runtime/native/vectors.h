@@ -19,6 +19,7 @@ typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef int8_t bytes __attribute__((vector_size(LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -66,6 +67,41 @@ INLINE floats load_halves(const uint16_t *from) {
     return (floats)((words)value | ((w & 0x8000) << 16));
 #endif
 }
+
+/* bfloat16: the upper half of a float. */
+INLINE floats load_brains(const uint16_t *from) {
+    halves h;
+    memcpy(&h, from, sizeof h);
+    return (floats)(__builtin_convertvector(h, words) << 16);
+}
+
+/* Signed bytes. */
+INLINE ints load_integers(const int8_t *from) {
+#if defined(__AVX512F__)
+    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__AVX2__)
+    return (ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+#else
+    bytes b;
+    memcpy(&b, from, sizeof b);
+    return __builtin_convertvector(b, ints);
+#endif
+}
+
+/* from[place] of every lane. */
+INLINE floats gathered(const float *from, ints place) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_i32gather_ps((__m512i)place, from, 4);
+#elif defined(__AVX2__)
+    return (floats)_mm256_i32gather_ps(from, (__m256i)place, 4);
+#else
+    floats v;
+    for (int i = 0; i < LANES; i++) v[i] = from[place[i]];
+    return v;
+#endif
+}
+
+INLINE floats load_bytes(const int8_t *from) { return __builtin_convertvector(load_integers(from), floats); }
 
 /* Rounded to the nearest half, ties to even; what lies outside its range becomes its largest number. */
 INLINE void store_halves(uint16_t *to, floats v) {

@@ -19,6 +19,7 @@ from model_runtime.reference.boundaries import boundaries_of
 from model_runtime.reference.recorded_engine import RecordedEngine
 from model_runtime.reference.turns import GREEDY_TOKENS, QUESTIONS, SECOND, Reading, TurnIds, readings_of, turns_of
 from model_runtime.text.chat_template import ChatTemplate
+from model_runtime.weights.native_matrix import Kind, NativeEmbedding, NativeLinear
 
 Say = Callable[[str], None]
 _GREEDY = SamplingParams(temperature=0, max_new_tokens=GREEDY_TOKENS)
@@ -128,8 +129,13 @@ def _answered(
 
 def _has_float32_weights(loaded: LoadedModel) -> bool:
     tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
-    return all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()) and not any(
-        getattr(module, "hidden_bytes", 0) or t.dtype in (torch.uint8, torch.int8)
-        for module in loaded.model.modules()
-        for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    )
+    is_float32 = all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
+    has_codes = any(t.dtype in (torch.uint8, torch.int8) for t in tensors)
+    return is_float32 and not has_codes and not any(_has_hidden_codes(module) for module in loaded.model.modules())
+
+
+def _has_hidden_codes(module: torch.nn.Module) -> bool:
+    """Whether a layer has weights of few bits where torch does not see them."""
+    if isinstance(module, (NativeLinear, NativeEmbedding)):
+        return module.matrix is not None and module.matrix.kind < Kind.HALF
+    return bool(getattr(module, "hidden_bytes", 0))

@@ -20,9 +20,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import progress_on_terminals_only, refuse_missing
 from model_runtime.loading.checks.checkpoint_check import check_files
 from model_runtime.loading.checks.gguf_header import GgufHeader, read_gguf_header
+from model_runtime.loading.checks.gguf_parts import gguf_files
 from model_runtime.loading.checks.json_file import read_config
 from model_runtime.reference.turns import ANSWER, TurnIds
 
@@ -132,6 +134,11 @@ def _model_class(directory: Path) -> Any:
 
 def _gguf(path: Path, dtype: torch.dtype, device: str, config: PretrainedConfig | None) -> Reference:
     parent, name = str(path.parent), path.name
+    if len(gguf_files(path)) > 1:
+        raise ModelLoadError(
+            f"{name} cannot be compared: transformers does not read a model in several GGUF files. Join them with "
+            "llama.cpp's `llama-gguf-split --merge`."
+        )
     own = AutoConfig.from_pretrained(parent, gguf_file=name, trust_remote_code=False)
     notes: list[str] = []
     for setting, theirs, ours in _differences(own, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.finegrained_fp8 import FP8Experts, FP8Linear
 
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
+from model_runtime.weights.coded.coded_rows import Kind
+from model_runtime.weights.native_matrix import NativeLinear
 from model_runtime.weights.quantization import Precision, dtype_name
 
 _BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}
@@ -29,6 +32,16 @@ def bits_label(model: PreTrainedModel, precision: Precision, stored: StoredForma
     return f"{stored.name} as shipped{runs}" + (_rest(model, dtype) if stored.method != "awq" else "")
 
 
+def gguf_label(model: PreTrainedModel, name: str) -> str:
+    """ "4-bit (Q4_K_M as shipped)" for a model on native matrices, with the share of the layers' weights in float32;
+    `name` is that of the file's types. "float32 (from Q4_K)" when no layer has kept its bits."""
+    kept = (m.matrix for m in model.modules() if isinstance(m, NativeLinear) and m is not model.get_output_embeddings())
+    if all(matrix is None or matrix.kind is Kind.SINGLE for matrix in kept):
+        return f"float32 (from {name})"
+    bits = re.search(r"\d+", name)
+    return f"{bits[0] if bits else '?'}-bit ({name} as shipped)" + _rest(model, "float32")
+
+
 def _rest(model: PreTrainedModel, dtype: str) -> str:
     few, all_weights = 0, 0
     for weights, is_few in _layer_weights(model):
@@ -45,7 +58,9 @@ def _layer_weights(model: PreTrainedModel) -> Iterator[tuple[int, bool]]:
         if id(module) in outside or isinstance(module, nn.Embedding):
             continue
         kind = type(module).__name__
-        if kind in ("Linear4bit", "Linear8bitLt"):
+        if isinstance(module, NativeLinear):
+            yield module.in_features * module.out_features, module.matrix is None or module.matrix.kind != Kind.SINGLE
+        elif kind in ("Linear4bit", "Linear8bitLt"):
             yield int(module.in_features) * int(module.out_features), True
         elif isinstance(module, (FP8Linear, FP8Experts)):
             yield from ((p.numel(), True) for p in module.parameters(recurse=False) if p.element_size() == 1)

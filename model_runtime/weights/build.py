@@ -1,55 +1,134 @@
-"""Builds a transformers model from stored blocks: at the shipped 4 bits on a CPU, or de-quantised on any device."""
+"""Builds a transformers model from stored blocks: at the shipped bits on a CPU, or de-quantised on any device."""
 
 from __future__ import annotations
 
+import ctypes
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from model_runtime.architecture.config_check import check_config
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
+from model_runtime.weights.coded.ggml_formats import FORMATS
 from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
-from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
-from model_runtime.weights.q4_blocks import GROUP, Q4Blocks, Q8Blocks
-from model_runtime.weights.stored_weights import Packable, Stored, dense, halved, load_weights
+from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
+from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
+from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved
+
+_EMBEDDINGS = "model.embed_tokens.weight"
 
 
 def build_dequantised(directory: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """A model with all weights in `dtype`: the file's values, rounded once if `dtype` has 16 bits."""
-    weights = load_weights(directory)
+    weights = StoredWeights(directory)
     model = _skeleton(directory, dtype)
-    for name, stored in weights.items():
-        _set_parameter(model, name, dense(stored).to(device=device, dtype=dtype))
+    for name in weights.names:
+        _set_parameter(model, name, _numbers(model, name, weights.read(name)).to(device=device, dtype=dtype))
     model.tie_weights()
     return _finish(model).to(device)
 
 
-def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
-    """A CPU model with float32 activations: matrices at 4 bits if they were shipped that way, embeddings as stored,
-    norms in float32. The head has 16 bits, or is as stored if our own kernels run."""
-    weights = load_weights(directory)
+def build_native(directory: Path, kernels: ctypes.CDLL) -> PreTrainedModel:
+    """A CPU model with float32 activations. The matrices of its linear layers, its embeddings and its head run in our
+    own kernels at the bits they were shipped with; everything else is de-quantised to float32. Embeddings that are also
+    the head are in memory once."""
+    weights = StoredWeights(directory)
     model = _skeleton(directory, torch.float32)
-    head_weight = halved(weights.pop("lm_head.weight", weights["model.embed_tokens.weight"]))
+    left = set(weights.names)
+    left -= set(_set_ends(model, weights, kernels))
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    for name in linear:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        if weight in left and _fits(model.get_submodule(name), weights, weight):
+            numbers = dense(weights.read(bias)).float() if bias in left else None
+            model.set_submodule(name, NativeLinear(NativeMatrix(weights.read(weight), numbers, kernels)))
+            left -= {weight, bias}
+    for name in left:
+        _set_parameter(model, name, _numbers(model, name, weights.read(name)).to(torch.float32, copy=True))
+    if not isinstance(model.get_input_embeddings(), NativeEmbedding):
+        model.tie_weights()
+    _finish(model)
+    if has_common_layout(model):
+        check_decoder_shapes(model)
+    return model
+
+
+def _fits(module: Any, weights: StoredWeights, name: str) -> bool:
+    """Whether a native matrix can stand for the module's. GPT-2's `Conv1D` has its numbers the other way round, but not
+    its blocks, in which outputs come first."""
+    return weights.has_blocks(name) if isinstance(module, Conv1D) else int(module.in_features) % COLUMNS == 0
+
+
+def _numbers(model: PreTrainedModel, name: str, stored: Stored) -> torch.Tensor:
+    is_turned = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and not isinstance(
+        stored, torch.Tensor
+    )
+    return dense(stored).t().contiguous() if is_turned else dense(stored)
+
+
+def _set_ends(model: PreTrainedModel, weights: StoredWeights, kernels: ctypes.CDLL) -> Iterator[str]:
+    """Puts embeddings and head on native matrices, where they have a kind that these can stand for. Yields the names of
+    the parameters that it used."""
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    name, head_name = names[id(embedding)], names.get(id(head), "")
+    is_tied = head_name not in weights.names
+    factor = getattr(embedding, "embed_scale", None)  # Gemma's embeddings
+    if not (type(embedding) is nn.Embedding or factor is not None) or embedding.embedding_dim % COLUMNS:
+        return
+    matrix = NativeMatrix(weights.read(name), None, kernels)
+    shared = is_tied and isinstance(head, nn.Linear) and head.bias is None
+    if is_tied and not shared:
+        return
+    model.set_input_embeddings(
+        NativeEmbedding(matrix, is_shared=shared, factor=1.0 if factor is None else float(factor))
+    )
+    yield name
+    if shared:
+        model.set_output_embeddings(NativeLinear(matrix))
+        model.config.get_text_config().tie_word_embeddings = False
+
+
+def dequantised_types(directory: Path, model: PreTrainedModel) -> dict[str, int]:
+    """The types whose bits do not run in `model`, built by `build_native`, and how many of the file's tensors have
+    each: those that no kernel has, and those of layers that are not linear (experts)."""
+    weights, counts = StoredWeights(directory), dict[str, int]()
+    for name in weights.names:
+        kind = weights.ggml_kind(name)
+        module = model.get_submodule(name.rpartition(".")[0])
+        is_native = isinstance(module, (NativeLinear, NativeEmbedding)) and kind in FORMATS
+        if kind is not None and not is_native:
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
+    """A CPU model with float32 activations for torch's kernels: matrices at 4 bits if they were shipped that way,
+    embeddings as stored, norms in float32, a head of 16 bits."""
+    weights = StoredWeights(directory)
+    model = _skeleton(directory, torch.float32)
+    left = set(weights.names)
+    head = "lm_head.weight" if "lm_head.weight" in left else _EMBEDDINGS
     embedding, scratch = model.get_input_embeddings(), Scratch()
-    model.set_input_embeddings(_embedding(halved(weights.pop("model.embed_tokens.weight")), embedding))
-    if plan.kernels is not None:
-        model.set_output_embeddings(NativeLinear(NativeMatrix(head_weight, None, plan.kernels)))
-    else:
-        model.set_output_embeddings(HalfHead(dense(head_weight).float()))
-    for name in [name for name in weights if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)]:
-        module, _, kind = name.rpartition(".")
-        if kind == "weight":
-            bias = weights.pop(f"{module}.bias", None)
-            model.set_submodule(module, _linear(halved(weights.pop(name)), bias, plan, scratch))
-    for name, stored in weights.items():
-        _set_parameter(model, name, dense(stored).float())
+    model.set_output_embeddings(HalfHead(dense(halved(weights.read(head))).float()))
+    model.set_input_embeddings(_embedding(halved(weights.read(_EMBEDDINGS)), embedding))
+    left -= {head, _EMBEDDINGS}
+    linear = {name for name in left if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)}
+    for module in sorted({name.rpartition(".")[0] for name in linear}):
+        bias = weights.read(f"{module}.bias") if f"{module}.bias" in left else None
+        model.set_submodule(module, _linear(halved(weights.read(f"{module}.weight")), bias, plan, scratch))
+    for name in left - linear:
+        _set_parameter(model, name, dense(weights.read(name)).to(torch.float32, copy=True))
     model.config.tie_word_embeddings = False
     _finish(model)
     if has_common_layout(model):
@@ -59,9 +138,6 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
 
 def _linear(stored: Packable, bias: Stored | None, plan: KernelPlan, scratch: Scratch) -> nn.Module:
     bias_numbers = None if bias is None else dense(bias).float()
-    columns = (stored.codes if isinstance(stored, Q8Blocks) else stored).shape[1]
-    if plan.kernels is not None and columns % GROUP == 0:
-        return NativeLinear(NativeMatrix(stored, bias_numbers, plan.kernels))
     if isinstance(stored, Q4Blocks) and plan.packed and fits_packed_kernel(*stored.shape):
         return Int4Linear(Int4Matrix(stored), bias_numbers, plan, scratch)
     weight = dense(stored).to(plan.gemm_dtype)

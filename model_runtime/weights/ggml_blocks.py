@@ -1,4 +1,4 @@
-"""Blocks of ggml's other types (K-quants, IQ types, MXFP4) as the file has them, for models that run de-quantised."""
+"""Blocks of ggml's other types (K-quants, IQ types, MXFP4) as the file has them."""
 
 from __future__ import annotations
 

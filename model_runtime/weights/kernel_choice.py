@@ -1,4 +1,4 @@
-"""Chooses the kernels for 4-bit weights: our own, or the fastest of torch's, measured once per machine.
+"""Chooses the kernels for shipped weights: our own, or the fastest of torch's, measured once per machine.
 
 The measurement takes about a second: eight matrices of the embedded model's size. Its result is stored per CPU model,
 thread count, instruction set and torch version; if any of these changes, it is measured again.
@@ -7,6 +7,7 @@ thread count, instruction set and torch version; if any of these changes, it is 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -31,19 +32,26 @@ _NEVER = 1 << 30
 _RUNS = 5
 
 
+def own_kernels(cache_dir: Path, say: Callable[[str], None]) -> tuple[ctypes.CDLL | None, str]:
+    """The library of our own kernels; or None, and a clause that says why they cannot run here."""
+    try:
+        return native_library(cache_dir, say), ""
+    except NativeUnavailable as error:
+        return None, str(error)
+
+
 def kernel_plan(cache_dir: Path, say: Callable[[str], None]) -> tuple[KernelPlan, str]:
     """The plan for this machine and a sentence about it. If the cached result cannot be read, it is measured again.
 
     Our own kernels run wherever they can be compiled. They are not timed against torch's, because a noisy measurement
     must not decide which numbers a conversation's KV contains.
     """
-    try:
-        library = native_library(cache_dir, say)
+    library, reason = own_kernels(cache_dir, say)
+    if library is not None:
         return KernelPlan(True, _NEVER, torch.float32, library), (
-            "Our own kernels run the weights at the 4 bits they were shipped with, in float32."
+            "Our own kernels run the weights at the bits they were shipped with, in float32."
         )
-    except NativeUnavailable as error:
-        why_not = f" Our own, faster kernels cannot run here: {error}."
+    why_not = f" Our own, faster kernels cannot run here: {reason}."
     path, machine = cache_dir / PLAN_FILE, _machine()
     known = _read(path)
     try:

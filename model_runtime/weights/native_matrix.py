@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum
 
 import torch
 from torch import nn
 
 from model_runtime.native.native_library import MatrixStruct
-from model_runtime.weights.q4_blocks import GROUP, Q4Blocks, Q8Blocks
-from model_runtime.weights.stored_weights import Packable
+from model_runtime.weights.coded.coded_rows import Coded, Grid, Kind
+from model_runtime.weights.coded.ggml_formats import coded_ggml
+from model_runtime.weights.coded.tiles import COLUMNS, factors_for, padded, tiles_of_coded, tiles_of_numbers
+from model_runtime.weights.ggml_blocks import GgmlBlocks
+from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
+from model_runtime.weights.stored_weights import Stored
 
-
-class Kind(IntEnum):
-    """How a matrix is stored; the same numbers as in matrix.h."""
-
-    Q4 = 0
-    Q8 = 1
-    HALF = 2
-    SINGLE = 3
+__all__ = ["COLUMNS", "Kind", "NativeEmbedding", "NativeLinear", "NativeMatrix", "padded_rows"]
 
 
 class NativeMatrix:
     """A read-only weight matrix `[N, K]`, K a multiple of 32.
 
-    Its values are the file's own: 4-bit and 8-bit blocks keep their codes and scales; other numbers are stored as
-    float16 if that is lossless, else as float32.
+    Its values are the file's own: blocks keep their codes and scales; other numbers are stored as float16 or bfloat16
+    if that is lossless, else as float32.
     """
 
     __slots__ = ("columns", "kernels", "kind", "rows", "struct", "tensors")
 
-    def __init__(self, stored: Packable, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
+    def __init__(self, stored: Stored | Coded, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
+        """Raises `ValueError` for sizes that do not fit together, and for scales that are no finite numbers."""
+        lanes, matrix = int(kernels.keepwarm_lanes()), _coded_or_numbers(stored)
+        self.rows, self.columns = int(matrix.shape[0]), int(matrix.shape[1])
         self.kernels = kernels
-        self.kind, tensors = _tiles(stored, kernels.keepwarm_lanes())
-        self.rows, self.columns = stored.codes.shape if isinstance(stored, Q8Blocks) else stored.shape
-        if self.columns % GROUP:
-            raise ValueError(f"a native matrix needs a multiple of {GROUP} columns, not {self.columns}")
+        if self.columns % COLUMNS:
+            raise ValueError(f"a native matrix needs a multiple of {COLUMNS} columns, not {self.columns}")
         if bias is not None and tuple(bias.shape) != (self.rows,):
             raise ValueError(f"a bias of {list(bias.shape)} numbers does not belong to {self.rows} outputs")
-        if isinstance(stored, (Q4Blocks, Q8Blocks)):
-            _check_scales(stored, self.rows, self.columns)
-        codes, scale, minimum = (*tensors, None, None)[:3]
-        padded_bias = None if bias is None else _padded(bias.float(), kernels.keepwarm_lanes())
-        self.tensors = [t for t in (*tensors, padded_bias) if t is not None]
+        grid: Grid | None = None
+        tables: dict[str, torch.Tensor | None] = {}
+        if isinstance(matrix, torch.Tensor):
+            self.kind, tiles = tiles_of_numbers(matrix, lanes)
+        else:
+            grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes)
+            self.kind = grid.kind
+            tables = {"levels": grid.levels, "nested": factors_for(grid, self.rows, self.columns, lanes)}
+        tables["bias"] = None if bias is None else _lengthened(bias.float(), padded(self.rows, lanes))
+        self._point_at(grid, tiles | {name: table for name, table in tables.items() if table is not None})
+
+    def _point_at(self, grid: Grid | None, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = list(tensors.values())
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         self.struct = MatrixStruct(
-            *(None if t is None else t.data_ptr() for t in (codes, scale, minimum, padded_bias)),
-            int(self.kind),
-            self.rows,
-            self.columns,
+            **pointers,
+            kind=int(self.kind),
+            rows=self.rows,
+            columns=self.columns,
+            scales=0 if grid is None else int(grid.scales),
+            shift=0 if grid is None else grid.run.bit_length() - 1,
+            offset=0 if grid is None else grid.offset,
         )
 
     @property
@@ -68,6 +77,17 @@ class NativeMatrix:
         )
         return y[:, : self.rows]
 
+    def take(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows `ids` int64 `[n]` as numbers, float32 `[n, K]`: exactly the weights that `multiply` sees. Raises
+        `IndexError` for a row that does not exist."""
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.rows):
+            raise IndexError(f"there are rows 0 to {self.rows - 1}, not {ids.min()} to {ids.max()}")
+        numbers, places = torch.empty(ids.numel(), self.columns), ids.to(torch.int32).contiguous()
+        self.kernels.keepwarm_rows(
+            ctypes.byref(self.struct), ids.numel(), places.data_ptr(), numbers.data_ptr(), torch.get_num_threads()
+        )
+        return numbers
+
 
 class NativeLinear(nn.Module):
     """`nn.Linear` on a `NativeMatrix`: `[.., K]` to float32 `[.., N]`."""
@@ -77,6 +97,11 @@ class NativeLinear(nn.Module):
         self.matrix: NativeMatrix | None = matrix
         self.in_features, self.out_features = matrix.columns, matrix.rows
         self.hidden_bytes = matrix.nbytes
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """See `stand_in`."""
+        return stand_in(self.out_features, self.in_features)
 
     def release(self) -> None:
         """Frees the matrix; the layer cannot be used afterwards."""
@@ -94,41 +119,55 @@ class NativeLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}{kind}"
 
 
-def _check_scales(stored: Q4Blocks | Q8Blocks, rows: int, columns: int) -> None:
-    scales = (stored.scale, stored.minimum) if isinstance(stored, Q4Blocks) else (stored.scale,)
-    if any(tuple(scale.shape) != (rows, columns // GROUP) for scale in scales):
-        raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
+class NativeEmbedding(nn.Module):
+    """`nn.Embedding` on a `NativeMatrix`, which may also be the head's: ids `[..]` to float32 `[.., K]`. Only the rows
+    that are looked up are de-quantised. `factor` multiplies them (Gemma)."""
+
+    def __init__(self, matrix: NativeMatrix, *, is_shared: bool, factor: float = 1.0) -> None:
+        super().__init__()
+        self.matrix: NativeMatrix | None = matrix
+        self.num_embeddings, self.embedding_dim = matrix.rows, matrix.columns
+        self.factor = factor
+        self.hidden_bytes = 0 if is_shared else matrix.nbytes
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """See `stand_in`."""
+        return stand_in(self.num_embeddings, self.embedding_dim)
+
+    def release(self) -> None:
+        """Frees the matrix; the layer cannot be used afterwards."""
+        self.matrix, self.hidden_bytes = None, 0
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """float32 `[.., K]`."""
+        if self.matrix is None:
+            raise RuntimeError("this model was unloaded")
+        rows = self.matrix.take(token_ids.reshape(-1))
+        if self.factor != 1.0:
+            rows *= self.factor
+        return rows.view(*token_ids.shape, self.embedding_dim)
+
+
+def stand_in(rows: int, columns: int) -> torch.Tensor:
+    """For models whose code asks a layer's weight for its device, dtype or shape (MPT, Llama 4): it has these, and four
+    bytes. What computes with it gets no numbers, and a model whose logits are none is refused when it is loaded."""
+    return torch.full((1, 1), torch.nan).expand(rows, columns)
 
 
 def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:
     """The width that the kernels write for `rows` outputs: a whole number of tile pairs."""
-    pair = 2 * int(kernels.keepwarm_lanes())
-    return -(-rows // pair) * pair
+    return padded(rows, int(kernels.keepwarm_lanes()))
 
 
-def _tiles(stored: Packable, lanes: int) -> tuple[Kind, tuple[torch.Tensor, ...]]:
-    """The matrix in the layout of matrix.h: codes, scale and minimum, as far as its kind has them."""
-    if isinstance(stored, Q4Blocks):
-        nibbles = _padded(stored.codes(), lanes).view(-1, lanes, stored.shape[1] // 8, 8)
-        words = torch.zeros(nibbles.shape[:3], dtype=torch.int32)
-        for place in range(8):
-            words |= nibbles[..., place] << (4 * place)
-        return Kind.Q4, (words.transpose(1, 2).contiguous(), _tiled(stored.scale, lanes), _tiled(stored.minimum, lanes))
-    if isinstance(stored, Q8Blocks):
-        codes = _padded(stored.codes, lanes).view(-1, lanes, stored.codes.shape[1] // 4, 4)
-        return Kind.Q8, (codes.transpose(1, 2).contiguous(), _tiled(stored.scale, lanes))
-    halves = stored.to(torch.float16)
-    if torch.equal(halves.float(), stored.float()):
-        return Kind.HALF, (_tiled(halves, lanes),)
-    return Kind.SINGLE, (_tiled(stored.float(), lanes),)
+def _coded_or_numbers(stored: Stored | Coded) -> Coded | torch.Tensor:
+    """Numbers where there are no blocks, and for blocks that only de-quantised numbers can stand for."""
+    if isinstance(stored, torch.Tensor):
+        return stored
+    if isinstance(stored, (Q4Blocks, Q8Blocks, GgmlBlocks)):
+        return coded_ggml(stored) or stored.dequantise()
+    return stored
 
 
-def _tiled(rows: torch.Tensor, lanes: int) -> torch.Tensor:
-    """`[N, C]` to `[N/lanes, C, lanes]`, N padded to a pair of tiles."""
-    padded = _padded(rows, lanes)
-    return padded.view(padded.shape[0] // lanes, lanes, -1).transpose(1, 2).contiguous()
-
-
-def _padded(rows: torch.Tensor, lanes: int) -> torch.Tensor:
-    missing = -rows.shape[0] % (2 * lanes)
-    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+def _lengthened(bias: torch.Tensor, rows: int) -> torch.Tensor:
+    return torch.cat([bias, bias.new_zeros(rows - bias.numel())])

@@ -22,6 +22,7 @@ from model_runtime.loading.checks.json_file import read_config
 from model_runtime.weights.checkpoint_formats.stored_format import stored_format
 
 INDEX_FILE = "model.safetensors.index.json"
+PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt"})
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d{1,6})\.")
 _TIED = 2  # an embedding that is also the head may be counted twice
 _SLACK_WEIGHTS = 1 << 20
@@ -125,11 +126,18 @@ def _is_file_in(directory: Path, name: str) -> bool:
 
 
 def _no_weights(directory: Path) -> str:
-    pickled = sorted(path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    pickled = sorted(path.name for path in directory.glob("*") if path.suffix in PICKLED)
     reason = f"{directory.name} cannot be loaded: it has no weights in safetensors format"
     if not pickled:
         return f"{reason} (model.safetensors, or {INDEX_FILE} and its files)."
+    return f"{reason}. {how_to_convert(pickled[0])}"
+
+
+def how_to_convert(file: str) -> str:
+    """Sentences about a file that is a Python pickle, for people."""
     return (
-        f"{reason}. {pickled[0]} is a Python pickle, which can run any program when it is read, so Keepwarm never "
-        "reads it. Convert it to safetensors."
+        f"{file} is a Python pickle, which can run any program when it is read, so Keepwarm never reads it. If you "
+        "trust its source, convert it to safetensors with transformers, in Python: model = AutoModelForCausalLM."
+        "from_pretrained(DIRECTORY); model.save_pretrained(NEW); AutoTokenizer.from_pretrained(DIRECTORY)."
+        "save_pretrained(NEW). Then name the directory NEW."
     )

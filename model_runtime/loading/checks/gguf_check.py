@@ -9,7 +9,6 @@ from model_runtime.architecture.config_check import MOST_CONTEXT_TOKENS
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.gguf_header import GgufHeader, Items, Value
 
-_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
 _LAYER = re.compile(r"blk\.(\d{1,6})\.")
 # Each is a size of something in the file, so it cannot exceed the largest dimension of all tensors.
 _SIZES = (
@@ -25,24 +24,9 @@ _FACTORS = (
 
 def check_gguf(name: str, header: GgufHeader) -> None:
     """Raises `ModelLoadError` if the header of the file `name` is inconsistent."""
-    parts = _parts(name, header)
-    if parts > 1:
-        raise ModelLoadError(
-            f"{name} is one part of {parts} of a model. Join the parts with llama.cpp's `llama-gguf-split --merge` and "
-            "name the resulting file."
-        )
     problem = _problem(header)
     if problem:
         raise ModelLoadError(f"{name} cannot be used: {problem}. Download it again, or from another source.")
-
-
-def _parts(name: str, header: GgufHeader) -> int:
-    """Of how many files it is one: as it says itself, else as its name does."""
-    stated = header.metadata.get("split.count")
-    if isinstance(stated, int):
-        return stated
-    match = _PART.search(name)
-    return int(match.group(1)) if match else 1
 
 
 def _problem(header: GgufHeader) -> str | None:

@@ -49,22 +49,25 @@ Value = int | float | bool | str | Items
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of the file. `shape` is in torch's order: outputs first. `offset` counts bytes from the header's
-    `data_start`."""
+    """One tensor of the file. `shape` is in torch's order: outputs first. `offset` counts bytes from the `data_start`
+    of its file; `part` is that file's number if a model has several, from 0."""
 
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
     offset: int
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The metadata and tensor list of a file. `data_start` is the place of the first tensor, in bytes."""
+    """The metadata and tensor list of a file. `data_start` is the place of the first tensor, in bytes. `other_parts`
+    are the further files of the model (`gguf_parts`), each with its `data_start`."""
 
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
     data_start: int
+    other_parts: tuple[tuple[Path, int], ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -107,7 +110,9 @@ class _Walk:
                 raise _Broken(f"its entry {key!r} occurs twice")
             metadata[key] = self._value(self._number("I"))
         alignment = _alignment(metadata)
-        tensors = self._tensors(tensor_count, alignment)
+        parts = metadata.get("split.count")
+        is_part = isinstance(parts, int) and parts > 1  # one may have only metadata
+        tensors = self._tensors(tensor_count, alignment) if tensor_count or not is_part else {}
         return GgufHeader(metadata, tensors, -(-self._place // alignment) * alignment)
 
     def _tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:

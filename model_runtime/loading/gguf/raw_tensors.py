@@ -19,14 +19,19 @@ DENSE: dict[GGMLQuantizationType, np.dtype[Any]] = {
 
 
 def read_raw(path: Path, header: GgufHeader, info: TensorInfo) -> np.ndarray[Any, Any]:
-    """A read-only view of the file, outputs first: float32, float16, float64, bfloat16 as uint16, or the blocks of each
-    row as uint8. The header was checked: the tensor lies within the file."""
+    """A read-only view of the file, or of the part that has the tensor, outputs first: float32, float16, float64,
+    bfloat16 as uint16, or the blocks of each row as uint8. The header was checked: the tensor lies within the file."""
+    path, start = (path, header.data_start) if info.part == 0 else header.other_parts[info.part - 1]
     dtype: np.dtype[Any] = DENSE.get(info.kind, np.dtype(np.uint8))
-    shape = info.shape
-    if info.kind not in DENSE:
-        block, block_bytes = GGML_QUANT_SIZES[info.kind]
-        shape = (*shape[:-1], shape[-1] // int(block) * int(block_bytes))
-    return np.memmap(path, dtype=dtype, mode="r", offset=header.data_start + info.offset, shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start + info.offset, shape=raw_shape(info))
+
+
+def raw_shape(info: TensorInfo) -> tuple[int, ...]:
+    """The shape of what `read_raw` returns."""
+    if info.kind in DENSE:
+        return info.shape
+    block, block_bytes = GGML_QUANT_SIZES[info.kind]
+    return (*info.shape[:-1], info.shape[-1] // int(block) * int(block_bytes))
 
 
 def read_numbers(path: Path, header: GgufHeader, info: TensorInfo) -> np.ndarray[Any, Any]:

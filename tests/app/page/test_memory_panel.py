@@ -154,7 +154,7 @@ def test_a_remote_engine_has_no_bars_and_no_actions() -> None:
     drawn = memory_panel.draw(replace(VIEW, rows=(row,), keeps_kv=False), NOW)
     assert drawn["bars"] == []
     found = drawn["rows"][0]
-    assert (found["tier"], found["tokens"], found["actions"], found["size"]) == ("engine", "1,858", [], "")
+    assert (found["tier"], found["tokens"], found["actions"]) == ("engine", "1,859", [])
     (place,) = found["places"]
     assert place["tokens"] == "1,790 of 1,800"
     assert place["size"].endswith("; a hit is likely now")

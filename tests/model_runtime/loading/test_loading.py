@@ -118,7 +118,7 @@ def test_without_the_packed_kernel_the_same_weights_run_de_quantised(
     gguf_file: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = KernelPlan(False, 0, torch.bfloat16)
-    monkeypatch.setattr("model_runtime.loading.loading.kernel_plan", lambda *_: (plan, "No packed kernel here."))
+    monkeypatch.setattr("model_runtime.loading.loaded_weights.kernel_plan", lambda *_: (plan, "No packed kernel here."))
     loaded, exact = load(gguf_file, "shipped"), load(gguf_file, "none")
     assert loaded.quantization == "Q4_1 de-quantised"
     assert "No packed kernel here." in loaded.notes
@@ -126,19 +126,22 @@ def test_without_the_packed_kernel_the_same_weights_run_de_quantised(
     assert (logits(loaded) - logits(exact)).abs().mean() / logits(exact).std() < 0.05
 
 
-def test_other_gguf_types_run_de_quantised_and_say_so(tiny_dir: TinyDir, tmp_path: Path, load: Load) -> None:
+def test_without_a_compiler_other_gguf_types_run_de_quantised_and_say_so(
+    tiny_dir: TinyDir, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = KernelPlan(True, 1 << 30, torch.float32)
+    monkeypatch.setattr("model_runtime.loading.loaded_weights.kernel_plan", lambda *_: (plan, "No compiler here."))
     path = write_gguf(tiny_dir("llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q5_0)
     loaded = load(path, "shipped")
-    assert loaded.notes == (
-        "21 tensors of type Q5_0 run de-quantised.",
-        "The Q5_0 weights run de-quantised in float32 on cpu.",
-    )
+    assert loaded.quantization == "float32 (from Q5_0)"
+    assert loaded.notes == ("The Q5_0 weights run de-quantised in float32 on cpu.",)
 
 
 def test_a_gguf_goes_through_bitsandbytes_by_a_checkpoint(gguf_file: Path, load: Load, said: list[str]) -> None:
     loaded = load(gguf_file, "nf4")
     assert loaded.quantization == "4-bit NF4 (bitsandbytes)"
-    assert any(type(module).__name__ == "Linear4bit" for module in loaded.model.modules())
+    kinds = [m.matrix.kind for m in loaded.model.modules() if isinstance(m, NativeLinear) and m.matrix is not None]
+    assert kinds.count(Kind.LEVELS) == 3 * 7
     assert said[-1] == "De-quantising the model to a float16 checkpoint for bitsandbytes (once)."
     said.clear()
     load(gguf_file, "nf4")
@@ -259,9 +262,9 @@ def test_a_directory_without_config_is_a_sentence(load: Load, gguf_file: Path) -
 
 
 def test_a_file_that_is_no_gguf_is_a_sentence(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "model.bin").write_bytes(b"weights")
+    (tmp_path / "model.txt").write_bytes(b"weights")
     with pytest.raises(ModelLoadError, match=r"is neither a directory nor a \.gguf file"):
-        load(tmp_path / "model.bin")
+        load(tmp_path / "model.txt")
     (tmp_path / "model.gguf").write_bytes(b"not a GGUF file at all")
     with pytest.raises(ModelLoadError, match=r"model\.gguf is not a GGUF file, or is incomplete"):
         load(tmp_path / "model.gguf")

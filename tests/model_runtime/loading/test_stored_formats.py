@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from model_runtime.interface.config import ModelConfig, Quantization
+from model_runtime.forward.native_forward import runs_natively
+from model_runtime.interface.config import EngineConfig, ModelConfig, Quantization
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.protocol import ModelInfo
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
 from model_runtime.weights.checkpoint_formats.fp8 import dequantised
+from model_runtime.weights.coded.coded_rows import Kind
+from model_runtime.weights.native_matrix import NativeLinear
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import WatchedEngine, full_read
 from tests.model_runtime.tiny_families import tiny_family
@@ -195,15 +198,40 @@ def test_four_bits_of_bitsandbytes_equal_the_de_quantised_model(
     directory = bitsandbytes_checkpoint(tiny_dir("llama"), tmp_path / "bnb", **settings)
     loaded = load(directory)
     assert loaded.quantization == f"{name} as shipped"
-    layers = [module for module in loaded.model.modules() if type(module).__name__ == "Linear4bit"]
-    assert len(layers) == 3 * 7
-    assert {layer.weight.dtype for layer in layers} == {torch.uint8}
+    own = [m.matrix for m in loaded.model.modules() if isinstance(m, NativeLinear) and m.matrix is not None]
+    assert [matrix.kind for matrix in own].count(Kind.LEVELS) == 3 * 7
     whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map="cpu")
     expected = full_read(whole.dequantize(dtype=torch.float32).eval(), LEDGER)
     assert gap(full_read(loaded.model, LEDGER), expected) < EXACT
     plain = load(directory, "none")
     assert plain.quantization == f"float32 (from {name})"
     assert gap(full_read(plain.model, LEDGER), expected) < EXACT
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_conversation_in_four_bits_equals_one_read_to_the_bit(
+    kind: str, nested: bool, tiny_dir: TinyDir, tmp_path: Path
+) -> None:
+    """In our own CPU kernels: the logits of the de-quantised model, and the same bits in turns and at once."""
+    settings = {"load_in_4bit": True, "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": nested}
+    directory = bitsandbytes_checkpoint(tiny_dir("wide_llama"), tmp_path / "bnb", **settings)
+    loaded = load(directory)
+    assert runs_natively(loaded.model)
+    expected = full_read(load(directory, "none").model, LEDGER)
+    watched = WatchedEngine(loaded, EngineConfig(prefill_chunk_tokens=32, kv_dtype="float32"))
+    try:
+        assert watched.engine.info.quantization == f"4-bit {kind.upper()} (bitsandbytes) as shipped"
+        kv = watched.engine.new_kv()
+        for turn in (20, 41, 60):
+            watched.submit(kv, LEDGER[:turn]).wait()
+            assert gap(watched.logits[tuple(LEDGER[:turn])], expected[turn - 1]) < EXACT
+        in_turns = watched.logits.pop(tuple(LEDGER))
+        watched.submit(watched.engine.new_kv(), LEDGER).wait()
+        assert torch.equal(watched.logits[tuple(LEDGER)], in_turns)
+        watched.rest()
+    finally:
+        watched.close()
 
 
 def test_eight_bits_of_bitsandbytes_equal_transformers_own_read(tiny_dir: TinyDir, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_with_a_compiler_our_own_kernels_run_unmeasured(
     monkeypatch.setattr(module, "native_library", native_library)
     plan, sentence = kernel_plan(embedded_cache, print)
     assert plan.kernels is not None
-    assert sentence.startswith("Our own kernels run the weights at the 4 bits they were shipped with")
+    assert sentence.startswith("Our own kernels run the weights at the bits they were shipped with")
     assert measured == []
 
 

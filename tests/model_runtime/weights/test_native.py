@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +34,6 @@ from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
 from model_runtime.weights.stored_weights import Stored, dense
 
 CONTEXT_TOKENS = 1024
-# What compilers on other processors may use: 16, 8 and 4 lanes at a time.
-PROCESSORS = {"this one": (), "AVX2": ("-mno-avx512f",), "SSE": ("-march=x86-64-v2",)}
 SHARED = {
     "vocab_size": 500,  # no multiple of 32
     "hidden_size": 96,
@@ -53,18 +50,6 @@ READ = {
     "Q4_1": (GGMLQuantizationType.Q4_1, read_q4_1),
     "Q8_0": (GGMLQuantizationType.Q8_0, read_q8_0),
 }
-
-
-@pytest.fixture(scope="module")
-def build_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all workers of a run: each library is compiled once."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
-
-
-@pytest.fixture(scope="module", params=PROCESSORS)
-def library(request: pytest.FixtureRequest, build_dir: Path, torch_threads: int) -> ctypes.CDLL:
-    return native_library(build_dir, print, PROCESSORS[request.param])
 
 
 def stored(kind: str, weight: torch.Tensor) -> Stored:

@@ -16,6 +16,7 @@ from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model, unload
 from model_runtime.weights.build import build_packed
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
+from model_runtime.weights.coded.coded_rows import Scales
 from model_runtime.weights.linear_int4 import KernelPlan
 from model_runtime.weights.native_matrix import Kind, NativeLinear
 from model_runtime.weights.quantization import choose_precision
@@ -115,10 +116,9 @@ def test_the_shipped_bits_take_a_third_of_the_memory(
 def test_nf4_runs_a_checkpoint_on_the_cpu(name: str, tiny_dir: TinyDir, tmp_path: Path) -> None:
     config = ModelConfig(model=str(tiny_dir(name)), quantization="nf4", cache_dir=tmp_path, device="cpu")
     loaded = load_model(config, print)
-    quantised = [module for module in loaded.model.modules() if type(module).__name__ == "Linear4bit"]
-    states = [module.weight.quant_state for module in quantised]
-    assert {(state.quant_type, state.nested) for state in states} == {("nf4", True)}
-    assert {module.compute_dtype for module in quantised} == {torch.float32}
+    assert not any(type(module).__name__ == "Linear4bit" for module in loaded.model.modules())
+    own = [m.matrix for m in loaded.model.modules() if isinstance(m, NativeLinear) and m.matrix is not None]
+    assert {matrix.struct.scales for matrix in own if matrix.kind is Kind.LEVELS} == {int(Scales.NESTED)}
     assert loaded.quantization == "4-bit NF4 (bitsandbytes)"
     ids = torch.tensor([loaded.tokenizer("The lamp has changed from oil to gas.")["input_ids"]])
     with torch.inference_mode():
@@ -127,6 +127,37 @@ def test_nf4_runs_a_checkpoint_on_the_cpu(name: str, tiny_dir: TinyDir, tmp_path
     assert together.dtype == loaded.kv_dtype == torch.float32
     assert (together[:, :-1] - prefix).abs().max() < 1e-4 * together.std()
     unload(loaded)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_our_own_kernels_compute_what_bitsandbytes_computes(
+    name: str, tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits() -> tuple[torch.Tensor, LoadedModel]:
+        config = ModelConfig(model=str(tiny_dir(name)), quantization="nf4", cache_dir=tmp_path, device="cpu")
+        loaded = load_model(config, print)
+        ids = torch.tensor([loaded.tokenizer("The lamp has changed from oil to gas.")["input_ids"]])
+        with torch.inference_mode():
+            return loaded.model(ids, use_cache=False).logits, loaded
+
+    own, loaded = logits()
+    monkeypatch.setattr("model_runtime.loading.loaded_weights.own_kernels", lambda *_: (None, "there is no compiler"))
+    theirs, other = logits()
+    assert any(type(module).__name__ == "Linear4bit" for module in other.model.modules())
+    assert any("there is no compiler" in note for note in other.notes)
+    assert float((own - theirs).abs().max() / theirs.std()) < 1e-3
+    assert loaded.quantization == other.quantization
+    assert loaded.fingerprint != other.fingerprint  # their rows differ in the last bits
+    assert loaded.weights_bytes <= 1.01 * other.weights_bytes + sum(map(scale_bytes, other.model.modules()))
+
+
+def scale_bytes(module: torch.nn.Module) -> int:
+    """Of bitsandbytes' scales and tables, which are no buffers of a layer, and what sixteen outputs of padding take."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if state is None:
+        return 0
+    parts = (state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset)
+    return sum(part.nbytes for part in parts) + 64
 
 
 def test_nf4_says_how_much_it_leaves_alone(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -16,13 +15,11 @@ from transformers import PreTrainedModel
 
 from model_runtime.forward.native_forward import NativeForward, runs_natively
 from model_runtime.forward.transformers_forward import Feed
-from model_runtime.interface.config import ModelConfig, Quantization
+from model_runtime.interface.config import Quantization
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
-from model_runtime.loading.loading import load_model
-from model_runtime.weights.kernel_choice import kernel_plan
 from tests.model_runtime.loading.gguf.cases import CASES, IDS, SAID_ANYWAY
 
 Load = Callable[[Path, Quantization], LoadedModel]
@@ -31,24 +28,6 @@ NATIVE = (
     *("llama3", "llama3 otherwise", "llama heads", "wide yarn", "wide linear", "wide attention bias", "wide mlp bias"),
     *("qwen3", "qwen3 bias", "wide qwen2"),
 )
-
-
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory, torch_threads: int) -> Path:
-    directory = tmp_path_factory.mktemp("cache")
-    kernel_plan(directory, print)
-    return directory
-
-
-@pytest.fixture
-def load(cache_dir: Path, tmp_path: Path) -> Load:
-    shutil.copytree(cache_dir, tmp_path / "cache")
-
-    def load(model: Path, quantization: Quantization) -> LoadedModel:
-        config = ModelConfig(str(model), quantization, cache_dir=tmp_path / "cache", device="cpu")
-        return load_model(config, lambda _: None)
-
-    return load
 
 
 def logits_of(model: PreTrainedModel) -> torch.Tensor:

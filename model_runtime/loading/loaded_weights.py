@@ -1,0 +1,100 @@
+"""Loads a model's weights at the bits that its files, the user's setting and this machine allow, and says which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from model_runtime.loading.checkpoint import format_of, load_checkpoint
+from model_runtime.loading.model_cache import Source, half_checkpoint, read_source
+from model_runtime.weights.bits_label import bits_label, gguf_label
+from model_runtime.weights.build import build_dequantised, build_native, build_packed, dequantised_types
+from model_runtime.weights.kernel_choice import kernel_plan, own_kernels
+from model_runtime.weights.linear_int4 import KernelPlan
+from model_runtime.weights.own_four_bits import has_four_bits, use_own_kernels
+from model_runtime.weights.quantization import Precision, dtype_name
+
+Say = Callable[[str], None]
+Notes = tuple[str, ...]
+_BITSANDBYTES = ("nf4", "int8")
+_OWN = "own float32"  # in fingerprints
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """A model with its weights. `directory` has their files, `quantization` is the label for people, `kernel` what the
+    numbers of a KV depend on beside it, `notes` are sentences for the start."""
+
+    model: PreTrainedModel
+    directory: Path
+    quantization: str
+    kernel: str
+    notes: Notes
+
+
+def load_weights(
+    directory: Path, is_gguf: bool, precision: Precision, device: str, cache_dir: Path, say: Say
+) -> LoadedWeights:
+    """`directory` is a checkpoint, or what was made of a GGUF file if `is_gguf`."""
+    notes: Notes = (precision.note,) if precision.note else ()
+    if not is_gguf:
+        return _from_checkpoint(directory, precision, device, cache_dir, say, notes)
+    source = read_source(directory)
+    notes += source.notes
+    if precision.mode in _BITSANDBYTES:
+        half = half_checkpoint(directory, say)
+        return _from_checkpoint(half, precision, device, cache_dir, say, notes)
+    if precision.mode == "shipped" and device == "cpu":
+        plan, sentence = kernel_plan(cache_dir, say)
+        if plan.kernels is not None:
+            return _native(directory, source, plan, sentence, notes)
+        if source.has_blocks and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types):
+            return _packed(directory, source, plan, sentence, notes)
+    dtype = dtype_name(precision.compute_dtype)
+    model = build_dequantised(directory, precision.compute_dtype, device)
+    if precision.mode == "shipped":
+        notes += (f"The {source.bits_name} weights run de-quantised in {dtype} on {device}.",)
+    return LoadedWeights(model, directory, f"{dtype} (from {source.bits_name})", dtype, notes)
+
+
+def _native(directory: Path, source: Source, plan: KernelPlan, sentence: str, notes: Notes) -> LoadedWeights:
+    assert plan.kernels is not None
+    model = build_native(directory, plan.kernels)
+    label = gguf_label(model, source.bits_name)
+    notes += _lost_types(directory, model)
+    if not label.startswith("float32"):
+        notes += (sentence,)
+    elif source.bits_name != "F32":
+        notes += (f"The layers' {source.bits_name} weights run de-quantised in float32.",)
+    return LoadedWeights(model, directory, label, _OWN, notes)
+
+
+def _packed(directory: Path, source: Source, plan: KernelPlan, sentence: str, notes: Notes) -> LoadedWeights:
+    model = build_packed(directory, plan)
+    label = f"4-bit ({source.bits_name} as shipped)" if plan.packed else f"{source.bits_name} de-quantised"
+    kernel = f"int4 packed={plan.packed} above={dtype_name(plan.gemm_dtype)}"
+    return LoadedWeights(model, directory, label, kernel, (*notes, *_lost_types(directory, model), sentence))
+
+
+def _lost_types(directory: Path, model: PreTrainedModel) -> Notes:
+    counts = dequantised_types(directory, model)
+    return tuple(f"{count} tensors of type {kind} run de-quantised." for kind, count in sorted(counts.items()))
+
+
+def _from_checkpoint(
+    directory: Path, precision: Precision, device: str, cache_dir: Path, say: Say, notes: Notes
+) -> LoadedWeights:
+    stored = format_of(directory)
+    model, unused = load_checkpoint(directory, precision, device, stored)
+    label, kernel = bits_label(model, precision, stored), dtype_name(precision.compute_dtype)
+    if device == "cpu" and has_four_bits(model):
+        kernels, why_not = own_kernels(cache_dir, say)
+        if kernels is not None:
+            use_own_kernels(model, kernels)
+            kernel = _OWN
+        else:
+            notes += (f"bitsandbytes runs the 4-bit weights: our own, faster kernels cannot run here ({why_not}).",)
+    return LoadedWeights(model, directory, label, kernel, (*notes, *unused))

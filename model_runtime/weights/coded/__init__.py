@@ -1,0 +1,1 @@
+"""Block-quantised matrices of every format as one thing: codes and the scales of runs of columns."""

@@ -1,0 +1,92 @@
+"""A block-quantised matrix, whatever its format: codes, scales and minimums, one entry for each that the format has.
+
+Codes have 2 to 8 bits or are places in a table of sixteen levels. A run of 16, 32, 64 or more columns shares a scale,
+which may be a byte times a half that 256 columns share. Nothing here is rounded, and rows can be taken in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol, runtime_checkable
+
+import torch
+
+BLOCK = 256  # columns of a super-block
+
+
+class Kind(IntEnum):
+    """How a matrix is stored; the same numbers as in scales.h."""
+
+    Q2 = 0
+    Q3 = 1
+    Q4 = 2
+    Q5 = 3
+    Q6 = 4
+    Q8 = 5
+    LEVELS = 6
+    HALF = 7
+    BRAIN = 8
+    SINGLE = 9
+
+
+class Scales(IntEnum):
+    """How scales are stored; the same numbers as in scales.h, which says what they mean."""
+
+    HALVES = 0
+    SUPER = 1
+    PAIRS = 2
+    POWERS = 3
+    FLOATS = 4
+    NESTED = 5
+
+
+SCALE_DTYPES = {
+    Scales.HALVES: torch.float16,
+    Scales.SUPER: torch.int8,
+    Scales.PAIRS: torch.uint8,
+    Scales.POWERS: torch.uint8,
+    Scales.FLOATS: torch.float32,
+    Scales.NESTED: torch.uint8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What all rows of a format have in common: `run` columns share a scale; a weight is `scale * (code - offset)`,
+    `scale * code + minimum` if there are minimums, or `scale * levels[code]`. `nested` float32 `[257 + ..]`: the table
+    of 256 numbers that scales are places in, what is added to each, and the factors of 256 scales each."""
+
+    kind: Kind
+    scales: Scales
+    run: int
+    offset: int = 0
+    levels: torch.Tensor | None = None
+    nested: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CodedRows:
+    """Rows of a matrix. `codes` uint8 `[n, K]`, int8 for `Kind.Q8`; `scale` and `minimum` `[n, K/run]` in the dtype of
+    the grid's scales; `super_scale` and `super_minimum` float16 `[n, K/256]`."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    minimum: torch.Tensor | None = None
+    super_scale: torch.Tensor | None = None
+    super_minimum: torch.Tensor | None = None
+
+
+@runtime_checkable
+class Coded(Protocol):
+    """A matrix whose rows are read a few at a time, so that its unpacked codes are never all in memory."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(N, K)`: output and input features."""
+
+    def rows(self, start: int, end: int) -> CodedRows:
+        """Rows `start..end`."""

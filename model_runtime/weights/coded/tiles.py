@@ -1,0 +1,123 @@
+"""Puts a matrix into the tiles of the native kernels (scales.h), a few million weights at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from model_runtime.weights.coded.coded_rows import BLOCK, SCALE_DTYPES, Coded, CodedRows, Grid, Kind, Scales
+
+_SLICE_WEIGHTS = 1 << 22  # unpacked at a time
+# Of a code: bits in a word of the others' low bits, and in a word of high bits.
+_BITS = {
+    Kind.Q2: (2, 0),
+    Kind.Q3: (2, 1),
+    Kind.Q4: (4, 0),
+    Kind.Q5: (4, 1),
+    Kind.Q6: (4, 2),
+    Kind.Q8: (8, 0),
+    Kind.LEVELS: (4, 0),
+}
+_NUMBERS = {Kind.HALF: torch.float16, Kind.BRAIN: torch.bfloat16, Kind.SINGLE: torch.float32}
+_LARGEST_POWER = 252  # 12 * 2^(252 - 128) is the largest weight that is finite
+COLUMNS = 32  # the kernels need a multiple
+
+
+def tiles_of_coded(matrix: Coded, lanes: int) -> dict[str, torch.Tensor]:
+    """Its codes, scales and so on under the names of `Matrix` (scales.h). Raises `ValueError` if their sizes do not fit
+    together, or if a scale is not a finite number."""
+    rows, columns = matrix.shape
+    tiles: dict[str, torch.Tensor] = {}
+    for start, end in _slices(rows, columns, lanes):
+        part = matrix.rows(start, end)
+        _check(part, matrix.grid, end - start, columns)
+        for name, tensor in _planes(part, matrix.grid):
+            _put(tiles, name, tensor, start, rows, lanes)
+    return tiles
+
+
+def tiles_of_numbers(numbers: torch.Tensor, lanes: int) -> tuple[Kind, dict[str, torch.Tensor]]:
+    """A matrix without codes `[N, K]`: as float16 or bfloat16 if that is lossless, else as float32."""
+    kind = next(kind for kind in _NUMBERS if _holds(numbers, _NUMBERS[kind]))
+    rows, columns = numbers.shape
+    tiles: dict[str, torch.Tensor] = {}
+    for start, end in _slices(rows, columns, lanes):
+        _put(tiles, "codes", numbers[start:end].to(_NUMBERS[kind]), start, rows, lanes)
+    return kind, tiles
+
+
+def padded(rows: int, lanes: int) -> int:
+    """A whole number of tile pairs."""
+    return -(-rows // (2 * lanes)) * 2 * lanes
+
+
+def _slices(rows: int, columns: int, lanes: int) -> Iterator[tuple[int, int]]:
+    step = padded(max(1, _SLICE_WEIGHTS // columns), lanes)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _holds(numbers: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether the dtype has all of these numbers."""
+    if numbers.dtype == dtype or dtype == torch.float32:
+        return True
+    return all(torch.equal(part.to(dtype).float(), part.float()) for part in torch.split(numbers, 4096))
+
+
+def _check(part: CodedRows, grid: Grid, rows: int, columns: int) -> None:
+    scales, blocks = (rows, columns // grid.run), (rows, columns // BLOCK)
+    expected = {"codes": (rows, columns), "scale": scales, "minimum": scales}
+    expected |= {"super_scale": blocks, "super_minimum": blocks}
+    for name, shape in expected.items():
+        tensor: torch.Tensor | None = getattr(part, name)
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
+        if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
+            raise ValueError("one of its blocks has a scale that is not a finite number")
+    if grid.scales is Scales.POWERS and int(part.scale.max()) > _LARGEST_POWER:
+        raise ValueError("one of its blocks has a scale that is not a finite number")
+    if part.scale.dtype != SCALE_DTYPES[grid.scales] or columns % grid.run:
+        raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
+
+
+def _planes(part: CodedRows, grid: Grid) -> Iterator[tuple[str, torch.Tensor]]:
+    low, high = _BITS[grid.kind]
+    codes = part.codes.view(torch.uint8)
+    yield "codes", _words(codes & (2**low - 1) if high else codes, low)
+    if high:
+        yield "high", _words(codes >> low, high)
+    for name in ("scale", "minimum", "super_scale", "super_minimum"):
+        tensor: torch.Tensor | None = getattr(part, name)
+        if tensor is not None:
+            yield name, tensor
+
+
+def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes uint8 `[n, K]` as words int32 `[n, K*bits/32]`, the first column lowest."""
+    per_byte = 8 // bits
+    packed = codes[:, ::per_byte].contiguous() if per_byte > 1 else codes.contiguous()
+    for place in range(1, per_byte):
+        packed |= codes[:, place::per_byte] << (bits * place)
+    return packed.view(torch.int32)
+
+
+def _put(tiles: dict[str, torch.Tensor], name: str, part: torch.Tensor, start: int, all_rows: int, lanes: int) -> None:
+    """Writes rows from `start` on, `[n, C]`, into the tiles `[N/lanes, C, lanes]`."""
+    if name not in tiles:
+        tiles[name] = part.new_zeros(padded(all_rows, lanes) // lanes, part.shape[1], lanes)
+    missing = -part.shape[0] % lanes
+    rows = torch.cat([part, part.new_zeros(missing, part.shape[1])]) if missing else part
+    tiled = rows.reshape(-1, lanes, part.shape[1]).transpose(1, 2)
+    tiles[name][start // lanes : start // lanes + tiled.shape[0]] = tiled
+
+
+def factors_for(grid: Grid, rows: int, columns: int, lanes: int) -> torch.Tensor | None:
+    """The grid's `nested` with a factor for the scales of padding rows too, which the kernels read."""
+    if grid.scales is not Scales.NESTED or grid.nested is None:
+        return None
+    scales = padded(rows, lanes) * (columns // grid.run)
+    missing = 257 + -(-scales // 256) - grid.nested.numel()
+    return torch.cat([grid.nested, grid.nested.new_zeros(max(0, missing))]).contiguous()

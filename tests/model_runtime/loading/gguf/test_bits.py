@@ -1,0 +1,172 @@
+"""GGUF files of every type at their own bits: in our own kernels, with the logits of the de-quantised model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType, LlamaFileType
+from safetensors.torch import load_file, save_file
+
+from model_runtime.forward.native_forward import NativeForward, runs_natively
+from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.kv.geometry import KVGeometry, LayerShape
+from model_runtime.kv.slab import KVSlab
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.model_cache import converted_gguf
+from model_runtime.weights.native_matrix import NativeEmbedding, NativeLinear
+from tests.model_runtime.loading.gguf.cases import CASES, IDS, Case
+from tests.model_runtime.loading.gguf.test_families import Load, gap, logits_of
+from tests.model_runtime.tiny_blocks import HALVES, random_blocks
+from tests.model_runtime.tiny_gguf import Raw
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+WIDE_KEYS = {"attention.key_length": 64, "attention.value_length": 64}
+_EXACT = 1e-3  # standard deviations of the logits
+MIX = {"ffn_down": "Q6_K", "attn_v": "Q6_K", "token_embd": "Q6_K", "output": "Q6_K"}  # of Q4_K_M
+
+
+def wide(name: str) -> Case:
+    """The case with super-blocks in every row."""
+    case = CASES[name]
+    if case.model_type in ("bloom", "falcon", "gpt2"):
+        inner = {"feed_forward_length": 1024} if "feed_forward_length" in case.keys else {}
+        keys = case.keys | {"embedding_length": 256} | inner
+        return replace(case, settings=case.settings | {"hidden_size": 256}, keys=keys)
+    has_own = "head_dim" in case.settings
+    settings = case.settings | (WIDE if has_own else {**WIDE, "head_dim": "none"})
+    return replace(case, settings=settings, keys=case.keys | (WIDE_KEYS if has_own else {}))
+
+
+def blocks_of(case: Case, model: torch.nn.Module, kind_of: Callable[[str], str | None]) -> Raw:
+    """Random blocks in place of the matrices for which `kind_of` the tensor's short name has a type."""
+    raw: Raw = {}
+    for seed, (name, weights) in enumerate(case.all_tensors(model).items()):
+        short = name.split(".")[-2]
+        kind = kind_of(short) if weights.ndim == 2 and name.endswith("weight") else None
+        if kind is not None:
+            raw[name] = (random_blocks(kind, *weights.shape, seed=seed, std=0.1), GGMLQuantizationType[kind])
+    return raw
+
+
+def in_pieces(loaded: LoadedModel, cuts: list[int]) -> torch.Tensor:
+    """Logits of all positions from our own forward, on a KV that is fed in pieces."""
+    config = loaded.model.config
+    shape = LayerShape(config.num_key_value_heads, config.head_dim, config.head_dim)
+    slab = KVSlab(KVGeometry((shape,) * config.num_hidden_layers, torch.float32, torch.device("cpu")))
+    forward, rows, start = NativeForward(loaded.model), [], 0
+    while start < len(IDS):
+        piece = IDS[start : start + cuts[len(rows) % len(cuts)]]
+        rows.append(forward.run([Feed(slab, piece, len(piece))]))
+        start += len(piece)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_a_file_of_one_type_runs_at_its_bits(kind: str, tmp_path: Path, load: Load) -> None:
+    case = wide("llama heads")
+    model = case.model()
+    raw = blocks_of(case, model, lambda short: kind)
+    shipped = load(case.write(tmp_path / "model.gguf", model, raw=raw), "shipped")
+    assert runs_natively(shipped.model)
+    assert shipped.quantization == f"{next(c for c in kind if c.isdigit())}-bit ({kind} as shipped)"
+    assert not any("de-quantised" in note for note in shipped.notes)
+    exact = logits_of(load(tmp_path / "model.gguf", "none").model)
+    found = in_pieces(shipped, [len(IDS)])
+    assert gap(found, exact) < _EXACT
+    assert torch.equal(in_pieces(shipped, [1, 30, 7]), found)
+    norms = sum(p.nbytes for p in shipped.model.parameters())
+    tables = sum(b.nbytes for b in shipped.model.buffers())
+    assert shipped.weights_bytes - norms - tables <= 1.05 * sum(rows.nbytes for rows, _ in raw.values()) + 4096
+
+
+@pytest.mark.parametrize("name", ["llama tied", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "starcoder2", "stablelm"])
+def test_q4_k_m_runs_at_its_bits_in_every_family(name: str, tmp_path: Path, load: Load) -> None:
+    compare_mix(name, tmp_path, load)
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon two norms", "nemotron", "mistral", "gpt2"])
+def test_q4_k_m_runs_at_its_bits_in_classic_families_too(name: str, tmp_path: Path, load: Load) -> None:
+    compare_mix(name, tmp_path, load)
+
+
+def compare_mix(name: str, tmp_path: Path, load: Load) -> None:
+    case = wide(name)
+    model = case.model()
+    keys = case.all_keys(model) | {"general.file_type": int(LlamaFileType.MOSTLY_Q4_K_M)}
+    raw = blocks_of(case, model, lambda short: None if short == "position_embd" else MIX.get(short, "Q4_K"))
+    path = case.write(tmp_path / "model.gguf", model, keys=keys, raw=raw)
+    shipped, exact = load(path, "shipped"), load(path, "none")
+    assert shipped.quantization == "4-bit (Q4_K_M as shipped)"
+    assert gap(logits_of(shipped.model), logits_of(exact.model)) < _EXACT
+    assert isinstance(shipped.model.get_input_embeddings(), NativeEmbedding)
+    linear = [module for module in shipped.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert linear == []
+    head = shipped.model.get_output_embeddings()
+    assert isinstance(head, NativeLinear)
+    if model.config.tie_word_embeddings:
+        assert head.matrix is shipped.model.get_input_embeddings().matrix  # in memory once
+        assert shipped.weights_bytes < 1.1 * sum(rows.nbytes for rows, _ in raw.values()) + 64_000
+
+
+def test_experts_say_that_they_run_de_quantised(tmp_path: Path, load: Load) -> None:
+    case = CASES["qwen3moe"]
+    model = case.model()
+    loaded = load(case.write(tmp_path / "model.gguf", model, GGMLQuantizationType.Q8_0), "shipped")
+    assert loaded.quantization.startswith("8-bit (Q8_0 as shipped); ")
+    assert loaded.quantization.endswith("% of the layers' weights in float32")
+    assert "4 tensors of type Q8_0 run de-quantised." in loaded.notes
+
+
+def test_types_without_a_kernel_say_that_they_run_de_quantised(tmp_path: Path, load: Load) -> None:
+    case = wide("llama heads")
+    model = case.model()
+    tensors = {name: weights for name, weights in case.all_tensors(model).items() if name.endswith("ffn_up.weight")}
+    rows = {name: torch.randint(0, 40, (256, 66), dtype=torch.uint8).numpy() for name in tensors}
+    raw = {name: (part, GGMLQuantizationType.IQ2_XXS) for name, part in rows.items()}
+    loaded = load(case.write(tmp_path / "model.gguf", model, GGMLQuantizationType.Q8_0, raw=raw), "shipped")
+    assert "2 tensors of type IQ2_XXS run de-quantised." in loaded.notes
+    assert "% of the layers' weights in float32" in loaded.quantization
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("F16", 16), ("BF16", 16)])
+def test_sixteen_bits_stay_sixteen(kind: str, bits: int, tmp_path: Path, load: Load) -> None:
+    case = CASES["llama heads"]
+    model = case.model()
+    path = case.write(tmp_path / "model.gguf", model, GGMLQuantizationType[kind])
+    shipped = load(path, "shipped")
+    assert shipped.quantization == f"{bits}-bit ({kind} as shipped)"
+    assert gap(logits_of(shipped.model), logits_of(load(path, "none").model)) < _EXACT
+
+
+def test_a_mixture_that_the_file_only_claims_is_not_said(tmp_path: Path, load: Load) -> None:
+    case = CASES["llama heads"]
+    model = case.model()
+    keys = case.all_keys(model) | {"general.file_type": int(LlamaFileType.MOSTLY_Q4_K_M)}
+    path = case.write(tmp_path / "model.gguf", model, GGMLQuantizationType.Q8_0, keys=keys)
+    assert load(path, "shipped").quantization == "8-bit (Q8_0 as shipped)"
+
+
+def test_an_infinite_scale_is_refused(tmp_path: Path, load: Load) -> None:
+    case = wide("llama heads")
+    model = case.model()
+    raw = blocks_of(case, model, lambda short: "Q4_K")
+    rows, _ = raw["blk.1.ffn_up.weight"]
+    rows[5, 1] = 0x7C
+    with pytest.raises(ModelLoadError, match="a scale that is not a finite number"):
+        load(case.write(tmp_path / "model.gguf", model, raw=raw), "shipped")
+
+
+def test_a_conversion_is_the_safetensors_librarys_bytes(tmp_path: Path) -> None:
+    case = wide("llama heads")
+    model = case.model()
+    kinds = {"ffn_up": "Q4_K", "ffn_down": "Q8_0", "attn_q": "Q4_1", "attn_k": "Q4_0", "output": "Q6_K"}
+    path = case.write(tmp_path / "m.gguf", model, GGMLQuantizationType.BF16, raw=blocks_of(case, model, kinds.get))
+    directory = converted_gguf(lambda: path, "key", tmp_path, lambda _: None)
+    again = tmp_path / "again.safetensors"
+    save_file(load_file(directory / "blocks.safetensors"), again, metadata={"format": "pt"})
+    assert (directory / "blocks.safetensors").read_bytes() == again.read_bytes()
