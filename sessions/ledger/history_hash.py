@@ -17,6 +17,7 @@ from hashlib import blake2b
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate
 from sessions.store.message_json import fields
 
+_LONGEST_CANONICAL_CHARS = 65_536
 CALL_ID_CHARS = 9  # letters and digits only: some models' templates accept no other ids
 
 
@@ -45,6 +46,8 @@ def _canonical(message: ChatMessage) -> ChatMessage:
 
 
 def _canonical_json(text: str) -> str:
+    if len(text) > _LONGEST_CANONICAL_CHARS:  # parsing megabytes keeps all threads waiting
+        return text
     try:
         return json.dumps(json.loads(text, parse_float=_number), sort_keys=True, ensure_ascii=False)
     except (ValueError, RecursionError):

@@ -153,6 +153,8 @@ def _with_result_ids(asked: Sequence[ChatMessage], calls: Sequence[ToolCall]) ->
 def _clean(message: ChatMessage, max_bytes: int) -> ChatMessage:
     refuse_if_huge(message.text, max_bytes)
     refuse_if_huge(message.thoughts, max_bytes)
+    for call in message.tool_calls:
+        refuse_if_huge(call.arguments, max_bytes, "This call")
     return replace(
         message,
         role=clean_exactly(message.role),

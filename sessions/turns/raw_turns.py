@@ -117,6 +117,6 @@ class RawTurns:
     ) -> Conversation:
         if placement.conversation is None:
             settings = ConversationSettings(request.sampling.lasting(self._engine.info.default_sampling))
-            if not self._store.add_conversation(owner_id, conversation_id, settings, None):
+            if not self._store.add_conversation(owner_id, conversation_id, settings, None, placement.root_id):
                 raise ConversationBusy("This conversation was begun by another request. Try again.")
         return self._store.conversation(owner_id, conversation_id)

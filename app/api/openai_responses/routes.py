@@ -71,7 +71,11 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
             is_named = body.store is not False
             if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
                 kept_id = response_id if is_named else f"unnamed_{uuid.uuid4().hex}"
-                manager.responses.keep(kept_id, run.message_id, asked.head, response)
+                try:
+                    manager.responses.keep(kept_id, run.message_id, asked.head, response)
+                except BaseException:
+                    manager.stop_run(run)  # its client gets an error, and nobody follows it
+                    raise
             return run, ResponseReply(run, response, count, (*asked.ignored, *found.ignored), found.notes)
 
         return await answering.answer(request, begin, bool(body.stream))

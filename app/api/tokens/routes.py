@@ -14,13 +14,14 @@ from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import json_route
 from app.api.requests import ChatCompletionRequest
 from app.api.responses import REFUSALS
+from app.api.text_completions.requests import MOST_IDS
 from app.api.tokens.requests import DetokenizeRequest, EmbeddingsRequest, TokenizeRequest
 from app.api.tokens.responses import Text, Tokens
 from app.api.translation.request import refuse_other_model
 from app.api.translation.unsupported import unsupported
 from app.http.bodies import Bodies
 from app.problems import Problem
-from sessions.text import clean_exactly
+from sessions.text import clean_exactly, refuse_if_huge
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -62,7 +63,11 @@ def tokens_routers(services: Services, bodies: Bodies, answering: Answering) -> 
             asked = answering.translated(ChatCompletionRequest.model_construct(**fields))
             ids = manager.completions.prompt_ids(owner_id, asked.request)
         else:
-            ids = codec.ids(clean_exactly(getattr(body, given[0])), _adds_special(body))
+            text = clean_exactly(getattr(body, given[0]))
+            refuse_if_huge(text, manager.most_message_bytes, "This text")
+            ids = codec.ids(text, _adds_special(body))
+            if len(ids) > MOST_IDS:
+                raise unsupported(given[0], f"This text has {len(ids):,} tokens; at most {MOST_IDS:,} are told.")
         pieces = codec.pieces(ids) if body.return_token_strs or body.with_pieces else None
         tokens = (
             [{"id": i, "piece": p} for i, p in zip(ids, pieces, strict=True)] if body.with_pieces and pieces else ids

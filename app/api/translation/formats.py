@@ -78,6 +78,8 @@ def _grammar(name: str, value: Any) -> Grammar:
 
 
 def _parsed(name: str, text: str) -> Any:
+    if len(text) > MOST_CHARS:
+        raise unsupported(name, f"{name} has more than {MOST_CHARS:,} characters.")
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
