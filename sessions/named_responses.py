@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
@@ -20,10 +20,8 @@ from sessions.store import message_json
 from sessions.store.records import Node
 from sessions.store.store import Store
 from sessions.store.tables.responses import StoredResponse
-from sessions.turns.run import RunTable
+from sessions.turns.run import Run, RunTable
 from sessions.types import ConversationSettings, MessageView
-
-HEAD = "head"  # the messages of the system that the named history begins with, in a response's body
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +34,13 @@ class KnownHistory:
 
 @dataclass(frozen=True, slots=True)
 class NamedResponse:
-    """`body` is what was kept with it. `message` is the stored answer, `said` how its client got it."""
+    """`body` is what was kept with it. `message` is the stored answer, `said` how its client got it: without what the
+    request began it with. `prompt_tokens` were in front of it."""
 
     body: dict[str, Any]
     message: MessageView
     said: ChatMessage
+    prompt_tokens: int
     finish_reason: FinishReason | None
 
 
@@ -53,18 +53,22 @@ class NamedResponses:
         self._template = template
         self._runs = runs
 
-    def keep(self, response_id: str, message_id: int, head: tuple[ChatMessage, ...], body: dict[str, Any]) -> None:
+    def keep(self, response_id: str, run: Run, head: tuple[ChatMessage, ...], body: dict[str, Any]) -> None:
         """Names an answer, which may be running."""
-        kept = json.dumps({**body, HEAD: message_json.dump(head)}, ensure_ascii=False)
-        self._store.responses.add(response_id, message_id, kept)
+        begun = (
+            self._template.growing_thoughts_in(run.plan.text, run.plan.is_thought_open) if run.plan.text else ("", "")
+        )
+        asked = {"prompt_tokens": len(run.plan.turn.ledger), "begun_chars": [len(part) for part in begun]}
+        kept = json.dumps({"body": body, "head": message_json.dump(head), "asked": asked}, ensure_ascii=False)
+        self._store.responses.add(response_id, run.message_id, kept)
 
     def history(self, owner_id: str, response_id: str) -> KnownHistory:
         """What was said up to a response, its answer included. Raises `ConversationBusy` while that is written."""
-        body, path, conversation_id = self._path_of(owner_id, response_id)
+        kept, path, conversation_id = self._path_of(owner_id, response_id)
         run = self._runs.active(conversation_id)
         if run is not None and run.message_id == path[-1].message_id:
             raise ConversationBusy("The response that this one follows is still being written. Wait for its end.")
-        return KnownHistory(message_json.load(body[HEAD]), messages_of(path, self._template))
+        return KnownHistory(message_json.load(kept["head"]), messages_of(path, self._template))
 
     def conversation_history(self, owner_id: str, conversation_id: str, keeps_prompt: bool) -> KnownHistory:
         """What was said in a conversation. `keeps_prompt`: a system prompt that no response brought is part of it.
@@ -75,16 +79,18 @@ class NamedResponses:
         path = self._store.messages.path(conversation.leaf_id)
         kept, prompt = self._store.responses.newest_body([node.message_id for node in path]), ""
         if kept is not None:
-            return KnownHistory(message_json.load(json.loads(kept)[HEAD]), messages_of(path, self._template))
+            return KnownHistory(message_json.load(json.loads(kept)["head"]), messages_of(path, self._template))
         if keeps_prompt:
             prompt = conversation.settings.system_prompt
         return KnownHistory((ChatMessage("system", prompt),) if prompt else (), messages_of(path, self._template))
 
     def find(self, owner_id: str, response_id: str) -> NamedResponse:
         """A response with its answer as it is now."""
-        body, path, _ = self._path_of(owner_id, response_id)
+        kept, path, _ = self._path_of(owner_id, response_id)
         view = self._store.messages.view(path[-1].message_id)
-        return NamedResponse(body, view, answer_of(path, self._template), path[-1].finish_reason)
+        said, (thought_chars, text_chars) = answer_of(path, self._template), kept["asked"]["begun_chars"]
+        said = replace(said, thoughts=said.thoughts[thought_chars:], text=said.text[text_chars:])
+        return NamedResponse(kept["body"], view, said, kept["asked"]["prompt_tokens"], path[-1].finish_reason)
 
     def forget(self, owner_id: str, response_id: str) -> None:
         """The name leads nowhere any more. The conversation stays."""

@@ -147,6 +147,8 @@ class Views:
         branch = self._memory.of_branch(owner_id, row.conversation_id, ids)
         if row.is_running:
             branch = replace(branch, device_tokens=row.kv_tokens, device_bytes=row.used_bytes)
+        if not self._engine.info.keeps_kv:  # nothing is known of branches there
+            return replace(row, branch=branch)
         held_tokens = min(branch.device_tokens, row.ledger_tokens)
         saved_tokens = branch.host_tokens if row.tier is Tier.HOST else branch.disk_tokens
         return replace(row, branch=branch, next_ttft_s=self._next_ttft_s(row, held_tokens, saved_tokens))

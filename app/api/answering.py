@@ -71,9 +71,7 @@ class Answering:
         if not await self._enter(owner_id, request):
             return Response(status_code=CLIENT_GONE)
         try:
-            return await run_in_threadpool(
-                lambda: JSONResponse(work(owner_id))
-            )  # millions of ids take seconds to write
+            return await run_in_threadpool(lambda: JSONResponse(work(owner_id)))
         finally:
             self._line.leave(owner_id)
 

@@ -19,7 +19,6 @@ from sessions.turns.run import Run
 from sessions.types import MessageView, RunPhase, RunSnapshot
 
 KEEP_ALIVE_S = 15.0  # proxies close a connection that is silent for a minute
-EVENTS = "text/event-stream"
 
 T = TypeVar("T")
 

@@ -23,6 +23,8 @@ def welcome(info: ModelInfo) -> dict[str, Any]:
 
 
 def _good_for(info: ModelInfo) -> str:
+    if not info.keeps_kv:
+        return f"It runs at {info.device}: what you write is sent there."
     if info.weights_bytes < SMALL_MODEL_BYTES:
         return (
             "A small demonstration model: quick, good at short texts and simple questions, "

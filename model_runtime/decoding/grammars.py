@@ -26,7 +26,7 @@ _LONGEST_REASON_CHARS = 200
 
 class Grammars:
     """The grammars of one model. Any thread. `stop_token_ids` are the model's own; `vocabulary_tokens` is the width of
-    its logits. The tokenizer's table is built for the first grammar, which takes up to a second."""
+    its logits. The tokenizer's table is built for the first grammar, which takes seconds."""
 
     def __init__(self, tokenizer: Tokenizer, stop_token_ids: Collection[int], vocabulary_tokens: int) -> None:
         self._tokenizer = tokenizer

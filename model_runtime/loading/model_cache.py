@@ -17,7 +17,7 @@ from model_runtime.loading.sealed_directory import broken_because, build, is_our
 from model_runtime.weights.build import build_dequantised
 
 Say = Callable[[str], None]
-_EMBEDDED_VERSION = 1  # its bytes are the same in version 2
+_EMBEDDED_VERSION = 1  # its bytes have not changed since
 _KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 

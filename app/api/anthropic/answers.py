@@ -26,6 +26,7 @@ class MessageReply:
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     marks_cache: bool = False
+    knows_reuse: bool = True  # before the first token; a remote engine says it at the end, if at all
     reply_id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
     media_type: str = "text/event-stream"
     keep_alive: str = field(default_factory=lambda: event("ping"))
@@ -52,7 +53,8 @@ class MessageReply:
         found: list[str] = []
         if not self._has_begun and (run.sampled_tokens or run.phase is RunPhase.DONE):
             self._has_begun = True
-            head = self._head([], self._usage(run.total_tokens, 0))
+            fed_tokens = run.total_tokens if self.knows_reuse else len(self.run.plan.turn.ledger)
+            head = self._head([], self._usage(fed_tokens, 0))
             found.append(event("message_start", message={**head, "stop_reason": None, "stop_sequence": None}))
         for kind, text in zip(self._told, shown, strict=True):
             if len(text) > self._told[kind]:

@@ -47,7 +47,7 @@ def anthropic_routers(services: Services, bodies: Bodies, answering: Answering) 
             asked, found = translated(body)
             run = manager.completions.begin(owner_id, found.request)
             ignored, notes = (*asked.ignored, *found.ignored), (*asked.notes, *found.notes)
-            return run, MessageReply(run, manager.info.name, ignored, notes, asked.marks_cache)
+            return run, MessageReply(run, manager.info.name, ignored, notes, asked.marks_cache, manager.info.keeps_kv)
 
         return await answering.answer(request, begin, bool(body.stream))
 

@@ -131,8 +131,8 @@ class ResponseReply:
     def _ended(self, message: MessageView, said: ChatMessage, found: list[dict[str, Any]]) -> dict[str, Any]:
         kept = receipt(self.run, message, self.ignored, self.notes)
         sampled = message.receipt.sampled_tokens if message.receipt else len(self.run.sampled)
-        reused = message.receipt.reused_tokens if message.receipt else 0
-        usage = output.usage_of(len(self.run.plan.turn.ledger), reused, sampled, self.count(said.thoughts))
+        prompt = len(self.run.plan.turn.ledger)
+        usage = output.usage_of(prompt, message.receipt, sampled, self.count(said.thoughts))
         response = output.ended(self.response, message, self.run.finish_reason, found)
         return {**response, "usage": usage, "keepwarm": kept}
 

@@ -11,7 +11,7 @@ from app.api.openai_responses.requests import ResponsesRequest
 from app.api.openai_responses.translation import CONVERSATION
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from model_runtime.interface.events import FinishReason, TokenLogprobs
-from sessions.types import MessageStatus, MessageView
+from sessions.types import MessageStatus, MessageView, Receipt
 
 ECHOED = (
     *("instructions", "previous_response_id", "tools", "tool_choice", "max_output_tokens", "temperature", "top_p"),
@@ -127,10 +127,13 @@ def call_item(ids: ItemIds, number: int, call: ToolCall, status: str = "complete
     }
 
 
-def usage_of(prompt_tokens: int, reused_tokens: int, sampled_tokens: int, thought_tokens: int) -> dict[str, Any]:
+def usage_of(prompt_tokens: int, cost: Receipt | None, sampled_tokens: int, thought_tokens: int) -> dict[str, Any]:
+    """`cost` None: the answer ended before anything was known of it. What an engine does not report is null."""
+    reused = cost.reused_tokens if cost is not None and cost.is_reuse_reported else None
+    written = None if reused is None else prompt_tokens - reused
     return {
         "input_tokens": prompt_tokens,
-        "input_tokens_details": {"cached_tokens": reused_tokens, "cache_write_tokens": prompt_tokens - reused_tokens},
+        "input_tokens_details": {"cached_tokens": reused, "cache_write_tokens": written},
         "output_tokens": sampled_tokens,
         "output_tokens_details": {"reasoning_tokens": min(thought_tokens, sampled_tokens)},
         "total_tokens": prompt_tokens + sampled_tokens,

@@ -10,10 +10,10 @@ from app.api.responses import Receipt
 
 
 class InputTokensDetails(BaseModel):
-    """`cached_tokens` came from a KV; `cache_write_tokens` were computed and kept."""
+    """`cached_tokens` came from a KV; `cache_write_tokens` were computed and kept. Null: not reported."""
 
-    cached_tokens: int
-    cache_write_tokens: int
+    cached_tokens: int | None
+    cache_write_tokens: int | None
 
 
 class OutputTokensDetails(BaseModel):
@@ -60,6 +60,7 @@ class ConversationObject(BaseModel):
     object: Literal["conversation"]
     created_at: int
     metadata: dict[str, Any]
+    keepwarm: dict[str, list[str]] | None = None  # what of a request was ignored
 
 
 class DeletedConversation(BaseModel):

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.answering import Answering
+from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import json_route
 from app.api.openai_responses import output
 from app.api.openai_responses.answers import ResponseReply
@@ -29,7 +30,6 @@ from app.api.translation.unsupported import renamed
 from app.http.bodies import Bodies
 from app.problems import Problem
 from sessions.errors import ConversationNotFound
-from sessions.named_responses import HEAD
 from sessions.turns.run import Run
 from sessions.types import MessageStatus
 
@@ -72,7 +72,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
             if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
                 kept_id = response_id if is_named else f"unnamed_{uuid.uuid4().hex}"
                 try:
-                    manager.responses.keep(kept_id, run.message_id, asked.head, response)
+                    manager.responses.keep(kept_id, run, asked.head, response)
                 except BaseException:
                     manager.stop_run(run)  # its client gets an error, and nobody follows it
                     raise
@@ -83,15 +83,13 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
     @kept.get("/responses/{response_id}", summary="Retrieve a response", response_model=ResponseObject)
     def retrieve(response_id: str, request: Request) -> dict[str, Any]:
         found = manager.responses.find(services.callers.owner_of(request), response_id)
-        response = {name: value for name, value in found.body.items() if name != HEAD}
         is_running = found.message.status is MessageStatus.RUNNING
         items = [] if is_running else output.items(output.ItemIds(response_id), found.said)
-        response = output.ended(response, found.message, found.finish_reason, items)
+        response = output.ended(found.body, found.message, found.finish_reason, items)
         if found.message.receipt is not None:
             cost = found.message.receipt
-            prompt = cost.fed_tokens + cost.reused_tokens
             thoughts = count(found.said.thoughts)
-            response["usage"] = output.usage_of(prompt, cost.reused_tokens, cost.sampled_tokens, thoughts)
+            response["usage"] = output.usage_of(found.prompt_tokens, cost, cost.sampled_tokens, thoughts)
         return response
 
     @kept.delete("/responses/{response_id}", summary="Forget a response's name", response_model=DeletedResponse)
@@ -101,8 +99,9 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
 
     @conversations.post("/conversations", summary="Begin a conversation", response_model=ConversationObject)
     async def create(body: ConversationRequest, request: Request) -> dict[str, Any]:
+        ignored = [*ignored_fields(body), *(("metadata",) if body.metadata else ())]
         made = await run_in_threadpool(manager.responses.new_conversation, request.state.owner_id)
-        return {**_conversation(f"{CONVERSATION}{made}", time.time()), "metadata": body.metadata or {}}
+        return {**_conversation(f"{CONVERSATION}{made}", time.time()), "keepwarm": {"ignored": ignored}}
 
     @kept.get("/conversations/{conversation_id}", summary="Describe a conversation", response_model=ConversationObject)
     def describe(conversation_id: str, request: Request) -> dict[str, Any]:

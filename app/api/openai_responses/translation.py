@@ -9,7 +9,7 @@ from typing import Any
 from app.api.fields.other_fields import ignored_fields
 from app.api.openai_responses.items import items_of, messages_of
 from app.api.openai_responses.requests import FunctionTool, ResponsesRequest
-from app.api.requests import ChatCompletionRequest, FunctionDefinition, Message, Tool
+from app.api.requests import ChatCompletionRequest, FunctionDefinition, Message, TextPart, Tool
 from app.api.translation.unsupported import unsupported
 from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage
@@ -107,7 +107,12 @@ def _message(message: ChatMessage) -> Message:
 
 def _text(message: Message) -> str:
     content = message.content or ""
-    return content if isinstance(content, str) else "".join(getattr(part, "text", "") for part in content)
+    if isinstance(content, str):
+        return content
+    texts = [part.text for part in content if isinstance(part, TextPart)]
+    if len(texts) < len(content):
+        raise unsupported("input", "input: A message of the system at the beginning has texts only.")
+    return "".join(texts)
 
 
 def _tool(place: int, tool: FunctionTool) -> Tool:

@@ -21,7 +21,7 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except Problem as problem:
         for name, own in names.items():
-            problem.message = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", own, problem.message)
+            problem.message = re.sub(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", own, problem.message)
             if problem.param is not None and problem.param.split(".")[0] == name:
                 problem.param = own + problem.param[len(name) :]
         raise
