@@ -11,7 +11,7 @@ from transformers.integrations.finegrained_fp8 import FP8Experts, FP8Linear
 
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.coded.coded_rows import Kind
-from model_runtime.weights.native_matrix import NativeLinear
+from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
 from model_runtime.weights.quantization import Precision, dtype_name
 
 _BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}
@@ -36,10 +36,16 @@ def gguf_label(model: PreTrainedModel, name: str) -> str:
     """ "4-bit (Q4_K_M as shipped)" for a model on native matrices, with the share of the layers' weights in float32;
     `name` is that of the file's types. "float32 (from Q4_K)" when no layer has kept its bits."""
     kept = (m.matrix for m in model.modules() if isinstance(m, NativeLinear) and m is not model.get_output_embeddings())
-    if all(matrix is None or matrix.kind is Kind.SINGLE for matrix in kept):
+    if not any(map(_has_few_bits, kept)):
         return f"float32 (from {name})"
     bits = re.search(r"\d+", name)
     return f"{bits[0] if bits else '?'}-bit ({name} as shipped)" + _rest(model, "float32")
+
+
+def _has_few_bits(matrix: NativeMatrix | None) -> bool:
+    """Whether it lies in memory with the file's own bits: not as float32, and not as the float16 that some files'
+    values fit into when they are de-quantised."""
+    return matrix is not None and matrix.kind is not Kind.SINGLE and not matrix.is_dequantised
 
 
 def _rest(model: PreTrainedModel, dtype: str) -> str:
@@ -59,7 +65,7 @@ def _layer_weights(model: PreTrainedModel) -> Iterator[tuple[int, bool]]:
             continue
         kind = type(module).__name__
         if isinstance(module, NativeLinear):
-            yield module.in_features * module.out_features, module.matrix is None or module.matrix.kind != Kind.SINGLE
+            yield module.in_features * module.out_features, module.matrix is None or _has_few_bits(module.matrix)
         elif kind in ("Linear4bit", "Linear8bitLt"):
             yield int(module.in_features) * int(module.out_features), True
         elif isinstance(module, (FP8Linear, FP8Experts)):

@@ -25,12 +25,13 @@ class NativeMatrix:
     if that is lossless, else as float32.
     """
 
-    __slots__ = ("columns", "kernels", "kind", "rows", "struct", "tensors")
+    __slots__ = ("columns", "is_dequantised", "kernels", "kind", "rows", "struct", "tensors")
 
     def __init__(self, stored: Stored | Coded, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
         """Raises `ValueError` for sizes that do not fit together, and for scales that are no finite numbers."""
         lanes, matrix = int(kernels.keepwarm_lanes()), _coded_or_numbers(stored)
         self.rows, self.columns = int(matrix.shape[0]), int(matrix.shape[1])
+        self.is_dequantised = isinstance(matrix, torch.Tensor) and matrix is not stored
         self.kernels = kernels
         if self.columns % COLUMNS:
             raise ValueError(f"a native matrix needs a multiple of {COLUMNS} columns, not {self.columns}")

@@ -133,6 +133,17 @@ def test_types_without_a_kernel_say_that_they_run_de_quantised(tmp_path: Path, l
     assert "% of the layers' weights in float32" in loaded.quantization
 
 
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
+def test_de_quantised_numbers_are_not_called_shipped_although_sixteen_bits_hold_them(
+    kind: str, tmp_path: Path, load: Load
+) -> None:
+    case, ternary = wide("llama heads"), GGMLQuantizationType[kind]
+    model = case.model()
+    loaded = load(case.write(tmp_path / "model.gguf", model, ternary), "shipped")
+    assert f"of type {kind} run de-quantised" in " ".join(loaded.notes)
+    assert loaded.quantization == f"float32 (from {kind})"
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("F16", 16), ("BF16", 16)])
 def test_sixteen_bits_stay_sixteen(kind: str, bits: int, tmp_path: Path, load: Load) -> None:
     case = CASES["llama heads"]

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.gguf_parts import gguf_files, read_gguf_files
+from model_runtime.loading.fingerprint import gguf_key
 from model_runtime.loading.gguf.conversion import convert_gguf
-from model_runtime.loading.model_cache import gguf_key
 from tests.model_runtime.loading.gguf.cases import CASES
 from tests.model_runtime.loading.gguf.test_families import Load, logits_of
 from tests.model_runtime.tiny_gguf import Value, write_file
