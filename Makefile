@@ -16,10 +16,10 @@ FAST := tests/app/page/markdown $(addprefix tests/model_runtime/,decoding interf
 	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_encoding.py test_history_hash.py test_own_ids.py) -k "not takes_all"
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-fast test-long test-remote lint format docs clean browser
+.PHONY: help chat test test-fast test-long test-remote test-clients lint format docs clean browser
 
 help:  ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf file for another model; ARGS=... for more flags)
 	$(BIN)/keepwarm serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -40,6 +40,10 @@ build/llama/.installed:
 	$(PYTHON) -m venv build/llama
 	build/llama/bin/pip install xllamacpp==2026.10.11549
 	touch $@
+
+test-clients: $(VENV)/.clients  ## Run programs that people use (OpenAI's, Anthropic's, Ollama's, LangChain, ...) against a real server
+	KEEPWARM=$(abspath $(BIN))/keepwarm $(VENV)/clients/bin/python -m pytest -c tests/clients/pytest.ini --rootdir=. \
+		--confcutdir=tests/clients tests/clients $(ARGS)
 
 lint: $(VENV)/.test $(VENV)/.biome  ## Check format, rules, types, imports, links and installed packages
 	$(BIN)/ruff format --check .
@@ -76,6 +80,12 @@ $(VENV)/.chat: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.chat
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# The clients have an environment of their own: they share nothing with the server but HTTP.
+$(VENV)/.clients: $(VENV)/.chat tests/clients/requirements.txt
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/clients/requirements.txt
 	@touch $@
 
 $(VENV)/.biome: $(BIN)/python tools/biome/package-lock.json

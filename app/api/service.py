@@ -110,8 +110,8 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_noting)
         finally:
-            route = scope.get("route")
-            self._metrics.answered(f"{self._below}{getattr(route, 'path', 'other')}", status)
+            route = getattr(scope.get("route"), "path", None)
+            self._metrics.answered("other" if route is None else f"{self._below}{route}", status)
             log.info(
                 "request method=%s path=%r status=%d seconds=%.3f",
                 *(scope["method"], scope["path"][:SHOWN_PATH_CHARS], status, time.perf_counter() - began),

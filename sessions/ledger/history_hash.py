@@ -16,6 +16,7 @@ from hashlib import blake2b
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate
 from sessions.store.message_json import fields
+from sessions.text import clean_exactly
 
 _LONGEST_CANONICAL_CHARS = 65_536
 CALL_ID_CHARS = 9  # letters and digits only: some models' templates accept no other ids
@@ -38,11 +39,10 @@ def after(before: str, messages: Iterable[ChatMessage]) -> str:
 
 def _canonical(message: ChatMessage) -> ChatMessage:
     """The message with its calls' arguments in one way of writing them: several protocols send them as objects, and
-    clients write these in their own order and spacing."""
-    if not message.tool_calls:
-        return message
+    clients write these in their own order and spacing. An answer may have characters that cannot be stored where a
+    client sends it back."""
     calls = tuple(replace(call, arguments=_canonical_json(call.arguments)) for call in message.tool_calls)
-    return replace(message, tool_calls=calls)
+    return replace(message, text=clean_exactly(message.text), tool_calls=calls)
 
 
 def _canonical_json(text: str) -> str:

@@ -60,6 +60,12 @@ def test_arguments_are_compared_as_json(one: str, other: str, is_same: bool) -> 
     assert (len(hashes) == 1) == is_same
 
 
+def test_an_answer_is_known_again_without_what_cannot_be_stored() -> None:
+    start = history_hash.root((), [])
+    written = history_hash.after(start, [ChatMessage("assistant", "a\0b")])
+    assert written == history_hash.after(start, [ChatMessage("assistant", "ab")])
+
+
 def test_tools_and_system_come_first() -> None:
     assert (
         history_hash.root((), [])

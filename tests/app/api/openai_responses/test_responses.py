@@ -60,7 +60,7 @@ def by_history(items: list[Any], response: dict[str, Any], added: list[Any]) -> 
 
 
 @pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("way", ["history", "previous", "conversation"])
+@pytest.mark.parametrize("way", ["history", "history with a key", "previous", "conversation"])
 def test_a_tool_loop_of_ten_turns_feeds_only_what_is_new(site: Site, streams: bool, way: str) -> None:
     instructions = f"You work {streams} {way}."
     items: list[Any] = [
@@ -70,6 +70,8 @@ def test_a_tool_loop_of_ten_turns_feeds_only_what_is_new(site: Site, streams: bo
     named: dict[str, Any] = {}
     if way == "conversation":
         named = {"conversation": post(site, "/v1/conversations", metadata={"a": "b"}).json()["id"]}
+    if way == "history with a key":
+        named = {"prompt_cache_key": f"work {streams}"}
     body: dict[str, Any] = {"input": list(items), **named}
     sessions, result = set(), ""
     for turn in range(TURNS):
@@ -88,14 +90,14 @@ def test_a_tool_loop_of_ten_turns_feeds_only_what_is_new(site: Site, streams: bo
         assert (call["name"], json.loads(call["arguments"])) == (NAME, {"b": turn, "a": 1.0})
         result = f"Found {turn}"
         added = [{"type": "function_call_output", "call_id": call["call_id"], "output": result}]
-        if way == "history":
-            body = by_history(items, response, added)
+        if way.startswith("history"):
+            body = by_history(items, response, added) | named
         elif way == "previous":
             body = {"input": added, "previous_response_id": response["id"]}
         else:
             body = {"input": added, **named}
     assert (text_of(response), response["status"], len(sessions)) == (LAST, "completed", 1)
-    if named:
+    if way == "conversation":
         assert response["conversation"] == {"id": named["conversation"]}
         assert named["conversation"].endswith(sessions.pop())
 
