@@ -42,7 +42,7 @@ class Connection:
         """The JSON object at `path`."""
         return await self._ask("GET", path, None)
 
-    async def post(self, path: str, body: Mapping[str, Any], limit_s: float = ASK_S) -> dict[str, Any]:
+    async def post(self, path: str, body: Mapping[str, Any], limit_s: float | None = None) -> dict[str, Any]:
         """The JSON object that answers `body`."""
         return await self._ask("POST", path, encoded(body), limit_s)
 
@@ -67,8 +67,8 @@ class Connection:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _ask(self, method: str, path: str, content: bytes | None, limit_s: float = ASK_S) -> dict[str, Any]:
-        url, timeout = self.address + path, httpx.Timeout(limit_s, connect=CONNECT_S)
+    async def _ask(self, method: str, path: str, content: bytes | None, limit_s: float | None = None) -> dict[str, Any]:
+        url, timeout = self.address + path, httpx.Timeout(limit_s or ASK_S, connect=CONNECT_S)
         try:
             headers = _json() if content is not None else None
             async with self._client.stream(method, url, content=content, headers=headers, timeout=timeout) as response:

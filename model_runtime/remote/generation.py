@@ -150,6 +150,7 @@ class RemoteGeneration:
             async with server.connection.stream(dialect.path, body, self._headers) as events:
                 reason: FinishReason | None = None
                 async for event in events:
+                    server.heard()
                     piece = self._piece(server, dialect, event)
                     reason = self._take(server, piece)
                     if reason is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from model_runtime.remote.dialects.dialect import Dialect, Facts, Slots
 from model_runtime.remote.dialects.find import find_dialect
 from model_runtime.remote.texts import RemoteTexts
 from model_runtime.remote.trouble import EngineTrouble, Kind
+
+QUIET_S = 10.0  # after which a server that neither writes nor says what it serves is in trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Server:
         self._identity: str | None = None  # as it was at the first greeting, for good
         self._trouble: EngineTrouble | None = None
         self._requests = 0
+        self._heard_at = 0.0
         self._failures = 0
 
     @property
@@ -82,8 +86,9 @@ class Server:
         except ModelLoadError as error:
             return self._unusable(EngineTrouble(Kind.CHANGED, str(error)))
         except EngineTrouble as trouble:
-            # One that computes may be slow to say what it serves: its answers come, or time out themselves.
-            return trouble if trouble.kind is Kind.SLOW and self.active else self._unusable(trouble)
+            # One that computes may be slow to say what it serves, as long as its answers come.
+            writes = self.active and time.monotonic() - self._heard_at < QUIET_S
+            return trouble if trouble.kind is Kind.SLOW and writes else self._unusable(trouble)
         return None
 
     async def make_sure(self) -> Dialect:
@@ -108,6 +113,11 @@ class Server:
     def asked(self) -> None:
         """An answer was asked for."""
         self._requests += 1
+        self.heard()
+
+    def heard(self) -> None:
+        """Something of an answer arrived."""
+        self._heard_at = time.monotonic()
 
     def _refuse_other(self, facts: Facts) -> None:
         wanted = self.must_be

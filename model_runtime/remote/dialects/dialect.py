@@ -8,8 +8,10 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import Connection
-from model_runtime.remote.trouble import Garbage
+from model_runtime.remote.connection import NO_ACCESS, Connection, encoded
+from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+
+NO_SUCH_QUESTION = (404, 405, 501)
 
 
 class NotSpoken(Exception):
@@ -160,3 +162,54 @@ def ids_in(event: dict[str, Any], name: str) -> tuple[int, ...]:
 def count_in(value: object) -> int | None:
     """A number of tokens, None for anything else."""
     return value if type(value) is int and value >= 0 else None
+
+
+async def ask(connection: Connection, path: str, body: dict[str, Any], name: str) -> object:
+    """What a server answers under `name`; None if it has no such question. Raises `EngineTrouble`."""
+    try:
+        return (await connection.post(path, body)).get(name)
+    except EngineTrouble as trouble:
+        if trouble.status in NO_SUCH_QUESTION:
+            return None
+        raise
+
+
+async def get_or_not_spoken(connection: Connection, path: str) -> dict[str, Any]:
+    """What is at a path that every server of a dialect has. Raises `NotSpoken`, or `EngineTrouble` for a server that
+    does not answer, or does not let us in."""
+    try:
+        return await connection.get(path)
+    except EngineTrouble as trouble:
+        if is_no_answer(trouble):
+            raise
+        raise NotSpoken(f"it has no {path}") from trouble
+
+
+async def try_out(
+    dialect: Dialect, connection: Connection, sample: tuple[int, ...], sampling: SamplingParams
+) -> tuple[list[Piece], dict[str, Any]]:
+    """Lets a server write one token after `sample`; returns the pieces and the last event. Raises `NotSpoken` unless
+    its id comes back, or `EngineTrouble`."""
+    ids: list[int] = []
+    pieces: list[Piece] = []
+    last: dict[str, Any] = {}
+    try:
+        body = encoded(dialect.body(Wanted(sample, sampling, 1)))
+        async with connection.stream(dialect.path, body) as events:
+            async for last in events:
+                pieces.append(dialect.piece(last, ids))
+                ids += pieces[-1].token_ids
+    except Garbage as garbage:
+        raise NotSpoken(f"{dialect.path} was tried, but {garbage}") from garbage
+    except EngineTrouble as trouble:
+        if trouble.kind is not Kind.REFUSED or is_no_answer(trouble):
+            raise
+        raise NotSpoken(f"its {dialect.path} takes no ids") from trouble
+    if len(ids) != 1:
+        raise NotSpoken(f"its {dialect.path} returns no token ids: it is too old")
+    return pieces, last
+
+
+def is_no_answer(trouble: EngineTrouble) -> bool:
+    """Whether nothing was learnt about what the server speaks."""
+    return trouble.kind not in (Kind.REFUSED, Kind.FAILED, Kind.GARBAGE) or trouble.status in NO_ACCESS

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from model_runtime.interface.config import EMBEDDED
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import NO_ACCESS, Connection, encoded
+from model_runtime.remote.connection import Connection
 from model_runtime.remote.dialects.dialect import (
     End,
     Facts,
@@ -24,10 +24,12 @@ from model_runtime.remote.dialects.dialect import (
     Wanted,
     are_ids,
     count_in,
+    get_or_not_spoken,
     ids_in,
+    try_out,
 )
 from model_runtime.remote.dialects.llama_slots import LlamaSlots, can_save_slots
-from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+from model_runtime.remote.trouble import Garbage
 
 _SEEDS = 2**32 - 1  # the last one means "a random one"
 # Keepwarm's order; what is missing here is off, whatever the server was started with.
@@ -124,12 +126,7 @@ class LlamaCpp:
 
 async def find_llama_cpp(connection: Connection, model: str, sample: tuple[int, ...]) -> LlamaCpp:
     """Asks whether this is one, and lets it write one token after `sample`. Raises `NotSpoken` or `EngineTrouble`."""
-    try:
-        props = await connection.get("/props")
-    except EngineTrouble as trouble:
-        if trouble.kind in (Kind.REFUSED, Kind.FAILED, Kind.GARBAGE) and trouble.status not in NO_ACCESS:
-            raise NotSpoken("it has no /props") from trouble
-        raise
+    props = await get_or_not_spoken(connection, "/props")
     settings, slots = props.get("default_generation_settings"), count_in(props.get("total_slots"))
     if not isinstance(settings, dict) or not slots:
         raise NotSpoken("its /props has no slots")
@@ -145,28 +142,17 @@ async def find_llama_cpp(connection: Connection, model: str, sample: tuple[int, 
         notes=(*_name_note(connection.address, model, _name(listed)), _SHARED.format(address=connection.address)),
     )
     found = LlamaCpp(facts, await can_save_slots(connection))
-    await _try(found, connection, sample)
+    sampling = SamplingParams(temperature=0.0, repetition_penalty=1.1)
+    _, last = await try_out(found, connection, sample, sampling)
+    _refuse_dropped(last.get("generation_settings"), found.body(Wanted(sample, sampling, 1)))
     return found
 
 
-async def _try(found: LlamaCpp, connection: Connection, sample: tuple[int, ...]) -> None:
-    """Raises `NotSpoken` unless ids come back, and all settings as they were sent."""
-    body = found.body(Wanted(sample, SamplingParams(temperature=0.0, repetition_penalty=1.1), 1))
-    ids: list[int] = []
-    last: dict[str, Any] = {}
-    async with connection.stream(found.path, encoded(body)) as events:
-        async for event in events:
-            try:
-                ids += found.piece(event).token_ids
-            except Garbage as garbage:
-                raise NotSpoken(f"/completion was tried, but {garbage}") from garbage
-            last = event
-    if len(ids) != 1:
-        raise NotSpoken("its /completion returns no token ids (return_tokens): it is too old")
-    echoed = last.get("generation_settings")
+def _refuse_dropped(echoed: object, asked: dict[str, Any]) -> None:
+    """Raises `NotSpoken` unless all settings came back as they were sent."""
     if not isinstance(echoed, dict):
         raise NotSpoken("its /completion does not say with which settings it answered")
-    changed = [name for name in _ECHOED if not _is_same(echoed.get(name), body[name])]
+    changed = [name for name in _ECHOED if not _is_same(echoed.get(name), asked[name])]
     if changed:
         raise NotSpoken(f"its /completion did not honour {', '.join(changed)}")
 

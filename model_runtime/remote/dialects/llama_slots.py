@@ -6,6 +6,7 @@ Keepwarm ends; it is restored before the next turn of its conversation, also aft
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator
@@ -41,13 +42,16 @@ class LlamaSlots:
         self._connection = connection
         self._model = model
         self._slots = [_Slot(number) for number in range(slots)]
+        self._freed = asyncio.Event()
 
     async def take(self, affinity: str, ledger_tokens: int) -> Seat | None:
-        """A slot for an answer, with what was saved of its conversation; None when the server should choose. Raises
-        `EngineTrouble` when it is away."""
-        free = [slot for slot in self._slots if not slot.is_busy]
-        if not (affinity and free):
+        """A slot for an answer, with what was saved of its conversation, once one is free; None for an answer that
+        belongs to no conversation: the server chooses. Raises `EngineTrouble` when it is away."""
+        if not affinity:
             return None
+        while not (free := [slot for slot in self._slots if not slot.is_busy]):
+            self._freed.clear()
+            await self._freed.wait()
         slot = min(free, key=lambda one: (one.affinity != affinity, bool(one.affinity), one.used_at))
         with self._busy(slot):
             if slot.affinity == affinity:
@@ -62,6 +66,7 @@ class LlamaSlots:
         """An answer ended; the slot has rows of so many tokens, as far as it is known."""
         slot = self._slots[seat.slot]
         slot.is_busy, slot.tokens, slot.used_at = False, tokens, time.monotonic()
+        self._freed.set()
 
     async def save_all(self) -> None:
         """Before Keepwarm ends."""
@@ -76,6 +81,7 @@ class LlamaSlots:
             yield
         except BaseException:
             slot.is_busy = False
+            self._freed.set()
             raise
 
     async def _save(self, slot: _Slot) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import NO_ACCESS, Connection, encoded
+from model_runtime.remote.connection import Connection
 from model_runtime.remote.dialects.dialect import (
     End,
     Facts,
@@ -20,10 +20,13 @@ from model_runtime.remote.dialects.dialect import (
     Piece,
     Wanted,
     are_ids,
+    ask,
     count_in,
     ids_in,
+    is_no_answer,
+    try_out,
 )
-from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+from model_runtime.remote.trouble import EngineTrouble, Garbage
 
 CONCURRENT = 256  # unless it says otherwise; it queues more by itself
 _MODEL_PATHS = ("/model_info", "/get_model_info")  # the newer name first
@@ -96,12 +99,12 @@ class Sglang:
 
     async def ids_of(self, connection: Connection, text: str, are_controls: bool) -> list[int] | None:
         body = {"model": self.facts.model, "prompt": text, "add_special_tokens": False}
-        found = await _ask(connection, "/tokenize", body, "tokens")
+        found = await ask(connection, "/tokenize", body, "tokens")
         return cast("list[int]", found) if are_ids(found) else None
 
     async def text_of(self, connection: Connection, ids: list[int]) -> str | None:
         body = {"model": self.facts.model, "tokens": ids, "skip_special_tokens": False}
-        found = await _ask(connection, "/detokenize", body, "text")
+        found = await ask(connection, "/detokenize", body, "text")
         return found if isinstance(found, str) else None
 
 
@@ -110,9 +113,9 @@ async def find_sglang(connection: Connection, model: str, sample: tuple[int, ...
     try:
         info = await _first(connection, _MODEL_PATHS)
     except EngineTrouble as trouble:
-        if trouble.kind in (Kind.REFUSED, Kind.FAILED, Kind.GARBAGE) and trouble.status not in NO_ACCESS:
-            raise NotSpoken("it has no /model_info") from trouble
-        raise
+        if is_no_answer(trouble):
+            raise
+        raise NotSpoken("it has no /model_info") from trouble
     if not isinstance(info.get("model_path"), str):
         raise NotSpoken("its /model_info names no model")
     settings = await _settings(connection)
@@ -125,27 +128,8 @@ async def find_sglang(connection: Connection, model: str, sample: tuple[int, ...
         concurrent=count_in(settings.get("max_running_requests")) or CONCURRENT,
     )
     found = Sglang(facts, settings.get("enable_deterministic_inference") is True)
-    await _try(found, connection, sample)
+    await try_out(found, connection, sample, SamplingParams(temperature=0.0))
     return found
-
-
-async def _try(found: Sglang, connection: Connection, sample: tuple[int, ...]) -> None:
-    """Raises `NotSpoken` unless ids come back."""
-    ids: list[int] = []
-    try:
-        async with connection.stream(
-            found.path, encoded(found.body(Wanted(sample, SamplingParams(temperature=0.0), 1)))
-        ) as events:
-            async for event in events:
-                ids += found.piece(event, ids).token_ids
-    except Garbage as garbage:
-        raise NotSpoken(f"/generate was tried, but {garbage}") from garbage
-    except EngineTrouble as trouble:
-        if trouble.kind is Kind.REFUSED and trouble.status not in NO_ACCESS:
-            raise NotSpoken("its /generate takes no ids") from trouble
-        raise
-    if len(ids) != 1:
-        raise NotSpoken("its /generate returns no output_ids: it is too old")
 
 
 def _news(ids: tuple[int, ...], so_far: tuple[int, ...], count: int | None, end: End | None) -> tuple[int, ...]:
@@ -212,16 +196,6 @@ async def _context_tokens(connection: Connection) -> int | None:
         return None
     entry = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
     return count_in(entry.get("max_model_len")) or None
-
-
-async def _ask(connection: Connection, path: str, body: dict[str, Any], name: str) -> object:
-    """None if it has no such question."""
-    try:
-        return (await connection.post(path, body)).get(name)
-    except EngineTrouble as trouble:
-        if trouble.status in (404, 405, 501):
-            return None
-        raise
 
 
 def _identity(info: dict[str, Any]) -> str:

@@ -6,25 +6,27 @@ a real server."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from model_runtime.interface.config import EMBEDDED
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import NO_ACCESS, Connection, encoded
+from model_runtime.remote.connection import Connection
 from model_runtime.remote.dialects.dialect import (
     End,
     Facts,
     IdLogprobs,
-    NotSpoken,
     Piece,
     Wanted,
     are_ids,
+    ask,
     count_in,
+    get_or_not_spoken,
     ids_in,
+    try_out,
 )
-from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+from model_runtime.remote.trouble import Garbage
 
 CONCURRENT = 256  # its own default (`--max-num-seqs`); it queues more by itself
 _ID = "token_id:"
@@ -96,23 +98,18 @@ class Vllm:
 
     async def ids_of(self, connection: Connection, text: str, are_controls: bool) -> list[int] | None:
         body = {"model": self.facts.model, "prompt": text, "add_special_tokens": False}
-        found = await _ask(connection, "/tokenize", body, "tokens")
+        found = await ask(connection, "/tokenize", body, "tokens")
         return cast("list[int]", found) if are_ids(found) else None
 
     async def text_of(self, connection: Connection, ids: list[int]) -> str | None:
-        found = await _ask(connection, "/detokenize", {"model": self.facts.model, "tokens": ids}, "prompt")
+        found = await ask(connection, "/detokenize", {"model": self.facts.model, "tokens": ids}, "prompt")
         return found if isinstance(found, str) else None
 
 
 async def find_vllm(connection: Connection, model: str, sample: tuple[int, ...]) -> Vllm:
     """Asks for its models, and for one token after `sample`. Raises `NotSpoken`, `EngineTrouble`, or `ModelLoadError`
     for a model that it does not serve."""
-    try:
-        listed = await connection.get("/v1/models")
-    except EngineTrouble as trouble:
-        if trouble.kind in (Kind.REFUSED, Kind.FAILED, Kind.GARBAGE) and trouble.status not in NO_ACCESS:
-            raise NotSpoken("it has no /v1/models") from trouble
-        raise
+    listed = await get_or_not_spoken(connection, "/v1/models")
     entry = _entry(listed, model)
     if entry is None:
         names = ", ".join(str(one.get("id")) for one in _entries(listed)) or "none"
@@ -126,37 +123,14 @@ async def find_vllm(connection: Connection, model: str, sample: tuple[int, ...])
         concurrent=CONCURRENT,
     )
     found = Vllm(facts)
-    reports = await _try(found, connection, sample)
-    if reports:
+    pieces, _ = await try_out(found, connection, sample, SamplingParams(temperature=0.0))
+    if any(piece.reused_tokens is not None for piece in pieces):
         return found
     note = (
         f"The engine at {connection.address} does not report what it reuses: start vLLM with "
         "--enable-prompt-tokens-details, and receipts will say it."
     )
-    return Vllm(Facts(facts.model, facts.identity, facts.weights, facts.context_tokens, None, CONCURRENT, (note,)))
-
-
-async def _try(found: Vllm, connection: Connection, sample: tuple[int, ...]) -> bool:
-    """Whether it reports what it reuses. Raises `NotSpoken` unless ids come back."""
-    ids: list[int] = []
-    reports = False
-    try:
-        async with connection.stream(
-            found.path, encoded(found.body(Wanted(sample, SamplingParams(temperature=0.0), 1)))
-        ) as events:
-            async for event in events:
-                piece = found.piece(event, ids)
-                ids += piece.token_ids
-                reports = reports or piece.reused_tokens is not None
-    except Garbage as garbage:
-        raise NotSpoken(f"/v1/completions was tried, but {garbage}") from garbage
-    except EngineTrouble as trouble:
-        if trouble.kind is Kind.REFUSED and trouble.status not in NO_ACCESS:
-            raise NotSpoken("its /v1/completions takes no ids") from trouble
-        raise
-    if len(ids) != 1:
-        raise NotSpoken("its /v1/completions returns no token ids (return_token_ids): it is too old")
-    return reports
+    return replace(found, facts=replace(facts, notes=(note,)))
 
 
 def _cached(event: dict[str, Any]) -> int | None:
@@ -196,16 +170,6 @@ def _number(value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise Garbage("its log-probabilities have no value")
-
-
-async def _ask(connection: Connection, path: str, body: dict[str, Any], name: str) -> object:
-    """None if it has no such question."""
-    try:
-        return (await connection.post(path, body)).get(name)
-    except EngineTrouble as trouble:
-        if trouble.status in (404, 405, 501):
-            return None
-        raise
 
 
 def _identity(entry: dict[str, Any]) -> str:

@@ -75,6 +75,7 @@ class ScriptedServer:
         self.given_up = 0  # answers whose client closed the stream
         self.refuse: list[tuple[int, dict[str, str], bytes]] = []  # the next answers: status, headers, body
         self.is_loading = False  # 503 for everything
+        self.is_frozen = threading.Event()  # sends nothing more, and keeps every connection
         self.key = ""  # 401 without it
         self.token_delay_s = 0.0
         self.first_delay_s = 0.0
@@ -129,6 +130,7 @@ class ScriptedServer:
 
     def kill(self) -> None:
         """At once, in the middle of whatever it does."""
+        self.is_frozen.clear()
         self._http.shutdown()
         self._http.server_close()
         with self._lock:
@@ -170,6 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests print nothing."""
 
     def do_GET(self) -> None:
+        while self.server.script.is_frozen.is_set():
+            pause(0.02)
         if not self._is_refused():
             found = self.server.script.dialect.get(self.server.script, self.path)
             self._send(404 if found is None else 200, found or {"error": {"message": "File Not Found"}})
@@ -228,6 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 sent += tokens
                 pause(script.token_delay_s if tokens else 0.0)
+                while script.is_frozen.is_set():
+                    pause(0.02)
                 self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
             self._chunk(b"")
         except OSError:

@@ -118,9 +118,9 @@ def test_one_of_two_may_come_later(start: Start, connect: Connect) -> None:
     said: list[str] = []
     engine = connect(first, later, said=said)
     assert "It is used once it is there." in said[0]
-    assert engine.max_concurrent == first.slots
+    assert engine.max_concurrent == 2 * first.slots
     start(port=later.port)
-    until(lambda: engine.max_concurrent == 2 * first.slots)
+    until(lambda: engine.max_concurrent == 2 * (first.slots + later.slots))
 
 
 @pytest.mark.parametrize("change", [{"model": "Other"}, {"context_tokens": 512}])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from model_runtime.remote import generation
+from model_runtime.remote import connection, generation, servers
+from model_runtime.remote import server as remote_server
 from sessions.types import MessageStatus
 from tests.model_runtime.remote.scripted_server import ScriptedServer
 from tests.sessions.remote.conftest import Open, Start
@@ -225,3 +226,22 @@ def test_the_manager_ends_in_time_with_a_silent_engine(server: ScriptedServer, o
     until(lambda: len(server.asked) == 2)
     harness.manager.close()
     assert finish(run).status is MessageStatus.INTERRUPTED
+
+
+def test_an_engine_that_freezes_in_the_middle_is_noticed_and_waited_for(
+    server: ScriptedServer, open_on: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process that was stopped: its connections stay, and nothing comes."""
+    monkeypatch.setattr(remote_server, "QUIET_S", 0.3)
+    monkeypatch.setattr(connection, "ASK_S", 0.2)
+    monkeypatch.setattr(servers, "CHECK_EVERY_S", 0.1)
+    harness = open_on(server)
+    server.answer, server.token_delay_s = lambda ledger: [*[50] * 30, server.end_id], 0.01
+    run = harness.manager.send(ADA, harness.conversation(), "Count.")
+    until(lambda: run.snapshot().sampled_tokens > 2)
+    server.is_frozen.set()
+    until(lambda: not harness.manager.is_well)
+    assert "has sent nothing" in harness.manager.engine_trouble
+    server.is_frozen.clear()
+    assert finish(run).status is MessageStatus.COMPLETE
+    until(lambda: harness.manager.is_well)
