@@ -52,6 +52,14 @@ def text_of(tokenizer: Tokenizer, token_ids: Sequence[int], skip_special_tokens:
         return str(tokenizer.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0])
 
 
+def beginning_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The special tokens that the tokenizer itself writes before a text. Raises `TokenizerFailed`."""
+    with _panics_are_errors():
+        found = tokenizer.encode("a", add_special_tokens=True)
+    marks = found.special_tokens_mask
+    return tuple(found.ids[: next((n for n, mark in enumerate(marks) if not mark), 0)])
+
+
 @contextlib.contextmanager
 def _panics_are_errors() -> Iterator[None]:
     """A panic of the library's Rust code is a `BaseException`, which would end a thread or a request without a word."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from model_runtime.text.encoding import ids_of, text_of
+from model_runtime.text.encoding import beginning_of, ids_of, text_of
 
 
 class RawText:
@@ -15,7 +15,7 @@ class RawText:
 
     def __init__(self, exact: Tokenizer, original: Tokenizer) -> None:
         self._tokenizer = exact
-        self._beginning = _beginning(original)
+        self._beginning = beginning_of(original)
 
     def ids(self, text: str, is_beginning: bool) -> tuple[int, ...]:
         """See `RawCodec`."""
@@ -31,11 +31,3 @@ class RawText:
     def pieces(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """See `RawCodec`."""
         return tuple(self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids)
-
-
-def _beginning(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The special tokens that the tokenizer itself writes before a text."""
-    found = tokenizer.encode("a", add_special_tokens=True)
-    marks = found.special_tokens_mask
-    count = next((n for n, mark in enumerate(marks) if not mark), 0)
-    return tuple(found.ids[:count])
