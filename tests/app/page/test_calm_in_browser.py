@@ -176,8 +176,13 @@ def test_more_rows_are_offered_as_long_as_there_are_more(one: Tab, shared_site: 
     """Also if few of those that were asked for keep anything."""
     one.say("hello")
     many(shared_site, 60)
+    one.say("hello again")  # the newest now
+    one.new()
+    one.say("another")
     one.by("memory-all").locator("summary").click()
+    expect(one.by("memory-all").get_by_test_id("memory-row")).to_have_count(1)
     more = one.by("memory-all").get_by_role("button", name="Show more")
+    expect(more).to_be_visible()
     more.click()
     expect(more).to_be_hidden()
 
