@@ -244,6 +244,7 @@ class MemoryRow:
     engine_tokens: int = 0  # that a remote engine had after the last answer, and may have dropped since
     engine_hit: EngineHit | None = None  # what it reported last
     check: CheckView | None = None  # the newest verification since the server started
+    updated_at: float = 0.0  # of the conversation, as in its summary
 
 
 @dataclass(frozen=True, slots=True)

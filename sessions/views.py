@@ -194,6 +194,7 @@ class Views:
             host_tokens=in_host.all_tokens,
             host_bytes=in_host.size_bytes,
             check=check,
+            updated_at=conversation.updated_at,
         )
         saved_tokens = (in_host if tier is Tier.HOST else saved).tokens
         return replace(row, next_ttft_s=self._next_ttft_s(row, min(holding.tokens, ledger_tokens), saved_tokens))

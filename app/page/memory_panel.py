@@ -134,8 +134,9 @@ def _bar(tier: Tier, used: int, reserved: int, budget: int) -> dict[str, Any]:
         "used": units.size(used),
         "reserved": units.size(reserved) if reserved else "",
         "parts": parts,
+        "reserved_hint": RESERVED_HINT if reserved else "",
         "note": "",
-        "hint": RESERVED_HINT if reserved else "",
+        "hint": "",
     }
 
 
@@ -155,7 +156,8 @@ def _row(view: MemoryView, row: MemoryRow, place: units.TierWords) -> dict[str, 
         "pinned": row.is_pinned,
         "tokens": units.tokens(row.ledger_tokens),
         "places": _places(row),
-        "next": units.seconds(row.next_ttft_s),
+        # Known of the branch that is shown; to find out of each conversation's takes too long for a list.
+        "next": "" if row.branch is None else units.seconds(row.next_ttft_s),
         "cold": units.seconds(row.cold_ttft_s),
         "used_at": round(row.last_used_at),
         "check": _check(row),

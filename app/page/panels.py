@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from app import units
@@ -68,11 +69,17 @@ class Panels:
         """What changed without the page's own actions, since the reply whose tokens the page sends along. Usually
         nothing: a page that is left alone asks again and again."""
         now = time.time()
-        view = self._manager.memory_view(owner_id, min(MOST_MEMORY_ROWS, max(0, whole(request, "memory_rows"))))
-        memory = memory_panel.draw(view, now, self._here(owner_id, conversation_id(request)), self._place)
+        here = self._here(owner_id, conversation_id(request))
+        wanted = min(MOST_MEMORY_ROWS, max(0, whole(request, "memory_rows")))
+        view = self._manager.memory_view(owner_id, wanted + 1 if wanted else 0)
+        has_more = wanted < len(view.rows) and wanted < MOST_MEMORY_ROWS
+        view = replace(view, rows=view.rows[:wanted])
+        memory = memory_panel.draw(view, now, here, self._place)
         process = self._process.read(self._manager.info, view)
         sections = {
             **memory,
+            "more": has_more,
+            "open": _open(here),
             "process": memory_panel.draw_process(process),
             "share": self._share.sentence(),
             "trouble": self._trouble(),
@@ -178,3 +185,10 @@ class Panels:
         if not fits:
             label += f", {units.tokens(max(0, free_tokens))} fit"
         return {"draft_tokens": draft_tokens, "fits": fits, "label": label}
+
+
+def _open(here: MemoryRow | None) -> Reply | None:
+    """What tells the page that the open conversation was continued elsewhere. Its list may be searched, and lack it."""
+    if here is None:
+        return None
+    return {"id": here.conversation_id, "updated_at": here.updated_at, "is_running": here.is_running}

@@ -95,6 +95,10 @@ async function perform(action, details = {}, conversationId = state.conversation
   // When its turn comes: the reply before may have shown more.
   const asked = () => ({ conversation_id: conversationId, shown: state.shown, ...details });
   const reply = await act(action, asked, current);
+  // Also if another conversation was opened meanwhile: what was sent is no draft any more.
+  if (action === "send" && reply && !reply.error && drafts.recall(conversationId) === details.text) {
+    drafts.forget(conversationId);
+  }
   if (!reply || !current()) return null;
   if (reply.error) {
     if (!reply.gone) emit("problem", reply.error);
@@ -162,7 +166,8 @@ async function follow() {
         known: [...held.keys()].join(","),
       });
       const reply = await act("follow", details, still);
-      if (reply?.memory) emit("memory", reply.memory);
+      // A reply that comes late is not about the conversation that is open now.
+      if (reply?.memory && id === state.conversationId) emit("memory", reply.memory);
       if (reply?.lost) await pause(1000);
       else if (reply?.gone && id === state.conversationId) offerNew();
       else if (reply && !reply.error && still()) take(reply);

@@ -129,16 +129,20 @@ export function reconcile(parent, items, build) {
   parent.kwRows = rows;
 }
 
+const ticked = new WeakMap(); // button -> its own icon, and the timer that brings it back
+
 // Copies `text` and shows that on `button` for a moment.
 export async function copyFrom(button, text) {
   await copyText(text);
-  const before = button.firstChild;
+  const { before, timer } = ticked.get(button) ?? { before: button.firstChild };
+  clearTimeout(timer); // of a click a moment ago
   button.replaceChildren(icon("check"));
   button.setAttribute("aria-label", "Copied");
-  setTimeout(() => {
+  const restore = () => {
     button.replaceChildren(before);
     button.setAttribute("aria-label", button.title);
-  }, 1500);
+  };
+  ticked.set(button, { before, timer: setTimeout(restore, 1500) });
 }
 
 export async function copyText(text) {

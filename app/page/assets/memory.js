@@ -9,6 +9,7 @@ import { memoryRows, showMemoryRows } from "./pulse.js";
 import { clock } from "./times.js";
 
 const MORE_ROWS = 50; // that the list of all conversations grows by
+const MINUTE_MS = 60000;
 
 export function mount(element, facts) {
   callTiers(facts?.words ?? {});
@@ -74,7 +75,7 @@ export function mount(element, facts) {
     }
     const others = memory.rows.filter((row) => row.id !== state.conversationId);
     if (all.open) reconcile(rows, others.map(known), (row, old) => card(row, old, draw));
-    more.hidden = memory.rows.length < memoryRows();
+    more.hidden = !memory.more;
     if (events.open) reconcile(log, numbered(memory.events), line);
     nothing.hidden = memory.events.length > 0;
   };
@@ -85,10 +86,11 @@ export function mount(element, facts) {
   });
   on("memory", (news) => {
     // While an answer is written, only the open conversation and the totals are sent.
-    memory = { ...memory, ...news, of: state.conversationId, rows: memory?.rows ?? [] };
+    memory = { ...memory, ...news, of: state.conversationId, rows: memory?.rows ?? [], more: memory?.more };
     draw();
   });
   on("selected", draw);
+  setInterval(draw, MINUTE_MS); // "12 min ago" grows older by itself
   mounted("memory");
 }
 
@@ -102,7 +104,7 @@ function fold(title, testId, ...inside) {
 }
 
 // Used and reserved are shown separately; the rest of the track is free.
-function bar({ tier, budget, used, reserved, parts, note, hint }) {
+function bar({ tier, budget, used, reserved, reserved_hint: reservedHint, parts, note, hint }) {
   const said = parts.map((part) => `${part.size} ${part.name}`).join(", ");
   const track = el("div", { class: "kw-bar", role: "img", "aria-label": `${tierWord(tier)}: ${said}, of ${budget}` });
   for (const part of parts) {
@@ -113,7 +115,7 @@ function bar({ tier, budget, used, reserved, parts, note, hint }) {
   }
   const numbers = el("span", { class: "kw-figures kw-bar-numbers" }, el("strong", { text: used }));
   if (reserved) {
-    const aside = term(`${reserved}`, hint);
+    const aside = term(`${reserved}`, reservedHint);
     aside.append(el("span", { class: "kw-unseen", text: " set aside" }));
     numbers.append(" + ", aside);
   }

@@ -12,7 +12,8 @@ const pending = new Map(); // conversation -> the action in progress
 // A row from the server with what only the page knows about it.
 export function known(row) {
   const here = row.id === state.conversationId;
-  return { key: row.id, ...row, here, open: opened.get(row.id) ?? here, pending: pending.get(row.id) ?? "" };
+  const used = moment(row.used_at); // changes with the time, even if the row does not
+  return { key: row.id, ...row, here, used, open: opened.get(row.id) ?? here, pending: pending.get(row.id) ?? "" };
 }
 
 export function card(row, old, redraw) {
@@ -24,8 +25,7 @@ export function card(row, old, redraw) {
     { key: "head", draw: head, id, title, tier, open, pinned: row.pinned, here: row.here },
     { key: "held", draw: held, tier, tokens: row.tokens, next: row.next, cold: row.cold },
   ];
-  if (open)
-    parts.push({ key: "places", draw: places, tier, places: row.places, used: moment(row.used_at), cold: row.cold });
+  if (open) parts.push({ key: "places", draw: places, tier, places: row.places, used: row.used, cold: row.cold });
   // A problem or a check in progress is visible without opening the card.
   if (row.check && (open || row.check.state !== "true")) parts.push({ key: "check", draw: checked, ...row.check });
   if (open) parts.push({ key: "actions", draw: actions, id, title, actions: row.actions, pending: row.pending });
@@ -74,12 +74,12 @@ const ALL =
   "All branches (versions that were edited or answered again) and what was read ahead. What they share counts once.";
 
 function held({ tokens, next, cold, tier }) {
-  const wait = tier === "cold" ? `next answer ≈ ${cold}` : `next answer ≈ ${next}`;
+  const wait = tier === "cold" ? cold : next; // "" in the list of the others
   return el(
     "p",
     { class: "kw-card-held kw-figures" },
     el("span", { text: `${tokens} tokens long` }),
-    term(wait, tier === "cold" ? COLD : NEXT),
+    wait ? term(`next answer ≈ ${wait}`, tier === "cold" ? COLD : NEXT) : null,
   );
 }
 

@@ -95,7 +95,7 @@ export function closeOverlays() {
   return closed;
 }
 
-export function showConversations() {
+function showConversations() {
   if (!isOpen("left")) setOpen("left", true);
 }
 

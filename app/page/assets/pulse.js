@@ -10,7 +10,7 @@ const CALM_MS = 2500;
 const CALM_BEATS = 12; // at that pace; then each waits longer than the one before
 const SLOWER = 1.6;
 const LONGEST_MS = 60000;
-const MEMORY = ["bars", "plot", "here", "rows", "saved", "reused", "events", "process"];
+const MEMORY = ["bars", "plot", "here", "rows", "more", "saved", "reused", "events", "process"];
 let timer = 0;
 let search = "";
 let asking = false;
@@ -21,6 +21,7 @@ let wanted = 0; // rows of the memory panel's list
 let have = ""; // tokens of what was received: see app/page/news
 let list = { token: "", rows: [], groups: [], search: "" };
 const memory = {};
+let opened = null; // when the open conversation changed last, and whether it is being answered
 let notices = { share: "", trouble: "" };
 const tabs = channel();
 
@@ -99,8 +100,8 @@ async function beat() {
   } else {
     if (take(news, asked, id)) quiet = 0;
     busy = isBusy();
-    const here = list.rows.find((row) => row.id === state.conversationId);
-    // This conversation continued in another tab: show it.
+    // This conversation continued in another tab: show it. It may not be in the list, which can be searched.
+    const here = opened?.id === state.conversationId ? opened : null;
     if (here && !state.run && (here.is_running || here.updated_at !== state.updatedAt)) {
       await conversation.open(state.conversationId);
     }
@@ -129,6 +130,7 @@ function take(news, asked, id) {
   if (Object.keys(news).length === 0 && memory.of === id) return false;
   memory.of = id; // whose row `memory.here` is
   have = news.have ?? have;
+  if ("open" in news) opened = news.open;
   for (const name of MEMORY) if (name in news) memory[name] = news[name];
   for (const name of ["share", "trouble"]) if (name in news) notices = { ...notices, [name]: news[name] };
   emit("trouble", notices.trouble);

@@ -172,6 +172,21 @@ def test_words_say_what_they_mean(one: Tab) -> None:
         assert hard not in shown
 
 
+def test_more_rows_are_offered_as_long_as_there_are_more(one: Tab, shared_site: Site) -> None:
+    """Also if few of those that were asked for keep anything."""
+    one.say("hello")
+    many(shared_site, 60)
+    one.say("hello again")  # the newest now
+    one.new()
+    one.say("another")
+    one.by("memory-all").locator("summary").click()
+    expect(one.by("memory-all").get_by_test_id("memory-row")).to_have_count(1)
+    more = one.by("memory-all").get_by_role("button", name="Show more")
+    expect(more).to_be_visible()
+    more.click()
+    expect(more).to_be_hidden()
+
+
 def test_the_panel_stands_beside_the_chat_on_a_small_laptop(shared_site: Site, tab: OpenTab) -> None:
     one = tab(shared_site.url, viewport={"width": 1024, "height": 768}).open()
     one.say("hello")

@@ -37,6 +37,16 @@ def test_sends_streams_and_shows_a_receipt(serve: Serve, tab: OpenTab) -> None:
     assert one.page.evaluate("document.activeElement.dataset.testid") == "composer" or receipt.is_visible()
 
 
+def test_two_copies_in_a_row_leave_the_icon(one: Tab) -> None:
+    one.say("hello")
+    copy = one.messages.nth(1).get_by_test_id("copy")
+    copy.click()
+    expect(copy.locator(".kw-icon-check")).to_be_visible()
+    copy.click()
+    expect(copy.locator(".kw-icon-copy")).to_be_visible()
+    expect(copy).to_have_accessible_name("Copy")
+
+
 def test_an_answer_grows_while_it_is_written(one: Tab, shared_site: Site) -> None:
     shared_site.engine.token_delay_s = 0.004
     one.write("a long one")

@@ -151,6 +151,64 @@ def test_a_draft_that_is_counted_late_stays_in_its_conversation(one: Tab) -> Non
     expect(one.by("composer")).to_have_value("half a thought")
 
 
+def test_what_was_sent_is_no_draft_once_another_conversation_is_open(one: Tab) -> None:
+    one.say("alpha")
+    held: list[Route] = []
+    hold_first(one, '"action":"send"', held)
+    one.write("beta")
+    wait_for(one, lambda: len(held) == 1)
+    one.by("new").click()
+    expect(one.by("composer")).to_have_value("")
+    held[0].continue_()
+    expect(one.by("welcome")).to_be_visible()
+    one.choose("alpha")
+    expect(one.message(3)).to_have_text("You said: beta")
+    expect(one.by("composer")).to_have_value("")
+
+
+def test_the_memory_of_a_conversation_that_was_left_is_not_shown(one: Tab, shared_site: Site) -> None:
+    shared_site.engine.token_delay_s = 0.01
+    held: list[Route] = []
+    hold_first(one, '"memory":true', held)
+    one.write("a long one")
+    wait_for(one, lambda: len(held) == 1)
+    one.by("new").click()
+    here = one.page.locator(".kw-memory-here")
+    expect(here.get_by_test_id("memory-row")).to_have_count(0)
+    expect(here).not_to_have_class(re.compile("kw-left"))  # the pulse has told what the new one keeps
+    here.evaluate(
+        "(node) => new MutationObserver(() => { node.dataset.drawn = 'yes'; }).observe(node, { childList: true })"
+    )
+    held[0].continue_()
+    expect(one.by("welcome")).to_be_visible()
+    expect(here).not_to_have_attribute("data-drawn", "yes")
+    one.choose("a long one")
+    one.by("stop").click()
+
+
+def test_what_another_tab_does_is_seen_during_a_search(one: Tab) -> None:
+    one.say("alpha")
+    one.by("search").fill("nothing like it")
+    expect(one.by("conversation")).to_have_count(0)
+    other = Tab(one.page.context.new_page(), one.url).open(one.page.url)
+    other.say("beta")
+    expect(one.message(3)).to_have_text("You said: beta")
+    other.page.close()
+    one.by("search").fill("")
+
+
+def hold_first(one: Tab, words: str, held: list[Route]) -> None:
+    """Holds back the first request of the page with these words in it."""
+
+    def hold(route: Route) -> None:
+        if words in (route.request.post_data or "") and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    one.page.route("**/gradio_api/**", hold)
+
+
 def wait_for(one: Tab, is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not is_so():

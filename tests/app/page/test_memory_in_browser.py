@@ -136,6 +136,17 @@ def test_the_panel_is_pushed_with_a_run(serve: Serve, tab: OpenTab) -> None:
     expect(one.by("device-total")).not_to_contain_text("set aside")
 
 
+def test_when_it_was_used_last_grows_older_by_itself(shared_site: Site, tab: OpenTab) -> None:
+    one = tab(shared_site.url)
+    one.page.clock.install()
+    one.open()
+    one.say("alpha")
+    expect(card(one, "alpha")).to_contain_text("last usedjust now")
+    one.page.context.set_offline(True)  # nothing else is news
+    one.page.clock.fast_forward(190_000)
+    expect(card(one, "alpha")).to_contain_text("last used3 min ago")
+
+
 def test_on_a_phone(serve: Serve, tab: OpenTab) -> None:
     site = serve(config=TIERS)
     one = tab(site.url, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True).open()

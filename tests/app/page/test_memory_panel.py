@@ -9,6 +9,7 @@ import pytest
 
 from app.page import memory_panel
 from app.process_memory import ProcessMemory
+from model_runtime.interface.findings import Int8Drift
 from sessions.types import BranchMemory, CheckView, EngineHit, MemoryRow, MemoryView, Tier, Usage
 
 MIB = 1024 * 1024
@@ -64,20 +65,33 @@ def test_totals_show_used_and_reserved_apart() -> None:
     assert with_host["bars"][0]["note"] == "1.0 MiB of 2.0 MiB pinned"
 
 
+def test_a_note_and_what_is_reserved_are_explained_apart() -> None:
+    drift = Int8Drift("int8", 2.0, 64, 64, 2.5, 2.51, 0.99)
+    pinned = replace(VIEW, pinned_bytes=MIB, pin_limit_bytes=2 * MIB)
+    (device,) = memory_panel.draw(replace(pinned, disk_used_bytes=0, disk_budget_bytes=0), NOW)["bars"]
+    assert (device["reserved_hint"], device["hint"]) == (memory_panel.RESERVED_HINT, "")
+    with_drift = replace(pinned, disk_used_bytes=0, disk_budget_bytes=0, int8_drift=drift)
+    (device,) = memory_panel.draw(with_drift, NOW)["bars"]
+    assert (device["reserved_hint"], device["hint"]) == (memory_panel.RESERVED_HINT, drift.sentence)
+
+
 def test_a_row_says_where_its_bytes_are_and_what_the_next_turn_costs() -> None:
     row = row_of(disk_tokens=1858, disk_bytes=83 * MIB, reserved_bytes=4 * MIB)
-    assert (row["tokens"], row["next"], row["cold"], row["used_at"]) == ("1,859", "0.21 s", "14 s", NOW - 600)
+    assert (row["tokens"], row["cold"], row["used_at"]) == ("1,859", "14 s", NOW - 600)
     assert [(place["tier"], place["tokens"], place["size"], place["reserved"]) for place in row["places"]] == [
         ("device", "1,858", "81.0 MiB", "4.0 MiB"),
         ("disk", "1,858", "83.0 MiB", ""),
     ]
     assert [place["here"] for place in row["places"]] == [None, None]  # not asked for
+    assert row["next"] == ""  # it depends on the branch
 
 
 def test_the_shown_branch_and_all_branches_are_named_apart() -> None:
     branch = BranchMemory(1858, 81 * MIB, disk_tokens=1858, disk_bytes=83 * MIB)
     here = replace(ROW, disk_tokens=2900, disk_bytes=130 * MIB, branch=branch)
-    device, disk = memory_panel.draw(VIEW, NOW, here)["here"]["places"]
+    drawn = memory_panel.draw(VIEW, NOW, here)["here"]
+    assert drawn["next"] == "0.21 s"
+    device, disk = drawn["places"]
     assert device["here"] == {"tokens": device["tokens"], "size": device["size"]}  # it holds this branch alone
     assert (disk["tokens"], disk["size"]) == ("2,900", "130.0 MiB")
     assert disk["here"] == {"tokens": "1,858", "size": "83.0 MiB"}
