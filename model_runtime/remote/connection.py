@@ -68,6 +68,14 @@ class Connection:
         await self._client.aclose()
 
     async def _ask(self, method: str, path: str, content: bytes | None, limit_s: float | None = None) -> dict[str, Any]:
+        try:
+            return await self._ask_once(method, path, content, limit_s)
+        except EngineTrouble as trouble:
+            if trouble.kind is not Kind.BROKEN:
+                raise
+        return await self._ask_once(method, path, content, limit_s)  # it computes nothing, so it may be asked again
+
+    async def _ask_once(self, method: str, path: str, content: bytes | None, limit_s: float | None) -> dict[str, Any]:
         url, timeout = self.address + path, httpx.Timeout(limit_s or ASK_S, connect=CONNECT_S)
         try:
             headers = _json() if content is not None else None
@@ -145,7 +153,7 @@ class Connection:
         if isinstance(error, httpx.TimeoutException):
             limit_s = error.request.extensions.get("timeout", {}).get("read") or self._silence_s
             return EngineTrouble(Kind.SLOW, f"{where} has sent nothing for {limit_s:,.0f} seconds.")
-        return EngineTrouble(Kind.AWAY, f"{where} broke the connection.")
+        return EngineTrouble(Kind.BROKEN, f"{where} broke the connection.")
 
 
 @cache

@@ -260,7 +260,7 @@ class RemoteEngine:
 async def _greeted(server: Server, say: Say) -> EngineTrouble | None:
     """What keeps the server from being used; None if it can be. Waits for one that is still loading its model."""
     started, has_said = time.monotonic(), False
-    patience_s = {Kind.BUSY: START_PATIENCE_S, Kind.AWAY: AWAY_PATIENCE_S}
+    patience_s = {Kind.BUSY: START_PATIENCE_S, Kind.AWAY: AWAY_PATIENCE_S, Kind.BROKEN: AWAY_PATIENCE_S}
     while True:
         try:
             await server.greet()

@@ -27,7 +27,7 @@ BUSY_PATIENCE_S = 20.0  # for servers that have no room
 AWAY_PATIENCE_S = 1.0  # for servers that may be about to come back
 FIRST_PAUSE_S = 0.2  # doubles
 LAST_EVENT_S = 2.0  # how long the receipt's figures are waited for, once the answer has ended
-_ELSEWHERE = (Kind.AWAY, Kind.BUSY, Kind.SLOW, Kind.GARBAGE, Kind.FAILED, Kind.CHANGED)
+_ELSEWHERE = (Kind.AWAY, Kind.BROKEN, Kind.BUSY, Kind.SLOW, Kind.GARBAGE, Kind.FAILED, Kind.CHANGED)
 _KEPT = "What was written is kept: continue the answer, or regenerate it."
 
 
@@ -112,7 +112,7 @@ class RemoteGeneration:
 
     async def _from_any_server(self) -> None:
         tried: set[Server] = set()
-        pause_s, started = FIRST_PAUSE_S, time.monotonic()
+        pause_s, started, has_reconnected = FIRST_PAUSE_S, time.monotonic(), False
         while True:
             server = self._servers.choose(self._request.affinity, tried)
             assert server is not None, "one is left whenever another try is made"
@@ -120,6 +120,9 @@ class RemoteGeneration:
                 await self._from(server)
                 return
             except EngineTrouble as trouble:
+                if trouble.kind is Kind.BROKEN and not (self._answer.ids or has_reconnected):
+                    has_reconnected = True
+                    continue
                 server.failed(trouble)
                 if self._answer.ids or trouble.kind not in _ELSEWHERE:
                     raise
@@ -260,7 +263,8 @@ async def _understood(server: Server, work: Awaitable[None]) -> None:
 
 def _pause_s(trouble: EngineTrouble, pause_s: float, waited_s: float) -> float:
     """How long to wait before all servers are tried again. Raises the trouble when there is no sense in it."""
-    patience_s = {Kind.BUSY: BUSY_PATIENCE_S, Kind.AWAY: AWAY_PATIENCE_S}.get(trouble.kind, 0.0)
+    limits_s = {Kind.BUSY: BUSY_PATIENCE_S, Kind.AWAY: AWAY_PATIENCE_S, Kind.BROKEN: AWAY_PATIENCE_S}
+    patience_s = limits_s.get(trouble.kind, 0.0)
     wait_s = max(pause_s, trouble.retry_after_s or 0.0)
     if waited_s + wait_s > patience_s:
         raise trouble

@@ -103,7 +103,7 @@ class Server:
     def failed(self, trouble: EngineTrouble) -> None:
         """An answer ended so."""
         self._failures += 1
-        if trouble.kind in (Kind.AWAY, Kind.CHANGED, Kind.SLOW):
+        if trouble.kind in (Kind.AWAY, Kind.BROKEN, Kind.CHANGED, Kind.SLOW):
             self._unusable(trouble)
 
     def _unusable(self, trouble: EngineTrouble) -> EngineTrouble:

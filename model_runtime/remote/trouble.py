@@ -8,7 +8,8 @@ from enum import StrEnum
 class Kind(StrEnum):
     """What went wrong: it decides what is tried next."""
 
-    AWAY = "away"  # it cannot be reached, or broke the connection
+    AWAY = "away"  # it cannot be reached
+    BROKEN = "broken"  # it broke the connection: perhaps only one that it had kept open for too long
     BUSY = "busy"  # it says that it has no room now, or is still loading its model
     SLOW = "slow"  # it has sent nothing for too long
     GARBAGE = "garbage"  # what it sent makes no sense

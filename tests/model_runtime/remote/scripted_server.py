@@ -11,6 +11,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -75,6 +76,7 @@ class ScriptedServer:
         self.given_up = 0  # answers whose client closed the stream
         self.refuse: list[tuple[int, dict[str, str], bytes]] = []  # the next answers: status, headers, body
         self.is_loading = False  # 503 for everything
+        self.keeps_s = 60.0  # closes a connection at its next request after that time, without an answer
         self.is_frozen = threading.Event()  # sends nothing more, and keeps every connection
         self.key = ""  # 401 without it
         self.token_delay_s = 0.0
@@ -160,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        self._asked_at = time.monotonic()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.server.script.track(self.connection, True)
 
@@ -205,6 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_refused(self) -> bool:
         script = self.server.script
+        waited_s, self._asked_at = time.monotonic() - self._asked_at, time.monotonic()
+        if waited_s > script.keeps_s:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return True
         if script.is_loading:
             self._send(503, {"error": {"message": "Loading model"}})
         elif script.key and self.headers.get("authorization") != f"Bearer {script.key}":

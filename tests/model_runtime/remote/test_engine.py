@@ -14,7 +14,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from tests.model_runtime.remote.conftest import Connect, Start
 from tests.model_runtime.remote.remote_harness import GREEDY, Asked, ask, tiny_texts
 from tests.model_runtime.remote.scripted_server import ScriptedServer
-from tests.polling import until
+from tests.polling import pause, until
 
 LEDGER = tuple(range(40, 70))
 
@@ -228,3 +228,13 @@ def test_the_speed_of_reading_is_learnt(server: ScriptedServer, connect: Connect
     server.first_delay_s = 0.05
     ask(engine, LEDGER)
     assert 0.04 < engine.estimate_read_s(0, 30) < 1.0
+
+
+def test_a_connection_that_was_kept_too_long_is_no_trouble(server: ScriptedServer, connect: Connect) -> None:
+    """Servers close idle connections, and the next request may be on its way just then."""
+    engine = connect(server)
+    server.keeps_s = 0.3
+    for _ in range(3):
+        pause(0.4)
+        assert ask(engine, LEDGER).end.reason is FinishReason.STOP
+    assert [(one.trouble, one.failures) for one in engine.pulse().servers] == [("", 0)]
