@@ -91,6 +91,11 @@ class Answer:
         """The text that was held back and belongs to the answer after all."""
         return self._text.tail()
 
+    @property
+    def stop_string(self) -> str:
+        """The one that ended it, "" if none did."""
+        return self._text.stop_string
+
     def _is_invisible(self, token_id: int) -> bool:
         return not str(self._rules.tokenizer.decode([token_id], skip_special_tokens=True))
 

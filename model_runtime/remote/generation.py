@@ -232,6 +232,7 @@ class RemoteGeneration:
             error=error,
             cut_tokens=self._answer.cut_tokens,
             part_ids=self._answer.part_ids,
+            stop_string=self._answer.stop_string,
             is_reuse_reported=is_reported or not has_begun,
             **self._restored(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Server:
         self._requests = 0
         self._heard_at = 0.0
         self._failures = 0
+        self._greeting = asyncio.Lock()
 
     @property
     def address(self) -> str:
@@ -80,7 +82,7 @@ class Server:
         """Asks whether it still serves what it served; returns what is wrong. Never raises."""
         try:
             if self.dialect is None or not self.is_well:
-                await self.greet()
+                await self._greet_once()
             else:
                 self._refuse_change(await self.dialect.identity(self.connection))
         except ModelLoadError as error:
@@ -91,11 +93,18 @@ class Server:
             return trouble if trouble.kind is Kind.SLOW and writes else self._unusable(trouble)
         return None
 
+    async def _greet_once(self) -> None:
+        """One greeting at a time: each one makes new slots, and those that are in use would be given out again."""
+        async with self._greeting:
+            if not self.is_well:
+                await self.greet()
+
     async def make_sure(self) -> Dialect:
         """Before every answer, because a small model is loaded within a moment. Raises `EngineTrouble` when the server
         cannot be used."""
         trouble = await self.check()
-        if trouble is not None:
+        is_only_slow = trouble is not None and trouble.kind is Kind.SLOW and self.is_well
+        if trouble is not None and not is_only_slow:  # one that computes queues what it is asked
             raise trouble
         assert self.dialect is not None, "a server that was greeted"
         return self.dialect

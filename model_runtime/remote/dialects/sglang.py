@@ -1,7 +1,7 @@
 """SGLang's `/generate` with `input_ids`: ids in, `output_ids` out.
 
-Source: SGLang's `python/sglang/srt/managers/io_struct.py`, `tokenizer_manager.py` and its documentation of sampling
-parameters, read in November 2026. Not run against a real server.
+Source: SGLang's `python/sglang/srt/managers/io_struct.py`, read in November 2026. The shape of its answers and what its
+penalties count were not looked up there. Not run against a real server.
 """
 
 from __future__ import annotations
