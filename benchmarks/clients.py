@@ -197,7 +197,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         idle = IdleFeatures(read_ahead=False, titles=False)
         model = ModelConfig(model=options.model)
-        settings = ServiceSettings(Path(folder), model, Budgets("4GiB", "0"), idle_work=idle)
+        settings = ServiceSettings(Path(folder), model, Budgets("4GiB", "4GiB"), idle_work=idle)
         with (
             open_services(settings, lambda line: print(f"# {line}")) as opened,
             served(opened) as url,

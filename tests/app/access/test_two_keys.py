@@ -98,7 +98,7 @@ def test_every_route_that_names_no_session_shows_ones_own(site: Site, http: http
         asked = http.request(method, f"/v1{path.format(model=MODEL)}", json=body, headers=keys["bob"])
         assert asked.status_code == (400 if path == "/embeddings" else 200), (path, asked.text)
         assert not [session_id for session_id in theirs if session_id in asked.text]
-        if "keepwarm" in asked.json():
+        if "reused" in (asked.json().get("keepwarm") or {}):
             told.add(path)
             assert asked.json()["keepwarm"]["reused"] == 0
         after = http.get("/v1/sessions", params={"after": theirs[0]}, headers=keys["bob"])
