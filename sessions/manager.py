@@ -20,6 +20,7 @@ from sessions.config import SessionConfig
 from sessions.counters import Counters
 from sessions.errors import MessageRefused
 from sessions.ledger.ledger import Turn, continued_answer, fold, new_answer, user_turn
+from sessions.ledger.thoughts import prompt_end
 from sessions.memory.memory import Memory
 from sessions.memory_actions import MemoryActions
 from sessions.named_responses import NamedResponses
@@ -27,7 +28,6 @@ from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
 from sessions.text import clean, clean_message, clean_title, refuse_if_huge
-from sessions.thoughts import prompt_end
 from sessions.turns.raw_turns import RawTurns
 from sessions.turns.run import Run, RunTable, aborted
 from sessions.turns.stateless import StatelessTurns

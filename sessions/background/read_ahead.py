@@ -18,11 +18,11 @@ from sessions.background.idle_worker import IdleJob, JobKind, Outcome, Preemptio
 from sessions.background.titles import TITLE_QUESTION, TITLE_SAMPLING, usable_title
 from sessions.errors import ConversationNotFound
 from sessions.ledger.ledger import Turn, common_prefix, fold, user_turn
+from sessions.ledger.thoughts import prompt_end, split
 from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
-from sessions.thoughts import prompt_end, split
 from sessions.turns.affinity import affinity_of
 from sessions.turns.limits import TurnLimits
 from sessions.turns.run import RunTable

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.page.markdown.growing import Answers, DrawnBlock
-from sessions import thoughts as reasoning
-from sessions.thoughts import Parts
+from sessions.ledger import thoughts as reasoning
+from sessions.ledger.thoughts import Parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessions.thoughts import Parts, split
+from sessions.ledger.thoughts import Parts, split
 
 THINK = "<think>\n"
 
