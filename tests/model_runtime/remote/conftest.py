@@ -8,26 +8,16 @@ from typing import Any
 import pytest
 
 from model_runtime.remote.engine import RemoteEngine
-from tests.model_runtime.remote.remote_harness import connected, tiny_texts
-from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
+from tests.model_runtime.remote.remote_harness import Start, connected, scripted_servers, tiny_texts
 from tests.model_runtime.remote.scripted_server import ScriptedServer
 
-Start = Callable[..., ScriptedServer]
 Connect = Callable[..., RemoteEngine]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts scripted servers, llama.cpp's unless another dialect is given."""
-    started: list[ScriptedServer] = []
-
-    def new(dialect: Any = None, **settings: Any) -> ScriptedServer:
-        started.append(ScriptedServer(dialect or LlamaCppScript(), **settings))
-        return started[-1]
-
-    yield new
-    for server in started:
-        server.close()
+    yield from scripted_servers()
 
 
 @pytest.fixture

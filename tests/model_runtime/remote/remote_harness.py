@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -13,10 +14,25 @@ from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.remote.engine import RemoteEngine
 from model_runtime.remote.generation import RemoteGeneration
 from model_runtime.remote.texts import RemoteTexts
+from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer, byte_level
 from tests.model_runtime.tiny_tokenizers import wrapped
 
+Start = Callable[..., ScriptedServer]
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
+
+
+def scripted_servers() -> Iterator[Start]:
+    """What starts scripted servers, llama.cpp's unless another dialect is given; they are closed at the end."""
+    started: list[ScriptedServer] = []
+
+    def new(dialect: Any = None, **settings: Any) -> ScriptedServer:
+        started.append(ScriptedServer(dialect or LlamaCppScript(), **settings))
+        return started[-1]
+
+    yield new
+    for server in started:
+        server.close()
 
 
 @cache

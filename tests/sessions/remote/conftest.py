@@ -9,26 +9,16 @@ from typing import Any
 import pytest
 
 from model_runtime.text.chat_template import ChatTemplate
-from tests.model_runtime.remote.remote_harness import connected, tiny_texts
-from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
+from tests.model_runtime.remote.remote_harness import Start, connected, scripted_servers, tiny_texts
 from tests.model_runtime.remote.scripted_server import ScriptedServer
 from tests.sessions.session_harness import SessionHarness
 
-Start = Callable[..., ScriptedServer]
 Open = Callable[..., SessionHarness]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    started: list[ScriptedServer] = []
-
-    def new(dialect: Any = None, **settings: Any) -> ScriptedServer:
-        started.append(ScriptedServer(dialect or LlamaCppScript(), **settings))
-        return started[-1]
-
-    yield new
-    for server in started:
-        server.close()
+    yield from scripted_servers()
 
 
 @pytest.fixture
