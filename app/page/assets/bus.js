@@ -2,6 +2,8 @@
 
 export const state = {
   conversationId: "",
+  drawn: "", // whose messages the page shows: empty until they have arrived
+  removing: "", // the conversation that is being deleted here
   title: "",
   updatedAt: 0,
   messages: [],

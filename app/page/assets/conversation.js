@@ -112,7 +112,8 @@ async function perform(action, details = {}, conversationId = state.conversation
 }
 
 // The open conversation was deleted elsewhere. What is shown can still be read and copied.
-function offerNew() {
+export function offerNew() {
+  if (state.removing === state.conversationId) return; // deleted here: another one opens in a moment
   state.run = null;
   emit("run");
   emit("problem", { text: DELETED, label: "Continue in a new conversation", press: moveOn });
@@ -130,6 +131,7 @@ function take(reply) {
   state.run = reply.run;
   if (reply.shown) state.shown = reply.shown;
   if (reply.messages) {
+    state.drawn = state.conversationId;
     state.title = reply.title;
     state.updatedAt = reply.updated_at;
     state.messages = reply.messages;

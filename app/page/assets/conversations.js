@@ -160,7 +160,11 @@ async function remove(item) {
   const next = ids[at] ?? ids.at(-1); // the row that takes its place
   edit(null);
   (part(next, "open") ?? add).focus();
-  if (!(await tell("delete", { conversation_id: item.id }))) return;
+  state.removing = item.id;
+  if (!(await tell("delete", { conversation_id: item.id }))) {
+    state.removing = "";
+    return;
+  }
   drafts.forget(item.id);
   if (item.id !== state.conversationId) return;
   if (next) await conversation.open(next, "replace");

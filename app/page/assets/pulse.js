@@ -22,6 +22,7 @@ let have = ""; // tokens of what was received: see app/page/news
 let list = { token: "", rows: [], groups: [], search: "" };
 const memory = {};
 let opened = null; // when the open conversation changed last, and whether it is being answered
+let missed = ""; // the open conversation that was found deleted
 let notices = { share: "", trouble: "" };
 const tabs = channel();
 
@@ -102,12 +103,20 @@ async function beat() {
     busy = isBusy();
     // This conversation continued in another tab: show it. It may not be in the list, which can be searched.
     const here = opened?.id === state.conversationId ? opened : null;
-    if (here && !state.run && (here.is_running || here.updated_at !== state.updatedAt)) {
+    if (wasDeleted(id)) conversation.offerNew();
+    else if (here && !state.run && (here.is_running || here.updated_at !== state.updatedAt)) {
       await conversation.open(state.conversationId);
     }
   }
   if (asked !== search) soon();
   else timer = setTimeout(beat, busy ? BUSY_MS : calm());
+}
+
+// Whether the conversation that the page shows is not there any more. True once.
+function wasDeleted(id) {
+  if (opened || !id || id !== state.conversationId || id !== state.drawn || id === missed) return false;
+  missed = id;
+  return true;
 }
 
 function calm() {

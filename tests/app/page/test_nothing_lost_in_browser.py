@@ -79,6 +79,29 @@ def test_a_message_into_a_deleted_conversation_is_answered_and_kept(one: Tab, sh
     expect(one.message(1)).to_have_text("You said: beta")
 
 
+def test_a_conversation_deleted_elsewhere_is_said_before_anything_is_written(one: Tab, shared_site: Site) -> None:
+    one.say("alpha")
+    where = one.page.url
+    shared_site.manager.delete("local", where.split("#")[1])
+    expect(one.by("problem")).to_contain_text("deleted in another tab")
+    expect(one.message(1)).to_have_text("You said: alpha")
+
+
+def test_a_conversation_deleted_here_is_not_called_deleted_elsewhere(one: Tab, shared_site: Site) -> None:
+    one.page.evaluate(
+        """() => { window.said = []; new MutationObserver(() =>
+           window.said.push(document.querySelector('[data-testid=problem]').textContent))
+           .observe(document.querySelector('[data-testid=problem]'), {childList: true, subtree: true}) }"""
+    )
+    one.say("alpha")
+    one.by("conversation").first.hover()
+    one.by("delete").first.click()
+    one.by("delete-sure").click()
+    expect(one.by("welcome")).to_be_visible()
+    one.page.wait_for_timeout(300)
+    assert "deleted" not in "".join(one.page.evaluate("window.said"))
+
+
 def test_an_answer_whose_conversation_is_deleted_elsewhere_ends(one: Tab, shared_site: Site) -> None:
     shared_site.engine.token_delay_s = 0.02
     one.write("a long one")
