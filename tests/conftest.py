@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.alone"]
 
 TinyDir = Callable[[str], Path]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What the imports made lives to the end: without this, each full collection of garbage goes through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

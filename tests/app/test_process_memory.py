@@ -17,7 +17,7 @@ from app.process_memory import ProcessMemory
 from tests.app.cli.start_process import StartedProcess, ask, get
 from tests.polling import pause
 
-pytestmark = [pytest.mark.alone, pytest.mark.embedded, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.embedded, pytest.mark.timeout(1800)]
 
 MB, MIB = 1_000_000, 1024 * 1024
 BUDGET_BYTES = 24 * MIB

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 NOT_NEEDED = ("accelerate", "gradio", "fastapi", "sqlite_utils", "sqlite3", "gguf", "psutil", "itsdangerous")
 FIGURES = (
@@ -47,6 +49,7 @@ def last_line(ran: subprocess.CompletedProcess[str]) -> dict[str, object]:
     return line
 
 
+@pytest.mark.long
 def test_all_of_it_runs_on_a_cpu_with_tiny_shapes() -> None:
     ran = run("--device", "cpu")
     assert ran.returncode == 0, ran.stderr[-3000:]
