@@ -16,6 +16,7 @@ import sqlite_utils
 from sessions.errors import StoreError
 from sessions.store.data_directory import refuse_foreign_tables
 from sessions.store.migrations import MIGRATIONS
+from sessions.store.schema import missing
 from sessions.store.writable_folder import folder_trouble
 from sessions.text_search import excerpt, holds
 
@@ -58,6 +59,7 @@ class Database:
             self._refuse_newer(db)
             with db.atomic():  # all or none, and one fsync instead of three per step
                 MIGRATIONS.apply(db)
+            self._refuse_incomplete(db)
             self._keeper.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the WAL
             self._files = {file: found for file in (path, self._wal) if (found := _identity(file)) is not None}
 
@@ -210,6 +212,13 @@ class Database:
             raise StoreError(
                 f"The database {self.path} was written by a newer Keepwarm ({', '.join(sorted(unknown))}). "
                 "Start that version, or choose another directory with --data-dir."
+            )
+
+    def _refuse_incomplete(self, db: sqlite_utils.Database) -> None:
+        if lacking := missing(db):
+            raise StoreError(
+                f"The database {self.path} is damaged: it lacks {', '.join(lacking)}. Restore a backup of it "
+                "(keepwarm restore), or choose another directory with --data-dir."
             )
 
     @contextlib.contextmanager

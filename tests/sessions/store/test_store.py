@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -372,3 +373,22 @@ def test_search_takes_wildcards_as_text(store: Store, search: str, found: list[s
     assert [c.title for c in store.conversations("ada", search)] == found
     assert store.conversations("eve", search) == []
     assert store.conversations("ada", "x" * 100_000) == []
+
+
+def test_a_database_that_lacks_a_part_is_refused_by_its_name(tmp_path: Path) -> None:
+    Store(tmp_path / "whole").close()
+    whole = (tmp_path / "whole" / "keepwarm.db").read_bytes()
+    with closing(sqlite3.connect(tmp_path / "whole" / "keepwarm.db")) as db:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    parts = {f'DROP TABLE "{name}"': name for name in tables if not name.startswith(("sqlite_", "_"))}
+    assert len(parts) > 15
+    parts |= {"ALTER TABLE receipts DROP COLUMN saved_s": r"receipts\.saved_s"}
+    for number, (damage, name) in enumerate(parts.items()):
+        data = tmp_path / str(number)
+        data.mkdir()
+        (data / "keepwarm.db").write_bytes(whole)
+        with closing(sqlite3.connect(data / "keepwarm.db")) as db:
+            db.execute(damage)
+            db.commit()
+        with pytest.raises(StoreError, match=f"is damaged: it lacks {name}\\. Restore a backup"):
+            Store(data)
