@@ -155,7 +155,7 @@ def test_programs(front: str, shards: dict[str, Shard], tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_browsers(front: str, shards: dict[str, Shard], tmp_path: Path) -> None:
-    first = httpx.get(front, timeout=60)
+    first = page(front)
     shard = cookie_of(first, "keepwarm_shard")
     assert shard in shards
     cookies = {"keepwarm_shard": shard}
@@ -164,19 +164,22 @@ def test_browsers(front: str, shards: dict[str, Shard], tmp_path: Path) -> None:
     assert "keepwarm_shard" not in str(login.headers.get_list("set-cookie"))
     cookies |= {name: value for name, value in login.cookies.items() if value}
     for _ in range(4):
-        assert httpx.get(front, cookies=cookies, timeout=60).status_code == 200
+        assert page(front, **cookies).status_code == 200
     other = "b" if shard == "a" else "a"
-    assert httpx.get(front, cookies={**cookies, "keepwarm_shard": other}, timeout=60).status_code == 303, (
-        "unknown there"
-    )
+    assert page(front, **{**cookies, "keepwarm_shard": other}).status_code == 303, "unknown there"
     shards[shard].stop()
-    away = httpx.get(front, cookies=cookies, timeout=60)
+    away = page(front, **cookies)
     assert (away.status_code, away.headers.get_list("set-cookie")) == (503, []), "its conversations are not elsewhere"
     for _ in range(6):
-        new = httpx.get(front, timeout=60)
+        new = page(front)
         assert (new.status_code, cookie_of(new, "keepwarm_shard")) == (303, other)
-    link = httpx.get(f"{front}/shard/{other}", timeout=60)
+    link = page(f"{front}/shard/{other}")
     assert (link.status_code, cookie_of(link, "keepwarm_shard")) == (303, other)
+
+
+def page(address: str, **cookies: str) -> httpx.Response:
+    """As a browser asks; without its cookies it is sent to the log-in."""
+    return httpx.get(address, headers={"accept": "text/html"}, cookies=cookies, timeout=60)
 
 
 def cookie_of(response: httpx.Response, name: str) -> str:
