@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.cli import backup, bin, cache, doctor, keys, serve, serve_flags, terminal
+from app.cli import bin, cache, doctor, keys, serve, serve_flags, terminal
+from app.cli.copies import backup, owners
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.native import heap
 from sessions.errors import SessionError
@@ -23,6 +24,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, terminal.Say], int]] = {
     "cache": cache.run,
     "backup": backup.run_backup,
     "restore": backup.run_restore,
+    "export": owners.run_export,
+    "import": owners.run_import,
 }
 
 log = logging.getLogger(__name__)
@@ -61,13 +64,14 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="keepwarm", description="A self-hosted chat whose conversations are never read twice."
     )
-    commands = root.add_subparsers(dest="command", required=True, metavar="serve|doctor|key|bin|cache|backup|restore")
+    commands = root.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     data_dir = default_data_dir()
     for add_parser in (
         keys.add_parser,
         bin.add_parser,
         cache.add_parser,
         backup.add_parsers,
+        owners.add_parsers,
         serve_flags.add_parser,
         doctor.add_parser,
     ):

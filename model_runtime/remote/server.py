@@ -99,15 +99,19 @@ class Server:
             if not self.is_well:
                 await self.greet()
 
-    async def make_sure(self) -> Dialect:
-        """Before every answer, because a small model is loaded within a moment. Raises `EngineTrouble` when the server
+    @property
+    def sure_dialect(self) -> Dialect:
+        """Of a server that was greeted."""
+        assert self.dialect is not None
+        return self.dialect
+
+    async def make_sure(self) -> None:
+        """For every answer, because a small model is loaded within a moment. Raises `EngineTrouble` when the server
         cannot be used."""
         trouble = await self.check()
         is_only_slow = trouble is not None and trouble.kind is Kind.SLOW and self.is_well
         if trouble is not None and not is_only_slow:  # one that computes queues what it is asked
             raise trouble
-        assert self.dialect is not None, "a server that was greeted"
-        return self.dialect
 
     def failed(self, trouble: EngineTrouble) -> None:
         """An answer ended so."""

@@ -33,3 +33,7 @@ class EngineTrouble(Exception):
 
 class Garbage(ValueError):
     """An event that makes no sense: a clause that says what is wrong with it."""
+
+
+class Full(Garbage):
+    """An event instead of an answer, by which the server says that it has no room now."""

@@ -16,8 +16,9 @@ DATABASE_NAME = "keepwarm.db"
 LOCK_NAME = "keepwarm.lock"
 KV_NAME = "kv"
 
-# What an empty directory may contain: the lock of a server that was killed at once, and what a new ext4 volume has.
-_IGNORED_NAMES = frozenset({LOCK_NAME, "lost+found"})
+# What an empty directory may contain: the lock of a server that was killed at once, what a new ext4 volume has, and the
+# key by which several servers know the same browsers.
+_IGNORED_NAMES = frozenset({LOCK_NAME, "lost+found", "cookie.key"})
 # A byte of the database that SQLite neither reads nor locks: its own locks lie at 0x40000000, and files end before.
 _LOCKED_BYTE = 1 << 62
 

@@ -22,6 +22,7 @@ _REASONS = {
     Cause.CLOCK: MissReason.CLOCK,
     Cause.FILES_MISSING: MissReason.FILES_MISSING,
     Cause.CLEARED: MissReason.CLEARED,
+    Cause.MOVED: MissReason.MOVED,
     Cause.REFUSED: MissReason.SNAPSHOT_REFUSED,
     Cause.BY_HAND: MissReason.EVICTED,
 }
@@ -240,6 +241,8 @@ def _how_not_saved(loss: SavedLoss) -> str:
             return f"Its saved memory was deleted to stay within the disk budget of {loss.detail}"
         case Cause.CLEARED:
             return "Its saved memory was deleted with `keepwarm cache clear`"
+        case Cause.MOVED:
+            return "It came from another server without its saved memory (`keepwarm import --warm` brings it)"
         case _:
             return "Its saved memory is gone"
 

@@ -8,8 +8,8 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import NO_ACCESS, Connection, encoded
-from model_runtime.remote.trouble import EngineTrouble, Garbage, Kind
+from model_runtime.remote.connection import NO_ACCESS, Connection, encoded, no_room
+from model_runtime.remote.trouble import EngineTrouble, Full, Garbage, Kind
 
 NO_SUCH_QUESTION = (404, 405, 501)
 
@@ -63,6 +63,9 @@ class Seat:
 
 class Slots(Protocol):
     """Numbered slots of a server that can save them."""
+
+    def has(self, affinity: str) -> bool:
+        """Whether a slot can be taken now without a move."""
 
     async def take(self, affinity: str, ledger_tokens: int) -> Seat | None:
         """A slot for an answer; None when the server should choose. Raises `EngineTrouble`."""
@@ -129,7 +132,7 @@ class Dialect(Protocol):
         """The request for a stream of ids."""
 
     def piece(self, event: dict[str, Any], so_far: Sequence[int]) -> Piece:
-        """What an event says after the ids `so_far`. Raises `Garbage`."""
+        """What an event says after the ids `so_far`. Raises `Garbage`, or `Full`."""
 
     def slots(self, connection: Connection) -> Slots | None:
         """New slots, of which nothing is known yet; None where they cannot be saved."""
@@ -199,6 +202,8 @@ async def try_out(
             async for last in events:
                 pieces.append(dialect.piece(last, ids))
                 ids += pieces[-1].token_ids
+    except Full as full:
+        raise no_room(connection.address, str(full)) from full
     except Garbage as garbage:
         raise NotSpoken(f"{dialect.path} was tried, but {garbage}") from garbage
     except EngineTrouble as trouble:

@@ -44,6 +44,10 @@ class LlamaSlots:
         self._slots = [_Slot(number) for number in range(slots)]
         self._freed = asyncio.Event()
 
+    def has(self, affinity: str) -> bool:
+        """Whether a free slot has the conversation's rows, or the answer needs none of a conversation's."""
+        return not affinity or any(slot.affinity == affinity and not slot.is_busy for slot in self._slots)
+
     async def take(self, affinity: str, ledger_tokens: int) -> Seat | None:
         """A slot for an answer, with what was saved of its conversation, once one is free; None for an answer that
         belongs to no conversation: the server chooses. Raises `EngineTrouble` when it is away."""

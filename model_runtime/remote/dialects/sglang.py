@@ -1,7 +1,8 @@
 """SGLang's `/generate` with `input_ids`: ids in, `output_ids` out.
 
-Source: SGLang's `python/sglang/srt/managers/io_struct.py`, read in November 2026. The shape of its answers and what its
-penalties count were not looked up there. Not run against a real server.
+Source: SGLang's `python/sglang/srt`, read in November 2026: `managers/io_struct.py` (requests),
+`managers/tokenizer_manager.py` (answers), `managers/schedule_batch.py` (the end is part of the ids),
+`sampling/penaltylib/` (all penalties count the answer alone). Not run against a real server.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import Connection
+from model_runtime.remote.connection import LATER, Connection
 from model_runtime.remote.dialects.dialect import (
     End,
     Facts,
@@ -26,7 +27,7 @@ from model_runtime.remote.dialects.dialect import (
     is_no_answer,
     try_out,
 )
-from model_runtime.remote.trouble import EngineTrouble, Garbage
+from model_runtime.remote.trouble import EngineTrouble, Full, Garbage
 
 CONCURRENT = 256  # unless it says otherwise; it queues more by itself
 _MODEL_PATHS = ("/model_info", "/get_model_info")  # the newer name first
@@ -83,11 +84,13 @@ class Sglang:
             raise Garbage("it has no meta_info")
         ended = meta.get("finish_reason")
         kind = ended.get("type") if isinstance(ended, dict) else ended
-        if kind == "abort":
-            said = ended.get("message") if isinstance(ended, dict) else ""
-            raise Garbage(f"it gave the answer up ({said or 'without a reason'})")
+        if isinstance(ended, dict) and kind == "abort":
+            said = str(ended.get("message") or "without a reason")
+            if ended.get("status_code") in LATER:  # the status of the response was sent before
+                raise Full(said)
+            raise Garbage(f"it gave the answer up ({said})")
         end = None if kind is None else _ENDS.get(str(kind), End.CUT)
-        ids = _news(ids_in(event, "output_ids"), tuple(so_far), count_in(meta.get("completion_tokens")), end)
+        ids = _news(ids_in(event, "output_ids"), tuple(so_far), count_in(meta.get("completion_tokens")))
         return Piece(ids, _logprobs(meta, ids), count_in(meta.get("cached_tokens")), None, end)
 
     def slots(self, connection: Connection) -> None:
@@ -132,17 +135,16 @@ async def find_sglang(connection: Connection, model: str, sample: tuple[int, ...
     return found
 
 
-def _news(ids: tuple[int, ...], so_far: tuple[int, ...], count: int | None, end: End | None) -> tuple[int, ...]:
+def _news(ids: tuple[int, ...], so_far: tuple[int, ...], count: int | None) -> tuple[int, ...]:
     """The new ids of an event, which has all ids of the answer or, with `--incremental-streaming-output`, the new ones
-    alone. `count` is the number of ids up to now, with an end that may have been trimmed from them."""
+    alone. `count` is the number of ids up to now. A list of all ids may have some more: it goes on growing until it is
+    sent."""
     if count is None:
         raise Garbage("it does not say how many tokens there are")
-    starts_over = ids[: len(so_far)] == so_far
-    for trimmed in (0, 1) if end is End.STOP else (0,):
-        if len(so_far) + len(ids) == count - trimmed:
-            return ids
-        if starts_over and len(ids) == count - trimmed:
-            return ids[len(so_far) :]
+    if len(so_far) + len(ids) == count:
+        return ids
+    if len(ids) >= count and ids[: len(so_far)] == so_far:
+        return ids[len(so_far) :]
     raise Garbage(f"of its {count:,} tokens the ids of some are missing")
 
 

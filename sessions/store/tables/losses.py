@@ -29,6 +29,7 @@ class Cause(StrEnum):
     CLOCK = "clock"  # deleted to make room after the clock had jumped; the budget, and how far the clock was off
     FILES_MISSING = "files_missing"  # deleted by something other than Keepwarm
     CLEARED = "cleared"  # `keepwarm cache clear`
+    MOVED = "moved"  # `keepwarm import` without --warm
     REFUSED = "refused"  # damaged; what was found
     BY_HAND = "by_hand"  # dropped in the memory panel
 

@@ -99,6 +99,8 @@ OTHERS = {
     "cache clear": {"--data-dir", "--all", "--other-models"},
     "backup": {"--data-dir"},
     "restore": {"--data-dir"},
+    "export": {"--data-dir", "--warm"},
+    "import": {"--data-dir", "--warm"},
 }
 
 
@@ -212,7 +214,9 @@ def test_a_flag_of_doctor_does_what_it_says(
     assert bool(got.get("config")) == ("--model" in (flag, *arguments))
 
 
-@pytest.mark.parametrize("command", [name for name in OTHERS if name not in ("key revoke", "bin restore", "restore")])
+@pytest.mark.parametrize(
+    "command", [name for name in OTHERS if name not in ("key revoke", "bin restore", "restore", "import")]
+)
 def test_the_other_commands_work_in_the_named_directory(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,13 +141,14 @@ class VllmScript:
 
 
 class SglangScript:
-    """SGLang's `/generate`, as its source has it: every event has all ids of the answer, or with `is_incremental` the
-    new ones; with `trims` the end is left out of them."""
+    """SGLang's `/generate`, as its source has it: every event has all ids of the answer, its end among them, or with
+    `is_incremental` the new ones."""
 
     is_incremental = False
-    trims = False
     is_deterministic = True
     returns_ids = True
+    runs_ahead = False  # the list of ids has grown since the numbers beside it were taken
+    queue_is_full = False
 
     def get(self, server: ScriptedServer, path: str) -> dict[str, Any] | None:
         if path == "/get_model_info":
@@ -175,11 +176,15 @@ class SglangScript:
         ledger = tuple(body["input_ids"])
         reused = server.read(ledger, body.get("extra_key", ""))
         answer = server.answer(ledger)[: body["sampling_params"]["max_new_tokens"]]
+        if self.queue_is_full:
+            full = {"type": "abort", "status_code": 503, "message": "The request queue is full."}
+            yield {"text": "", "output_ids": [], "meta_info": {"completion_tokens": 0, "finish_reason": full}}
+            return
         for count in range(1, len(answer) + 1):
             is_last, has_ended = count == len(answer), answer[count - 1] == server.end_id
             ids = answer[count - 1 : count] if self.is_incremental else answer[:count]
-            if has_ended and self.trims:
-                ids = ids[:-1]
+            if self.runs_ahead:
+                ids = answer[: count + 1]
             reason = {"type": "stop", "matched": server.end_id} if has_ended else {"type": "length"}
             meta: dict[str, Any] = {"completion_tokens": count, "finish_reason": reason if is_last else None}
             if server.reports_reuse:

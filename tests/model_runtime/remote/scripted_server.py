@@ -77,6 +77,7 @@ class ScriptedServer:
         self.refuse: list[tuple[int, dict[str, str], bytes]] = []  # the next answers: status, headers, body
         self.is_loading = False  # 503 for everything
         self.keeps_s = 60.0  # closes a connection at its next request after that time, without an answer
+        self.question_delay_s = 0.0  # before it says what it serves
         self.is_frozen = threading.Event()  # sends nothing more, and keeps every connection
         self.key = ""  # 401 without it
         self.token_delay_s = 0.0
@@ -177,6 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         while self.server.script.is_frozen.is_set():
             pause(0.02)
+        pause(self.server.script.question_delay_s)
         if not self._is_refused():
             found = self.server.script.dialect.get(self.server.script, self.path)
             self._send(404 if found is None else 200, found or {"error": {"message": "File Not Found"}})

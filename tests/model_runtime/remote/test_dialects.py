@@ -11,6 +11,7 @@ import pytest
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.events import FinishReason, TokenDelta
 from model_runtime.interface.sampling_params import SamplingParams
+from model_runtime.remote import generation
 from tests.model_runtime.remote.conftest import Connect, Start
 from tests.model_runtime.remote.remote_harness import GREEDY, ask, connected, tiny_texts
 from tests.model_runtime.remote.scripted_dialects import LlamaCppScript, SglangScript, VllmScript
@@ -31,8 +32,7 @@ DIALECTS: dict[str, Callable[[], Any]] = {
     "vLLM": VllmScript,
     "SGLang": SglangScript,
     "SGLang, incremental": lambda: sglang(is_incremental=True),
-    "SGLang, trimmed": lambda: sglang(trims=True),
-    "SGLang, both": lambda: sglang(is_incremental=True, trims=True),
+    "SGLang, ahead": lambda: sglang(runs_ahead=True),
 }
 
 
@@ -48,9 +48,7 @@ def test_three_turns(spoken: ScriptedServer, connect: Connect) -> None:
         asked = ask(engine, ledger)
         answer = spoken.answer(ledger)
         end = asked.end
-        trims = getattr(spoken.dialect, "trims", False)
-        assert asked.ids == (answer[:-1] if trims else answer)
-        assert end.reason is (FinishReason.STOP_STRING if trims else FinishReason.STOP)
+        assert (asked.ids, end.reason) == (answer, FinishReason.STOP)
         assert end.is_reuse_reported
         assert (end.reused_tokens > 0) == (turn > 0)
         assert end.fed_tokens + end.reused_tokens == len(ledger)
@@ -96,6 +94,22 @@ SAMPLING = SamplingParams(
     temperature=0.3, top_p=0.8, top_k=0, min_p=0.1, max_new_tokens=9, seed=2**40, logit_bias=((60, -2.5),),
     presence_penalty=0.5, frequency_penalty=0.25, min_new_tokens=3, stop_token_ids=(77,),
 )  # fmt: skip
+
+
+def test_a_full_queue_that_sglang_reports_in_an_event(
+    start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The response has begun with 200 by then. It is another server's turn, and no fault of this one's."""
+    monkeypatch.setattr(generation, "BUSY_PATIENCE_S", 0.3)
+    script = sglang()
+    server = start(script)
+    engine = connect(server)
+    script.queue_is_full = True
+    end = ask(engine, LEDGER).end
+    assert end.reason is FinishReason.FAILED
+    assert 'has no room now: "The request queue is full."' in str(end.error)
+    assert len(server.asked) > 2, "asked again while there was patience"
+    assert engine.pulse().servers[0].trouble == ""
 
 
 def test_settings_as_vllm_takes_them(start: Start, connect: Connect) -> None:

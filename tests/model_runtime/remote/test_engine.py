@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -171,6 +172,29 @@ def test_aborting_closes_the_stream(server: ScriptedServer, connect: Connect) ->
     assert asked.end.reason is FinishReason.ABORTED
     assert asked.end.sampled_tokens == len(asked.ids) < 60
     until(lambda: server.given_up == 1)
+
+
+def test_the_question_who_is_there_holds_no_request_up(server: ScriptedServer, connect: Connect) -> None:
+    """But the answer waits for it."""
+    engine = connect(server)
+    before, server.question_delay_s = len(server.asked), 0.3
+    started = time.monotonic()
+    asked = Asked(engine, LEDGER, GREEDY)
+    until(lambda: len(server.asked) > before)
+    assert time.monotonic() - started < 0.3
+    asked.until_token()
+    assert time.monotonic() - started > 0.3
+
+
+def test_aborting_while_the_server_is_asked_who_it_is(server: ScriptedServer, connect: Connect) -> None:
+    engine = connect(server)
+    server.question_delay_s = 5.0
+    asked = Asked(engine, LEDGER, GREEDY)
+    pause(0.05)
+    asked.generation.abort()
+    started = time.monotonic()
+    assert asked.end.reason is FinishReason.ABORTED
+    assert time.monotonic() - started < 2.0
 
 
 def test_aborting_before_the_first_step(server: ScriptedServer, connect: Connect) -> None:

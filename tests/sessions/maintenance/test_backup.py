@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-import sessions.maintenance.backup
+import sessions.maintenance.copying
 from sessions.errors import StoreError
 from sessions.maintenance.backup import back_up, restore
 from sessions.types import Tier
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr(sessions.maintenance.backup, "_copy_file", full)
+    monkeypatch.setattr(sessions.maintenance.copying, "copy_file", full)
     with pytest.raises(StoreError, match=r"could not be written \(No space left on device\)"):
         back_up(tmp_path / "data", tmp_path / "backup")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]

@@ -160,7 +160,7 @@ def test_a_server_that_says_to_come_back_too_late_is_not_waited_for(server: Scri
     assert harness.say(harness.conversation(), "One.").status is MessageStatus.FAILED
 
 
-def test_another_model_at_the_same_address_is_never_asked(start: Start, open_on: Open) -> None:
+def test_another_model_at_the_same_address_is_never_believed(start: Start, open_on: Open) -> None:
     server = start()
     harness = open_on(server)
     conversation = harness.conversation()
@@ -170,8 +170,12 @@ def test_another_model_at_the_same_address_is_never_asked(start: Start, open_on:
     message = harness.say(conversation, "Two.")
     assert message.status is MessageStatus.FAILED
     assert "now serves another model" in message.note
-    assert all(body["n_predict"] == 1 for body in other.asked), "only what finds out what it speaks"
+    assert harness.path(conversation)[-1].answer_ids == ()
     assert not harness.manager.is_well
+    asked = len(other.asked)
+    message = finish(harness.manager.regenerate(ADA, conversation))
+    assert (message.status, harness.path(conversation)[-1].answer_ids) == (MessageStatus.FAILED, ())
+    assert all(body["n_predict"] == 1 for body in other.asked[asked:]), "only what finds out what it speaks"
     assert "Other-7B" in harness.manager.engine_trouble
     other.close()
     start(port=server.port)

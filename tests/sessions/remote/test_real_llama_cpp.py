@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from model_runtime.interface.config import RemoteConfig
+from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.embedded import SMOLLM2
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.reference.full_read import full_read
@@ -26,6 +27,9 @@ from model_runtime.remote.texts import RemoteTexts, load_texts
 from model_runtime.text.chat_template import ChatTemplate
 from sessions.types import ConversationSettings, MessageStatus, MissReason, Tier
 from tests.model_runtime import remote
+from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
+from tests.model_runtime.remote.scripted_server import ScriptedServer
+from tests.sessions.remote.twenty_turns import talk
 from tests.sessions.session_harness import ADA, SessionHarness, finish, prompt_of, until
 
 SCRIPT = Path(str(remote.__file__)).with_name("llama_server.py")  # for another Python
@@ -157,6 +161,49 @@ def agreement(harness: SessionHarness, conversation: str, loaded: LoadedModel) -
                 best = logits[place - 1].max() - logits[place - 1][ledger[place]]
                 equal, positions, largest = equal + (float(best) == 0.0), positions + 1, max(largest, float(best))
     return equal, positions, largest
+
+
+@pytest.mark.timeout(1800)
+def test_twenty_turns_of_every_kind(
+    llama: LlamaServer, texts: RemoteTexts, tmp_path: Path, loaded_embedded_float32: LoadedModel
+) -> None:
+    """The same script as through scripted servers. The engine here, which computes in float32, gets the ledgers of the
+    real one: each sampled id is its own likeliest one, or within the margin."""
+    engine: Any = RemoteEngine(RemoteConfig((llama.address,), context_limit_tokens=768), texts, lambda sentence: None)
+    template: Any = ChatTemplate(texts.tokenizer, texts.stop_token_ids)
+    harness = SessionHarness(tmp_path / "data", engine, template, budget_bytes=1)
+    try:
+        found = talk(harness, SamplingParams(temperature=0.0, max_new_tokens=8), template.takes_tools, 120.0)
+    finally:
+        harness.close()
+    assert len(found.ledgers) >= 20
+    assert "Start a new" in found.refused or "fit" in found.refused
+    replayed = ScriptedServer(LlamaCppScript(), texts.tokenizer, context_tokens=768)
+    replayed.answer = lambda ledger: list(found.answers.get(ledger, (replayed.end_id,)))
+    engine = RemoteEngine(RemoteConfig((replayed.address,)), texts, lambda sentence: None)
+    harness = SessionHarness(tmp_path / "again", engine, template, budget_bytes=1)
+    try:
+        again = talk(harness, SamplingParams(temperature=0.0, max_new_tokens=8), template.takes_tools)
+    finally:
+        harness.close()
+        replayed.close()
+    assert (again.ledgers, again.sent, again.refused) == (found.ledgers, found.sent, found.refused)
+    margins = [
+        margin for sent, ids in found.answers.items() for margin in margins_of(loaded_embedded_float32, sent, ids)
+    ]
+    equal = sum(margin == 0.0 for margin in margins)
+    print(
+        f"{len(found.ledgers)} turns: {equal} of {len(margins)} ids are the likeliest here; margin {max(margins):.3f}"
+    )
+    assert max(margins) < MOST_MARGIN
+    assert equal / len(margins) > 0.9
+
+
+def margins_of(loaded: LoadedModel, sent: tuple[int, ...], ids: tuple[int, ...]) -> list[float]:
+    """How far each of the ids lies below the likeliest one, in logits."""
+    logits = full_read(loaded.model, (*sent, *ids))
+    rows = [logits[len(sent) + place - 1] for place in range(len(ids))]
+    return [float(row.max() - row[id_]) for row, id_ in zip(rows, ids, strict=True)]
 
 
 @pytest.mark.timeout(600)

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from app import units
+from app.cli.copies.counts import count, without
 from app.cli.terminal import Say
-from sessions.maintenance.backup import Contents, back_up, restore
+from sessions.maintenance.backup import back_up, restore
+from sessions.maintenance.contents import Contents
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], data_dir: Path) -> None:
@@ -53,23 +55,8 @@ def run_restore(arguments: argparse.Namespace, say: Say) -> int:
 
 
 def _what(made: Contents) -> str:
-    said = (
-        f"{_count(made.conversations, 'conversation')}, {_count(made.messages, 'message')} "
-        f"({units.size(made.database_bytes)}), {_count(made.segments, 'file')} of saved memory "
-        f"({units.size(made.kv_bytes)})"
+    return (
+        f"{count(made.conversations, 'conversation')}, {count(made.messages, 'message')} "
+        f"({units.size(made.database_bytes)}), {count(made.segments, 'file')} of saved memory "
+        f"({units.size(made.kv_bytes)}){without(made.dropped_segments)}"
     )
-    if made.dropped_segments:
-        missing = _count(made.dropped_segments, "file")
-        said += (
-            f"; without {missing} of saved memory that {_are(made.dropped_segments)} missing or damaged, so what is "
-        )
-        said += "in there is read again"
-    return said
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _are(number: int) -> str:
-    return "is" if number == 1 else "are"

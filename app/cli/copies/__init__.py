@@ -1,0 +1,1 @@
+"""Commands that copy a data directory, or one owner's part of it."""
