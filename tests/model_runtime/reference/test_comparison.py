@@ -200,6 +200,13 @@ def gguf(tiny_dir: TinyDir, tmp_path: Path) -> Path:
     return write_gguf(tiny_dir("wide_llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0)
 
 
+def test_numbers_of_32_bits_beside_a_kv_of_16_are_no_difference(tiny_dir: TinyDir, tmp_path: Path) -> None:
+    path = write_gguf(tiny_dir("wide_llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.F32)
+    found = compared(path, "auto", tmp_path)
+    assert found.verdict is Verdict.AGREES, found.sentence
+    assert "float16 KV" in found.keepwarm
+
+
 def test_a_gguf_agrees_with_transformers_own_read(gguf: Path, tmp_path: Path) -> None:
     found = compared(gguf, "auto", tmp_path)
     assert found.verdict is Verdict.AGREES, found.sentence
