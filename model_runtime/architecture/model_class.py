@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
 )
 
 _TEXT_CLASS_READS_IT = frozenset({"gemma3n"})
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """The class for text models, or for models of images and text whose text model can run alone (Mistral 3, Qwen3-VL);
-    images are not supported. The class for text models also if transformers knows neither, because its error says
-    so."""
+    """The class for text models, or for models of images or sound and text whose text model can run alone (Mistral 3,
+    Qwen3-VL, Voxtral); only text is supported. The class for text models also if transformers knows neither, because
+    its error says so."""
     kind = type(config)
-    if not _is_text_model(config) and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText
+    if not _is_text_model(config) and kind in MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return AutoModelForMultimodalLM
     return AutoModelForCausalLM
 
 

@@ -12,6 +12,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from model_runtime.engine.passing_thread import in_passing_thread
+from model_runtime.forward.probing.compare import comparable
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError, ModelRuntimeError
 from model_runtime.loading.embedded import embedded_gguf
@@ -32,8 +33,9 @@ class Tolerance:
     """How far logits may lie apart, in standard deviations of the reference's logits.
 
     float32 differs by the order of additions alone: 1e-3 at most. Weights of fewer bits, computed in float32, are
-    de-quantised by two programs (measured on tiny files: 0.01 and less). In 16 bits every activation is rounded, in an
-    order that depends on the kernel: 0.15, as the check at load allows (`model_runtime.forward.probe.logits_gap`).
+    de-quantised by two programs, and a KV may have 16 bits (measured on tiny files: 0.01 and less). In 16 bits every
+    activation is rounded, in an order that depends on the kernel: 0.15, as the check at load allows
+    (`model_runtime.forward.probe.logits_gap`).
     """
 
     measure: str
@@ -42,7 +44,8 @@ class Tolerance:
     def gap_std(self, found: torch.Tensor, expected: torch.Tensor) -> float:
         """The gap between two sets of logits `(positions, vocabulary)`: the largest of all positions' gaps."""
         width = min(found.shape[-1], expected.shape[-1])  # a padded vocabulary ends with ids that no text has
-        difference = (found[:, :width] - expected[:, :width]) / expected[:, :width].std(dim=-1, keepdim=True)
+        found, expected = comparable(found[:, :width], expected[:, :width])
+        difference = (found - expected) / expected.std(dim=-1, keepdim=True)
         if self.measure == LARGEST:
             return float(difference.abs().max())
         return float(difference.square().mean(dim=-1).sqrt().max())
@@ -86,7 +89,7 @@ def tolerance_of(ours: KeepwarmSide, reference: Reference) -> Tolerance:
     """By the precision of both sides."""
     if ours.dtype != torch.float32:
         return ROUNDED
-    return EXACT if ours.has_float32_weights and not reference.has_rounded_weights else FEWER_BITS
+    return EXACT if ours.is_float32 and not reference.has_rounded_weights else FEWER_BITS
 
 
 def _path_of(config: ModelConfig, say: Say) -> Path:

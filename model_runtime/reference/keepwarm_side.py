@@ -39,14 +39,14 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class KeepwarmSide:
-    """Everything that the comparison needs once the model is gone. `has_float32_weights`: nothing was rounded.
+    """Everything that the comparison needs once the model is gone. `is_float32`: neither weights nor KV are rounded.
     `is_preset`: a person chose the template instead of the tokenizer's."""
 
     name: str
     sentence: str
     device: str
     dtype: torch.dtype
-    has_float32_weights: bool
+    is_float32: bool
     quantization_config: Any
     config: PretrainedConfig
     chat_template: str | dict[str, str]
@@ -82,7 +82,7 @@ def run_keepwarm(config: ModelConfig, own_config: PretrainedConfig | None, most_
                 sentence=f"{info.quantization}, {info.kernel}, on {info.device}",
                 device=info.device,
                 dtype=loaded.kv_dtype,
-                has_float32_weights=is_exact,
+                is_float32=is_exact and recorded.engine.runtime.geometry.dtype == torch.float32,
                 quantization_config=quantization,
                 config=loaded.model.config,
                 chat_template=loaded.tokenizer.chat_template,

@@ -180,8 +180,9 @@ def _differences(own: PretrainedConfig, config: PretrainedConfig | None) -> Iter
 def _unused(header: GgufHeader, model: PreTrainedModel) -> Iterator[str]:
     """Metadata and tensors that change numbers and that the model has no trace of."""
     config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None)
-    is_plain = not isinstance(rope, Mapping) or rope.get("rope_type", "default") == "default"
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in rope.values() if isinstance(kind, Mapping)] or [rope]  # of Gemma 3's kinds of layers
+    is_plain = all(kind.get("rope_type", "default") == "default" for kind in kinds)
     own = {key.removeprefix(f"{header.architecture}."): value for key, value in header.metadata.items()}
     if is_plain and own.get("rope.scaling.type", "none") != "none":
         yield f"The file's rope.scaling.type is {own['rope.scaling.type']}, which neither read uses."

@@ -78,6 +78,49 @@ _EYES: dict[str, int] = {
     "head_dim": 16,
 }
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "decoder", "thinker_config")
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_OF_TWO_KINDS = {"full_attention": _ROPE, "sliding_attention": _ROPE}
+_THREE_AXES = {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [4, 2, 2]}}}
+_HEADS_OF_16 = {"head_dim": 16}
+_ONE_EYE = {"hidden_sizes": [32], "patch_sizes": [14], "depths": [1]}
+# What some families need besides: their defaults are no model, or do not say what depends on the sizes above.
+_NEEDED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _HEADS_OF_16),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "glm4v", "glm46v", "glm_ocr", "glmga", "paddleocr_vl"), _THREE_AXES),
+    "glm4v_moe": {
+        "text_config": {"rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}}
+    },
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]}}},
+    "hunyuan_vl": {"text_config": {"head_dim": 16, "rope_parameters": {**_ROPE, "mrope_section": [2, 2, 2, 2]}}},
+    "chameleon": {"vocabulary_map": {"<image>": 500, "IMGIMGA": 501}},
+    "cohere_compass_text": {"rope_parameters": _OF_TWO_KINDS},
+    "cohere_compass": {"text_config": {"rope_parameters": _OF_TWO_KINDS}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 1.0, "rope_theta": 10000.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_ocr2": {"text_config": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", *["sparse"] * 3]}},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "lfm2_moe": {"layer_types": ["full_attention"] * 4},
+    "mistral4": {
+        "rope_parameters": {
+            **_ROPE,
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "llama_4_scaling_beta": 0.4,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "partial_rotary_factor": 1 / 3,
+        }
+    },
+    "molmo2": {"adapter_config": {"vision_feature_layer": [0]}, "text_config": {"rope_scaling_layers": [0, 1, 2, 3]}},
+    "step3p7": {"text_config": {"sliding_window": 16}},
+    "muse_spark": {"vision_config": _ONE_EYE},
+    "qwen2_audio": {"audio_config": {"encoder_attention_heads": 2}},
+    "fun_asr_nano": {"adaptor_config": {"hidden_size": 64}},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen2_5_omni_thinker": {**_THREE_AXES, "audio_config": {"encoder_attention_heads": 2}},
+    "qwen3_omni_moe_thinker": {**_THREE_AXES, "audio_config": {"encoder_attention_heads": 2}},
+}
 
 
 class CannotMakeSmall(Exception):
@@ -87,6 +130,7 @@ class CannotMakeSmall(Exception):
 def small_config(family: str, changes: Mapping[str, Any]) -> PretrainedConfig:
     """The config with `changes`. Raises `CannotMakeSmall`."""
     why: Exception | None = None
+    changes = {**_NEEDED.get(family, {}), **changes}
     for has_lists in (True, False):  # some derive their layers' kinds by rules of their own
         try:
             config = CONFIG_MAPPING[family](**_small(CONFIG_MAPPING[family]().to_dict(), has_lists, changes))
@@ -127,7 +171,7 @@ def _small(default: Mapping[str, Any], has_lists: bool, changes: Mapping[str, An
             own = part if kind == part["model_type"] else CONFIG_MAPPING[kind]().to_dict()
             small[name] = {"model_type": kind, **_small(own, has_lists, {}), **asked}
         else:
-            small[name] = {"model_type": kind, **_small_eyes(part)}
+            small[name] = {"model_type": kind, **_small_eyes(part), **asked}
     return {**small, **{name: value for name, value in changes.items() if name not in parts}}
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE, Unigram, WordPiece
-from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
+from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
 from transformers import PreTrainedTokenizerFast
 
 from tests.model_runtime.tiny_models import PROSE_PATH
@@ -136,6 +136,69 @@ def wordpiece() -> Tokenizer:
     return tokenizer
 
 
+def wordlevel() -> Tokenizer:
+    """Whole words or nothing."""
+    tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = WordLevelTrainer(vocab_size=500, special_tokens=["[UNK]"], show_progress=False)
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    return tokenizer
+
+
+def t5() -> Tokenizer:
+    """T5's: compatible characters, runs of spaces and spaces at the end are one or none before it splits."""
+    tokenizer = Tokenizer.from_str(_unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(left=False)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always", split=True)]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return tokenizer
+
+
+def word_ends() -> Tokenizer:
+    """CLIP's and the first GPT's: a word's last piece says so, and case and white space are lost."""
+    tokenizer = Tokenizer(BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), "removed", True)
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    trainer = BpeTrainer(
+        vocab_size=600, end_of_word_suffix="</w>", special_tokens=["<unk>"], initial_alphabet=[], show_progress=False
+    )
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    return tokenizer
+
+
+def normalized(kind: Callable[[], Tokenizer], *steps: normalizers.Normalizer) -> Tokenizer:
+    """A kind with other normalizers before its own."""
+    tokenizer = kind()
+    own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, *own])
+    return tokenizer
+
+
+def cut() -> Tokenizer:
+    """A file that asks for truncation and padding."""
+    tokenizer = byte_level()
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=30)
+    return tokenizer
+
+
+OTHER_KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "wordlevel": wordlevel,
+    "t5": t5,
+    "word ends": word_ends,
+    "byte-level, lower case": lambda: normalized(byte_level, normalizers.Lowercase()),
+    "byte-level, stripped": lambda: normalized(byte_level, normalizers.Strip()),
+    "byte-level, no accents": lambda: normalized(byte_level, normalizers.NFD(), normalizers.StripAccents()),
+    "byte-level, quotes replaced": lambda: normalized(byte_level, normalizers.Replace("``", '"')),
+    "legacy, stripped": lambda: normalized(legacy, normalizers.Strip()),
+    "truncated and padded": cut,
+}
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "byte-level": byte_level,
     "byte-level with a prefix": lambda: byte_level(prefix=True),
@@ -306,4 +369,4 @@ def chat_tokenizer(kind: str, family: str) -> PreTrainedTokenizerFast:
 
 @cache
 def _described(kind: str) -> str:
-    return str(KINDS[kind]().to_str())
+    return str({**KINDS, **OTHER_KINDS}[kind]().to_str())

@@ -16,7 +16,7 @@ from app.api.anthropic.responses import ANTHROPIC_REFUSALS, AnthropicAnswer, Cou
 from app.api.anthropic.translation import NAMES, AskedMessage, chat_of
 from app.api.json_route import json_route
 from app.api.translation.request import Translated
-from app.api.translation.unsupported import renamed
+from app.api.translation.unsupported import own_names, renamed
 from app.http.bodies import Bodies
 from sessions.turns.run import Run
 
@@ -46,7 +46,7 @@ def anthropic_routers(services: Services, bodies: Bodies, answering: Answering) 
         def begin(owner_id: str) -> tuple[Run, MessageReply]:
             asked, found = translated(body)
             run = manager.completions.begin(owner_id, found.request)
-            ignored, notes = (*asked.ignored, *found.ignored), (*asked.notes, *found.notes)
+            ignored, notes = (*asked.ignored, *own_names(found.ignored, NAMES)), (*asked.notes, *found.notes)
             return run, MessageReply(run, manager.info.name, ignored, notes, asked.marks_cache, manager.info.keeps_kv)
 
         return await answering.answer(request, begin, bool(body.stream))

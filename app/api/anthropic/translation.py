@@ -57,7 +57,9 @@ def chat_of(body: CountRequest, template: TurnTemplate) -> AskedMessage:
 
 def _tool(place: int, tool: AnthropicTool) -> Tool:
     if tool.type not in (None, "custom"):
-        sentence = f"The tool {tool.type[:60]!r} is one of Anthropic's own. Define it with an input_schema."
+        sentence = (
+            f"tools.{place}: The tool {tool.type[:60]!r} is one of Anthropic's own. Define it with an input_schema."
+        )
         raise unsupported(f"tools.{place}.type", sentence)
     return Tool.model_construct(
         type="function",
@@ -113,7 +115,10 @@ def _output(body: CountRequest) -> dict[str, Any]:
         fields["reasoning_effort"] = effort
     if form is not None:
         if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
-            raise unsupported("output_config.format", "A format must be of type json_schema, with a schema.")
+            raise unsupported(
+                "output_config.format",
+                "output_config.format (or output_format) must be of type json_schema, with a schema.",
+            )
         fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": form["schema"]}}
     return fields
 

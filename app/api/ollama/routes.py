@@ -17,7 +17,7 @@ from app.api.ollama.requests import EmbedRequest, GenerateRequest, OllamaChatReq
 from app.api.ollama.translation import NAMES, chat_of, plain_name, text_of
 from app.api.text_completions.translation import raw_request
 from app.api.translation.request import refuse_other_model
-from app.api.translation.unsupported import renamed, unsupported
+from app.api.translation.unsupported import own_names, renamed, unsupported
 from app.http.bodies import Bodies
 from app.problems import Problem
 from sessions.turns.run import Run
@@ -80,7 +80,7 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
             notes: list[str] = []
             with renamed(NAMES):
                 run, more, told = begun(owner_id, body, ignored, notes)
-            return run, OllamaReply(run, name, is_chat, began_s, (*ignored, *more), (*notes, *told))
+            return run, OllamaReply(run, name, is_chat, began_s, (*ignored, *own_names(more, NAMES)), (*notes, *told))
 
         return await answering.answer(request, begin, body.stream is not False)
 

@@ -26,7 +26,7 @@ from app.api.openai_responses.responses import (
 )
 from app.api.openai_responses.translation import CONVERSATION, NAMES, chat_of, conversation_id_of
 from app.api.responses import REFUSALS
-from app.api.translation.unsupported import renamed
+from app.api.translation.unsupported import own_names, renamed
 from app.http.bodies import Bodies
 from app.problems import Problem
 from sessions.errors import ConversationNotFound
@@ -76,7 +76,8 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
                 except BaseException:
                     manager.stop_run(run)  # its client gets an error, and nobody follows it
                     raise
-            return run, ResponseReply(run, response, count, (*asked.ignored, *found.ignored), found.notes)
+            ignored = (*asked.ignored, *own_names(found.ignored, NAMES))
+            return run, ResponseReply(run, response, count, ignored, found.notes)
 
         return await answering.answer(request, begin, bool(body.stream))
 

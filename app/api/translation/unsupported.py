@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from app.problems import Problem
 
 
 def unsupported(param: str, sentence: str) -> Problem:
     return Problem(400, sentence, "unsupported_parameter", param)
+
+
+def own_names(fields: Iterable[str], names: Mapping[str, str]) -> tuple[str, ...]:
+    """Fields by the names that the client's protocol has for them. See `renamed`."""
+    return tuple(names.get(field, field) for field in fields)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ _STATES = (
     "mamba",
     "ssm",
 )  # of layers with a state, which `check_family` refuses: a config names them without having any
+_OTHER_PARTS = ("vision", "image", "video", "audio", "speech")  # whose settings no text depends on
 _POSITIONS = ("window", "chunk", "position", "floor", "context", "length", "max_seq")
 
 
@@ -34,10 +35,13 @@ def numbers_of(
     config: Mapping[Any, Any], standard_names: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[tuple[str | int, ...], int]]:
     """Every whole number from 2 on that might be a position, with the keys that lead to it. Of lists, which hold one
-    number for each layer, only those whose names say that they are. `standard_names` translates a family's own names
+    number for each layer, only those whose names say that they are, and of parts for pictures and sound none.
+    `standard_names` translates a family's own names
     (MPT's d_model is hidden_size)."""
     for key, value in config.items():
         name = str(key)
+        if isinstance(value, Mapping) and any(part in name for part in _OTHER_PARTS):
+            continue
         if isinstance(value, Mapping):
             yield from (((name, *path), number) for path, number in numbers_of(value))
         elif isinstance(value, list) and _is_said(name):

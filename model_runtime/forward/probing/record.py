@@ -59,12 +59,24 @@ def record_layers(model: PreTrainedModel) -> RecordingBatch:
             "packed kernel does not compute."
         ) from error
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ModelLoadError(f"{name} cannot be run through Keepwarm's attention: {error}.") from error
+        how = " through Keepwarm's attention" if _runs_by_itself(model) else ""
+        raise ModelLoadError(f"{name} cannot be run{how}: {str(error).rstrip('.')}.") from error
     finally:
         _MASKS.reset(token)
         model.set_attn_implementation(ATTENTION_NAME)
     check_calls(model, batch)
     return batch
+
+
+def _runs_by_itself(model: PreTrainedModel) -> bool:
+    """Whether the same two tokens can be read through attention of transformers. Leaves that set."""
+    device = next(model.parameters()).device
+    try:
+        model.set_attn_implementation("eager")
+        model(input_ids=torch.tensor([[1, 2]], device=device), use_cache=False)
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError):
+        return False
+    return True
 
 
 def check_calls(model: PreTrainedModel, batch: RecordingBatch) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from model_runtime.forward.attention_options import HiddenKeys
 
@@ -19,6 +21,25 @@ _FARTHEST = 1 << 22
 
 class UnknownMask(Exception):
     """A mask that is neither causal, nor a sliding window, nor chunks."""
+
+
+class _OfTextsAlone(TorchFunctionMode):
+    """Meanwhile a mask function can look up any position in a table of the two tokens of a recording (Gemma 4 has one
+    of the pictures that tokens belong to), if both have the same entry: texts alone have it everywhere. Raises
+    `UnknownMask` for any other table, which a GPU would read beyond its end."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            table, places = args
+            if any(isinstance(place, torch.Tensor) and place.dtype != torch.bool for place in places):
+                if not bool((table == table.reshape(-1)[0]).all()):
+                    raise UnknownMask
+                return func(table, tuple(map(_within, places, table.shape)))
+        return func(*args, **(kwargs or {}))
+
+
+def _within(place: Any, size: int) -> Any:
+    return place.clamp(max=size - 1) if isinstance(place, torch.Tensor) else place
 
 
 @dataclass(slots=True)
@@ -55,7 +76,8 @@ def hidden_by(function: MaskFunction, local_size: int | None, device: torch.devi
     tried = sorted({p for p in near if 0 <= p <= max(_FARTHEST, 8 * (local_size or 0))})
     positions = torch.tensor(tried, device=device)
     zero = torch.zeros((1, 1), dtype=torch.int64, device=device)
-    found = function(zero, zero, positions[:, None], positions[None]).expand(len(positions), len(positions))
+    with _OfTextsAlone():
+        found = function(zero, zero, positions[:, None], positions[None]).expand(len(positions), len(positions))
     candidates: list[HiddenKeys] = [
         HiddenKeys(),
         *((HiddenKeys(local_size), HiddenKeys(None, local_size)) if local_size else ()),

@@ -6,16 +6,19 @@ the same code with the same settings.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from model_runtime.forward.probing.boundaries import numbers_of, own_names
+from model_runtime.forward.probing.unread_parts import unread_parts
 
 NEAREST, SPACING = 24, 13  # where the boundaries of a copy are, in tokens
 _VOCABULARY = 97
@@ -47,22 +50,45 @@ def _copy(
     model: PreTrainedModel, boundaries: list[int], has_few_heads: bool, has_few_layers: bool
 ) -> PreTrainedModel | None:
     try:
-        text = model.config.get_text_config()
-        own = type(model)
-        if text is not model.config:
-            own = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+        whole, text = model.config, model.config.get_text_config()
         config = _narrowed(text, boundaries, has_few_heads, has_few_layers)
-        with torch.device("meta"):
-            weights = sum(parameter.numel() for parameter in own(config).parameters())
-        if weights > _MOST_WEIGHTS:
-            return None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(11)
-            small: PreTrainedModel = own(config).to(torch.float32).eval()
-            _spread(small)
+        own: Any = type(model) if text is whole else MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+        if own is None:  # its text model has no class of its own
+            own, config = type(model), _with_text(whole, config)
+        small = _built(own, config)
     except Exception:  # any class may have rules of its own; the model itself is read then
         return None
     return small
+
+
+def _with_text(config: PreTrainedConfig, text: PreTrainedConfig) -> PreTrainedConfig:
+    """A composite config with another text part."""
+    own = config.get_text_config()
+    changed = copy.deepcopy(config)
+    setattr(changed, next(name for name in config.sub_configs if getattr(config, name) is own), text)
+    return changed
+
+
+def _built(own: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel | None:
+    with torch.device("meta"):
+        skeleton = own(copy.deepcopy(config))
+    unread = unread_parts(skeleton) if _weights_of(skeleton) > _MOST_WEIGHTS else []
+    if _weights_of(skeleton) - sum(_weights_of(skeleton.get_submodule(name)) for name in unread) > _MOST_WEIGHTS:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        with init_empty_weights() if unread else contextlib.nullcontext():
+            small = own(config).to(torch.float32).eval()
+        for name in unread:
+            parent, _, child = name.rpartition(".")
+            setattr(small.get_submodule(parent), child, torch.nn.Module())
+        _fill(small)
+        _spread(small)
+    return small
+
+
+def _weights_of(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def length_for(boundaries: list[int]) -> int:
@@ -143,6 +169,15 @@ def _cut_layers(settings: dict[str, Any], name_of_layers: str) -> None:
 def _own_settings(settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """What single layers have otherwise, by their numbers: the widths of heads in Gemma 4."""
     return {int(layer): own for layer, own in (settings.get(_PER_LAYER) or {}).items()}
+
+
+def _fill(model: PreTrainedModel) -> None:
+    """Gives weights that have no memory some: ones to norms, zeros to the others, which `_spread` changes."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                make = torch.ones if name == "weight" and parameter.dim() == 1 else torch.zeros
+                setattr(module, name, torch.nn.Parameter(make(parameter.shape), requires_grad=False))
 
 
 def _spread(model: PreTrainedModel) -> None:

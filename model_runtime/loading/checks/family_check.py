@@ -10,10 +10,12 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig
 
 from model_runtime.interface.errors import ModelLoadError
 
+_AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForMultimodalLM)
+_POSITIONS_BY_PADDING = "create_position_ids_from_input_ids"
 _STATE_KINDS = frozenset({"linear_attention", "conv", "mamba", "mamba2", "recurrent", "hybrid", "hybrid_sliding"})
 _INDEXED_KINDS = frozenset({"indexed_attention"})
 _COMPRESSED_KINDS = frozenset({"compressed_sparse_attention", "heavily_compressed_attention"})
@@ -25,6 +27,15 @@ _REASONS = {
     "gemma4_unified_assistant": "it drafts for another model and reads that model's keys and values",
     "doge": "its layers hide keys with a mask that they compute from the text, which Keepwarm cannot do yet",
     "git": "it computes attention in code of its own, which Keepwarm cannot replace",
+    "diffusion_gemma": "it writes blocks of tokens in several passes, in both directions, and does not continue a text "
+    "token by token",
+    "paligemma": "it reads a prompt in both directions, so that a later turn would change what is kept of earlier ones",
+    **dict.fromkeys(
+        ("qwen2_5_omni", "qwen3_omni_moe"),
+        "it is a model of texts with a second one that speaks; only one with its thinker alone can be run",
+    ),
+    "shieldgemma2": "it classifies pictures and does not continue a text",
+    "mllama": "its layers that look at pictures are left out where there is only text, which Keepwarm cannot pack yet",
     "hrm_text": "it runs its layers several times for each token, each time with keys of their own, which Keepwarm "
     "cannot hold yet",
 }
@@ -72,6 +83,7 @@ def check_family(name: str, config: PretrainedConfig) -> None:
             or _REASONS.get(str(config.model_type))
             or _REASONS.get(str(text.model_type))
             or _of_class(config)
+            or _own_positions(config)
             or _own_attention(config)
         )
     except ValueError:  # transformers' way to say so
@@ -85,7 +97,7 @@ def _other_task(config: PretrainedConfig) -> str | None:
         return "it is an encoder with a decoder, which turns one text into another and does not continue a conversation"
     if config.model_type in _MASKED and not getattr(config, "is_decoder", False):
         return "it fills gaps in a text, reading in both directions, and does not continue one"
-    if not any(type(config) in auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)):
+    if not any(type(config) in auto._model_mapping for auto in _AUTO_CLASSES):
         return "transformers has no model of this family that continues a text"
     if config.model_type in _DECODERS:
         return (
@@ -124,6 +136,17 @@ def _of_class(config: PretrainedConfig) -> str | None:
     return None
 
 
+def _own_positions(config: PretrainedConfig) -> str | None:
+    """For RoBERTa and its like, whose positions depend on where a text has padding tokens."""
+    architecture = _architecture(config)
+    if architecture is None or _POSITIONS_BY_PADDING not in inspect.getsource(sys.modules[architecture.__module__]):
+        return None
+    return (
+        "it counts positions itself, from its padding token's id on and without padding tokens, which cannot be done "
+        "for several conversations in one forward"
+    )
+
+
 def _own_attention(config: PretrainedConfig) -> str | None:
     architecture = _architecture(config)
     is_composite = config.get_text_config() is not config  # its text model is in another module
@@ -136,9 +159,10 @@ def _own_attention(config: PretrainedConfig) -> str | None:
 
 def _architecture(config: PretrainedConfig) -> type | None:
     """The class of the model, None for a config that belongs to no model of texts."""
-    for one in (config, config.get_text_config()):
-        found = AutoModelForCausalLM._model_mapping.get(type(one), None)
-        if found is not None:
-            architecture: type = found[0] if isinstance(found, (tuple, list)) else found
-            return architecture
+    for auto in _AUTO_CLASSES:
+        for one in (config, config.get_text_config()):
+            found = auto._model_mapping.get(type(one), None)
+            if found is not None:
+                architecture: type = found[0] if isinstance(found, (tuple, list)) else found
+                return architecture
     return None

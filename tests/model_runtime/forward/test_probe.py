@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import pytest
@@ -26,6 +27,7 @@ from model_runtime.forward.probing.compare import logits_gap
 from model_runtime.forward.probing.record import record_layers
 from model_runtime.forward.probing.recorded_masks import UnknownMask, hidden_by
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.reference.comparison import EXACT
 from tests.model_runtime.tiny_families import tiny_family
 
 CPU = torch.device("cpu")
@@ -148,3 +150,27 @@ def test_a_mask_is_known_by_what_it_hides() -> None:
     for function in (masking_utils.bidirectional_mask_function, strange):
         with pytest.raises(UnknownMask):
             hidden_by(function, None, CPU)
+
+
+def test_a_mask_of_pictures_hides_nothing_of_texts() -> None:
+    """Gemma 4 looks up which picture each of the recording's two tokens belongs to: none."""
+    window = masking_utils.sliding_window_causal_mask_function(64)
+    for groups, function in itertools.product(([-1, -1], [0, -1]), (masking_utils.causal_mask_function, window)):
+        looked_up = masking_utils.or_masks(function, masking_utils.blockwise_overlay(torch.tensor([groups])))
+        if groups == [-1, -1]:
+            found = hidden_by(looked_up, 64 if function is window else None, CPU)
+            assert found == HiddenKeys(64 if function is window else None)
+        else:
+            with pytest.raises(UnknownMask):
+                hidden_by(looked_up, 64, CPU)
+
+
+def test_ids_that_a_model_excludes_hide_no_difference() -> None:
+    """Chameleon gives the tokens of pictures the lowest number there is."""
+    expected = torch.randn(3, 20, generator=torch.Generator().manual_seed(1))
+    expected[:, 4:7] = torch.finfo(torch.float32).min
+    wrong = expected + 0.1 * (torch.arange(20) == 9)
+    for found, is_wrong in ((expected.clone(), False), (wrong, True)):
+        gap, limit = logits_gap(found, expected, is_exact=True)
+        assert (gap > limit) is is_wrong
+        assert (EXACT.gap_std(found, expected) > EXACT.allowed_std) is is_wrong

@@ -20,6 +20,7 @@ from model_runtime.reference.comparison import compare_model
 from model_runtime.reference.findings import ModelComparison, Verdict
 from model_runtime.reference.recorded_engine import RecordedEngine
 from tests.conftest import TinyDir
+from tests.model_runtime.loading.gguf.cases import CASES
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import SHORT_ROPE_TOKENS, VOCABULARY_TOKENS, tiny_long_rope, tiny_tokenizer
 
@@ -198,6 +199,20 @@ def test_what_lies_behind_the_limit_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def gguf(tiny_dir: TinyDir, tmp_path: Path) -> Path:
     return write_gguf(tiny_dir("wide_llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0)
+
+
+def test_numbers_of_32_bits_beside_a_kv_of_16_are_no_difference(tiny_dir: TinyDir, tmp_path: Path) -> None:
+    path = write_gguf(tiny_dir("wide_llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.F32)
+    found = compared(path, "auto", tmp_path)
+    assert found.verdict is Verdict.AGREES, found.sentence
+    assert "float16 KV" in found.keepwarm
+
+
+def test_a_scaling_of_some_layers_is_used(tmp_path: Path) -> None:
+    case = CASES["gemma3"]
+    assert case.keys["rope.scaling.type"] == "linear"
+    found = compared(case.write(tmp_path / "gemma3.gguf", case.model()), "none", tmp_path)
+    assert found.verdict is Verdict.EXACT, found.sentence
 
 
 def test_a_gguf_agrees_with_transformers_own_read(gguf: Path, tmp_path: Path) -> None:

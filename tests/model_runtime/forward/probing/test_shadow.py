@@ -138,3 +138,23 @@ def test_widths_in_a_familys_own_words_and_states_without_layers_are_no_boundari
 ) -> None:
     found = boundaries_of(CONFIG_MAPPING[family](**settings), [], 131072)
     assert set(found) <= {8, 8192}  # MPT's alibi_bias_max and max_seq_len
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "phi4_multimodal"])
+def test_a_composite_models_copy_has_no_eyes(family: str) -> None:
+    """They may be larger than all the rest, and no text reaches them."""
+    config = CONFIG_MAPPING[family]()
+    with init_empty_weights(include_buffers=True):
+        model = auto_class(config).from_config(config)
+    boundaries = boundaries_of(config.get_text_config(), [], 131_072)
+    assert boundaries
+    small = next(small_copies(model, boundaries))
+    assert sum(parameter.numel() for parameter in small.parameters()) <= MOST_WEIGHTS
+    compared(small, boundaries)
+
+
+def test_settings_of_pictures_and_sound_are_no_boundaries() -> None:
+    assert (
+        list(numbers_of({"vision_config": {"window_size": 112}, "audio_config": {"max_source_positions": 1500}})) == []
+    )
+    assert dict(numbers_of({"text_config": {"window_size": 112}})) == {("text_config", "window_size"): 112}

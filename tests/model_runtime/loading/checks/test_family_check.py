@@ -43,6 +43,12 @@ TASK = "an encoder with a decoder"
         ("git", "attention in code of its own"),
         ("doge", "hide keys with a mask that they compute from the text"),
         ("hrm_text", "several times for each token"),
+        ("paligemma", "reads a prompt in both directions"),
+        ("diffusion_gemma", "does not continue a text token by token"),
+        ("mllama", "left out where there is only text"),
+        ("shieldgemma2", "classifies pictures"),
+        *((family, "a second one that speaks") for family in ("qwen2_5_omni", "qwen3_omni_moe")),
+        *((family, "counts positions itself, from its padding token's id on") for family in ("kosmos-2", "kosmos-2.5")),
     ],
 )
 def test_a_family_that_cannot_be_run_is_refused_for_its_reason(family: str, reason: str) -> None:
@@ -60,6 +66,17 @@ def test_a_decoder_saved_without_its_encoder_is_refused(family: str) -> None:
         check_family("Mine", config)
 
 
+@pytest.mark.parametrize(
+    "family",
+    ["roberta", "camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"],
+)
+def test_a_decoder_whose_positions_depend_on_padding_is_refused(family: str) -> None:
+    with pytest.raises(ModelLoadError, match="counts positions itself, from its padding token's id on"):
+        check_family("Mine", CONFIG_MAPPING[family](is_decoder=True))
+    for other in ("bert", "bert-generation", "electra", "ernie", "roc_bert"):
+        check_family("Mine", CONFIG_MAPPING[other](is_decoder=True))
+
+
 def test_a_model_that_reads_in_both_directions_is_refused() -> None:
     check_family("Mine", CONFIG_MAPPING["gemma4_text"](use_bidirectional_attention="vision"))  # of pictures only
     for family, value in (("gemma3_text", True), ("gemma4_text", "all")):
@@ -74,6 +91,7 @@ def test_a_model_that_reads_in_both_directions_is_refused() -> None:
         *("phi3", "phimoe", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4", "llama4", "mimo_v2_flash", "nemotron"),
         *("gpt2", "gpt_bigcode", "gpt_neox", "opt", "starcoder2", "stablelm", "cohere2", "olmo3", "bitnet", "jetmoe"),
         *("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neo"),
+        *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "voxtral", "qwen2_audio", "granite_speech"),
     ],
 )
 def test_the_others_are_left_to_the_probe(family: str) -> None:

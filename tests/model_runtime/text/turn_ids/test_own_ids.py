@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import unicodedata
 from functools import cache
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.text.chat_template import ChatTemplate
-from tests.model_runtime.tiny_chats import FAMILIES, KINDS, chat_tokenizer
+from model_runtime.text.text_stream import TextStream
+from tests.model_runtime.tiny_chats import FAMILIES, KINDS, OTHER_KINDS, chat_tokenizer
 
 COMBINATIONS = list(itertools.product(KINDS, FAMILIES))
 WITHOUT_SYSTEM = {"mistral", "gemma"}
@@ -102,6 +104,30 @@ def test_a_later_turn(kind: str, family: str) -> None:
             assert own[-len(ended) - 1] == stop
         third = own_ids(kind, family, "Who?", answer, "And?", answer, text)
         assert third[-len(ended) :] == ended
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_rarer_kinds(kind: str) -> None:
+    """Normalizers that lose something, models that know words only: with control tokens between texts, and without."""
+    answer = "The keeper lights it at dusk"
+    for family in ("llama2", "deepseek"):
+        template = template_of(kind, family)
+        for text in (*odd_texts(family), "``Quoted''  Ünï 12345 ", "\n Two\t  lines\n\nso"):
+            assert list(template.first_turn("", text)) == own_ids(kind, family, text), repr(text)
+            own = own_ids(kind, family, "Who?", answer, text)
+            for ended in (False, True):
+                later = list(template.next_turn(ended, text))
+                assert own[-len(later) :] == later, repr(text)
+
+
+@pytest.mark.parametrize("kind", {**KINDS, **OTHER_KINDS})
+def test_any_ids_are_shown(kind: str) -> None:
+    tokenizer = chat_tokenizer(kind, "deepseek").backend_tokenizer
+    chance = random.Random(5)
+    for _ in range(20):
+        stream = TextStream(tokenizer, ("stop",))
+        shown = "".join(stream.push(chance.randrange(tokenizer.get_vocab_size())) for _ in range(50)) + stream.tail()
+        assert isinstance(shown, str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
