@@ -65,11 +65,13 @@ def _shares_orders(layer: nn.Module) -> bool:
     """Whether matrices that read the same inputs want them in the same order: those of one calibration do."""
     matrices = {name: _matrix(module) for name, module in projections_of(layer).items()}
     for first, *others in _READ_TOGETHER:
-        own = matrices[first].order
-        for other in (matrices[name].order for name in others):
-            if (own is None) != (other is None) or (own is not None and not torch.equal(own, other)):
-                return False
+        if not all(_is_same(matrices[first].order, matrices[name].order) for name in others):
+            return False
     return True
+
+
+def _is_same(order: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return order is other if order is None or other is None else torch.equal(order, other)
 
 
 def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, own: KVGeometry) -> float:

@@ -47,7 +47,7 @@ def coded_fp8(weight: torch.Tensor, scale: torch.Tensor, block: Block | None) ->
     if weight.dtype != torch.float8_e4m3fn:
         raise ValueError(f"numbers of {weight.dtype}; only FP8 in E4M3 can be read")
     codes = weight.view(torch.uint8)
-    if any(bool(((part & 0x7F) == _NOT_A_NUMBER).any()) for part in codes.split(4096)):
+    if any(bool(((part & 0x7F) == _NOT_A_NUMBER).any()) for part in torch.split(codes, 4096)):
         raise ValueError("weights that are not numbers")
     if scale.element_size() == 1:
         exponents = scale.view(torch.uint8)

@@ -64,7 +64,7 @@ def _group_refusal(settings: Settings) -> str | None:
 def _gptq_refusal(settings: Settings) -> str | None:
     overrides = settings.get("dynamic") or {}
     bits = {settings.get("bits")} | {one.get("bits", 4) for one in overrides.values() if isinstance(one, Mapping)}
-    wrong = sorted(str(one) for one in bits - {4, 8})
+    wrong = sorted(str(one) for one in bits - {4, 8, None})  # the tensors say what the settings do not
     if wrong:
         return f"{wrong[0]} bits"
     if settings.get("is_marlin_format") or _gptq_version(settings) not in ("gptq", "gptq_v2"):

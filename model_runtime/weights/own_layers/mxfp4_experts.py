@@ -84,7 +84,7 @@ class OwnExperts(nn.Module):
             raise RuntimeError("this model was unloaded")
         x = hidden_states.float()
         total = torch.zeros_like(x)
-        for expert in router_indices.unique().tolist():
+        for expert in sorted(set(router_indices.flatten().tolist())):
             token, place = torch.where(router_indices == expert)
             gated = self._gate(self, self.matrices["gate_up_proj"][expert].multiply(x[token]))
             out = self.matrices["down_proj"][expert].multiply(gated)

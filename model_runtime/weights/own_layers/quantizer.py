@@ -55,6 +55,8 @@ class StoredConfig(QuantizationConfigMixin):  # type: ignore[misc]
 class StoredLinear(nn.Module):
     """The tensors that stand for a linear layer's matrix, and its bias."""
 
+    bias: torch.Tensor | None
+
     def __init__(self, layer: nn.Module, tensors: Tensors, own: OwnFormat, settings: dict[str, Any]) -> None:
         super().__init__()
         weight: Any = layer.weight
@@ -92,7 +94,7 @@ class StoredQuantizer(HfQuantizer):  # type: ignore[misc]
         for base, tensors in found.items():
             name = targets.module_of(base)
             layer = None if name is None else model.get_submodule(name)
-            if not isinstance(layer, (nn.Linear, Conv1D)):
+            if name is None or not isinstance(layer, (nn.Linear, Conv1D)):
                 raise ModelLoadError(
                     f"{type(model).__name__} cannot be loaded: {base} is stored as {config.stored_as}, and only linear "
                     "layers are run in that format, not experts that transformers joins, nor embeddings."

@@ -72,7 +72,7 @@ def _reader_of(module: nn.Module) -> Callable[[Any], Coded | None] | None:
         return StoredLinear.coded
     if isinstance(module, FP8Linear):
         return _fp8
-    return {"Linear4bit": coded_four_bits, "Linear8bitLt": _llm_int8}.get(type(module).__name__)
+    return _BITSANDBYTES.get(type(module).__name__)
 
 
 def _coded(model: PreTrainedModel, name: str, layer: nn.Module) -> Coded | None:
@@ -107,6 +107,9 @@ def _llm_int8(layer: Any) -> Coded | None:
     if largest is None or layer.weight.dtype != torch.int8:
         return None
     return coded_llm_int8(layer.weight.detach(), largest.detach())
+
+
+_BITSANDBYTES: dict[str, Callable[[Any], Coded | None]] = {"Linear4bit": coded_four_bits, "Linear8bitLt": _llm_int8}
 
 
 def _replace_ends(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:

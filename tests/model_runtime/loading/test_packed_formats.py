@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from model_runtime.forward.native_forward import runs_natively
 from model_runtime.interface.config import EngineConfig, ModelConfig, Quantization
@@ -224,6 +230,26 @@ def test_what_cannot_be_held_is_refused_by_name_before_weights_are_read(
     (directory / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=sentence):
         load(directory)
+
+
+def test_experts_that_transformers_joins_are_refused_by_name(tmp_path: Path) -> None:
+    """The checkpoint has a quantised matrix for each expert, the model one for all of them."""
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY_TOKENS,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        **token_ids(),
+    )
+    packed = written(save_tiny(Qwen3MoeForCausalLM, config, tmp_path / "plain"), tmp_path / "packed", gptq())
+    with pytest.raises(ModelLoadError, match=r"experts\.\d\.\w+_proj is stored as gptq, and only linear layers"):
+        load(packed.directory)
 
 
 def test_int8_for_rounded_activations_runs_de_quantised_when_asked(tiny_dir: TinyDir, tmp_path: Path) -> None:
