@@ -53,7 +53,8 @@ class StoredConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class StoredLinear(nn.Module):
-    """The tensors that stand for a linear layer's matrix, and its bias."""
+    """The tensors that stand for a linear layer's matrix, and its bias. GPTQ's programs write one for layers that have
+    none in their family: it is added."""
 
     bias: torch.Tensor | None
 
@@ -61,12 +62,14 @@ class StoredLinear(nn.Module):
         super().__init__()
         weight: Any = layer.weight
         self.shape = (weight.shape[1], weight.shape[0]) if isinstance(layer, Conv1D) else tuple(weight.shape)
-        self._own, self._settings, self._names = own, settings, tuple(tensors)
+        self._own, self._settings, self._names = own, settings, tuple(tensors.keys() - {"bias"})
         for name, (dtype, shape) in tensors.items():
             self.register_parameter(
                 name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
             )
-        self.register_parameter("bias", getattr(layer, "bias", None))
+        family_bias = getattr(layer, "bias", None)
+        if family_bias is not None or "bias" not in tensors:
+            self.register_parameter("bias", family_bias)
 
     def coded(self) -> Coded:
         """The matrix as codes and scales. Raises `ValueError` for what cannot be held."""
@@ -155,7 +158,7 @@ def _found(files: Iterable[str], own: OwnFormat) -> dict[str, Tensors]:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - it is not a mapping
                 base, _, name = key.rpartition(".")
-                if name in own.parts:
+                if name in own.parts or name == "bias":
                     entry = file.get_slice(key)
                     dtype = _DTYPES.get(str(entry.get_dtype()))
                     if dtype is not None:

@@ -160,6 +160,24 @@ def test_layers_that_the_files_leave_alone_stay_as_they_are(tiny_dir: TinyDir, t
     assert gap(full_read(loaded.model, LEDGER), plain_logits(packed)) < EXACT
 
 
+@pytest.mark.parametrize("size", [0.0, 0.5], ids=["zeros", "numbers"])
+def test_biases_that_the_family_does_not_have_are_added(size: float, tiny_dir: TinyDir, tmp_path: Path) -> None:
+    """AutoGPTQ writes one for every layer, zeros where there was none."""
+    packed = written(tiny_dir("wide_llama"), tmp_path / "packed", gptq())
+    path, draw = packed.directory / "model.safetensors", torch.Generator().manual_seed(6)
+    biases = {
+        f"{name}.bias": size * torch.randn(w.shape[0], generator=draw).half() for name, w in packed.weights.items()
+    }
+    save_file(load_file(path) | biases, path, {"format": "pt"})
+    name = "model.layers.1.self_attn.o_proj"
+    for quantization in ("auto", "none"):
+        loaded = load(packed.directory, quantization)  # type: ignore[arg-type]
+        expected = packed.weights[name].t() + biases[f"{name}.bias"].float()
+        torch.testing.assert_close(loaded.model.get_submodule(name)(torch.eye(128)), expected, rtol=0, atol=1e-6)
+        if not size:
+            assert gap(full_read(loaded.model, LEDGER), plain_logits(packed)) < EXACT
+
+
 @pytest.mark.parametrize("missing", ["qweight", "qzeros", "scales"])
 def test_a_checkpoint_without_one_of_its_tensors_is_refused(missing: str, tiny_dir: TinyDir, tmp_path: Path) -> None:
     packed = written(tiny_dir("wide_llama"), tmp_path / "packed", gptq())
