@@ -29,7 +29,7 @@ def bits_label(model: PreTrainedModel, precision: Precision, stored: StoredForma
         return dtype if label is None else label + _rest(model, dtype)
     if precision.mode == "none":
         return f"{dtype} (from {stored.name})"
-    runs = f", multiplied in {dtype}" if stored.is_fp8 else ""
+    runs = f", multiplied in {dtype}" if "FP8" in stored.name or stored.is_fp8 else ""
     return f"{stored.name} as shipped{runs}" + _rest(model, dtype)
 
 

@@ -6,7 +6,7 @@ replaced when the model is complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -112,18 +112,13 @@ class StoredQuantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
 
-def stored_linears(model: nn.Module) -> Iterator[tuple[str, StoredLinear]]:
-    """The layers that have to be replaced, by name."""
-    yield from [(name, module) for name, module in model.named_modules() if isinstance(module, StoredLinear)]
-
-
-def stored_experts(model: nn.Module) -> Iterator[tuple[str, StoredExperts]]:
-    """The experts that have to be replaced, by name."""
-    yield from [(name, module) for name, module in model.named_modules() if isinstance(module, StoredExperts)]
+def names_of(model: nn.Module, kind: type[nn.Module]) -> list[str]:
+    """The names of its modules of a kind. Modules that are to be replaced are not kept alive by them."""
+    return [name for name, module in model.named_modules() if isinstance(module, kind)]
 
 
 def _put_experts(model: PreTrainedModel) -> None:
-    found = [name for name, module in model.named_modules() if isinstance(module, GptOssExperts)]
+    found = names_of(model, GptOssExperts)
     if not found:
         raise ModelLoadError(
             f"{type(model).__name__} cannot be loaded in MXFP4: only the experts of gpt-oss are run in that format."

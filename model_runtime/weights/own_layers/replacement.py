@@ -20,7 +20,7 @@ from model_runtime.weights.coded.four_bits import coded_four_bits
 from model_runtime.weights.coded.numbers import dequantised_rows
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
 from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts, StoredExperts, plain_experts
-from model_runtime.weights.own_layers.quantizer import StoredLinear, stored_experts, stored_linears
+from model_runtime.weights.own_layers.quantizer import StoredLinear, names_of
 
 
 def has_coded_layers(model: PreTrainedModel) -> bool:
@@ -39,9 +39,9 @@ def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
         if coded is not None and coded.shape[1] % COLUMNS == 0:
             bias = None if layer.bias is None else layer.bias.detach().float()
             model.set_submodule(name, NativeLinear(_packed(model, name, coded, bias, kernels)))
-    for name, experts in stored_experts(model):
+    for name in names_of(model, StoredExperts):
         try:
-            model.set_submodule(name, OwnExperts(experts, kernels))
+            model.set_submodule(name, OwnExperts(model.get_submodule(name), kernels))
         except ValueError as error:
             raise ModelLoadError(f"{type(model).__name__} cannot be used: in {name}, {error}.") from error
     _replace_ends(model, kernels)
@@ -52,7 +52,8 @@ def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
 def dequantise_stored(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:
     """Puts plain layers in the place of all `StoredLinear` and `StoredExperts`, one at a time. Raises
     `ModelLoadError`."""
-    for name, layer in stored_linears(model):
+    for name in names_of(model, StoredLinear):
+        layer: Any = model.get_submodule(name)
         coded = _coded(model, name, layer)
         assert coded is not None
         weight = dequantised_rows(coded, dtype).to(device)
@@ -62,8 +63,8 @@ def dequantise_stored(model: PreTrainedModel, dtype: torch.dtype, device: str) -
         if layer.bias is not None:
             linear.bias = nn.Parameter(layer.bias.detach().to(device=device, dtype=dtype), requires_grad=False)
         model.set_submodule(name, linear.eval())
-    for name, experts in stored_experts(model):
-        model.set_submodule(name, plain_experts(experts, dtype, device))
+    for name in names_of(model, StoredExperts):
+        model.set_submodule(name, plain_experts(model.get_submodule(name), dtype, device))
 
 
 def _reader_of(module: nn.Module) -> Callable[[Any], Coded | None] | None:
