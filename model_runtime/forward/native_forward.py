@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from model_runtime.architecture.decoder_layout import (
@@ -36,6 +37,7 @@ HALF_GAP = 0.03  # tolerance for rows rounded to float16; the embedded model nee
 _LARGEST_HEAD_DIM = 256
 _TABLE_TOKENS = 2048
 _WRONG_SIZES = 2
+_READ_TOGETHER = (("query", "key", "value"), ("gate", "up"))  # matrices whose inputs are put in order once
 _LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores without a history
 
 
@@ -51,10 +53,25 @@ def runs_natively(model: PreTrainedModel) -> bool:
         all(width % 32 == 0 for width in widths)
         and head_dim_of(config) <= _LARGEST_HEAD_DIM
         and all(isinstance(matrix, NativeLinear) for matrix in (*matrices, model.get_output_embeddings()))
+        and _matrix(model.get_output_embeddings()).order is None
+        and all(map(_shares_orders, model.model.layers))
     )
     if is_native:
         check_decoder_shapes(model)
     return is_native
+
+
+def _shares_orders(layer: nn.Module) -> bool:
+    """Whether matrices that read the same inputs want them in the same order: those of one calibration do."""
+    matrices = {name: _matrix(module) for name, module in projections_of(layer).items()}
+    for first, *others in _READ_TOGETHER:
+        if not all(_is_same(matrices[first].order, matrices[name].order) for name in others):
+            return False
+    return True
+
+
+def _is_same(order: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return order is other if order is None or other is None else torch.equal(order, other)
 
 
 def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, own: KVGeometry) -> float:
@@ -164,6 +181,10 @@ class _Layer:
         self.input_norm = _numbers(layer.input_layernorm.weight)
         self.attention_norm = _numbers(layer.post_attention_layernorm.weight)
         self._head_norms = [None if norm is None else _numbers(norm.weight) for norm in head_norms_of(layer)]
+
+        for first, *others in _READ_TOGETHER:
+            for other in others:  # the same numbers, and to the kernels the same address says so
+                getattr(self, other).struct.order = getattr(self, first).struct.order
 
     query: NativeMatrix
     key: NativeMatrix

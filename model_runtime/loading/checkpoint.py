@@ -25,6 +25,7 @@ from model_runtime.loading.checks.unused_weights import unused_weights
 from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
 from model_runtime.weights.checkpoint_formats.fp8 import fp8_settings
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
+from model_runtime.weights.own_layers.quantizer import METHOD as STORED_METHOD
 from model_runtime.weights.quantization import Precision, bitsandbytes_config
 
 
@@ -32,8 +33,9 @@ def load_checkpoint(
     directory: Path, precision: Precision, device: str, stored: StoredFormat | None = None
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model in eval mode, its weights at `precision`, and sentences about weights that it does not use; `stored` is
-    the checkpoint's own format. Raises `ModelLoadError` when weights are missing, or when those should be used
-    that are not: transformers would only warn, and initialise or drop them."""
+    the checkpoint's own format. Layers of our own formats (`StoredLinear`) cannot compute yet. Raises `ModelLoadError`
+    when weights are missing, or when those should be used that are not: transformers would only warn, and initialise or
+    drop them."""
     check_checkpoint(directory)
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -47,22 +49,22 @@ def load_checkpoint(
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
-            **{"config": config, **_bits_to_load(directory, precision, stored)},
+            **{"config": config, **_bits_to_load(directory, precision, device, stored)},
         )
     refuse_missing(report, f"The checkpoint {directory.name}")
     notes = unused_weights(directory.name, model, report.get("unexpected_keys", ()))
     check_bitsandbytes(model)
     set_four_bit_products(model, precision.compute_dtype)
-    if stored is not None and stored.method == "bitsandbytes" and precision.mode == "none":
+    if stored is not None and precision.mode == "none" and stored.method == "bitsandbytes" and not stored.is_own:
         model = model.dequantize(dtype=precision.compute_dtype)
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.eval()
     return loaded, notes
 
 
-def _bits_to_load(directory: Path, precision: Precision, stored: StoredFormat | None) -> dict[str, Any]:
-    """Arguments of `from_pretrained`. The checkpoint's own config decides; it is passed on unchanged but for FP8, which
-    our own layers run, and for weights that are de-quantised. An explicit `quantization_config` would replace it."""
+def _bits_to_load(directory: Path, precision: Precision, device: str, stored: StoredFormat | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained`. The checkpoint's own config decides; it is passed on unchanged but for what our
+    own layers run, and for weights that are de-quantised. An explicit `quantization_config` would replace it."""
     if stored is None:
         settings = bitsandbytes_config(precision)
         return {} if settings is None else {"quantization_config": settings}
@@ -71,6 +73,10 @@ def _bits_to_load(directory: Path, precision: Precision, stored: StoredFormat | 
         changes = fp8_settings(stored, tensor_dtypes(directory))
     if precision.mode == "none" and stored.method != "bitsandbytes":
         changes |= {"dequantize": True}
+    if stored.is_own_on(device, precision.mode == "none"):
+        # transformers would choose bitsandbytes' quantizer by these, whatever the method.
+        ignored = dict.fromkeys(("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"), False)
+        changes = {"quant_method": STORED_METHOD, "stored_as": stored.method, **ignored}
     if not changes:
         return {}
     config = read_model_config(directory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -12,9 +12,11 @@ from model_runtime.loading.checkpoint import format_of, load_checkpoint
 from model_runtime.loading.model_cache import Source, half_checkpoint, read_source
 from model_runtime.weights.bits_label import bits_label, gguf_label
 from model_runtime.weights.build import build_dequantised, build_native, build_packed, dequantised_types
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.kernel_choice import kernel_plan, own_kernels
 from model_runtime.weights.linear_int4 import KernelPlan
-from model_runtime.weights.own_four_bits import has_four_bits, use_own_kernels
+from model_runtime.weights.own_layers.formats import own_format
+from model_runtime.weights.own_layers.replacement import dequantise_stored, has_coded_layers, use_own_kernels
 from model_runtime.weights.quantization import Precision, dtype_name
 
 Say = Callable[[str], None]
@@ -89,12 +91,26 @@ def _from_checkpoint(
 ) -> LoadedWeights:
     stored = format_of(directory)
     model, unused = load_checkpoint(directory, precision, device, stored)
-    label, kernel = bits_label(model, precision, stored), dtype_name(precision.compute_dtype)
-    if device == "cpu" and has_four_bits(model):
+    kernel = dtype_name(precision.compute_dtype)
+    if device == "cpu" and precision.mode != "none" and has_coded_layers(model):
         kernels, why_not = own_kernels(cache_dir, say)
         if kernels is not None:
             use_own_kernels(model, kernels)
             kernel = _OWN
         else:
-            notes += (f"bitsandbytes runs the 4-bit weights: our own, faster kernels cannot run here ({why_not}).",)
-    return LoadedWeights(model, directory, label, kernel, (*notes, *unused))
+            notes += (f"{_runs_instead(stored)}: our own, faster kernels cannot run here ({why_not}).",)
+            if stored is not None and stored.is_own_on(device, dequantises=False):
+                precision = replace(precision, mode="none")
+    dequantise_stored(model, precision.compute_dtype, device)
+    own = None if stored is None else own_format(stored)
+    said = own.note(stored.settings) if stored is not None and own is not None else None
+    notes += (said,) if said else ()
+    return LoadedWeights(model, directory, bits_label(model, precision, stored), kernel, (*notes, *unused))
+
+
+def _runs_instead(stored: StoredFormat | None) -> str:
+    if stored is not None and stored.is_own_on("cpu", dequantises=False):
+        return f"The {stored.name} weights run de-quantised"
+    if stored is not None and stored.is_fp8:
+        return "torch de-quantises the FP8 layers as they run"
+    return "bitsandbytes runs the 4-bit and 8-bit weights"

@@ -1,10 +1,10 @@
 /* Weight matrices in tiles of LANES outputs, multiplied without ever being written out as floats.
  *
  * A tile holds its outputs side by side, one to a lane, so that nothing is summed across lanes. Codes are integers of 2 to
- * 8 bits, or places in a table of sixteen levels; a run of columns shares a scale (and a minimum), which may itself be a
- * byte times a half that a longer run shares. w = scale * code + minimum, with one rounding, is the very float32 that
- * de-quantising gives. Products are added up group by group, in an order that depends on nothing but the column: a row's
- * result has the same bits whatever rows are computed beside it.
+ * 8 bits, small numbers, or places in a table of sixteen levels; a run of columns shares a scale (and a minimum), which may
+ * itself be a byte times a half that a longer run shares. w = scale * code + minimum, with one rounding (INT8: two), is
+ * the very float32 that de-quantising gives. Products are added up group by group, in an order that depends on nothing but
+ * the column: a row's result has the same bits whatever rows are computed beside it.
  */
 #ifndef KEEPWARM_MATRIX_H
 #define KEEPWARM_MATRIX_H
@@ -18,7 +18,8 @@
 
 /* Of a kind: columns whose products are summed before they join the total, and columns of a word of its codes. */
 #define GROUP_OF(kind) ((kind) == Q2 || (kind) == Q3 || (kind) == Q6 ? 16 : 32)
-#define PER_WORD(kind) ((kind) >= HALF ? 1 : (kind) == Q8 ? 4 : (kind) == Q2 || (kind) == Q3 ? 16 : 8)
+#define PER_WORD(kind) \
+    ((kind) >= HALF ? 1 : (kind) == Q8 || (kind) == FP8 || (kind) == INT8 ? 4 : (kind) == Q2 || (kind) == Q3 ? 16 : 8)
 
 INLINE floats float_of(words w) { return __builtin_convertvector((ints)w, floats); }
 
@@ -33,6 +34,14 @@ INLINE floats nibble_of(words w, int j) {
 }
 
 INLINE floats byte_of(words w, int j) { return float_of((words)((ints)(w << (24 - 8 * j)) >> 24)); }
+
+/* E4M3: exponents are 120 less than a float's; those of 0 have no hidden bit. */
+INLINE floats fp8_of(words w, int j) {
+    const words byte = w >> (8 * j), magnitude = (byte & 0x7f) << 20;
+    const floats usual = (floats)(magnitude + (120u << 23)), tiny = (floats)(magnitude + (121u << 23)) - 0x1p-6f;
+    const floats value = choose((ints)(magnitude < (1u << 23)), tiny, usual);
+    return (floats)((words)value | (byte & 0x80) << 24);
+}
 
 INLINE floats level_of(const float *levels, words w, int j) {
     const words places = w >> (4 * j);
@@ -61,10 +70,18 @@ INLINE floats code_of(const Matrix *m, int kind, words w, words high, int j) {
     case Q3: return float_of(((w >> (2 * j)) & 3) | moved(high, j, 2, 1));
     case Q5: return float_of(((w >> (4 * j)) & 15) | moved(high, j, 4, 1));
     case Q6: return float_of(((w >> (4 * j)) & 15) | moved(high, 2 * j, 4, 3));
-    case Q8: return byte_of(w, j);
+    case Q8:
+    case INT8: return byte_of(w, j);
+    case FP8: return fp8_of(w, j);
     case LEVELS: return level_of(m->levels, w, j);
     default: return nibble_of(w, j);
     }
+}
+
+/* The weight of the j-th column of a word, as the format's own library rounds it. */
+INLINE floats weight_of(const Matrix *m, int kind, words w, words high, int j, floats scale, floats minimum) {
+    const floats weight = multiply_add(code_of(m, kind, w, high, j), scale, minimum);
+    return kind == INT8 ? weight * 0x1.020408p-7f : weight;
 }
 
 /* The numbers of a matrix that has no codes. */
@@ -130,9 +147,8 @@ INLINE void multiply_few(const Matrix *m, int kind, int tile, int rows, const fl
 #pragma GCC unroll 16
             for (int j = 0; j < per_word; j++)
                 for (int i = 0; i < 2; i++) {
-                    const floats weight = is_coded
-                                              ? multiply_add(code_of(m, kind, w[i], high[i], j), scale[i], minimum[i])
-                                              : number_of(m, kind, tile + i, column);
+                    const floats weight = is_coded ? weight_of(m, kind, w[i], high[i], j, scale[i], minimum[i])
+                                                   : number_of(m, kind, tile + i, column);
 #pragma GCC unroll 4
                     for (int r = 0; r < rows; r++)
                         part[i][r] = multiply_add(weight, all(at[(size_t)r * stride + j]), part[i][r]);
@@ -158,8 +174,7 @@ INLINE void write_numbers(const Matrix *m, int kind, int tile, int first, int co
         }
 #pragma GCC unroll 16
         for (int j = 0; j < per_word; j++, to += LANES)
-            store(to, is_coded ? multiply_add(code_of(m, kind, w, high, j), scale, minimum)
-                               : number_of(m, kind, tile, column));
+            store(to, is_coded ? weight_of(m, kind, w, high, j, scale, minimum) : number_of(m, kind, tile, column));
     }
 }
 
@@ -187,6 +202,8 @@ DEFINE_KIND(Q5)
 DEFINE_KIND(Q6)
 DEFINE_KIND(Q8)
 DEFINE_KIND(LEVELS)
+DEFINE_KIND(FP8)
+DEFINE_KIND(INT8)
 DEFINE_KIND(HALF)
 DEFINE_KIND(BRAIN)
 DEFINE_KIND(SINGLE)
@@ -198,8 +215,8 @@ typedef struct {
 
 #define LOOPS_OF(KIND) [KIND] = {multiply_##KIND, numbers_##KIND}
 static const KindLoops LOOPS[] = {
-    LOOPS_OF(Q2), LOOPS_OF(Q3),     LOOPS_OF(Q4),   LOOPS_OF(Q5),    LOOPS_OF(Q6),
-    LOOPS_OF(Q8), LOOPS_OF(LEVELS), LOOPS_OF(HALF), LOOPS_OF(BRAIN), LOOPS_OF(SINGLE),
+    LOOPS_OF(Q2),     LOOPS_OF(Q3),  LOOPS_OF(Q4),   LOOPS_OF(Q5),   LOOPS_OF(Q6),    LOOPS_OF(Q8),
+    LOOPS_OF(LEVELS), LOOPS_OF(FP8), LOOPS_OF(INT8), LOOPS_OF(HALF), LOOPS_OF(BRAIN), LOOPS_OF(SINGLE),
 };
 
 /* More than a few activations times one tile, whatever its kind: the same additions in the same order. */

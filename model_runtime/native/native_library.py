@@ -34,8 +34,8 @@ class MatrixStruct(ctypes.Structure):
     """`Matrix` of scales.h."""
 
     _fields_ = (
-        *((name, _pointer) for name in ("codes", "high", "scale", "minimum", "super_scale", "super_minimum")),
-        *((name, _pointer) for name in ("levels", "nested", "bias")),
+        *((name, _pointer) for name in ("codes", "high", "scale", "minimum", "zero", "super_scale", "super_minimum")),
+        *((name, _pointer) for name in ("levels", "nested", "bias", "order")),
         ("offset", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("kind", "scales", "shift", "rows", "columns")),
     )

@@ -54,6 +54,7 @@ typedef struct {
     float *query, *key, *value; /* [rows][heads or kv_heads * dim] */
     float *attended;            /* [rows][heads * dim] */
     float *gated, *up;          /* [rows][intermediate] */
+    float *ordered;             /* inputs of matrices whose columns have an order: [rows][the widest input] */
 } Activations;
 
 static size_t aligned(size_t count) { return (count + LANES - 1) / LANES * LANES; }
@@ -207,9 +208,22 @@ static void merge(const Attention *a, int number, float *to) {
     }
 }
 
-static void normalise_row(const Model *m, const float *weight, int row, const Activations *v) {
+/* A row of the matrix's inputs `x` [rows][columns] in the order of its columns, in `ordered`. */
+static void order_row(const Matrix *w, int row, const float *x, const Activations *v) {
+    const size_t at = (size_t)row * w->columns;
+    for (int i = 0; i < w->columns; i++) v->ordered[at + i] = x[at + w->order[i]];
+}
+
+/* `reader` is a matrix that reads the normed row. */
+static void normalise_row(const Model *m, const float *weight, const Matrix *reader, int row, const Activations *v) {
     const size_t at = (size_t)row * m->hidden;
     normalise(v->x + at, weight, m->hidden, m->norm_epsilon, v->normed + at);
+    if (reader->order) order_row(reader, row, v->normed, v);
+}
+
+/* Inputs as the matrix wants them, which are in `x` where it has no order. */
+static const float *inputs_of(const Matrix *w, const float *x, const Activations *v) {
+    return w->order ? v->ordered : x;
 }
 
 /* Outputs PAIR * pair.. of `y` [rows][outputs] from `x` [rows][columns]. */
@@ -226,15 +240,16 @@ static void project_head(const Attention *a, int layer, int head, const Activati
     const int own = kind == 0 ? head : (head - m->heads) % m->kv_heads;
     float *y = kind == 0 ? v->query : kind == 1 ? v->key : v->value;
     for (int pair = own * m->dim / PAIR; pair < (own + 1) * m->dim / PAIR; pair++)
-        project(w, pair, a->rows, v->normed, y, 0);
+        project(w, pair, a->rows, inputs_of(w, v->normed, v), y, 0);
     finish_projection(a, layer, head, v);
 }
 
 /* PAIR outputs of silu(gate) * up, in `gated`. */
 static void gate_pair(const Attention *a, int layer, int pair, const Activations *v) {
     const Model *m = a->model;
-    project(&m->layers[layer].gate, pair, a->rows, v->normed, v->gated, 0);
-    project(&m->layers[layer].up, pair, a->rows, v->normed, v->up, 0);
+    const Layer *l = m->layers + layer;
+    project(&l->gate, pair, a->rows, inputs_of(&l->gate, v->normed, v), v->gated, 0);
+    project(&l->up, pair, a->rows, inputs_of(&l->up, v->normed, v), v->up, 0);
     for (int r = 0; r < a->rows; r++) {
         const size_t at = (size_t)r * m->intermediate + pair * PAIR;
         for (int i = 0; i < PAIR; i += LANES) {
@@ -245,20 +260,24 @@ static void gate_pair(const Attention *a, int layer, int pair, const Activations
     }
 }
 
-#define PHASES_A_LAYER 8
+#define PHASES_A_LAYER 10
 #define HEAD_PAIRS 16 /* of the vocabulary, taken at a time */
 
 static void run_layer(const Attention *a, int layer, const Activations *v, Phase *phase) {
     const Model *m = a->model;
     const Layer *l = m->layers + layer;
-    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->input_norm, row, v));
+    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->input_norm, &l->query, row, v));
     RUN_PHASE(phase++, m->heads + 2 * m->kv_heads, head, project_head(a, layer, head, v));
     RUN_PHASE(phase++, a->split_count, split, attend(a, layer, split, v->query));
     RUN_PHASE(phase++, a->block_count, block, merge(a, block, v->attended));
-    RUN_PHASE(phase++, pairs_of(&l->output), pair, project(&l->output, pair, a->rows, v->attended, v->x, 1));
-    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->attention_norm, row, v));
+    RUN_PHASE(phase++, l->output.order ? a->rows : 0, row, order_row(&l->output, row, v->attended, v));
+    const float *attended = inputs_of(&l->output, v->attended, v);
+    RUN_PHASE(phase++, pairs_of(&l->output), pair, project(&l->output, pair, a->rows, attended, v->x, 1));
+    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->attention_norm, &l->gate, row, v));
     RUN_PHASE(phase++, pairs_of(&l->gate), pair, gate_pair(a, layer, pair, v));
-    RUN_PHASE(phase++, pairs_of(&l->down), pair, project(&l->down, pair, a->rows, v->gated, v->x, 1));
+    RUN_PHASE(phase++, l->down.order ? a->rows : 0, row, order_row(&l->down, row, v->gated, v));
+    const float *gated = inputs_of(&l->down, v->gated, v);
+    RUN_PHASE(phase++, pairs_of(&l->down), pair, project(&l->down, pair, a->rows, gated, v->x, 1));
 }
 
 /* Takes the next `count` floats of `memory`, a whole number of vectors. */
@@ -266,6 +285,17 @@ static float *carve(float **memory, size_t count) {
     float *taken = *memory;
     *memory += aligned(count);
     return taken;
+}
+
+/* The most inputs of a matrix whose columns have an order; 0 if no matrix has one. */
+static size_t widest_order(const Model *m) {
+    int widest = 0;
+    for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++) {
+        const Matrix *readers[] = {&l->query, &l->output, &l->gate, &l->down};
+        for (int i = 0; i < 4; i++)
+            if (readers[i]->order && readers[i]->columns > widest) widest = readers[i]->columns;
+    }
+    return widest;
 }
 
 /* Lays out the activations behind one another; with `memory` NULL it only counts: the result is how many floats. */
@@ -279,6 +309,7 @@ static size_t lay_out(const Model *m, size_t rows, float *memory, Activations *v
     v->attended = carve(&next, rows * width);
     v->gated = carve(&next, rows * m->intermediate);
     v->up = carve(&next, rows * m->intermediate);
+    v->ordered = carve(&next, rows * widest_order(m));
     return next - memory;
 }
 
@@ -294,12 +325,13 @@ static int is_sound(const Model *m, const Span *spans, int span_count, int rows,
     int seen = 0;
     if (m->heads <= 0 || m->kv_heads <= 0 || m->heads % m->kv_heads || m->hidden <= 0 || m->intermediate <= 0) return 0;
     if (m->dim <= 0 || m->dim > MAX_DIM || m->dim % PAIR || m->hidden % PAIR || m->intermediate % PAIR) return 0;
-    if (!m->final_norm || !fits(&m->head, m->vocabulary, m->hidden)) return 0;
+    if (!m->final_norm || !fits(&m->head, m->vocabulary, m->hidden) || m->head.order) return 0;
     for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++)
         if (!l->input_norm || !l->attention_norm || !fits(&l->query, width, m->hidden) ||
             !fits(&l->key, kv_width, m->hidden) || !fits(&l->value, kv_width, m->hidden) ||
             !fits(&l->output, m->hidden, width) || !fits(&l->gate, m->intermediate, m->hidden) ||
-            !fits(&l->up, m->intermediate, m->hidden) || !fits(&l->down, m->hidden, m->intermediate))
+            !fits(&l->up, m->intermediate, m->hidden) || !fits(&l->down, m->hidden, m->intermediate) ||
+            l->key.order != l->query.order || l->value.order != l->query.order || l->up.order != l->gate.order)
             return 0;
     for (const Span *s = spans; s < spans + span_count; seen += (s++)->tokens)
         if (s->start != seen || s->tokens <= 0 || s->past < 0 || (int64_t)s->past + s->tokens > s->capacity) return 0;

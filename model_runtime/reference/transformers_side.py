@@ -110,6 +110,8 @@ def _checkpoint(directory: Path, dtype: torch.dtype, device: str, quantization: 
         )
     refuse_missing(report, f"The checkpoint {directory.name}")
     _dequantise_odd_shapes(model)
+    if device == "cpu" and any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        model = model.dequantize(dtype=dtype)  # its kernels would round activations too, which Keepwarm does not
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     return Reference(model.eval(), tokenizer, _described(model), False)
 

@@ -12,6 +12,7 @@ from transformers.integrations.finegrained_fp8 import FP8Experts, FP8Linear
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.coded.coded_rows import Kind
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
+from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts
 from model_runtime.weights.quantization import Precision, dtype_name
 
 _BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}
@@ -28,8 +29,8 @@ def bits_label(model: PreTrainedModel, precision: Precision, stored: StoredForma
         return dtype if label is None else label + _rest(model, dtype)
     if precision.mode == "none":
         return f"{dtype} (from {stored.name})"
-    runs = f", multiplied in {dtype}" if stored.is_fp8 else ""
-    return f"{stored.name} as shipped{runs}" + (_rest(model, dtype) if stored.method != "awq" else "")
+    runs = f", multiplied in {dtype}" if "FP8" in stored.name or stored.is_fp8 else ""
+    return f"{stored.name} as shipped{runs}" + _rest(model, dtype)
 
 
 def gguf_label(model: PreTrainedModel, name: str) -> str:
@@ -68,6 +69,8 @@ def _layer_weights(model: PreTrainedModel) -> Iterator[tuple[int, bool]]:
             yield module.in_features * module.out_features, module.matrix is None or _has_few_bits(module.matrix)
         elif kind in ("Linear4bit", "Linear8bitLt"):
             yield int(module.in_features) * int(module.out_features), True
+        elif isinstance(module, OwnExperts):
+            yield module.weights, True
         elif isinstance(module, (FP8Linear, FP8Experts)):
             yield from ((p.numel(), True) for p in module.parameters(recurse=False) if p.element_size() == 1)
         else:

@@ -25,7 +25,7 @@ class NativeMatrix:
     if that is lossless, else as float32.
     """
 
-    __slots__ = ("columns", "is_dequantised", "kernels", "kind", "rows", "struct", "tensors")
+    __slots__ = ("columns", "is_dequantised", "kernels", "kind", "order", "rows", "struct", "tensors")
 
     def __init__(self, stored: Stored | Coded, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
         """Raises `ValueError` for sizes that do not fit together, and for scales that are no finite numbers."""
@@ -38,13 +38,15 @@ class NativeMatrix:
         if bias is not None and tuple(bias.shape) != (self.rows,):
             raise ValueError(f"a bias of {list(bias.shape)} numbers does not belong to {self.rows} outputs")
         grid: Grid | None = None
+        self.order: torch.Tensor | None = None
         tables: dict[str, torch.Tensor | None] = {}
         if isinstance(matrix, torch.Tensor):
             self.kind, tiles = tiles_of_numbers(matrix, lanes)
         else:
             grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes)
-            self.kind = grid.kind
+            self.kind, self.order = grid.kind, grid.order
             tables = {"levels": grid.levels, "nested": factors_for(grid, self.rows, self.columns, lanes)}
+        tables["order"] = self.order
         tables["bias"] = None if bias is None else _lengthened(bias.float(), padded(self.rows, lanes))
         self._point_at(grid, tiles | {name: table for name, table in tables.items() if table is not None})
 
@@ -72,7 +74,7 @@ class NativeMatrix:
         if x.shape[1] != self.columns:
             raise ValueError(f"{x.shape[1]} inputs do not fit a matrix with {self.columns} columns")
         y = torch.empty(x.shape[0], padded_rows(self.rows, self.kernels))
-        x = x.contiguous()
+        x = x.contiguous() if self.order is None else x.index_select(1, self.order)
         self.kernels.keepwarm_multiply(
             ctypes.byref(self.struct), x.shape[0], x.data_ptr(), y.data_ptr(), torch.get_num_threads()
         )
@@ -87,7 +89,7 @@ class NativeMatrix:
         self.kernels.keepwarm_rows(
             ctypes.byref(self.struct), ids.numel(), places.data_ptr(), numbers.data_ptr(), torch.get_num_threads()
         )
-        return numbers
+        return numbers if self.order is None else torch.empty_like(numbers).index_copy_(1, self.order.long(), numbers)
 
 
 class NativeLinear(nn.Module):

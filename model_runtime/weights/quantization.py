@@ -27,10 +27,10 @@ def choose_precision(
     `ModelLoadError` for a setting that contradicts the checkpoint's own."""
     mode, note = asked, None
     if stored is not None:
-        mode = stored.mode_for(asked)
+        mode = stored.mode_for(asked, device)
         why = "the checkpoint is already quantised"
-        if stored.is_decompressed:
-            why = f"{stored.name} decompresses the weights to run them"
+        if not stored.keeps_bits_on(device):
+            why = f"{stored.name} weights keep their bits on a CPU only"
     elif asked == "auto":
         mode = "shipped" if has_shipped_grid else "nf4"
         why = "a GGUF keeps its own grid" if has_shipped_grid else "its weights are 16- or 32-bit numbers"

@@ -38,7 +38,8 @@ def test_the_gptq_checkpoint_has_the_layout_it_says(tmp_path: Path, monkeypatch:
     assert stored.name == "4-bit GPTQ"
     monkeypatch.setattr("model_runtime.loading.checks.format_check._is_installed", lambda module: False)
     with pytest.raises(Exception, match="optimum and gptqmodel are missing"):
-        check_format("gptq", stored, "cpu", dequantises=False)
+        check_format("gptq", stored, "cuda:0", dequantises=False)
+    check_format("gptq", stored, "cpu", dequantises=False)
     with safe_open(tmp_path / "gptq" / "model.safetensors", framework="pt") as file:
         name = "model.layers.0.mlp.down_proj"  # 256 outputs, 512 inputs
         shapes = {part: tuple(file.get_tensor(f"{name}.{part}").shape) for part in ("qweight", "qzeros", "scales")}

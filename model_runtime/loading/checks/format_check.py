@@ -8,13 +8,14 @@ from collections.abc import Container, Iterable, Mapping
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoQuantizationConfig
 
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.weights.checkpoint_formats.compressed_settings import rounded_activations
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
+from model_runtime.weights.own_layers.formats import OwnFormat, own_format
 
 # What a format's quantiser imports, and the name of the package that has it.
 _PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "gptq": (("optimum", "optimum"), ("gptqmodel", "gptqmodel")),
     "awq": (("gptqmodel", "gptqmodel"),),
-    "compressed-tensors": (("compressed_tensors", "compressed-tensors"),),
     "mxfp4": (("kernels", "kernels"), ("triton", "triton")),
 }
 _OTHER_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
@@ -25,6 +26,11 @@ _QUANTISED_DTYPES = frozenset({"I8", "U8", "I16", "I32"})
 def check_format(name: str, stored: StoredFormat, device: str, dequantises: bool) -> None:
     """Raises `ModelLoadError` that names what is missing to run the format on `device`. `dequantises`: its weights
     become 16- or 32-bit numbers as they are loaded."""
+    own = own_format(stored)
+    if stored.is_own_on(device, dequantises):
+        if own is not None:
+            _check_own(name, stored, own, dequantises)
+        return
     if stored.is_fp8:
         return
     if _key(stored) not in AUTO_QUANTIZER_MAPPING:
@@ -34,7 +40,8 @@ def check_format(name: str, stored: StoredFormat, device: str, dequantises: bool
         )
     missing = [package for module, package in _PACKAGES.get(stored.method, ()) if not _is_installed(module)]
     if missing and not (dequantises and stored.method == "mxfp4"):
-        hint = "or run it de-quantised with --quantization none" if stored.method == "mxfp4" else None
+        can_be_plain = stored.method == "mxfp4" or own is not None
+        hint = "or run it de-quantised with --quantization none" if can_be_plain else None
         raise ModelLoadError(_refusal(name, stored, missing, hint))
     if dequantises:
         return
@@ -49,6 +56,21 @@ def check_format(name: str, stored: StoredFormat, device: str, dequantises: bool
         raise ModelLoadError(
             f"{name} is stored as {stored.name}, which cannot be run on {device}: {reason.rstrip('.')}."
         ) from error
+
+
+def _check_own(name: str, stored: StoredFormat, own: OwnFormat, dequantises: bool) -> None:
+    why = own.refusal(stored.settings)
+    if why is not None:
+        raise ModelLoadError(
+            f"{name} is stored as {stored.name} with {why}, which this version cannot read. Choose another "
+            "checkpoint of this model."
+        )
+    rounded = rounded_activations(stored.settings) if stored.method == "compressed-tensors" else None
+    if rounded is not None and not dequantises:
+        raise ModelLoadError(
+            f"{name} is stored as {stored.name} for activations that are rounded to {rounded}, which is not done here. "
+            "--quantization none runs its weights de-quantised, with activations that are not rounded."
+        )
 
 
 def check_plain(

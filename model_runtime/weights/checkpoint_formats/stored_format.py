@@ -8,6 +8,7 @@ from typing import Any
 
 from model_runtime.interface.config import Quantization
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.weights.checkpoint_formats import compressed_settings
 
 FP8_METHODS = frozenset({"fp8", "mxfp8"})
 _NAMES = {
@@ -16,9 +17,13 @@ _NAMES = {
     "mxfp4": "4-bit MXFP4",
     "awq": "AWQ",
     "gptq": "GPTQ",
+    "fbgemm_fp8": "8-bit FP8 (fbgemm)",
 }
+# Formats that our own layers read: at their own bits on a CPU, and de-quantised on every device.
+OWN_METHODS = frozenset({"gptq", "awq", "compressed-tensors", "fbgemm_fp8"})
+_ON_A_CPU_ONLY = frozenset({"compressed-tensors", "fbgemm_fp8"})
 # Formats whose weights can be made 16- or 32-bit numbers again while they are loaded.
-_DEQUANTISED = FP8_METHODS | {"bitsandbytes", "mxfp4", "compressed-tensors"}
+_DEQUANTISED = FP8_METHODS | OWN_METHODS | {"bitsandbytes", "mxfp4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,9 @@ class StoredFormat:
         if self.method == "bitsandbytes":
             kind = str(self.settings.get("bnb_4bit_quant_type", "fp4")).upper()
             return f"4-bit {kind} (bitsandbytes)" if self.bits == 4 else "8-bit (bitsandbytes)"
+        if self.method == "compressed-tensors":
+            kinds = compressed_settings.kinds(self.settings)
+            return f"{' and '.join(kinds)} compressed-tensors" if kinds else "compressed-tensors"
         name = _NAMES.get(self.method, self.method)
         return f"{self.bits}-bit {name}" if self.bits and "-bit" not in name else name
 
@@ -53,15 +61,25 @@ class StoredFormat:
         return self.method in FP8_METHODS
 
     @property
-    def is_decompressed(self) -> bool:
-        """Whether its library makes the weights 16- or 32-bit numbers in any case, at load or at the first forward."""
-        return self.method == "compressed-tensors"
+    def is_own(self) -> bool:
+        """Whether our own layers read it, without the package that made it."""
+        return self.method in OWN_METHODS or (self.method == "bitsandbytes" and self.bits == 8)
 
-    def mode_for(self, asked: Quantization) -> Quantization:
+    def is_own_on(self, device: str, dequantises: bool) -> bool:
+        """Whether our own layers read it for this device; MXFP4 on a CPU only, since transformers de-quantises it."""
+        if self.method == "mxfp4":
+            return device == "cpu" and not dequantises
+        return self.is_own and (device == "cpu" or dequantises)
+
+    def keeps_bits_on(self, device: str) -> bool:
+        """Whether it can run at its own bits there, its package installed or not."""
+        return device == "cpu" or self.method not in _ON_A_CPU_ONLY
+
+    def mode_for(self, asked: Quantization, device: str) -> Quantization:
         """ "shipped", or "none" for de-quantised weights. Raises `ModelLoadError` for a setting that contradicts the
         checkpoint: quantising twice would lose more than either setting says."""
         if asked in ("auto", "shipped"):
-            return "none" if self.is_decompressed else "shipped"
+            return "shipped" if self.keeps_bits_on(device) else "none"
         if asked == "none":
             if self.method in _DEQUANTISED:
                 return "none"

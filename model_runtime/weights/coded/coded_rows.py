@@ -1,7 +1,8 @@
 """A block-quantised matrix, whatever its format: codes, scales and minimums, one entry for each that the format has.
 
-Codes have 2 to 8 bits or are places in a table of sixteen levels. A run of 16, 32, 64 or more columns shares a scale,
-which may be a byte times a half that 256 columns share. Nothing here is rounded, and rows can be taken in any order.
+Codes have 2 to 8 bits, are numbers of 8 bits or places in a table of sixteen levels. A run of 16, 32, 64 or more
+columns shares a scale, which may be a byte times a half that 256 columns share. Nothing here is rounded, and rows can
+be taken in any order.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class Kind(IntEnum):
     Q6 = 4
     Q8 = 5
     LEVELS = 6
-    HALF = 7
-    BRAIN = 8
-    SINGLE = 9
+    FP8 = 7
+    INT8 = 8
+    HALF = 9
+    BRAIN = 10
+    SINGLE = 11
 
 
 class Scales(IntEnum):
@@ -39,6 +42,7 @@ class Scales(IntEnum):
     POWERS = 3
     FLOATS = 4
     NESTED = 5
+    BRAINS = 6
 
 
 SCALE_DTYPES = {
@@ -48,14 +52,17 @@ SCALE_DTYPES = {
     Scales.POWERS: torch.uint8,
     Scales.FLOATS: torch.float32,
     Scales.NESTED: torch.uint8,
+    Scales.BRAINS: torch.bfloat16,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What all rows of a format have in common: `run` columns share a scale; a weight is `scale * (code - offset)`,
-    `scale * code + minimum` if there are minimums, or `scale * levels[code]`. `nested` float32 `[257 + ..]`: the table
-    of 256 numbers that scales are places in, what is added to each, and the factors of 256 scales each."""
+    """What all rows of a format have in common: `run` columns, a power of two, share a scale; the last run of a row may
+    be shorter. A weight is `scale * (code - offset)`, `scale * (code - zero)` or `scale * code + minimum` if there are
+    zeros or minimums, or `scale * levels[code]`. `order` int32 `[K]`: which input each column of the codes belongs to.
+    `nested` float32 `[257 + ..]`: the table of 256 numbers that scales are places in, what is added to each, and the
+    factors of 256 scales each."""
 
     kind: Kind
     scales: Scales
@@ -63,18 +70,25 @@ class Grid:
     offset: int = 0
     levels: torch.Tensor | None = None
     nested: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+
+    def runs(self, columns: int) -> int:
+        """How many scales a row of so many columns has."""
+        return -(-columns // self.run)
 
 
 @dataclass(frozen=True, slots=True)
 class CodedRows:
-    """Rows of a matrix. `codes` uint8 `[n, K]`, int8 for `Kind.Q8`; `scale` and `minimum` `[n, K/run]` in the dtype of
-    the grid's scales; `super_scale` and `super_minimum` float16 `[n, K/256]`."""
+    """Rows of a matrix. `codes` uint8 `[n, K]`, int8 for `Kind.Q8` and `Kind.INT8`; `scale` and `minimum` `[n, runs]`
+    in the dtype of the grid's scales; `super_scale` and `super_minimum` float16 `[n, K/256]`; `zero` int8 `[n,
+    runs]`."""
 
     codes: torch.Tensor
     scale: torch.Tensor
     minimum: torch.Tensor | None = None
     super_scale: torch.Tensor | None = None
     super_minimum: torch.Tensor | None = None
+    zero: torch.Tensor | None = None
 
 
 @runtime_checkable

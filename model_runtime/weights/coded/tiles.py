@@ -18,10 +18,14 @@ _BITS = {
     Kind.Q6: (4, 2),
     Kind.Q8: (8, 0),
     Kind.LEVELS: (4, 0),
+    Kind.FP8: (8, 0),
+    Kind.INT8: (8, 0),
 }
 _NUMBERS = {Kind.HALF: torch.float16, Kind.BRAIN: torch.bfloat16, Kind.SINGLE: torch.float32}
-_LARGEST_POWER = 252  # 12 * 2^(252 - 128) is the largest weight that is finite
+# Of exponents: 12 * 2^(252 - 128), a doubled level of FP4, and 448 * 2^(247 - 128) are the largest finite weights.
+_LARGEST_POWERS = {Kind.LEVELS: 252, Kind.FP8: 247}
 COLUMNS = 32  # the kernels need a multiple
+_SHORT_RUNS = (Kind.Q2, Kind.Q3, Kind.Q6)  # whose scales the kernels read every 16 columns; of others, every 32
 
 
 def tiles_of_coded(matrix: Coded, lanes: int) -> dict[str, torch.Tensor]:
@@ -66,8 +70,8 @@ def _holds(numbers: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def _check(part: CodedRows, grid: Grid, rows: int, columns: int) -> None:
-    scales, blocks = (rows, columns // grid.run), (rows, columns // BLOCK)
-    expected = {"codes": (rows, columns), "scale": scales, "minimum": scales}
+    scales, blocks = (rows, grid.runs(columns)), (rows, columns // BLOCK)
+    expected = {"codes": (rows, columns), "scale": scales, "minimum": scales, "zero": scales}
     expected |= {"super_scale": blocks, "super_minimum": blocks}
     for name, shape in expected.items():
         tensor: torch.Tensor | None = getattr(part, name)
@@ -77,10 +81,14 @@ def _check(part: CodedRows, grid: Grid, rows: int, columns: int) -> None:
             raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
         if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
             raise ValueError("one of its blocks has a scale that is not a finite number")
-    if grid.scales is Scales.POWERS and int(part.scale.max()) > _LARGEST_POWER:
+    if grid.scales is Scales.POWERS and int(part.scale.max()) > _LARGEST_POWERS[grid.kind]:
         raise ValueError("one of its blocks has a scale that is not a finite number")
-    if part.scale.dtype != SCALE_DTYPES[grid.scales] or columns % grid.run:
+    if part.scale.dtype != SCALE_DTYPES[grid.scales] or not _fits_kernels(grid):
         raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
+
+
+def _fits_kernels(grid: Grid) -> bool:
+    return grid.run >= (16 if grid.kind in _SHORT_RUNS else 32) and not grid.run & (grid.run - 1)
 
 
 def _planes(part: CodedRows, grid: Grid) -> Iterator[tuple[str, torch.Tensor]]:
@@ -89,7 +97,7 @@ def _planes(part: CodedRows, grid: Grid) -> Iterator[tuple[str, torch.Tensor]]:
     yield "codes", _words(codes & (2**low - 1) if high else codes, low)
     if high:
         yield "high", _words(codes >> low, high)
-    for name in ("scale", "minimum", "super_scale", "super_minimum"):
+    for name in ("scale", "minimum", "super_scale", "super_minimum", "zero"):
         tensor: torch.Tensor | None = getattr(part, name)
         if tensor is not None:
             yield name, tensor
@@ -118,6 +126,6 @@ def factors_for(grid: Grid, rows: int, columns: int, lanes: int) -> torch.Tensor
     """The grid's `nested` with a factor for the scales of padding rows too, which the kernels read."""
     if grid.scales is not Scales.NESTED or grid.nested is None:
         return None
-    scales = padded(rows, lanes) * (columns // grid.run)
+    scales = padded(rows, lanes) * grid.runs(columns)
     missing = 257 + -(-scales // 256) - grid.nested.numel()
     return torch.cat([grid.nested, grid.nested.new_zeros(max(0, missing))]).contiguous()

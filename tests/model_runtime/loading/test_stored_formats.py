@@ -15,9 +15,11 @@ from model_runtime.forward.native_forward import runs_natively
 from model_runtime.interface.config import EngineConfig, ModelConfig, Quantization
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.interface.protocol import ModelInfo
+from model_runtime.loading.checks.format_check import check_format
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
 from model_runtime.weights.checkpoint_formats.fp8 import dequantised
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.coded.coded_rows import Kind
 from model_runtime.weights.native_matrix import NativeLinear
 from tests.conftest import TinyDir
@@ -64,8 +66,9 @@ def test_fp8_stays_at_8_bits_and_equals_the_de_quantised_model(
     directory = fp8_checkpoint(tiny_dir(name), tmp_path / "fp8", block)
     loaded = load(directory)
     assert loaded.quantization == "8-bit FP8 as shipped, multiplied in float32"
-    eights = [p for p in loaded.model.parameters() if p.dtype == torch.float8_e4m3fn]
-    assert len(eights) >= 3 * 7
+    own = [m.matrix for m in loaded.model.modules() if isinstance(m, NativeLinear) and m.matrix is not None]
+    assert [matrix.kind for matrix in own].count(Kind.FP8) >= 3 * 7
+    assert not [p for p in loaded.model.parameters() if p.dtype == torch.float8_e4m3fn]
     expected = full_read(read_by_transformers(directory, dequantize=True), LEDGER)
     assert gap(full_read(loaded.model, LEDGER), expected) < EXACT
     plain = load(directory, "none")
@@ -74,11 +77,12 @@ def test_fp8_stays_at_8_bits_and_equals_the_de_quantised_model(
     assert plain.fingerprint != loaded.fingerprint
 
 
-def test_a_conversation_of_an_fp8_model_equals_one_read(tiny_dir: TinyDir, tmp_path: Path) -> None:
-    directory = fp8_checkpoint(tiny_dir("llama"), tmp_path / "fp8", (32, 32))
+def test_a_conversation_of_an_fp8_model_equals_one_read_to_the_bit(tiny_dir: TinyDir, tmp_path: Path) -> None:
+    directory = fp8_checkpoint(tiny_dir("wide_llama"), tmp_path / "fp8", (64, 64))
     loaded = load(directory)
+    assert runs_natively(loaded.model)
     reference = full_read(read_by_transformers(directory, dequantize=True), LEDGER)
-    watched = WatchedEngine(loaded)
+    watched = WatchedEngine(loaded, EngineConfig(prefill_chunk_tokens=32, kv_dtype="float32"))
     try:
         info: ModelInfo = watched.engine.info
         assert info.quantization == "8-bit FP8 as shipped, multiplied in float32"
@@ -86,9 +90,26 @@ def test_a_conversation_of_an_fp8_model_equals_one_read(tiny_dir: TinyDir, tmp_p
         for turn in (20, 41, 60):
             watched.submit(kv, LEDGER[:turn]).wait()
             assert gap(watched.logits[tuple(LEDGER[:turn])], reference[turn - 1]) < EXACT
+        in_turns = watched.logits.pop(tuple(LEDGER))
+        watched.submit(watched.engine.new_kv(), LEDGER).wait()
+        assert torch.equal(watched.logits[tuple(LEDGER)], in_turns)
         watched.rest()
     finally:
         watched.close()
+
+
+@pytest.mark.parametrize("block", [(16, 16), (48, 24)], ids=str)
+def test_fp8_in_blocks_that_the_kernels_cannot_read_runs_in_torch(
+    block: Block, tiny_dir: TinyDir, tmp_path: Path
+) -> None:
+    directory = fp8_checkpoint(tiny_dir("llama"), tmp_path / "fp8", block)
+    loaded = load(directory)
+    assert loaded.quantization == "8-bit FP8 as shipped, multiplied in float32"
+    weight = load_file(tiny_dir("llama") / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    layer: Any = loaded.model.get_submodule("model.layers.0.mlp.up_proj")
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    expected = dequantised(*to_fp8(weight, block), block, torch.float32)
+    torch.testing.assert_close(layer(torch.eye(64)).T, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["fp8", "mxfp8"])
@@ -234,12 +255,19 @@ def test_a_conversation_in_four_bits_equals_one_read_to_the_bit(
         watched.close()
 
 
-def test_eight_bits_of_bitsandbytes_equal_transformers_own_read(tiny_dir: TinyDir, tmp_path: Path) -> None:
+def test_eight_bits_of_bitsandbytes_equal_its_own_de_quantised_weights(tiny_dir: TinyDir, tmp_path: Path) -> None:
+    """To the bit. Its own kernels also round activations to 8 bits, which is not done here."""
     directory = bitsandbytes_checkpoint(tiny_dir("llama"), tmp_path / "bnb", **INT8)
     loaded = load(directory)
     assert loaded.quantization == "8-bit (bitsandbytes) as shipped"
-    own = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map="cpu").eval()
-    assert gap(full_read(loaded.model, LEDGER), full_read(own, LEDGER)) < EXACT
+    own = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map="cpu")
+    whole = own.dequantize(dtype=torch.float32).eval()
+    held = loaded.model.get_submodule("model.layers.1.mlp.down_proj")
+    assert isinstance(held, NativeLinear)
+    assert held.matrix is not None
+    weight = whole.get_submodule("model.layers.1.mlp.down_proj").weight
+    assert torch.equal(held.matrix.take(torch.arange(64)), weight)
+    assert gap(full_read(loaded.model, LEDGER), full_read(whole, LEDGER)) < EXACT
 
 
 def test_our_own_four_bits_are_exact_too(tiny_dir: TinyDir, tmp_path: Path) -> None:
@@ -296,23 +324,7 @@ def test_a_flag_that_contradicts_the_checkpoint_is_refused(
 @pytest.mark.parametrize(
     ("settings", "asked", "sentence"),
     [
-        (
-            {"quant_method": "gptq", "bits": 4, "group_size": 128},
-            "auto",
-            "stored as 4-bit GPTQ; to run that, the Python packages optimum and gptqmodel are missing",
-        ),
-        (
-            {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
-            "auto",
-            "stored as 4-bit AWQ; to run that, the Python package gptqmodel is missing",
-        ),
-        (
-            {"quant_method": "compressed-tensors", "config_groups": {}},
-            "auto",
-            r"the Python package compressed-tensors is missing. Install it with `pip install compressed-tensors`",
-        ),
-        ({"quant_method": "mxfp4"}, "auto", r"kernels and triton are missing.*--quantization none"),
-        ({"quant_method": "gptq", "bits": 4}, "none", "stored as 4-bit GPTQ, which cannot be de-quantised here"),
+        ({"quant_method": "hqq"}, "none", "stored as hqq, which cannot be de-quantised here"),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, "auto", "stored as 'modelopt', a format that this version"),
         ({"quant_method": "hqq"}, "auto", "stored as hqq, which cannot be run on cpu"),
         ({"bits": 4}, "auto", "its quantization_config has no quant_method"),
@@ -333,6 +345,30 @@ def test_what_is_missing_is_named_before_weights_are_read(
     (directory / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=sentence):
         load(directory, asked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "packages"),
+    [
+        (
+            {"quant_method": "gptq", "bits": 4},
+            "stored as 4-bit GPTQ; to run that, .* optimum and gptqmodel are missing",
+        ),
+        (
+            {"quant_method": "awq", "bits": 4},
+            "stored as 4-bit AWQ; to run that, the Python package gptqmodel is missing",
+        ),
+    ],
+)
+def test_a_gpu_needs_the_packages_or_de_quantised_weights(
+    settings: dict[str, Any], packages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_runtime.loading.checks.format_check._is_installed", lambda module: False)
+    stored = StoredFormat(settings["quant_method"], settings)
+    with pytest.raises(ModelLoadError, match=f"{packages}.*--quantization none"):
+        check_format("made", stored, "cuda:0", dequantises=False)
+    for device, dequantises in (("cuda:0", True), ("cpu", False)):
+        check_format("made", stored, device, dequantises=dequantises)
 
 
 @pytest.mark.parametrize(

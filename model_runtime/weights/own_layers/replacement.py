@@ -1,0 +1,128 @@
+"""Runs quantised layers in our own CPU kernels, on the codes that the checkpoint or bitsandbytes made."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.finegrained_fp8 import FP8Linear
+
+from model_runtime.architecture.decoder_layout import has_common_layout
+from model_runtime.architecture.shape_check import check_decoder_shapes
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.weights.coded.coded_rows import Coded
+from model_runtime.weights.coded.eights import coded_fp8, coded_llm_int8
+from model_runtime.weights.coded.four_bits import coded_four_bits
+from model_runtime.weights.coded.numbers import dequantised_rows
+from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
+from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts, StoredExperts, plain_experts
+from model_runtime.weights.own_layers.quantizer import StoredLinear, names_of
+
+
+def has_coded_layers(model: PreTrainedModel) -> bool:
+    """Whether any layer has few bits that our own kernels could run."""
+    return any(_reader_of(module) is not None or isinstance(module, StoredExperts) for module in model.modules())
+
+
+def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
+    """Replaces the layers with few bits, and if there are any the head and the embeddings, whose numbers keep 16 bits
+    if they came with 16. Layers that the kernels cannot read stay what they are: bitsandbytes' with blocks that cross
+    the ends of rows, FP8 with blocks of odd sizes; `dequantise_stored` is for those of `StoredLinear`. A layer's old
+    weights are freed before the next one is packed."""
+    for name in [name for name, module in model.named_modules() if _reader_of(module) is not None]:
+        layer: Any = model.get_submodule(name)
+        coded = _coded(model, name, layer)
+        if coded is not None and coded.shape[1] % COLUMNS == 0:
+            bias = None if layer.bias is None else layer.bias.detach().float()
+            model.set_submodule(name, NativeLinear(_packed(model, name, coded, bias, kernels)))
+    for name in names_of(model, StoredExperts):
+        try:
+            model.set_submodule(name, OwnExperts(model.get_submodule(name), kernels))
+        except ValueError as error:
+            raise ModelLoadError(f"{type(model).__name__} cannot be used: in {name}, {error}.") from error
+    _replace_ends(model, kernels)
+    if has_common_layout(model):
+        check_decoder_shapes(model)
+
+
+def dequantise_stored(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:
+    """Puts plain layers in the place of all `StoredLinear` and `StoredExperts`, one at a time. Raises
+    `ModelLoadError`."""
+    for name in names_of(model, StoredLinear):
+        layer: Any = model.get_submodule(name)
+        coded = _coded(model, name, layer)
+        assert coded is not None
+        weight = dequantised_rows(coded, dtype).to(device)
+        with torch.device("meta"):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if layer.bias is not None:
+            linear.bias = nn.Parameter(layer.bias.detach().to(device=device, dtype=dtype), requires_grad=False)
+        model.set_submodule(name, linear.eval())
+    for name in names_of(model, StoredExperts):
+        model.set_submodule(name, plain_experts(model.get_submodule(name), dtype, device))
+
+
+def _reader_of(module: nn.Module) -> Callable[[Any], Coded | None] | None:
+    """What makes codes and scales of the layer; None for a layer that has no few bits."""
+    if isinstance(module, StoredLinear):
+        return StoredLinear.coded
+    if isinstance(module, FP8Linear):
+        return _fp8
+    return _BITSANDBYTES.get(type(module).__name__)
+
+
+def _coded(model: PreTrainedModel, name: str, layer: nn.Module) -> Coded | None:
+    reader = _reader_of(layer)
+    assert reader is not None
+    try:
+        return reader(layer)
+    except ValueError as error:
+        if not isinstance(layer, StoredLinear):
+            return None
+        raise ModelLoadError(f"{type(model).__name__} cannot be used: {name} has {error}.") from error
+
+
+def _packed(
+    model: PreTrainedModel, name: str, coded: Coded, bias: torch.Tensor | None, kernels: ctypes.CDLL
+) -> NativeMatrix:
+    try:
+        return NativeMatrix(coded, bias, kernels)
+    except ValueError as error:
+        raise ModelLoadError(f"{type(model).__name__} cannot be used: in {name}, {error}.") from error
+
+
+def _fp8(layer: Any) -> Coded | None:
+    if layer.weight.element_size() > 1:
+        return None
+    block = None if layer.block_size is None else (int(layer.block_size[0]), int(layer.block_size[1]))
+    return coded_fp8(layer.weight.detach(), layer.weight_scale_inv.detach(), block)
+
+
+def _llm_int8(layer: Any) -> Coded | None:
+    largest = getattr(layer.weight, "SCB", None)
+    if largest is None or layer.weight.dtype != torch.int8:
+        return None
+    return coded_llm_int8(layer.weight.detach(), largest.detach())
+
+
+_BITSANDBYTES: dict[str, Callable[[Any], Coded | None]] = {"Linear4bit": coded_four_bits, "Linear8bitLt": _llm_int8}
+
+
+def _replace_ends(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.in_features % COLUMNS:
+        return
+    matrix = NativeMatrix(head.weight.detach(), None if head.bias is None else head.bias.detach(), kernels)
+    is_tied = head.weight is getattr(embedding, "weight", None) and head.bias is None
+    model.set_output_embeddings(NativeLinear(matrix))
+    factor = getattr(embedding, "embed_scale", None)
+    if type(embedding) is nn.Embedding or isinstance(factor, torch.Tensor):
+        table = matrix if is_tied else NativeMatrix(embedding.weight.detach(), None, kernels)
+        model.set_input_embeddings(
+            NativeEmbedding(table, is_shared=is_tied, factor=1.0 if factor is None else float(factor))
+        )
