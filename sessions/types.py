@@ -90,7 +90,7 @@ class Receipt:
     sampled_tokens: int
     tier_before: Tier
     ttft_s: float | None  # with the time of a restore
-    waited_s: float  # in the queue, before the engine began
+    waited_s: float  # before the engine began, in the queue or for another turn's reading
     prefill_s: float
     decode_s: float
     saved_s: float  # estimated seconds that reading everything would have taken longer
@@ -106,6 +106,7 @@ class Receipt:
     shared_title: str = ""  # its title now, "" when it was deleted; not stored
     ahead_tokens: int = 0  # of the reused: read while the message was typed, or while no run waited
     is_reuse_reported: bool = True
+    shared_wait_s: float = 0.0  # of the wait: while another turn of the owner read what this one begins with
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -177,6 +178,7 @@ class RunSnapshot:
     phase: RunPhase
     text: str
     queue_position: int = 0  # 1 = next, 0 = not waiting
+    is_sharing: bool = False  # waiting while another turn reads what it begins with
     fed_tokens: int = 0
     total_tokens: int = 0  # that this turn has to read
     sampled_tokens: int = 0

@@ -70,10 +70,11 @@ class Usage(BaseModel):
 
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it belongs to; `miss_reason` says why more tokens were fed
-    than the turn added. `stored` is false while the answer is only in the server's memory, because its disk is full or
-    broken. `fed` and `reused` are null where a remote engine does not report them. `ignored` names the fields of the
-    request that say nothing about the answer and changed nothing; `notes` are sentences about how the request was
-    honoured."""
+    than the turn added. Of the reused tokens, `copied` came from another conversation, `copied_from`; `shared_wait_ms`
+    of the wait went by while another request had the same beginning read. `stored` is false while the answer is only in
+    the server's memory, because its disk is full or broken. `fed` and `reused` are null where a remote engine does not
+    report them. `ignored` names the fields of the request that say nothing about the answer and changed nothing;
+    `notes` are sentences about how the request was honoured."""
 
     session_id: str
     fed: int | None
@@ -82,6 +83,9 @@ class Receipt(BaseModel):
     ttft_ms: float | None
     waited_ms: float
     saved_ms: float
+    copied: int
+    copied_from: str | None
+    shared_wait_ms: float
     miss_reason: str | None
     miss_detail: str | None
     stored: bool

@@ -33,7 +33,7 @@ def details(receipt: Receipt, place: units.TierWords = units.CPU_WORDS) -> list[
         rows.append(("of these, copied", value, "A shared prefix: both conversations begin with the same tokens."))
     rows.append(("New", _read(receipt), "Tokens fed to the model for this answer (prefill)."))
     if receipt.waited_s >= 0.05:
-        rows.append(("Waited", units.seconds(receipt.waited_s), "In the queue, for room in memory or for the model."))
+        rows.append(("Waited", _waited(receipt), "In the queue, for room in memory or for the model."))
     if receipt.ttft_s is not None:
         value = f"after {units.seconds(receipt.ttft_s)}"
         rows.append(("First word", value, "Time to first token, with everything that was brought back for it."))
@@ -86,6 +86,13 @@ def _read(receipt: Receipt) -> str:
     if receipt.fed_tokens != receipt.delta_tokens:
         text += f" (this message added {units.tokens(receipt.delta_tokens)})"
     return text
+
+
+def _waited(receipt: Receipt) -> str:
+    waited = units.seconds(receipt.waited_s)
+    if receipt.shared_wait_s < 0.05:
+        return waited
+    return f"{waited}, of these {units.seconds(receipt.shared_wait_s)} while another answer had the same text read"
 
 
 def _written(receipt: Receipt) -> str:

@@ -64,7 +64,7 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
     ahead_tokens = _ahead_tokens(run, lease, event)
     # What was read ahead was read for this turn all the same: it saved waiting, not reading.
     kept_tokens = event.reused_tokens - ahead_tokens
-    saved_s = estimate_read_s(0, whole) - estimate_read_s(kept_tokens, whole) - restored.seconds
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(kept_tokens, whole) - restored.seconds - run.shared_wait_s
     return Receipt(
         fed_tokens=event.fed_tokens,
         delta_tokens=turn.delta_tokens,
@@ -87,6 +87,7 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         ahead_tokens=ahead_tokens,
         shared_tokens=_shared_tokens(run, event),
         shared_from=run.restored.shared.conversation_id if _shared_tokens(run, event) and run.restored.shared else "",
+        shared_wait_s=run.shared_wait_s,
     )
 
 

@@ -89,6 +89,7 @@ class Recorder:
             match event:
                 case PrefillProgress():
                     run.read(event)
+                    self._note_read(run, event.total_tokens - event.fed_tokens)
                 case TokenDelta():
                     run.sample(event)
                     self._note_gap(run)
@@ -97,6 +98,11 @@ class Recorder:
         except Exception:
             log.exception("recording_failed message=%d event=%s", run.message_id, type(event).__name__)
             self._fail(run, event)
+
+    def _note_read(self, run: Run, unread_tokens: int) -> None:
+        """Others may wait for that much of what it reads."""
+        if run.reading is not None:
+            self._memory.readings.read(run.reading, len(run.plan.turn.ledger) - unread_tokens)
 
     def _note_gap(self, run: Run) -> None:
         now = time.monotonic()
@@ -185,6 +191,8 @@ class Recorder:
                 self._give_back(run, run.lease)
             except Exception:
                 log.exception("lease_not_settled message=%d", run.message_id)
+        if run.reading is not None:
+            self._memory.readings.ended(run.reading)
         self._runs.retire(run)
         run.finish(message)
 

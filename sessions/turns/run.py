@@ -17,6 +17,7 @@ from sessions.awake import patiently
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.ledger.ledger import Turn
 from sessions.ledger.raw_prompt import RawPrompt
+from sessions.memory.device.readings import Reading
 from sessions.memory.device.slots import Ticket
 from sessions.memory.memory_records import NOT_RESTORED, Lease, Restored
 from sessions.store.tables.losses import SavedLoss
@@ -56,6 +57,8 @@ class Run:
         self.plan = plan
         self.ticket = Ticket(plan.conversation_id, plan.owner_id, promised_bytes, self._moved)
         self.lease: Lease | None = None
+        self.reading: Reading | None = None  # what it reads, where others may wait for it
+        self.shared_wait_s = 0.0  # of the time it waited: while another turn read its beginning
         self.restored: Restored = NOT_RESTORED
         self.waited_s = 0.0
         self.failure: str | None = None  # a sentence: our own code failed while the engine worked
@@ -123,10 +126,14 @@ class Run:
         if self._generation is not None:
             self._generation.abort()
 
+    def shares(self) -> None:
+        """It waits while another turn reads what it begins with."""
+        self._change(is_sharing=True)
+
     def leased(self, lease: Lease) -> None:
         self.lease = lease
         self.waited_s = time.monotonic() - self._created_at
-        self._change(phase=RunPhase.READING, queue_position=0)
+        self._change(phase=RunPhase.READING, queue_position=0, is_sharing=False)
 
     def started(self, generation: Generation) -> None:
         self._generation = generation
@@ -172,7 +179,7 @@ class Run:
         return self.done_at is not None
 
     def _moved(self, place: int) -> None:
-        self._change(queue_position=place)
+        self._change(queue_position=place, is_sharing=False)
 
     def _change(self, **changes: Any) -> None:
         with self._changed:

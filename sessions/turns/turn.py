@@ -103,9 +103,12 @@ class Turns:
         self._memory.admit(conversation.owner_id, conversation.conversation_id, promised_bytes)
         run = Run(self._commit(new), promised_bytes)
         self.runs.add(run)
-        self._memory.enter(run.ticket)
+        run.reading = self._memory.announce(run.plan.owner_id, run.conversation_id, turn)
+        waits = self._memory.must_wait(run.reading)
+        if not waits:
+            self._memory.enter(run.ticket)
         try:
-            threading.Thread(target=self._answer, args=(run,), name="keepwarm-turn", daemon=True).start()
+            threading.Thread(target=self._answer, args=(run, waits), name="keepwarm-turn", daemon=True).start()
         except RuntimeError:  # the machine gives this process no more threads
             self._memory.leave(run.ticket)
             self.recorder.put(run, failed("The server is out of threads. Try again in a moment."))
@@ -155,10 +158,13 @@ class Turns:
             affinity=affinity_of(conversation),
         )
 
-    def _answer(self, run: Run) -> None:
-        """Lease, restore, submit: on the run's own thread. Never raises: the run ends with a sentence."""
+    def _answer(self, run: Run, waits: bool) -> None:
+        """Lease, restore, submit: on the run's own thread, first of all for what another turn `waits` to be read. Never
+        raises: the run ends with a sentence."""
         plan = run.plan
         try:
+            if waits:
+                self._wait_for_beginning(run)
             lease = run.ticket.wait()
             if lease is None:  # stopped while it waited
                 self.recorder.put(run, aborted())
@@ -183,10 +189,20 @@ class Turns:
             log.exception("turn_not_started message=%d", run.message_id)
             self.recorder.put(run, failed("The model could not start on this answer. Regenerate it to try again."))
 
+    def _wait_for_beginning(self, run: Run) -> None:
+        """Waits while another turn of the owner reads what this one begins with, then joins the queue."""
+        assert run.reading is not None
+        run.shares()
+        run.shared_wait_s = self._memory.wait_for_beginning(run.reading, lambda: run.stop_asked)
+        self._memory.enter(run.ticket)
+        if run.stop_asked:  # perhaps before the ticket was in the queue
+            self._memory.leave(run.ticket)
+
     def stop(self, run: Run) -> None:
         """It ends within one step, or leaves the queue."""
         run.ask_to_stop()
         self._memory.leave(run.ticket)
+        self._memory.readings.look_again()
 
     def interrupt(self, runs: Iterable[Run]) -> None:
         """Like `stop`, because the server ends."""
