@@ -51,7 +51,14 @@ def details(receipt: Receipt, place: units.TierWords = units.CPU_WORDS) -> list[
         rows.append(("Why", receipt.choice, "The expected times of restoring and of reading again."))
     if receipt.miss_detail:
         rows.append(("Why it was read again", receipt.miss_detail, "What kept the saved memory from being used."))
+    if receipt.parting is not None and receipt.miss_reason is not MissReason.HISTORY_CHANGED:  # that says it already
+        hint = "The first place at which the tokens differ from those that are kept. What comes later is read again."
+        rows.append(("Where it differs", _capitalised(receipt.parting.place), hint))
     return rows
+
+
+def _capitalised(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _kept(receipt: Receipt, place: units.TierWords) -> str:
@@ -62,6 +69,8 @@ def _kept(receipt: Receipt, place: units.TierWords) -> str:
             return "nothing: this is the first message"
         if receipt.miss_reason is MissReason.ROPE_CHANGED:
             return "nothing: what is kept was computed for another length"
+        if receipt.miss_reason is MissReason.HISTORY_CHANGED:
+            return "nothing: its beginning differs from what is kept"
         if receipt.miss_reason is MissReason.ENGINE_HELD_LESS:
             return "nothing: the engine had none of it"
         return "nothing of this conversation was kept"

@@ -20,7 +20,7 @@ from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.store import Store
 from sessions.turns.one_call import end_after_first_call
-from sessions.turns.receipt import engine_receipt, outcome, receipt
+from sessions.turns.receipt import engine_receipt, outcome, receipt, with_branch
 from sessions.turns.run import Run, RunTable
 from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
 from sessions.types import MessageStatus, MessageView, Receipt
@@ -128,6 +128,7 @@ class Recorder:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
         cost = receipt if self._engine.info.keeps_kv else engine_receipt
         stored = cost(run, event, self._engine.estimate_read_s)
+        stored = with_branch(stored, run, self._template) if stored is not None else None
         text, run.finish_reason = end_after_first_call(run, run.complete(event), event.reason, self._template)
         end = AnswerEnd(
             text,

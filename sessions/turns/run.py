@@ -21,7 +21,7 @@ from sessions.memory.device.readings import Reading
 from sessions.memory.device.slots import Ticket
 from sessions.memory.memory_records import NOT_RESTORED, Lease, Restored
 from sessions.store.tables.losses import SavedLoss
-from sessions.types import MessageView, RunPhase, RunSnapshot
+from sessions.types import MessageView, Parting, RunPhase, RunSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ class RunPlan:
     has_one_call: bool = False  # it ends after its first call
     is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
     affinity: str = ""  # as in `GenerationRequest`
+    parting: Parting | None = None  # where its history parts from the one that is kept
+    is_resent: bool = False  # the request brought earlier answers
+    notes: tuple[str, ...] = ()  # sentences for its client
+    outline: tuple[tuple[int, str], ...] = ()  # where each message above begins in the ledger, and its role
 
 
 class Run:
