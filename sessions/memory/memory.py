@@ -206,8 +206,17 @@ class Memory:
         other = self.saved_kvs.chain(owner_id, lease.conversation_id, ids, is_long_rope=not is_long)
         return other.useful_tokens >= warm_tokens
 
-    def save(self, lease: Lease, owner_id: str, ids: tuple[int, ...], prompt_tokens: int, message_id: int) -> None:
-        """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background."""
+    def save(
+        self,
+        lease: Lease,
+        owner_id: str,
+        ids: tuple[int, ...],
+        prompt_tokens: int,
+        message_id: int,
+        lender_id: str = "",
+    ) -> None:
+        """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background. Its
+        beginning was copied from `lender_id`, "" if from no other conversation."""
         if not self._engine.info.keeps_kv:
             self.held.settle(lease)  # no ids: what the engine has of them it says with the next answer
             return
@@ -217,7 +226,9 @@ class Memory:
             return
         kv, is_long = lease.kv, lease.kv.is_long_rope  # once it is given back, another turn may change it
         self.held.settle(lease, ids, self._config.save_patience_s)
-        self._writer.put(SaveJob(owner_id, lease.conversation_id, kv, ids, prompt_tokens, message_id, is_long))
+        self._writer.put(
+            SaveJob(owner_id, lease.conversation_id, kv, ids, prompt_tokens, message_id, lender_id, is_long)
+        )
 
     def _can_gain(self, lease: Lease, turn: Turn, useful_tokens: int, shared_tokens: int) -> bool:
         """Whether something that is saved could be of use: the KV lacks rows that earlier turns had, or it is empty

@@ -200,7 +200,9 @@ class Recorder:
     def _give_back(self, run: Run, lease: Lease) -> None:
         turn = run.plan.turn
         prompt_tokens = len(turn.ledger) - turn.answer_prefix_tokens
-        self._memory.save(lease, run.plan.owner_id, (*turn.ledger, *run.sampled), prompt_tokens, run.message_id)
+        lender_id = run.restored.shared.conversation_id if run.restored.shared else ""
+        ids = (*turn.ledger, *run.sampled)
+        self._memory.save(lease, run.plan.owner_id, ids, prompt_tokens, run.message_id, lender_id)
 
 
 def _unsaved(run: Run, text: str, note: str) -> MessageView:
