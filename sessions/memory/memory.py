@@ -130,6 +130,8 @@ class Memory:
     def must_wait(self, reading: Reading) -> bool:
         """Whether the beginning of a turn is being read for another turn of its owner: then `wait_for_beginning` comes
         before `enter`."""
+        if not self.readings.must_wait(reading, held_tokens=0):  # seldom, and cheaper than to look what is held
+            return False
         return self.readings.must_wait(reading, self._beginning_tokens(reading))
 
     def wait_for_beginning(self, reading: Reading, must_stop: Callable[[], bool]) -> float:
