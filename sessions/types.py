@@ -83,6 +83,7 @@ class Section(StrEnum):
     SYSTEM = "system text"
     TOOLS = "tools"
     MESSAGE = "message"
+    PROMPT = "prompt"  # one without a chat
     TEMPLATE = "what the chat template writes"
 
 

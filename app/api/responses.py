@@ -70,9 +70,9 @@ class Usage(BaseModel):
 
 class Parting(BaseModel):
     """The place where the history parts from the one that is kept: its first token that differs, counted from 1, of as
-    many. `section` is "system text", "tools", "message" or "what the chat template writes"; `message` is counted from 1
-    without the system text. `before` and `after` are a few words of the kept text and of the sent one. `read_again` of
-    the tokens that were fed stand in both. `place` says it in words."""
+    many. `section` is "system text", "tools", "message", "prompt" or "what the chat template writes"; `message` is
+    counted from 1 without the system text. `before` and `after` are a few words of the kept text and of the sent one.
+    `read_again` of the tokens that were fed stand in both. `place` says it in words."""
 
     token: int
     of: int

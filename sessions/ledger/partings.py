@@ -61,6 +61,20 @@ def parting(kept: History, sent: History, pieces: Sequence[Piece], template: Tur
     return _by_text(kept, sent, pieces, token, place, template)
 
 
+def raw_parting(path: Sequence[Node], text: str, ledger: tuple[int, ...], template: TurnTemplate) -> Parting | None:
+    """Where a prompt without a chat parts from the stored path of another one; None as in `parting`."""
+    kept, said = fold(path), "".join(node.text for node in path)
+    token = common_prefix(kept, ledger)
+    if token in (len(kept), len(ledger)):
+        return None
+    fresh_tokens = _count(fresh_part(said, text), template, len(ledger) / (len(text) + 1))
+    again_tokens = len(ledger) - token - fresh_tokens
+    if again_tokens < LEAST_AGAIN_TOKENS:
+        return None
+    place = partial(Parting, token, len(ledger), again_tokens=again_tokens)
+    return _in_text(place, said, text, section=Section.PROMPT)
+
+
 def rewritten(path: Sequence[Node], turn: Turn, system_prompt: str, template: TurnTemplate) -> Parting | None:
     """Where a turn's ledger parts from its path's, which it rewrites; None where another tokenizer wrote that."""
     if turn.rewrite is None or turn.rewrite.reason is MissReason.MODEL_CHANGED:

@@ -101,16 +101,22 @@ class Placements:
                 )
                 leaf_id = self._store.conversation(owner_id, near_id).leaf_id
             else:
-                leaf_id = self._most_alike(owner_id, history)
+                leaf_id = self._most_alike_to(owner_id, history.system_prompt, history.exchanges[0].text)
             path = self._store.messages.path(leaf_id)
         except ConversationNotFound:  # deleted meanwhile
             return None
         return kept_history(path, template) if path and path[0].tokenizer_fingerprint == self._tokenizer else None
 
-    def _most_alike(self, owner_id: str, history: ResentHistory) -> int | None:
+    def nearest_raw(self, owner_id: str, text: str) -> tuple[Node, ...]:
+        """The path of the owner's prompt without a chat that an unknown one may be an altered form of; () for none."""
+        path = self._store.messages.path(self._most_alike_to(owner_id, "", text))
+        is_raw = bool(path) and path[0].history_hash.startswith(first_link("text"))
+        return path if is_raw else ()
+
+    def _most_alike_to(self, owner_id: str, prompt: str, question: str) -> int | None:
         """The end of the newest conversation that begins most alike."""
         found = self._store.beginnings.newest(owner_id, self._tokenizer, MOST_COMPARED)
-        prompt, question = history.system_prompt[:SHOWN_CHARS], history.exchanges[0].text[:SHOWN_CHARS]
+        prompt, question = prompt[:SHOWN_CHARS], question[:SHOWN_CHARS]
         alike = [(likeness(one.system_prompt, prompt) + 4 * likeness(one.text, question), one.leaf_id) for one in found]
         most, leaf_id = max(alike, key=lambda one: one[0], default=(0, None))
         return leaf_id if most else None

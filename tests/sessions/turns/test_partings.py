@@ -12,6 +12,7 @@ from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.ledger.ledger import common_prefix
 from sessions.turns.planned_turn import ChatRequest
+from sessions.turns.raw_turns import RawRequest
 from sessions.turns.run import Run
 from sessions.types import ConversationSettings, MissReason, Parting, Receipt, Section
 from tests.sessions.conftest import MakeHarness
@@ -154,6 +155,23 @@ def test_what_is_copied_from_elsewhere_is_no_miss(harness: SessionHarness) -> No
     receipt = receipt_of(harness, ask(harness, monday, user("Who was Ada?")))
     assert (receipt.miss_reason, receipt.parting) == (None, None)
     assert receipt.shared_tokens > len(RULES)
+
+
+def test_a_prompt_without_a_chat(harness: SessionHarness) -> None:
+    for day, owner in (("28", ADA), ("29", "eve"), ("29", ADA)):
+        request = RawRequest(f"Log of 2026-11-{day}. {RULES}", GREEDY)
+        message = finish(harness.manager.raw_completions.begin(owner, request))
+        found = harness.receipt(message).parting
+        assert (found is not None) is ((day, owner) == ("29", ADA))
+    assert found is not None
+    assert found.place == f"token 17 of {len(request.prompt)}, in the prompt: `2026-11-28` / `2026-11-29`, a date"
+    assert 0 <= len(f". {RULES}") - found.again_tokens <= len("9. ")
+
+
+def test_a_prompt_without_a_chat_is_not_compared_with_a_chat(harness: SessionHarness) -> None:
+    chat(harness, user(RULES), turns=1)
+    message = finish(harness.manager.raw_completions.begin(ADA, RawRequest(f"x{RULES}", GREEDY)))
+    assert harness.receipt(message).parting is None
 
 
 def test_it_survives_a_restart(make_harness: MakeHarness) -> None:
