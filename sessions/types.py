@@ -65,6 +65,7 @@ class MissReason(StrEnum):
     CLEARED = "cleared"  # `keepwarm cache clear`
     MOVED = "moved"  # the conversation came from another server without it
     UPGRADED = "upgraded"  # another version of Keepwarm wrote it
+    HISTORY_CHANGED = "history_changed"  # a client sent a history that differs from the one that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,48 @@ class ConversationSettings:
     sampling: SamplingParams
     system_prompt: str = ""
     template_variables: str = ""
+
+
+class Section(StrEnum):
+    """A part of what a prompt consists of, in words for a person."""
+
+    SYSTEM = "system text"
+    TOOLS = "tools"
+    MESSAGE = "message"
+    PROMPT = "prompt"  # one without a chat
+    TEMPLATE = "what the chat template writes"
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """The place where a history parts from the one that is kept. The ledgers are equal up to the position `token` of
+    `of_tokens`. `name` is a tool's, "" where it concerns several; `number` is a message's, counted from 1 without the
+    system text, `role` says whose. `before` and `after` are a few words of the kept text and of the new one, "" for
+    nothing. `again_tokens` stand in both, and were read again all the same."""
+
+    token: int
+    of_tokens: int
+    section: Section
+    before: str = ""
+    after: str = ""
+    name: str = ""
+    number: int = 0
+    role: str = ""
+    is_date: bool = False
+    again_tokens: int = 0
+
+    @property
+    def place(self) -> str:
+        """ "token 14 of 12,480, in the system text: `2026-11-28` / `2026-11-29`, a date"."""
+        what = f"the {self.section.value}" if self.section is not Section.TEMPLATE else self.section.value
+        if self.section is Section.MESSAGE:
+            what = f"message {self.number:,} ({self.role})"
+        elif self.name:
+            what = f"the definition of the tool `{self.name}`"
+        words = " / ".join(f"`{said}`" if said else "nothing" for said in (self.before, self.after))
+        shown = f": {words}" if self.before or self.after else ""
+        date = ", a date" if self.is_date else ""
+        return f"token {self.token + 1:,} of {self.of_tokens:,}, in {what}{shown}{date}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +134,7 @@ class Receipt:
     sampled_tokens: int
     tier_before: Tier
     ttft_s: float | None  # with the time of a restore
-    waited_s: float  # in the queue, before the engine began
+    waited_s: float  # before the engine began, in the queue or for another turn's reading
     prefill_s: float
     decode_s: float
     saved_s: float  # estimated seconds that reading everything would have taken longer
@@ -107,6 +150,8 @@ class Receipt:
     shared_title: str = ""  # its title now, "" when it was deleted; not stored
     ahead_tokens: int = 0  # of the reused: read while the message was typed, or while no run waited
     is_reuse_reported: bool = True
+    shared_wait_s: float = 0.0  # of the wait: while another turn of the owner read what this one begins with
+    parting: Parting | None = None  # where the history parts from the one that is kept, if that cost anything
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -178,6 +223,7 @@ class RunSnapshot:
     phase: RunPhase
     text: str
     queue_position: int = 0  # 1 = next, 0 = not waiting
+    is_sharing: bool = False  # waiting while another turn reads what it begins with
     fed_tokens: int = 0
     total_tokens: int = 0  # that this turn has to read
     sampled_tokens: int = 0

@@ -13,7 +13,7 @@ from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.events import FinishReason, TokenLogprob, TokenLogprobs
 from sessions.store.tables.messages import INTERRUPTED_NOTE
 from sessions.turns.run import Run
-from sessions.types import MessageStatus, MessageView, Receipt, RunSnapshot, Tier
+from sessions.types import MessageStatus, MessageView, Parting, Receipt, RunSnapshot, Tier
 
 DONE = "data: [DONE]\n\n"
 KEEP_ALIVE = ": waiting\n\n"  # a comment, among server-sent events
@@ -158,11 +158,33 @@ def receipt(run: Run, message: MessageView, ignored: Sequence[str] = (), notes: 
         "ttft_ms": None if found.ttft_s is None else round((found.ttft_s + found.waited_s) * 1000, 1),
         "waited_ms": round(found.waited_s * 1000, 1),
         "saved_ms": round(found.saved_s * 1000, 1),
+        "copied": found.shared_tokens,
+        "copied_from": found.shared_from or None,
+        "shared_wait_ms": round(found.shared_wait_s * 1000, 1),
         "miss_reason": None if found.miss_reason is None else found.miss_reason.value,
         "miss_detail": found.miss_detail or None,
+        "parting": _parting(found.parting),
         "stored": message.is_stored,
         "ignored": list(ignored),
-        "notes": list(notes),
+        "notes": [*notes, *run.plan.notes],
+    }
+
+
+def _parting(found: Parting | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "token": found.token + 1,
+        "of": found.of_tokens,
+        "section": found.section.value,
+        "tool": found.name or None,
+        "message": found.number or None,
+        "role": found.role or None,
+        "before": found.before,
+        "after": found.after,
+        "is_date": found.is_date,
+        "read_again": found.again_tokens,
+        "place": found.place,
     }
 
 

@@ -68,12 +68,32 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class Parting(BaseModel):
+    """The place where the history parts from the one that is kept: its first token that differs, counted from 1, of as
+    many. `section` is "system text", "tools", "message", "prompt" or "what the chat template writes"; `message` is
+    counted from 1 without the system text. `before` and `after` are a few words of the kept text and of the sent one.
+    `read_again` of the tokens that were fed stand in both. `place` says it in words."""
+
+    token: int
+    of: int
+    section: str
+    tool: str | None
+    message: int | None
+    role: str | None
+    before: str
+    after: str
+    is_date: bool
+    read_again: int
+    place: str
+
+
 class Receipt(BaseModel):
     """What the turn cost. `session_id` is the conversation it belongs to; `miss_reason` says why more tokens were fed
-    than the turn added. `stored` is false while the answer is only in the server's memory, because its disk is full or
-    broken. `fed` and `reused` are null where a remote engine does not report them. `ignored` names the fields of the
-    request that say nothing about the answer and changed nothing; `notes` are sentences about how the request was
-    honoured."""
+    than the turn added. Of the reused tokens, `copied` came from another conversation, `copied_from`; `shared_wait_ms`
+    of the wait went by while another request had the same beginning read. `stored` is false while the answer is only in
+    the server's memory, because its disk is full or broken. `fed` and `reused` are null where a remote engine does not
+    report them. `ignored` names the fields of the request that say nothing about the answer and changed nothing;
+    `notes` are sentences about how the request was honoured."""
 
     session_id: str
     fed: int | None
@@ -82,8 +102,12 @@ class Receipt(BaseModel):
     ttft_ms: float | None
     waited_ms: float
     saved_ms: float
+    copied: int
+    copied_from: str | None
+    shared_wait_ms: float
     miss_reason: str | None
     miss_detail: str | None
+    parting: Parting | None
     stored: bool
     ignored: list[str]
     notes: list[str]

@@ -33,7 +33,7 @@ def details(receipt: Receipt, place: units.TierWords = units.CPU_WORDS) -> list[
         rows.append(("of these, copied", value, "A shared prefix: both conversations begin with the same tokens."))
     rows.append(("New", _read(receipt), "Tokens fed to the model for this answer (prefill)."))
     if receipt.waited_s >= 0.05:
-        rows.append(("Waited", units.seconds(receipt.waited_s), "In the queue, for room in memory or for the model."))
+        rows.append(("Waited", _waited(receipt), "In the queue, for room in memory or for the model."))
     if receipt.ttft_s is not None:
         value = f"after {units.seconds(receipt.ttft_s)}"
         rows.append(("First word", value, "Time to first token, with everything that was brought back for it."))
@@ -51,7 +51,14 @@ def details(receipt: Receipt, place: units.TierWords = units.CPU_WORDS) -> list[
         rows.append(("Why", receipt.choice, "The expected times of restoring and of reading again."))
     if receipt.miss_detail:
         rows.append(("Why it was read again", receipt.miss_detail, "What kept the saved memory from being used."))
+    if receipt.parting is not None and receipt.miss_reason is not MissReason.HISTORY_CHANGED:  # that says it already
+        hint = "The first place at which the tokens differ from those that are kept. What comes later is read again."
+        rows.append(("Where it differs", _capitalised(receipt.parting.place), hint))
     return rows
+
+
+def _capitalised(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _kept(receipt: Receipt, place: units.TierWords) -> str:
@@ -62,6 +69,8 @@ def _kept(receipt: Receipt, place: units.TierWords) -> str:
             return "nothing: this is the first message"
         if receipt.miss_reason is MissReason.ROPE_CHANGED:
             return "nothing: what is kept was computed for another length"
+        if receipt.miss_reason is MissReason.HISTORY_CHANGED:
+            return "nothing: its beginning differs from what is kept"
         if receipt.miss_reason is MissReason.ENGINE_HELD_LESS:
             return "nothing: the engine had none of it"
         return "nothing of this conversation was kept"
@@ -86,6 +95,13 @@ def _read(receipt: Receipt) -> str:
     if receipt.fed_tokens != receipt.delta_tokens:
         text += f" (this message added {units.tokens(receipt.delta_tokens)})"
     return text
+
+
+def _waited(receipt: Receipt) -> str:
+    waited = units.seconds(receipt.waited_s)
+    if receipt.shared_wait_s < 0.05:
+        return waited
+    return f"{waited}, of these {units.seconds(receipt.shared_wait_s)} while another answer had the same text read"
 
 
 def _written(receipt: Receipt) -> str:

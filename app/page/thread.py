@@ -65,6 +65,7 @@ def run_state(run: RunSnapshot) -> dict[str, Any]:
     label, fraction = "", None
     if run.phase is RunPhase.WAITING:
         label = "Next in the queue" if run.queue_position <= 1 else f"{units.ordinal(run.queue_position)} in the queue"
+        label = "waiting for another answer that reads the same text" if run.is_sharing else label
     elif run.phase is RunPhase.READING:
         # Until the first piece was read, it is not known how much of the conversation must be read.
         fed, total = run.fed_tokens, max(run.total_tokens, 1)

@@ -1,10 +1,14 @@
 """The hash chain over messages, by which a request that resends its history is recognised. Pure functions.
 
 A history hash covers a whole history: `after(hash of the history before, [message])`. Equal hashes mean equal
-histories, character by character: the tools, then each message's role, text, white space, name, ids and calls. Of
-calls' arguments the order of keys and the spacing are left out, and an answer's thoughts: most clients do not send
-them back. A hash has 160 bits, so a match needs no comparison
-of the texts.
+histories: the tools, then each message's role, text, name, ids and calls. Left out is what clients change without
+changing what was said: the spacing and the order of keys in tools and in calls' arguments, an answer's thoughts, which
+most clients do not send back, how an answer is written down (`rendition`), white space at the ends of the system
+text, and of other messages where the template `trims` it: their ids are the same then. A hash has 160 bits, so a match
+needs no comparison of the texts.
+
+Up to version 0.2 hashes told white space and markup apart: `is_exact` asks for one of that kind, so that older
+conversations are found.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate
+from model_runtime.interface.errors import TemplateRefused
+from sessions.ledger.rendition import normal_form
 from sessions.store.message_json import fields
 from sessions.text import clean_exactly
 
@@ -22,27 +28,40 @@ _LONGEST_CANONICAL_CHARS = 65_536
 CALL_ID_CHARS = 9  # letters and digits only: some models' templates accept no other ids
 
 
-def root(tools: Sequence[str], system: Iterable[ChatMessage]) -> str:
+def root(tools: Sequence[str], system: Iterable[ChatMessage], is_exact: bool = False) -> str:
     """The hash of the beginning of a history: its tools and its first system messages."""
-    tools_hash = blake2b("\0".join(tools).encode(), digest_size=20).hexdigest()
-    return after(tools_hash, system)
+    compared = tools if is_exact else [_canonical_json(tool) for tool in tools]
+    return after(blake2b("\0".join(compared).encode(), digest_size=20).hexdigest(), system, is_exact)
 
 
-def after(before: str, messages: Iterable[ChatMessage]) -> str:
+def after(before: str, messages: Iterable[ChatMessage], is_exact: bool = False, trims: bool = False) -> str:
     """The hash of the history that continues the history with the hash `before` with these messages."""
     chained = before
     for message in messages:
-        compared = json.dumps(fields(_canonical(message)))
+        compared = json.dumps(fields(canonical(message, is_exact, trims)))
         chained = blake2b(f"{chained}{compared}".encode(), digest_size=20).hexdigest()
     return chained
 
 
-def _canonical(message: ChatMessage) -> ChatMessage:
-    """The message with its calls' arguments in one way of writing them: several protocols send them as objects, and
-    clients write these in their own order and spacing. An answer may have characters that cannot be stored where a
-    client sends it back."""
+def canonical(message: ChatMessage, is_exact: bool = False, trims: bool = False) -> ChatMessage:
+    """The message in one way of writing it. Several protocols send calls' arguments as objects, and clients write these
+    in their own order and spacing. An answer may have characters that cannot be stored where a client sends it back.
+    """
     calls = tuple(replace(call, arguments=_canonical_json(call.arguments)) for call in message.tool_calls)
-    return replace(message, text=clean_exactly(message.text), tool_calls=calls)
+    text = clean_exactly(message.text)
+    if message.role == "assistant" and not is_exact:
+        text = normal_form(text)
+    elif not is_exact and (trims or message.role in ("system", "developer")):
+        text = text.strip()
+    return replace(message, text=text, tool_calls=calls)
+
+
+def trims_ends(template: TurnTemplate) -> bool:
+    """Whether the template leaves out white space at the ends of what is asked."""
+    try:
+        return template.first_turn("", " \nx \n") == template.first_turn("", "x")
+    except TemplateRefused:
+        return False
 
 
 def _canonical_json(text: str) -> str:

@@ -25,6 +25,7 @@ def answer_of(path: Sequence[Node], template: TurnTemplate) -> ChatMessage:
     seeds = dict.fromkeys((before, str(node.message_id)))
     for reads_calls, is_open, seed in product((True, False), (False, True), seeds):
         message = history_hash.answer_message(node.text, reads_calls, seed, template, is_open)
-        if before and history_hash.after(before, [message]) == node.history_hash:
+        hashes = (history_hash.after(before, [message], is_exact) for is_exact in (False, True))
+        if before and node.history_hash in hashes:
             return message
     return history_hash.answer_message(node.text, template.takes_tools, before or str(node.message_id), template)

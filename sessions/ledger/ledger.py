@@ -50,11 +50,19 @@ def fold(path: Sequence[Node]) -> tuple[int, ...]:
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
+    """The length of the longest common prefix of two sequences of one type. Slices are compared, which is faster than
+    ids one by one."""
     limit = min(len(left), len(right))
     if left[:limit] == right[:limit]:
         return limit
-    return next(i for i in range(limit) if left[i] != right[i])
+    same, differs = 0, limit  # the first `same` are equal, the first `differs` are not
+    while differs - same > 1:
+        middle = (same + differs) // 2
+        if left[same:middle] == right[same:middle]:
+            same = middle
+        else:
+            differs = middle
+    return same
 
 
 def system_prompt_of(path: Sequence[Node]) -> str:

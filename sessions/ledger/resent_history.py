@@ -9,13 +9,15 @@ assistant is the beginning of the answer that is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate, UserInput
 from sessions.errors import MessageRefused
 from sessions.ledger import history_hash
 from sessions.store import message_json
+from sessions.store.records import Node
 from sessions.text import clean_exactly, refuse_if_huge
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -51,19 +53,25 @@ class Exchange:
 @dataclass(frozen=True, slots=True)
 class ResentHistory:
     """`hashes` alternate: after a question, after its answer; the last is after the question to be answered.
-    `beginning` is what its answer begins with, and `begun_hash` the history's with that answer."""
+    `beginning` is what its answer begins with, and `begun_hash` the history's with that answer. `older_hashes` gives
+    the hashes as earlier versions stored them."""
 
     system_prompt: str
     exchanges: tuple[Exchange, ...]
     hashes: tuple[str, ...]
     beginning: ChatMessage | None = None
     begun_hash: str = ""
+    older_hashes: Callable[[], tuple[str, ...]] = tuple
 
 
 def read(
-    messages: Sequence[ChatMessage], tools: Sequence[str], max_message_bytes: int, template: TurnTemplate
+    messages: Sequence[ChatMessage],
+    tools: Sequence[str],
+    max_message_bytes: int,
+    template: TurnTemplate,
+    trims: bool = False,
 ) -> ResentHistory:
-    """Raises `MessageRefused` with a sentence."""
+    """Raises `MessageRefused` with a sentence. `trims` as in `history_hash`."""
     cleaned = [_apart(_clean(message, max_message_bytes), template) for message in messages]
     if not cleaned:
         raise MessageRefused("The request has no messages.")
@@ -80,13 +88,19 @@ def read(
     if beginning is not None and cleaned[-1].role == "assistant":
         raise MessageRefused("The last two messages are the assistant's. Send one answer to go on with.")
     exchanges = _exchanges(cleaned[head:], template)
-    exchanges, hashes = _hashes(history_hash.root(tools, cleaned[:head]), exchanges)
+    as_sent = exchanges
+    exchanges, hashes = _hashes(history_hash.root(tools, cleaned[:head]), as_sent, trims=trims)
+
+    def older_hashes() -> tuple[str, ...]:
+        return _hashes(history_hash.root(tools, cleaned[:head], is_exact=True), as_sent, is_exact=True)[1]
+
     return ResentHistory(
         system_prompt="\n\n".join(message.text for message in cleaned[:head]),
         exchanges=exchanges,
         hashes=hashes,
         beginning=beginning,
         begun_hash="" if beginning is None else history_hash.after(hashes[-1], [beginning]),
+        older_hashes=older_hashes,
     )
 
 
@@ -111,7 +125,9 @@ def _exchanges(messages: Sequence[ChatMessage], template: TurnTemplate) -> tuple
     return (*found, Exchange(tuple(asked), None))
 
 
-def _hashes(root: str, exchanges: Sequence[Exchange]) -> tuple[tuple[Exchange, ...], tuple[str, ...]]:
+def _hashes(
+    root: str, exchanges: Sequence[Exchange], is_exact: bool = False, trims: bool = False
+) -> tuple[tuple[Exchange, ...], tuple[str, ...]]:
     """(the exchanges with an id for every call and result, the history's hashes)."""
     last = root
     named: list[Exchange] = []
@@ -119,7 +135,7 @@ def _hashes(root: str, exchanges: Sequence[Exchange]) -> tuple[tuple[Exchange, .
     calls: tuple[ToolCall, ...] = ()
     for exchange in exchanges:
         asked = _with_result_ids(exchange.asked, calls)
-        last = history_hash.after(last, asked)
+        last = history_hash.after(last, asked, is_exact, trims)
         found.append(last)
         answer = exchange.answer
         if answer is not None:
@@ -128,7 +144,7 @@ def _hashes(root: str, exchanges: Sequence[Exchange]) -> tuple[tuple[Exchange, .
                 for n, call in enumerate(answer.tool_calls)
             )
             answer = replace(answer, tool_calls=calls)
-            last = history_hash.after(last, [answer])
+            last = history_hash.after(last, [answer], is_exact)
             found.append(last)
         named.append(Exchange(asked, answer))
     return tuple(named), tuple(found)
@@ -166,4 +182,31 @@ def _clean(message: ChatMessage, max_bytes: int) -> ChatMessage:
             ToolCall(clean_exactly(call.call_id), clean_exactly(call.name), clean_exactly(call.arguments))
             for call in message.tool_calls
         ),
+    )
+
+
+def altered_answers(path: Sequence[Node], exchanges: Sequence[Exchange], template: TurnTemplate) -> tuple[int, ...]:
+    """The numbers, counted from 1 without the system text, of the answers on the path that were sent back in another
+    form than they have there."""
+    found: list[int] = []
+    number = 0
+    for place, node in enumerate(path):
+        if node.role != "assistant":
+            number += len(exchanges[place // 2].asked)
+            continue
+        number += 1
+        answer = exchanges[place // 2].answer
+        if answer is None or answer.text == node.text or (answer.tool_calls and answer.text in node.text):
+            continue
+        if not is_said_exactly(answer.text, node, template):
+            found.append(number)
+    return tuple(found)
+
+
+def is_said_exactly(text: str, node: Node, template: TurnTemplate) -> bool:
+    """Whether a stored answer says this, character by character, with or without thoughts and calls around it."""
+    ways = product((False, True), (False, True))
+    return any(
+        text == history_hash.answer_message(node.text, has_calls, "", template, is_open).text
+        for has_calls, is_open in ways
     )

@@ -21,6 +21,7 @@ from sessions.ledger.ledger import Turn, common_prefix
 from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.device.leases import Leases
 from sessions.memory.device.pins import Pins
+from sessions.memory.device.readings import Reading, Readings
 from sessions.memory.device.shared_prefixes import SharedPrefixes
 from sessions.memory.device.slots import Ticket
 from sessions.memory.engine_hits import EngineHits
@@ -81,6 +82,7 @@ class Memory:
         self.held = HeldKVs(engine, config.device_kv_budget_bytes, self.pins)
         self.leases = Leases(self.held, self.log.dropped_for_room, self._lower_tiers)
         self.shared_prefixes = SharedPrefixes(engine, self.held)
+        self.readings = Readings(engine.info.keeps_kv)
         self._writer = Writer(engine, self.saved_kvs, self.held, self.log)
         self._restorer = Restorer(engine, self.saved_kvs, self.held, self.log)
         self._parking = Parking(engine, self.leases, self.saved_kvs, self._writer)
@@ -119,6 +121,29 @@ class Memory:
     def room_bytes(self, owner_id: str, conversation_id: str) -> int:
         """The most that `admit` admits now."""
         return min(self.leases.most_bytes(owner_id, conversation_id), self.pins.room_bytes(conversation_id))
+
+    def announce(self, owner_id: str, conversation_id: str, turn: Turn) -> Reading:
+        """A turn is about to read its ledger. `readings.ended` must follow."""
+        is_long = self._engine.info.is_long_rope(len(turn.ledger))
+        return self.readings.announce(owner_id, conversation_id, turn.ledger, is_long)
+
+    def must_wait(self, reading: Reading) -> bool:
+        """Whether the beginning of a turn is being read for another turn of its owner: then `wait_for_beginning` comes
+        before `enter`."""
+        if not self.readings.must_wait(reading, held_tokens=0):  # seldom, and cheaper than to look what is held
+            return False
+        return self.readings.must_wait(reading, self._beginning_tokens(reading))
+
+    def wait_for_beginning(self, reading: Reading, must_stop: Callable[[], bool]) -> float:
+        """Waits for what other turns of the owner are reading of this one's beginning; returns the seconds."""
+        return self.readings.wait(reading, lambda: self._beginning_tokens(reading), must_stop)
+
+    def _beginning_tokens(self, reading: Reading) -> int:
+        """How much of what it is going to read is on the device: in its own KV, or to be copied from another."""
+        ids, conversation_id = reading.ids[:-1], reading.conversation_id
+        own_tokens = common_prefix(self.held.held_ids(conversation_id), ids)
+        owner_id, is_long = reading.owner_id, reading.is_long_rope
+        return max(own_tokens, self.shared_prefixes.held_tokens(owner_id, conversation_id, ids, is_long))
 
     def enter(self, ticket: Ticket) -> None:
         """Joins the queue for a lease; `ticket.wait` returns it."""
@@ -165,6 +190,7 @@ class Memory:
         shared = self.shared_prefixes.take_copied(conversation_id, lease.kv)
         if shared is None and restored.lender_id:
             shared = SharedPrefix(restored.lender_id, 0, restored.tokens)
+        self.held.reads(lease, turn.ledger)
         return replace(restored, shared=shared, is_rope_changed=is_rope_changed)
 
     def _is_rope_changed(self, lease: Lease, owner_id: str, turn: Turn) -> bool:
@@ -182,8 +208,17 @@ class Memory:
         other = self.saved_kvs.chain(owner_id, lease.conversation_id, ids, is_long_rope=not is_long)
         return other.useful_tokens >= warm_tokens
 
-    def save(self, lease: Lease, owner_id: str, ids: tuple[int, ...], prompt_tokens: int, message_id: int) -> None:
-        """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background."""
+    def save(
+        self,
+        lease: Lease,
+        owner_id: str,
+        ids: tuple[int, ...],
+        prompt_tokens: int,
+        message_id: int,
+        lender_id: str = "",
+    ) -> None:
+        """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background. Its
+        beginning was copied from `lender_id`, "" if from no other conversation."""
         if not self._engine.info.keeps_kv:
             self.held.settle(lease)  # no ids: what the engine has of them it says with the next answer
             return
@@ -193,7 +228,9 @@ class Memory:
             return
         kv, is_long = lease.kv, lease.kv.is_long_rope  # once it is given back, another turn may change it
         self.held.settle(lease, ids, self._config.save_patience_s)
-        self._writer.put(SaveJob(owner_id, lease.conversation_id, kv, ids, prompt_tokens, message_id, is_long))
+        self._writer.put(
+            SaveJob(owner_id, lease.conversation_id, kv, ids, prompt_tokens, message_id, lender_id, is_long)
+        )
 
     def _can_gain(self, lease: Lease, turn: Turn, useful_tokens: int, shared_tokens: int) -> bool:
         """Whether something that is saved could be of use: the KV lacks rows that earlier turns had, or it is empty

@@ -328,3 +328,17 @@ def reports_of_remote_engines(db: Database) -> None:
 def roots_of_forks(db: Database) -> None:
     """The conversation that a fork's beginning came from at first, "" for one that is no fork."""
     db.execute("ALTER TABLE conversations ADD COLUMN root_id TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def waits_for_shared_beginnings(db: Database) -> None:
+    """How long a turn waited while another one read what both begin with."""
+    db.execute("ALTER TABLE receipts ADD COLUMN shared_wait_s REAL NOT NULL DEFAULT 0")
+
+
+@_step
+def where_histories_part(db: Database) -> None:
+    """`parting`: the place where a turn's history parts from the one that is kept, as JSON. `tools`: what a
+    conversation's first message offered, so that a change can be told by name; NULL where that is not known."""
+    db.execute("ALTER TABLE receipts ADD COLUMN parting TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE message_links ADD COLUMN tools TEXT")

@@ -53,7 +53,9 @@ class NodeIds:
 @dataclass(frozen=True, slots=True)
 class Node:
     """One message on a path, with its ids; or several messages between two answers, which are in `parts`.
-    `history_hash` covers the history up to here, "" if unknown. `message_id` is 0 for a node that is not stored yet."""
+    `history_hash` covers the history up to here, "" if unknown. `message_id` is 0 for a node that is not stored yet.
+    `tools` are those that were offered at the beginning, as a JSON list of JSON texts, "" for none; None where that is
+    not known, and for every node but the first."""
 
     message_id: int
     parent_id: int | None
@@ -66,6 +68,7 @@ class Node:
     model_name: str
     history_hash: str = ""
     parts: str = ""
+    tools: str | None = None
 
     @property
     def messages(self) -> tuple[ChatMessage, ...]:
@@ -111,6 +114,7 @@ class NewMessages:
     history: Sequence[Node] = ()
     user_history_hash: str = ""
     user_parts: str = ""
+    user_tools: str | None = None  # as in `Node`
     is_by_person: bool = True
 
 

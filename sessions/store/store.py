@@ -23,6 +23,7 @@ from sessions.store.data_directory import DataDirectory
 from sessions.store.database import Database
 from sessions.store.records import Conversation, Totals
 from sessions.store.search import FOUND, search_parameters
+from sessions.store.tables.beginnings import BeginningTable
 from sessions.store.tables.bin import Bin
 from sessions.store.tables.history_hashes import HistoryHashTable
 from sessions.store.tables.keys import KeyStore
@@ -69,6 +70,7 @@ class Store:
         self.messages = MessageTable(self.database)
         self.segments = SegmentTable(self.database)
         self.history_hashes = HistoryHashTable(self.database)
+        self.beginnings = BeginningTable(self.database)
         self.losses = LossTable(self.database)
         self.keys = KeyStore(self.database)
         self.bin = Bin(self.database)

@@ -12,18 +12,23 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from model_runtime.interface.chat import TurnTemplate
 from sessions.errors import ConversationBusy, ConversationNotFound, ShuttingDown
+from sessions.ledger.excerpt import likeness
 from sessions.ledger.ledger import common_prefix, fold
+from sessions.ledger.partings import History, kept_history
 from sessions.ledger.raw_prompt import RawPrompt, first_link, size_of
 from sessions.ledger.resent_history import ResentHistory
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
+from sessions.store.tables.beginnings import SHOWN_CHARS
 from sessions.store.tables.history_hashes import Found
 from sessions.turns.run import Run, RunTable
 
 ATTEMPTS = 4
 MOST_DISPLACED_TOKENS = 256  # of a conversation's end that may be cropped for a request that continues further up
 MOST_CANDIDATES = 8
+MOST_COMPARED = 12  # conversations that an unknown history is compared with
 MOST_RAW_LINKS = 2_000  # of an owner, that a raw prompt is compared with
 
 
@@ -31,7 +36,7 @@ MOST_RAW_LINKS = 2_000  # of an owner, that a raw prompt is compared with
 class Placement:
     """Where a request goes. `known` of its history hashes lead to the end of `path`, which is copied when `is_fork`.
     `conversation` None: into a new one, which gets the `key`. `begun` is the stored answer that is gone on with.
-    `root_id` as in `Conversation`, of the new one."""
+    `root_id` as in `Conversation`, of the new one. `near_id` is the conversation that has the path."""
 
     conversation: Conversation | None
     path: tuple[Node, ...]
@@ -40,6 +45,7 @@ class Placement:
     begun: Node | None = None
     key: str | None = None
     root_id: str = ""
+    near_id: str = ""
 
 
 NO_PLACEMENT = Placement(None, (), 0)
@@ -81,6 +87,39 @@ class Placements:
         links = prompt.beginnings_among(stored)
         place, found = self._store.history_hashes.deepest(owner_id, links, None, self._tokenizer)
         return self._best(owner_id, found, size_of(links[place]), may_stay) if found else NO_PLACEMENT
+
+    def nearest(
+        self, owner_id: str, history: ResentHistory, placement: Placement, template: TurnTemplate
+    ) -> History | None:
+        """The owner's history that one which is not known to its last question may be an altered form of."""
+        if placement.known and placement.known >= len(history.hashes) - 1:
+            return None
+        try:
+            if placement.path:
+                near_id = placement.near_id or (
+                    placement.conversation.conversation_id if placement.conversation else ""
+                )
+                leaf_id = self._store.conversation(owner_id, near_id).leaf_id
+            else:
+                leaf_id = self._most_alike_to(owner_id, history.system_prompt, history.exchanges[0].text)
+            path = self._store.messages.path(leaf_id)
+        except ConversationNotFound:  # deleted meanwhile
+            return None
+        return kept_history(path, template) if path and path[0].tokenizer_fingerprint == self._tokenizer else None
+
+    def nearest_raw(self, owner_id: str, text: str) -> tuple[Node, ...]:
+        """The path of the owner's prompt without a chat that an unknown one may be an altered form of; () for none."""
+        path = self._store.messages.path(self._most_alike_to(owner_id, "", text))
+        is_raw = bool(path) and path[0].history_hash.startswith(first_link("text"))
+        return path if is_raw else ()
+
+    def _most_alike_to(self, owner_id: str, prompt: str, question: str) -> int | None:
+        """The end of the newest conversation that begins most alike."""
+        found = self._store.beginnings.newest(owner_id, self._tokenizer, MOST_COMPARED)
+        prompt, question = prompt[:SHOWN_CHARS], question[:SHOWN_CHARS]
+        alike = [(likeness(one.system_prompt, prompt) + 4 * likeness(one.text, question), one.leaf_id) for one in found]
+        most, leaf_id = max(alike, key=lambda one: one[0], default=(0, None))
+        return leaf_id if most else None
 
     def begin(self, find: Callable[[bool], Placement], begin: Callable[[str, Placement], Run]) -> Run:
         """Begins a turn at the place that was found, inside the claim of its conversation (whose id `begin` gets).
@@ -135,7 +174,7 @@ class Placements:
                 return Placement(conversation, path, known)
             if not fork.path:
                 root_id = conversation.root_id or conversation.conversation_id
-                fork = Placement(None, path, known, is_fork=True, root_id=root_id)
+                fork = Placement(None, path, known, is_fork=True, root_id=root_id, near_id=one.conversation_id)
         return fork
 
     def _deepest(
@@ -143,9 +182,16 @@ class Placements:
     ) -> tuple[int, Sequence[Found]]:
         """How many of the history's hashes are known, and the nodes with the last of these. One more than there are: a
         stored answer is what the new one begins with."""
+        count = len(history.hashes)
         backwards = [*((history.begun_hash,) if history.begun_hash else ()), *history.hashes[::-1]]
         place, found = self._store.history_hashes.deepest(owner_id, backwards, conversation_id, self._tokenizer)
-        return len(backwards) - place, found
+        known = len(backwards) - place if found else 0
+        if known >= count - 1 and known:
+            return known, found
+        place, older = self._store.history_hashes.deepest(
+            owner_id, history.older_hashes()[::-1], conversation_id, self._tokenizer
+        )
+        return (count - place, older) if older and count - place > known else (known, found)
 
     def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
         """Whether the conversation can go on after `path` without losing more KV than is read again in a moment: its

@@ -3,6 +3,8 @@ what the database does not know. Reads the database, and changes nothing."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
@@ -14,16 +16,18 @@ from sessions.ledger.ledger import (
     changed_variables,
     fold,
     new_answer,
+    system_prompt_of,
     user_turn,
     variables_of,
     with_beginning,
 )
-from sessions.ledger.resent_history import Exchange, ResentHistory
+from sessions.ledger.partings import History, parting
+from sessions.ledger.resent_history import Exchange, ResentHistory, is_said_exactly
 from sessions.store.records import Node, NodeIds
 from sessions.store.store import Store
 from sessions.turns.limits import TurnLimits
 from sessions.turns.placement import Placement
-from sessions.types import MessageStatus
+from sessions.types import MessageStatus, Parting
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Planner:
         must_fit: bool = True,
     ) -> PlannedTurn:
         """Raises `ContextFull` as soon as it `must_fit` and does not."""
-        placement = _asked_anew(placement, history, template)
+        placement = _begun_exactly(_asked_anew(placement, history, template), history, template)
         imported = self._imported(request, history, placement, template, must_fit)
         above = (*placement.path, *imported)
         current: tuple[int, ...] = fold(placement.path)
@@ -127,12 +131,35 @@ class Planner:
                     model_name=self._engine.info.name,
                     history_hash=history.hashes[place],
                     parts="" if is_answer else exchange.parts,
+                    tools=tools_json(request.tools) if above is None else None,
                 )
             )
             ledger_tokens += len(ids)
             if must_fit:
                 self._limits.check_history(ledger_tokens)
         return tuple(nodes)
+
+
+def tools_json(tools: Sequence[str]) -> str:
+    """As `Node.tools` has them."""
+    return json.dumps(tools, ensure_ascii=False) if tools else ""
+
+
+def parting_of(
+    planned: PlannedTurn, request: ChatRequest, history: ResentHistory, kept: History, template: TurnTemplate
+) -> Parting | None:
+    """Where a planned turn's history parts from the nearest one that is kept."""
+    turn = planned.turn
+    sizes = [len(node.ids.token_ids) for node in planned.above]
+    sizes += [len(turn.user.token_ids)] if turn.user is not None else []
+    said: list[tuple[ChatMessage, ...]] = []
+    for exchange in history.exchanges:
+        said += [exchange.asked, *([(exchange.answer,)] if exchange.answer else [])]
+    if turn.rewrite is not None or sum(sizes) != len(turn.ledger) - turn.answer_prefix_tokens:
+        return None
+    messages = tuple(message for group in said for message in group)
+    sent = History(history.system_prompt, request.tools, messages, turn.ledger)
+    return parting(kept, sent, tuple(zip(said, sizes, strict=True)), template)
 
 
 def _refuse_format(request: ChatRequest, history: ResentHistory, is_thought_open: bool) -> None:
@@ -156,6 +183,21 @@ def _asked_anew(placement: Placement, history: ResentHistory, template: TurnTemp
     if not is_asked_again or variables_of(path) == template.bound:
         return placement
     return replace(placement, path=path[:-1], known=placement.known - 1, begun=None)
+
+
+def _begun_exactly(placement: Placement, history: ResentHistory, template: TurnTemplate) -> Placement:
+    """An answer is gone on with as the client has it, character by character: it puts the rest behind that."""
+    begun, beginning = placement.begun, history.beginning
+    if begun is None or beginning is None or is_said_exactly(beginning.text, begun, template):
+        return placement
+    return replace(placement, begun=None)
+
+
+def with_kept_prompt(history: ResentHistory, path: Sequence[Node]) -> ResentHistory:
+    """The history with the system prompt of the path that it was recognised in, which may have other white space."""
+    kept = system_prompt_of(path)
+    is_same = kept != history.system_prompt and kept.split() == history.system_prompt.split()
+    return replace(history, system_prompt=kept) if path and is_same else history
 
 
 def _asked_ids(

@@ -13,6 +13,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, MessageRefused, SessionError
 from sessions.ledger.ledger import fold
+from sessions.ledger.partings import raw_parting
 from sessions.ledger.raw_prompt import RawPrompt, raw_turn
 from sessions.store.records import Conversation
 from sessions.store.store import Store
@@ -91,6 +92,10 @@ class RawTurns:
             most = self._turns.most_new_tokens(owner_id, conversation_id, turn)
             request = replace(request, sampling=replace(request.sampling, max_new_tokens=most))
         self._turns.limits.promise_bytes(turn, request.sampling.max_new_tokens, text)
+        parting = None
+        if not placement.path and isinstance(prompt.said, str):
+            near = self._placements.nearest_raw(owner_id, prompt.said)
+            parting = raw_parting(near, prompt.said, turn.ledger, self._template) if near else None
         conversation = self._conversation(owner_id, conversation_id, request, placement)
         try:
             return self._turns.begin(
@@ -105,6 +110,7 @@ class RawTurns:
                     is_fork=placement.is_fork,
                     is_by_person=False,
                     raw=prompt,
+                    parting=parting,
                 )
             )
         except SessionError:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.events import Finished, FinishReason
 from sessions.ledger.ledger import Rewrite
+from sessions.ledger.partings import other_branch
 from sessions.memory.memory_records import Lease, Loss
 from sessions.store.tables.losses import PENDING, Cause, SavedLoss
 from sessions.store.tables.messages import INTERRUPTED_NOTE
 from sessions.text import tokens
 from sessions.turns.run import Run
-from sessions.types import MessageStatus, MissReason, Receipt, Tier
+from sessions.types import MessageStatus, MissReason, Parting, Receipt, Tier
 
 _REASONS = {
     Cause.UNSAVED: MissReason.UNSAVED,
@@ -61,14 +64,18 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
     if event.reread_tokens:
         reason, detail = reason or MissReason.ROPE_CHANGED, f"{detail} {_grown(event)}".strip()
     whole = len(turn.ledger)
+    parting, delta_tokens = _parting(run, event, reason), turn.delta_tokens
+    if parting is not None and reason is None and run.plan.is_resent:
+        reason, detail = MissReason.HISTORY_CHANGED, _changed_history(parting)
+        delta_tokens = event.fed_tokens - parting.again_tokens
     restored = run.restored
     ahead_tokens = _ahead_tokens(run, lease, event)
     # What was read ahead was read for this turn all the same: it saved waiting, not reading.
     kept_tokens = event.reused_tokens - ahead_tokens
-    saved_s = estimate_read_s(0, whole) - estimate_read_s(kept_tokens, whole) - restored.seconds
+    saved_s = estimate_read_s(0, whole) - estimate_read_s(kept_tokens, whole) - restored.seconds - run.shared_wait_s
     return Receipt(
         fed_tokens=event.fed_tokens,
-        delta_tokens=turn.delta_tokens,
+        delta_tokens=delta_tokens,
         reused_tokens=event.reused_tokens,
         sampled_tokens=event.sampled_tokens,
         tier_before=_tier(run, lease),
@@ -88,7 +95,36 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
         ahead_tokens=ahead_tokens,
         shared_tokens=_shared_tokens(run, event),
         shared_from=run.restored.shared.conversation_id if _shared_tokens(run, event) and run.restored.shared else "",
+        shared_wait_s=run.shared_wait_s,
+        parting=parting,
     )
+
+
+def _parting(run: Run, event: Finished, reason: MissReason | None) -> Parting | None:
+    """The planned one, with what it cost after all; None if that is nothing."""
+    parting, turn = run.plan.parting, run.plan.turn
+    if parting is None:
+        return None
+    if turn.rewrite is not None:
+        again_tokens = event.fed_tokens - turn.delta_tokens if reason is turn.rewrite.reason else 0
+    else:  # what is fed last is what stands in no other history
+        fresh_tokens = len(turn.ledger) - parting.token - parting.again_tokens
+        again_tokens = min(parting.again_tokens, event.fed_tokens - fresh_tokens)
+    return replace(parting, again_tokens=again_tokens) if again_tokens > 0 else None
+
+
+def _changed_history(parting: Parting) -> str:
+    was = "was" if parting.again_tokens == 1 else "were"
+    said = f"The history differs from the one that is kept at {parting.place}"
+    return f"{said}, so {tokens(parting.again_tokens)} {was} read again."
+
+
+def with_branch(stored: Receipt, run: Run, template: TurnTemplate) -> Receipt:
+    """The receipt with the place where the KV's other branch parts from this turn's."""
+    if stored.miss_reason is not MissReason.BRANCH_SWITCHED or run.lease is None:
+        return stored
+    parting = other_branch(run.lease.held_ids, run.plan.turn.ledger, run.plan.outline, template)
+    return replace(stored, parting=replace(parting, again_tokens=stored.fed_tokens - stored.delta_tokens))
 
 
 def engine_receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], float]) -> Receipt | None:
@@ -98,11 +134,15 @@ def engine_receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, in
         return None
     turn, reused = run.plan.turn, event.reused_tokens
     reason, detail = _engine_miss(run, event) if event.is_reuse_reported else (None, "")
+    parting, delta_tokens = _parting(run, event, reason), turn.delta_tokens
+    if parting is not None and reason is None and event.is_reuse_reported and run.plan.is_resent:
+        reason, detail = MissReason.HISTORY_CHANGED, _changed_history(parting)
+        delta_tokens = event.fed_tokens - parting.again_tokens
     whole = len(turn.ledger)
     saved_s = estimate_read_s(0, whole) - estimate_read_s(reused, whole) - event.restore_s
     return Receipt(
         fed_tokens=event.fed_tokens,
-        delta_tokens=turn.delta_tokens,
+        delta_tokens=delta_tokens,
         reused_tokens=reused,
         sampled_tokens=event.sampled_tokens,
         tier_before=Tier.ENGINE if reused else Tier.NONE,
@@ -117,6 +157,7 @@ def engine_receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, in
         restored_bytes=event.restored_bytes,
         restore_s=event.restore_s,
         choice=event.restore_note,
+        parting=parting,
     )
 
 

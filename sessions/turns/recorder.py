@@ -20,7 +20,7 @@ from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.store import Store
 from sessions.turns.one_call import end_after_first_call
-from sessions.turns.receipt import engine_receipt, outcome, receipt
+from sessions.turns.receipt import engine_receipt, outcome, receipt, with_branch
 from sessions.turns.run import Run, RunTable
 from sessions.turns.unstored_answers import AnswerEnd, UnstoredAnswers
 from sessions.types import MessageStatus, MessageView, Receipt
@@ -89,6 +89,7 @@ class Recorder:
             match event:
                 case PrefillProgress():
                     run.read(event)
+                    self._note_read(run, event.total_tokens - event.fed_tokens)
                 case TokenDelta():
                     run.sample(event)
                     self._note_gap(run)
@@ -97,6 +98,11 @@ class Recorder:
         except Exception:
             log.exception("recording_failed message=%d event=%s", run.message_id, type(event).__name__)
             self._fail(run, event)
+
+    def _note_read(self, run: Run, unread_tokens: int) -> None:
+        """Others may wait for that much of what it reads."""
+        if run.reading is not None:
+            self._memory.readings.read(run.reading, len(run.plan.turn.ledger) - unread_tokens)
 
     def _note_gap(self, run: Run) -> None:
         now = time.monotonic()
@@ -122,6 +128,7 @@ class Recorder:
         status, note = outcome(run, event, self._engine.info.context_limit_tokens)
         cost = receipt if self._engine.info.keeps_kv else engine_receipt
         stored = cost(run, event, self._engine.estimate_read_s)
+        stored = with_branch(stored, run, self._template) if stored is not None else None
         text, run.finish_reason = end_after_first_call(run, run.complete(event), event.reason, self._template)
         end = AnswerEnd(
             text,
@@ -185,13 +192,17 @@ class Recorder:
                 self._give_back(run, run.lease)
             except Exception:
                 log.exception("lease_not_settled message=%d", run.message_id)
+        if run.reading is not None:
+            self._memory.readings.ended(run.reading)
         self._runs.retire(run)
         run.finish(message)
 
     def _give_back(self, run: Run, lease: Lease) -> None:
         turn = run.plan.turn
         prompt_tokens = len(turn.ledger) - turn.answer_prefix_tokens
-        self._memory.save(lease, run.plan.owner_id, (*turn.ledger, *run.sampled), prompt_tokens, run.message_id)
+        lender_id = run.restored.shared.conversation_id if run.restored.shared else ""
+        ids = (*turn.ledger, *run.sampled)
+        self._memory.save(lease, run.plan.owner_id, ids, prompt_tokens, run.message_id, lender_id)
 
 
 def _unsaved(run: Run, text: str, note: str) -> MessageView:

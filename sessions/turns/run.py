@@ -17,10 +17,11 @@ from sessions.awake import patiently
 from sessions.errors import ConversationBusy, ShuttingDown
 from sessions.ledger.ledger import Turn
 from sessions.ledger.raw_prompt import RawPrompt
+from sessions.memory.device.readings import Reading
 from sessions.memory.device.slots import Ticket
 from sessions.memory.memory_records import NOT_RESTORED, Lease, Restored
 from sessions.store.tables.losses import SavedLoss
-from sessions.types import MessageView, RunPhase, RunSnapshot
+from sessions.types import MessageView, Parting, RunPhase, RunSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,10 @@ class RunPlan:
     has_one_call: bool = False  # it ends after its first call
     is_upgrade: bool = False  # `change` is another version of Keepwarm, and nothing else
     affinity: str = ""  # as in `GenerationRequest`
+    parting: Parting | None = None  # where its history parts from the one that is kept
+    is_resent: bool = False  # the request brought earlier answers
+    notes: tuple[str, ...] = ()  # sentences for its client
+    outline: tuple[tuple[int, str], ...] = ()  # where each message above begins in the ledger, and its role
 
 
 class Run:
@@ -56,6 +61,8 @@ class Run:
         self.plan = plan
         self.ticket = Ticket(plan.conversation_id, plan.owner_id, promised_bytes, self._moved)
         self.lease: Lease | None = None
+        self.reading: Reading | None = None  # what it reads, where others may wait for it
+        self.shared_wait_s = 0.0  # of the time it waited: while another turn read its beginning
         self.restored: Restored = NOT_RESTORED
         self.waited_s = 0.0
         self.failure: str | None = None  # a sentence: our own code failed while the engine worked
@@ -123,10 +130,14 @@ class Run:
         if self._generation is not None:
             self._generation.abort()
 
+    def shares(self) -> None:
+        """It waits while another turn reads what it begins with."""
+        self._change(is_sharing=True)
+
     def leased(self, lease: Lease) -> None:
         self.lease = lease
         self.waited_s = time.monotonic() - self._created_at
-        self._change(phase=RunPhase.READING, queue_position=0)
+        self._change(phase=RunPhase.READING, queue_position=0, is_sharing=False)
 
     def started(self, generation: Generation) -> None:
         self._generation = generation
@@ -172,7 +183,7 @@ class Run:
         return self.done_at is not None
 
     def _moved(self, place: int) -> None:
-        self._change(queue_position=place)
+        self._change(queue_position=place, is_sharing=False)
 
     def _change(self, **changes: Any) -> None:
         with self._changed:

@@ -15,11 +15,11 @@ from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, SessionError
 from sessions.ledger import history_hash, resent_history
-from sessions.ledger.resent_history import ResentHistory
+from sessions.ledger.resent_history import ResentHistory, altered_answers
 from sessions.store.records import Conversation
 from sessions.store.store import Store
 from sessions.turns.placement import Placement, Placements
-from sessions.turns.planned_turn import ChatRequest, Planner
+from sessions.turns.planned_turn import ChatRequest, Planner, parting_of, tools_json, with_kept_prompt
 from sessions.turns.run import Run, RunTable
 from sessions.turns.turn import NewTurn, Turns
 from sessions.types import ConversationSettings
@@ -64,6 +64,7 @@ class StatelessTurns:
         """The ids that the model would be asked with, generation prompt included. Nothing is stored."""
         template, history = self._read(request)
         placement = self._place(owner_id, request, history, may_stay=True)
+        history = with_kept_prompt(history, placement.path)
         return self._planner.plan(request, history, placement, template, must_fit=False).turn.ledger
 
     def _place(self, owner_id: str, request: ChatRequest, history: ResentHistory, may_stay: bool) -> Placement:
@@ -73,7 +74,8 @@ class StatelessTurns:
 
     def _read(self, request: ChatRequest) -> tuple[TurnTemplate, ResentHistory]:
         template = self._template.with_variables(request.template_variables)
-        return template, resent_history.read(request.messages, request.tools, self._config.max_message_bytes, template)
+        most_bytes, trims = self._config.max_message_bytes, self._turns.trims
+        return template, resent_history.read(request.messages, request.tools, most_bytes, template, trims)
 
     @property
     def template(self) -> TurnTemplate:
@@ -119,7 +121,10 @@ class StatelessTurns:
         placement: Placement,
         template: TurnTemplate,
     ) -> Run:
+        history = with_kept_prompt(history, placement.path)
         planned = self._planner.plan(request, history, placement, template)
+        kept = self.placements.nearest(owner_id, history, placement, template)
+        parting = parting_of(planned, request, history, kept, template) if kept is not None else None
         placement, turn = planned.placement, planned.turn
         if request.has_no_limit:
             most = self._turns.most_new_tokens(owner_id, conversation_id, turn)
@@ -137,6 +142,10 @@ class StatelessTurns:
                     prefix_text=planned.prefix_text,
                     history=planned.above if placement.is_fork else planned.imported,
                     user_parts=history.exchanges[-1].parts,
+                    user_tools=None if planned.above else tools_json(request.tools),
+                    parting=parting,
+                    is_resent=len(history.hashes) > 1,
+                    notes=_notes(altered_answers(placement.path, history.exchanges, template)),
                     history_hash=history.hashes[-1],
                     reads_calls=bool(request.tools),
                     has_one_call=request.has_one_call and bool(request.tools),
@@ -169,6 +178,14 @@ class StatelessTurns:
             if settings != placement.conversation.settings:
                 self._store.set_settings(conversation_id, settings)
         return self._store.conversation(owner_id, conversation_id)
+
+
+def _notes(altered: tuple[int, ...]) -> tuple[str, ...]:
+    if not altered:
+        return ()
+    which = f"Message {altered[0]:,} was" if len(altered) == 1 else f"Messages {', '.join(map(str, altered[:8]))} were"
+    more = "" if len(altered) <= 8 else f" (and {len(altered) - 8:,} more)"
+    return (f"{which} sent back with other white space or markup than written{more}; what was written counts.",)
 
 
 def _texts(history: ResentHistory) -> Iterator[str]:

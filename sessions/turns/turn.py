@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.errors import ModelRuntimeError
@@ -19,6 +19,7 @@ from sessions.config import SessionConfig
 from sessions.errors import SessionError, SettingRefused
 from sessions.ledger import history_hash
 from sessions.ledger.ledger import Turn
+from sessions.ledger.partings import outline, rewritten
 from sessions.ledger.raw_prompt import RawPrompt
 from sessions.memory.memory import Memory
 from sessions.store.records import Conversation, NewMessages, Node
@@ -28,7 +29,7 @@ from sessions.turns.affinity import affinity_of
 from sessions.turns.limits import TurnLimits
 from sessions.turns.recorder import Recorder
 from sessions.turns.run import Run, RunPlan, RunTable, aborted, failed
-from sessions.types import MissReason
+from sessions.types import MissReason, Parting
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ log = logging.getLogger(__name__)
 class NewTurn:
     """`turn` below `history` (new nodes, which are committed with it) below `path` (stored ones). `user_text` goes with
     `turn.user`, `user_parts` with a node of several messages; `prefix_text` is what a continued answer says already.
-    `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat."""
+    `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat.
+    `user_tools` as in `Node.tools`. `parting` is where a client's history parts from the one that is kept; `notes`
+    are sentences about how it was taken. It `is_resent` where the client brings earlier answers."""
 
     conversation: Conversation
     path: Sequence[Node]
@@ -47,6 +50,7 @@ class NewTurn:
     prefix_text: str = ""
     history: Sequence[Node] = ()
     user_parts: str = ""
+    user_tools: str | None = None
     history_hash: str | None = None
     reads_calls: bool = False
     is_thought_open: bool = False
@@ -54,6 +58,9 @@ class NewTurn:
     is_by_person: bool = True
     raw: RawPrompt | None = None
     has_one_call: bool = False
+    parting: Parting | None = None
+    is_resent: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Turns:
@@ -73,10 +80,16 @@ class Turns:
     ) -> None:
         self._store = store
         self._engine = engine
+        self._template = template
         self.runs = runs
         self._memory = memory
         self.limits = TurnLimits(engine, template, config)
         self.recorder = Recorder(store, engine, template, runs, memory, config.checkpoint_interval_s)
+
+    @cached_property
+    def trims(self) -> bool:
+        """Whether the template leaves out white space at the ends of what is asked."""
+        return history_hash.trims_ends(self._template)
 
     @contextlib.contextmanager
     def claim(self, conversation_id: str) -> Iterator[None]:
@@ -103,9 +116,12 @@ class Turns:
         self._memory.admit(conversation.owner_id, conversation.conversation_id, promised_bytes)
         run = Run(self._commit(new), promised_bytes)
         self.runs.add(run)
-        self._memory.enter(run.ticket)
+        run.reading = self._memory.announce(run.plan.owner_id, run.conversation_id, turn)
+        waits = self._memory.must_wait(run.reading)
+        if not waits:
+            self._memory.enter(run.ticket)
         try:
-            threading.Thread(target=self._answer, args=(run,), name="keepwarm-turn", daemon=True).start()
+            threading.Thread(target=self._answer, args=(run, waits), name="keepwarm-turn", daemon=True).start()
         except RuntimeError:  # the machine gives this process no more threads
             self._memory.leave(run.ticket)
             self.recorder.put(run, failed("The server is out of threads. Try again in a moment."))
@@ -113,7 +129,7 @@ class Turns:
 
     def _commit(self, new: NewTurn) -> RunPlan:
         """The user's message and the running answer, in the database."""
-        conversation, above, asked_hash = new.conversation, (*new.path, *new.history), _history_hash(new)
+        conversation, above, asked_hash = new.conversation, (*new.path, *new.history), _history_hash(new, self.trims)
         info, loss = self._engine.info, self._memory.loss(conversation.conversation_id)  # before the turn is marked
         numerics = with_format(info.fingerprint)
         user = None
@@ -132,6 +148,7 @@ class Turns:
                 history=new.history,
                 user_history_hash=asked_hash,
                 user_parts=new.user_parts,
+                user_tools=new.user_tools,
                 is_by_person=new.is_by_person,
             ),
             self._memory.unsaved_cause,
@@ -153,12 +170,19 @@ class Turns:
             raw=new.raw,
             has_one_call=new.has_one_call,
             affinity=affinity_of(conversation),
+            parting=new.parting or rewritten(above, new.turn, conversation.settings.system_prompt, self._template),
+            outline=outline(above),
+            is_resent=new.is_resent,
+            notes=new.notes,
         )
 
-    def _answer(self, run: Run) -> None:
-        """Lease, restore, submit: on the run's own thread. Never raises: the run ends with a sentence."""
+    def _answer(self, run: Run, waits: bool) -> None:
+        """Lease, restore, submit: on the run's own thread, first of all for what another turn `waits` to be read. Never
+        raises: the run ends with a sentence."""
         plan = run.plan
         try:
+            if waits:
+                self._wait_for_beginning(run)
             lease = run.ticket.wait()
             if lease is None:  # stopped while it waited
                 self.recorder.put(run, aborted())
@@ -183,10 +207,20 @@ class Turns:
             log.exception("turn_not_started message=%d", run.message_id)
             self.recorder.put(run, failed("The model could not start on this answer. Regenerate it to try again."))
 
+    def _wait_for_beginning(self, run: Run) -> None:
+        """Waits while another turn of the owner reads what this one begins with, then joins the queue."""
+        assert run.reading is not None
+        run.shares()
+        run.shared_wait_s = self._memory.wait_for_beginning(run.reading, lambda: run.stop_asked)
+        self._memory.enter(run.ticket)
+        if run.stop_asked:  # perhaps before the ticket was in the queue
+            self._memory.leave(run.ticket)
+
     def stop(self, run: Run) -> None:
         """It ends within one step, or leaves the queue."""
         run.ask_to_stop()
         self._memory.leave(run.ticket)
+        self._memory.readings.look_again()
 
     def interrupt(self, runs: Iterable[Run]) -> None:
         """Like `stop`, because the server ends."""
@@ -196,7 +230,7 @@ class Turns:
                 self.stop(run)
 
 
-def _history_hash(new: NewTurn) -> str:
+def _history_hash(new: NewTurn, trims: bool) -> str:
     """The hash of the history that is answered; "" where it is not known, or where the ledger was rewritten under
     another system prompt."""
     if new.history_hash is not None:
@@ -207,7 +241,7 @@ def _history_hash(new: NewTurn) -> str:
     if new.user_text is None:
         return new.path[-1].history_hash
     before = new.path[-1].history_hash if new.path else history_hash.page_root(new.conversation.settings.system_prompt)
-    return history_hash.after(before, [ChatMessage("user", new.user_text)]) if before else ""
+    return history_hash.after(before, [ChatMessage("user", new.user_text)], trims=trims) if before else ""
 
 
 def _change(conversation: Conversation, above: Sequence[Node], model_name: str, numerics: str) -> str:

@@ -112,14 +112,21 @@ class HeldKVs:
             return Lease(conversation_id, slot.kv, held, False, None, slot.held_ids, ahead_from=slot.ahead_from)
 
     def others(self, owner_id: str, conversation_id: str) -> list[tuple[str, KV, tuple[int, ...]]]:
-        """The owner's other conversations on the device: their KVs, and the ids that each held when it was last given
-        back. The engine knows whether it still does."""
+        """The owner's other conversations on the device: their KVs, and the ids that each holds; of one that is being
+        read or answered, as far as it has come. The engine knows whether it still does."""
         with self.changed:
             return [
-                (slot.conversation_id, slot.kv, slot.held_ids)
+                (slot.conversation_id, slot.kv, slot.read_ids[: slot.kv.length_tokens] or slot.held_ids)
                 for slot in self.slots.values()
                 if slot.owner_id == owner_id and slot.conversation_id != conversation_id and not slot.leaving
             ]
+
+    def reads(self, lease: Lease, ledger: tuple[int, ...]) -> None:
+        """A run is about to have this KV filled with the ledger."""
+        with self.changed:
+            slot = self.slots.get(lease.conversation_id)
+            if slot is not None and slot.kv is lease.kv:
+                slot.read_ids = ledger
 
     def must_yield(self, lease: Lease) -> bool:
         """Whether a reserved lease blocks a ticket or another use of its KV."""

@@ -86,6 +86,9 @@ class Leases:
     def enter(self, ticket: Ticket) -> None:
         """Joins the queue."""
         with self.held.changed:
+            if self.held.is_closed:
+                ticket.withdraw()
+                return
             self.held.queue.enter(ticket)
             for slot in self.held.slots.values():
                 slot.make_way()

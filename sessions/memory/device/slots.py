@@ -73,6 +73,7 @@ class DeviceSlot:
     make_way: Callable[[], None] = lambda: None  # asks that to end
     ahead_from: int | None = None
     held_ids: tuple[int, ...] = ()
+    read_ids: tuple[int, ...] = ()  # the ledger that a run has it filled with, while it is leased
     unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
     saved_ids: tuple[int, ...] = ()  # whose rows are on disk, or staged for it
     saved_is_long_rope: bool = False  # those rows have the long frequencies of long RoPE
@@ -90,7 +91,7 @@ class DeviceSlot:
 
     def holds(self, ids: tuple[int, ...]) -> None:
         """It was given back."""
-        self.held_ids = ids
+        self.held_ids, self.read_ids = ids, ()
         self._count_saved()
 
     def saved(self, ids: tuple[int, ...], is_long_rope: bool) -> None:

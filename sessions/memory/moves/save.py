@@ -31,7 +31,8 @@ IDLE_S = 10.0  # after this long without a save small files are compacted
 
 @dataclass(eq=False, slots=True)
 class SaveJob:
-    """A conversation's KV to be saved. `ids` is what the KV holds; no KV: what host memory alone holds of it."""
+    """A conversation's KV to be saved. `ids` is what the KV holds; no KV: what host memory alone holds of it. Its
+    beginning was copied from `lender_id`, another conversation, whose files are shared then."""
 
     owner_id: str
     conversation_id: str
@@ -39,6 +40,7 @@ class SaveJob:
     ids: tuple[int, ...]
     prompt_tokens: int
     message_id: int | None = None  # the answer it was saved after, None: no turn can have begun since
+    lender_id: str = ""
     is_long_rope: bool = False  # the KV's rows have the long frequencies of long RoPE
     is_staged: bool = False  # all of it is in memory, on its way to the disk: the KV is not needed any more
     is_saved: bool = False
@@ -127,6 +129,8 @@ class Writer:
             if job.kv is None:
                 return self._saved_kvs.write_through(owner_id, conversation_id)
             chain = self._chain(self._disk, job)
+            if job.lender_id and not chain.identities and self._share_files(job):
+                chain = self._chain(self._disk, job)
             parent = chain.whole[-1] if chain.whole else None
             fingerprint = self._disk.fingerprint(owner_id, job.is_long_rope)
             pieces = cut(job.ids, parent, job.prompt_tokens, self._saved_kvs.limit_tokens, fingerprint)
@@ -144,6 +148,12 @@ class Writer:
                 if not self._write(job, segments, is_last=run[-1] is pieces[-1]):
                     return False
         return True
+
+    def _share_files(self, job: SaveJob) -> bool:
+        """Makes a new conversation refer to the files that hold its beginning. Whether there are any."""
+        lent = self._disk.chain(job.owner_id, job.lender_id, job.ids, is_long_rope=job.is_long_rope).whole
+        shared = [self._disk.adopt(job.owner_id, job.conversation_id, one) for one in lent]
+        return any(shared)
 
     def _write(self, job: SaveJob, segments: list[Segment], is_last: bool) -> bool:
         """Until they are on disk, a restore takes them from memory, so once they are there the KV may go."""

@@ -68,11 +68,18 @@ class HistoryHashTable:
 
 
 def insert_history_hash(
-    db: sqlite_utils.Database, message_id: int, conversation_id: str, history_hash: str, parts: str
+    db: sqlite_utils.Database,
+    message_id: int,
+    conversation_id: str,
+    history_hash: str,
+    parts: str,
+    tools: str | None = None,
 ) -> None:
-    """Inside a transaction of `MessageTable`. `parts` are the messages of a node, "" for a single one."""
+    """Inside a transaction of `MessageTable`. `parts` are the messages of a node, "" for a single one; `tools` as in
+    `Node`."""
     if history_hash or parts:
         db.execute(
-            "INSERT OR REPLACE INTO message_links SELECT ?, owner_id, ?, ? FROM conversations WHERE id = ?",
-            [message_id, history_hash, parts, conversation_id],
+            "INSERT OR REPLACE INTO message_links (message_id, owner_id, link, parts, tools)"
+            " SELECT ?, owner_id, ?, ?, ? FROM conversations WHERE id = ?",
+            [message_id, history_hash, parts, tools, conversation_id],
         )

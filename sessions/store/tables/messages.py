@@ -6,6 +6,7 @@ conversation's leaf is always an answer. Nothing in the tree is overwritten exce
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from sessions.store.database import BUSY_TIMEOUT_S, Database
 from sessions.store.records import NewMessages, Node, NodeIds, pack, unpack
 from sessions.store.tables.history_hashes import insert_history_hash
 from sessions.store.tables.losses import Cause, turn_begins, turn_ends
-from sessions.types import MessageStatus, MessageView, MissReason, Receipt, Tier
+from sessions.types import MessageStatus, MessageView, MissReason, Parting, Receipt, Section, Tier
 
 # Numbers the turns of all conversations: a conversation's last number tells the order of use, whatever the clock did.
 NEXT_TURN = "(SELECT coalesce(max(turn_number), 0) + 1 FROM conversations)"
@@ -44,7 +45,7 @@ _VIEW_OF_PATH = (
 )
 _VIEW_OF_ONE = _VIEW + "messages m LEFT JOIN receipts r ON r.message_id = m.id WHERE m.id = ?"
 _NODES_OF_PATH = (
-    _PATH + "SELECT m.*, l.link, l.parts FROM path JOIN messages m ON m.id = path.id"  # noqa: S608
+    _PATH + "SELECT m.*, l.link, l.parts, l.tools FROM path JOIN messages m ON m.id = path.id"  # noqa: S608
     " LEFT JOIN message_links l ON l.message_id = m.id ORDER BY path.depth DESC"
 )
 _TURN_TAKEN = f"""
@@ -109,7 +110,9 @@ class MessageTable:
                 parent_id = _insert_known(db, common, parent_id, node)
             if new.user is not None:
                 parent_id = _insert(db, common, parent_id, "user", MessageStatus.COMPLETE, *new.user)
-                insert_history_hash(db, parent_id, conversation_id, new.user_history_hash, new.user_parts)
+                insert_history_hash(
+                    db, parent_id, conversation_id, new.user_history_hash, new.user_parts, new.user_tools
+                )
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
             db.execute(
                 _TURN_TAKEN,
@@ -157,8 +160,7 @@ class MessageTable:
                 if found := db.execute(sql, [message_id]).fetchone():
                     insert_history_hash(db, message_id, str(found[0]), history_hash, "")
             if receipt is not None:
-                stored = {name: value for name, value in asdict(receipt).items() if name != "shared_title"}
-                db["receipts"].insert({"message_id": message_id, **stored})
+                db["receipts"].insert({"message_id": message_id, **_stored(receipt)})
                 db.execute(
                     "UPDATE users SET saved_s_total = saved_s_total + ?, reused_tokens_total = reused_tokens_total + ?"
                     " WHERE id = (SELECT c.owner_id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
@@ -252,7 +254,7 @@ def _insert_known(db: sqlite_utils.Database, common: dict[str, Any], parent_id: 
         "finish_reason": node.finish_reason,
     }
     message_id = _insert(db, {**common, **origin}, parent_id, node.role, node.status, node.text, node.ids)
-    insert_history_hash(db, message_id, common["conversation_id"], node.history_hash, node.parts)
+    insert_history_hash(db, message_id, common["conversation_id"], node.history_hash, node.parts, node.tools)
     return message_id
 
 
@@ -275,6 +277,7 @@ def _node(row: dict[str, Any]) -> Node:
         model_name=row["model_name"],
         history_hash=row["link"] or "",
         parts=row["parts"] or "",
+        tools=row["tools"],
     )
 
 
@@ -294,10 +297,20 @@ def _view(row: dict[str, Any]) -> MessageView:
     )
 
 
+def _stored(receipt: Receipt) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(receipt).items() if name != "shared_title"}
+    return {**fields, "parting": json.dumps(fields["parting"]) if receipt.parting else ""}
+
+
 def _receipt(row: dict[str, Any]) -> Receipt:
     fields = {name: row[name] for name in _RECEIPT_FIELDS}
     fields["shared_title"] = fields["shared_title"] or ""
     fields["tier_before"] = Tier(fields["tier_before"])
     fields["is_reuse_reported"] = bool(fields["is_reuse_reported"])
     fields["miss_reason"] = MissReason(fields["miss_reason"]) if fields["miss_reason"] else None
+    if fields["parting"]:
+        parting = json.loads(fields["parting"])
+        fields["parting"] = Parting(**{**parting, "section": Section(parting["section"])})
+    else:
+        fields["parting"] = None
     return Receipt(**fields)

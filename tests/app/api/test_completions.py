@@ -54,6 +54,21 @@ def test_ten_turns_are_cached_up_to_the_pending_token(
     assert len(site.manager.list_conversations("local")) == 1
 
 
+def test_a_changed_date_is_named_with_its_cost(site: Site, connect: Connect) -> None:
+    client, rules = connect(site), "Name your sources, and be brief. " * 9
+    said, told = [user("Why?")], {}
+    for day in ("28", "29"):
+        answer = ask(client, [{"role": "system", "content": f"Today is 2026-11-{day}. {rules}"}, *said])
+        told = receipt(answer)
+        assert told["parting"] is None or day == "29"
+        said += [assistant(answer.choices[0].message.content), user("And?")]
+    parting = told["parting"]
+    assert (parting["section"], parting["before"], parting["after"]) == ("system text", "2026-11-28", "2026-11-29")
+    assert (told["miss_reason"], parting["is_date"]) == ("history_changed", True)
+    assert told["fed"] - 40 < parting["read_again"] < told["fed"]
+    assert parting["place"] in told["miss_detail"]
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_the_turn_after_a_stop_string_reads_what_was_shown(site: Site, connect: Connect, streams: bool) -> None:
     client, messages = connect(site), [user("Question")]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from app import units
 from app.page import receipt
-from sessions.types import MissReason, Receipt, Tier
+from app.page.thread import run_state
+from sessions.types import MissReason, Parting, Receipt, RunPhase, RunSnapshot, Section, Tier
 
 WARM = Receipt(
     fed_tokens=46,
@@ -76,6 +79,37 @@ def test_other_rotary_frequencies_before_the_answer_and_within_it() -> None:
     within = replace(WARM, fed_tokens=WARM.delta_tokens, miss_reason=MissReason.ROPE_CHANGED, miss_detail="So.")
     assert receipt.line(within) == "0.21 s · 46 new, 1,812 kept"
     assert values(within)["Why it was read again"] == "So."
+
+
+def test_where_a_history_differs() -> None:
+    place = Parting(13, 12_480, Section.SYSTEM, "2026-11-28", "2026-11-29", is_date=True, again_tokens=4974)
+    said = "token 14 of 12,480, in the system text: `2026-11-28` / `2026-11-29`, a date"
+    missed = replace(WARM, fed_tokens=5020, reused_tokens=0, tier_before=Tier.NONE, parting=place)
+    by_client = values(replace(missed, miss_reason=MissReason.HISTORY_CHANGED, miss_detail=f"It differs at {said}."))
+    assert by_client["Kept"] == "nothing: its beginning differs from what is kept"
+    assert by_client["Why it was read again"] == f"It differs at {said}."
+    on_page = values(replace(missed, miss_reason=MissReason.SYSTEM_PROMPT_CHANGED, miss_detail="It was changed."))
+    assert on_page["Where it differs"] == f"T{said[1:]}"
+
+
+@pytest.mark.parametrize(
+    ("parting", "place"),
+    [
+        (Parting(4, 9, Section.TOOLS, "a", "b", name="map"), "the definition of the tool `map`: `a` / `b`"),
+        (Parting(4, 9, Section.TOOLS, "", "map"), "the tools: nothing / `map`"),
+        (Parting(4, 9, Section.MESSAGE, "a", "b", number=3, role="user"), "message 3 (user): `a` / `b`"),
+        (Parting(4, 9, Section.TEMPLATE), "what the chat template writes"),
+    ],
+)
+def test_each_section_has_its_words(parting: Parting, place: str) -> None:
+    assert parting.place == f"token 5 of 9, in {place}"
+
+
+def test_a_wait_for_the_same_text() -> None:
+    waited = values(replace(WARM, waited_s=3.0, shared_wait_s=2.0))
+    assert waited["Waited"] == "3.0 s, of these 2.0 s while another answer had the same text read"
+    state = run_state(RunSnapshot(1, RunPhase.WAITING, "", is_sharing=True))
+    assert state["label"] == "waiting for another answer that reads the same text"
 
 
 def test_guesses_that_were_right() -> None:

@@ -58,7 +58,8 @@ def test_migrations_from_an_empty_file(tmp_path: Path) -> None:
     steps += ["shared_beginnings", "numerics", "origins", "last_try", "bin_and_observed_time"]
     steps += ["losses_of_saved_memory"]
     steps += ["a_key_has_existed", "logins_on_the_server", "losses_by_numerics", "template_variables", "responses"]
-    steps += ["reports_of_remote_engines", "roots_of_forks"]
+    steps += ["reports_of_remote_engines", "roots_of_forks", "waits_for_shared_beginnings"]
+    steps += ["where_histories_part"]
     assert [m.name for m in MIGRATIONS.applied(db)] == steps
     assert MIGRATIONS.pending(db) == []
     db.close()

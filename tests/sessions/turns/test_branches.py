@@ -6,7 +6,7 @@ import pytest
 
 from sessions.errors import ConversationNotFound
 from sessions.types import MissReason
-from tests.sessions.session_harness import ADA, SessionHarness, finish
+from tests.sessions.session_harness import ADA, SessionHarness, finish, prompt_of
 
 
 def test_regenerate_feeds_one_token_and_keeps_the_old_answer(harness: SessionHarness) -> None:
@@ -72,6 +72,10 @@ def test_going_on_after_a_switch_says_why_it_read_more(harness: SessionHarness) 
     assert answer.receipt.miss_reason is MissReason.BRANCH_SWITCHED
     assert "another branch" in answer.receipt.miss_detail
     assert answer.receipt.fed_tokens > answer.receipt.delta_tokens
+    parting, ledger = answer.receipt.parting, prompt_of(harness.path(c))
+    assert parting is not None
+    assert (parting.token, parting.of_tokens, parting.number, parting.role) == (1, len(ledger), 1, "user")
+    assert (parting.before.split()[0], parting.after.split()[0]) == ("Second", "First")
 
 
 def test_switching_there_and_back_costs_nothing(harness: SessionHarness) -> None:

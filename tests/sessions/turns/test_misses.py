@@ -168,6 +168,9 @@ def test_a_template_that_takes_reasoning_out(make_harness: MakeHarness) -> None:
     receipt = missed(answer, MissReason.TEMPLATE_REWROTE_HISTORY)
     start = len(harness.template.first_turn("", "First?"))
     assert f"from token {start + 1:,} on" in receipt.miss_detail
+    assert receipt.parting is not None
+    assert (receipt.parting.token, receipt.parting.number, receipt.parting.role) == (start, 2, "assistant")
+    assert (receipt.parting.before, receipt.parting.after.split("Second")[0]) == ("<think>hm, hm</think>Yes.", "Yes.")
     turns = [("user", "First?"), ("assistant", "Yes."), ("user", "Second?")]
     assert harness.engine.counts[-1][0] == harness.template.whole("", said(*turns))
     assert harness.path(c)[2].ids.ledger_start == start

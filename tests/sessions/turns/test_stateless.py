@@ -197,7 +197,7 @@ def test_an_answer_or_question_that_differs_by_a_letter_is_another(harness: Sess
     finish(run)
     texts = harness.texts(run.conversation_id)
     assert texts[2] == changed
-    edited = assistant(client.messages[1].text + " ")
+    edited = assistant(client.messages[1].text + "!")
     run = begin(harness, client.messages[0], edited, user("Next"))
     finish(run)
     assert harness.texts(run.conversation_id)[1] == edited.text

@@ -121,6 +121,29 @@ def test_on_disk_the_beginning_is_counted_once(make_harness: MakeHarness) -> Non
     assert harness.texts(second)[-1] == harness.expected_text(second)
 
 
+def test_a_fork_in_the_middle_shares_its_parents_files(make_harness: MakeHarness) -> None:
+    """One copy of what both have, whichever turns the parent's files were cut at; each restores it, also alone."""
+    harness = make_harness(disk_kv_budget_bytes=2**26)
+    first = harness.conversation()
+    for number in range(5):
+        harness.say(first, f"Question {number}: " + "why " * (10 if number == 0 else 80))
+        harness.saved(first)
+    told, roles = harness.texts(first), ("user", "assistant")
+    alone_bytes = harness.manager.memory_view(ADA).disk_used_bytes
+    messages = (*(ChatMessage(roles[n % 2], told[n]) for n in range(8)), ChatMessage("user", "Something else"))
+    run = harness.manager.completions.begin(ADA, ChatRequest(messages, SamplingParams(temperature=0)))
+    assert harness.receipt(finish(run)).fed_tokens <= len("Something else") + 4
+    assert run.plan.is_fork
+    harness.saved(run.conversation_id)
+    fresh = len(harness.ledger(run.conversation_id)) - run.restored.shared.end_tokens if run.restored.shared else 0
+    assert 0 < harness.manager.memory_view(ADA).disk_used_bytes - alone_bytes < fresh * 1024 * 1.1 + 600
+    harness.manager.delete(ADA, first)
+    harness.manager.park(ADA, run.conversation_id)
+    receipt = harness.receipt(harness.say(run.conversation_id, "Why?"))
+    assert (receipt.tier_before, receipt.miss_reason) == (Tier.DISK, None)
+    assert harness.texts(run.conversation_id)[-1] == harness.expected_text(run.conversation_id)
+
+
 def parked(harness: SessionHarness, text: str) -> str:
     """A conversation that left the device for the disk."""
     c = harness.conversation()
