@@ -328,3 +328,9 @@ def reports_of_remote_engines(db: Database) -> None:
 def roots_of_forks(db: Database) -> None:
     """The conversation that a fork's beginning came from at first, "" for one that is no fork."""
     db.execute("ALTER TABLE conversations ADD COLUMN root_id TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def continued_answers(db: Database) -> None:
+    """The answer that another one goes on from: both are one version of the answer, of which the last part is shown."""
+    db.execute("ALTER TABLE messages ADD COLUMN first_part_id INTEGER")

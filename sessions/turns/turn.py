@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 class NewTurn:
     """`turn` below `history` (new nodes, which are committed with it) below `path` (stored ones). `user_text` goes with
     `turn.user`, `user_parts` with a node of several messages; `prefix_text` is what a continued answer says already.
-    `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat."""
+    `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat. The
+    answer goes on from the one with `continued_id`."""
 
     conversation: Conversation
     path: Sequence[Node]
@@ -54,6 +55,7 @@ class NewTurn:
     is_by_person: bool = True
     raw: RawPrompt | None = None
     has_one_call: bool = False
+    continued_id: int | None = None
 
 
 class Turns:
@@ -133,6 +135,7 @@ class Turns:
                 user_history_hash=asked_hash,
                 user_parts=new.user_parts,
                 is_by_person=new.is_by_person,
+                continued_id=new.continued_id,
             ),
             self._memory.unsaved_cause,
         )
