@@ -202,7 +202,8 @@ class SessionManager:
             return self._begin(conversation, path[:-1], turn)
 
     def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
-        """Goes on from a stopped, interrupted or length-limited answer: a new sibling that begins with it."""
+        """Goes on from a stopped, interrupted or length-limited answer. Its ids are kept as they are: the new
+        node begins with them, and takes the place of the old one among the versions."""
         self._store.conversation(owner_id, conversation_id)
         with self.turns.claim(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
@@ -214,7 +215,7 @@ class SessionManager:
             prefix = turn.ledger[len(turn.ledger) - turn.answer_prefix_tokens :]
             # Half a character at the end is not shown: the engine gives it out whole with its next token.
             prefix_text = self._template.plain(prefix).rstrip("�")
-            return self._begin(conversation, path[:-1], turn, prefix_text=prefix_text)
+            return self._begin(conversation, path[:-1], turn, prefix_text=prefix_text, continued_id=path[-1].message_id)
 
     def stop(self, owner_id: str, conversation_id: str) -> None:
         """The answer ends within one step and keeps its text. Nothing happens when there is none."""
@@ -233,9 +234,9 @@ class SessionManager:
 
     # Conversations
 
-    def list_conversations(self, owner_id: str, search: str = "") -> list[ConversationSummary]:
-        """Newest first; with `search` those whose title or messages contain it."""
-        return self._views.summaries(owner_id, clean(search).strip())
+    def list_conversations(self, owner_id: str, search: str = "", most: int | None = None) -> list[ConversationSummary]:
+        """Newest first, at most `most`; with `search` those whose title or messages contain it."""
+        return self._views.summaries(owner_id, clean(search).strip(), most)
 
     def create_conversation(
         self, owner_id: str, settings: ConversationSettings | None = None, taken: Sequence[str] = ()
@@ -367,10 +368,19 @@ class SessionManager:
         turn: Turn,
         user_text: str | None = None,
         prefix_text: str = "",
+        continued_id: int | None = None,
     ) -> Run:
         settings = conversation.settings
-        is_open = self._template_of(conversation).opens_thought(settings.system_prompt)
-        new = NewTurn(conversation, path, turn, settings.sampling, user_text, prefix_text, is_thought_open=is_open)
+        new = NewTurn(
+            conversation,
+            path,
+            turn,
+            settings.sampling,
+            user_text,
+            prefix_text,
+            is_thought_open=self._template_of(conversation).opens_thought(settings.system_prompt),
+            continued_id=continued_id,
+        )
         return self.turns.begin(new)
 
     def _template_of(self, conversation: Conversation) -> TurnTemplate:

@@ -164,7 +164,8 @@ class Receipt:
 @dataclass(frozen=True, slots=True)
 class MessageView:
     """One message on the current path. Siblings are numbered from 1. `note` is a sentence that a person should see with
-    it (why it stopped, what failed, what to do next), usually "". `is_stored` is False while it is only in memory."""
+    it (why it stopped, what failed, what to do next), usually "". `is_stored` is False while it is only in memory. An
+    answer that was gone on from keeps its `first_part_id`, which is its own id if it never was."""
 
     message_id: int
     role: str  # "user" | "assistant"
@@ -175,6 +176,7 @@ class MessageView:
     receipt: Receipt | None = None
     note: str = ""
     can_continue: bool = False
+    first_part_id: int = 0
     is_stored: bool = True
 
 

@@ -51,7 +51,7 @@ class Views:
         self._runs = runs
         self._config = config
 
-    def summaries(self, owner_id: str, search: str) -> list[ConversationSummary]:
+    def summaries(self, owner_id: str, search: str, most: int | None = None) -> list[ConversationSummary]:
         holdings, running = self._memory.holdings(), self._runs.active_by_conversation()
         saved, in_host = self._memory.saved(owner_id), self._memory.host.by_conversation()
         return [
@@ -63,7 +63,7 @@ class Views:
                 conversation.conversation_id in running,
                 self._engine.info.keeps_kv,
             )
-            for conversation in self._store.conversations(owner_id, search)
+            for conversation in self._store.conversations(owner_id, search, most)
         ]
 
     def list_version(self) -> int:

@@ -53,7 +53,9 @@ class Chat:
             if name not in self._actions:
                 raise BadRequest
             self._actions[name](owner_id, request)
-            return reply | self.draw(owner_id, conversation_id(request), _shown(request), line(request, "find"))
+            return reply | self.draw(
+                owner_id, conversation_id(request), _shown(request), line(request, "find"), _have(request)
+            )
         except ConversationNotFound as error:
             return reply | {"error": str(error), "gone": not self._exists(owner_id, request)}
         except Exception as error:
@@ -68,10 +70,15 @@ class Chat:
         return True
 
     def draw(
-        self, owner_id: str, conversation_id: str, shown: int = thread.SHOWN_MESSAGES, find: str = ""
+        self,
+        owner_id: str,
+        conversation_id: str,
+        shown: int = thread.SHOWN_MESSAGES,
+        find: str = "",
+        have: frozenset[str] = frozenset(),
     ) -> dict[str, Any]:
         """The conversation as it is now, including its running answer. With `find`, as many messages as it takes to
-        show the last one that contains this text, and its place among them as "found"."""
+        show the last one that contains this text, and its place among them as "found". `have`: see `thread.draw`."""
         run = self._manager.active_run(owner_id, conversation_id)
         view = self._manager.view(owner_id, conversation_id)
         needle = folded(find.strip())
@@ -79,7 +86,7 @@ class Chat:
         if places:
             shown = max(shown, len(view.messages) - places[-1] + 1)
         snapshot = run.snapshot() if run is not None else None
-        drawn = thread.draw(view, snapshot, self._answers, shown, self._place)
+        drawn = thread.draw(view, snapshot, self._answers, shown, self._place, have)
         if places:
             drawn |= {"found": places[-1] - drawn["hidden"], "shown": shown}
         return drawn
@@ -95,7 +102,7 @@ class Chat:
             view = self._manager.memory_view(owner_id, most_rows=0)
             reply["memory"] = memory_panel.draw(view, None, self._manager.memory_row(owner_id, where), self._place)
         if snapshot is None or snapshot.phase is RunPhase.DONE:
-            return reply | self.draw(owner_id, where, _shown(request))
+            return reply | self.draw(owner_id, where, _shown(request), have=_have(request))
         reply |= {"conversation_id": where, "run": thread.run_state(snapshot)}
         if snapshot.version != version:
             reply["answer"] = thread.news(self._answers.growing(where, snapshot.text), _known(request))
@@ -124,6 +131,11 @@ class Chat:
 
 def _shown(request: Request) -> int:
     return max(1, whole(request, "shown", thread.SHOWN_MESSAGES))
+
+
+def _have(request: Request) -> frozenset[str]:
+    """The tokens of the messages that the page has, in one string."""
+    return frozenset(word(request, "have").split(","))
 
 
 def _known(request: Request) -> frozenset[str]:

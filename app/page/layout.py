@@ -1,4 +1,5 @@
-"""The page's layout and event bindings. Gradio provides the boxes and the channel; app/page/assets/*.js draws in them.
+"""The page's channel: the handlers that Gradio calls for it. What a person sees is app/page/first/frame.py's and the
+scripts' (app/page/assets): it stands before Gradio's own scripts have run.
 
 Text from people and models reaches the page only as JSON, from which the scripts build nodes with `textContent`
 (answers: app/page/markdown). It never goes into a `gr.HTML` template, which Gradio evaluates, nor into a `gr.Chatbot`.
@@ -12,33 +13,17 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from app.http.connection_limits import own_limits
-from app.page import asked, memory_panel, settings
+from app.page import asked
 from app.page.chat import Chat
 from app.page.panels import Panels
-from app.page.welcome import welcome
 
 if TYPE_CHECKING:
     from app.services import Services
 
-SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-MONO_FONT = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 PAGE_LIGHT, PAGE_DARK = "#fbfaf7", "#191715"
-THEME = gr.themes.Base(font=SYSTEM_FONT, font_mono=MONO_FONT).set(
+THEME = gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("monospace",)).set(
     body_background_fill=PAGE_LIGHT, body_background_fill_dark=PAGE_DARK
 )
-HEAD = """
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="x-dns-prefetch-control" content="off">
-<link rel="stylesheet" href="keepwarm/base.css">
-<link rel="stylesheet" href="keepwarm/layout.css">
-<link rel="stylesheet" href="keepwarm/thread.css">
-<link rel="stylesheet" href="keepwarm/prose.css">
-<link rel="stylesheet" href="keepwarm/composer.css">
-<link rel="stylesheet" href="keepwarm/panels.css">
-<link rel="stylesheet" href="keepwarm/memory.css">
-<link rel="stylesheet" href="keepwarm/form.css">
-<link rel="stylesheet" href="keepwarm/media.css">
-"""
 DIRECT: dict[str, Any] = {
     "queue": False,
     "show_progress": "hidden",
@@ -48,38 +33,13 @@ DIRECT: dict[str, Any] = {
 
 
 def build_page(services: Services) -> gr.Blocks:
-    """Builds the page. Every handler takes the owner from the request, never from the event."""
-    with gr.Blocks(title="Keepwarm", analytics_enabled=False, fill_width=True) as page:
+    """Builds Gradio's part of the page. Every handler takes the owner from the request, never from the event."""
+    with gr.Blocks(title="Keepwarm", analytics_enabled=False) as page:
         page.max_threads = min(100, own_limits().threads * 2)
-        with gr.Row(elem_id="kw"):
-            with gr.Column(elem_id="kw-left"):
-                _panel("conversations", {"needs_login": services.owners.needs_login})
-            with gr.Column(elem_id="kw-centre"):
-                _panel("header", _model_facts(services))
-                with gr.Column(elem_id="kw-scroll"):
-                    _panel("welcome", welcome(services.manager.info))
-                    _panel("thread", {})
-                _panel("composer", {"reads_ahead": services.manager.reads_ahead})
-            with gr.Column(elem_id="kw-right"):
-                _panel("memory", {"words": memory_panel.words(services.manager.info.device)})
-            with gr.Column(elem_id="kw-settings"):
-                _panel("settings", settings.facts(), "kw-settings-panel")
         chat = Chat(services.manager)
         _bind_chat(services, chat, _bridge(services, chat))
     page.queue(default_concurrency_limit=None)
     return page
-
-
-def _panel(name: str, facts: dict[str, Any], elem_id: str | None = None) -> gr.HTML:
-    """An empty box that app/page/assets/<name>.js fills. `facts` are known when the server starts and never include
-    text from people or models."""
-    return gr.HTML(
-        facts,
-        elem_id=elem_id or f"kw-{name}",
-        html_template="",
-        apply_default_css=False,
-        js_on_load=f'mount("{name}");',  # read by app/page/assets/gradio.js: no string is run as a script
-    )
 
 
 def _bridge(services: Services, chat: Chat) -> gr.HTML:
@@ -97,11 +57,10 @@ def _bridge(services: Services, chat: Chat) -> gr.HTML:
     # `gr.HTML` finds the names of its events by looking for quoted words in this script.
     return gr.HTML(
         None,
-        elem_id="kw-bridge",
         html_template="",
         apply_default_css=False,
         server_functions=[ask],
-        js_on_load='mount("bridge", "act");',
+        js_on_load='connect("act");',  # read by app/page/assets/gradio.js: no string is run as a script
     )
 
 
@@ -114,14 +73,3 @@ def _bind_chat(services: Services, chat: Chat, bridge: gr.HTML) -> None:
         return chat.act(owner_id, fields)
 
     bridge.act(act, None, bridge, **DIRECT)
-
-
-def _model_facts(services: Services) -> dict[str, Any]:
-    info = services.manager.info
-    return {
-        "model": info.name,
-        "quantization": info.quantization,
-        "kernel": info.kernel,
-        "device": info.device,
-        "notes": list(info.notes),
-    }

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
-from pathlib import Path
-
 import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import Response
 from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
 
 from app.access.login import add_login
+from app.page.first.files import page_files
+from app.page.first.frame import frame
 from app.page.gradio_door.door import GradioDoor
 from app.page.gradio_door.page_events import GradioEvents
-from app.page.layout import HEAD, THEME, build_page
+from app.page.layout import THEME, build_page
 from app.paths import ASSETS_PATH
 from app.services import Services
 
@@ -26,7 +22,8 @@ LARGEST_UPLOAD = "1b"  # the door lets no upload through; this limit refuses any
 def add_page(app: FastAPI, services: Services) -> None:
     """Adds everything that a browser sees. Call it last: Gradio's door answers every remaining path."""
     add_login(app, services.owners, services.callers.visitors, services.manager.info.name)
-    app.mount(ASSETS_PATH, _compressed(FreshFiles(directory=assets_directory())))
+    own = page_files()
+    app.mount(ASSETS_PATH, own)
     page = build_page(services)
     gr.mount_gradio_app(
         app,
@@ -41,29 +38,10 @@ def add_page(app: FastAPI, services: Services) -> None:
         enable_monitoring=False,
         max_file_size=LARGEST_UPLOAD,
         theme=THEME,
-        head=HEAD,
     )
     mounted = app.routes.pop()
     assert isinstance(mounted, Mount)
-    app.mount("/", _compressed(GradioDoor(mounted.app, GradioEvents(page))))
-
-
-def _compressed(app: ASGIApp) -> ASGIApp:
-    """Compresses what is worth it, quickly: this happens while other requests wait. Nothing here repeats what a
-    stranger sends beside a secret, which compression could give away."""
-    return GZipMiddleware(app, minimum_size=1000, compresslevel=3)
-
-
-class FreshFiles(StaticFiles):
-    """Static files that a browser revalidates every time, so that after an update none runs an old script."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
-
-
-def assets_directory() -> Path:
-    """The directory of the scripts and style sheets."""
-    with as_file(files("app.page") / "assets") as directory:
-        return directory
+    door = GradioDoor(mounted.app, GradioEvents(page), frame(services, own))
+    # Compressed quickly: this happens while other requests wait. Nothing here repeats what a stranger sends beside a
+    # secret, which compression could give away.
+    app.mount("/", GZipMiddleware(door, minimum_size=1000, compresslevel=3))

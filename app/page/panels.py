@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Reply = dict[str, Any]
 MOST_TAKEN_CHARACTERS = 10_000  # ids of conversations in other tabs
+FIRST_ROWS = 200  # of the list: what a screen shows several times over, sent before all the others
 MOST_MEMORY_ROWS = 1000  # that the memory panel shows at once
 
 
@@ -90,11 +91,18 @@ class Panels:
         return reply if changes is None else reply | {"list": changes}
 
     def _list_changes(self, owner_id: str, request: Request, now: float) -> Reply | None:
+        """What the page's list lacks. A page that has none gets the newest ones first, as a "part", and asks again for
+        the "whole" list."""
         search, known = line(request, "search"), word(request, "list")
         # Headings change with the day, which begins at a quarter of an hour of the reader's clock.
         version = (self._manager.list_version(), search, word(request, "zone"), int(now // sidebar.QUARTER_S))
         if known and self._sent.is_newest(owner_id, known, version):
             return None
+        if not (known or search or flag(request, "whole")):
+            newest = self._manager.list_conversations(owner_id, most=FIRST_ROWS + 1)
+            if len(newest) > FIRST_ROWS:
+                shown = sidebar.without_one_offs(newest[:FIRST_ROWS])
+                return {"token": "", "all": sidebar.rows(sidebar.draw(shown, now)), "part": True}
         found = self._manager.list_conversations(owner_id, search)
         rows = sidebar.rows(sidebar.draw(found if search else sidebar.without_one_offs(found), now))
         return self._sent.news(owner_id, rows, known, version)

@@ -1,7 +1,8 @@
 """One conversation as JSON for the page's script.
 
 A person's message is text. An answer is a list of blocks (app/page/markdown), each with a key: while it grows, only the
-blocks that the page does not have yet are sent. The first of them may be a reasoning model's thoughts.
+blocks that the page does not have yet are sent. The first of them may be a reasoning model's thoughts. Of whole
+messages too, only those are sent that the page does not have: each has a token, which changes with what is drawn.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 from app import units
 from app.page import receipt as receipts
 from app.page.markdown.answers import AnswerDrawer, DrawnAnswer
+from app.page.news.sections import token_of
 from sessions.types import ConversationView, MessageStatus, MessageView, RunPhase, RunSnapshot
 
 SHOWN_MESSAGES = 30
+TOKEN_CHARACTERS = 12  # 48 bits: the page sends them all along
 LONGEST_TOKEN = 12  # characters, on average: a longer answer was not all written in its last turn
 
 
@@ -24,9 +27,10 @@ def draw(
     answers: AnswerDrawer,
     shown: int = SHOWN_MESSAGES,
     place: units.TierWords = units.CPU_WORDS,
+    have: Collection[str] = (),
 ) -> dict[str, Any]:
     """The last `shown` messages of a conversation, including its running answer so far. `place` are the words for the
-    tiers."""
+    tiers. Of a message whose token the page `have`s, only the token is sent."""
     messages = view.messages[-shown:]
     running = run if run is not None and run.phase is not RunPhase.DONE else None
     drawn = [_message(message, place) for message in messages]
@@ -44,11 +48,16 @@ def draw(
         "conversation_id": view.summary.conversation_id,
         "title": view.summary.title,
         "updated_at": view.summary.updated_at,
-        "messages": drawn,
+        "messages": [_unless_known(row, have) for row in drawn],
         "hidden": len(view.messages) - len(messages),
         "run": run_state(running) if running is not None else None,
         "context": _context(view),
     }
+
+
+def _unless_known(row: dict[str, Any], have: Collection[str]) -> dict[str, Any] | str:
+    token = token_of(row)[:TOKEN_CHARACTERS]
+    return token if token in have else row | {"token": token}
 
 
 def news(answer: DrawnAnswer, known: Collection[str]) -> dict[str, Any]:
@@ -102,6 +111,7 @@ def _message(message: MessageView, place: units.TierWords) -> dict[str, Any]:
     receipt = message.receipt
     return {
         "id": message.message_id,
+        "key": message.first_part_id or message.message_id,  # of the row: an answer that is gone on with stays there
         "role": message.role,
         "text": message.text,
         "status": message.status.value,

@@ -342,3 +342,9 @@ def where_histories_part(db: Database) -> None:
     conversation's first message offered, so that a change can be told by name; NULL where that is not known."""
     db.execute("ALTER TABLE receipts ADD COLUMN parting TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE message_links ADD COLUMN tools TEXT")
+
+
+@_step
+def continued_answers(db: Database) -> None:
+    """The answer that another one goes on from: both are one version of the answer, of which the last part is shown."""
+    db.execute("ALTER TABLE messages ADD COLUMN first_part_id INTEGER")

@@ -101,7 +101,8 @@ class NewMessages:
     """What a turn stores before the model runs: `history` below `parent_id`, one node below the other, then the user's
     message, then the answer that is about to run. `user` and `answer` are a text and its ids; `user` is None when the
     turn only adds an answer. `user_parts` are the messages that the user's node stands for, "" for a single message of
-    its own. `numerics` is the engine's fingerprint. `first_title` becomes the title of a conversation that has none."""
+    its own. `numerics` is the engine's fingerprint. `first_title` becomes the title of a conversation that has none.
+    The answer goes on from the one with `continued_id`."""
 
     conversation_id: str
     parent_id: int | None
@@ -116,6 +117,7 @@ class NewMessages:
     user_parts: str = ""
     user_tools: str | None = None  # as in `Node`
     is_by_person: bool = True
+    continued_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ class NewTurn:
     `turn.user`, `user_parts` with a node of several messages; `prefix_text` is what a continued answer says already.
     `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat.
     `user_tools` as in `Node.tools`. `parting` is where a client's history parts from the one that is kept; `notes`
-    are sentences about how it was taken. It `is_resent` where the client brings earlier answers."""
+    are sentences about how it was taken. It `is_resent` where the client brings earlier answers. The answer goes on
+    from the one with `continued_id`."""
 
     conversation: Conversation
     path: Sequence[Node]
@@ -61,6 +62,7 @@ class NewTurn:
     parting: Parting | None = None
     is_resent: bool = False
     notes: tuple[str, ...] = ()
+    continued_id: int | None = None
 
 
 class Turns:
@@ -150,6 +152,7 @@ class Turns:
                 user_parts=new.user_parts,
                 user_tools=new.user_tools,
                 is_by_person=new.is_by_person,
+                continued_id=new.continued_id,
             ),
             self._memory.unsaved_cause,
         )

@@ -24,18 +24,3 @@ export function on(name, listen) {
 export function emit(name, detail) {
   target.dispatchEvent(new CustomEvent(name, { detail }));
 }
-
-// Gradio mounts the parts in any order, and on a busy machine seconds apart. The page starts when all are mounted: a
-// part that mounts late would miss events from the others.
-
-const parts = new Set(["bridge", "header", "conversations", "welcome", "thread", "composer", "memory", "settings"]);
-let start = null;
-
-export function mounted(part) {
-  parts.delete(part);
-  if (parts.size === 0) start?.();
-}
-
-export function whenAllAreMounted(run) {
-  start = run;
-}

@@ -1,6 +1,6 @@
 // The message box. Text leaves it only once the server has it.
 import { ask } from "./bridge.js";
-import { mounted, on, state } from "./bus.js";
+import { on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
 import * as drafts from "./drafts.js";
@@ -25,15 +25,9 @@ export function mount(element, facts) {
     remedy,
     iconButton("close", "Dismiss", () => show("")),
   );
-  const area = el("textarea", {
-    class: "kw-composer-text",
-    rows: 1,
-    dir: "auto",
-    placeholder: "Message",
-    "aria-label": "Message",
-    "data-testid": "composer",
-    enterkeyhint: isTouch() ? "enter" : "send",
-  });
+  // The message box is in the page from the beginning, and may be written in already.
+  const area = element.querySelector(".kw-composer-text");
+  area.enterKeyHint = isTouch() ? "enter" : "send";
   const button = el("button", { type: "button", class: "kw-button kw-primary kw-send", on: { click: press } });
   const ahead = facts?.reads_ahead ? aheadSwitch() : null;
   const count = el("span", { class: "kw-count kw-figures", "data-testid": "count" });
@@ -45,15 +39,9 @@ export function mount(element, facts) {
     el("span", { class: "kw-context-bar", "aria-hidden": "true" }, contextFill),
     contextLabel,
   );
-  element.append(
-    problemBox,
-    el(
-      "div",
-      { class: "kw-composer", on: { click: (event) => event.target === event.currentTarget && area.focus() } },
-      area,
-      el("div", { class: "kw-composer-foot" }, context, ahead, count, button),
-    ),
-  );
+  element.prepend(problemBox);
+  area.parentElement.addEventListener("click", (event) => event.target === event.currentTarget && area.focus());
+  area.nextElementSibling.append(context, ...(ahead ? [ahead] : []), count, button);
 
   let sending = false;
   let counter = 0;
@@ -205,13 +193,16 @@ export function mount(element, facts) {
   });
   on("sent", focus);
   // At once, not when the conversation has loaded: what is written or counted until then belongs to the new one.
+  let isFirst = true; // what was written before there was a conversation belongs to the first one
   on("leaving", () => {
     show("");
-    setText(drafts.recall(state.conversationId));
+    const written = isFirst ? area.value : "";
+    isFirst = false;
+    const kept = drafts.recall(state.conversationId);
+    setText(kept.endsWith(written) ? kept : [kept, written].filter(Boolean).join("\n"));
   });
   on("opened", focus);
   drawButton();
-  mounted("composer");
 }
 
 function isAheadOn(toggle) {

@@ -13,6 +13,14 @@ const DELETED = "This conversation was deleted in another tab or on another devi
 let following = false;
 let held = new Map(); // the blocks of the growing answer by key
 
+let begun = Promise.resolve();
+
+// Opens the conversation that the address names, or an empty one.
+export function begin(conversationId) {
+  begun = conversationId ? open(conversationId, "replace") : openNew("replace");
+  return begun;
+}
+
 // Opens a conversation. `how` it gets into the browser's history: see address.js. With `find`, a searched text, it is
 // shown where that text stands.
 export async function open(conversationId, how = "push", find = "") {
@@ -56,12 +64,18 @@ export async function showEarlier() {
   await perform("open");
 }
 
+// A part at a time, so that the page stays usable.
 export async function showAll() {
-  state.shown += state.hidden;
-  await perform("open");
+  const id = state.conversationId;
+  while (state.hidden > 0 && id === state.conversationId) {
+    const before = state.hidden;
+    await showEarlier();
+    if (state.hidden === before) return; // the server said why
+  }
 }
 
 export async function send(text) {
+  await begun;
   if (!state.conversationId) {
     // The server could not give one before.
     if (!(await openNew("replace"))) return null;
@@ -93,7 +107,7 @@ async function turn(action, details) {
 async function perform(action, details = {}, conversationId = state.conversationId) {
   const current = () => conversationId === state.conversationId;
   // When its turn comes: the reply before may have shown more.
-  const asked = () => ({ conversation_id: conversationId, shown: state.shown, ...details });
+  const asked = () => ({ conversation_id: conversationId, shown: state.shown, have: tokens(), ...details });
   const reply = await act(action, asked, current);
   // Also if another conversation was opened meanwhile: what was sent is no draft any more.
   if (action === "send" && reply && !reply.error && drafts.recall(conversationId) === details.text) {
@@ -127,14 +141,21 @@ async function moveOn() {
   if (draft) emit("draft", draft);
 }
 
+// Of the messages that the page has, so that they are not sent again.
+function tokens() {
+  return state.drawn === state.conversationId ? state.messages.map((message) => message.token).join(",") : "";
+}
+
 function take(reply) {
   state.run = reply.run;
   if (reply.shown) state.shown = reply.shown;
   if (reply.messages) {
+    const known = new Map(state.messages.map((message) => [message.token, message]));
+    const messages = reply.messages.map((message) => (typeof message === "string" ? known.get(message) : message));
     state.drawn = state.conversationId;
     state.title = reply.title;
     state.updatedAt = reply.updated_at;
-    state.messages = reply.messages;
+    state.messages = messages;
     state.hidden = reply.hidden;
     state.context = reply.context;
     state.answer = null;
@@ -166,6 +187,7 @@ async function follow() {
         shown: state.shown,
         memory,
         known: [...held.keys()].join(","),
+        have: tokens(),
       });
       const reply = await act("follow", details, still);
       // A reply that comes late is not about the conversation that is open now.

@@ -1,6 +1,6 @@
 // The left sidebar: search, the list of conversations, renaming and deleting.
 import { ask } from "./bridge.js";
-import { emit, mounted, on, state } from "./bus.js";
+import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { conversationRow } from "./conversation_row.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
@@ -20,7 +20,6 @@ let search = null;
 let add = null;
 
 export function mount(element, facts) {
-  page.applyTheme();
   search = el("input", {
     type: "search",
     class: "kw-input",
@@ -41,7 +40,7 @@ export function mount(element, facts) {
     iconButton("theme", "Dark or light", page.toggleTheme, { id: "kw-theme" }),
   );
   if (facts.needs_login) foot.append(leave());
-  element.append(
+  element.replaceChildren(
     el(
       "nav",
       { class: "kw-side", "aria-label": "Conversations" },
@@ -108,7 +107,6 @@ export function mount(element, facts) {
       links()[0]?.click();
     }
   });
-  mounted("conversations");
 }
 
 function links() {
@@ -206,7 +204,8 @@ async function tell(name, details) {
 function leave() {
   return el(
     "form",
-    { method: "get", action: "logout" },
+    // The other tabs look often for a while, and notice when it is done.
+    { method: "get", action: "logout", on: { submit: () => emit("changed") } },
     el(
       "button",
       {

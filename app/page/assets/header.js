@@ -1,5 +1,5 @@
 // The header: the title, the model, and the buttons for both sidebars and the settings.
-import { mounted, on, state, whenAllAreMounted } from "./bus.js";
+import { on, state } from "./bus.js";
 import { el, iconButton } from "./dom.js";
 import * as page from "./page.js";
 import { openSettings } from "./settings.js";
@@ -9,13 +9,12 @@ export function mount(element, facts) {
   const title = el("h1", { class: "kw-title", dir: "auto", "data-testid": "title" });
   const share = el("p", { class: "kw-share", role: "status", hidden: true });
   const trouble = el("p", { class: "kw-trouble", role: "alert", hidden: true, "data-testid": "trouble" });
-  const running = [facts.model, facts.quantization, facts.kernel].filter(Boolean).join(" · ");
-  const model = el("p", { class: "kw-model", "data-testid": "model", text: running });
+  const model = el("p", { class: "kw-model", "data-testid": "model", text: facts.running });
   model.title = [`Runs on ${facts.device}.`, ...facts.notes].join("\n");
   const left = iconButton("panelLeft", "Conversations", () => page.toggle("left"), { id: "kw-toggle-left" });
   const right = iconButton("panelRight", "Memory", () => page.toggle("right"), { id: "kw-toggle-right" });
   const settings = iconButton("sliders", "Settings of this conversation", openSettings, { id: "kw-open-settings" });
-  element.append(
+  element.replaceChildren(
     el("header", { class: "kw-header" }, left, el("div", { class: "kw-heading" }, title, model), settings, right),
     share,
     trouble,
@@ -45,6 +44,4 @@ export function mount(element, facts) {
     if (trouble.textContent !== sentence) trouble.textContent = sentence;
     trouble.hidden = !sentence;
   });
-  whenAllAreMounted(page.start);
-  mounted("header");
 }

@@ -1,5 +1,5 @@
 // The right sidebar: what the open conversation keeps, the totals, and folded below them everything else.
-import { mounted, on, state } from "./bus.js";
+import { on, state } from "./bus.js";
 import { callTiers, el, iconButton, reconcile, term, textButton, tierMark, tierWord } from "./dom.js";
 import { startHints } from "./hint.js";
 import { card, known } from "./memory_card.js";
@@ -33,7 +33,7 @@ export function mount(element, facts) {
   const log = el("ol", { class: "kw-log", "data-testid": "log" });
   const nothing = el("p", { class: "kw-empty", text: "Nothing was moved yet." });
   const events = fold("What happened", "memory-log", log, nothing);
-  element.append(
+  element.replaceChildren(
     el(
       "aside",
       { class: "kw-side", "aria-label": "Memory" },
@@ -91,7 +91,6 @@ export function mount(element, facts) {
   });
   on("selected", draw);
   setInterval(draw, MINUTE_MS); // "12 min ago" grows older by itself
-  mounted("memory");
 }
 
 function fold(title, testId, ...inside) {

@@ -1,5 +1,6 @@
 // Start-up, keyboard, theme and sidebars.
 import * as address from "./address.js";
+import { watchStart } from "./bridge.js";
 import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { isComposing } from "./keys.js";
@@ -23,9 +24,8 @@ export async function start() {
   on("leaving", closeOverlays);
   watchAnswers();
   address.onChange((id) => (id ? conversation.open(id) : conversation.openNew("replace")));
-  const id = address.named();
-  if (id) await conversation.open(id, "replace");
-  else await conversation.openNew("replace");
+  watchStart();
+  await conversation.begin(address.named());
   startPulse();
   document.documentElement.dataset.keepwarm = "ready";
 }
@@ -135,16 +135,11 @@ async function printAll() {
   print();
 }
 
-// Theme: the system's until the person chooses one. Gradio reads the class `dark` on the body, and so do our styles.
+// Theme: the system's until the person chooses one (first.js).
 
 export function toggleTheme() {
-  const dark = !document.body.classList.contains("dark");
-  browserStorage.set("kw-theme", dark ? "dark" : "light");
-  applyTheme();
-}
-
-export function applyTheme() {
-  const theme = browserStorage.get("kw-theme");
-  if (theme) document.body.classList.toggle("dark", theme === "dark");
-  document.documentElement.style.colorScheme = document.body.classList.contains("dark") ? "dark" : "light";
+  const root = document.documentElement;
+  root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+  root.style.colorScheme = root.dataset.theme;
+  browserStorage.set("kw-theme", root.dataset.theme);
 }

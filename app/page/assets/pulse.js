@@ -19,7 +19,7 @@ let quiet = 0; // beats since something happened
 let beatAt = 0;
 let wanted = 0; // rows of the memory panel's list
 let have = ""; // tokens of what was received: see app/page/news
-let list = { token: "", rows: [], groups: [], search: "" };
+let list = { token: "", rows: [], groups: [], search: "", isPart: false };
 const memory = {};
 let opened = null; // when the open conversation changed last, and whether it is being answered
 let missed = ""; // the open conversation that was found deleted
@@ -92,6 +92,7 @@ async function beat() {
     memory_rows: wanted,
     have,
     list: list.search === asked ? list.token : "",
+    whole: list.isPart && list.search === asked,
   });
   asking = false;
   noteReply(news);
@@ -108,7 +109,7 @@ async function beat() {
       await conversation.open(state.conversationId);
     }
   }
-  if (asked !== search) soon();
+  if (asked !== search || list.isPart) soon();
   else timer = setTimeout(beat, busy ? BUSY_MS : calm());
 }
 
@@ -134,7 +135,7 @@ function isBusy() {
 function take(news, asked, id) {
   if (news.list) {
     const rows = applied(news.list);
-    list = { token: news.list.token, rows, groups: grouped(rows), search: asked };
+    list = { token: news.list.token, rows, groups: grouped(rows), search: asked, isPart: news.list.part === true };
   }
   if (Object.keys(news).length === 0 && memory.of === id) return false;
   memory.of = id; // whose row `memory.here` is
@@ -143,7 +144,7 @@ function take(news, asked, id) {
   for (const name of MEMORY) if (name in news) memory[name] = news[name];
   for (const name of ["share", "trouble"]) if (name in news) notices = { ...notices, [name]: news[name] };
   emit("trouble", notices.trouble);
-  emit("pulse", { search: list.search, conversations: list.groups, memory, ...notices });
+  emit("pulse", { search: list.search, isPart: list.isPart, conversations: list.groups, memory, ...notices });
   return true;
 }
 

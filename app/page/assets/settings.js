@@ -1,7 +1,7 @@
 // The settings of one conversation, in a sheet over the chat. What is wrong is said below its field; what is not saved
 // yet is only given up on purpose.
 import { ask } from "./bridge.js";
-import { emit, mounted, on, state } from "./bus.js";
+import { emit, on, state } from "./bus.js";
 import { el, iconButton, textButton } from "./dom.js";
 import { isComposing } from "./keys.js";
 
@@ -64,7 +64,6 @@ export function mount(element, { fields }) {
   addEventListener("beforeunload", (event) => {
     if (isSettingsOpen() && isChanged) event.preventDefault();
   });
-  mounted("settings");
 }
 
 function field({ name, label, info, kind }) {

@@ -1,5 +1,5 @@
 // The messages, and below each its progress, receipt and actions.
-import { emit, mounted, on, state } from "./bus.js";
+import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { copyFrom, el, icon, iconButton, term, textButton } from "./dom.js";
 import { isComposing, sends } from "./keys.js";
@@ -10,31 +10,38 @@ import { drawWithThoughts } from "./thoughts.js";
 import { showTyped } from "./typed.js";
 
 let openReceipts = new Set();
-let rows = new Map(); // by message id
+let rows = new Map(); // by the message's key
 let list = null;
 
 export function mount(element) {
   list = el("div", { class: "kw-thread", role: "log", "aria-label": "Conversation" });
   element.append(list);
+  const ghosts = element.querySelector(".kw-ghosts");
   followEnd(document.getElementById("kw-scroll"), [list]);
-  on("thread", () => keepingPlace(list, drawThread));
+  on("thread", () => {
+    ghosts.remove();
+    if (list.firstElementChild === (rows.get(state.messages[0]?.key) ?? null)) drawThread();
+    else keepingPlace(list, drawThread);
+  });
   on("answer", () => drawWithThoughts(text(list.lastElementChild), state.answer, state.thoughts));
   on("run", () => {
     document.getElementById("kw").classList.toggle("kw-busy", state.run !== null);
     drawProgress();
   });
   on("leaving", () => (openReceipts = new Set()));
-  mounted("thread");
 }
 
 function drawThread() {
   const fresh = new Map();
   state.messages.forEach((message, index) => {
-    const row = rows.get(message.id) ?? build(message);
-    fresh.set(message.id, row);
+    const row = rows.get(message.key) ?? build(message);
+    fresh.set(message.key, row);
     if (list.children[index] !== row) list.insertBefore(row, list.children[index] ?? null);
     row.dataset.testid = `message-${index}`;
     const last = index === state.messages.length - 1;
+    if (row.kwDrawn === message && !last && !row.kwWasLast) return; // of hundreds, only what changed is looked at
+    row.kwDrawn = message;
+    row.kwWasLast = last;
     row.setAttribute("aria-busy", String(last && state.run !== null));
     if (message.role !== "user") drawWithThoughts(text(row), message.blocks, message.thoughts);
     drawFoot(row, message, last);
@@ -166,6 +173,7 @@ function edit(row, message) {
     row.classList.remove("kw-editing");
     foot.replaceChildren();
     delete foot.dataset.signature;
+    row.kwDrawn = null;
     drawThread();
   };
   const submit = async () => {

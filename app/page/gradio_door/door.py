@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.response_headers import page_policy
 from app.page.asked import BadRequest
+from app.page.first.files import KEPT
+from app.page.first.frame import Frame
 from app.page.gradio_door.index_html import strict_page
 from app.page.gradio_door.page_events import GradioEvents
 from app.page.gradio_door.page_routes import Route, route_of
@@ -28,16 +30,17 @@ PARSED_AT_ONCE_BYTES = 64 * 1024  # a longer body is read in a thread
 class GradioDoor:
     """Filters requests before Gradio's own application. Must be mounted at the root."""
 
-    def __init__(self, app: ASGIApp, events: GradioEvents) -> None:
+    def __init__(self, app: ASGIApp, events: GradioEvents, frame: Frame) -> None:
         self._app = app
         self._events = events
+        self._frame = frame
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match route_of(scope):
             case Route.PAGE:
                 await self._page(scope, receive, send)
             case Route.FILE:
-                await self._app(_plain(scope), receive, send)
+                await self._file(scope, receive, send)
             case Route.EVENT:
                 await self._checked(self._events.event, scope, receive, send)
             case Route.QUESTION:
@@ -62,7 +65,7 @@ class GradioDoor:
             headers = MutableHeaders(raw=list(start["headers"]))
             content = bytes(body)
             if start["status"] == 200:
-                page = strict_page(content.decode(), nonce)
+                page = strict_page(content.decode(), nonce, self._frame)
                 content = page.html.encode()
                 headers["Content-Security-Policy"] = page_policy(nonce, page.style_hashes)
             headers["Cache-Control"] = "no-store"
@@ -71,6 +74,17 @@ class GradioDoor:
             await send({"type": "http.response.body", "body": content})
 
         await self._app(_plain(scope), receive, take)
+
+    async def _file(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends one of Gradio's files. The names of its scripts and their style sheets change with their content, so a
+        browser keeps them without asking again."""
+
+        async def kept(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                MutableHeaders(raw=message["headers"])["Cache-Control"] = KEPT
+            await send(message)
+
+        await self._app(_plain(scope), receive, kept if scope["path"].startswith("/assets/") else send)
 
     async def _checked(
         self, check: Callable[[Any], dict[str, Any]], scope: Scope, receive: Receive, send: Send

@@ -7,11 +7,10 @@ import hashlib
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
-from app.paths import ASSETS_PATH
+from app.page.first.frame import Frame
 
 # Gradio adds this for pages shown in other sites' frames; ours never is.
 FRAME_RESIZER = "iframeResizer.contentWindow"
-ASSETS = ASSETS_PATH.lstrip("/")  # relative: the page may be below a proxy's path
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +21,14 @@ class StrictPage:
     style_hashes: tuple[str, ...]
 
 
-def strict_page(page: str, nonce: str) -> StrictPage:
-    """The page with `nonce` on its inline scripts and styles, our icon and first script before its modules, and
-    without a `<base>`, a manifest, or the script that lets another site's frame resize it."""
+def strict_page(page: str, nonce: str, frame: Frame) -> StrictPage:
+    """The page with `nonce` on its inline scripts and styles, our files before its own and our frame before its body
+    and style sheets, and without a `<base>`, a manifest, or the script that lets another site's frame resize it."""
     tags = _Tags(page)
     tags.feed(page)
     tags.close()
-    # The page stays hidden until our style sheets are loaded. Our script runs before Gradio's: see
-    # app/page/assets/gradio.js.
-    ours = (
-        f'<style nonce="{nonce}">#kw {{ visibility: hidden }}</style>'
-        f'<link rel="icon" href="{ASSETS}/icon-32.png" sizes="32x32" type="image/png">'
-        f'<link rel="icon" href="{ASSETS}/icon.svg" type="image/svg+xml">'
-        f'<link rel="apple-touch-icon" href="{ASSETS}/icon-180.png">'
-        f'<script nonce="{nonce}" src="{ASSETS}/gradio.js"></script>'
-    )
+    # Gradio's own script is a module, which runs after all that stands in the body: after app/page/assets/gradio.js.
+    ours, late = frame.head, ""
     pieces, at = [], 0
     for one in tags.found:
         text = page[one.start : one.end]
@@ -44,6 +36,10 @@ def strict_page(page: str, nonce: str) -> StrictPage:
             text = ""
         elif one.is_inline:
             text = f'<{one.tag} nonce="{nonce}"{text[len(one.tag) + 1 :]}'
+        elif one.tag == "body":
+            text += frame.body(nonce) + late
+        elif one.tag == "link":  # a style sheet of Gradio's: our frame is seen without it
+            text, late = "", late + text
         else:
             text, ours = ours + text, ""
         pieces += [page[at : one.start], text]
@@ -58,7 +54,7 @@ def _hash(text: str) -> str:
 
 @dataclass(slots=True)
 class _Piece:
-    """A whole `<script>` or `<style>` element, or a tag without content."""
+    """A whole `<script>` or `<style>` element, or another element's first tag."""
 
     tag: str
     start: int
@@ -86,6 +82,8 @@ class _Tags(HTMLParser):
         self.style_attributes += [given["style"] or ""] if "style" in given else []
         if tag == "base" or (tag == "link" and given.get("rel") == "manifest"):
             self.found.append(_Piece(tag, start, end, False, True))
+        elif tag == "body" or (tag == "link" and given.get("rel") == "stylesheet"):
+            self.found.append(_Piece(tag, start, end, False, False))
         elif tag in ("script", "style"):
             self._open = _Piece(tag, start, end, "src" not in given, False)
             self.found.append(self._open)

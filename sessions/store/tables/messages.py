@@ -2,6 +2,9 @@
 
 Invariant: a path alternates between user nodes and answers, and every user node has at least one answer below it, so a
 conversation's leaf is always an answer. Nothing in the tree is overwritten except the answer that is running.
+
+An answer that goes on from another is a node of its own beside it, which begins with its ids. Both are parts of one
+version: the earlier part is shown only if the later one failed, or if something was built upon it.
 """
 
 from __future__ import annotations
@@ -32,13 +35,26 @@ _PATH = """
         UNION ALL
         SELECT m.id, m.parent_id, depth + 1 FROM messages m JOIN path p ON m.id = p.parent_id
     ) """
-_SIBLINGS = """
-    (SELECT count(*) FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id)
-        AS sibling_count,
-    (SELECT count(*) FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id
-        AND s.id <= m.id) AS sibling_number """
+# Whether `s` is a version of its own, and not a part that was gone on from. Its place is that of its first part.
+_IS_VERSION = """ (NOT EXISTS (SELECT 1 FROM messages later WHERE later.parent_id IS s.parent_id
+        AND later.conversation_id = s.conversation_id AND later.id > s.id AND later.status != 'failed'
+        AND later.first_part_id = coalesce(s.first_part_id, s.id))
+    OR EXISTS (SELECT 1 FROM messages below WHERE below.parent_id = s.id)) """
+_VERSIONS = (
+    " FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id AND" + _IS_VERSION
+)
+_SIBLINGS = (
+    f" (SELECT count(*) {_VERSIONS}) AS sibling_count,"
+    f" (SELECT count(*) {_VERSIONS} AND (coalesce(s.first_part_id, s.id), s.id)"
+    " <= (coalesce(m.first_part_id, m.id), m.id)) AS sibling_number "
+)
 _SHARED = "(SELECT o.title FROM conversations o WHERE o.id = r.shared_from) AS shared_title"
-_VIEW = f" SELECT m.id, m.role, m.text, m.status, m.finish_reason, m.note, r.*, {_SHARED}, {_SIBLINGS} FROM "  # noqa: S608
+_VERSIONS_OF = (
+    "SELECT s.id, coalesce(s.first_part_id, s.id) AS first FROM messages s WHERE s.parent_id IS ?"  # noqa: S608
+    f" AND s.conversation_id = ? AND {_IS_VERSION} ORDER BY first, s.id"
+)
+_OWN = "m.id, m.first_part_id, m.role, m.text, m.status, m.finish_reason, m.note"
+_VIEW = f" SELECT {_OWN}, r.*, {_SHARED}, {_SIBLINGS} FROM "  # noqa: S608
 _VIEW_OF_PATH = (
     _PATH + _VIEW + "path JOIN messages m ON m.id = path.id LEFT JOIN receipts r ON r.message_id = m.id"
     " ORDER BY path.depth DESC"
@@ -53,6 +69,8 @@ _TURN_TAKEN = f"""
         origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin ELSE 'program' END,
         title_by = CASE title WHEN '' THEN 'first words' ELSE title_by END,
         title = CASE title WHEN '' THEN ? ELSE title END WHERE id = ?"""  # noqa: S608
+_GOES_ON = """
+    UPDATE messages SET first_part_id = (SELECT coalesce(first_part_id, id) FROM messages WHERE id = ?) WHERE id = ?"""
 _RECEIPT_FIELDS = tuple(Receipt.__dataclass_fields__)
 
 
@@ -114,6 +132,8 @@ class MessageTable:
                     db, parent_id, conversation_id, new.user_history_hash, new.user_parts, new.user_tools
                 )
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
+            if new.continued_id is not None:
+                db.execute(_GOES_ON, [new.continued_id, answer_id])
             db.execute(
                 _TURN_TAKEN,
                 [answer_id, now, new.numerics, new.is_by_person, new.first_title, conversation_id],
@@ -181,15 +201,12 @@ class MessageTable:
         """Makes the sibling `step` places from `message_id` current, with the path below it that was used last. Stops
         at the first and the last sibling. Raises `ConversationNotFound` for a message of another conversation."""
         with self._database.write() as db:
-            parent_id = _member(db, conversation_id, message_id)["parent_id"]
-            siblings = [
-                int(row[0])
-                for row in db.execute(
-                    "SELECT id FROM messages WHERE conversation_id = ? AND parent_id IS ? ORDER BY id",
-                    [conversation_id, parent_id],
-                )
-            ]
-            chosen = siblings[min(max(siblings.index(message_id) + step, 0), len(siblings) - 1)]
+            member = _member(db, conversation_id, message_id)
+            versions = list(db.execute(_VERSIONS_OF, [member["parent_id"], conversation_id]))
+            # A page may still show a part that was gone on from elsewhere.
+            places = [n for n, (other, first) in enumerate(versions) if member["first"] == first or message_id == other]
+            place = next((n for n in places if versions[n][0] == message_id), places[-1])
+            chosen = int(versions[min(max(place + step, 0), len(versions) - 1)][0])
             now = _later(db, conversation_id)
             db.execute("UPDATE messages SET last_used_at = ? WHERE id = ?", [now, chosen])
             db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [_leaf_below(db, chosen), conversation_id])
@@ -204,7 +221,10 @@ def _later(db: sqlite_utils.Database, conversation_id: str) -> float:
 def _member(db: sqlite_utils.Database, conversation_id: str, message_id: int) -> dict[str, Any]:
     row: dict[str, Any] | None = None
     if isinstance(message_id, int) and 0 < message_id < 2**63:
-        sql = "SELECT parent_id, role FROM messages WHERE id = ? AND conversation_id = ?"
+        sql = (
+            "SELECT parent_id, role, coalesce(first_part_id, id) AS first FROM messages"
+            " WHERE id = ? AND conversation_id = ?"
+        )
         row = next(db.query(sql, [message_id, conversation_id]), None)
     if row is None:
         raise ConversationNotFound("This message does not exist in this conversation.")
@@ -294,6 +314,7 @@ def _view(row: dict[str, Any]) -> MessageView:
         receipt=_receipt(row) if row["message_id"] is not None else None,
         note=row["note"],
         can_continue=unfinished or row["finish_reason"] == FinishReason.LENGTH,
+        first_part_id=row["first_part_id"] or row["id"],
     )
 
 

@@ -163,9 +163,9 @@ def test_a_browser_that_keeps_nothing_shows_the_page(shared_site: Site, tab: Ope
     expect(one.by("composer")).to_have_value("")
     one.choose("alpha")
     expect(one.by("composer")).to_have_value("half a thought")
-    dark = one.page.locator("body").evaluate("body => body.classList.contains('dark')")
+    dark = one.page.evaluate("document.documentElement.dataset.theme")
     one.page.locator("#kw-theme").click()
-    assert one.page.locator("body").evaluate("body => body.classList.contains('dark')") != dark
+    assert one.page.evaluate("document.documentElement.dataset.theme") != dark
     one.page.locator("#kw-toggle-left").click()
     expect(one.by("conversation").first).to_be_hidden()
     one.page.locator("#kw-toggle-left").click()

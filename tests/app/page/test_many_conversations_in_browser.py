@@ -285,7 +285,7 @@ def test_the_page_starts_with_its_parts_in_any_order(serve: Serve, tab: OpenTab,
         pause(0.8)
         route.continue_()
 
-    one.page.route(f"**/keepwarm/{late}.js", delay)
+    one.page.route(f"**/keepwarm/*/{late}.js", delay)
     one.open()
     one.say("hello")
     expect(one.message(1)).to_have_text("You said: hello")

@@ -89,7 +89,7 @@ def test_fits_a_phone(serve: Serve, tab: OpenTab, scheme: str) -> None:
     box = one.by("composer").bounding_box()
     assert box is not None
     assert box["y"] + box["height"] <= 780
-    assert one.page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    assert one.page.evaluate("document.documentElement.dataset.theme === 'dark'") == (scheme == "dark")
     expect(one.page.locator("#kw-left")).to_be_hidden()
     one.page.get_by_role("button", name="Conversations").click()
     expect(one.by("new")).to_be_in_viewport()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sessions.errors import ConversationNotFound
-from sessions.types import MissReason
+from sessions.types import MessageStatus, MissReason
 from tests.sessions.session_harness import ADA, SessionHarness, finish, prompt_of
 
 
@@ -98,3 +98,49 @@ def test_only_the_last_answer_offers_to_continue(harness: SessionHarness) -> Non
     harness.say(c, "Hello")
     harness.say(c, "Again")
     assert [m.can_continue for m in harness.manager.view(ADA, c).messages] == [False, False, False, True]
+
+
+def test_an_answer_that_is_gone_on_with_stays_the_same_version(harness: SessionHarness) -> None:
+    """Between two other versions, at its place, with exact ids and nothing read again."""
+    c = harness.conversation(max_new_tokens=3)
+    manager = harness.manager
+    first = harness.say(c, "Hello").message_id
+    begun = finish(manager.regenerate(ADA, c))
+    finish(manager.regenerate(ADA, c))
+    manager.switch_sibling(ADA, c, begun.message_id, 0)
+    kept_ids, parts = harness.path(c)[-1].answer_ids, []
+    for _ in range(2):
+        parts.append(finish(manager.continue_answer(ADA, c)))
+        assert harness.path(c)[-1].answer_ids[: len(kept_ids)] == kept_ids
+        kept_ids = harness.path(c)[-1].answer_ids
+    assert [(p.sibling_number, p.sibling_count, p.first_part_id) for p in parts] == [(2, 3, begun.message_id)] * 2
+    assert all(part.receipt and part.receipt.fed_tokens == part.receipt.delta_tokens for part in parts)
+
+    def seen() -> tuple[int, int]:
+        last = manager.view(ADA, c).messages[-1]
+        return last.message_id, last.sibling_number
+
+    # A page that still shows an earlier part goes from there to the neighbours of the whole.
+    for shown in (parts[-1].message_id, parts[0].message_id, begun.message_id):
+        manager.switch_sibling(ADA, c, shown, -1)
+        assert seen() == (first, 1)
+        manager.switch_sibling(ADA, c, first, +1)
+        assert seen() == (parts[-1].message_id, 2)
+        manager.switch_sibling(ADA, c, shown, +1)
+        assert seen()[1] == 3
+        manager.switch_sibling(ADA, c, seen()[0], -1)
+        assert seen() == (parts[-1].message_id, 2)
+
+
+def test_a_part_that_could_not_be_gone_on_with_can_still_be_reached(harness: SessionHarness) -> None:
+    c = harness.conversation(max_new_tokens=3)
+    begun = harness.say(c, "Hello")
+    harness.engine.fail = lambda generation: "The device ran out of memory."
+    failed = finish(harness.manager.continue_answer(ADA, c))
+    harness.engine.fail = lambda generation: None
+    assert (failed.status, failed.sibling_number, failed.sibling_count) == (MessageStatus.FAILED, 2, 2)
+    harness.manager.switch_sibling(ADA, c, failed.message_id, -1)
+    assert harness.manager.view(ADA, c).messages[-1].message_id == begun.message_id
+    again = finish(harness.manager.continue_answer(ADA, c))
+    assert (again.sibling_number, again.sibling_count) == (1, 1)
+    assert again.text.startswith(begun.text)

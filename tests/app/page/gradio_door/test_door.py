@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.page.first.frame import Frame
 from app.page.gradio_door.door import NOT_HERE, GradioDoor
 from app.page.gradio_door.page_events import GradioEvents
 from tests.app.raw_http import ask
@@ -39,7 +40,7 @@ class WatchedDoor(GradioDoor):
 
     last: WatchedDoor
 
-    def __init__(self, app: ASGIApp, events: GradioEvents) -> None:
+    def __init__(self, app: ASGIApp, events: GradioEvents, frame: Frame) -> None:
         self.gradio: Any = app
         self.events = events
         self.passed: list[Scope] = []
@@ -49,7 +50,7 @@ class WatchedDoor(GradioDoor):
             self.passed.append(scope)
             await app(scope, receive, send)
 
-        super().__init__(watched, events)
+        super().__init__(watched, events, frame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +313,7 @@ ASKS = st.sampled_from(
 ) | st.sampled_from(["stop", "count", "__init__"])
 FIELDS = ("seq", "action", "ask", "conversation_id", "text", "draft", "title", "search", "tier", "ahead", "memory")
 FIELDS += ("memory_rows", "have", "list", "shown", "version", "message_id", "step", "find", "zone", "taken")
-FIELDS += ("system_prompt", "seed", "stop_strings")
+FIELDS += ("system_prompt", "seed", "stop_strings", "whole", "known")
 
 
 def some(names: st.SearchStrategy[Any], key: str, ids: list[str]) -> st.SearchStrategy[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from model_runtime.interface.protocol import ModelInfo
 
@@ -17,9 +17,18 @@ PANEL_SENTENCE = (
 )
 
 
-def welcome(info: ModelInfo) -> dict[str, Any]:
-    """The empty state as JSON for the page's script."""
-    return {"model": info.name, "good_for": _good_for(info), "examples": list(EXAMPLES), "panel": PANEL_SENTENCE}
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The empty state: what the model is good for, what one might ask, what the panel on the right shows."""
+
+    good_for: str
+    examples: tuple[str, ...]
+    panel: str
+
+
+def welcome(info: ModelInfo) -> Welcome:
+    """The empty state of a page with this model."""
+    return Welcome(_good_for(info), EXAMPLES, PANEL_SENTENCE)
 
 
 def _good_for(info: ModelInfo) -> str:

@@ -1,0 +1,72 @@
+"""What a person sees and can do before Gradio's scripts have run, and that nothing is lost or moves afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.app.site import Site, Tab
+
+pytestmark = pytest.mark.browser
+
+OpenTab = Callable[..., Tab]
+MOST_SHIFT = 0.05
+WATCH_SHIFTS = """
+window.shift = 0;
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+}).observe({ type: "layout-shift", buffered: true });
+"""
+
+
+@contextmanager
+def held(one: Tab, what: str, url: str) -> Iterator[None]:
+    """The page while these files do not come."""
+    waiting: list[Route] = []
+    one.page.route(what, lambda route: waiting.append(route))
+    one.page.goto(url, wait_until="commit")
+    yield
+    for route in waiting:
+        route.continue_()
+    one.page.unroute(what)
+
+
+def test_the_page_can_be_written_in_before_gradio_has_come(shared_site: Site, tab: OpenTab) -> None:
+    one = tab(shared_site.url)
+    one.page.add_init_script(WATCH_SHIFTS)
+    with held(one, "**/assets/*.js", one.url):
+        expect(one.by("welcome")).to_contain_text("Scripted-1B")
+        expect(one.by("new")).to_be_visible()
+        one.by("composer").fill("half ")
+        one.by("composer").press_sequentially("a thought")
+        one.by("composer").press("Enter")
+        expect(one.by("composer")).to_have_value("half a thought")
+        one.page.locator("#kw-theme").click()
+    one.wait_ready()
+    expect(one.message(1)).to_have_text("You said: half a thought")
+    expect(one.by("composer")).to_have_value("")
+    expect(one.messages).to_have_count(2)
+    assert one.page.evaluate("window.shift") < MOST_SHIFT
+    assert one.page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_before_any_script_it_looks_as_this_browser_left_it(shared_site: Site, tab: OpenTab) -> None:
+    """Its theme, its sidebars, and no empty state where a conversation is opened."""
+    one = tab(shared_site.url).open()
+    one.say("alpha")
+    one.page.locator("#kw-theme").click()
+    one.page.locator("#kw-toggle-right").click()
+    where = one.page.url
+    one.page.goto("about:blank")
+    with held(one, "**/*.js", where):
+        expect(one.page.locator("#kw-left")).to_be_visible()
+        expect(one.page.locator("#kw-right")).to_be_hidden()
+        expect(one.by("composer")).to_be_editable()
+        expect(one.by("welcome")).to_be_hidden()
+        assert one.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    one.wait_ready()
+    expect(one.message(1)).to_have_text("You said: alpha")
+    expect(one.page.locator(".kw-ghosts")).to_have_count(0)
