@@ -22,6 +22,13 @@ from model_runtime.native import heap
 from model_runtime.weights.coded.ggml_formats import FORMATS
 from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
+from model_runtime.weights.native_experts import (
+    PROJECTIONS,
+    NativeExperts,
+    can_be_native,
+    holds_experts,
+    native_projection,
+)
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
 from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved, numbers_in
@@ -60,6 +67,7 @@ def build_native(directory: Path, kernels: ctypes.CDLL, progress: Progress = lam
             model.set_submodule(name, NativeLinear(matrix))
             left -= {weight, bias}
             heap.give_back()  # what the next one needs would not fit into the holes between tiles
+    left -= set(_set_experts(model, weights, kernels))
     for name in left:
         _set_parameter(model, name, _numbers(model, name, weights, torch.float32))
     if not isinstance(model.get_input_embeddings(), NativeEmbedding):
@@ -105,14 +113,28 @@ def _set_ends(model: PreTrainedModel, weights: StoredWeights, kernels: ctypes.CD
         model.config.get_text_config().tie_word_embeddings = False
 
 
+def _set_experts(model: PreTrainedModel, weights: StoredWeights, kernels: ctypes.CDLL) -> Iterator[str]:
+    """Puts the experts of each layer on native matrices, where the file has both of their projections at bits that run.
+    Yields the names of the parameters that it used."""
+    for name in [name for name, module in model.named_modules() if can_be_native(module)]:
+        names = {projection: f"{name}.{projection}" for projection in PROJECTIONS}
+        if not all(one in weights.names and holds_experts(weights.read(one)) for one in names.values()):
+            continue
+        matrices = {key: native_projection(weights.read(one), kernels, weights.let_go) for key, one in names.items()}
+        model.set_submodule(name, NativeExperts(model.get_submodule(name), matrices))
+        heap.give_back()
+        yield from names.values()
+
+
 def dequantised_types(directory: Path, model: PreTrainedModel) -> dict[str, int]:
     """The types whose bits do not run in `model`, built by `build_native`, and how many of the file's tensors have
-    each: those that no kernel has, and those of layers that are not linear (experts)."""
+    each: those that no kernel has, and those of experts that compute in a way of their own."""
     weights, counts = StoredWeights(directory), dict[str, int]()
     for name in weights.names:
         kind = weights.ggml_kind(name)
         module = model.get_submodule(name.rpartition(".")[0])
         is_native = isinstance(module, (NativeLinear, NativeEmbedding)) and kind in FORMATS
+        is_native |= isinstance(module, NativeExperts)
         if kind is not None and not is_native:
             counts[kind] = counts.get(kind, 0) + 1
     return counts

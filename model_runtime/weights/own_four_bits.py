@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.weights.coded.four_bits import coded_four_bits
-from model_runtime.weights.coded.tiles import AfterSlice
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
 
 
@@ -30,25 +29,21 @@ def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
         if coded is not None:
             bias = None if layer.bias is None else layer.bias.detach().float()
             model.set_submodule(name, NativeLinear(NativeMatrix(coded, bias, kernels)))
-    replace_ends(model, kernels)
+    _replace_ends(model, kernels)
     if has_common_layout(model):
         check_decoder_shapes(model)
 
 
-def replace_ends(model: PreTrainedModel, kernels: ctypes.CDLL, after_slice: AfterSlice = lambda: None) -> None:
-    """Puts head and embeddings on native matrices, one after the other, where these can stand for them. `after_slice`
-    is called whenever some of their rows were read."""
+def _replace_ends(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(head) is not nn.Linear or head.in_features % COLUMNS:
         return
+    matrix = NativeMatrix(head.weight.detach(), None if head.bias is None else head.bias.detach(), kernels)
     is_tied = head.weight is getattr(embedding, "weight", None) and head.bias is None
-    bias = None if head.bias is None else head.bias.detach()
-    matrix = NativeMatrix(head.weight.detach(), bias, kernels, after_slice)
     model.set_output_embeddings(NativeLinear(matrix))
-    del head
     factor = getattr(embedding, "embed_scale", None)
     if type(embedding) is nn.Embedding or isinstance(factor, torch.Tensor):
-        table = matrix if is_tied else NativeMatrix(embedding.weight.detach(), None, kernels, after_slice)
+        table = matrix if is_tied else NativeMatrix(embedding.weight.detach(), None, kernels)
         model.set_input_embeddings(
             NativeEmbedding(table, is_shared=is_tied, factor=1.0 if factor is None else float(factor))
         )

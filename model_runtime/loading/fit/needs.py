@@ -19,6 +19,7 @@ from model_runtime.interface.config import Quantization
 from model_runtime.loading.checks.gguf_header import GgufHeader, Items, TensorInfo, tensor_bytes
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.coded.ggml_formats import NATIVE_FORMATS
+from model_runtime.weights.native_experts import can_be_native
 
 _NF4_BYTES = 0.5 + 1 / 64  # a code, and a byte of scale for 64 of them
 _HALF_BYTES = 2
@@ -54,9 +55,11 @@ def checkpoint_needs(model: PreTrainedModel, stored: StoredFormat | None, machin
     config = model.config.get_text_config()
     weights: dict[Quantization, int] = {"none": sum(count for count, _, _ in parts) * numbers}
     if stored is None:
-        # What is no matrix keeps 16 bits in our own kernels if it came with 16.
+        # A table keeps 16 bits in our own kernels if it came with 16.
         table = _HALF_BYTES if machine.has_own_kernels else numbers
-        weights["nf4"] = int(_sum(parts, _NF4_BYTES, numbers, table))
+        has_native_experts = machine.has_own_kernels and machine.device == "cpu"
+        own = list(_parameters(model, has_native_experts=has_native_experts))
+        weights["nf4"] = int(_sum(own, _NF4_BYTES, numbers, table))
         weights["int8"] = int(_sum(parts, 1.0, numbers, numbers))
     else:
         weights["shipped"] = int(_sum(parts, (stored.bits or 4) / 8, _HALF_BYTES, _HALF_BYTES))
@@ -74,15 +77,16 @@ def gguf_needs(header: GgufHeader, machine: Machine) -> Needs:
     return Needs(weights, _gguf_kv_bytes(header) * _HALF_BYTES)
 
 
-def _parameters(model: PreTrainedModel) -> Iterator[tuple[int, bool, bool]]:
-    """Of each parameter, once: its numbers, whether it is a matrix of the layers, and whether it is a table."""
+def _parameters(model: PreTrainedModel, *, has_native_experts: bool = False) -> Iterator[tuple[int, bool, bool]]:
+    """Of each parameter, once: its numbers, whether it is a matrix of the layers, and whether it is a table. Experts
+    are matrices if they run in our own kernels."""
     ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     for name, module in model.named_modules():
-        is_table = id(module) in ends
+        is_table, are_experts = id(module) in ends, has_native_experts and can_be_native(module)
         for own, parameter in module.named_parameters(recurse=False):
             if f"{name}.{own}" not in model.all_tied_weights_keys:
                 is_matrix = isinstance(module, _MATRICES) and own == "weight" and not is_table
-                yield parameter.numel(), is_matrix, is_table
+                yield parameter.numel(), is_matrix or are_experts, is_table
 
 
 def _sum(parts: list[tuple[int, bool, bool]], matrix: float, other: float, table: float) -> float:
@@ -112,8 +116,8 @@ def _gguf_kv_bytes(header: GgufHeader) -> int:
 
 def _shipped_bytes(tensor: TensorInfo) -> int:
     """In our own kernels: blocks as they are, 16 bits where they are numbers that may be whole in 16, and float32 for
-    vectors and for stacks of matrices (experts)."""
-    if len(tensor.shape) != 2 or tensor.shape[1] % _KERNEL_COLUMNS:
+    vectors."""
+    if len(tensor.shape) < 2 or tensor.shape[-1] % _KERNEL_COLUMNS:
         return _count(tensor) * 4
     if tensor.kind.name in NATIVE_FORMATS:
         return tensor_bytes(tensor)
