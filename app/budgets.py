@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import units
-from app.process_memory import free_memory_bytes
+from model_runtime.native.free_memory import free_memory_bytes
 from sessions.config import default_disk_kv_budget_bytes
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ class Budgets:
     host: str | None = None
     kv_dtype: KvDtype = "auto"
     cold_kv_dtype: SavedKvDtype = "exact"
+
+
+def asked_bytes(budget: str | None) -> int | None:
+    """The size that was asked for; None for a share of what the model leaves free, or where nothing was asked for."""
+    return None if budget is None or "%" in budget else units.parse_budget(budget, 0)
 
 
 def device_budget_bytes(budget: str | None, device: str, say: Say) -> int:

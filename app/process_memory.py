@@ -1,4 +1,4 @@
-"""How much of the machine's memory the process holds, what for, and how much is free.
+"""How much of the machine's memory the process holds, and what for.
 
 `resident = program + weights + KV + other`. *Program* is what the process held after all imports and before a model was
 loaded: Python, torch, the page, their code and their data. *Other* is the rest, measured and not estimated: working
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -88,14 +87,3 @@ class HeapTrimmer:
                 log.info("heap_trimmed before_bytes=%d after_bytes=%d", held_bytes, least_bytes)
             else:
                 least_bytes = min(least_bytes, held_bytes)
-
-
-def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that a new process could take without swapping, in the machine or, if that is less, in its container."""
-    free_bytes = int(psutil.virtual_memory().available)
-    try:
-        limit_bytes = int((cgroup / "memory.max").read_text())
-        used_bytes = int((cgroup / "memory.current").read_text())
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        return free_bytes
-    return max(0, min(free_bytes, limit_bytes - used_bytes))

@@ -13,7 +13,7 @@ from app.access.callers import Callers
 from app.access.cookie_key import load_secret
 from app.access.public_link import Share
 from app.access.visitors import Visitors
-from app.budgets import Budgets, Say, device_budget_bytes, disk_budget_bytes, host_budget_bytes
+from app.budgets import Budgets, Say, asked_bytes, device_budget_bytes, disk_budget_bytes, host_budget_bytes
 from app.model_names import ModelNames
 from app.process_memory import HeapTrimmer, ProcessMeter
 from app.services import Services
@@ -134,7 +134,7 @@ def _load(settings: ServiceSettings, say: Say, stack: contextlib.ExitStack) -> t
     from model_runtime.text.generic_tools import with_tools
 
     config, budgets = settings.model, settings.budgets
-    loaded = in_passing_thread(lambda: load_model(config, say))
+    loaded = in_passing_thread(lambda: load_model(config, say, asked_bytes(budgets.device)))
     stack.callback(unload, loaded)
     template = with_tools(ChatTemplate(loaded.tokenizer, loaded.stop_token_ids))
     device = str(loaded.model.device)

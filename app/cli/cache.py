@@ -1,20 +1,25 @@
-"""`keepwarm cache list|clear`: the saved memory of conversations. The texts are never touched."""
+"""`keepwarm cache list|clear`: the saved memory of conversations, and models that were converted for faster starts. The
+texts are never touched."""
 
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 
 from app import units
 from app.cli.terminal import Say
+from model_runtime.interface.config import default_cache_dir
 from model_runtime.interface.numerics import settings
+from model_runtime.loading import sealed_directory
+from sessions.errors import StoreError
 from sessions.maintenance import cache
 from sessions.store.tables.segments import Served
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], data_dir: Path) -> None:
     """Adds the `cache` command."""
-    command = commands.add_parser("cache", help="list or delete the saved memory of conversations, never their texts")
+    command = commands.add_parser("cache", help="list or delete saved memory and converted models, never texts")
     actions = command.add_subparsers(dest="action", required=True, metavar="{list,clear}")
     shown = actions.add_parser(
         "list", help="show what is saved, by model and settings; works while a server is running"
@@ -26,7 +31,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
         action="store_true",
         help="memory saved by models or settings other than those served last (the default)",
     )
-    which.add_argument("--all", action="store_true", help="everything; the next turns read their conversations again")
+    which.add_argument(
+        "--all", action="store_true", help="all saved memory; the next turns read their conversations again"
+    )
+    which.add_argument(
+        "--models",
+        action="store_true",
+        help="models that were converted for faster starts, not saved memory; they are converted again when they are "
+        "loaded",
+    )
     for action in (shown, clear):
         action.add_argument(
             "--data-dir", type=Path, default=data_dir, metavar="DIR", help="as given to `keepwarm serve`"
@@ -37,6 +50,10 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
     """Lists or deletes. Raises `SessionError` with a sentence."""
     if arguments.action == "list":
         _list(arguments.data_dir, say)
+        _list_models(say)
+        return 0
+    if arguments.models:
+        _clear_models(say)
         return 0
 
     def before(segments: int, size_bytes: int) -> None:
@@ -63,6 +80,33 @@ def _list(data_dir: Path, say: Say) -> None:
     other_bytes = sum(one.size_bytes for one in every if not one.is_last)
     if other_bytes:
         say(f"Other models and settings: {units.size(other_bytes)}. They are deleted first when space is needed.")
+
+
+def _list_models(say: Say) -> None:
+    directory = _models_dir()
+    every = sealed_directory.sealed_in(directory)
+    if every:
+        say(f"Converted models in {directory}: {units.size(sum(one.size_bytes for one in every))}.")
+    for one in every:
+        day = datetime.fromtimestamp(one.used_at_s).astimezone().date()
+        say(f"  {one.path.name}: {units.size(one.size_bytes)}, last used {day}")
+
+
+def _clear_models(say: Say) -> None:
+    directory = _models_dir()
+    try:
+        gone = sealed_directory.clear(directory, lambda: say("Another process is preparing a model; waiting for it."))
+    except OSError as error:
+        raise StoreError(f"The models in {directory} cannot be deleted: {error.strerror or error}.") from error
+    if gone:
+        total = units.size(sum(one.size_bytes for one in gone))
+        say(f"Deleted {len(gone)} converted model{'' if len(gone) == 1 else 's'} in {directory}, {total}.")
+    else:
+        say(f"There are no converted models in {directory}: nothing to delete.")
+
+
+def _models_dir() -> Path:
+    return default_cache_dir() / "models"
 
 
 def _line(one: Served) -> str:

@@ -13,7 +13,8 @@ def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
     command.add_argument(
         "--model",
         default=EMBEDDED,
-        help="'embedded', a directory, a .gguf file or a hub id like org/name (default: embedded)",
+        help="'embedded', a directory, a .gguf file, a hub id like org/name, or a GGUF file on the hub like "
+        "org/name:Q4_K_M (default: embedded)",
     )
     command.add_argument(
         "--quantization",

@@ -18,10 +18,10 @@ from app.cli.engine_flags import remote_config
 from app.cli.model_flags import model_config
 from app.cli.page_import import import_page
 from app.cli.terminal import Say
-from app.process_memory import free_memory_bytes
 from app.server.drain import Drain
 from app.server.listen import bind, url_of
 from model_runtime.native import heap
+from model_runtime.native.free_memory import free_memory_bytes
 from sessions.config import DAY_S
 
 GRACEFUL_STOP_S = 2

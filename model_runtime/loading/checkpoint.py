@@ -4,41 +4,55 @@ weights."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
 from model_runtime.architecture.model_class import auto_class
 from model_runtime.architecture.shape_check import check_bitsandbytes
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checks.checkpoint_check import check_checkpoint, tensor_dtypes
+from model_runtime.loading.checks.checkpoint_check import check_checkpoint, tensor_dtypes, weight_files
 from model_runtime.loading.checks.config_file import read_model_config
 from model_runtime.loading.checks.json_file import read_config
 from model_runtime.loading.checks.unused_weights import unused_weights
+from model_runtime.loading.progress import Say, shown
 from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
 from model_runtime.weights.checkpoint_formats.fp8 import fp8_settings
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
 from model_runtime.weights.own_layers.quantizer import METHOD as STORED_METHOD
 from model_runtime.weights.quantization import Precision, bitsandbytes_config
+from model_runtime.weights.streamed import StreamedCheckpoint
 
 
 def load_checkpoint(
-    directory: Path, precision: Precision, device: str, stored: StoredFormat | None = None
+    directory: Path,
+    precision: Precision,
+    device: str,
+    stored: StoredFormat | None = None,
+    kernels: ctypes.CDLL | None = None,
+    say: Say = lambda _: None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model in eval mode, its weights at `precision`, and sentences about weights that it does not use; `stored` is
-    the checkpoint's own format. Layers of our own formats (`StoredLinear`) cannot compute yet. Raises `ModelLoadError`
+    the checkpoint's own format. `kernels` run NF4 on a CPU; without them, bitsandbytes does. Layers of our own formats
+    (`StoredLinear`) cannot compute yet. Raises `ModelLoadError`
     when weights are missing, or when those should be used that are not: transformers would only warn, and initialise or
     drop them."""
     check_checkpoint(directory)
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    if device == "cpu" and stored is None and (precision.mode == "none" or (precision.mode == "nf4" and kernels)):
+        streamed = _streamed(directory, precision, kernels if precision.mode == "nf4" else None, say)
+        if streamed is not None:
+            return streamed, ()
     with progress_on_terminals_only(), plain_falcon_layers(precision.mode != "none"):
         config = read_model_config(directory)
         model, report = auto_class(config).from_pretrained(
@@ -60,6 +74,35 @@ def load_checkpoint(
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.eval()
     return loaded, notes
+
+
+def _streamed(directory: Path, precision: Precision, kernels: ctypes.CDLL | None, say: Say) -> PreTrainedModel | None:
+    """The model, loaded one tensor at a time; None if transformers has to rename, join or convert its tensors."""
+    config = read_model_config(directory)
+    with plain_falcon_layers(precision.mode != "none"), init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = auto_class(config).from_config(
+            config, dtype=precision.compute_dtype, trust_remote_code=False
+        )
+    checkpoint = StreamedCheckpoint(model, weight_files(directory), kernels)
+    if not checkpoint.can_be_streamed:
+        return None
+    model.generation_config = _generation_config(directory)
+    if kernels is not None:
+        model.config.quantization_config = bitsandbytes_config(precision)
+    with shown(f"Loading {directory.name}", checkpoint.nbytes, say) as progress:
+        checkpoint.fill(progress)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _generation_config(directory: Path) -> GenerationConfig:
+    """What `from_pretrained` makes of the directory."""
+    try:
+        return GenerationConfig.from_pretrained(directory, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            directory, config_file_name="config.json", _from_model_config=True, local_files_only=True
+        )
 
 
 def _bits_to_load(directory: Path, precision: Precision, device: str, stored: StoredFormat | None) -> dict[str, Any]:

@@ -8,16 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.loading.progress import Progress
 
 _POLL_S = 0.2
-_LINE_EVERY_S = 5.0
 _READ_BYTES = 1 << 20
 
 
@@ -98,28 +97,14 @@ def _watch(
     process: subprocess.Popen[bytes], directory: Path, wheel: Wheel, say: Callable[[str], None], stream: TextIO
 ) -> int:
     """Waits for pip and shows how much has been downloaded; returns its exit status."""
-    terminal = stream.isatty()
-    next_line_s = time.monotonic() + _LINE_EVERY_S
+    progress = Progress(f"Downloading {wheel.requirement}", wheel.size_bytes, say, stream)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = process.wait(_POLL_S)
             break
-        got_bytes = min(_bytes_below(directory), wheel.size_bytes)
-        if terminal:
-            stream.write(f"\r{_bar(got_bytes, wheel.size_bytes)}")
-            stream.flush()
-        elif time.monotonic() >= next_line_s:
-            next_line_s += _LINE_EVERY_S
-            say(f"{got_bytes / 1e6:.0f} of {wheel.size_bytes / 1e6:.0f} MB")
-    if terminal:
-        stream.write(f"\r{_bar(wheel.size_bytes, wheel.size_bytes)}\n" if status == 0 else "\n")
-        stream.flush()
+        progress.at(_bytes_below(directory))
+    progress.end(is_complete=status == 0)
     return status
-
-
-def _bar(got_bytes: int, total_bytes: int) -> str:
-    filled = got_bytes * 30 // total_bytes
-    return f"[{'#' * filled}{'.' * (30 - filled)}] {got_bytes / 1e6:5.1f} of {total_bytes / 1e6:.1f} MB"
 
 
 def _bytes_below(directory: Path) -> int:

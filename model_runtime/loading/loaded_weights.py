@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from model_runtime.loading.checkpoint import format_of, load_checkpoint
 from model_runtime.loading.model_cache import Source, half_checkpoint, read_source
+from model_runtime.loading.progress import shown
 from model_runtime.weights.bits_label import bits_label, gguf_label
 from model_runtime.weights.build import build_dequantised, build_native, build_packed, dequantised_types
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
@@ -18,6 +20,7 @@ from model_runtime.weights.linear_int4 import KernelPlan
 from model_runtime.weights.own_layers.formats import own_format
 from model_runtime.weights.own_layers.replacement import dequantise_stored, has_coded_layers, use_own_kernels
 from model_runtime.weights.quantization import Precision, dtype_name
+from model_runtime.weights.stored_weights import weights_file_bytes
 
 Say = Callable[[str], None]
 Notes = tuple[str, ...]
@@ -52,19 +55,21 @@ def load_weights(
     if precision.mode == "shipped" and device == "cpu":
         plan, sentence = kernel_plan(cache_dir, say)
         if plan.kernels is not None:
-            return _native(directory, source, plan, sentence, notes)
+            return _native(directory, source, plan, sentence, notes, say)
         if source.has_blocks and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types):
-            return _packed(directory, source, plan, sentence, notes)
+            return _packed(directory, source, plan, sentence, notes, say)
     dtype = dtype_name(precision.compute_dtype)
-    model = build_dequantised(directory, precision.compute_dtype, device)
+    with shown(f"Loading the {source.bits_name} weights", weights_file_bytes(directory), say) as progress:
+        model = build_dequantised(directory, precision.compute_dtype, device, progress)
     if precision.mode == "shipped":
         notes += (f"The {source.bits_name} weights run de-quantised in {dtype} on {device}.",)
     return LoadedWeights(model, directory, f"{dtype} (from {source.bits_name})", dtype, notes)
 
 
-def _native(directory: Path, source: Source, plan: KernelPlan, sentence: str, notes: Notes) -> LoadedWeights:
+def _native(directory: Path, source: Source, plan: KernelPlan, sentence: str, notes: Notes, say: Say) -> LoadedWeights:
     assert plan.kernels is not None
-    model = build_native(directory, plan.kernels)
+    with shown(f"Loading the {source.bits_name} weights", weights_file_bytes(directory), say) as progress:
+        model = build_native(directory, plan.kernels, progress)
     label = gguf_label(model, source.bits_name)
     notes += _lost_types(directory, model)
     if not label.startswith("float32"):
@@ -74,8 +79,9 @@ def _native(directory: Path, source: Source, plan: KernelPlan, sentence: str, no
     return LoadedWeights(model, directory, label, _OWN, notes)
 
 
-def _packed(directory: Path, source: Source, plan: KernelPlan, sentence: str, notes: Notes) -> LoadedWeights:
-    model = build_packed(directory, plan)
+def _packed(directory: Path, source: Source, plan: KernelPlan, sentence: str, notes: Notes, say: Say) -> LoadedWeights:
+    with shown(f"Loading the {source.bits_name} weights", weights_file_bytes(directory), say) as progress:
+        model = build_packed(directory, plan, progress)
     label = f"4-bit ({source.bits_name} as shipped)" if plan.packed else f"{source.bits_name} de-quantised"
     kernel = f"int4 packed={plan.packed} above={dtype_name(plan.gemm_dtype)}"
     return LoadedWeights(model, directory, label, kernel, (*notes, *_lost_types(directory, model), sentence))
@@ -90,9 +96,14 @@ def _from_checkpoint(
     directory: Path, precision: Precision, device: str, cache_dir: Path, say: Say, notes: Notes
 ) -> LoadedWeights:
     stored = format_of(directory)
-    model, unused = load_checkpoint(directory, precision, device, stored)
+    kernels: ctypes.CDLL | None = None
+    if device == "cpu" and precision.mode == "nf4":
+        kernels, _ = own_kernels(cache_dir, say)
+    model, unused = load_checkpoint(directory, precision, device, stored, kernels, say)
     kernel = dtype_name(precision.compute_dtype)
-    if device == "cpu" and precision.mode != "none" and has_coded_layers(model):
+    if kernels is not None and not has_coded_layers(model):
+        kernel = _OWN
+    elif device == "cpu" and precision.mode != "none" and has_coded_layers(model):
         kernels, why_not = own_kernels(cache_dir, say)
         if kernels is not None:
             use_own_kernels(model, kernels)

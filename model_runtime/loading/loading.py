@@ -24,13 +24,16 @@ from model_runtime.loading.checks.checkpoint_check import PICKLED, check_files, 
 from model_runtime.loading.checks.config_file import described_model, read_model_config
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.format_check import check_format
-from model_runtime.loading.checks.gguf_parts import model_name
+from model_runtime.loading.checks.gguf_parts import gguf_files, model_name, read_gguf_files
 from model_runtime.loading.checks.other_files import file_notes, refuse_other_models
 from model_runtime.loading.checks.tokenizer_check import check_producible
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
 from model_runtime.loading.fingerprint import gguf_key, model_fingerprint, tokenizer_fingerprint
+from model_runtime.loading.fit.needs import Machine, Needs, checkpoint_needs, gguf_needs
+from model_runtime.loading.fit.refusal import free_bytes, refuse_too_large, swap_bytes
 from model_runtime.loading.generation_settings import generation_settings
-from model_runtime.loading.hub import hub_directory, looks_like_model_id
+from model_runtime.loading.hub.downloads import hub_directory, hub_gguf, hub_repository, looks_like_model_id
+from model_runtime.loading.hub.gguf_files import GgufFiles, gguf_models, split_choice
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loaded_weights import LoadedWeights, load_weights
 from model_runtime.loading.model_cache import converted_gguf
@@ -38,12 +41,14 @@ from model_runtime.loading.tokenizer import load_tokenizer, stop_token_ids
 from model_runtime.native import heap
 from model_runtime.text.presets import ChosenTemplate, choose_template
 from model_runtime.text.template_variables import template_notes
+from model_runtime.weights.kernel_choice import own_kernels
 from model_runtime.weights.quantization import Precision, choose_precision, dtype_name
 
 Say = Callable[[str], None]
 # accelerate and transformers patch torch's classes while they build a model: two threads at once would leave them
 # patched.
 _ONE_AT_A_TIME = threading.Lock()
+_MOST_GROWTH = 24  # times its file: float32 for the fewest bits that a type has
 _log = logging.getLogger(__name__)
 
 
@@ -56,12 +61,24 @@ class _Found:
     is_gguf: bool
 
 
-def load_model(config: ModelConfig, say: Say) -> LoadedModel:
-    """Loads the model that `config` names and reports slow operations through `say`. Raises `ModelLoadError` with a
-    message for the user."""
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A model that was asked for, and where it is to run. `cache_bytes` is the size that was asked for all caches."""
+
+    config: ModelConfig
+    device: str
+    cache_bytes: int | None
+    say: Say
+
+
+def load_model(config: ModelConfig, say: Say, cache_bytes: int | None = None) -> LoadedModel:
+    """Loads the model that `config` names and reports slow operations through `say`. `cache_bytes` must stay free for
+    caches; without a size, as much as a short conversation takes. Raises `ModelLoadError` with a message for the user,
+    before weights are read or downloaded if they cannot fit."""
     with _ONE_AT_A_TIME:
         start_s = time.monotonic()
-        loaded = _load(config, say)
+        loaded = _load(_Order(config, _device(config.device), cache_bytes, say))
+    heap.give_back()  # pages between the parts of weights that came and went
     _log.info("loaded model=%s precision=%s seconds=%.1f", loaded.name, loaded.quantization, time.monotonic() - start_s)
     return loaded
 
@@ -98,14 +115,14 @@ def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
     return asked_tokens or own
 
 
-def _load(config: ModelConfig, say: Say) -> LoadedModel:
-    device = _device(config.device)
+def _load(order: _Order) -> LoadedModel:
+    config, device = order.config, order.device
     try:
-        found = _find(config, device, say)
+        found = _find(order)
         tokenizer, template = _texts(found, config)
         check_producible(tokenizer, _embeddings(found.directory), found.name)
         precision = _precision(found, config, device)
-        weights = load_weights(found.directory, found.is_gguf, precision, device, config.cache_dir, say)
+        weights = load_weights(found.directory, found.is_gguf, precision, device, config.cache_dir, order.say)
     except ModelLoadError:
         raise
     except torch.cuda.OutOfMemoryError as error:
@@ -117,14 +134,34 @@ def _load(config: ModelConfig, say: Say) -> LoadedModel:
     return _describe(found, weights, tokenizer, template, precision)
 
 
-def _check_before_weights(found: _Found, config: ModelConfig, device: str) -> None:
-    """Raises `ModelLoadError` for a config that no model can have, and a family or a format that cannot be run here.
-    Only the config needs to be there."""
-    _precision(found, config, device)
-    described = read_model_config(found.directory, found.name)
-    check_family(found.name, described)
-    check_config(described, found.name)
-    check_reach(described_model(described, found.name), found.name)
+def _check_before_weights(found: _Found, order: _Order) -> None:
+    """Raises `ModelLoadError` for a config that no model can have, a family or a format that cannot be run here, and a
+    model that does not fit into the memory. Only the config needs to be there."""
+    precision = _precision(found, order.config, order.device)
+    config = read_model_config(found.directory, found.name)
+    check_family(found.name, config)
+    check_config(config, found.name)
+    described = described_model(config, found.name)
+    check_reach(described, found.name)
+    machine = Machine(order.device, has_own_kernels=True)
+    _refuse_too_large(found.name, checkpoint_needs(described, format_of(found.directory), machine), precision, order)
+
+
+def _check_gguf_before_weights(path: Path, order: _Order) -> None:
+    """Raises `ModelLoadError` for a GGUF file that does not fit into the memory."""
+    precision = choose_precision(order.config.quantization, order.device, True)
+    files = gguf_files(path)
+    if sum(file.stat().st_size for file in files) * _MOST_GROWTH < free_bytes(order.device):
+        return  # the header of a large vocabulary takes a second
+    runs_blocks = precision.mode == "shipped" and order.device == "cpu"
+    has_kernels = runs_blocks and own_kernels(order.config.cache_dir, order.say)[0] is not None
+    needs = gguf_needs(read_gguf_files(files), Machine(order.device, has_kernels))
+    _refuse_too_large(model_name(path), needs, precision, order)
+
+
+def _refuse_too_large(name: str, needs: Needs, precision: Precision, order: _Order) -> None:
+    device = order.device
+    refuse_too_large(name, needs, precision.mode, device, order.cache_bytes, free_bytes(device), swap_bytes(device))
 
 
 def _precision(found: _Found, config: ModelConfig, device: str) -> Precision:
@@ -147,8 +184,8 @@ def _embeddings(directory: Path) -> int:
     return known if isinstance(known, int) and known > 0 else sys.maxsize
 
 
-def _find(config: ModelConfig, device: str, say: Say) -> _Found:
-    name, cache_dir = config.model, config.cache_dir
+def _find(order: _Order) -> _Found:
+    name, cache_dir, say = order.config.model, order.config.cache_dir, order.say
     if name == EMBEDDED:
         key = f"{SMOLLM2.name}-{SMOLLM2.gguf_sha256[:12]}"
         gguf = converted_gguf(lambda: embedded_gguf(cache_dir, say), key, cache_dir, say, embedded=True)
@@ -159,25 +196,48 @@ def _find(config: ModelConfig, device: str, say: Say) -> _Found:
         refuse_other_models(path)
         format_of(path)  # raises a message if the directory does not contain a model
         found = _Found(path.resolve().name, path, False)
-        _check_before_weights(found, config, device)
+        _check_before_weights(found, order)
         return found
     if path.is_file():
         if path.suffix.lower() in PICKLED:
             raise ModelLoadError(f"{path.name} cannot be loaded. {how_to_convert(path.name)}")
         if path.suffix.lower() != ".gguf":
             raise ModelLoadError(f"{name} is neither a directory nor a .gguf file.")
-        return _Found(model_name(path), converted_gguf(lambda: path, gguf_key(path), cache_dir, say), True)
-    if not looks_like_model_id(name):
+        return _converted(path, order)
+    model_id, choice = split_choice(name)
+    if not looks_like_model_id(model_id):
         raise ModelLoadError(f"There is no file or directory {name}.")
+    return _find_on_hub(model_id, choice, order)
+
+
+def _converted(path: Path, order: _Order) -> _Found:
+    _check_gguf_before_weights(path, order)
+    cache_dir, say = order.config.cache_dir, order.say
+    return _Found(model_name(path), converted_gguf(lambda: path, gguf_key(path), cache_dir, say), True)
+
+
+def _find_on_hub(model_id: str, choice: str | None, order: _Order) -> _Found:
+    repository = hub_repository(model_id, order.say)
+    if choice is not None or (gguf_models(repository.files) and not repository.has_safetensors):
+
+        def check_size(model: GgufFiles) -> None:
+            # Before the header is here: its tensors are the file, and nothing takes less than them.
+            precision = choose_precision(order.config.quantization, order.device, True)
+            _refuse_too_large(
+                f"{model_id}:{model.name}", Needs({precision.mode: model.size_bytes}, 0), precision, order
+            )
+
+        return _converted(hub_gguf(repository, choice, check_size), order)
 
     def check(described: Path) -> None:
-        found = _Found(name, described, False)
-        _check_before_weights(found, config, device)
-        tokenizer, _ = _texts(found, config)  # without one, or a format for its texts, a download is worth nothing
-        check_producible(tokenizer, _embeddings(described), name)
+        found = _Found(model_id, described, False)
+        _check_before_weights(found, order)
+        tokenizer, _ = _texts(
+            found, order.config
+        )  # without one, or a format for its texts, a download is worth nothing
+        check_producible(tokenizer, _embeddings(described), model_id)
 
-    directory = hub_directory(name, say, check)
-    return _Found(name, directory, False)
+    return _Found(model_id, hub_directory(repository, check), False)
 
 
 def _describe(

@@ -13,10 +13,22 @@ import torch
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import progress_on_terminals_only
 from model_runtime.loading.gguf.conversion import FORMAT_VERSION, SOURCE_FILE, convert_gguf
-from model_runtime.loading.sealed_directory import broken_because, build, is_ours, only_one, set_aside, sweep
+from model_runtime.loading.progress import size_text
+from model_runtime.loading.sealed_directory import (
+    broken_because,
+    build,
+    is_ours,
+    keep_within,
+    mark_used,
+    only_one,
+    set_aside,
+    sweep,
+)
 from model_runtime.weights.build import build_dequantised
 
 Say = Callable[[str], None]
+MODELS_SHARE = 0.2  # of the disk space that is free or theirs
+MOST_MODELS_BYTES = 64 * 1024**3
 _EMBEDDED_VERSION = 1  # its bytes have not changed since
 _KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
@@ -44,7 +56,7 @@ def converted_gguf(gguf: Callable[[], Path], key: str, cache_dir: Path, say: Say
     def fill(fresh: Path) -> None:
         path = gguf()
         say(f"Converting {path.name} (once).")
-        convert_gguf(path, fresh, splits_as_stated=not embedded)
+        convert_gguf(path, fresh, say, splits_as_stated=not embedded)
         if not embedded:
             _drop_older(cache_dir / "models", key)
 
@@ -83,6 +95,7 @@ def read_source(converted: Path) -> Source:
 
 def _kept(directory: Path, fill: Callable[[Path], None], say: Say) -> Path:
     if broken_because(directory) is None:
+        mark_used(directory)
         return directory
     try:
         lock = directory.parent / ".lock"
@@ -96,6 +109,8 @@ def _kept(directory: Path, fill: Callable[[Path], None], say: Say) -> Path:
                     say(f"The directory also contains files of other programs and is kept as {set_aside(directory)}.")
             sweep(directory.parent)
             build(directory, fill)
+            for gone in keep_within(directory.parent, MODELS_SHARE, MOST_MODELS_BYTES, directory):
+                say(f"Deleted {gone.path.name} ({size_text(gone.size_bytes)}) from the cache, unused for longest.")
     except OSError as error:
         if error.filename is None and error.strerror is None:
             raise  # not from the file system: transformers raises OSError for what it cannot read

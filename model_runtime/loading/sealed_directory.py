@@ -6,6 +6,7 @@ start can verify everything). It is written last; a directory without it was nev
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -16,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -103,6 +105,61 @@ def is_ours(directory: Path) -> bool:
     every = list(directory.rglob("*"))
     found = {path.relative_to(directory).as_posix() for path in every if not path.is_dir() or path.is_symlink()}
     return found <= named and not any(path.is_symlink() for path in every)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A directory that was built here: its size, and when it was last used, in seconds since 1970."""
+
+    path: Path
+    size_bytes: int
+    used_at_s: float
+
+
+def mark_used(directory: Path) -> None:
+    """Remembers that it is used now."""
+    with contextlib.suppress(OSError):  # of another user, or on a disk that is read only
+        os.utime(directory / MANIFEST)
+
+
+def sealed_in(parent: Path) -> list[Sealed]:
+    """The directories below `parent` that contain only what was built here, the one that was used last first."""
+    found = []
+    for path in parent.glob("[!.]*"):
+        if is_ours(path):
+            size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            found.append(Sealed(path, size_bytes, (path / MANIFEST).stat().st_mtime))
+    return sorted(found, key=lambda one: one.used_at_s, reverse=True)
+
+
+def keep_within(parent: Path, share: float, most_bytes: int, kept: Path) -> list[Sealed]:
+    """Deletes what was not used for longest until all together take at most a share of the disk space that is free or
+    theirs, and at most `most_bytes`. `kept` stays, and so does what it was made of
+    (`kept` without an ending). Returns what was deleted. Call with the lock held."""
+    every = sealed_in(parent)
+    size_bytes = sum(one.size_bytes for one in every)
+    budget_bytes = min(most_bytes, int(share * (shutil.disk_usage(parent).free + size_bytes)))
+    gone = []
+    for one in reversed(every):
+        if size_bytes <= budget_bytes:
+            break
+        if not kept.name.startswith(one.path.name):
+            shutil.rmtree(one.path, ignore_errors=True)
+            size_bytes -= one.size_bytes
+            gone.append(one)
+    return gone
+
+
+def clear(parent: Path, waiting: Callable[[], None]) -> list[Sealed]:
+    """Deletes everything below `parent` that was built here, and returns it. Waits for a build, after `waiting`."""
+    if not parent.is_dir():
+        return []
+    with only_one(parent / ".lock", waiting):
+        sweep(parent)
+        every = sealed_in(parent)
+        for one in every:
+            shutil.rmtree(one.path, ignore_errors=True)
+        return every
 
 
 def sweep(parent: Path) -> None:

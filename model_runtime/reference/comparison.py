@@ -16,7 +16,8 @@ from model_runtime.forward.probing.compare import comparable
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError, ModelRuntimeError
 from model_runtime.loading.embedded import embedded_gguf
-from model_runtime.loading.hub import hub_directory, looks_like_model_id
+from model_runtime.loading.hub.downloads import hub_directory, hub_gguf, hub_repository, looks_like_model_id
+from model_runtime.loading.hub.gguf_files import gguf_models, split_choice
 from model_runtime.reference.findings import IdsFinding, ModelComparison, ReadingFinding, Verdict
 from model_runtime.reference.full_read import full_read, read_as_it_grew
 from model_runtime.reference.keepwarm_side import KeepwarmSide, Said, run_keepwarm
@@ -97,9 +98,13 @@ def _path_of(config: ModelConfig, say: Say) -> Path:
     if config.model == EMBEDDED:
         return embedded_gguf(config.cache_dir, say)
     path = Path(config.model).expanduser()
-    if path.exists() or not looks_like_model_id(config.model):
+    model_id, choice = split_choice(config.model)
+    if path.exists() or not looks_like_model_id(model_id):
         return path
-    return hub_directory(config.model, say, lambda described: None)
+    repository = hub_repository(model_id, say)
+    if choice is not None or (gguf_models(repository.files) and not repository.has_safetensors):
+        return hub_gguf(repository, choice, lambda model: None)
+    return hub_directory(repository, lambda described: None)
 
 
 def _held_against(ours: KeepwarmSide, path: Path, model: str) -> ModelComparison:

@@ -18,7 +18,7 @@ from model_runtime.loading.fingerprint import gguf_key, tokenizer_fingerprint
 from model_runtime.loading.generation_settings import GENERATION_FILE, generation_settings
 from model_runtime.loading.gguf.general_keys import recommended_sampling
 from model_runtime.loading.gguf.vocabulary import check_vocabulary_keys, save_tokenizer, token_ids
-from model_runtime.loading.hub import hub_description, looks_like_model_id
+from model_runtime.loading.hub.downloads import hub_description, looks_like_model_id
 from model_runtime.loading.sealed_directory import broken_because, build, only_one
 from model_runtime.loading.tokenizer import load_tokenizer, stop_token_ids
 from model_runtime.text.presets import choose_template

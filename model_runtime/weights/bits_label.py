@@ -11,6 +11,7 @@ from transformers.integrations.finegrained_fp8 import FP8Experts, FP8Linear
 
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.coded.coded_rows import Kind
+from model_runtime.weights.native_experts import NativeExperts
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
 from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts
 from model_runtime.weights.quantization import Precision, dtype_name
@@ -67,6 +68,8 @@ def _layer_weights(model: PreTrainedModel) -> Iterator[tuple[int, bool]]:
         kind = type(module).__name__
         if isinstance(module, NativeLinear):
             yield module.in_features * module.out_features, module.matrix is None or _has_few_bits(module.matrix)
+        elif isinstance(module, NativeExperts):
+            yield from ((matrix.rows * matrix.columns, _has_few_bits(matrix)) for matrix in module.every_matrix())
         elif kind in ("Linear4bit", "Linear8bitLt"):
             yield int(module.in_features) * int(module.out_features), True
         elif isinstance(module, OwnExperts):

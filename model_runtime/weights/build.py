@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,43 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from model_runtime.architecture.config_check import check_config
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
+from model_runtime.native import heap
 from model_runtime.weights.coded.ggml_formats import FORMATS
 from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
+from model_runtime.weights.native_experts import (
+    PROJECTIONS,
+    NativeExperts,
+    can_be_native,
+    holds_experts,
+    native_projection,
+)
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
-from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved
+from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved, numbers_in
 
+Progress = Callable[[int], None]
 _EMBEDDINGS = "model.embed_tokens.weight"
 
 
-def build_dequantised(directory: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A model with all weights in `dtype`: the file's values, rounded once if `dtype` has 16 bits."""
-    weights = StoredWeights(directory)
+def build_dequantised(
+    directory: Path, dtype: torch.dtype, device: str, progress: Progress = lambda _: None
+) -> PreTrainedModel:
+    """A model with all weights in `dtype`: the file's values, rounded once if `dtype` has 16 bits. `progress`, here and
+    below, is called with the bytes of the file that were read."""
+    weights = StoredWeights(directory, progress)
     model = _skeleton(directory, dtype)
     for name in weights.names:
-        _set_parameter(model, name, _numbers(model, name, weights.read(name)).to(device=device, dtype=dtype))
+        _set_parameter(model, name, _numbers(model, name, weights, dtype).to(device))
     model.tie_weights()
     return _finish(model).to(device)
 
 
-def build_native(directory: Path, kernels: ctypes.CDLL) -> PreTrainedModel:
+def build_native(directory: Path, kernels: ctypes.CDLL, progress: Progress = lambda _: None) -> PreTrainedModel:
     """A CPU model with float32 activations. The matrices of its linear layers, its embeddings and its head run in our
     own kernels at the bits they were shipped with; everything else is de-quantised to float32. Embeddings that are also
     the head are in memory once."""
-    weights = StoredWeights(directory)
+    weights = StoredWeights(directory, progress)
     model = _skeleton(directory, torch.float32)
     left = set(weights.names)
     left -= set(_set_ends(model, weights, kernels))
@@ -51,10 +63,13 @@ def build_native(directory: Path, kernels: ctypes.CDLL) -> PreTrainedModel:
         weight, bias = f"{name}.weight", f"{name}.bias"
         if weight in left and _fits(model.get_submodule(name), weights, weight):
             numbers = dense(weights.read(bias)).float() if bias in left else None
-            model.set_submodule(name, NativeLinear(NativeMatrix(weights.read(weight), numbers, kernels)))
+            matrix = NativeMatrix(weights.read(weight), numbers, kernels, weights.let_go)
+            model.set_submodule(name, NativeLinear(matrix))
             left -= {weight, bias}
+            heap.give_back()  # what the next one needs would not fit into the holes between tiles
+    left -= set(_set_experts(model, weights, kernels))
     for name in left:
-        _set_parameter(model, name, _numbers(model, name, weights.read(name)).to(torch.float32, copy=True))
+        _set_parameter(model, name, _numbers(model, name, weights, torch.float32))
     if not isinstance(model.get_input_embeddings(), NativeEmbedding):
         model.tie_weights()
     _finish(model)
@@ -69,11 +84,10 @@ def _fits(module: Any, weights: StoredWeights, name: str) -> bool:
     return weights.has_blocks(name) if isinstance(module, Conv1D) else int(module.in_features) % COLUMNS == 0
 
 
-def _numbers(model: PreTrainedModel, name: str, stored: Stored) -> torch.Tensor:
-    is_turned = isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and not isinstance(
-        stored, torch.Tensor
-    )
-    return dense(stored).t().contiguous() if is_turned else dense(stored)
+def _numbers(model: PreTrainedModel, name: str, weights: StoredWeights, dtype: torch.dtype) -> torch.Tensor:
+    numbers = numbers_in(weights.read(name), dtype, weights.let_go)
+    is_turned = weights.has_blocks(name) and isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D)
+    return numbers.t().contiguous() if is_turned else numbers
 
 
 def _set_ends(model: PreTrainedModel, weights: StoredWeights, kernels: ctypes.CDLL) -> Iterator[str]:
@@ -86,7 +100,7 @@ def _set_ends(model: PreTrainedModel, weights: StoredWeights, kernels: ctypes.CD
     factor = getattr(embedding, "embed_scale", None)  # Gemma's embeddings
     if not (type(embedding) is nn.Embedding or factor is not None) or embedding.embedding_dim % COLUMNS:
         return
-    matrix = NativeMatrix(weights.read(name), None, kernels)
+    matrix = NativeMatrix(weights.read(name), None, kernels, weights.let_go)
     shared = is_tied and isinstance(head, nn.Linear) and head.bias is None
     if is_tied and not shared:
         return
@@ -99,23 +113,37 @@ def _set_ends(model: PreTrainedModel, weights: StoredWeights, kernels: ctypes.CD
         model.config.get_text_config().tie_word_embeddings = False
 
 
+def _set_experts(model: PreTrainedModel, weights: StoredWeights, kernels: ctypes.CDLL) -> Iterator[str]:
+    """Puts the experts of each layer on native matrices, where the file has both of their projections at bits that run.
+    Yields the names of the parameters that it used."""
+    for name in [name for name, module in model.named_modules() if can_be_native(module)]:
+        names = {projection: f"{name}.{projection}" for projection in PROJECTIONS}
+        if not all(one in weights.names and holds_experts(weights.read(one)) for one in names.values()):
+            continue
+        matrices = {key: native_projection(weights.read(one), kernels, weights.let_go) for key, one in names.items()}
+        model.set_submodule(name, NativeExperts(model.get_submodule(name), matrices))
+        heap.give_back()
+        yield from names.values()
+
+
 def dequantised_types(directory: Path, model: PreTrainedModel) -> dict[str, int]:
     """The types whose bits do not run in `model`, built by `build_native`, and how many of the file's tensors have
-    each: those that no kernel has, and those of layers that are not linear (experts)."""
+    each: those that no kernel has, and those of experts that compute in a way of their own."""
     weights, counts = StoredWeights(directory), dict[str, int]()
     for name in weights.names:
         kind = weights.ggml_kind(name)
         module = model.get_submodule(name.rpartition(".")[0])
         is_native = isinstance(module, (NativeLinear, NativeEmbedding)) and kind in FORMATS
+        is_native |= isinstance(module, NativeExperts)
         if kind is not None and not is_native:
             counts[kind] = counts.get(kind, 0) + 1
     return counts
 
 
-def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
+def build_packed(directory: Path, plan: KernelPlan, progress: Progress = lambda _: None) -> PreTrainedModel:
     """A CPU model with float32 activations for torch's kernels: matrices at 4 bits if they were shipped that way,
     embeddings as stored, norms in float32, a head of 16 bits."""
-    weights = StoredWeights(directory)
+    weights = StoredWeights(directory, progress)
     model = _skeleton(directory, torch.float32)
     left = set(weights.names)
     head = "lm_head.weight" if "lm_head.weight" in left else _EMBEDDINGS
@@ -127,6 +155,7 @@ def build_packed(directory: Path, plan: KernelPlan) -> PreTrainedModel:
     for module in sorted({name.rpartition(".")[0] for name in linear}):
         bias = weights.read(f"{module}.bias") if f"{module}.bias" in left else None
         model.set_submodule(module, _linear(halved(weights.read(f"{module}.weight")), bias, plan, scratch))
+        weights.let_go()
     for name in left - linear:
         _set_parameter(model, name, dense(weights.read(name)).to(torch.float32, copy=True))
     model.config.tie_word_embeddings = False

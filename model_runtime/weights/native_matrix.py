@@ -10,7 +10,14 @@ from torch import nn
 from model_runtime.native.native_library import MatrixStruct
 from model_runtime.weights.coded.coded_rows import Coded, Grid, Kind
 from model_runtime.weights.coded.ggml_formats import coded_ggml
-from model_runtime.weights.coded.tiles import COLUMNS, factors_for, padded, tiles_of_coded, tiles_of_numbers
+from model_runtime.weights.coded.tiles import (
+    COLUMNS,
+    AfterSlice,
+    factors_for,
+    padded,
+    tiles_of_coded,
+    tiles_of_numbers,
+)
 from model_runtime.weights.ggml_blocks import GgmlBlocks
 from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
 from model_runtime.weights.stored_weights import Stored
@@ -27,8 +34,15 @@ class NativeMatrix:
 
     __slots__ = ("columns", "is_dequantised", "kernels", "kind", "order", "rows", "struct", "tensors")
 
-    def __init__(self, stored: Stored | Coded, bias: torch.Tensor | None, kernels: ctypes.CDLL) -> None:
-        """Raises `ValueError` for sizes that do not fit together, and for scales that are no finite numbers."""
+    def __init__(
+        self,
+        stored: Stored | Coded,
+        bias: torch.Tensor | None,
+        kernels: ctypes.CDLL,
+        after_slice: AfterSlice = lambda: None,
+    ) -> None:
+        """`after_slice` is called whenever some rows of `stored` were read. Raises `ValueError` for sizes that do not
+        fit together, and for scales that are no finite numbers."""
         lanes, matrix = int(kernels.keepwarm_lanes()), _coded_or_numbers(stored)
         self.rows, self.columns = int(matrix.shape[0]), int(matrix.shape[1])
         self.is_dequantised = isinstance(matrix, torch.Tensor) and matrix is not stored
@@ -41,9 +55,9 @@ class NativeMatrix:
         self.order: torch.Tensor | None = None
         tables: dict[str, torch.Tensor | None] = {}
         if isinstance(matrix, torch.Tensor):
-            self.kind, tiles = tiles_of_numbers(matrix, lanes)
+            self.kind, tiles = tiles_of_numbers(matrix, lanes, after_slice)
         else:
-            grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes)
+            grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes, after_slice)
             self.kind, self.order = grid.kind, grid.order
             tables = {"levels": grid.levels, "nested": factors_for(grid, self.rows, self.columns, lanes)}
         tables["order"] = self.order

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ _DTYPES = {
     "U8": torch.uint8,
 }
 _LENGTH_BYTES = 8
+_SLICE_BYTES = 1 << 21  # de-quantised at a time
 
 Packable = torch.Tensor | Q4Blocks | Q8Blocks
 Stored = Packable | GgmlBlocks
@@ -45,8 +47,11 @@ class Unread:
     read: Callable[[], Stored]
 
 
-def save_weights(weights: Mapping[str, Unread], directory: Path) -> None:
-    """Writes `blocks.safetensors`, byte for byte as the safetensors library would."""
+def save_weights(
+    weights: Mapping[str, Unread], directory: Path, progress: Callable[[int, int], None] = lambda done, whole: None
+) -> None:
+    """Writes `blocks.safetensors`, byte for byte as the safetensors library would. `progress` is called with the bytes
+    that were written so far, and with those of all parameters."""
     flat = {key: tensor for name, unread in weights.items() for key, tensor in _parts(name, unread.like).items()}
     order = sorted(flat, key=lambda key: (list(_DTYPES.values()).index(flat[key].dtype), key))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -60,12 +65,14 @@ def save_weights(weights: Mapping[str, Unread], directory: Path) -> None:
     with (directory / WEIGHTS_FILE).open("wb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         start = file.tell()
+        done = 0
         for name, unread in weights.items():
-            _write(file, name, unread, places, start)
+            done += _write(file, name, unread, places, start)
+            progress(done, end)
         file.truncate(start + end)
 
 
-def _write(file: BinaryIO, name: str, unread: Unread, places: Mapping[str, int], start: int) -> None:
+def _write(file: BinaryIO, name: str, unread: Unread, places: Mapping[str, int], start: int) -> int:
     announced = _parts(name, unread.like)
     for key, tensor in _parts(name, unread.read()).items():
         like = announced[key]
@@ -73,20 +80,68 @@ def _write(file: BinaryIO, name: str, unread: Unread, places: Mapping[str, int],
             raise ValueError(f"{key} is not of the announced shape")
         file.seek(start + places[key])
         file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return sum(tensor.nbytes for tensor in announced.values())
+
+
+def weights_file_bytes(directory: Path) -> int:
+    """The size of what `save_weights` wrote."""
+    return (directory / WEIGHTS_FILE).stat().st_size
+
+
+class MappedTensors:
+    """The tensors of a safetensors file whose header was checked. A tensor is a view of the mapped file, which stays
+    mapped as long as the tensor is alive, and is in memory where it was touched until `let_go`."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = json.loads(file.read(length))
+            # Copy on write: torch wants memory that it could write to.
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        header.pop("__metadata__", None)
+        self._entries, self._start = header, _LENGTH_BYTES + length
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return len(self._mapped) - self._start
+
+    def shape(self, name: str) -> torch.Size:
+        return torch.Size(self._entries[name]["shape"])
+
+    def is_of_numbers(self, name: str) -> bool:
+        """Whether the tensor has floating-point numbers of 16 or 32 bits."""
+        dtype = _DTYPES.get(self._entries[name]["dtype"])
+        return dtype is not None and dtype.is_floating_point
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Raises `KeyError` for one that is not there."""
+        entry = self._entries[name]
+        shape, (start, _) = tuple(entry["shape"]), entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        count_bytes = math.prod(shape) * dtype.itemsize
+        mapped = np.frombuffer(self._mapped, dtype=np.uint8, count=count_bytes, offset=self._start + start)
+        return torch.from_numpy(mapped).view(dtype).view(shape)
+
+    def let_go(self) -> None:
+        """Takes what was read of the file out of this process's memory. Tensors stay valid: they are read again where
+        they are used again. Any thread."""
+        self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class StoredWeights:
-    """What `save_weights` wrote. A parameter is a view of the mapped file, which stays mapped, and in memory where it
-    was touched, as long as the parameter is alive: keep copies or converted tensors only."""
+    """What `save_weights` wrote. Its parameters are views of the mapped file (`MappedTensors`): keep copies or
+    converted tensors only. `progress` is called with the number of bytes that were read so far."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / WEIGHTS_FILE
-        with self._path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        self._entries, self._start = header, _LENGTH_BYTES + length
-        names = (key.rpartition(".") if self._kind_of(key) else (key, "", "") for key in header)
+    def __init__(self, directory: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+        self._file = MappedTensors(directory / WEIGHTS_FILE)
+        self._progress, self._read_bytes = progress, 0
+        self._entries = self._file.names
+        names = (key.rpartition(".") if self._kind_of(key) else (key, "", "") for key in self._entries)
         self.names = frozenset(name for name, _, kind in names if kind not in ("scale", "minimum"))
 
     def read(self, name: str) -> Stored:
@@ -101,6 +156,10 @@ class StoredWeights:
         if kind is None:
             raise KeyError(name)
         return GgmlBlocks(self._tensor(f"{name}.{_GGML}{kind}"), kind)
+
+    def let_go(self) -> None:
+        """See `MappedTensors`."""
+        self._file.let_go()
 
     def has_blocks(self, name: str) -> bool:
         """Whether the parameter is not stored as numbers."""
@@ -118,13 +177,10 @@ class StoredWeights:
         return kind if kind in ("q4", "q8") or kind.startswith(_GGML) or is_scale else ""
 
     def _tensor(self, key: str) -> torch.Tensor:
-        entry = self._entries[key]
-        shape, (start, _) = tuple(entry["shape"]), entry["data_offsets"]
-        dtype = _DTYPES[entry["dtype"]]
-        count_bytes = math.prod(shape) * dtype.itemsize
-        # Copy on write: torch wants memory that it could write to.
-        mapped = np.memmap(self._path, dtype=np.uint8, mode="c", offset=self._start + start, shape=(count_bytes,))
-        return torch.from_numpy(mapped).view(dtype).view(shape)
+        tensor = self._file.tensor(key)
+        self._read_bytes += tensor.nbytes
+        self._progress(self._read_bytes)
+        return tensor
 
 
 def _parts(name: str, stored: Stored) -> dict[str, torch.Tensor]:
@@ -140,6 +196,34 @@ def _parts(name: str, stored: Stored) -> dict[str, torch.Tensor]:
 def dense(stored: Stored) -> torch.Tensor:
     """The weights as numbers: blocks as float32, dense tensors unchanged."""
     return stored if isinstance(stored, torch.Tensor) else stored.dequantise()
+
+
+def numbers_in(stored: Stored, dtype: torch.dtype, after_slice: Callable[[], None] = lambda: None) -> torch.Tensor:
+    """The weights as numbers of `dtype`, which own their memory. Blocks are de-quantised a few rows at a time, so that
+    their float32 numbers are never all in memory beside the result; `after_slice` is called whenever some are done."""
+    first = next(iter(_parts("", stored).values()))
+    if first.ndim < 2:
+        return dense(stored).to(dtype, copy=True)
+    rows = math.prod(first.shape[:-1])
+    step = max(1, _SLICE_BYTES // (first.shape[-1] * first.itemsize))
+    numbers: torch.Tensor | None = None
+    for start in range(0, rows, step):
+        part = dense(_rows(stored, start, start + step))
+        numbers = part.new_empty(rows, part.shape[-1], dtype=dtype) if numbers is None else numbers
+        numbers[start : start + step] = part
+        after_slice()
+    assert numbers is not None
+    return numbers.view(*first.shape[:-1], -1)
+
+
+def _rows(stored: Stored, start: int, end: int) -> Stored:
+    if isinstance(stored, Q4Blocks):
+        return Q4Blocks(stored.nibbles[start:end], stored.scale[start:end], stored.minimum[start:end])
+    if isinstance(stored, Q8Blocks):
+        return Q8Blocks(stored.codes[start:end], stored.scale[start:end])
+    if isinstance(stored, GgmlBlocks):
+        return GgmlBlocks(stored.rows.flatten(0, -2)[start:end], stored.kind)
+    return stored.flatten(0, -2)[start:end]
 
 
 def halved(stored: Stored) -> Packable:

@@ -35,7 +35,7 @@ def check_checkpoint(directory: Path) -> None:
     if stored_format(config_json) is None:
         check_plain(directory.name, tensor_dtypes(directory), {path.name for path in directory.iterdir()}, config_json)
     weights, size_bytes, layers, files = 0, 0, set[int](), dict[str, Path]()
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - it is not a mapping
@@ -81,7 +81,7 @@ def _refuse_two_values(directory: Path, name: str, first: Path, second: Path) ->
 def tensor_dtypes(directory: Path) -> list[tuple[str, str]]:
     """Name and safetensors dtype ("BF16", "F8_E4M3") of every tensor. Raises `ModelLoadError` for a damaged file."""
     found = []
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 found += [(name, str(file.get_slice(name).get_dtype())) for name in file.keys()]  # noqa: SIM118 - no dict
@@ -97,7 +97,7 @@ def check_files(directory: Path) -> None:
             raise ModelLoadError(f"{directory.name} cannot be loaded: {path.name} is not a regular file.")
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     """The files that transformers will read."""
     whole = directory / "model.safetensors"
     if whole.is_file():

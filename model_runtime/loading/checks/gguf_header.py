@@ -125,7 +125,7 @@ class _Walk:
             if tensor.offset != expected_offset:
                 raise _Broken(f"its tensor {tensor.name!r} is not at the expected offset")
             tensors[tensor.name] = tensor
-            end = tensor.offset + _size_bytes(tensor)
+            end = tensor.offset + tensor_bytes(tensor)
             expected_offset = -(-end // alignment) * alignment
             last_end = end
         if not tensors:
@@ -212,6 +212,7 @@ def _alignment(metadata: dict[str, Value]) -> int:
     return alignment
 
 
-def _size_bytes(tensor: TensorInfo) -> int:
+def tensor_bytes(tensor: TensorInfo) -> int:
+    """Its size in the file."""
     block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
     return math.prod(tensor.shape) // int(block) * int(block_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.gguf_header import GgufHeader, TensorInfo, read_gguf_header
@@ -18,10 +18,16 @@ _COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
 _MOST_NAMED = 5  # missing files
 
 
-def model_name(path: Path) -> str:
+def model_name(path: PurePath) -> str:
     """The file's name without its suffix and without the number of the part."""
     match = _PART.fullmatch(path.name)
     return match["name"] if match else path.stem
+
+
+def part_of(path: PurePath) -> tuple[int, int]:
+    """(3, 5) for the third part of five, by the file's name; (1, 1) for a whole model."""
+    match = _PART.fullmatch(path.name)
+    return (int(match["number"]), int(match["count"])) if match else (1, 1)
 
 
 def gguf_files(path: Path) -> tuple[Path, ...]:

@@ -23,7 +23,7 @@ from model_runtime.architecture.config_check import check_config
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.gguf_check import check_gguf
-from model_runtime.loading.checks.gguf_header import GgufHeader, TensorInfo
+from model_runtime.loading.checks.gguf_header import GgufHeader, TensorInfo, tensor_bytes
 from model_runtime.loading.checks.gguf_parts import gguf_files, read_gguf_files
 from model_runtime.loading.gguf.families import Settings, settings_of
 from model_runtime.loading.gguf.general_keys import check_architecture, check_general_keys, recommended_sampling
@@ -31,6 +31,7 @@ from model_runtime.loading.gguf.metadata import Metadata
 from model_runtime.loading.gguf.parameters import Source, plan_parameters
 from model_runtime.loading.gguf.raw_tensors import DENSE, as_numbers, raw_shape, read_raw
 from model_runtime.loading.gguf.vocabulary import check_vocabulary_keys, save_tokenizer, token_ids
+from model_runtime.loading.progress import Say, shown
 from model_runtime.weights.ggml_blocks import GgmlBlocks
 from model_runtime.weights.q4_blocks import Q4Blocks, read_q4_0, read_q4_1, read_q8_0
 from model_runtime.weights.stored_weights import Stored, Unread, save_weights
@@ -50,12 +51,13 @@ _BLOCKS: dict[GGMLQuantizationType, Callable[[torch.Tensor], Stored]] = {
 }
 
 
-def convert_gguf(gguf_path: Path, directory: Path, *, splits_as_stated: bool = True) -> None:
+def convert_gguf(gguf_path: Path, directory: Path, say: Say = lambda _: None, *, splits_as_stated: bool = True) -> None:
     """Fills `directory` with tokenizer, config, `source.json` and weights. `gguf_path` is the file, or one of the parts
     of a model in several.
 
-    `splits_as_stated`: whether the tokenizer splits text as the file says, or as transformers makes of it. Raises
-    `ModelLoadError` when the file cannot be read as a GGUF or states something that is not supported.
+    How far it has come is told through `say`. `splits_as_stated`: whether the tokenizer splits text as the file says,
+    or as transformers makes of it. Raises `ModelLoadError` when the file cannot be read as a GGUF or states something
+    that is not supported.
     """
     files = gguf_files(gguf_path)
     gguf_path, header = files[0], read_gguf_files(files)
@@ -76,7 +78,7 @@ def convert_gguf(gguf_path: Path, directory: Path, *, splits_as_stated: bool = T
     if sampling:
         ids = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         GenerationConfig(do_sample=True, **ids, **sampling).save_pretrained(directory)
-    _save(gguf_path, header, plan, directory)
+    _save(gguf_path, header, plan, directory, say)
     types = sorted({t.kind.name for t in header.tensors.values() if _is_layer_matrix(t)})
     described = {"has_blocks": config.model_type in _PACKED_MODELS, "matrix_types": types}
     described["notes"] = [*notes, *sampling_notes]
@@ -108,12 +110,14 @@ def _config(metadata: Metadata) -> PretrainedConfig:
     return config
 
 
-def _save(path: Path, header: GgufHeader, plan: dict[str, Source], directory: Path) -> None:
+def _save(path: Path, header: GgufHeader, plan: dict[str, Source], directory: Path, say: Say) -> None:
     unread = {
         parameter: Unread(_announced(header, source), partial(_stored, path, header, source))
         for parameter, source in plan.items()
     }
-    save_weights(unread, directory)
+    whole = sum(tensor_bytes(tensor) for tensor in header.tensors.values())
+    with shown(f"Converting {path.name}", whole, say) as progress:
+        save_weights(unread, directory, lambda done, of: progress(done * whole // max(1, of)))
 
 
 def _announced(header: GgufHeader, source: Source) -> Stored:

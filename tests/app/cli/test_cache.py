@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from app.http.connection_limits import Connections
 from app.metrics import Metrics
 from app.page import memory_panel
 from app.process_memory import ProcessMeter
+from model_runtime.loading import sealed_directory
 from sessions.types import MissReason, Tier
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
@@ -23,6 +25,18 @@ MIB = 1024 * 1024
 
 def harness_with(data: Path, name: str, **settings: object) -> SessionHarness:
     return SessionHarness(data, ScriptedEngine(name=name), **{"disk_kv_budget_bytes": 64 * MIB, **settings})
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where converted models are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "keepwarm" / "models"
+
+
+def convert(models: Path, name: str, count_bytes: int, used_at_s: float = 1e9) -> None:
+    sealed_directory.build(models / name, lambda fresh: (fresh / "weights").write_bytes(bytes(count_bytes)) and None)
+    os.utime(models / name / sealed_directory.MANIFEST, (used_at_s, used_at_s))
 
 
 @pytest.fixture
@@ -77,6 +91,25 @@ def test_clear_all(served: tuple[Path, str], capsys: pytest.CaptureFixture[str])
     receipt = services.receipt(services.say(c, "And now?"))
     assert receipt.miss_reason is MissReason.CLEARED
     services.close()
+
+
+def test_converted_models_are_listed_and_cleared(
+    served: tuple[Path, str], models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, _ = served
+    assert run(capsys, data, "clear", "--models") == [f"There are no converted models in {models}: nothing to delete."]
+    convert(models, "old-v4", MIB)
+    convert(models, "new-v4", 2 * MIB, 1.5e9)
+    (models / "mine").mkdir()
+    (models / "mine" / "notes.txt").write_text("not Keepwarm's")
+    whole, new, old = run(capsys, data, "list")[4:]
+    assert whole == f"Converted models in {models}: 3.0 MiB."
+    assert (new[:16], old[:16]) == ("  new-v4: 2.0 Mi", "  old-v4: 1.0 Mi")
+    assert old.endswith(", last used 2001-09-09")
+    saved = sorted((data / "kv").rglob("*.kv"))
+    assert run(capsys, data, "clear", "--models") == [f"Deleted 2 converted models in {models}, 3.0 MiB."]
+    assert [path.name for path in models.iterdir() if path.is_dir()] == ["mine"]
+    assert saved == sorted((data / "kv").rglob("*.kv"))
 
 
 def test_clear_where_it_is_not_known_what_was_served_last(

@@ -96,7 +96,7 @@ OTHERS = {
     "bin restore": {"--data-dir"},
     "bin empty": {"--data-dir"},
     "cache list": {"--data-dir"},
-    "cache clear": {"--data-dir", "--all", "--other-models"},
+    "cache clear": {"--data-dir", "--all", "--other-models", "--models"},
     "backup": {"--data-dir"},
     "restore": {"--data-dir"},
     "export": {"--data-dir", "--warm"},

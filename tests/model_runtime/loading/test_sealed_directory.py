@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from model_runtime.loading.sealed_directory import MANIFEST, broken_because, build, only_one, sweep
+from model_runtime.loading.sealed_directory import (
+    MANIFEST,
+    broken_because,
+    build,
+    keep_within,
+    mark_used,
+    only_one,
+    sealed_in,
+    sweep,
+)
 
 
 def fill(directory: Path) -> None:
@@ -127,3 +137,15 @@ def test_only_one_holds_the_lock_and_the_other_says_that_it_waits(tmp_path: Path
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+    for number, name in enumerate(("first", "second", "third")):
+        build(tmp_path / name, lambda fresh: (fresh / "weights").write_bytes(bytes(1000)) and None)
+        os.utime(tmp_path / name / MANIFEST, (number, number))
+    size_bytes = sealed_in(tmp_path)[0].size_bytes
+    assert keep_within(tmp_path, 1.0, 3 * size_bytes, tmp_path / "third") == []
+    mark_used(tmp_path / "first")
+    assert [one.path.name for one in keep_within(tmp_path, 1.0, 2 * size_bytes, tmp_path / "third")] == ["second"]
+    assert [one.path.name for one in keep_within(tmp_path, 0.0, size_bytes, tmp_path / "third")] == ["first"]
+    assert [one.path.name for one in sealed_in(tmp_path)] == ["third"]

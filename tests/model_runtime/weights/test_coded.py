@@ -15,6 +15,7 @@ from torch import nn
 from model_runtime.weights.coded.coded_rows import Kind, Scales
 from model_runtime.weights.coded.four_bits import CodedFourBits, coded_four_bits
 from model_runtime.weights.coded.ggml_formats import FORMATS, NATIVE_FORMATS, CodedQ4
+from model_runtime.weights.coded.nf4 import quantise_nf4
 from model_runtime.weights.ggml_blocks import GgmlBlocks
 from model_runtime.weights.native_matrix import NativeEmbedding, NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
@@ -221,6 +222,33 @@ def test_four_bits_are_bitsandbytes_own(kind: str, nested: bool, run: int, libra
     assert matrix.nbytes <= 1.05 * sum((layer.weight.nbytes, state.absmax.nbytes, *outer)) + 128
     x = torch.randn(5, 640)
     torch.testing.assert_close(matrix.multiply(x), x @ found.t(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_our_own_nf4_has_bitsandbytes_codes_and_scales(dtype: torch.dtype) -> None:
+    torch.manual_seed(9)
+    levels = functional.get_4bit_type("nf4", device="cpu")
+    weight = torch.randn(700, 640) * torch.rand(700, 1)
+    weight[3] = 0.0
+    weight[5, :15], weight[5, 15:] = (levels[:-1] + levels[1:]) / 2, 1.0  # midpoints belong to the level below
+    weight[6, ::2] = -weight[6, ::2].abs().max()
+    weight = weight.to(dtype)
+    packed, state = functional.quantize_4bit(weight.float(), compress_statistics=True, quant_type="nf4")
+    layer = nn.Module()
+    layer.in_features, layer.out_features = 640, 700
+    layer.weight = nn.Parameter(packed, requires_grad=False)
+    layer.weight.quant_state = state
+    expected, calls = coded_four_bits(layer), list[int]()
+    found = quantise_nf4(weight, lambda: calls.append(1))
+    assert expected is not None
+    assert torch.equal(found.packed, expected.packed)
+    assert torch.equal(found.scale, expected.scale)
+    assert (found.shape, found.grid.run, found.grid.scales) == (expected.shape, expected.grid.run, expected.grid.scales)
+    for table, other in ((found.grid.levels, expected.grid.levels), (found.grid.nested, expected.grid.nested)):
+        assert table is not None
+        assert other is not None
+        assert torch.equal(table, other)
+    assert calls
 
 
 def test_blocks_that_cross_the_ends_of_rows_are_left_to_bitsandbytes() -> None:

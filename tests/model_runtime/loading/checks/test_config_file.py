@@ -11,7 +11,7 @@ import pytest
 
 from model_runtime.interface.config import ModelConfig
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading import hub
+from model_runtime.loading.hub import downloads as hub
 from model_runtime.loading.loading import load_model
 from tests.conftest import TinyDir
 

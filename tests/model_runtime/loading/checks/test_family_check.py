@@ -13,8 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model_runtime.interface.config import ModelConfig
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading import hub
 from model_runtime.loading.checks.family_check import check_family
+from model_runtime.loading.hub import downloads as hub
 from model_runtime.loading.loading import load_model
 from tests.conftest import TinyDir
 

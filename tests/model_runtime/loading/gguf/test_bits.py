@@ -18,6 +18,7 @@ from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.model_cache import converted_gguf
+from model_runtime.weights.native_experts import NativeExperts
 from model_runtime.weights.native_matrix import NativeEmbedding, NativeLinear
 from tests.model_runtime.loading.gguf.cases import CASES, IDS, Case
 from tests.model_runtime.loading.gguf.test_families import Load, gap, logits_of
@@ -113,13 +114,18 @@ def compare_mix(name: str, tmp_path: Path, load: Load) -> None:
         assert shipped.weights_bytes < 1.1 * sum(rows.nbytes for rows, _ in raw.values()) + 64_000
 
 
-def test_experts_say_that_they_run_de_quantised(tmp_path: Path, load: Load) -> None:
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16"])
+def test_experts_keep_their_bits(kind: str, tmp_path: Path, load: Load) -> None:
     case = CASES["qwen3moe"]
     model = case.model()
-    loaded = load(case.write(tmp_path / "model.gguf", model, GGMLQuantizationType.Q8_0), "shipped")
-    assert loaded.quantization.startswith("8-bit (Q8_0 as shipped); ")
-    assert loaded.quantization.endswith("% of the layers' weights in float32")
-    assert "4 tensors of type Q8_0 run de-quantised." in loaded.notes
+    path = case.write(tmp_path / "model.gguf", model, GGMLQuantizationType[kind])
+    shipped, exact = load(path, "shipped"), load(path, "none")
+    assert " de-quantised" not in " ".join(shipped.notes)
+    assert "% of the layers' weights" not in shipped.quantization
+    experts = [module for module in shipped.model.modules() if isinstance(module, NativeExperts)]
+    assert len(experts) == model.config.num_hidden_layers
+    assert gap(logits_of(shipped.model), logits_of(exact.model)) < _EXACT
+    assert shipped.weights_bytes < 0.8 * exact.weights_bytes
 
 
 def test_types_without_a_kernel_say_that_they_run_de_quantised(tmp_path: Path, load: Load) -> None:

@@ -1,0 +1,131 @@
+"""What a model takes in memory at each precision, from its description alone: nothing of its weights is read.
+
+The figures are lower bounds that are close: what a precision leaves out (scales of scales, padding, working memory) is
+not counted, so that no model is refused that would have fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from model_runtime.architecture.decoder_layout import head_dim_of
+from model_runtime.interface.config import Quantization
+from model_runtime.loading.checks.gguf_header import GgufHeader, Items, TensorInfo, tensor_bytes
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
+from model_runtime.weights.coded.ggml_formats import NATIVE_FORMATS
+from model_runtime.weights.native_experts import can_be_native
+
+_NF4_BYTES = 0.5 + 1 / 64  # a code, and a byte of scale for 64 of them
+_HALF_BYTES = 2
+_KERNEL_COLUMNS = 32  # our own kernels need a multiple
+_MATRICES = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides how weights lie in memory: the device, and whether our own CPU kernels run."""
+
+    device: str
+    has_own_kernels: bool
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a number that is not quantised: float32 on a CPU, 16 bits on a GPU."""
+        return _HALF_BYTES if self.device.startswith("cuda") else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes of the weights at each precision that can be asked for, and of a token's keys and values."""
+
+    weights_bytes: dict[Quantization, int]
+    kv_token_bytes: int
+
+
+def checkpoint_needs(model: PreTrainedModel, stored: StoredFormat | None, machine: Machine) -> Needs:
+    """`model` is the checkpoint's, on the meta device; `stored` the format of its weights."""
+    parts = list(_parameters(model))
+    numbers = machine.number_bytes
+    config = model.config.get_text_config()
+    weights: dict[Quantization, int] = {"none": sum(count for count, _, _ in parts) * numbers}
+    if stored is None:
+        # A table keeps 16 bits in our own kernels if it came with 16.
+        table = _HALF_BYTES if machine.has_own_kernels else numbers
+        has_native_experts = machine.has_own_kernels and machine.device == "cpu"
+        own = list(_parameters(model, has_native_experts=has_native_experts))
+        weights["nf4"] = int(_sum(own, _NF4_BYTES, numbers, table))
+        weights["int8"] = int(_sum(parts, 1.0, numbers, numbers))
+    else:
+        weights["shipped"] = int(_sum(parts, (stored.bits or 4) / 8, _HALF_BYTES, _HALF_BYTES))
+    return Needs(weights, _kv_bytes(config) * _HALF_BYTES)
+
+
+def gguf_needs(header: GgufHeader, machine: Machine) -> Needs:
+    """Of a GGUF file."""
+    numbers = machine.number_bytes
+    weights: dict[Quantization, int] = {"none": sum(_count(t) for t in header.tensors.values()) * numbers}
+    runs_blocks = machine.has_own_kernels and not machine.device.startswith("cuda")
+    weights["shipped"] = sum(_shipped_bytes(t) for t in header.tensors.values()) if runs_blocks else weights["none"]
+    # bitsandbytes quantises a float16 checkpoint that is made of the file first, in memory.
+    weights["nf4"] = weights["int8"] = weights["none"] // numbers * _HALF_BYTES
+    return Needs(weights, _gguf_kv_bytes(header) * _HALF_BYTES)
+
+
+def _parameters(model: PreTrainedModel, *, has_native_experts: bool = False) -> Iterator[tuple[int, bool, bool]]:
+    """Of each parameter, once: its numbers, whether it is a matrix of the layers, and whether it is a table. Experts
+    are matrices if they run in our own kernels."""
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    for name, module in model.named_modules():
+        is_table, are_experts = id(module) in ends, has_native_experts and can_be_native(module)
+        for own, parameter in module.named_parameters(recurse=False):
+            if f"{name}.{own}" not in model.all_tied_weights_keys:
+                is_matrix = isinstance(module, _MATRICES) and own == "weight" and not is_table
+                yield parameter.numel(), is_matrix or are_experts, is_table
+
+
+def _sum(parts: list[tuple[int, bool, bool]], matrix: float, other: float, table: float) -> float:
+    return sum(count * (matrix if is_matrix else table if is_table else other) for count, is_matrix, is_table in parts)
+
+
+def _kv_bytes(config: Any) -> int:
+    """Numbers of a token's keys and values; 0 for a config that does not say (latent attention has its own sizes)."""
+    layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+    kv_heads = getattr(config, "num_key_value_heads", None)
+    if not all(isinstance(number, int) and number > 0 for number in (layers, heads, kv_heads)):
+        return 0
+    return 2 * int(layers or 0) * int(kv_heads or 0) * head_dim_of(config)
+
+
+def _gguf_kv_bytes(header: GgufHeader) -> int:
+    def own(key: str) -> int:
+        value = header.metadata.get(f"{header.architecture}.{key}")
+        numbers = value.numbers if isinstance(value, Items) else (value,)
+        found = [int(number) for number in numbers if isinstance(number, (int, float)) and number > 0]
+        return min(found, default=0)
+
+    heads = own("attention.head_count")
+    width = own("attention.key_length") or (own("embedding_length") // heads if heads else 0)
+    return own("block_count") * own("attention.head_count_kv") * (width + (own("attention.value_length") or width))
+
+
+def _shipped_bytes(tensor: TensorInfo) -> int:
+    """In our own kernels: blocks as they are, 16 bits where they are numbers that may be whole in 16, and float32 for
+    vectors."""
+    if len(tensor.shape) < 2 or tensor.shape[-1] % _KERNEL_COLUMNS:
+        return _count(tensor) * 4
+    if tensor.kind.name in NATIVE_FORMATS:
+        return tensor_bytes(tensor)
+    return _count(tensor) * _HALF_BYTES
+
+
+def _count(tensor: TensorInfo) -> int:
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    return count

@@ -1,0 +1,96 @@
+"""While a model is loaded, the process holds little more than the weights that it will have."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from model_runtime.interface.config import ModelConfig, Quantization
+from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import load_model, unload
+from model_runtime.native import heap
+from tests.conftest import TinyDir
+from tests.model_runtime.tiny_blocks import random_blocks
+from tests.model_runtime.tiny_gguf import keys_of, tensors_of, tokenizer_keys, write_file, write_gguf
+
+pytestmark = pytest.mark.alone
+MIB = 1024**2
+OTHER_BYTES = 20 * MIB  # what comes with any model: modules, tokenizer, scratch, pages of libraries
+Load = Callable[[Path, Quantization], LoadedModel]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    return lambda path, mode: load_model(
+        ModelConfig(str(path), mode, cache_dir=tmp_path / "cache", device="cpu"), lambda _: None
+    )
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    """20 million numbers."""
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def peak_over(weights: Callable[[], LoadedModel]) -> tuple[int, int]:
+    """Bytes by which the process grew at the most, and those of the weights."""
+    gc.collect()
+    heap.give_back()
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest size is the present one
+    loaded = weights()
+    highest = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    weights_bytes = loaded.weights_bytes
+    unload(loaded)
+    return int(highest.split()[1]) * 1024 - before, weights_bytes
+
+
+def test_a_gguf_is_loaded_within_its_weights(
+    model: LlamaForCausalLM, tiny_dir: TinyDir, tmp_path: Path, load: Load
+) -> None:
+    unload(load(write_gguf(tiny_dir("llama"), tmp_path / "first.gguf", GGMLQuantizationType.Q4_1), "shipped"))
+    keys = keys_of(model) | {"llama.vocab_size": model.config.vocab_size}
+    keys |= tokenizer_keys(AutoTokenizer.from_pretrained(tiny_dir("llama")))
+    model = model.to_empty(device="cpu")
+    tensors = {name: np.ones_like(t) for name, t in tensors_of(model, "llama").items()}
+    blocks = {
+        n: (random_blocks("Q4_K", *t.shape, 1), GGMLQuantizationType.Q4_K) for n, t in tensors.items() if t.ndim > 1
+    }
+    path = write_file(tmp_path / "model.gguf", "llama", keys, tensors, raw=blocks)
+    del tensors, blocks
+    unload(load(path, "shipped"))  # converts it
+    peak, weights = peak_over(lambda: load(path, "shipped"))
+    assert weights < 1.1 * path.stat().st_size
+    assert peak < 1.1 * weights + OTHER_BYTES
+
+
+@pytest.mark.parametrize("mode", ["nf4", "none"])
+def test_a_checkpoint_is_loaded_within_its_weights(
+    mode: Quantization, model: LlamaForCausalLM, tiny_dir: TinyDir, tmp_path: Path, load: Load
+) -> None:
+    unload(load(tiny_dir("llama"), mode))
+    model = model.to_empty(device="cpu").to(torch.bfloat16)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter, -0.1, 0.1)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_dir("llama")).save_pretrained(tmp_path / "model")
+    peak, weights = peak_over(lambda: load(tmp_path / "model", mode))
+    assert peak < 1.1 * weights + OTHER_BYTES
