@@ -32,6 +32,7 @@ from model_runtime.native.native_library import LayerStruct, MatrixStruct, Model
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
 EXACT_GAP = 1e-3  # tolerance for another order of summation, in standard deviations of the logits
+INTEGER_GAP = 0.3  # tolerance where activations become bytes: what differs by its last bit may be rounded otherwise
 HALF_GAP = 0.03  # tolerance for rows rounded to float16; the embedded model needs 0.002
 _LARGEST_HEAD_DIM = 256
 _TABLE_TOKENS = 2048

@@ -18,10 +18,18 @@ from model_runtime.forward.arena.transfers import ArenaTransfers
 from model_runtime.forward.arena.varlen import VarlenKernel
 from model_runtime.forward.arena.varlen_choice import choose_varlen
 from model_runtime.forward.attention_kernel import kernel_name
+from model_runtime.forward.cpu_activations import float_activations, has_integer_activations
 from model_runtime.forward.device_memory import give_back_unused
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.gpu.self_check import SelfCheck
-from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
+from model_runtime.forward.native_forward import (
+    EXACT_GAP,
+    HALF_GAP,
+    INTEGER_GAP,
+    NativeForward,
+    gap_to,
+    runs_natively,
+)
 from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.probing.record import record_layers
 from model_runtime.forward.transformers_forward import Feed, PackedForward
@@ -146,13 +154,27 @@ def open_slabs(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype =
     kernel. `geometry` is that of the model's own layers. Raises `ModelLoadError` for a precision of rows that is not
     supported."""
     if runs_natively(model):
+        own = _checked_geometry(model, geometry, kv_dtype)
         native = NativeForward(model)
-        if gap_to(native, model, geometry, geometry) <= EXACT_GAP:
-            own = _own_geometry(native, model, geometry, kv_dtype)
+        if own is not None and gap_to(native, model, geometry, geometry) <= _gap_allowed(model):
             return _slab_runtime(own, native, f"{native.kernel_name}, {dtype_name(own.dtype)} KV")
         logger.warning("our own kernels disagree with torch's on this processor: using torch's")
     _refuse_other_dtype(geometry, kv_dtype)
     return _slab_runtime(geometry, PackedForward(model), kernel_name(geometry, _heads(model)))
+
+
+def _checked_geometry(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype) -> KVGeometry | None:
+    """Rows for our own kernels, None if these miscalculate. Activations that are rounded to bytes would hide a small
+    mistake: float32 must agree first."""
+    with float_activations(model):
+        native = NativeForward(model)
+        if gap_to(native, model, geometry, geometry) > EXACT_GAP:
+            return None
+        return _own_geometry(native, model, geometry, kv_dtype)
+
+
+def _gap_allowed(model: PreTrainedModel) -> float:
+    return INTEGER_GAP if has_integer_activations(model) else EXACT_GAP
 
 
 def _slab_runtime(geometry: KVGeometry, forward: Forward, kernel: str) -> DeviceRuntime:

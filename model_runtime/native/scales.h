@@ -20,7 +20,7 @@ enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, HALF, BRAIN, SINGLE };
 enum { HALVES, SUPER, PAIRS, POWERS, FLOATS, NESTED };
 
 typedef struct {
-    const void *codes;    /* words [N/LANES][..][LANES], the first column lowest. Q2, Q3: two bits of sixteen columns
+    const void *codes;    /* words [N/LANES][..][LANES], in the order of `shift_of`. Q2, Q3: two bits of sixteen columns
                                  a word; Q4, Q5, Q6, LEVELS: four bits of eight; Q8: four signed bytes.
                                  HALF, BRAIN, SINGLE: numbers [N/LANES][K][LANES] */
     const uint32_t *high; /* upper bits of codes, words like codes. Q3, Q5: one bit of 32 columns; Q6: two of sixteen */
@@ -28,10 +28,12 @@ typedef struct {
     const void *minimum;  /* of runs, as scale is; NULL: -offset times the scale */
     const uint16_t *super_scale, *super_minimum; /* SUPER, PAIRS: halves of blocks */
     const float *levels;                         /* [16] */
+    const int8_t *level_bytes;                   /* [16]: the same, or NULL if they are not whole numbers */
     const float *nested;                         /* NESTED: the table [256], the offset, then the factors */
     const float *bias;                           /* [N], or NULL */
     float offset;                                /* what is taken off a code, where there are no minimums */
     int32_t kind, scales, shift, rows, columns;
+    int32_t takes_bytes; /* whether activations are packed (activations.h) */
 } Matrix;
 
 INLINE int has_high(int kind) { return kind == Q3 || kind == Q5 || kind == Q6; }
@@ -42,6 +44,9 @@ INLINE int scales_of(const Matrix *m, int kind) {
 }
 
 INLINE int scale_bytes(int scales) { return scales == HALVES ? 2 : scales == FLOATS ? 4 : 1; }
+
+/* Whether any of its minimums is not 0. */
+INLINE int has_minimums(const Matrix *m, int kind) { return kind == Q2 || m->minimum || m->offset != 0; }
 
 /* 2^(e - 128): half of what E8M0 says, since the levels of FP4 are doubled. */
 INLINE floats power_of(words e) {
