@@ -28,6 +28,7 @@ from model_runtime.forward.native_forward import (
     INTEGER_GAP,
     NativeForward,
     gap_to,
+    rounding_gap,
     runs_natively,
 )
 from model_runtime.forward.picked_ids import PickedIds
@@ -154,27 +155,32 @@ def open_slabs(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype =
     kernel. `geometry` is that of the model's own layers. Raises `ModelLoadError` for a precision of rows that is not
     supported."""
     if runs_natively(model):
-        own = _checked_geometry(model, geometry, kv_dtype)
-        native = NativeForward(model)
-        if own is not None and gap_to(native, model, geometry, geometry) <= _gap_allowed(model):
+        with float_activations(model):
+            exact = NativeForward(model)
+            own = None
+            if gap_to(exact, model, geometry, geometry) <= EXACT_GAP:
+                own = _own_geometry(exact, model, geometry, kv_dtype)
+        if own is not None:
+            native = _with_activations(model, exact, own)
             return _slab_runtime(own, native, f"{native.kernel_name}, {dtype_name(own.dtype)} KV")
         logger.warning("our own kernels disagree with torch's on this processor: using torch's")
     _refuse_other_dtype(geometry, kv_dtype)
     return _slab_runtime(geometry, PackedForward(model), kernel_name(geometry, _heads(model)))
 
 
-def _checked_geometry(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype) -> KVGeometry | None:
-    """Rows for our own kernels, None if these miscalculate. Activations that are rounded to bytes would hide a small
-    mistake: float32 must agree first."""
-    with float_activations(model):
-        native = NativeForward(model)
-        if gap_to(native, model, geometry, geometry) > EXACT_GAP:
-            return None
-        return _own_geometry(native, model, geometry, kv_dtype)
-
-
-def _gap_allowed(model: PreTrainedModel) -> float:
-    return INTEGER_GAP if has_integer_activations(model) else EXACT_GAP
+def _with_activations(model: PreTrainedModel, exact: NativeForward, own: KVGeometry) -> NativeForward:
+    """The forward with the activations that the model's matrices take; `exact` has float32, and was compared with the
+    model's own layers: rounding to bytes would hide a small mistake. Raises `ModelLoadError` if it costs too much."""
+    if not has_integer_activations(model):
+        return exact
+    native = NativeForward(model)
+    gap = rounding_gap(native, exact, int(model.config.get_text_config().vocab_size), own)
+    if not gap <= INTEGER_GAP:
+        raise ModelLoadError(
+            f"Activations of 8 bits change this model's logits by {gap:.2g} standard deviations ({INTEGER_GAP:g} "
+            "allowed). Start with --cpu-activations float32."
+        )
+    return native
 
 
 def _slab_runtime(geometry: KVGeometry, forward: Forward, kernel: str) -> DeviceRuntime:

@@ -45,6 +45,7 @@ Say = Callable[[str], None]
 # accelerate and transformers patch torch's classes while they build a model: two threads at once would leave them
 # patched.
 _ONE_AT_A_TIME = threading.Lock()
+_ROUNDED = "Activations are rounded to bytes with a scale for 32 numbers, which is faster and not exact."
 _log = logging.getLogger(__name__)
 
 
@@ -197,6 +198,8 @@ def _describe(
     asked = (*settings.notes, *file_notes(found.directory), *template_notes(tokenizer))
     # Left out for float32, so that memory saved before there was a choice stays valid.
     more = {"activations": activations} if activations == INT8 else {}
+    if more:
+        asked = (_ROUNDED, *asked)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

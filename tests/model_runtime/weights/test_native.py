@@ -22,7 +22,15 @@ from transformers import (
 
 from model_runtime.forward.attention import StepAborted
 from model_runtime.forward.cpu_activations import float_activations, use_activations
-from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, INTEGER_GAP, NativeForward, gap_to, runs_natively
+from model_runtime.forward.native_forward import (
+    EXACT_GAP,
+    HALF_GAP,
+    INTEGER_GAP,
+    NativeForward,
+    gap_to,
+    rounding_gap,
+    runs_natively,
+)
 from model_runtime.forward.probe import probe_packing
 from model_runtime.forward.runtime import open_slabs
 from model_runtime.forward.transformers_forward import Feed, PackedForward
@@ -203,16 +211,23 @@ def test_with_activations_as_bytes_cached_equals_uncached_to_the_bit(
         assert torch.equal(fed(NativeForward(model), slab_of(model, kv_dtype), ids, [48]), exact)
 
 
-def test_kernels_are_compared_in_float32_before_activations_become_bytes(model: PreTrainedModel) -> None:
+def test_kernels_are_compared_in_float32_before_activations_become_bytes(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     geometry = geometry_of(model)
     use_activations(model, "int8")
     runtime = open_slabs(model, geometry)
     assert isinstance(runtime.forward, NativeForward)
     assert runtime.forward.struct.head.takes_bytes == 1
     assert runtime.geometry.dtype == torch.float16
-    assert gap_to(runtime.forward, model, geometry, geometry) <= INTEGER_GAP
-    runtime.forward.struct.score_scale *= 3
-    assert gap_to(runtime.forward, model, geometry, geometry) > INTEGER_GAP
+    with float_activations(model):
+        exact = NativeForward(model)
+    assert 1e-4 < rounding_gap(runtime.forward, exact, SHARED["vocab_size"], geometry) < INTEGER_GAP / 2
+    runtime.forward.struct.head.minimum = None
+    assert rounding_gap(runtime.forward, exact, SHARED["vocab_size"], geometry) > INTEGER_GAP
+    monkeypatch.setattr("model_runtime.forward.runtime.INTEGER_GAP", 1e-6)
+    with pytest.raises(ModelLoadError, match="Start with --cpu-activations float32"):
+        open_slabs(model, geometry)
 
 
 def test_a_model_that_cannot_multiply_bytes_says_so_if_asked(library: ctypes.CDLL) -> None:
