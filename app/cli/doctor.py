@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from app.cli.model_report import lines_of
 from app.cli.terminal import Say
 from model_runtime.interface.config import EMBEDDED
 from model_runtime.interface.errors import ModelRuntimeError
-from model_runtime.interface.numerics import cold_precision, kv_precision
+from model_runtime.interface.numerics import activations, cold_precision, kv_precision
 from sessions.errors import SessionError, StoreError
 from sessions.maintenance import doctor
 from sessions.store.store import Store
@@ -143,6 +144,8 @@ def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
         kv_dtype="float32" if {kv_precision(line) for line in numerics} == {"float32"} else "auto",
         cold_kv_dtype="int8" if {cold_precision(line) for line in numerics} == {"int8"} else "exact",
     )
+    if model.cpu_activations == "auto" and {activations(line) for line in numerics} == {"int8"}:
+        model = replace(model, cpu_activations="int8")
     with contextlib.ExitStack() as stack:
         loaded = in_passing_thread(lambda: load_model(model, report.say))
         stack.callback(unload, loaded)

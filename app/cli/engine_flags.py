@@ -14,6 +14,7 @@ _LONGEST_WAIT_S = 86_400
 # What a model that runs elsewhere leaves no say in: the flag's name, and its default.
 _OF_OWN_MODELS = {
     "quantization": "auto",
+    "cpu_activations": "auto",
     "device_kv_budget": None,
     "host_kv_budget": None,
     "disk_kv_budget": None,

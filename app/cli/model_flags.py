@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
-from model_runtime.interface.config import CHAT_PRESETS, EMBEDDED, ModelConfig
+from model_runtime.interface.config import CHAT_PRESETS, EMBEDDED, CpuActivations, ModelConfig
 
 
 def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
-    """Adds `--model`, `--quantization`, `--chat-preset`, `--data-dir` and `--context-limit`."""
+    """Adds the flags of `model_config`, and `--data-dir`."""
     command.add_argument(
         "--model",
         default=EMBEDDED,
@@ -23,6 +24,13 @@ def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
         help="'shipped' keeps the bits of a .gguf file or of a quantised checkpoint, 'nf4' is 4 bits and 'int8' 8 bits "
         "through bitsandbytes, 'none' runs 16 or 32 bits, 'auto' is 'shipped' for what is quantised already and 'nf4' "
         "for everything else (default: auto)",
+    )
+    command.add_argument(
+        "--cpu-activations",
+        default="auto",
+        choices=get_args(CpuActivations),
+        help="what Keepwarm's own CPU kernels multiply quantised weights by: 'int8' rounds it to bytes with a scale "
+        "for 32 numbers, which is faster and not exact, 'float32' does not (default: auto, float32)",
     )
     command.add_argument(
         "--chat-preset",
@@ -58,6 +66,7 @@ def model_config(arguments: argparse.Namespace) -> ModelConfig:
     return ModelConfig(
         model=arguments.model,
         quantization=arguments.quantization,
+        cpu_activations=arguments.cpu_activations,
         context_limit_tokens=arguments.context_limit,
         chat_preset=arguments.chat_preset,
     )

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model_runtime.engine.out_of_memory import translated
+from model_runtime.forward.cpu_activations import has_integer_activations
 from model_runtime.forward.native_forward import runs_natively
 from model_runtime.forward.runtime import Forward
 from model_runtime.forward.transformers_forward import Feed
@@ -56,13 +57,15 @@ _ROUNDED_DTYPES = {torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch
 def tolerance_of(model: PreTrainedModel, kv_dtype: torch.dtype, cold_kv_dtype: SavedKvDtype) -> Tolerance:
     """How much undamaged rows may differ. `kv_dtype` is that of the model's own layers. `EXACT` for our own kernels,
     whose results do not depend on how a read is cut, and for float32 throughout; `HALF` when every activation is
-    rounded to 16 bits; `ROUNDED` when weights are rounded, or rows were saved at 8 bits."""
+    rounded to 16 bits; `ROUNDED` when weights or activations are rounded, or rows were saved at 8 bits."""
     if kv_dtype in (torch.float16, torch.bfloat16):
         return HALF
     if cold_kv_dtype == "int8":
         return ROUNDED
     if runs_natively(model):
         return EXACT
+    if has_integer_activations(model):
+        return ROUNDED
     stored = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())}
     return ROUNDED if stored & _ROUNDED_DTYPES else EXACT
 

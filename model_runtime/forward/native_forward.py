@@ -33,6 +33,7 @@ from model_runtime.native.native_library import LayerStruct, MatrixStruct, Model
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
 EXACT_GAP = 1e-3  # tolerance for another order of summation, in standard deviations of the logits
+INTEGER_GAP = 0.3  # the root mean square that activations as bytes may cost; a wrong product costs about 1
 HALF_GAP = 0.03  # tolerance for rows rounded to float16; the embedded model needs 0.002
 _LARGEST_HEAD_DIM = 256
 _TABLE_TOKENS = 2048
@@ -79,13 +80,27 @@ def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, 
     dtype, and those that each gets alone from the model's own layers, in standard deviations. Detects compilers and
     processors that miscalculate, and models whose keys do not fit into float16."""
     vocabulary = int(model.config.get_text_config().vocab_size)
-    near, far = [(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]
+    packed = PackedForward(model)
+    expected = torch.cat([packed.run([Feed(KVSlab(geometry), ids, 1)]) for ids in _conversations(vocabulary)])
+    return float(((_continued(native, vocabulary, own) - expected) / expected.std()).abs().max())
+
+
+def rounding_gap(native: NativeForward, exact: NativeForward, vocabulary: int, own: KVGeometry) -> float:
+    """The root mean square of what activations as bytes change in the same logits, in standard deviations."""
+    found, expected = (_continued(forward, vocabulary, own) for forward in (native, exact))
+    return float(((found - expected) / expected.std()).square().mean().sqrt())
+
+
+def _conversations(vocabulary: int) -> tuple[list[int], list[int]]:
+    return [(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]
+
+
+def _continued(native: NativeForward, vocabulary: int, own: KVGeometry) -> torch.Tensor:
+    """Logits of the last token of two conversations, read and continued together."""
+    near, far = _conversations(vocabulary)
     slabs = [KVSlab(own), KVSlab(own)]
     native.run([Feed(slabs[0], near[:-1], 0), Feed(slabs[1], far[:-1], 0)])
-    found = native.run([Feed(slabs[0], near[-1:], 1), Feed(slabs[1], far[-1:], 1)])
-    packed = PackedForward(model)
-    expected = torch.cat([packed.run([Feed(KVSlab(geometry), ids, 1)]) for ids in (near, far)])
-    return float(((found - expected) / expected.std()).abs().max())
+    return native.run([Feed(slabs[0], near[-1:], 1), Feed(slabs[1], far[-1:], 1)])
 
 
 class NativeForward:

@@ -18,10 +18,19 @@ from model_runtime.forward.arena.transfers import ArenaTransfers
 from model_runtime.forward.arena.varlen import VarlenKernel
 from model_runtime.forward.arena.varlen_choice import choose_varlen
 from model_runtime.forward.attention_kernel import kernel_name
+from model_runtime.forward.cpu_activations import float_activations, has_integer_activations
 from model_runtime.forward.device_memory import give_back_unused
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.gpu.self_check import SelfCheck
-from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
+from model_runtime.forward.native_forward import (
+    EXACT_GAP,
+    HALF_GAP,
+    INTEGER_GAP,
+    NativeForward,
+    gap_to,
+    rounding_gap,
+    runs_natively,
+)
 from model_runtime.forward.picked_ids import PickedIds
 from model_runtime.forward.probing.record import record_layers
 from model_runtime.forward.transformers_forward import Feed, PackedForward
@@ -146,13 +155,32 @@ def open_slabs(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype =
     kernel. `geometry` is that of the model's own layers. Raises `ModelLoadError` for a precision of rows that is not
     supported."""
     if runs_natively(model):
-        native = NativeForward(model)
-        if gap_to(native, model, geometry, geometry) <= EXACT_GAP:
-            own = _own_geometry(native, model, geometry, kv_dtype)
+        with float_activations(model):
+            exact = NativeForward(model)
+            own = None
+            if gap_to(exact, model, geometry, geometry) <= EXACT_GAP:
+                own = _own_geometry(exact, model, geometry, kv_dtype)
+        if own is not None:
+            native = _with_activations(model, exact, own)
             return _slab_runtime(own, native, f"{native.kernel_name}, {dtype_name(own.dtype)} KV")
         logger.warning("our own kernels disagree with torch's on this processor: using torch's")
     _refuse_other_dtype(geometry, kv_dtype)
     return _slab_runtime(geometry, PackedForward(model), kernel_name(geometry, _heads(model)))
+
+
+def _with_activations(model: PreTrainedModel, exact: NativeForward, own: KVGeometry) -> NativeForward:
+    """The forward with the activations that the model's matrices take; `exact` has float32, and was compared with the
+    model's own layers: rounding to bytes would hide a small mistake. Raises `ModelLoadError` if it costs too much."""
+    if not has_integer_activations(model):
+        return exact
+    native = NativeForward(model)
+    gap = rounding_gap(native, exact, int(model.config.get_text_config().vocab_size), own)
+    if not gap <= INTEGER_GAP:
+        raise ModelLoadError(
+            f"Activations of 8 bits change this model's logits by {gap:.2g} standard deviations ({INTEGER_GAP:g} "
+            "allowed). Start with --cpu-activations float32."
+        )
+    return native
 
 
 def _slab_runtime(geometry: KVGeometry, forward: Forward, kernel: str) -> DeviceRuntime:

@@ -14,6 +14,7 @@ Quantization = Literal["auto", "shipped", "nf4", "int8", "none"]
 PromptLookup = Literal["auto", "on", "off"]
 KvDtype = Literal["auto", "float32", "float16"]
 SavedKvDtype = Literal["exact", "int8"]
+CpuActivations = Literal["auto", "int8", "float32"]
 ChatPresetName = Literal[
     "question-answer",
     "chatml",
@@ -49,7 +50,9 @@ class ModelConfig:
 
     `model` is "embedded", a directory, a `.gguf` file or a hub id. `device` None means the first CUDA device, or the
     CPU if there is none. `context_limit_tokens` None means the model's own limit. `chat_preset` None means the model's
-    own chat template. Raises `ValueError` with a message for the user.
+    own chat template. `cpu_activations` is what our own CPU kernels multiply weights by: "int8" is faster and rounds
+    activations to bytes with a scale for 32 of them; "auto" is "float32". Raises `ValueError` with a message for the
+    user.
     """
 
     model: str = EMBEDDED
@@ -58,6 +61,7 @@ class ModelConfig:
     cache_dir: Path = field(default_factory=default_cache_dir)
     device: str | None = None
     chat_preset: ChatPresetName | None = None
+    cpu_activations: CpuActivations = "auto"
 
     def __post_init__(self) -> None:
         require(bool(self.model.strip()), "Name a model: a directory, a .gguf file, a hub id or 'embedded'.")
@@ -74,6 +78,11 @@ class ModelConfig:
         require(
             self.chat_preset in (None, *CHAT_PRESETS),
             f"The chat preset must be one of {', '.join(CHAT_PRESETS)}, not '{self.chat_preset}'.",
+        )
+        kinds = get_args(CpuActivations)
+        require(
+            self.cpu_activations in kinds,
+            f"The activations' precision must be one of {', '.join(kinds)}, not '{self.cpu_activations}'.",
         )
         require(known, f"The device must be 'cpu', 'cuda' or 'cuda:<number>', not '{device}'.")
 

@@ -8,13 +8,14 @@ _SAID = {
     "rope": "the model's position settings were changed",
     "quantization": "the quantization was changed from {before} to {now}",
     "dtype": "the precision of the computation was changed from {before} to {now}",
+    "activations": "the precision of activations was changed from {before} to {now}",
     "kv": "the precision of keys and values was changed from {before} to {now}",
     "kernel": "the kernels that compute it were changed",
     "cold": "the precision of saved memory was changed from {before} to {now}",
     "format": "Keepwarm was upgraded to another format of saved memory",
 }
 _LONG_ROPE = ("positions", "long")  # a part of a segment's fingerprint, not of a model's
-_DEFAULTS = {"format": "1"}  # the value of a missing part; "exact" for every other part
+_DEFAULTS = {"format": "1", "activations": "float32"}  # the value of a missing part; "exact" for every other part
 
 
 def line(**parts: str) -> str:
@@ -51,6 +52,11 @@ def cold_precision(numerics: str) -> str:
     return _parts(numerics).get("cold", "exact")
 
 
+def activations(numerics: str) -> str:
+    """What weights were multiplied by, where there is a choice: "int8" or "float32"."""
+    return _value(_parts(numerics), "activations")
+
+
 def settings(numerics: str) -> str:
     """The parts that the user may have chosen, such as "quantization int4, kv float16"."""
     return ", ".join(f"{name} {value}" for name, value in _parts(numerics).items() if name not in ("weights", "rope"))
@@ -63,7 +69,7 @@ def difference(before: str, now: str) -> str:
     if "weights" not in old or "weights" not in new:
         return ""
     changed = _changed(old, new)
-    said = [_SAID[name].format(before=old.get(name, "exact"), now=new.get(name, "exact")) for name in changed]
+    said = [_SAID[name].format(before=_value(old, name), now=_value(new, name)) for name in changed]
     return " and ".join(said)
 
 
@@ -73,8 +79,12 @@ def is_upgrade(before: str, now: str) -> bool:
 
 
 def _changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    changed = [n for n in _SAID if old.get(n, _DEFAULTS.get(n, "exact")) != new.get(n, _DEFAULTS.get(n, "exact"))]
+    changed = [name for name in _SAID if _value(old, name) != _value(new, name)]
     return ["weights"] if "weights" in changed else changed
+
+
+def _value(parts: dict[str, str], name: str) -> str:
+    return parts.get(name, _DEFAULTS.get(name, "exact"))
 
 
 def _parts(numerics: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.architecture.config_check import check_config, declared_context_tokens
 from model_runtime.architecture.rope import fixed_rope_tokens
+from model_runtime.forward.cpu_activations import INT8, use_activations
 from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
@@ -49,6 +50,7 @@ Say = Callable[[str], None]
 # patched.
 _ONE_AT_A_TIME = threading.Lock()
 _MOST_GROWTH = 24  # times its file: float32 for the fewest bits that a type has
+_ROUNDED = "Activations are rounded to bytes with a scale for 32 numbers, which is faster and not exact."
 _log = logging.getLogger(__name__)
 
 
@@ -117,12 +119,15 @@ def context_limit_tokens(loaded: LoadedModel, asked_tokens: int | None) -> int:
 
 def _load(order: _Order) -> LoadedModel:
     config, device = order.config, order.device
+    if device != "cpu" and config.cpu_activations != "auto":
+        raise ModelLoadError(f"The model runs on {device}: leave --cpu-activations {config.cpu_activations} out.")
     try:
         found = _find(order)
         tokenizer, template = _texts(found, config)
         check_producible(tokenizer, _embeddings(found.directory), found.name)
         precision = _precision(found, config, device)
         weights = load_weights(found.directory, found.is_gguf, precision, device, config.cache_dir, order.say)
+        activations = use_activations(weights.model, config.cpu_activations)
     except ModelLoadError:
         raise
     except torch.cuda.OutOfMemoryError as error:
@@ -131,7 +136,7 @@ def _load(order: _Order) -> LoadedModel:
         ) from error
     except Exception as error:  # the one place that translates errors of torch, transformers, gguf and the disk
         raise ModelLoadError(f"{config.model} cannot be loaded: {_sentence(error)}") from error
-    return _describe(found, weights, tokenizer, template, precision)
+    return _describe(found, weights, tokenizer, template, precision, activations)
 
 
 def _check_before_weights(found: _Found, order: _Order) -> None:
@@ -246,15 +251,20 @@ def _describe(
     tokenizer: PreTrainedTokenizerFast,
     template: ChosenTemplate,
     precision: Precision,
+    activations: str,
 ) -> LoadedModel:
     model, dtype = weights.model, precision.compute_dtype
     settings = generation_settings(found.directory, model)
     asked = (*settings.notes, *file_notes(found.directory), *template_notes(tokenizer))
+    # Left out for float32, so that memory saved before there was a choice stays valid.
+    more = {"activations": activations} if activations == INT8 else {}
+    if more:
+        asked = (_ROUNDED, *asked)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=found.name,
-        quantization=weights.quantization,
+        quantization=weights.quantization + (", int8 activations" if more else ""),
         stop_token_ids=stop_token_ids(_stated_ends(model), tokenizer),
         default_sampling=EMBEDDED_SAMPLING if found.name == SMOLLM2.name else settings.sampling,
         kv_dtype=dtype,
@@ -265,6 +275,7 @@ def _describe(
             quantization=weights.quantization,
             dtype=dtype_name(dtype),
             kernel=weights.kernel,
+            **more,
         ),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         notes=(*weights.notes, *template.notes, *asked),

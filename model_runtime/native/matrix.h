@@ -23,13 +23,17 @@
 
 INLINE floats float_of(words w) { return __builtin_convertvector((ints)w, floats); }
 
+/* Where the code of a word's j-th column begins: four columns lie in its four bytes, at the lowest bits, the next four
+ * behind them, and so on. So one shift and one mask take out four columns, a byte each. */
+INLINE int shift_of(int bits, int j) { return 8 * (j % 4) + bits * (j / 4); }
+
 INLINE floats nibble_of(words w, int j) {
 #if defined(__AVX512F__)
     /* A table look-up takes the low four bits of a lane and ignores the others: no mask, no conversion. */
     const floats table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return (floats)_mm512_permutexvar_ps((__m512i)(w >> (4 * j)), (__m512)table);
+    return (floats)_mm512_permutexvar_ps((__m512i)(w >> shift_of(4, j)), (__m512)table);
 #else
-    return float_of((w >> (4 * j)) & 15);
+    return float_of((w >> shift_of(4, j)) & 15);
 #endif
 }
 
@@ -44,7 +48,7 @@ INLINE floats fp8_of(words w, int j) {
 }
 
 INLINE floats level_of(const float *levels, words w, int j) {
-    const words places = w >> (4 * j);
+    const words places = w >> shift_of(4, j);
 #if defined(__AVX512F__)
     return (floats)_mm512_permutexvar_ps((__m512i)places, (__m512)load(levels));
 #elif defined(__AVX2__)
@@ -66,10 +70,10 @@ INLINE words moved(words w, int from, int to, uint32_t mask) {
 /* The code, or the level, of the j-th column of a word; `high` has its upper bits where a kind keeps them apart. */
 INLINE floats code_of(const Matrix *m, int kind, words w, words high, int j) {
     switch (kind) {
-    case Q2: return float_of((w >> (2 * j)) & 3);
-    case Q3: return float_of(((w >> (2 * j)) & 3) | moved(high, j, 2, 1));
-    case Q5: return float_of(((w >> (4 * j)) & 15) | moved(high, j, 4, 1));
-    case Q6: return float_of(((w >> (4 * j)) & 15) | moved(high, 2 * j, 4, 3));
+    case Q2: return float_of((w >> shift_of(2, j)) & 3);
+    case Q3: return float_of(((w >> shift_of(2, j)) & 3) | moved(high, shift_of(1, j), 2, 1));
+    case Q5: return float_of(((w >> shift_of(4, j)) & 15) | moved(high, shift_of(1, j), 4, 1));
+    case Q6: return float_of(((w >> shift_of(4, j)) & 15) | moved(high, shift_of(2, j), 4, 3));
     case Q8:
     case INT8: return byte_of(w, j);
     case FP8: return fp8_of(w, j);
@@ -101,14 +105,14 @@ INLINE words word_of(const Matrix *m, int kind, int tile, int column, int ahead)
     return w;
 }
 
-/* The upper bits of codes from `column` on, those of that column lowest. */
+/* The upper bits of codes from `column` on, a multiple of 4; those of that column lowest. */
 INLINE words high_of(const Matrix *m, int kind, int tile, int column, int ahead) {
     const int bits = kind == Q6 ? 2 : 1, per_word = 32 / bits;
     const size_t tile_words = m->columns / per_word, place = tile * tile_words + column / per_word;
     words w;
     memcpy(&w, m->high + place * LANES, sizeof w);
     if (ahead) fetch_line(m->high + (place + ahead * tile_words) * LANES);
-    return w >> (bits * (column % per_word));
+    return w >> (bits * (column % per_word / 4));
 }
 
 /* Sets y [rows][y_stride] at a tile's outputs, or adds to it. `rows` is a constant wherever this is inlined. */

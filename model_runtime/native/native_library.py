@@ -19,7 +19,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-_SOURCES = ("vectors.h", "scales.h", "matrix.h", "attention.h", "phases.h", "step.c")
+_HEADERS = ("vectors", "scales", "matrix", "activations", "dots", "integer_matrix", "attention", "phases")
+_SOURCES = (*(f"{name}.h" for name in _HEADERS), "step.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _COMPILE_TIMEOUT_S = 120
 Say = Callable[[str], None]
@@ -35,9 +36,9 @@ class MatrixStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, _pointer) for name in ("codes", "high", "scale", "minimum", "zero", "super_scale", "super_minimum")),
-        *((name, _pointer) for name in ("levels", "nested", "bias", "order")),
+        *((name, _pointer) for name in ("levels", "level_bytes", "nested", "bias", "order")),
         ("offset", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("kind", "scales", "shift", "rows", "columns")),
+        *((name, ctypes.c_int32) for name in ("kind", "scales", "shift", "rows", "columns", "takes_bytes")),
     )
 
 

@@ -23,7 +23,7 @@ enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, HALF, BRAIN, SINGLE };
 enum { HALVES, SUPER, PAIRS, POWERS, FLOATS, NESTED, BRAINS };
 
 typedef struct {
-    const void *codes;    /* words [N/LANES][..][LANES], the first column lowest. Q2, Q3: two bits of sixteen columns
+    const void *codes;    /* words [N/LANES][..][LANES], in the order of `shift_of`. Q2, Q3: two bits of sixteen columns
                                  a word; Q4, Q5, Q6, LEVELS: four bits of eight; Q8, FP8, INT8: four bytes.
                                  HALF, BRAIN, SINGLE: numbers [N/LANES][K][LANES] */
     const uint32_t *high; /* upper bits of codes, words like codes. Q3, Q5: one bit of 32 columns; Q6: two of sixteen */
@@ -32,11 +32,13 @@ typedef struct {
     const int8_t *zero;   /* of runs: codes that mean 0, where each run has its own; NULL: `offset` for all */
     const uint16_t *super_scale, *super_minimum; /* SUPER, PAIRS: halves of blocks */
     const float *levels;                         /* [16] */
+    const int8_t *level_bytes;                   /* [16]: the same, or NULL if they are not whole numbers */
     const float *nested;                         /* NESTED: the table [256], the offset, then the factors */
     const float *bias;                           /* [N], or NULL */
     const int32_t *order;                        /* [columns], or NULL: which input each column belongs to */
     float offset;                                /* what is taken off a code, where there are no minimums */
     int32_t kind, scales, shift, rows, columns;
+    int32_t takes_bytes; /* whether activations are packed (activations.h) */
 } Matrix;
 
 INLINE int has_high(int kind) { return kind == Q3 || kind == Q5 || kind == Q6; }
@@ -50,6 +52,9 @@ INLINE int scale_bytes(int scales) { return scales == HALVES || scales == BRAINS
 
 /* Runs of a row. */
 INLINE int runs_of(const Matrix *m) { return ((m->columns - 1) >> m->shift) + 1; }
+
+/* Whether any of its minimums is not 0. */
+INLINE int has_minimums(const Matrix *m, int kind) { return kind == Q2 || m->minimum || m->zero || m->offset != 0; }
 
 /* 2^(e - 128): half of what E8M0 says, since the levels of FP4 are doubled. */
 INLINE floats power_of(words e) {

@@ -1,12 +1,13 @@
 /* A decoder of the Llama kind: one forward over a few packed rows, and the pieces of one over many.
  *
- * All numbers are float32 but the weights, which keep the bits they were shipped with (matrix.h).
+ * All numbers are float32 but the weights, which keep the bits they were shipped with (matrix.h), and the inputs of
+ * matrices that take bytes (activations.h).
  */
 #include <omp.h>
 #include <stdlib.h>
 
 #include "attention.h"
-#include "matrix.h"
+#include "integer_matrix.h"
 #include "phases.h"
 
 typedef struct {
@@ -49,12 +50,19 @@ typedef struct {
     int32_t rows, block_count, split_count; /* splits: (block, split) pairs in all */
 } Attention;
 
+/* What matrices are multiplied by: [rows][columns], and the same as bytes, for those that take them. */
 typedef struct {
-    float *x, *normed;          /* [rows][hidden] */
-    float *query, *key, *value; /* [rows][heads or kv_heads * dim] */
-    float *attended;            /* [rows][heads * dim] */
-    float *gated, *up;          /* [rows][intermediate] */
-    float *ordered;             /* inputs of matrices whose columns have an order: [rows][the widest input] */
+    float *x;
+    int32_t *packed;
+    int rows, columns;
+} Inputs;
+
+typedef struct {
+    float *x;                       /* [rows][hidden] */
+    float *query, *key, *value;     /* [rows][heads or kv_heads * dim] */
+    float *up;                      /* [rows][intermediate] */
+    Inputs normed, attended, gated; /* hidden, heads * dim and intermediate columns */
+    Inputs ordered;                 /* one of these for matrices whose columns have an order: the widest of them */
 } Activations;
 
 static size_t aligned(size_t count) { return (count + LANES - 1) / LANES * LANES; }
@@ -191,8 +199,13 @@ static void attend(const Attention *a, int layer, int number, const float *query
     attend_split(queries, visible, b->count, &split, m->dim, a->states + place, a->weighted + place * m->dim);
 }
 
-/* A block's attended values, from all its splits, to their places in `to` [rows][heads * dim]. */
-static void merge(const Attention *a, int number, float *to) {
+/* Packs `count` columns of a row, from `column` on, which are there as floats. */
+static void pack_inputs(const Inputs *in, int row, int column, int count) {
+    pack(in->x + (size_t)row * in->columns + column, in->rows, in->columns, row, column, count, in->packed);
+}
+
+/* A block's attended values, from all its splits, to their places in `in`. */
+static void merge(const Attention *a, int number, const Inputs *in, int is_packed) {
     const Model *m = a->model;
     const Block *b = a->blocks + number;
     const int groups = m->heads / m->kv_heads;
@@ -202,33 +215,44 @@ static void merge(const Attention *a, int number, float *to) {
         Softmax state = {-INFINITY, 0};
         for (int split = 0; split < b->splits; split++) {
             const size_t place = b->partial + (size_t)split * b->count + i;
-            merge_split(&state, to + at, a->states[place], a->weighted + place * m->dim, m->dim);
+            merge_split(&state, in->x + at, a->states[place], a->weighted + place * m->dim, m->dim);
         }
-        for (int d = 0; d < m->dim; d += LANES) store(to + at + d, load(to + at + d) / state.sum);
+        for (int d = 0; d < m->dim; d += LANES) store(in->x + at + d, load(in->x + at + d) / state.sum);
+        if (is_packed) pack_inputs(in, row, head * m->dim, m->dim);
     }
 }
 
-/* A row of the matrix's inputs `x` [rows][columns] in the order of its columns, in `ordered`. */
-static void order_row(const Matrix *w, int row, const float *x, const Activations *v) {
+/* The inputs as the matrix wants them, which are `in` where its columns have no order of their own. */
+static Inputs inputs_of(const Matrix *w, const Inputs *in, const Activations *v) {
+    if (!w->order) return *in;
+    return (Inputs){.x = v->ordered.x, .packed = v->ordered.packed, .rows = in->rows, .columns = w->columns};
+}
+
+/* A row of `in` in the order of the matrix's columns, in `ordered`. */
+static void order_row(const Matrix *w, int row, const Inputs *in, const Activations *v) {
+    const Inputs to = inputs_of(w, in, v);
     const size_t at = (size_t)row * w->columns;
-    for (int i = 0; i < w->columns; i++) v->ordered[at + i] = x[at + w->order[i]];
+    for (int i = 0; i < w->columns; i++) to.x[at + i] = in->x[at + w->order[i]];
+    if (w->takes_bytes) pack_inputs(&to, row, 0, w->columns);
 }
 
-/* `reader` is a matrix that reads the normed row. */
-static void normalise_row(const Model *m, const float *weight, const Matrix *reader, int row, const Activations *v) {
-    const size_t at = (size_t)row * m->hidden;
-    normalise(v->x + at, weight, m->hidden, m->norm_epsilon, v->normed + at);
-    if (reader->order) order_row(reader, row, v->normed, v);
+/* Row `from` of x, normalised, as row `row` of the inputs of what comes next: `reader` is a matrix that reads it. */
+static void normalise_row(const Model *m, const float *weight, const Matrix *reader, int from, int row,
+                          const Activations *v, int is_packed) {
+    const size_t width = m->hidden;
+    normalise(v->x + from * width, weight, m->hidden, m->norm_epsilon, v->normed.x + row * width);
+    if (reader->order)
+        order_row(reader, row, &v->normed, v);
+    else if (is_packed)
+        pack_inputs(&v->normed, row, 0, m->hidden);
 }
 
-/* Inputs as the matrix wants them, which are in `x` where it has no order. */
-static const float *inputs_of(const Matrix *w, const float *x, const Activations *v) {
-    return w->order ? v->ordered : x;
-}
-
-/* Outputs PAIR * pair.. of `y` [rows][outputs] from `x` [rows][columns]. */
-static void project(const Matrix *w, int pair, int rows, const float *x, float *y, int adds) {
-    multiply_pair(w, pair, rows, x, w->columns, y, padded(w->rows), adds, omp_get_num_threads());
+/* Outputs PAIR * pair.. of `y` [rows][outputs]. */
+static void project(const Matrix *w, int pair, const Inputs *in, float *y, int adds) {
+    if (w->takes_bytes)
+        multiply_packed(w, pair, in->rows, in->packed, y, padded(w->rows), adds, omp_get_num_threads());
+    else
+        multiply_pair(w, pair, in->rows, in->x, in->columns, y, padded(w->rows), adds, omp_get_num_threads());
 }
 
 /* Head `head` of queries, then keys, then values. */
@@ -239,24 +263,27 @@ static void project_head(const Attention *a, int layer, int head, const Activati
     const Matrix *w = kind == 0 ? &l->query : kind == 1 ? &l->key : &l->value;
     const int own = kind == 0 ? head : (head - m->heads) % m->kv_heads;
     float *y = kind == 0 ? v->query : kind == 1 ? v->key : v->value;
-    for (int pair = own * m->dim / PAIR; pair < (own + 1) * m->dim / PAIR; pair++)
-        project(w, pair, a->rows, inputs_of(w, v->normed, v), y, 0);
+    const Inputs in = inputs_of(w, &v->normed, v);
+    for (int pair = own * m->dim / PAIR; pair < (own + 1) * m->dim / PAIR; pair++) project(w, pair, &in, y, 0);
     finish_projection(a, layer, head, v);
 }
 
-/* PAIR outputs of silu(gate) * up, in `gated`. */
-static void gate_pair(const Attention *a, int layer, int pair, const Activations *v) {
-    const Model *m = a->model;
-    const Layer *l = m->layers + layer;
-    project(&l->gate, pair, a->rows, inputs_of(&l->gate, v->normed, v), v->gated, 0);
-    project(&l->up, pair, a->rows, inputs_of(&l->up, v->normed, v), v->up, 0);
+/* RUN outputs of silu(gate) * up, in `gated`. */
+static void gate_run(const Attention *a, int layer, int run, const Activations *v) {
+    const Layer *l = a->model->layers + layer;
+    const Inputs in = inputs_of(&l->gate, &v->normed, v);
+    for (int pair = run * RUN / PAIR; pair < (run + 1) * RUN / PAIR; pair++) {
+        project(&l->gate, pair, &in, v->gated.x, 0);
+        project(&l->up, pair, &in, v->up, 0);
+    }
     for (int r = 0; r < a->rows; r++) {
-        const size_t at = (size_t)r * m->intermediate + pair * PAIR;
-        for (int i = 0; i < PAIR; i += LANES) {
-            const floats g = load(v->gated + at + i);
+        const size_t at = (size_t)r * a->model->intermediate + run * RUN;
+        for (int i = 0; i < RUN; i += LANES) {
+            const floats g = load(v->gated.x + at + i);
             const floats e = exp_of(choose(g > 0, -g, g)); /* never overflows: sigmoid is 1 / (1 + e) or e / (1 + e) */
-            store(v->gated + at + i, g * choose(g > 0, all(1), e) / (1 + e) * load(v->up + at + i));
+            store(v->gated.x + at + i, g * choose(g > 0, all(1), e) / (1 + e) * load(v->up + at + i));
         }
+        if (l->down.takes_bytes && !l->down.order) pack_inputs(&v->gated, r, run * RUN, RUN);
     }
 }
 
@@ -266,18 +293,20 @@ static void gate_pair(const Attention *a, int layer, int pair, const Activations
 static void run_layer(const Attention *a, int layer, const Activations *v, Phase *phase) {
     const Model *m = a->model;
     const Layer *l = m->layers + layer;
-    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->input_norm, &l->query, row, v));
+    const int attends_bytes = l->query.takes_bytes || l->key.takes_bytes || l->value.takes_bytes;
+    const int gates_bytes = l->gate.takes_bytes || l->up.takes_bytes;
+    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->input_norm, &l->query, row, row, v, attends_bytes));
     RUN_PHASE(phase++, m->heads + 2 * m->kv_heads, head, project_head(a, layer, head, v));
     RUN_PHASE(phase++, a->split_count, split, attend(a, layer, split, v->query));
-    RUN_PHASE(phase++, a->block_count, block, merge(a, block, v->attended));
-    RUN_PHASE(phase++, l->output.order ? a->rows : 0, row, order_row(&l->output, row, v->attended, v));
-    const float *attended = inputs_of(&l->output, v->attended, v);
-    RUN_PHASE(phase++, pairs_of(&l->output), pair, project(&l->output, pair, a->rows, attended, v->x, 1));
-    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->attention_norm, &l->gate, row, v));
-    RUN_PHASE(phase++, pairs_of(&l->gate), pair, gate_pair(a, layer, pair, v));
-    RUN_PHASE(phase++, l->down.order ? a->rows : 0, row, order_row(&l->down, row, v->gated, v));
-    const float *gated = inputs_of(&l->down, v->gated, v);
-    RUN_PHASE(phase++, pairs_of(&l->down), pair, project(&l->down, pair, a->rows, gated, v->x, 1));
+    RUN_PHASE(phase++, a->block_count, block, merge(a, block, &v->attended, l->output.takes_bytes && !l->output.order));
+    RUN_PHASE(phase++, l->output.order ? a->rows : 0, row, order_row(&l->output, row, &v->attended, v));
+    const Inputs attended = inputs_of(&l->output, &v->attended, v);
+    RUN_PHASE(phase++, pairs_of(&l->output), pair, project(&l->output, pair, &attended, v->x, 1));
+    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->attention_norm, &l->gate, row, row, v, gates_bytes));
+    RUN_PHASE(phase++, m->intermediate / RUN, run, gate_run(a, layer, run, v));
+    RUN_PHASE(phase++, l->down.order ? a->rows : 0, row, order_row(&l->down, row, &v->gated, v));
+    const Inputs gated = inputs_of(&l->down, &v->gated, v);
+    RUN_PHASE(phase++, pairs_of(&l->down), pair, project(&l->down, pair, &gated, v->x, 1));
 }
 
 /* Takes the next `count` floats of `memory`, a whole number of vectors. */
@@ -287,8 +316,15 @@ static float *carve(float **memory, size_t count) {
     return taken;
 }
 
+static Inputs carve_inputs(float **memory, int rows, int columns) {
+    Inputs in = {.rows = rows, .columns = columns};
+    in.x = carve(memory, (size_t)rows * columns);
+    in.packed = (int32_t *)carve(memory, packed_size(rows, columns));
+    return in;
+}
+
 /* The most inputs of a matrix whose columns have an order; 0 if no matrix has one. */
-static size_t widest_order(const Model *m) {
+static int widest_order(const Model *m) {
     int widest = 0;
     for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++) {
         const Matrix *readers[] = {&l->query, &l->output, &l->gate, &l->down};
@@ -299,17 +335,17 @@ static size_t widest_order(const Model *m) {
 }
 
 /* Lays out the activations behind one another; with `memory` NULL it only counts: the result is how many floats. */
-static size_t lay_out(const Model *m, size_t rows, float *memory, Activations *v) {
+static size_t lay_out(const Model *m, int rows, float *memory, Activations *v) {
     float *next = memory;
     const size_t width = (size_t)m->heads * m->dim, kv_width = (size_t)m->kv_heads * m->dim;
-    v->normed = carve(&next, rows * m->hidden);
     v->query = carve(&next, rows * width);
     v->key = carve(&next, rows * kv_width);
     v->value = carve(&next, rows * kv_width);
-    v->attended = carve(&next, rows * width);
-    v->gated = carve(&next, rows * m->intermediate);
-    v->up = carve(&next, rows * m->intermediate);
-    v->ordered = carve(&next, rows * widest_order(m));
+    v->up = carve(&next, (size_t)rows * m->intermediate);
+    v->normed = carve_inputs(&next, rows, m->hidden);
+    v->attended = carve_inputs(&next, rows, m->heads * m->dim);
+    v->gated = carve_inputs(&next, rows, m->intermediate);
+    v->ordered = carve_inputs(&next, rows, widest_order(m));
     return next - memory;
 }
 
@@ -324,7 +360,7 @@ static int is_sound(const Model *m, const Span *spans, int span_count, int rows,
     const int width = m->heads * m->dim, kv_width = m->kv_heads * m->dim;
     int seen = 0;
     if (m->heads <= 0 || m->kv_heads <= 0 || m->heads % m->kv_heads || m->hidden <= 0 || m->intermediate <= 0) return 0;
-    if (m->dim <= 0 || m->dim > MAX_DIM || m->dim % PAIR || m->hidden % PAIR || m->intermediate % PAIR) return 0;
+    if (m->dim <= 0 || m->dim > MAX_DIM || m->dim % RUN || m->hidden % RUN || m->intermediate % RUN) return 0;
     if (!m->final_norm || !fits(&m->head, m->vocabulary, m->hidden) || m->head.order) return 0;
     for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++)
         if (!l->input_norm || !l->attention_norm || !fits(&l->query, width, m->hidden) ||
@@ -359,6 +395,8 @@ int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *s
         return 1;
     }
     lay_out(m, rows, memory, &v);
+    Activations w = v; /* of the rows whose logits are wanted */
+    w.normed.rows = wanted_count;
     memset(phases, 0, sizeof(Phase) * phase_count);
 #pragma omp parallel num_threads(threads)
     {
@@ -366,13 +404,11 @@ int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *s
         for (int layer = first_layer; layer < last_layer; layer++, phase += PHASES_A_LAYER)
             run_layer(&a, layer, &v, phase);
         if (last_layer == m->layer_count) {
-            RUN_PHASE(phase++, wanted_count, i, {
-                const float *from = x + (size_t)wanted[i] * m->hidden;
-                normalise(from, m->final_norm, m->hidden, m->norm_epsilon, v.normed + (size_t)i * m->hidden);
-            });
+            RUN_PHASE(phase++, wanted_count, i,
+                      normalise_row(m, m->final_norm, &m->head, wanted[i], i, &w, m->head.takes_bytes));
             RUN_PHASE(phase, (pairs_of(&m->head) + HEAD_PAIRS - 1) / HEAD_PAIRS, item, {
                 for (int pair = HEAD_PAIRS * item; pair < HEAD_PAIRS * (item + 1) && pair < pairs_of(&m->head); pair++)
-                    project(&m->head, pair, wanted_count, v.normed, logits, 0);
+                    project(&m->head, pair, &w.normed, logits, 0);
             });
         }
     }
@@ -389,10 +425,22 @@ void keepwarm_to_halves(const float *from, uint16_t *to, int count) {
     for (int i = 0; i < count; i += LANES) store_halves(to + i, load(from + i));
 }
 
-/* y [rows][outputs rounded up to PAIR] = x [rows][columns] times the matrix, plus its bias. */
-void keepwarm_multiply(const Matrix *m, int rows, const float *x, float *y, int threads) {
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
-    for (int pair = 0; pair < pairs_of(m); pair++) project(m, pair, rows, x, y, 0);
+/* y [rows][outputs rounded up to PAIR] = x [rows][columns] times the matrix, plus its bias. Returns 0, or 1 when there is
+ * no memory for x as bytes. */
+int keepwarm_multiply(const Matrix *m, int rows, float *x, float *y, int threads) {
+    Inputs in = {.x = x, .rows = rows, .columns = m->columns};
+    if (m->takes_bytes && !(in.packed = malloc(sizeof(int32_t) * packed_size(rows, m->columns)))) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+        if (m->takes_bytes) {
+#pragma omp for schedule(static)
+            for (int row = 0; row < rows; row++) pack_inputs(&in, row, 0, m->columns);
+        }
+#pragma omp for schedule(dynamic, 4)
+        for (int pair = 0; pair < pairs_of(m); pair++) project(m, pair, &in, y, 0);
+    }
+    free(in.packed);
+    return 0;
 }
 
 /* Rows `ids` [count] of the matrix as numbers, y [count][columns]. */

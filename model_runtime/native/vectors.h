@@ -8,6 +8,9 @@
 #if defined(__AVX512F__) || defined(__F16C__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -46,6 +49,12 @@ INLINE floats multiply_add(floats a, floats b, floats c) {
     return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
     return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    float32x4_t left[2], right[2], sum[2];
+    memcpy(left, &a, sizeof a), memcpy(right, &b, sizeof b), memcpy(sum, &c, sizeof c);
+    for (int i = 0; i < 2; i++) sum[i] = vfmaq_f32(sum[i], left[i], right[i]);
+    memcpy(&c, sum, sizeof c);
+    return c;
 #else
     return a * b + c;
 #endif

@@ -49,7 +49,7 @@ def kernel_plan(cache_dir: Path, say: Callable[[str], None]) -> tuple[KernelPlan
     library, reason = own_kernels(cache_dir, say)
     if library is not None:
         return KernelPlan(True, _NEVER, torch.float32, library), (
-            "Our own kernels run the weights at the bits they were shipped with, in float32."
+            "Our own kernels run the weights at the bits they were shipped with."
         )
     why_not = f" Our own, faster kernels cannot run here: {reason}."
     path, machine = cache_dir / PLAN_FILE, _machine()

@@ -60,6 +60,7 @@ class NativeMatrix:
             grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes, after_slice)
             self.kind, self.order = grid.kind, grid.order
             tables = {"levels": grid.levels, "nested": factors_for(grid, self.rows, self.columns, lanes)}
+            tables["level_bytes"] = _as_bytes(grid.levels)
         tables["order"] = self.order
         tables["bias"] = None if bias is None else _lengthened(bias.float(), padded(self.rows, lanes))
         self._point_at(grid, tiles | {name: table for name, table in tables.items() if table is not None})
@@ -77,6 +78,13 @@ class NativeMatrix:
             offset=0 if grid is None else grid.offset,
         )
 
+    def take_bytes(self) -> bool:
+        """From now on activations are rounded to signed bytes with a scale for 32 columns, and multiplied in whole
+        numbers, where this matrix has whole numbers too. Returns whether it has."""
+        is_whole = self.kind <= Kind.Q8 or (self.kind is Kind.LEVELS and bool(self.struct.level_bytes))
+        self.struct.takes_bytes = int(is_whole)
+        return is_whole
+
     @property
     def nbytes(self) -> int:
         """The size of its tensors in bytes."""
@@ -89,9 +97,10 @@ class NativeMatrix:
             raise ValueError(f"{x.shape[1]} inputs do not fit a matrix with {self.columns} columns")
         y = torch.empty(x.shape[0], padded_rows(self.rows, self.kernels))
         x = x.contiguous() if self.order is None else x.index_select(1, self.order)
-        self.kernels.keepwarm_multiply(
+        if self.kernels.keepwarm_multiply(
             ctypes.byref(self.struct), x.shape[0], x.data_ptr(), y.data_ptr(), torch.get_num_threads()
-        )
+        ):
+            raise torch.OutOfMemoryError("out of memory")
         return y[:, : self.rows]
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
@@ -184,6 +193,13 @@ def _coded_or_numbers(stored: Stored | Coded) -> Coded | torch.Tensor:
     if isinstance(stored, (Q4Blocks, Q8Blocks, GgmlBlocks)):
         return coded_ggml(stored) or stored.dequantise()
     return stored
+
+
+def _as_bytes(levels: torch.Tensor | None) -> torch.Tensor | None:
+    """int8, or None if they are not whole numbers from -127 to 127."""
+    if levels is None or not torch.equal(levels, levels.round().clamp(-127, 127)):
+        return None
+    return levels.to(torch.int8)
 
 
 def _lengthened(bias: torch.Tensor, rows: int) -> torch.Tensor:

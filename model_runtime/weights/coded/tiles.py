@@ -158,12 +158,13 @@ def _planes(part: CodedRows, grid: Grid) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes uint8 `[n, K]` as words int32 `[n, K*bits/32]`, the first column lowest."""
-    per_byte = 8 // bits
-    packed = codes[:, ::per_byte].contiguous() if per_byte > 1 else codes.contiguous()
-    for place in range(1, per_byte):
-        packed |= codes[:, place::per_byte] << (bits * place)
-    return packed.view(torch.int32)
+    """Codes uint8 `[n, K]` as words int32 `[n, K*bits/32]`. Four columns lie in a word's four bytes, at the lowest
+    bits, the next four behind them, and so on: one shift and one mask take out four columns."""
+    quads = codes.view(codes.shape[0], -1, 8 // bits, 4)
+    packed = quads[:, :, 0].contiguous()
+    for place in range(1, quads.shape[2]):
+        packed |= quads[:, :, place] << (bits * place)
+    return packed.view(torch.int32).flatten(1)
 
 
 def _put(tiles: dict[str, torch.Tensor], name: str, part: torch.Tensor, start: int, all_rows: int, lanes: int) -> None:

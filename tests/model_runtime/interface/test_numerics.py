@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_runtime.interface.numerics import cold_precision, difference, kv_precision, line, with_part
+from model_runtime.interface.numerics import activations, cold_precision, difference, kv_precision, line, with_part
 
 BEFORE = {"weights": "a1", "rope": "b1", "quantization": "int4", "dtype": "bfloat16", "kernel": "own; k=1"}
 
@@ -51,3 +51,11 @@ def test_rounded_keys_and_values_are_a_change_both_ways() -> None:
 
 def test_a_line_of_an_earlier_version_says_nothing() -> None:
     assert difference("0123456789abcdef", line(**BEFORE)) == difference("", line(**BEFORE)) == ""
+
+
+def test_activations_that_become_bytes_are_a_change_both_ways_and_a_line_without_them_had_float32() -> None:
+    exact = line(**BEFORE)
+    rounded = with_part(exact, "activations", "int8")
+    assert (activations(exact), activations(with_part(rounded, "cold", "int8"))) == ("float32", "int8")
+    assert difference(exact, rounded) == "the precision of activations was changed from float32 to int8"
+    assert difference(rounded, exact) == "the precision of activations was changed from int8 to float32"

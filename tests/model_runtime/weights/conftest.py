@@ -10,7 +10,7 @@ import pytest
 from model_runtime.native.native_library import native_library
 
 # What compilers on other processors may use: 16, 8 and 4 lanes at a time.
-PROCESSORS = {"this one": (), "AVX2": ("-mno-avx512f",), "SSE": ("-march=x86-64-v2",)}
+PROCESSORS = {"this one": (), "AVX2": ("-mno-avx512f", "-mno-avxvnni"), "SSE": ("-march=x86-64-v2",)}
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,8 @@ def test_whatever_is_dropped_or_shifted_shows_in_the_weights(kind: str, own_libr
     expected = all_rows(NativeMatrix(coded(kind), None, own_library))
     matrix = NativeMatrix(coded(kind), None, own_library)
     for tensor in matrix.tensors:
+        if tensor.data_ptr() == matrix.struct.level_bytes:
+            continue  # for activations that are bytes, which have tests of their own
         right = tensor.clone()
         for change in (torch.zeros_like, shifted):
             tensor.copy_(change(right))

@@ -21,7 +21,16 @@ from transformers import (
 )
 
 from model_runtime.forward.attention import StepAborted
-from model_runtime.forward.native_forward import EXACT_GAP, HALF_GAP, NativeForward, gap_to, runs_natively
+from model_runtime.forward.cpu_activations import float_activations, use_activations
+from model_runtime.forward.native_forward import (
+    EXACT_GAP,
+    HALF_GAP,
+    INTEGER_GAP,
+    NativeForward,
+    gap_to,
+    rounding_gap,
+    runs_natively,
+)
 from model_runtime.forward.probe import probe_packing
 from model_runtime.forward.runtime import open_slabs
 from model_runtime.forward.transformers_forward import Feed, PackedForward
@@ -183,6 +192,52 @@ def test_cached_equals_uncached_to_the_bit(model: PreTrainedModel, kv_dtype: tor
     whole = fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])
     for cuts in ([1], [48, 1, 1, 1], [257, 13]):
         assert torch.equal(fed(forward, slab_of(model, kv_dtype), ids, cuts), whole)
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_with_activations_as_bytes_cached_equals_uncached_to_the_bit(
+    kind: str, library: ctypes.CDLL, kv_dtype: torch.dtype
+) -> None:
+    model, ids = native(tiny("qwen3"), kind, library), ids_of(130)
+    exact = fed(NativeForward(model), slab_of(model, kv_dtype), ids, [len(ids)])
+    assert use_activations(model, "int8") == "int8"
+    forward = NativeForward(model)
+    whole = fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])
+    for cuts in ([1], [48, 1, 2, 3, 13], [101, 5]):
+        assert torch.equal(fed(forward, slab_of(model, kv_dtype), ids, cuts), whole)
+    rms = float(((whole - exact) / exact.std()).square().mean().sqrt())
+    assert 1e-4 < rms < 0.05
+    with float_activations(model):
+        assert torch.equal(fed(NativeForward(model), slab_of(model, kv_dtype), ids, [48]), exact)
+
+
+def test_kernels_are_compared_in_float32_before_activations_become_bytes(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = geometry_of(model)
+    use_activations(model, "int8")
+    runtime = open_slabs(model, geometry)
+    assert isinstance(runtime.forward, NativeForward)
+    assert runtime.forward.struct.head.takes_bytes == 1
+    assert runtime.geometry.dtype == torch.float16
+    with float_activations(model):
+        exact = NativeForward(model)
+    assert 1e-4 < rounding_gap(runtime.forward, exact, SHARED["vocab_size"], geometry) < INTEGER_GAP / 2
+    runtime.forward.struct.head.minimum = None
+    assert rounding_gap(runtime.forward, exact, SHARED["vocab_size"], geometry) > INTEGER_GAP
+    monkeypatch.setattr("model_runtime.forward.runtime.INTEGER_GAP", 1e-6)
+    with pytest.raises(ModelLoadError, match="Start with --cpu-activations float32"):
+        open_slabs(model, geometry)
+
+
+def test_a_model_that_cannot_multiply_bytes_says_so_if_asked(library: ctypes.CDLL) -> None:
+    for model, why in (
+        (tiny("llama"), "does not run in them"),
+        (native(tiny("llama"), "F16", library), "stay float32"),
+    ):
+        with pytest.raises(ModelLoadError, match=why):
+            use_activations(model, "int8")
+    assert use_activations(tiny("llama"), "auto") == ""
 
 
 def test_cropping_and_going_on_equals_reading_to_the_bit(model: PreTrainedModel, kv_dtype: torch.dtype) -> None:

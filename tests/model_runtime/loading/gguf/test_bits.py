@@ -11,12 +11,14 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 from safetensors.torch import load_file, save_file
 
-from model_runtime.forward.native_forward import NativeForward, runs_natively
+from model_runtime.forward.native_forward import INTEGER_GAP, NativeForward, runs_natively
 from model_runtime.forward.transformers_forward import Feed
+from model_runtime.interface.config import ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.kv.geometry import KVGeometry, LayerShape
 from model_runtime.kv.slab import KVSlab
 from model_runtime.loading.loaded import LoadedModel
+from model_runtime.loading.loading import load_model
 from model_runtime.loading.model_cache import converted_gguf
 from model_runtime.weights.native_experts import NativeExperts
 from model_runtime.weights.native_matrix import NativeEmbedding, NativeLinear
@@ -83,6 +85,22 @@ def test_a_file_of_one_type_runs_at_its_bits(kind: str, tmp_path: Path, load: Lo
     norms = sum(p.nbytes for p in shipped.model.parameters())
     tables = sum(b.nbytes for b in shipped.model.buffers())
     assert shipped.weights_bytes - norms - tables <= 1.05 * sum(rows.nbytes for rows, _ in raw.values()) + 4096
+
+
+@pytest.mark.parametrize("name", ["llama heads", "gemma3"])
+def test_activations_as_bytes_are_said_and_kept_apart_from_float32(name: str, tmp_path: Path, build_dir: Path) -> None:
+    """In the C step, and in a family outside of it."""
+    case = wide(name)
+    model = case.model()
+    path = case.write(tmp_path / "model.gguf", model, raw=blocks_of(case, model, lambda short: MIX.get(short, "Q4_K")))
+    config = ModelConfig(str(path), "shipped", cache_dir=build_dir)
+    exact, rounded = load_model(config, print), load_model(replace(config, cpu_activations="int8"), print)
+    assert rounded.fingerprint == f"{exact.fingerprint}; activations: int8"
+    assert rounded.quantization == f"{exact.quantization}, int8 activations"
+    assert "Activations are rounded to bytes" in " ".join(rounded.notes)
+    expected = logits_of(exact.model)
+    rms = float(((logits_of(rounded.model) - expected) / expected.std()).square().mean().sqrt())
+    assert 1e-4 < rms < INTEGER_GAP
 
 
 @pytest.mark.parametrize("name", ["llama tied", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "starcoder2", "stablelm"])

@@ -1,0 +1,124 @@
+"""Activations as bytes: every kind's products against the plain formula, the same bits beside any other rows."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+import torch
+
+from model_runtime.weights.coded.coded_rows import Grid, Kind, Scales
+from model_runtime.weights.coded.four_bits import CodedFourBits
+from model_runtime.weights.ggml_blocks import GgmlBlocks
+from model_runtime.weights.native_matrix import NativeMatrix
+from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
+from model_runtime.weights.stored_weights import Stored
+from tests.model_runtime.tiny_blocks import HALVES, random_blocks, values
+
+READ = {"Q4_0": read_q4_0, "Q4_1": read_q4_1, "Q8_0": read_q8_0}
+ROWS, COLUMNS, RUN = 70, 512, 32  # rows that fill no pair of tiles, two super-blocks; columns that share a scale
+
+
+def stored(kind: str, rows: np.ndarray) -> Stored:
+    """A file's bytes as the loader keeps them."""
+    tensor = torch.from_numpy(np.ascontiguousarray(rows))
+    return READ[kind](tensor) if kind in READ else GgmlBlocks(tensor, kind)
+
+
+def taking_bytes(kind: str, library: ctypes.CDLL, bias: torch.Tensor | None = None) -> NativeMatrix:
+    matrix = NativeMatrix(stored(kind, random_blocks(kind, ROWS, COLUMNS, 5)), bias, library)
+    assert matrix.take_bytes()
+    return matrix
+
+
+def activations() -> torch.Tensor:
+    """27 rows: some with the largest codes everywhere, of one sign and of both, one of zeros, one with some."""
+    x = torch.randn(27, COLUMNS, generator=torch.Generator().manual_seed(6))
+    x[3], x[4], x[5], x[6, 64:96] = 1.0, torch.tensor([-2.0, 2.0]).repeat(COLUMNS // 2), 0.0, 0.0
+    return x
+
+
+def rounded(x: torch.Tensor) -> np.ndarray:
+    """The formula: codes from -127 to 127 times a scale for 32 columns, float64 `[M, K]`."""
+    runs = x.numpy().reshape(x.shape[0], -1, RUN)
+    most = np.abs(runs).max(-1, keepdims=True)
+    inverse = np.where(most > 0, np.float32(127) / np.where(most > 0, most, 1), np.float32(0)).astype(np.float32)
+    codes = np.rint(runs * inverse)
+    numbers: np.ndarray = (codes.astype(np.float64) * (most / np.float32(127))).reshape(x.shape)
+    return numbers
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_products_are_those_of_the_rounded_activations(kind: str, library: ctypes.CDLL) -> None:
+    """A sum that is wrong by one product of two codes would be outside of the tolerance."""
+    x, bias = activations(), torch.randn(ROWS, generator=torch.Generator().manual_seed(7))
+    matrix = taking_bytes(kind, library, bias)
+    weights = values(kind, random_blocks(kind, ROWS, COLUMNS, 5)).astype(np.float64)
+    expected = rounded(x) @ weights.T + bias.double().numpy()
+    found = matrix.multiply(x)
+    np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=3e-5)
+    for cuts in ([1] * 27, [2, 3, 4, 5, 13], [12, 12, 3], [6, 7, 8, 6], [9, 10, 8], [11, 16]):
+        assert torch.equal(torch.cat([matrix.multiply(part) for part in x.split(cuts)]), found)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_registers_of_every_width_give_the_same_bits(kind: str, libraries: dict[str, ctypes.CDLL]) -> None:
+    """But for processors that cannot add to a product without rounding it first: these round sums differently."""
+    x = activations()
+    products = {name: taking_bytes(kind, library).multiply(x) for name, library in libraries.items()}
+    assert torch.equal(products["AVX2"], products["this one"])
+    torch.testing.assert_close(products["SSE"], products["this one"], rtol=0, atol=3e-5)
+
+
+def test_more_rows_than_share_a_chunk_of_codes(library: ctypes.CDLL) -> None:
+    matrix, x = taking_bytes("Q4_K", library), torch.randn(203, COLUMNS)
+    assert torch.equal(matrix.multiply(x), torch.cat([matrix.multiply(row[None]) for row in x]))
+    assert matrix.multiply(x[:0]).shape == (0, ROWS)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_whatever_is_dropped_or_shifted_shows_in_the_products(kind: str, own_library: ctypes.CDLL) -> None:
+    """The comparisons above would find it: each array of a matrix matters, and so does each entry's place."""
+    matrix, x = taking_bytes(kind, own_library), activations()
+    expected = matrix.multiply(x)
+    is_float = {matrix.struct.levels}  # the table that multiplies activations that are floats
+    for tensor in (tensor for tensor in matrix.tensors if tensor.data_ptr() not in is_float):
+        right = tensor.clone()
+        for change in (torch.zeros_like, shifted):
+            tensor.copy_(change(right))
+            assert (matrix.multiply(x) - expected).abs().max() > 3e-4
+        tensor.copy_(right)
+    for name in ("offset", "shift"):
+        matrix = taking_bytes(kind, own_library)
+        setattr(matrix.struct, name, getattr(matrix.struct, name) + 1)
+        is_unused = name == "offset" and (matrix.struct.minimum is not None or kind == "Q2_K")
+        assert torch.equal(matrix.multiply(x), expected) == is_unused
+
+
+def shifted(tensor: torch.Tensor) -> torch.Tensor:
+    """Each entry where the next one should be: of the next run of columns, or of the table."""
+    return tensor.roll(1, 1 if tensor.ndim > 1 else 0)
+
+
+def test_a_number_that_is_none_or_infinite_is_not_lost(library: ctypes.CDLL) -> None:
+    matrix, x = taking_bytes("Q4_1", library), activations()
+    right = matrix.multiply(x)
+    x[1, 40], x[2, 511] = torch.nan, torch.inf
+    found = matrix.multiply(x)
+    assert not found[1:3].isfinite().any()
+    assert torch.equal(found[3:], right[3:])
+    tiny = torch.full((1, COLUMNS), 1e-38)
+    assert torch.equal(matrix.multiply(tiny), torch.zeros(1, ROWS))
+
+
+def test_matrices_without_whole_numbers_keep_float32(own_library: ctypes.CDLL) -> None:
+    nf4 = torch.linspace(-1, 1, 16)
+    packed, scale = torch.zeros(64 * 64 // 2, dtype=torch.uint8), torch.ones(64)
+    coded = CodedFourBits(packed, scale, Grid(Kind.LEVELS, Scales.FLOATS, 64, 0, nf4), (64, 64))
+    for held in (coded, torch.ones(64, 64), torch.full((64, 64), 1e-7).bfloat16()):
+        matrix = NativeMatrix(held, None, own_library)
+        x = torch.randn(3, 64)
+        before = matrix.multiply(x)
+        assert not matrix.take_bytes()
+        assert torch.equal(matrix.multiply(x), before)
