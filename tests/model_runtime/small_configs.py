@@ -116,7 +116,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "step3p7": {"text_config": {"sliding_window": 16}},
     "muse_spark": {"vision_config": _ONE_EYE},
     "qwen2_audio": {"audio_config": {"encoder_attention_heads": 2}},
-    "fun_asr_nano": {"adaptor_config": {"hidden_size": 64}},
+    "fun_asr_nano": {"adaptor_config": {"hidden_size": 64, "intermediate_size": 16}},
     "nemotron": {"num_key_value_heads": 2},
     "qwen2_5_omni_thinker": {**_THREE_AXES, "audio_config": {"encoder_attention_heads": 2}},
     "qwen3_omni_moe_thinker": {**_THREE_AXES, "audio_config": {"encoder_attention_heads": 2}},

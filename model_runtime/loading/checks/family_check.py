@@ -34,6 +34,7 @@ _REASONS = {
         ("qwen2_5_omni", "qwen3_omni_moe"),
         "it is a model of texts with a second one that speaks; only one with its thinker alone can be run",
     ),
+    "pi0": "it plans a robot's movements and does not continue a text",
     "shieldgemma2": "it classifies pictures and does not continue a text",
     "mllama": "its layers that look at pictures are left out where there is only text, which Keepwarm cannot pack yet",
     "hrm_text": "it runs its layers several times for each token, each time with keys of their own, which Keepwarm "

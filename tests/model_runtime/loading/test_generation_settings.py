@@ -13,7 +13,9 @@ from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.generation_settings import OTHER_HONOURED, WITHOUT_EFFECT, settings_of
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
+from model_runtime.loading.tokenizer import stop_token_ids
 from tests.conftest import TinyDir
+from tests.model_runtime.tiny_chats import chat_tokenizer
 
 HONOURED: dict[str, tuple[Any, str, Any]] = {
     "temperature": (0.25, "temperature", 0.25),
@@ -135,6 +137,13 @@ def test_a_checkpoint_says_at_load_what_it_does_not_get(tiny_dir: TinyDir, tmp_p
     assert "The generation config asks for suppress_tokens = [7], which Keepwarm does not do: it is ignored." in (
         loaded.notes
     )
+
+
+def test_configs_the_tokenizer_and_usual_tokens_end_an_answer() -> None:
+    tokenizer = chat_tokenizer("legacy", "gemma")
+    own = set(tokenizer.convert_tokens_to_ids(["</s>", "<end_of_turn>"]))
+    assert stop_token_ids((None,), tokenizer) == own
+    assert stop_token_ids((7, [8, 9]), tokenizer) == {*own, 7, 8, 9}
 
 
 def test_a_broken_generation_config_is_no_missing_one(tiny_dir: TinyDir, tmp_path: Any) -> None:

@@ -79,10 +79,10 @@ KNOWN_EXACT = frozenset(
         *("mixtral", "modernbert-decoder", "molmo2", "moshi", "moss_transcribe_diarize", "mpt", "muse_glimmer"),
         *("nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "openai-gpt", "opt", "ovis2", "paddleocr_vl"),
         *("persimmon", "phi", "phi3", "phi4_multimodal", "phimoe", "pp_chart2table", "qianfan_ocr", "qwen2"),
-        *("qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_asr", "qwen3_moe"),
-        *("qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "seed_oss", "smollm3", "smolvlm", "solar_open"),
-        *("stablelm", "starcoder2", "step3p7", "unlimited_ocr", "vaultgemma", "video_llama_3", "video_llava"),
-        *("vipllava", "voxtral", "xglm", "youtu"),
+        *("qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_audio", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_asr"),
+        *("qwen3_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "seed_oss", "smollm3", "smolvlm"),
+        *("solar_open", "stablelm", "starcoder2", "step3p7", "unlimited_ocr", "vaultgemma", "video_llama_3"),
+        *("video_llava", "vipllava", "voxtral", "xglm", "youtu"),
     }
 )
 

@@ -269,7 +269,7 @@ def test_what_clients_send_without_meaning_anything_is_accepted_and_echoed(site:
         "reasoning.summary",
         "include.reasoning.encrypted_content",
         "truncation",
-        "reasoning_effort",
+        "reasoning.effort",
     ]
 
 

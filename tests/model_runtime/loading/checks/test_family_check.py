@@ -47,6 +47,7 @@ TASK = "an encoder with a decoder"
         ("diffusion_gemma", "does not continue a text token by token"),
         ("mllama", "left out where there is only text"),
         ("shieldgemma2", "classifies pictures"),
+        ("pi0", "plans a robot's movements"),
         *((family, "a second one that speaks") for family in ("qwen2_5_omni", "qwen3_omni_moe")),
         *((family, "counts positions itself, from its padding token's id on") for family in ("kosmos-2", "kosmos-2.5")),
     ],
