@@ -64,3 +64,18 @@ def test_a_prompt_that_goes_on_elsewhere_is_a_place_of_its_own(manager: SessionM
     again, _ = ask(manager, "carol", ids)
     assert other.text == again.text
     assert {message.status for message in (first, one, other)} == {first.status}
+
+
+def test_four_at_once_read_one_beginning_and_answer_as_alone(manager: SessionManager) -> None:
+    """Three wait for the first one's reading, or copy its rows while it answers; each answers as a full read does."""
+    beginning = "The harbour wakes before the town, and the boats come in one by one. " * 3
+    requests = [RawRequest(f"{beginning}{number}?", SAMPLING) for number in range(4)]
+    runs = [manager.raw_completions.begin("dora", request) for request in requests]
+    answers = [finish(run) for run in runs]
+    receipts = [answer.receipt for answer in answers if answer.receipt is not None]
+    assert sum(receipt.fed_tokens for receipt in receipts) <= len(runs[0].plan.turn.ledger) + 3 * 8
+    assert [receipt.shared_tokens > 64 for receipt in receipts] == [False, True, True, True]
+    for number, (run, answer) in enumerate(zip(runs, answers, strict=True)):
+        alone = manager.raw_completions.begin(f"alone {number}", RawRequest(run.plan.turn.ledger, SAMPLING))
+        assert finish(alone).text == answer.text
+        assert alone.sampled == run.sampled
