@@ -16,7 +16,7 @@ FAST := tests/app/page/markdown $(addprefix tests/model_runtime/,decoding interf
 	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_encoding.py test_history_hash.py test_own_ids.py) -k "not takes_all"
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-fast test-long test-remote test-clients lint format docs clean browser
+.PHONY: help chat test test-fast test-long test-remote test-clients lint format docs screenshots clean browser
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ format: $(VENV)/.test $(VENV)/.biome  ## Format the code and fix what the linter
 
 docs: $(VENV)/.test $(VENV)/mermaid.min.js  ## Build the documentation's site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+screenshots: $(VENV)/.test browser  ## Make the pictures of README and docs (look at each before committing it)
+	$(BIN)/python tools/screenshots.py
 
 clean:  ## Remove the virtual environment, build/ and the tools' caches; conversations and models stay
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
