@@ -31,13 +31,13 @@ from model_runtime.loading.checks.tokenizer_check import check_producible
 from model_runtime.loading.embedded import EMBEDDED_SAMPLING, SMOLLM2, embedded_gguf
 from model_runtime.loading.fingerprint import gguf_key, model_fingerprint, tokenizer_fingerprint
 from model_runtime.loading.fit.needs import Machine, Needs, checkpoint_needs, gguf_needs
-from model_runtime.loading.fit.refusal import free_bytes, refuse_too_large, swap_bytes
+from model_runtime.loading.fit.refusal import LEAST_TOKENS, free_bytes, refuse_too_large, swap_bytes
 from model_runtime.loading.generation_settings import generation_settings
 from model_runtime.loading.hub.downloads import hub_directory, hub_gguf, hub_repository, looks_like_model_id
 from model_runtime.loading.hub.gguf_files import GgufFiles, gguf_models, split_choice
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loaded_weights import LoadedWeights, load_weights
-from model_runtime.loading.model_cache import converted_gguf
+from model_runtime.loading.model_cache import converted_gguf, has_half_checkpoint
 from model_runtime.loading.tokenizer import load_tokenizer, stop_token_ids
 from model_runtime.native import heap
 from model_runtime.text.presets import ChosenTemplate, choose_template
@@ -156,7 +156,10 @@ def _check_gguf_before_weights(path: Path, order: _Order) -> None:
     """Raises `ModelLoadError` for a GGUF file that does not fit into the memory."""
     precision = choose_precision(order.config.quantization, order.device, True)
     files = gguf_files(path)
-    if sum(file.stat().st_size for file in files) * _MOST_GROWTH < free_bytes(order.device):
+    if precision.mode in ("nf4", "int8") and has_half_checkpoint(gguf_key(path), order.config.cache_dir):
+        return  # making that takes the most memory
+    file_bytes = sum(file.stat().st_size for file in files)
+    if file_bytes * _MOST_GROWTH + (order.cache_bytes or 0) < free_bytes(order.device):
         return  # the header of a large vocabulary takes a second
     runs_blocks = precision.mode == "shipped" and order.device == "cpu"
     has_kernels = runs_blocks and own_kernels(order.config.cache_dir, order.say)[0] is not None
@@ -165,8 +168,10 @@ def _check_gguf_before_weights(path: Path, order: _Order) -> None:
 
 
 def _refuse_too_large(name: str, needs: Needs, precision: Precision, order: _Order) -> None:
-    device = order.device
-    refuse_too_large(name, needs, precision.mode, device, order.cache_bytes, free_bytes(device), swap_bytes(device))
+    device, mode = order.device, precision.mode
+    tokens = min(LEAST_TOKENS, order.config.context_limit_tokens or LEAST_TOKENS)
+    free, swap = free_bytes(device), swap_bytes(device)
+    refuse_too_large(name, needs, mode, device, order.cache_bytes, free, swap, tokens)
 
 
 def _precision(found: _Found, config: ModelConfig, device: str) -> Precision:

@@ -87,6 +87,11 @@ def half_checkpoint(converted: Path, say: Say) -> Path:
     return _kept(converted.with_name(f"{converted.name}-float16"), fill, say)
 
 
+def has_half_checkpoint(key: str, cache_dir: Path) -> bool:
+    """Whether `half_checkpoint` was made of the file with this key."""
+    return (cache_dir / "models" / f"{key}-v{FORMAT_VERSION}-float16").exists()
+
+
 def read_source(converted: Path) -> Source:
     """What `convert_gguf` recorded about the file."""
     source = json.loads((converted / SOURCE_FILE).read_text(encoding="utf-8"))

@@ -114,9 +114,9 @@ class MappedTensors:
         return torch.Size(self._entries[name]["shape"])
 
     def is_of_numbers(self, name: str) -> bool:
-        """Whether the tensor has floating-point numbers of 16 or 32 bits."""
+        """Whether the tensor has floating-point numbers of 16 or 32 bits, at least one."""
         dtype = _DTYPES.get(self._entries[name]["dtype"])
-        return dtype is not None and dtype.is_floating_point
+        return dtype is not None and dtype.is_floating_point and 0 not in self._entries[name]["shape"]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Raises `KeyError` for one that is not there."""

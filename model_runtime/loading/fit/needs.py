@@ -23,6 +23,7 @@ from model_runtime.weights.native_experts import can_be_native
 
 _NF4_BYTES = 0.5 + 1 / 64  # a code, and a byte of scale for 64 of them
 _HALF_BYTES = 2
+_FEWEST_BITS = 4  # of formats that do not say theirs in one number
 _KERNEL_COLUMNS = 32  # our own kernels need a multiple
 _MATRICES = (nn.Linear, Conv1D)
 
@@ -62,7 +63,10 @@ def checkpoint_needs(model: PreTrainedModel, stored: StoredFormat | None, machin
         weights["nf4"] = int(_sum(own, _NF4_BYTES, numbers, table))
         weights["int8"] = int(_sum(parts, 1.0, numbers, numbers))
     else:
-        weights["shipped"] = int(_sum(parts, (stored.bits or 4) / 8, _HALF_BYTES, _HALF_BYTES))
+        # Which of the matrices, stacks and tables have these bits is known when their names are.
+        tied = model.all_tied_weights_keys
+        many = sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and name not in tied)
+        weights["shipped"] = int(many * (8 if stored.is_fp8 else stored.bits or _FEWEST_BITS) / 8)
     return Needs(weights, _kv_bytes(config) * _HALF_BYTES)
 
 

@@ -28,17 +28,24 @@ def swap_bytes(device: str) -> int:
 
 
 def refuse_too_large(
-    name: str, needs: Needs, mode: Quantization, device: str, cache_bytes: int | None, free: int, swap: int = 0
+    name: str,
+    needs: Needs,
+    mode: Quantization,
+    device: str,
+    cache_bytes: int | None,
+    free: int,
+    swap: int = 0,
+    tokens: int = LEAST_TOKENS,
 ) -> None:
     """Raises `ModelLoadError` if weights in `mode` and caches cannot be in memory together. `cache_bytes` is the size
-    that was asked for all caches; without one, there must be room for a short conversation."""
+    that was asked for all caches; without one, there must be room for a conversation of so many `tokens`."""
     weights = needs.weights_bytes[mode]
-    caches = needs.kv_token_bytes * LEAST_TOKENS if cache_bytes is None else cache_bytes
+    caches = needs.kv_token_bytes * tokens if cache_bytes is None else cache_bytes
     if weights + caches <= free + swap:
         return
     parts = size_text(weights) + " for weights"
     if caches:
-        of_caches = f"for caches of {LEAST_TOKENS:,} tokens" if cache_bytes is None else "for --device-kv-budget"
+        of_caches = f"for caches of {tokens:,} tokens" if cache_bytes is None else "for --device-kv-budget"
         parts += f" and {size_text(caches)} {of_caches}"
     where = f" on {device}" if device != "cpu" else ""
     raise ModelLoadError(

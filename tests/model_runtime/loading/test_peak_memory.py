@@ -24,6 +24,7 @@ from tests.model_runtime.tiny_gguf import keys_of, tensors_of, tokenizer_keys, w
 pytestmark = pytest.mark.alone
 MIB = 1024**2
 OTHER_BYTES = 20 * MIB  # what comes with any model: modules, tokenizer, scratch, pages of libraries
+SCRATCH_BYTES = 12 * MIB  # half a million numbers as float32 and compared, per thread
 Load = Callable[[Path, Quantization], LoadedModel]
 
 
@@ -82,9 +83,9 @@ def test_a_gguf_is_loaded_within_its_weights(
     assert peak < 1.1 * weights + OTHER_BYTES
 
 
-@pytest.mark.parametrize("mode", ["nf4", "none"])
+@pytest.mark.parametrize(("mode", "other"), [("nf4", OTHER_BYTES + SCRATCH_BYTES), ("none", OTHER_BYTES)])
 def test_a_checkpoint_is_loaded_within_its_weights(
-    mode: Quantization, model: LlamaForCausalLM, tiny_dir: TinyDir, tmp_path: Path, load: Load
+    mode: Quantization, other: int, model: LlamaForCausalLM, tiny_dir: TinyDir, tmp_path: Path, load: Load
 ) -> None:
     unload(load(tiny_dir("llama"), mode))
     model = model.to_empty(device="cpu").to(torch.bfloat16)
@@ -93,4 +94,4 @@ def test_a_checkpoint_is_loaded_within_its_weights(
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(tiny_dir("llama")).save_pretrained(tmp_path / "model")
     peak, weights = peak_over(lambda: load(tmp_path / "model", mode))
-    assert peak < 1.1 * weights + OTHER_BYTES
+    assert peak < 1.1 * weights + other

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from accelerate import init_empty_weights
 from gguf import GGMLQuantizationType
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from model_runtime.interface.config import ModelConfig, Quantization
 from model_runtime.interface.errors import ModelLoadError
@@ -79,6 +86,13 @@ def test_the_caches_that_were_asked_for_count(eight_billion: LlamaForCausalLM) -
     assert "4.0 GiB for --device-kv-budget), and 8.0 GiB are free. Ask for a smaller --device-kv-budget" in sentence
 
 
+def test_a_short_context_needs_no_room_for_more(eight_billion: LlamaForCausalLM) -> None:
+    needs = checkpoint_needs(eight_billion, None, GPU)
+    refuse_too_large("org/name", needs, "none", "cuda:0", None, int(15.1 * GIB), tokens=256)
+    with pytest.raises(ModelLoadError, match=r"for caches of 2,048 tokens"):
+        refuse_too_large("org/name", needs, "none", "cuda:0", None, int(15.1 * GIB))
+
+
 def test_what_fits_with_swap_is_not_impossible(eight_billion: LlamaForCausalLM) -> None:
     needs = checkpoint_needs(eight_billion, None, CPU)
     assert refused(needs, "nf4", 5 * GIB, swap=GIB) == ""
@@ -99,7 +113,13 @@ def test_a_stored_format_needs_its_own_bits(eight_billion: LlamaForCausalLM) -> 
     needs = checkpoint_needs(eight_billion, stored, GPU).weights_bytes
     assert set(needs) == {"none", "shipped"}
     gptq = StoredFormat("gptq", {"quant_method": "gptq", "bits": 4})
-    assert checkpoint_needs(eight_billion, gptq, GPU).weights_bytes["shipped"] < 6 * GIB
+    assert 3 * GIB < checkpoint_needs(eight_billion, gptq, GPU).weights_bytes["shipped"] < 4 * GIB
+    assert needs["shipped"] == pytest.approx(needs["none"] / 2, rel=0.01)
+    mixture = StoredFormat("mxfp4", {"quant_method": "mxfp4"})
+    with init_empty_weights():
+        model = GptOssForCausalLM(GptOssConfig(num_hidden_layers=2))
+    experts = checkpoint_needs(model, mixture, GPU).weights_bytes
+    assert experts["shipped"] < 0.3 * experts["none"]
 
 
 @pytest.mark.parametrize("mode", ["none", "nf4"])
