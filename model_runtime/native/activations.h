@@ -13,11 +13,11 @@
 
 #include "vectors.h"
 
-#define RUN 32                               /* columns that share a scale */
-#define QUADS (RUN / 4)                      /* words of codes */
-#define BLOCK_ROWS (LANES == 16 ? 12 : 4)    /* of a full block: a sum each in registers */
-#define LARGEST_CODE 127                     /* and the smallest is -127 */
-#define LEAST_ACTIVATION 1e-30f              /* what is smaller becomes 0: 127 / x would not be finite */
+#define RUN 32                            /* columns that share a scale */
+#define QUADS (RUN / 4)                   /* words of codes */
+#define BLOCK_ROWS (LANES == 16 ? 12 : 4) /* of a full block: a sum each in registers */
+#define LARGEST_CODE 127                  /* and the smallest is -127 */
+#define LEAST_ACTIVATION 1e-30f           /* what is smaller becomes 0: 127 / x would not be finite */
 
 /* The fields: `SCALE` and the sums of codes are floats, `LIFT` is an integer, -128 times the sum. */
 enum { SCALE = QUADS, SUM, FIRST_SUM, SECOND_SUM, LIFT, FIELDS };

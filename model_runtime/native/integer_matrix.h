@@ -40,7 +40,7 @@ INLINE int sum_field(int group, int column) { return group == RUN ? SUM : column
 /* One row of a block of `width`, packed, times two tiles from `tile` on, into y. `kind` is a constant wherever this is
  * inlined; `ahead` as in `multiply_few`. */
 INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *run, int width, float *y, int adds,
-                         int ahead) {
+                           int ahead) {
     const int group = GROUP_OF(kind), per_word = PER_WORD(kind), has_minimum = has_minimums(m, kind);
     floats total[2] = {{0}};
     for (int first = 0; first < m->columns; first += RUN, run += FIELDS * width) {
@@ -121,7 +121,7 @@ static const IntegerLoops INTEGER_LOOPS[] = {
 /* `rows` rows of a block, from `run` on, times `count` unpacked columns, added to total [rows]. Everything but the
  * pointers and `count` is a constant wherever this is inlined. */
 INLINE void products_of_chunk(const Chunk *chunk, int count, int group, int is_signed, int rows, const int32_t *run,
-                           int width, floats *total) {
+                              int width, floats *total) {
     for (int first = 0; first < count; first += RUN, run += FIELDS * width) {
         floats part[BLOCK_ROWS] = {{0}};
         for (int at = first; at < first + RUN; at += group) {
@@ -141,20 +141,24 @@ INLINE void products_of_chunk(const Chunk *chunk, int count, int group, int is_s
             }
         }
 #pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) total[r] = multiply_add(part[r], all(as_float(run[SCALE * width + r])), total[r]);
+        for (int r = 0; r < rows; r++)
+            total[r] = multiply_add(part[r], all(as_float(run[SCALE * width + r])), total[r]);
     }
 }
 
 /* The same for a whole block of rows, or as many of one as there are: in pieces for which there is a loop. */
-#define CHUNK_PIECE(n)                                                                                        \
-    for (; rows - r >= n; r += n) {                                                                           \
-        if (group == 16) products_of_chunk(chunk, count, 16, 0, n, run + r, width, total + r);                   \
-        else if (is_signed) products_of_chunk(chunk, count, RUN, 1, n, run + r, width, total + r);               \
-        else products_of_chunk(chunk, count, RUN, 0, n, run + r, width, total + r);                              \
+#define CHUNK_PIECE(n)                                                             \
+    for (; rows - r >= n; r += n) {                                                \
+        if (group == 16)                                                           \
+            products_of_chunk(chunk, count, 16, 0, n, run + r, width, total + r);  \
+        else if (is_signed)                                                        \
+            products_of_chunk(chunk, count, RUN, 1, n, run + r, width, total + r); \
+        else                                                                       \
+            products_of_chunk(chunk, count, RUN, 0, n, run + r, width, total + r); \
     }
 
 static void products_of_block(const Chunk *chunk, int kind, int count, int rows, const int32_t *run, int width,
-                           floats *total) {
+                              floats *total) {
     const int group = GROUP_OF(kind), is_signed = has_sign(kind);
     int r = 0;
     if (rows == BLOCK_ROWS) width = BLOCK_ROWS;
@@ -183,7 +187,7 @@ static void multiply_packed(const Matrix *m, int pair, int rows, const int32_t *
                 INTEGER_LOOPS[m->kind].unpack(m, tile, first, count, start ? 0 : 2 * ahead, &chunk);
                 for (int r = start; r < end; r += width)
                     products_of_block(&chunk, m->kind, count, end - r < width ? end - r : width,
-                                   packed + packed_place(rows, m->columns, r, first), width, total + (r - start));
+                                      packed + packed_place(rows, m->columns, r, first), width, total + (r - start));
             }
             for (int r = start; r < end; r++)
                 finish_tile(m, tile, 1, total + (r - start), y + (size_t)r * y_stride, y_stride, adds);

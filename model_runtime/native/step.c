@@ -244,8 +244,7 @@ static void project_head(const Attention *a, int layer, int head, const Activati
     const Matrix *w = kind == 0 ? &l->query : kind == 1 ? &l->key : &l->value;
     const int own = kind == 0 ? head : (head - m->heads) % m->kv_heads;
     float *y = kind == 0 ? v->query : kind == 1 ? v->key : v->value;
-    for (int pair = own * m->dim / PAIR; pair < (own + 1) * m->dim / PAIR; pair++)
-        project(w, pair, &v->normed, y, 0);
+    for (int pair = own * m->dim / PAIR; pair < (own + 1) * m->dim / PAIR; pair++) project(w, pair, &v->normed, y, 0);
     finish_projection(a, layer, head, v);
 }
 
