@@ -17,6 +17,7 @@ from model_runtime.architecture.layer_settings import values_of
 from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.forward.attention import ATTENTION_NAME, PackedBatch, Span, carrying
 from model_runtime.forward.attention_options import AttentionOptions
+from model_runtime.forward.cpu_activations import float_activations
 from model_runtime.forward.packed.packed_positions import cache_for, counts_positions
 from model_runtime.forward.packed.rope_sets import rows_of, separate_rope_sets
 from model_runtime.forward.probing.boundaries import boundaries_of
@@ -38,10 +39,18 @@ _SLOW_CPU, _SLOW_GPU = 2e12, 1e15  # about a minute
 def probe_packing(
     model: PreTrainedModel, kv_dtype: torch.dtype, context_limit_tokens: int, step_tokens: int
 ) -> KVGeometry:
-    """The geometry of the model's KV, after the model has passed the check. It is left with the packed attention set.
+    """The geometry of the model's KV, after the model has passed the check, in which no activation is rounded to bytes.
+    It is left with the packed attention set.
 
     Raises `ModelLoadError` with the reason when the model cannot be packed.
     """
+    with float_activations(model):
+        return _probe_packing(model, kv_dtype, context_limit_tokens, step_tokens)
+
+
+def _probe_packing(
+    model: PreTrainedModel, kv_dtype: torch.dtype, context_limit_tokens: int, step_tokens: int
+) -> KVGeometry:
     if context_limit_tokens <= _FAR_TOKENS:
         raise ModelLoadError(f"{_name(model)} holds at most {context_limit_tokens} tokens, too few for an answer.")
     _refuse_changing_rope(model, context_limit_tokens)

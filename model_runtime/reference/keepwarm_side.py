@@ -10,6 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from model_runtime.engine.passing_thread import in_passing_thread
+from model_runtime.forward.cpu_activations import has_integer_activations
 from model_runtime.interface.config import EngineConfig, ModelConfig
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
@@ -47,6 +48,7 @@ class KeepwarmSide:
     device: str
     dtype: torch.dtype
     is_float32: bool
+    has_integer_activations: bool
     quantization_config: Any
     config: PretrainedConfig
     chat_template: str | dict[str, str]
@@ -83,6 +85,7 @@ def run_keepwarm(config: ModelConfig, own_config: PretrainedConfig | None, most_
                 device=info.device,
                 dtype=loaded.kv_dtype,
                 is_float32=is_exact and recorded.engine.runtime.geometry.dtype == torch.float32,
+                has_integer_activations=has_integer_activations(loaded.model),
                 quantization_config=quantization,
                 config=loaded.model.config,
                 chat_template=loaded.tokenizer.chat_template,

@@ -11,7 +11,10 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 from safetensors.torch import load_file, save_file
 
+from model_runtime.engine.verification import EXACT, ROUNDED, tolerance_of
+from model_runtime.forward.cpu_activations import has_integer_activations
 from model_runtime.forward.native_forward import INTEGER_GAP, NativeForward, runs_natively
+from model_runtime.forward.probe import probe_packing
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.config import ModelConfig
 from model_runtime.interface.errors import ModelLoadError
@@ -101,6 +104,10 @@ def test_activations_as_bytes_are_said_and_kept_apart_from_float32(name: str, tm
     expected = logits_of(exact.model)
     rms = float(((logits_of(rounded.model) - expected) / expected.std()).square().mean().sqrt())
     assert 1e-4 < rms < INTEGER_GAP
+    probe_packing(rounded.model, torch.float32, 256, step_tokens=16)  # compares within 0.001
+    assert has_integer_activations(rounded.model)
+    allowed = EXACT if runs_natively(rounded.model) else ROUNDED
+    assert tolerance_of(rounded.model, torch.float32, "exact") is allowed
 
 
 @pytest.mark.parametrize("name", ["llama tied", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "starcoder2", "stablelm"])
