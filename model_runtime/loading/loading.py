@@ -21,7 +21,7 @@ from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import format_of
-from model_runtime.loading.checks.checkpoint_check import PICKLED, check_files, how_to_convert
+from model_runtime.loading.checks.checkpoint_check import PICKLED, check_checkpoint, check_files, how_to_convert
 from model_runtime.loading.checks.config_file import described_model, read_model_config
 from model_runtime.loading.checks.family_check import check_family
 from model_runtime.loading.checks.format_check import check_format
@@ -148,8 +148,13 @@ def _check_before_weights(found: _Found, order: _Order) -> None:
     check_config(config, found.name)
     described = described_model(config, found.name)
     check_reach(described, found.name)
-    machine = Machine(order.device, has_own_kernels=True)
-    _refuse_too_large(found.name, checkpoint_needs(described, format_of(found.directory), machine), precision, order)
+    needs = checkpoint_needs(described, format_of(found.directory), Machine(order.device, has_own_kernels=True))
+    try:
+        _refuse_too_large(found.name, needs, precision, order)
+    except ModelLoadError:
+        if any(found.directory.glob("*.safetensors")):
+            check_checkpoint(found.directory)  # a config of other weights is the truer reason
+        raise
 
 
 def _check_gguf_before_weights(path: Path, order: _Order) -> None:

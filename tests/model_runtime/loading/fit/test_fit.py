@@ -160,14 +160,23 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 def test_a_directory_is_refused_before_its_weights_are_read(
     tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = shutil.copytree(tiny_dir("llama"), tmp_path / "huge")
-    (directory / "model.safetensors").write_bytes(b"not weights")
+    little_memory(monkeypatch, 200 * 1024)
+    monkeypatch.setattr("model_runtime.loading.loading.load_weights", None)
+    config = ModelConfig(str(tiny_dir("llama")), "none", cache_dir=tmp_path, device="cpu")
+    for caches in (None, MIB):
+        with pytest.raises(ModelLoadError, match=r"^llama cannot be loaded: it needs \d\.\d MiB of memory"):
+            load_model(config, print, caches)
+
+
+def test_a_config_of_other_weights_is_the_truer_reason(
+    tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = shutil.copytree(tiny_dir("llama"), tmp_path / "other")
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"intermediate_size": 8_000_000}))
     little_memory(monkeypatch, 1000 * MIB)
-    for caches in (None, 10 * MIB):
-        with pytest.raises(ModelLoadError, match=r"^huge cannot be loaded: it needs .* GiB of memory"):
-            load_model(ModelConfig(str(directory), cache_dir=tmp_path, device="cpu"), print, caches)
+    with pytest.raises(ModelLoadError, match=r"^other cannot be loaded: its config describes a model with"):
+        load_model(ModelConfig(str(directory), cache_dir=tmp_path, device="cpu"), print)
 
 
 def test_a_gguf_is_refused_before_it_is_converted(
