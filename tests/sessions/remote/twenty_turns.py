@@ -40,7 +40,7 @@ def talk(harness: SessionHarness, sampling: SamplingParams, takes_tools: bool, t
         said.ledgers.append(ledger)
         return message.text
 
-    own = harness.conversation(temperature=0.0, max_new_tokens=sampling.max_new_tokens)
+    own = harness.conversation(temperature=0.0, repetition_penalty=1.0, max_new_tokens=sampling.max_new_tokens)
     ended(manager.send(ADA, own, "Name three fruits."))
     ended(manager.send(ADA, own, "And é, in one word?"))
     ended(manager.regenerate(ADA, own))
