@@ -29,7 +29,7 @@ _OWNERS = (
         ("leaf_id",),
         (("binned_s", _BINNED), ("turn_number", _TURN)),  # each directory has its own clock and its own numbers
     ),
-    _Rows("messages", f"conversation_id IN {_CONVERSATIONS}", ("id", "parent_id")),
+    _Rows("messages", f"conversation_id IN {_CONVERSATIONS}", ("id", "parent_id", "first_part_id")),
     _Rows("receipts", f"message_id IN {_MESSAGES}", ("message_id",)),
     _Rows("message_links", f"message_id IN {_MESSAGES}", ("message_id",)),
     _Rows("responses", f"message_id IN {_MESSAGES}", ("message_id",)),

@@ -96,6 +96,19 @@ def test_an_owner_goes_on_elsewhere_where_the_first_server_was(
     assert first.texts(own) == texts, "the first server still has them"
 
 
+def test_the_parts_of_an_answer_that_was_gone_on_with_stay_one_version(
+    make_harness: MakeHarness, second: Callable[[], SessionHarness], tmp_path: Path
+) -> None:
+    first = make_harness()
+    c = first.conversation(max_new_tokens=3)
+    first.say(c, "Hello")
+    finish(first.manager.continue_answer(ADA, c))
+    export_owner(tmp_path / "data", ADA, tmp_path / "moved", with_saved=False)
+    import_owner(tmp_path / "moved", tmp_path / "second", False, whole)
+    last = second().manager.view(ADA, c).messages[-1]
+    assert (last.sibling_number, last.sibling_count, last.message_id - last.first_part_id) == (1, 1, 1)
+
+
 def test_without_its_saved_memory_a_receipt_says_why(
     own: str, second: Callable[[], SessionHarness], moved: Path, tmp_path: Path
 ) -> None:
