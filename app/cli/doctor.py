@@ -69,8 +69,12 @@ def run(arguments: argparse.Namespace, say: Say) -> int:
 
 def _refuse_senseless(arguments: argparse.Namespace) -> None:
     has_model = arguments.model is not None
-    if arguments.no_verify and (has_model or arguments.quantization != "auto" or arguments.context_limit is not None):
-        raise ValueError("--no-verify loads no model: leave out --model, --quantization and --context-limit, or it.")
+    is_set = has_model or arguments.context_limit is not None
+    if arguments.no_verify and (is_set or {arguments.quantization, arguments.cpu_activations} != {"auto"}):
+        raise ValueError(
+            "--no-verify loads no model: leave out --model, --quantization, --cpu-activations and --context-limit, or "
+            "leave it out itself."
+        )
     if not has_model and (arguments.json or arguments.longest_prompt is not None):
         raise ValueError("--json and --longest-prompt are for a model: name one with --model.")
     if arguments.json and arguments.data_dir is not None:

@@ -39,6 +39,7 @@ ENGINE = ["--engine", "http://e:1"]
 SERVE: dict[str, tuple[list[str], Shown]] = {
     "--model": (["x"], lambda got: got["model"].model == "x"),
     "--quantization": (["int8"], lambda got: got["model"].quantization == "int8"),
+    "--cpu-activations": (["int8"], lambda got: got["model"].cpu_activations == "int8"),
     "--context-limit": (["99"], lambda got: got["model"].context_limit_tokens == 99),
     "--data-dir": (["elsewhere"], lambda got: got["data_dir"] == Path("elsewhere")),
     "--device-kv-budget": (["1MiB"], lambda got: got["budgets"].device == "1MiB"),
@@ -82,6 +83,7 @@ ELSEWHERE = {
 DOCTOR: dict[str, tuple[list[str], Shown]] = {
     "--model": (["x"], lambda got: got["config"].model == "x"),
     "--quantization": (["none", "--model", "x"], lambda got: got["config"].quantization == "none"),
+    "--cpu-activations": (["int8", "--model", "x"], lambda got: got["config"].cpu_activations == "int8"),
     "--context-limit": (["99", "--model", "x"], lambda got: got["config"].context_limit_tokens == 99),
     "--longest-prompt": (["300", "--model", "x"], lambda got: got["most_tokens"] == 300),
     "--json": (["--model", "x"], lambda got: got["said"].startswith("{")),
