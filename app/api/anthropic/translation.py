@@ -130,5 +130,7 @@ def _refuse_edits(asked: dict[str, Any] | None, ignored: list[str]) -> None:
     edits = asked.get("edits") or []
     is_known = set(asked) <= {"edits"} and isinstance(edits, list)
     if not is_known or any(not str(isinstance(e, dict) and e.get("type")).startswith("clear_thinking") for e in edits):
-        raise unsupported("context_management", "The server takes nothing out of a history: leave it out yourself.")
+        raise unsupported(
+            "context_management", "This server takes nothing out of a history, so leave context_management out."
+        )
     ignored.append("context_management")
