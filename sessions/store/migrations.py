@@ -346,5 +346,8 @@ def where_histories_part(db: Database) -> None:
 
 @_step
 def continued_answers(db: Database) -> None:
-    """The answer that another one goes on from: both are one version of the answer, of which the last part is shown."""
+    """The answer that another one goes on from: both are one version of the answer, of which the last part is shown.
+    The column lies behind `token_ids`, so the versions of an answer are counted in an index that has all it takes."""
     db.execute("ALTER TABLE messages ADD COLUMN first_part_id INTEGER")
+    db.execute("CREATE INDEX messages_by_first_part ON messages(first_part_id) WHERE first_part_id IS NOT NULL")
+    db.execute("CREATE INDEX messages_by_version ON messages(parent_id, conversation_id, first_part_id)")

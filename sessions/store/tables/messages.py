@@ -36,9 +36,8 @@ _PATH = """
         SELECT m.id, m.parent_id, depth + 1 FROM messages m JOIN path p ON m.id = p.parent_id
     ) """
 # Whether `s` is a version of its own, and not a part that was gone on from. Its place is that of its first part.
-_IS_VERSION = """ (NOT EXISTS (SELECT 1 FROM messages later WHERE later.parent_id IS s.parent_id
-        AND later.conversation_id = s.conversation_id AND later.id > s.id AND later.status != 'failed'
-        AND later.first_part_id = coalesce(s.first_part_id, s.id))
+_IS_VERSION = """ (NOT EXISTS (SELECT 1 FROM messages later WHERE later.first_part_id = coalesce(s.first_part_id, s.id)
+        AND later.id > s.id AND later.status != 'failed')
     OR EXISTS (SELECT 1 FROM messages below WHERE below.parent_id = s.id)) """
 _VERSIONS = (
     " FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id AND" + _IS_VERSION
@@ -88,7 +87,7 @@ class MessageTable:
             return tuple(_node(row) for row in db.query(_NODES_OF_PATH, {"leaf": leaf_id}))
 
     def views(self, leaf_id: int | None) -> tuple[MessageView, ...]:
-        """The messages from the root to `leaf_id`, as the page shows them. Reads no token ids."""
+        """The messages from the root to `leaf_id`, as the page shows them. Decodes no token ids."""
         if leaf_id is None:
             return ()
         with self._database.read() as db:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -393,3 +394,20 @@ def test_a_database_that_lacks_a_part_is_refused_by_its_name(tmp_path: Path) -> 
             db.commit()
         with pytest.raises(StoreError, match=f"is damaged: it lacks {name}\\. Restore a backup"):
             Store(data)
+
+
+def test_one_of_thousands_of_versions_is_read_at_once(tmp_path: Path) -> None:
+    """Programs that ask the same thing again and again make siblings, and each finished answer is read once more."""
+    store = Store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "keepwarm.db")) as db:
+        columns = "conversation_id, parent_id, role, status, created_at, last_used_at, tokenizer_fingerprint, "
+        columns += "model_name, ledger_start, text, token_ids"
+        row = f"INSERT INTO messages({columns}) VALUES ('c', ?, ?, 'complete', 0, 0, 'f', 'm', 0, '', zeroblob(9000))"
+        question = db.execute(row, (None, "user")).lastrowid
+        db.executemany(row, [(question, "assistant")] * 3000)
+        db.commit()
+    began = time.monotonic()
+    last = store.messages.view(question + 3000)
+    assert (last.sibling_number, last.sibling_count) == (3000, 3000)
+    assert time.monotonic() - began < 1  # 4 s when each version was compared with each
+    store.close()
