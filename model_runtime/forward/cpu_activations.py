@@ -30,8 +30,8 @@ def use_activations(model: nn.Module, asked: CpuActivations) -> str:
     taken = [matrix.take_bytes() for matrix in matrices]
     if not any(taken):
         raise ModelLoadError(
-            "This model's weights are not whole numbers with a scale, so that its activations stay float32. Leave "
-            "--cpu-activations out."
+            "No weights of this model, but perhaps its experts', are whole numbers with a scale: its activations stay "
+            "float32. Leave --cpu-activations out."
         )
     return INT8
 

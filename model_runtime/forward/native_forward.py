@@ -82,12 +82,11 @@ def gap_to(native: NativeForward, model: PreTrainedModel, geometry: KVGeometry, 
     vocabulary = int(model.config.get_text_config().vocab_size)
     packed = PackedForward(model)
     expected = torch.cat([packed.run([Feed(KVSlab(geometry), ids, 1)]) for ids in _conversations(vocabulary)])
-    return float(((_continued(native, vocabulary, own) - expected) / expected.std()).abs().max())
+    return float(((continued(native, vocabulary, own) - expected) / expected.std()).abs().max())
 
 
-def rounding_gap(native: NativeForward, exact: NativeForward, vocabulary: int, own: KVGeometry) -> float:
+def rounding_gap(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The root mean square of what activations as bytes change in the same logits, in standard deviations."""
-    found, expected = (_continued(forward, vocabulary, own) for forward in (native, exact))
     return float(((found - expected) / expected.std()).square().mean().sqrt())
 
 
@@ -95,12 +94,12 @@ def _conversations(vocabulary: int) -> tuple[list[int], list[int]]:
     return [(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]
 
 
-def _continued(native: NativeForward, vocabulary: int, own: KVGeometry) -> torch.Tensor:
+def continued(forward: NativeForward | PackedForward, vocabulary: int, own: KVGeometry) -> torch.Tensor:
     """Logits of the last token of two conversations, read and continued together."""
     near, far = _conversations(vocabulary)
     slabs = [KVSlab(own), KVSlab(own)]
-    native.run([Feed(slabs[0], near[:-1], 0), Feed(slabs[1], far[:-1], 0)])
-    return native.run([Feed(slabs[0], near[-1:], 1), Feed(slabs[1], far[-1:], 1)])
+    forward.run([Feed(slabs[0], near[:-1], 0), Feed(slabs[1], far[:-1], 0)])
+    return forward.run([Feed(slabs[0], near[-1:], 1), Feed(slabs[1], far[-1:], 1)])
 
 
 class NativeForward:

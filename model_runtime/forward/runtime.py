@@ -27,6 +27,7 @@ from model_runtime.forward.native_forward import (
     HALF_GAP,
     INTEGER_GAP,
     NativeForward,
+    continued,
     gap_to,
     rounding_gap,
     runs_natively,
@@ -165,7 +166,12 @@ def open_slabs(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype =
             return _slab_runtime(own, native, f"{native.kernel_name}, {dtype_name(own.dtype)} KV")
         logger.warning("our own kernels disagree with torch's on this processor: using torch's")
     _refuse_other_dtype(geometry, kv_dtype)
-    return _slab_runtime(geometry, PackedForward(model), kernel_name(geometry, _heads(model)))
+    packed = PackedForward(model)
+    if has_integer_activations(model):
+        with float_activations(model):
+            expected = continued(packed, _vocabulary(model), geometry)
+        _check_rounding(continued(packed, _vocabulary(model), geometry), expected)
+    return _slab_runtime(geometry, packed, kernel_name(geometry, _heads(model)))
 
 
 def _with_activations(model: PreTrainedModel, exact: NativeForward, own: KVGeometry) -> NativeForward:
@@ -174,13 +180,21 @@ def _with_activations(model: PreTrainedModel, exact: NativeForward, own: KVGeome
     if not has_integer_activations(model):
         return exact
     native = NativeForward(model)
-    gap = rounding_gap(native, exact, int(model.config.get_text_config().vocab_size), own)
+    _check_rounding(continued(native, _vocabulary(model), own), continued(exact, _vocabulary(model), own))
+    return native
+
+
+def _check_rounding(found: torch.Tensor, expected: torch.Tensor) -> None:
+    gap = rounding_gap(found, expected)
     if not gap <= INTEGER_GAP:
         raise ModelLoadError(
             f"Activations of 8 bits change this model's logits by {gap:.2g} standard deviations ({INTEGER_GAP:g} "
             "allowed). Start with --cpu-activations float32."
         )
-    return native
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _slab_runtime(geometry: KVGeometry, forward: Forward, kernel: str) -> DeviceRuntime:

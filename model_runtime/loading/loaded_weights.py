@@ -113,7 +113,8 @@ def _from_checkpoint(
             if stored is not None and stored.is_own_on(device, dequantises=False):
                 precision = replace(precision, mode="none")
     dequantise_stored(model, precision.compute_dtype, device)
-    own = None if stored is None else own_format(stored)
+    is_own = stored is not None and stored.is_own_on(device, precision.mode == "none")
+    own = own_format(stored) if stored is not None and is_own else None
     said = own.note(stored.settings) if stored is not None and own is not None else None
     notes += (said,) if said else ()
     return LoadedWeights(model, directory, bits_label(model, precision, stored), kernel, (*notes, *unused))

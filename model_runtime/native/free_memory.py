@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 
 _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # cgroups 2 and 1
-_CACHE = ("inactive_file", "active_file")  # pages of files, which make room for memory that is asked for
+# Pages of files and what the kernel gives up too, which make room for memory that is asked for.
+_CACHE = ("inactive_file", "active_file", "slab_reclaimable")
 
 
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> int:
@@ -54,6 +55,6 @@ def _left_bytes(group: Path) -> int | None:
 def _cache_bytes(group: Path) -> int:
     try:
         entries = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())
-        return sum(int(entries.get(key, 0)) for key in _CACHE)
+        return sum(int(entries.get(f"total_{key}", entries.get(key, 0))) for key in _CACHE)  # cgroup 1 has totals
     except (OSError, ValueError):
         return 0

@@ -350,7 +350,14 @@ static size_t lay_out(const Model *m, int rows, float *memory, Activations *v) {
 }
 
 static int fits(const Matrix *w, int rows, int columns) {
-    return w->codes && w->kind >= Q2 && w->kind <= SINGLE && w->rows == rows && w->columns == columns;
+    if (!w->codes || w->kind < Q2 || w->kind > SINGLE || w->rows != rows || w->columns != columns) return 0;
+    if ((w->kind < HALF && !w->scale) || (has_high(w->kind) && !w->high)) return 0;
+    return !w->takes_bytes || w->kind <= Q8 || (w->kind == LEVELS && w->level_bytes);
+}
+
+/* Whether two matrices can read the same inputs in the same order. */
+static int is_ordered_like(const Matrix *w, const Matrix *first) {
+    return w->order == first->order && (!w->order || w->takes_bytes == first->takes_bytes);
 }
 
 /* Whether all sizes fit together. The caller has checked that before; a mistake there must not make this code write
@@ -367,7 +374,8 @@ static int is_sound(const Model *m, const Span *spans, int span_count, int rows,
             !fits(&l->key, kv_width, m->hidden) || !fits(&l->value, kv_width, m->hidden) ||
             !fits(&l->output, m->hidden, width) || !fits(&l->gate, m->intermediate, m->hidden) ||
             !fits(&l->up, m->intermediate, m->hidden) || !fits(&l->down, m->hidden, m->intermediate) ||
-            l->key.order != l->query.order || l->value.order != l->query.order || l->up.order != l->gate.order)
+            !is_ordered_like(&l->key, &l->query) || !is_ordered_like(&l->value, &l->query) ||
+            !is_ordered_like(&l->up, &l->gate))
             return 0;
     for (const Span *s = spans; s < spans + span_count; seen += (s++)->tokens)
         if (s->start != seen || s->tokens <= 0 || s->past < 0 || (int64_t)s->past + s->tokens > s->capacity) return 0;

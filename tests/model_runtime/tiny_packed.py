@@ -180,7 +180,8 @@ def compressed(
         return stored, found.means()
 
     weights = {"num_bits": bits, "type": "int", "symmetric": sym, "strategy": "channel" if group == -1 else "group"}
-    return Scheme(compressed_settings(weights | {"group_size": group}, layout) | more, pack)
+    weights |= {"group_size": group, "actorder": "group" if actorder else None}
+    return Scheme(compressed_settings(weights, layout) | more, pack)
 
 
 def eights(settings: dict[str, Any], block: tuple[int, int] | None, dtype: torch.dtype) -> Scheme:

@@ -18,6 +18,7 @@ _PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "awq": (("gptqmodel", "gptqmodel"),),
     "mxfp4": (("kernels", "kernels"), ("triton", "triton")),
 }
+_OURS = "keepwarm-"  # methods of our own layers, which no checkpoint can be stored as
 _OTHER_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
 _QUANTISED_NAMES = (".weight", ".qweight", ".qzeros", ".weight_packed", "_blocks")
 _QUANTISED_DTYPES = frozenset({"I8", "U8", "I16", "I32"})
@@ -33,7 +34,7 @@ def check_format(name: str, stored: StoredFormat, device: str, dequantises: bool
         return
     if stored.is_fp8:
         return
-    if _key(stored) not in AUTO_QUANTIZER_MAPPING:
+    if _key(stored) not in AUTO_QUANTIZER_MAPPING or stored.method.startswith(_OURS):
         raise ModelLoadError(
             f"{name} is stored as '{stored.method}', a format that this version cannot read. Choose another checkpoint "
             "of this model."

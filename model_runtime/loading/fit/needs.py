@@ -23,7 +23,9 @@ from model_runtime.weights.native_experts import can_be_native
 
 _NF4_BYTES = 0.5 + 1 / 64  # a code, and a byte of scale for 64 of them
 _HALF_BYTES = 2
-_FEWEST_BITS = 4  # of formats that do not say theirs in one number
+# Of formats that do not say theirs in one number, and of all others.
+_FEWEST_BITS = {"gptq": 4, "awq": 4, "compressed-tensors": 4, "mxfp4": 4, "bitsandbytes": 4, "fbgemm_fp8": 8}
+_FEWEST_OF_OTHERS = 1
 _KERNEL_COLUMNS = 32  # our own kernels need a multiple
 _MATRICES = (nn.Linear, Conv1D)
 
@@ -66,8 +68,19 @@ def checkpoint_needs(model: PreTrainedModel, stored: StoredFormat | None, machin
         # Which of the matrices, stacks and tables have these bits is known when their names are.
         tied = model.all_tied_weights_keys
         many = sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and name not in tied)
-        weights["shipped"] = int(many * (8 if stored.is_fp8 else stored.bits or _FEWEST_BITS) / 8)
+        weights["shipped"] = int(many * _fewest_bits(stored) / 8)
     return Needs(weights, _kv_bytes(config) * _HALF_BYTES)
+
+
+def _fewest_bits(stored: StoredFormat) -> int:
+    """Of its weights: a lower bound where layers differ (GPTQ's `dynamic`)."""
+    if stored.is_fp8:
+        return 8
+    overrides = stored.settings.get("dynamic")
+    others = overrides.values() if isinstance(overrides, dict) else ()
+    said = [one.get("bits") for one in others if isinstance(one, dict)]
+    bits = stored.bits or _FEWEST_BITS.get(stored.method, _FEWEST_OF_OTHERS)
+    return min([bits, *(one for one in said if isinstance(one, int) and one > 0)])
 
 
 def gguf_needs(header: GgufHeader, machine: Machine) -> Needs:

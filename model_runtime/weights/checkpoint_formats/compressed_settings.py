@@ -8,6 +8,7 @@ from typing import Any
 Settings = Mapping[str, Any]
 _LAYOUTS = {"pack-quantized", "int-quantized", "float-quantized", "naive-quantized"}
 _LEAST_GROUP = 32
+_ORDERED = ("group", "dynamic")  # two names of the order that needs the group of each column
 
 
 def refusal(settings: Settings) -> str | None:
@@ -37,7 +38,7 @@ def note(settings: Settings) -> str | None:
     """A sentence about activations that are not rounded as the settings say."""
     if all(scheme.get("input_activations") is None for scheme in _schemes(settings)):
         return None
-    return "The checkpoint's settings would round activations to 8 bits; here they stay float32."
+    return "The checkpoint's settings would round activations to 8 bits; that is not done here."
 
 
 def kinds(settings: Settings) -> list[str]:
@@ -56,6 +57,15 @@ def blocks(settings: Settings) -> Iterator[tuple[int, int]]:
             size = [int(one) for one in size.split("x") if one.isdigit()]
         if isinstance(size, list) and len(size) == 2:
             yield int(size[0]), int(size[1])
+
+
+def needed(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The tensors that every quantised matrix must have by the settings, each with the setting that says so."""
+    weights = [one["weights"] for one in _schemes(settings) if isinstance(one.get("weights"), Mapping)]
+    if weights and all(str(one.get("actorder")).lower() in _ORDERED for one in weights):
+        yield "weight_g_idx", "actorder"
+    if weights and all(one.get("symmetric") is False for one in weights):
+        yield "weight_zero_point", "symmetric: false"
 
 
 def _schemes(settings: Settings) -> list[Settings]:

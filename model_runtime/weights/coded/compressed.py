@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from model_runtime.weights.coded.coded_rows import Coded
-from model_runtime.weights.coded.eights import Block, coded_fp8, coded_int8
+from model_runtime.weights.coded.eights import Block, coded_fp8, coded_int8, whole_numbers
 from model_runtime.weights.coded.gptq import order_of
-from model_runtime.weights.coded.integers import CodedIntegers, coded_integers, fields
+from model_runtime.weights.coded.integers import CodedIntegers, check_words, coded_integers, fields
 
 _WORD_BITS = 32
 Parts = Mapping[str, torch.Tensor]
@@ -41,6 +41,7 @@ def coded_compressed(parts: Parts, shape: tuple[int, int], blocks: Iterable[Bloc
 
 def _packed(parts: Parts, shape: tuple[int, int]) -> CodedIntegers:
     packed, scale, zero = parts["weight_packed"], parts["weight_scale"], parts.get("weight_zero_point")
+    check_words(packed)
     rows, columns = shape
     bits = packed.shape[-1] * _WORD_BITS // columns
     if bits not in (4, 8):
@@ -64,7 +65,9 @@ def _zero(zero: torch.Tensor, bits: int, shape: tuple[int, int]) -> torch.Tensor
     """As codes, uint8 `[N, groups]`."""
     rows, groups = shape
     if zero.dtype != torch.int32:
-        return (zero.reshape(-1, groups).expand(rows, groups).short() + (1 << (bits - 1))).to(torch.uint8)
+        half = 1 << (bits - 1)
+        zero = whole_numbers(zero, -half, half - 1)
+        return (zero.reshape(-1, groups).expand(rows, groups) + half).to(torch.uint8)
     if tuple(zero.shape) != (-(-rows * bits // _WORD_BITS), groups):
         raise ValueError(f"a matrix with scales of {rows} x {groups} has packed zeros of {list(zero.shape)}")
     return fields(zero.t(), bits)[:, :rows].t().contiguous()

@@ -49,7 +49,7 @@ def coded_fp8(weight: torch.Tensor, scale: torch.Tensor, block: Block | None) ->
     codes = weight.view(torch.uint8)
     if any(bool(((part & 0x7F) == _NOT_A_NUMBER).any()) for part in torch.split(codes, 4096)):
         raise ValueError("weights that are not numbers")
-    if scale.element_size() == 1:
+    if scale.dtype in (torch.uint8, torch.float8_e8m0fnu):
         exponents = scale.view(torch.uint8)
         if int(exponents.max()) > 254:
             raise ValueError("one of its blocks has a scale that is not a finite number")
@@ -60,8 +60,19 @@ def coded_fp8(weight: torch.Tensor, scale: torch.Tensor, block: Block | None) ->
 def coded_int8(
     weight: torch.Tensor, scale: torch.Tensor, block: Block | None = None, zero: torch.Tensor | None = None
 ) -> CodedEights:
-    """`w = scale * (weight - zero)`, `weight` int8 `[N, K]`, `zero` int8; `scale` as in `coded_fp8`."""
+    """`w = scale * (weight - zero)`, `weight` int8 `[N, K]`, `zero` whole numbers from -128 to 127; `scale` as in
+    `coded_fp8`. Raises `ValueError` for other zeros, and scales that do not fit."""
+    zero = None if zero is None else whole_numbers(zero, -128, 127).to(torch.int8)
     return _coded(weight, scale, block, Kind.Q8, _kind_of(scale), zero)
+
+
+def whole_numbers(zero: torch.Tensor, least: int, most: int) -> torch.Tensor:
+    """The zeros as int32. Raises `ValueError` unless they are integers in this range."""
+    if zero.dtype.is_floating_point or zero.dtype == torch.bool:
+        raise ValueError(f"zeros of {zero.dtype}")
+    if zero.numel() and not least <= int(zero.min()) <= int(zero.max()) <= most:
+        raise ValueError(f"zeros that are not in the range from {least} to {most}")
+    return zero.to(torch.int32)
 
 
 def coded_llm_int8(weight: torch.Tensor, largest: torch.Tensor) -> CodedEights:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from model_runtime.weights.coded.integers import CodedIntegers, coded_integers, fields
+from model_runtime.weights.coded.integers import CodedIntegers, check_words, coded_integers, fields
 
 _WORD_BITS = 32
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of the eight outputs of a word, in turn
@@ -23,6 +23,7 @@ def coded_gptq(parts: Parts, shape: tuple[int, int], group: int | None, *, is_v1
     int32 `[K]` if there is one: the group of each column. In the first version of the format zeros are one less than
     they mean, a word at a time. Raises `ValueError` for what cannot be held."""
     qweight, qzeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
+    check_words(qweight, qzeros)
     rows, columns = shape
     bits = qweight.shape[0] * _WORD_BITS // columns
     if bits not in _ONES:
@@ -63,6 +64,7 @@ def coded_awq(parts: Parts, shape: tuple[int, int], group: int | None) -> CodedI
     """The layout of AWQ's GEMM kernels: `qweight` int32 `[K, N / 8]`, `qzeros` int32 `[groups, N / 8]`, `scales`
     `[groups, N]`; a word has eight outputs in an order of its own. Raises `ValueError` for what cannot be held."""
     qweight, qzeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
+    check_words(qweight, qzeros)
     rows, columns = shape
     if tuple(qweight.shape) != (columns, rows // 8) or rows % 8:
         raise ValueError(f"a matrix of {rows} x {columns} has packed weights of {list(qweight.shape)}")

@@ -79,6 +79,13 @@ def signed(codes: torch.Tensor) -> torch.Tensor:
     return (codes ^ 128).view(torch.int8)
 
 
+def check_words(*packed: torch.Tensor) -> None:
+    """Raises `ValueError` for tensors whose fields are not packed into int32."""
+    for words in packed:
+        if words.dtype != torch.int32:
+            raise ValueError(f"packed numbers in words of {words.dtype}")
+
+
 def fields(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The fields of int32 words, the lowest first: `[n, w]` to uint8 `[n, w * 32 / bits]`."""
     octets = words.contiguous().view(torch.uint8)

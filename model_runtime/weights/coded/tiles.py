@@ -137,7 +137,8 @@ def _check(part: CodedRows, grid: Grid, rows: int, columns: int) -> None:
             raise ValueError("one of its blocks has a scale that is not a finite number")
     if grid.scales is Scales.POWERS and int(part.scale.max()) > _LARGEST_POWERS[grid.kind]:
         raise ValueError("one of its blocks has a scale that is not a finite number")
-    if part.scale.dtype != SCALE_DTYPES[grid.scales] or not _fits_kernels(grid):
+    has_other_zeros = part.zero is not None and part.zero.dtype != torch.int8
+    if part.scale.dtype != SCALE_DTYPES[grid.scales] or has_other_zeros or not _fits_kernels(grid):
         raise ValueError(f"a matrix of {rows} x {columns} has other scales than its blocks need")
 
 

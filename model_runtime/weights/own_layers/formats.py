@@ -43,6 +43,8 @@ def own_format(stored: StoredFormat) -> OwnFormat | None:
 
 
 def _gptq(parts: Parts, shape: tuple[int, int], settings: Settings) -> Coded:
+    if settings.get("desc_act") and "g_idx" not in parts and parts["scales"].shape[0] > 1:
+        raise ValueError("no g_idx although its settings say desc_act")
     return coded_gptq(parts, shape, _group(settings), is_v1=_gptq_version(settings) != "gptq_v2")
 
 
@@ -96,6 +98,9 @@ def _awq_refusal(settings: Settings) -> str | None:
 
 
 def _compressed(parts: Parts, shape: tuple[int, int], settings: Settings) -> Coded:
+    for name, setting in compressed_settings.needed(settings):
+        if name not in parts:
+            raise ValueError(f"no {name} although its settings say {setting}")
     return coded_compressed(parts, shape, compressed_settings.blocks(settings))
 
 
@@ -110,7 +115,7 @@ def _llm_int8(parts: Parts, shape: tuple[int, int], settings: Settings) -> Coded
 
 
 def _rounds_nothing(settings: Settings) -> str:
-    return "The checkpoint's own kernels would round activations to 8 bits; here they stay float32."
+    return "The checkpoint's own kernels would round activations to 8 bits; that is not done here."
 
 
 _PACKED = frozenset({"qweight", "qzeros", "scales"})

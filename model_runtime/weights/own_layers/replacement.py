@@ -85,6 +85,9 @@ def _coded(model: PreTrainedModel, name: str, layer: nn.Module) -> Coded | None:
         if not isinstance(layer, StoredLinear):
             return None
         raise ModelLoadError(f"{type(model).__name__} cannot be used: {name} has {error}.") from error
+    except (ArithmeticError, LookupError, RuntimeError) as error:  # tensors of other dimensions than the format has
+        sentence = f"{type(model).__name__} cannot be used: {name} has tensors or settings that do not fit together."
+        raise ModelLoadError(sentence) from error
 
 
 def _packed(

@@ -27,6 +27,7 @@ from model_runtime.forward.native_forward import (
     HALF_GAP,
     INTEGER_GAP,
     NativeForward,
+    continued,
     gap_to,
     rounding_gap,
     runs_natively,
@@ -221,10 +222,10 @@ def test_kernels_are_compared_in_float32_before_activations_become_bytes(
     assert runtime.forward.struct.head.takes_bytes == 1
     assert runtime.geometry.dtype == torch.float16
     with float_activations(model):
-        exact = NativeForward(model)
-    assert 1e-4 < rounding_gap(runtime.forward, exact, SHARED["vocab_size"], geometry) < INTEGER_GAP / 2
+        exact = continued(NativeForward(model), SHARED["vocab_size"], geometry)
+    assert 1e-4 < rounding_gap(continued(runtime.forward, SHARED["vocab_size"], geometry), exact) < INTEGER_GAP / 2
     runtime.forward.struct.head.minimum = None
-    assert rounding_gap(runtime.forward, exact, SHARED["vocab_size"], geometry) > INTEGER_GAP
+    assert rounding_gap(continued(runtime.forward, SHARED["vocab_size"], geometry), exact) > INTEGER_GAP
     monkeypatch.setattr("model_runtime.forward.runtime.INTEGER_GAP", 1e-6)
     with pytest.raises(ModelLoadError, match="Start with --cpu-activations float32"):
         open_slabs(model, geometry)
@@ -341,3 +342,14 @@ def test_a_damaged_library_is_built_again(build_dir: Path, tmp_path: Path) -> No
     said.clear()
     assert path_of(native_library(tmp_path, said.append)).stat().st_size > 10_000
     assert said == ["Compiling the CPU kernels for this processor (once, a few seconds)."]
+
+
+def test_activations_as_bytes_are_compared_outside_our_own_step_too(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_runtime.forward.runtime.runs_natively", lambda _: False)
+    use_activations(model, "int8")
+    assert not isinstance(open_slabs(model, geometry_of(model)).forward, NativeForward)
+    monkeypatch.setattr("model_runtime.forward.runtime.INTEGER_GAP", 1e-6)
+    with pytest.raises(ModelLoadError, match="Start with --cpu-activations float32"):
+        open_slabs(model, geometry_of(model))

@@ -240,6 +240,13 @@ def test_int8_is_rounded_as_bitsandbytes_rounds_it(own_library: ctypes.CDLL) -> 
         ("FP8 a block", {"weight_scale": lambda t: t[:1]}, "other scales than its blocks need"),
         ("FP8 a row", {"weight": lambda t: (t.view(torch.uint8) | 0x7F).view(t.dtype)}, "not numbers"),
         ("FP8 a row", {"weight": lambda t: t.to(torch.float8_e5m2)}, "only FP8 in E4M3"),
+        ("gptq", {"qweight": lambda t: t.float()}, "words of torch.float32"),
+        ("gptq", {"qzeros": lambda t: t.short()}, "words of torch.int16"),
+        ("awq", {"qzeros": lambda t: t.float()}, "words of torch.float32"),
+        ("W4A16", {"weight_packed": lambda t: t.float()}, "words of torch.float32"),
+        ("int8 asymmetric", {"weight_zero_point": lambda t: t.bfloat16()}, "zeros of torch.bfloat16"),
+        ("int8 asymmetric", {"weight_zero_point": lambda t: t.short() + 300}, "not in the range from -128 to 127"),
+        ("FP8 a row", {"weight_scale": lambda t: t.to(torch.float8_e4m3fn)}, "scales of torch.float8_e4m3fn"),
         ("bitsandbytes", {"weight_format": lambda t: t + 1}, "another layout"),
         ("bitsandbytes", {"SCB": lambda t: t[:-1]}, "other scales than its blocks need"),
     ],
@@ -251,3 +258,27 @@ def test_sizes_that_do_not_fit_are_refused(
     parts |= {key: mutate(parts[key]).contiguous() for key, mutate in change.items()}
     with pytest.raises(ValueError, match=sentence):
         NativeMatrix(read(SCHEMES[name], parts, (ROWS, COLUMNS)), None, own_library)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_zeros_of_any_whole_numbers_mean_the_same(dtype: torch.dtype, own_library: ctypes.CDLL) -> None:
+    scheme = SCHEMES["int8 asymmetric"]
+    parts, expected = scheme.pack("x", matrix())
+    parts["weight_zero_point"] = parts["weight_zero_point"].to(dtype)
+    held = NativeMatrix(read(scheme, parts, (ROWS, COLUMNS)), None, own_library)
+    assert torch.equal(all_rows(held), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "settings"),
+    [
+        ("gptq in order of activations", "g_idx", {"desc_act": True}),
+        ("W4A16 in order of activations", "weight_g_idx", {}),
+        ("W4A16 asymmetric", "weight_zero_point", {}),
+    ],
+)
+def test_what_the_settings_say_and_no_tensor_has_is_refused(name: str, missing: str, settings: dict[str, Any]) -> None:
+    parts, _ = SCHEMES[name].pack("model.layers.0.self_attn.q_proj", matrix())
+    del parts[missing]
+    with pytest.raises(ValueError, match=f"no {missing} although its settings say"):
+        read(SCHEMES[name], parts, (ROWS, COLUMNS), **settings)
