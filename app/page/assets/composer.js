@@ -64,14 +64,19 @@ export function mount(element, facts) {
     sending = true;
     try {
       const reply = await conversation.send(text);
-      // Text typed while the message was being sent stays.
-      if (reply && !reply.error && area.value.startsWith(text)) {
-        wasRead = "";
-        setText(area.value.slice(text.length));
-      }
+      if (reply && !reply.error) takeOut(text);
     } finally {
       sending = false;
     }
+  }
+
+  // What was sent leaves the box. Text typed meanwhile stays, and a draft that came before it.
+  function takeOut(text) {
+    const before = area.value.startsWith(text) ? 0 : area.value.lastIndexOf(`\n${text}`);
+    if (before < 0) return;
+    wasRead = "";
+    const rest = area.value.slice(before && before + 1).slice(text.length);
+    setText(area.value.slice(0, before) + rest);
   }
 
   function setText(text) {
