@@ -6,6 +6,8 @@ import unicodedata
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from sessions.text import long_mark_runs
+
 EXCERPT_BEFORE_CHARS, EXCERPT_AFTER_CHARS = 24, 70
 # Casefolding leaves a dot above the "i" of the Turkish "İ", and keeps the dotless "ı" apart from "i".
 _TURKISH = {ord("\u0307"): None, ord("\u0131"): "i"}
@@ -21,9 +23,11 @@ class Excerpt:
 
 
 def folded(text: str) -> str:
-    """The text without differences of case, width or composition: "МОСКВА" and "москва", "Straße" and "STRASSE"."""
+    """The text without differences of case, width or composition: "МОСКВА" and "москва", "Straße" and "STRASSE". Of a
+    run of marks that no language has, only the beginning counts, so that it takes linear time."""
     if text.isascii():
         return text.lower()
+    text = long_mark_runs().sub(r"\1", text)
     whole = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return whole.translate(_TURKISH)
 

@@ -3,13 +3,15 @@
 Clients send answers back as they show or store them: trimmed, with other line ends, or written anew by a Markdown
 editor. What such a rendition changes without changing what is said is left out of the comparison: white space at the
 ends of the text and of its lines, blank lines in a row, spaces in a row, the marks of list items, of emphasis and of
-rules, escaped marks, and the five entities of HTML. Code, in blocks and in lines, is compared character by character,
-and so is everything else: words, numbers, indentation, punctuation, the order of lines."""
+rules, escaped marks, the five entities of HTML, and how accents are composed. Code, in blocks and in lines, is compared
+character by character, and so is everything else: words, numbers, indentation, punctuation, the order of lines."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+
+from sessions.text import long_mark_runs
 
 _LONGEST_CHARS = 1_000_000  # longer texts are compared without their ends alone
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
@@ -30,9 +32,11 @@ def normal_form(answer: str) -> str:
     text = answer.replace("\r\n", "\n").replace("\r", "\n").strip()
     if len(text) > _LONGEST_CHARS:
         return text
+    if not text.isascii() and not long_mark_runs().search(text):
+        text = unicodedata.normalize("NFC", text)
     lines: list[str] = []
     fence = ""
-    for line in unicodedata.normalize("NFC", text).split("\n"):
+    for line in text.split("\n"):
         if fence:
             is_end = line.strip().startswith(fence) and not line.strip().strip(fence[0])
             lines.append(fence if is_end else line)

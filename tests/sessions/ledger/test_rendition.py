@@ -89,8 +89,16 @@ def test_any_ways_together() -> None:
         assert normal_form(normal_form(text)) == normal_form(text)
 
 
-@pytest.mark.parametrize("piece", ["_", "__a", "`", "* ", "- - ", "\\_", "&amp", "~~~\n", "| -", "1) ", " ", "_a_ "])
+@pytest.mark.parametrize(
+    "piece", ["_", "__a", "`", "* ", "- - ", "\\_", "&amp", "~~~\n", "| -", "1) ", " ", "_a_ ", "\u0300\u0316"]
+)
 def test_it_takes_linear_time(piece: str) -> None:
     started = time.perf_counter()
     normal_form("x" + piece * (200_000 // len(piece)) + "x")
     assert time.perf_counter() - started < 2
+
+
+def test_composed_letters_are_the_same() -> None:
+    assert normal_form("Cafe\u0301, a\u0323\u0302") == normal_form("Caf\u00e9, \u1ead")
+    runs = ["a" + "\u0300\u0316" * 40, "a" + "\u0316\u0300" * 40]  # longer than any language has: as they are
+    assert normal_form(runs[0]) != normal_form(runs[1])
