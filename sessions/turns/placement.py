@@ -9,7 +9,7 @@ and has some of the history, the request goes there, and a changed message becom
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import TurnTemplate
@@ -63,7 +63,8 @@ class Placements:
         self.matches_prefixes = True  # benchmarks.api turns it off
 
     def find(self, owner_id: str, history: ResentHistory, key: str | None, may_stay: bool) -> Placement:
-        """`may_stay` false: in a conversation of its own, which no other request can claim first."""
+        """`may_stay` false: in a conversation of its own, which no other request can claim first. Of several stored
+        paths with the same hash, one that says the history's answers exactly goes before newer ones."""
         named_id = self._store.with_key(owner_id, key) if key is not None else None
         if named_id is not None:
             named = self._in_named(owner_id, history, named_id) if may_stay else None
@@ -77,7 +78,7 @@ class Placements:
         if self._runs.is_busy(conversation_id):
             raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
         known, found = self._deepest(owner_id, history, conversation_id)
-        path = self._store.messages.path(found[0].message_id) if found else ()
+        path = self._first_path(found, history)
         return _placed(Placement(conversation, path, known if path else 0), history)
 
     def find_raw(self, owner_id: str, prompt: RawPrompt, may_stay: bool) -> Placement:
@@ -86,7 +87,7 @@ class Placements:
         stored = self._store.history_hashes.beginning_with(owner_id, first_link(prompt.kind), MOST_RAW_LINKS)
         links = prompt.beginnings_among(stored)
         place, found = self._store.history_hashes.deepest(owner_id, links, None, self._tokenizer)
-        return self._best(owner_id, found, size_of(links[place]), may_stay) if found else NO_PLACEMENT
+        return self._best(owner_id, self._paths(found), size_of(links[place]), may_stay) if found else NO_PLACEMENT
 
     def nearest(
         self, owner_id: str, history: ResentHistory, placement: Placement, template: TurnTemplate
@@ -153,7 +154,7 @@ class Placements:
             return None
         named = self._store.conversation(owner_id, named_id)
         known, found = self._deepest(owner_id, history, named_id)
-        path = self._store.messages.path(found[0].message_id) if found else ()
+        path = self._first_path(found, history)
         return _placed(Placement(named, path, known), history) if path else None
 
     def _anywhere(self, owner_id: str, history: ResentHistory, may_stay: bool) -> Placement:
@@ -161,14 +162,35 @@ class Placements:
         if not self.matches_prefixes:
             return NO_PLACEMENT
         known, found = self._deepest(owner_id, history)
-        return _placed(self._best(owner_id, found, known, may_stay), history)
+        return _placed(self._best(owner_id, self._exact_paths(found, history), known, may_stay), history)
 
-    def _best(self, owner_id: str, found: Sequence[Found], known: int, may_stay: bool) -> Placement:
-        fork = NO_PLACEMENT
+    def _first_path(self, found: Sequence[Found], history: ResentHistory) -> tuple[Node, ...]:
+        return next((path for _, path in self._exact_paths(found, history)), ())
+
+    def _exact_paths(self, found: Sequence[Found], history: ResentHistory) -> Iterator[tuple[Found, tuple[Node, ...]]]:
+        """The paths that say the history's answers exactly; if there are none, those that say them otherwise."""
+        others: list[tuple[Found, tuple[Node, ...]]] = []
+        has_exact = False
+        for one, path in self._paths(found):
+            if len(found) == 1 or not history.altered_in(path):
+                has_exact = True
+                yield one, path
+            else:
+                others.append((one, path))
+        if not has_exact:
+            yield from others
+
+    def _paths(self, found: Sequence[Found]) -> Iterator[tuple[Found, tuple[Node, ...]]]:
+        """The newest first, each read when it is asked for."""
         for one in found[:MOST_CANDIDATES]:
-            path = self._store.messages.path(one.message_id)
-            if not path:  # deleted meanwhile
-                continue
+            if path := self._store.messages.path(one.message_id):  # else deleted meanwhile
+                yield one, path
+
+    def _best(
+        self, owner_id: str, candidates: Iterable[tuple[Found, tuple[Node, ...]]], known: int, may_stay: bool
+    ) -> Placement:
+        fork = NO_PLACEMENT
+        for one, path in candidates:
             conversation = self._store.conversation(owner_id, one.conversation_id)
             if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
                 return Placement(conversation, path, known)
