@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
 
 from sessions.config import MIB
 from sessions.errors import MessageRefused
@@ -13,8 +12,6 @@ TITLE_LIMIT_CHARS = 120
 FIRST_TITLE_CHARS = 40
 UNTITLED = "New conversation"
 
-# These become marks when they are decomposed.
-_MARKS_ONCE_NORMALISED = "\u0f73\u0f75\u0f81\uff9e\uff9f"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -65,16 +62,6 @@ def first_title(message: str) -> str:
     head = title[:FIRST_TITLE_CHARS]
     cut = head.rfind(" ")
     return (head[:cut] if cut > FIRST_TITLE_CHARS // 2 else head).rstrip(" ,;:.-") + "…"
-
-
-@cache  # a hundredth of a second, at the first text that is not ASCII
-def long_mark_runs() -> re.Pattern[str]:
-    """Finds, in linear time, runs of more than 30 marks that stand above or below a character: Unicode's limit for
-    streams (UAX 15, "Stream-Safe Text Format"). Normalising such a run takes a time that grows with its square; no
-    language has one. The first group is what the limit allows."""
-    marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code)))
-    mark = f"[{marks}{_MARKS_ONCE_NORMALISED}]"
-    return re.compile(f"({mark}{{30}}){mark}+")
 
 
 def mib(size_bytes: int) -> str:

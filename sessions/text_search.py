@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_left
 from dataclasses import dataclass
-
-from sessions.text import long_mark_runs
+from functools import cache
 
 EXCERPT_BEFORE_CHARS, EXCERPT_AFTER_CHARS = 24, 70
 # Casefolding leaves a dot above the "i" of the Turkish "İ", and keeps the dotless "ı" apart from "i".
 _TURKISH = {ord("\u0307"): None, ord("\u0131"): "i"}
+# These become marks when they are decomposed.
+_MARKS_ONCE_NORMALISED = "\u0f73\u0f75\u0f81\uff9e\uff9f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,16 @@ def folded(text: str) -> str:
     text = long_mark_runs().sub(r"\1", text)
     whole = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return whole.translate(_TURKISH)
+
+
+@cache  # a hundredth of a second, at the first text that is not ASCII
+def long_mark_runs() -> re.Pattern[str]:
+    """Finds, in linear time, runs of more than 30 marks that stand above or below a character: Unicode's limit for
+    streams (UAX 15, "Stream-Safe Text Format"). Normalising such a run takes a time that grows with its square; no
+    language has one. The first group is what the limit allows."""
+    marks = "".join(chr(code) for code in range(0x300, 0x20000) if unicodedata.combining(chr(code)))
+    mark = f"[{marks}{_MARKS_ONCE_NORMALISED}]"
+    return re.compile(f"({mark}{{30}}){mark}+")
 
 
 def holds(text: str | None, needle: str) -> bool:
