@@ -102,25 +102,28 @@ class Placements:
                 )
                 leaf_id = self._store.conversation(owner_id, near_id).leaf_id
             else:
-                leaf_id = self._most_alike_to(owner_id, history.system_prompt, history.exchanges[0].text)
+                near_id, leaf_id = self._most_alike_to(owner_id, history.system_prompt, history.exchanges[0].text)
             path = self._store.messages.path(leaf_id)
         except ConversationNotFound:  # deleted meanwhile
             return None
-        return kept_history(path, template) if path and path[0].tokenizer_fingerprint == self._tokenizer else None
+        is_readable = bool(path) and path[0].tokenizer_fingerprint == self._tokenizer
+        return kept_history(path, template, near_id) if is_readable else None
 
-    def nearest_raw(self, owner_id: str, text: str) -> tuple[Node, ...]:
-        """The path of the owner's prompt without a chat that an unknown one may be an altered form of; () for none."""
-        path = self._store.messages.path(self._most_alike_to(owner_id, "", text))
+    def nearest_raw(self, owner_id: str, text: str) -> tuple[str, tuple[Node, ...]]:
+        """The path of the owner's prompt without a chat that an unknown one may be an altered form of, and its
+        conversation; () for none."""
+        near_id, leaf_id = self._most_alike_to(owner_id, "", text)
+        path = self._store.messages.path(leaf_id)
         is_raw = bool(path) and path[0].history_hash.startswith(first_link("text"))
-        return path if is_raw else ()
+        return near_id, path if is_raw else ()
 
-    def _most_alike_to(self, owner_id: str, prompt: str, question: str) -> int | None:
-        """The end of the newest conversation that begins most alike."""
+    def _most_alike_to(self, owner_id: str, prompt: str, question: str) -> tuple[str, int | None]:
+        """The newest conversation that begins most alike, and its end."""
         found = self._store.beginnings.newest(owner_id, self._tokenizer, MOST_COMPARED)
         prompt, question = prompt[:SHOWN_CHARS], question[:SHOWN_CHARS]
-        alike = [(likeness(one.system_prompt, prompt) + 4 * likeness(one.text, question), one.leaf_id) for one in found]
-        most, leaf_id = max(alike, key=lambda one: one[0], default=(0, None))
-        return leaf_id if most else None
+        alike = [(likeness(one.system_prompt, prompt) + 4 * likeness(one.text, question), one) for one in found]
+        most, nearest = max(alike, key=lambda one: one[0], default=(0, None))
+        return (nearest.conversation_id, nearest.leaf_id) if most and nearest is not None else ("", None)
 
     def begin(self, find: Callable[[bool], Placement], begin: Callable[[str, Placement], Run]) -> Run:
         """Begins a turn at the place that was found, inside the claim of its conversation (whose id `begin` gets).
