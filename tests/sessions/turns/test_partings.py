@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.errors import TemplateRefused
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.ledger.ledger import common_prefix
 from sessions.turns.planned_turn import ChatRequest
@@ -221,6 +222,26 @@ def test_a_page_whose_system_prompt_was_changed(harness: SessionHarness) -> None
     assert receipt.parting is not None
     assert (receipt.parting.before, receipt.parting.after, receipt.parting.token) == ("kind", "brief", len("sBe "))
     assert receipt.parting.again_tokens == receipt.fed_tokens - receipt.delta_tokens
+
+
+def test_nothing_is_stored_when_the_place_cannot_be_told(
+    harness: SessionHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = harness.conversation(system_prompt="Be kind.")
+    harness.say(c, "One")
+    harness.manager.update_settings(ADA, c, ConversationSettings(SamplingParams(temperature=0), "Be brief."))
+    before = harness.path(c)
+
+    def broken(*texts: str) -> None:
+        raise TemplateRefused("No.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sessions.ledger.partings.excerpt", broken)
+        with pytest.raises(TemplateRefused):
+            harness.manager.send(ADA, c, "Two")
+    assert harness.path(c) == before
+    assert len(harness.texts(c)) == 2
+    assert harness.say(c, "Two").text == harness.expected_text(c)
 
 
 @pytest.mark.parametrize("seed", range(6))
