@@ -37,7 +37,7 @@ def normal_form(answer: str) -> str:
     text = answer.replace("\r\n", "\n").replace("\r", "\n").strip()
     if len(text) > _LONGEST_CHARS:
         return text
-    if not text.isascii() and not long_mark_runs().search(text):
+    if not text.isascii() and not long_mark_runs(text):
         text = unicodedata.normalize("NFC", text)
     lines: list[str] = []
     blank: list[str] = []
