@@ -93,7 +93,8 @@ class Parting:
     """The place where a history parts from the one that is kept. The ledgers are equal up to the position `token` of
     `of_tokens`. `name` is a tool's, "" where it concerns several; `number` is a message's, counted from 1 without the
     system text, `role` says whose. `before` and `after` are a few words of the kept text and of the new one, "" for
-    nothing. `again_tokens` stand in both, and were read again all the same."""
+    nothing. `again_tokens` stand in both, and were read again all the same. `kept_id` is the conversation with the kept
+    history, "" for the receipt's own; once that is deleted, `is_kept_gone`, and its words are no longer told."""
 
     token: int
     of_tokens: int
@@ -105,6 +106,8 @@ class Parting:
     role: str = ""
     is_date: bool = False
     again_tokens: int = 0
+    kept_id: str = ""
+    is_kept_gone: bool = False  # not stored
 
     @property
     def place(self) -> str:
@@ -115,9 +118,15 @@ class Parting:
         elif self.name:
             what = f"the definition of the tool `{self.name}`"
         words = " / ".join(f"`{said}`" if said else "nothing" for said in (self.before, self.after))
-        shown = f": {words}" if self.before or self.after else ""
+        shown = f": {words}" if (self.before or self.after) and not self.is_kept_gone else ""
         date = ", a date" if self.is_date else ""
         return f"token {self.token + 1:,} of {self.of_tokens:,}, in {what}{shown}{date}"
+
+    @property
+    def sentence(self) -> str:
+        """Why a turn whose client changed the history read something again."""
+        again = f"{self.again_tokens:,} token{' was' if self.again_tokens == 1 else 's were'} read again"
+        return f"The history differs from the one that is kept at {self.place}, so {again}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +148,7 @@ class Receipt:
     decode_s: float
     saved_s: float  # estimated seconds that reading everything would have taken longer
     miss_reason: MissReason | None = None
-    miss_detail: str = ""  # a sentence for a person, "" without a miss
+    miss_detail: str = ""  # a sentence for a person, "" without a miss; of a changed history the parting's, not stored
     restored_bytes: int = 0  # restored from a lower tier for this turn
     restore_s: float = 0.0  # the time that took
     choice: str = ""  # a sentence: the expected times of restoring and reading; "" if there was no choice

@@ -4,7 +4,8 @@ A history hash covers a whole history: `after(hash of the history before, [messa
 histories: the tools, then each message's role, text, name, ids and calls. Left out is what clients change without
 changing what was said: the spacing and the order of keys in tools and in calls' arguments, an answer's thoughts, which
 most clients do not send back, how an answer is written down (`rendition`), white space at the ends of the system
-text, and of other messages where the template `trims` it: their ids are the same then. A hash has 160 bits, so a match
+text, and of users' messages where the template `trims` it: their ids are the same then. Results of tools are compared
+with theirs, which templates that trim questions may keep. A hash has 160 bits, so a match
 needs no comparison of the texts.
 
 Up to version 0.2 hashes told white space and markup apart: `is_exact` asks for one of that kind, so that older
@@ -51,7 +52,7 @@ def canonical(message: ChatMessage, is_exact: bool = False, trims: bool = False)
     text = clean_exactly(message.text)
     if message.role == "assistant" and not is_exact:
         text = normal_form(text)
-    elif not is_exact and (trims or message.role in ("system", "developer")):
+    elif not is_exact and message.role in ("system", "developer", *(("user",) if trims else ())):
         text = text.strip()
     return replace(message, text=text, tool_calls=calls)
 

@@ -25,20 +25,22 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a prompt says and its ids. `tools` are JSON texts, None where they are not known."""
+    """What a prompt says and its ids. `tools` are JSON texts, None where they are not known. `conversation_id` is that
+    of a kept one."""
 
     system_prompt: str
     tools: tuple[str, ...] | None
     messages: tuple[ChatMessage, ...]
     ids: tuple[int, ...]
+    conversation_id: str = ""
 
 
-def kept_history(path: Sequence[Node], template: TurnTemplate) -> History:
+def kept_history(path: Sequence[Node], template: TurnTemplate, conversation_id: str) -> History:
     """The history of a stored path."""
     tools = next((node.tools for node in path if node.tools is not None), None)
     texts = None if tools is None else tuple(json.loads(tools)) if tools else ()
     messages = tuple(message for node in path for message in messages_of(node, bool(tools), template))
-    return History(system_prompt_of(path), texts, messages, fold(path))
+    return History(system_prompt_of(path), texts, messages, fold(path), conversation_id)
 
 
 def messages_of(node: Node, has_tools: bool, template: TurnTemplate) -> tuple[ChatMessage, ...]:
@@ -57,12 +59,15 @@ def parting(kept: History, sent: History, pieces: Sequence[Piece], template: Tur
     again_tokens = _again_tokens(kept, sent, pieces, token, template)
     if again_tokens < LEAST_AGAIN_TOKENS:
         return None
-    place = partial(Parting, token, len(sent.ids), again_tokens=again_tokens)
+    place = partial(Parting, token, len(sent.ids), again_tokens=again_tokens, kept_id=kept.conversation_id)
     return _by_text(kept, sent, pieces, token, place, template)
 
 
-def raw_parting(path: Sequence[Node], text: str, ledger: tuple[int, ...], template: TurnTemplate) -> Parting | None:
-    """Where a prompt without a chat parts from the stored path of another one; None as in `parting`."""
+def raw_parting(
+    path: Sequence[Node], kept_id: str, text: str, ledger: tuple[int, ...], template: TurnTemplate
+) -> Parting | None:
+    """Where a prompt without a chat parts from the path of another one, which is stored in the conversation `kept_id`;
+    None as in `parting`."""
     kept, said = fold(path), "".join(node.text for node in path)
     token = common_prefix(kept, ledger)
     if token in (len(kept), len(ledger)):
@@ -71,7 +76,7 @@ def raw_parting(path: Sequence[Node], text: str, ledger: tuple[int, ...], templa
     again_tokens = len(ledger) - token - fresh_tokens
     if again_tokens < LEAST_AGAIN_TOKENS:
         return None
-    place = partial(Parting, token, len(ledger), again_tokens=again_tokens)
+    place = partial(Parting, token, len(ledger), again_tokens=again_tokens, kept_id=kept_id)
     return _in_text(place, said, text, section=Section.PROMPT)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate, UserInput
@@ -54,7 +55,8 @@ class Exchange:
 class ResentHistory:
     """`hashes` alternate: after a question, after its answer; the last is after the question to be answered.
     `beginning` is what its answer begins with, and `begun_hash` the history's with that answer. `older_hashes` gives
-    the hashes as earlier versions stored them."""
+    the hashes as earlier versions stored them. `altered_in` is `altered_answers` of a stored path that has one of the
+    hashes."""
 
     system_prompt: str
     exchanges: tuple[Exchange, ...]
@@ -62,6 +64,7 @@ class ResentHistory:
     beginning: ChatMessage | None = None
     begun_hash: str = ""
     older_hashes: Callable[[], tuple[str, ...]] = tuple
+    altered_in: Callable[[Sequence[Node]], tuple[int, ...]] = lambda path: ()
 
 
 def read(
@@ -101,6 +104,7 @@ def read(
         beginning=beginning,
         begun_hash="" if beginning is None else history_hash.after(hashes[-1], [beginning]),
         older_hashes=older_hashes,
+        altered_in=partial(altered_answers, exchanges=exchanges, template=template),
     )
 
 

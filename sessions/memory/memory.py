@@ -186,11 +186,11 @@ class Memory:
         if must_stop():
             return restored
         known_tokens = restored.tokens or common_prefix(held_ids, turn.ledger)
-        self.shared_prefixes.copy(owner_id, conversation_id, lease.kv, ids, known_tokens, is_long)
+        known_tokens = self.shared_prefixes.copy(owner_id, conversation_id, lease.kv, ids, known_tokens, is_long)
         shared = self.shared_prefixes.take_copied(conversation_id, lease.kv)
         if shared is None and restored.lender_id:
             shared = SharedPrefix(restored.lender_id, 0, restored.tokens)
-        self.held.reads(lease, turn.ledger)
+        self.held.reads(lease, turn.ledger, known_tokens)
         return replace(restored, shared=shared, is_rope_changed=is_rope_changed)
 
     def _is_rope_changed(self, lease: Lease, owner_id: str, turn: Turn) -> bool:

@@ -9,7 +9,7 @@ and has some of the history, the request goes there, and a changed message becom
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from model_runtime.interface.chat import TurnTemplate
@@ -63,7 +63,8 @@ class Placements:
         self.matches_prefixes = True  # benchmarks.api turns it off
 
     def find(self, owner_id: str, history: ResentHistory, key: str | None, may_stay: bool) -> Placement:
-        """`may_stay` false: in a conversation of its own, which no other request can claim first."""
+        """`may_stay` false: in a conversation of its own, which no other request can claim first. Of several stored
+        paths with the same hash, one that says the history's answers exactly goes before newer ones."""
         named_id = self._store.with_key(owner_id, key) if key is not None else None
         if named_id is not None:
             named = self._in_named(owner_id, history, named_id) if may_stay else None
@@ -77,7 +78,7 @@ class Placements:
         if self._runs.is_busy(conversation_id):
             raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
         known, found = self._deepest(owner_id, history, conversation_id)
-        path = self._store.messages.path(found[0].message_id) if found else ()
+        path = self._first_path(found, history)
         return _placed(Placement(conversation, path, known if path else 0), history)
 
     def find_raw(self, owner_id: str, prompt: RawPrompt, may_stay: bool) -> Placement:
@@ -86,7 +87,7 @@ class Placements:
         stored = self._store.history_hashes.beginning_with(owner_id, first_link(prompt.kind), MOST_RAW_LINKS)
         links = prompt.beginnings_among(stored)
         place, found = self._store.history_hashes.deepest(owner_id, links, None, self._tokenizer)
-        return self._best(owner_id, found, size_of(links[place]), may_stay) if found else NO_PLACEMENT
+        return self._best(owner_id, self._paths(found), size_of(links[place]), may_stay) if found else NO_PLACEMENT
 
     def nearest(
         self, owner_id: str, history: ResentHistory, placement: Placement, template: TurnTemplate
@@ -101,25 +102,28 @@ class Placements:
                 )
                 leaf_id = self._store.conversation(owner_id, near_id).leaf_id
             else:
-                leaf_id = self._most_alike_to(owner_id, history.system_prompt, history.exchanges[0].text)
+                near_id, leaf_id = self._most_alike_to(owner_id, history.system_prompt, history.exchanges[0].text)
             path = self._store.messages.path(leaf_id)
         except ConversationNotFound:  # deleted meanwhile
             return None
-        return kept_history(path, template) if path and path[0].tokenizer_fingerprint == self._tokenizer else None
+        is_readable = bool(path) and path[0].tokenizer_fingerprint == self._tokenizer
+        return kept_history(path, template, near_id) if is_readable else None
 
-    def nearest_raw(self, owner_id: str, text: str) -> tuple[Node, ...]:
-        """The path of the owner's prompt without a chat that an unknown one may be an altered form of; () for none."""
-        path = self._store.messages.path(self._most_alike_to(owner_id, "", text))
+    def nearest_raw(self, owner_id: str, text: str) -> tuple[str, tuple[Node, ...]]:
+        """The path of the owner's prompt without a chat that an unknown one may be an altered form of, and its
+        conversation; () for none."""
+        near_id, leaf_id = self._most_alike_to(owner_id, "", text)
+        path = self._store.messages.path(leaf_id)
         is_raw = bool(path) and path[0].history_hash.startswith(first_link("text"))
-        return path if is_raw else ()
+        return near_id, path if is_raw else ()
 
-    def _most_alike_to(self, owner_id: str, prompt: str, question: str) -> int | None:
-        """The end of the newest conversation that begins most alike."""
+    def _most_alike_to(self, owner_id: str, prompt: str, question: str) -> tuple[str, int | None]:
+        """The newest conversation that begins most alike, and its end."""
         found = self._store.beginnings.newest(owner_id, self._tokenizer, MOST_COMPARED)
         prompt, question = prompt[:SHOWN_CHARS], question[:SHOWN_CHARS]
-        alike = [(likeness(one.system_prompt, prompt) + 4 * likeness(one.text, question), one.leaf_id) for one in found]
-        most, leaf_id = max(alike, key=lambda one: one[0], default=(0, None))
-        return leaf_id if most else None
+        alike = [(likeness(one.system_prompt, prompt) + 4 * likeness(one.text, question), one) for one in found]
+        most, nearest = max(alike, key=lambda one: one[0], default=(0, None))
+        return (nearest.conversation_id, nearest.leaf_id) if most and nearest is not None else ("", None)
 
     def begin(self, find: Callable[[bool], Placement], begin: Callable[[str, Placement], Run]) -> Run:
         """Begins a turn at the place that was found, inside the claim of its conversation (whose id `begin` gets).
@@ -153,7 +157,7 @@ class Placements:
             return None
         named = self._store.conversation(owner_id, named_id)
         known, found = self._deepest(owner_id, history, named_id)
-        path = self._store.messages.path(found[0].message_id) if found else ()
+        path = self._first_path(found, history)
         return _placed(Placement(named, path, known), history) if path else None
 
     def _anywhere(self, owner_id: str, history: ResentHistory, may_stay: bool) -> Placement:
@@ -161,14 +165,35 @@ class Placements:
         if not self.matches_prefixes:
             return NO_PLACEMENT
         known, found = self._deepest(owner_id, history)
-        return _placed(self._best(owner_id, found, known, may_stay), history)
+        return _placed(self._best(owner_id, self._exact_paths(found, history), known, may_stay), history)
 
-    def _best(self, owner_id: str, found: Sequence[Found], known: int, may_stay: bool) -> Placement:
-        fork = NO_PLACEMENT
+    def _first_path(self, found: Sequence[Found], history: ResentHistory) -> tuple[Node, ...]:
+        return next((path for _, path in self._exact_paths(found, history)), ())
+
+    def _exact_paths(self, found: Sequence[Found], history: ResentHistory) -> Iterator[tuple[Found, tuple[Node, ...]]]:
+        """The paths that say the history's answers exactly; if there are none, those that say them otherwise."""
+        others: list[tuple[Found, tuple[Node, ...]]] = []
+        has_exact = False
+        for one, path in self._paths(found):
+            if len(found) == 1 or not history.altered_in(path):
+                has_exact = True
+                yield one, path
+            else:
+                others.append((one, path))
+        if not has_exact:
+            yield from others
+
+    def _paths(self, found: Sequence[Found]) -> Iterator[tuple[Found, tuple[Node, ...]]]:
+        """The newest first, each read when it is asked for."""
         for one in found[:MOST_CANDIDATES]:
-            path = self._store.messages.path(one.message_id)
-            if not path:  # deleted meanwhile
-                continue
+            if path := self._store.messages.path(one.message_id):  # else deleted meanwhile
+                yield one, path
+
+    def _best(
+        self, owner_id: str, candidates: Iterable[tuple[Found, tuple[Node, ...]]], known: int, may_stay: bool
+    ) -> Placement:
+        fork = NO_PLACEMENT
+        for one, path in candidates:
             conversation = self._store.conversation(owner_id, one.conversation_id)
             if may_stay and conversation.key is None and self._costs_nothing(conversation, path):
                 return Placement(conversation, path, known)

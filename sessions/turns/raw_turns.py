@@ -94,8 +94,8 @@ class RawTurns:
         self._turns.limits.promise_bytes(turn, request.sampling.max_new_tokens, text)
         parting = None
         if not placement.path and isinstance(prompt.said, str):
-            near = self._placements.nearest_raw(owner_id, prompt.said)
-            parting = raw_parting(near, prompt.said, turn.ledger, self._template) if near else None
+            near_id, near = self._placements.nearest_raw(owner_id, prompt.said)
+            parting = raw_parting(near, near_id, prompt.said, turn.ledger, self._template) if near else None
         conversation = self._conversation(owner_id, conversation_id, request, placement)
         try:
             return self._turns.begin(

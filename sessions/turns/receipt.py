@@ -66,7 +66,7 @@ def receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, int], flo
     whole = len(turn.ledger)
     parting, delta_tokens = _parting(run, event, reason), turn.delta_tokens
     if parting is not None and reason is None and run.plan.is_resent:
-        reason, detail = MissReason.HISTORY_CHANGED, _changed_history(parting)
+        reason, detail = MissReason.HISTORY_CHANGED, parting.sentence
         delta_tokens = event.fed_tokens - parting.again_tokens
     restored = run.restored
     ahead_tokens = _ahead_tokens(run, lease, event)
@@ -113,12 +113,6 @@ def _parting(run: Run, event: Finished, reason: MissReason | None) -> Parting | 
     return replace(parting, again_tokens=again_tokens) if again_tokens > 0 else None
 
 
-def _changed_history(parting: Parting) -> str:
-    was = "was" if parting.again_tokens == 1 else "were"
-    said = f"The history differs from the one that is kept at {parting.place}"
-    return f"{said}, so {tokens(parting.again_tokens)} {was} read again."
-
-
 def with_branch(stored: Receipt, run: Run, template: TurnTemplate) -> Receipt:
     """The receipt with the place where the KV's other branch parts from this turn's."""
     if stored.miss_reason is not MissReason.BRANCH_SWITCHED or run.lease is None:
@@ -136,7 +130,7 @@ def engine_receipt(run: Run, event: Finished, estimate_read_s: Callable[[int, in
     reason, detail = _engine_miss(run, event) if event.is_reuse_reported else (None, "")
     parting, delta_tokens = _parting(run, event, reason), turn.delta_tokens
     if parting is not None and reason is None and event.is_reuse_reported and run.plan.is_resent:
-        reason, detail = MissReason.HISTORY_CHANGED, _changed_history(parting)
+        reason, detail = MissReason.HISTORY_CHANGED, parting.sentence
         delta_tokens = event.fed_tokens - parting.again_tokens
     whole = len(turn.ledger)
     saved_s = estimate_read_s(0, whole) - estimate_read_s(reused, whole) - event.restore_s

@@ -101,8 +101,11 @@ class Recorder:
 
     def _note_read(self, run: Run, unread_tokens: int) -> None:
         """Others may wait for that much of what it reads."""
+        tokens = len(run.plan.turn.ledger) - unread_tokens
+        if run.lease is not None:
+            self._memory.held.has_read(run.lease, tokens)
         if run.reading is not None:
-            self._memory.readings.read(run.reading, len(run.plan.turn.ledger) - unread_tokens)
+            self._memory.readings.read(run.reading, tokens)
 
     def _note_gap(self, run: Run) -> None:
         now = time.monotonic()

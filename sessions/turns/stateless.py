@@ -15,7 +15,7 @@ from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
 from sessions.errors import ConversationBusy, SessionError
 from sessions.ledger import history_hash, resent_history
-from sessions.ledger.resent_history import ResentHistory, altered_answers
+from sessions.ledger.resent_history import ResentHistory
 from sessions.store.records import Conversation
 from sessions.store.store import Store
 from sessions.turns.placement import Placement, Placements
@@ -145,7 +145,7 @@ class StatelessTurns:
                     user_tools=None if planned.above else tools_json(request.tools),
                     parting=parting,
                     is_resent=len(history.hashes) > 1,
-                    notes=_notes(altered_answers(placement.path, history.exchanges, template)),
+                    notes=_notes(history.altered_in(placement.path)),
                     history_hash=history.hashes[-1],
                     reads_calls=bool(request.tools),
                     has_one_call=request.has_one_call and bool(request.tools),

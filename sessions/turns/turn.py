@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
@@ -130,13 +130,36 @@ class Turns:
         return run
 
     def _commit(self, new: NewTurn) -> RunPlan:
-        """The user's message and the running answer, in the database."""
+        """The user's message and the running answer, in the database; last of all, because what comes before may
+        raise."""
         conversation, above, asked_hash = new.conversation, (*new.path, *new.history), _history_hash(new, self.trims)
         info, loss = self._engine.info, self._memory.loss(conversation.conversation_id)  # before the turn is marked
         numerics = with_format(info.fingerprint)
         user = None
         if new.user_text is not None and new.turn.user is not None:
             user = (new.user_text, new.turn.user)
+        plan = RunPlan(
+            conversation_id=conversation.conversation_id,
+            owner_id=conversation.owner_id,
+            message_id=0,  # until it is stored
+            turn=new.turn,
+            sampling=new.sampling,
+            text=new.prefix_text,
+            change=_change(conversation, above, info.name, numerics),
+            is_upgrade=is_upgrade(conversation.numerics, numerics),
+            loss=loss,
+            history_hash=asked_hash,
+            reads_calls=new.reads_calls,
+            is_thought_open=new.is_thought_open,
+            is_fork=new.is_fork,
+            raw=new.raw,
+            has_one_call=new.has_one_call,
+            affinity=affinity_of(conversation),
+            parting=new.parting or rewritten(above, new.turn, conversation.settings.system_prompt, self._template),
+            outline=outline(above),
+            is_resent=new.is_resent,
+            notes=new.notes,
+        )
         message_id = self._store.messages.begin_turn(
             NewMessages(
                 conversation_id=conversation.conversation_id,
@@ -156,28 +179,7 @@ class Turns:
             ),
             self._memory.unsaved_cause,
         )
-        return RunPlan(
-            conversation_id=conversation.conversation_id,
-            owner_id=conversation.owner_id,
-            message_id=message_id,
-            turn=new.turn,
-            sampling=new.sampling,
-            text=new.prefix_text,
-            change=_change(conversation, above, info.name, numerics),
-            is_upgrade=is_upgrade(conversation.numerics, numerics),
-            loss=loss,
-            history_hash=asked_hash,
-            reads_calls=new.reads_calls,
-            is_thought_open=new.is_thought_open,
-            is_fork=new.is_fork,
-            raw=new.raw,
-            has_one_call=new.has_one_call,
-            affinity=affinity_of(conversation),
-            parting=new.parting or rewritten(above, new.turn, conversation.settings.system_prompt, self._template),
-            outline=outline(above),
-            is_resent=new.is_resent,
-            notes=new.notes,
-        )
+        return replace(plan, message_id=message_id)
 
     def _answer(self, run: Run, waits: bool) -> None:
         """Lease, restore, submit: on the run's own thread, first of all for what another turn `waits` to be read. Never

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sessions.errors import MessageRefused
 from sessions.text import clean, clean_message, clean_title, first_title, mib, tokens
+from sessions.text_search import excerpt, folded, holds
 
 
 @pytest.mark.parametrize(
@@ -74,3 +77,15 @@ def test_titles_are_one_line_of_at_most_120_characters() -> None:
 def test_numbers_in_sentences() -> None:
     assert [tokens(1), tokens(5020)] == ["1 token", "5,020 tokens"]
     assert [mib(84 * 1024**2), mib(3 * 1024**3 // 2)] == ["84.0 MiB", "1.5 GiB"]
+
+
+@pytest.mark.parametrize("run", ["\u0300\u0316", "\u0f73\u0f71", "\uff9e\u0300", "\u0344"])
+def test_a_long_run_of_marks_is_searched_in_linear_time(run: str) -> None:
+    text = "Cafe\u0301 " + ("a" + run * 20 + " ") * 100 + "x" + run * 20_000 + " Kettle"
+    started = time.perf_counter()
+    found = excerpt(text, folded("KETTLE"))
+    assert time.perf_counter() - started < 1
+    assert found is not None
+    assert found.found == "Kettle"
+    assert holds(text, folded("CAF\u00c9"))
+    assert holds(text, folded("a" + run * 20))

@@ -116,17 +116,24 @@ class HeldKVs:
         read or answered, as far as it has come. The engine knows whether it still does."""
         with self.changed:
             return [
-                (slot.conversation_id, slot.kv, slot.read_ids[: slot.kv.length_tokens] or slot.held_ids)
+                (slot.conversation_id, slot.kv, slot.known_ids)
                 for slot in self.slots.values()
                 if slot.owner_id == owner_id and slot.conversation_id != conversation_id and not slot.leaving
             ]
 
-    def reads(self, lease: Lease, ledger: tuple[int, ...]) -> None:
-        """A run is about to have this KV filled with the ledger."""
+    def reads(self, lease: Lease, ledger: tuple[int, ...], known_tokens: int) -> None:
+        """A run is about to have this KV filled with the ledger, of whose beginning it has `known_tokens` already."""
         with self.changed:
             slot = self.slots.get(lease.conversation_id)
             if slot is not None and slot.kv is lease.kv:
-                slot.read_ids = ledger
+                slot.read_ids, slot.read_tokens = ledger, known_tokens
+
+    def has_read(self, lease: Lease, tokens: int) -> None:
+        """That many tokens of the run's ledger are in this KV now."""
+        with self.changed:
+            slot = self.slots.get(lease.conversation_id)
+            if slot is not None and slot.kv is lease.kv and slot.read_ids:
+                slot.read_tokens = max(slot.read_tokens, tokens)
 
     def must_yield(self, lease: Lease) -> bool:
         """Whether a reserved lease blocks a ticket or another use of its KV."""

@@ -41,8 +41,8 @@ class Readings:
 
     def announce(self, owner_id: str, conversation_id: str, ledger: tuple[int, ...], is_long_rope: bool) -> Reading:
         """A turn that arrives now. `ended` must follow, whatever becomes of it."""
-        reading = Reading(next(self._numbers), owner_id, conversation_id, ledger, is_long_rope)
-        with self._changed:
+        with self._changed:  # the number, too: `_open` is in the order of the numbers
+            reading = Reading(next(self._numbers), owner_id, conversation_id, ledger, is_long_rope)
             if self._is_on:
                 self._open[reading.number] = reading
         return reading

@@ -38,23 +38,24 @@ class SharedPrefixes:
         ids: tuple[int, ...],
         known_tokens: int,
         is_long_rope: bool,
-    ) -> None:
+    ) -> int:
         """Brings the longest beginning of `ids` that another KV of this owner holds into a leased KV, if that has
-        `LEAST_TOKENS` less of it; at least `known_tokens` are in it already. Waits for the engine's step. Never raises:
-        what could not be copied is read."""
+        `LEAST_TOKENS` less of it; at least `known_tokens` are in it already. Returns how many of `ids` it has
+        then, as far as is known. Waits for the engine's step. Never raises: what could not be copied is read."""
         best = self._best(owner_id, conversation_id, ids, is_long_rope)
         if best is None or best[0] - known_tokens < LEAST_TOKENS:
-            return
+            return known_tokens
         end, other_id, other = best
         try:
             start, end = self._engine.copy_beginning(other, kv, ids[:end], LEAST_TOKENS)
         except ModelRuntimeError as error:
             log.warning("beginning_not_copied conversation=%s error=%s", conversation_id, error)
-            return
+            return 0
         if end:
             log.info("beginning_copied conversation=%s from=%s tokens=%d", conversation_id, other_id, end - start)
             with self._lock:
                 self._copied[conversation_id] = (kv, SharedPrefix(other_id, start, end))
+        return max(known_tokens, end)
 
     def _best(
         self, owner_id: str, conversation_id: str, ids: tuple[int, ...], is_long_rope: bool

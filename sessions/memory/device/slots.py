@@ -74,6 +74,7 @@ class DeviceSlot:
     ahead_from: int | None = None
     held_ids: tuple[int, ...] = ()
     read_ids: tuple[int, ...] = ()  # the ledger that a run has it filled with, while it is leased
+    read_tokens: int = 0  # of these, how many it is known to have: its rows may still be those of another branch
     unsaved_until: float = 0.0  # until then (monotonic) the writer's copy is worth waiting for
     saved_ids: tuple[int, ...] = ()  # whose rows are on disk, or staged for it
     saved_is_long_rope: bool = False  # those rows have the long frequencies of long RoPE
@@ -84,6 +85,11 @@ class DeviceSlot:
         return max(self.kv.allocated_bytes, self.promised_bytes)
 
     @property
+    def known_ids(self) -> tuple[int, ...]:
+        """The ids of the rows that it has, as far as is known; while a run reads, those of the run's ledger."""
+        return self.read_ids[: min(self.read_tokens, self.kv.length_tokens)] if self.read_ids else self.held_ids
+
+    @property
     def unsaved_tokens(self) -> int:
         """What no lower tier has, nor will have in a moment. Losing rows that were read ahead costs nothing."""
         tokens = self.kv.length_tokens if self.ahead_from is None else min(self.ahead_from, self.kv.length_tokens)
@@ -91,7 +97,7 @@ class DeviceSlot:
 
     def holds(self, ids: tuple[int, ...]) -> None:
         """It was given back."""
-        self.held_ids, self.read_ids = ids, ()
+        self.held_ids, self.read_ids, self.read_tokens = ids, (), 0
         self._count_saved()
 
     def saved(self, ids: tuple[int, ...], is_long_rope: bool) -> None:

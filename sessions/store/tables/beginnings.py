@@ -8,7 +8,7 @@ from sessions.store.database import Database
 
 SHOWN_CHARS = 20_000  # of each text
 _NEWEST = """
-    SELECT c.leaf_id, substr(m.system_prompt, 1, ?), substr(m.text, 1, ?) FROM (
+    SELECT c.id, c.leaf_id, substr(m.system_prompt, 1, ?), substr(m.text, 1, ?) FROM (
         SELECT id, leaf_id, turn_number FROM conversations
         WHERE owner_id = ? AND binned_s IS NULL AND leaf_id IS NOT NULL ORDER BY turn_number DESC LIMIT ?) c
     JOIN messages m ON m.id = (
@@ -21,6 +21,7 @@ _NEWEST = """
 class Beginning:
     """`text` is that of a conversation's first message. Both texts are cut to `SHOWN_CHARS`. `leaf_id` is its end."""
 
+    conversation_id: str
     leaf_id: int
     system_prompt: str
     text: str
@@ -36,4 +37,4 @@ class BeginningTable:
         """Those of at most `most` conversations that were written with this tokenizer, the last used first."""
         with self._database.read() as db:
             rows = db.execute(_NEWEST, [SHOWN_CHARS, SHOWN_CHARS, owner_id, most, tokenizer]).fetchall()
-        return [Beginning(int(leaf), prompt or "", text) for leaf, prompt, text in rows]
+        return [Beginning(str(id_), int(leaf), prompt or "", text) for id_, leaf, prompt, text in rows]

@@ -48,12 +48,17 @@ _SIBLINGS = (
     " <= (coalesce(m.first_part_id, m.id), m.id)) AS sibling_number "
 )
 _SHARED = "(SELECT o.title FROM conversations o WHERE o.id = r.shared_from) AS shared_title"
+_KEPT_GONE = (  # an id that is "" is the receipt's own conversation's
+    "CASE WHEN r.parting = '' OR ifnull(json_extract(r.parting, '$.kept_id'), '') = '' THEN 0"
+    " ELSE NOT EXISTS (SELECT 1 FROM conversations o WHERE o.id = json_extract(r.parting, '$.kept_id')) END"
+    " AS is_kept_gone"
+)
 _VERSIONS_OF = (
     "SELECT s.id, coalesce(s.first_part_id, s.id) AS first FROM messages s WHERE s.parent_id IS ?"  # noqa: S608
     f" AND s.conversation_id = ? AND {_IS_VERSION} ORDER BY first, s.id"
 )
 _OWN = "m.id, m.first_part_id, m.role, m.text, m.status, m.finish_reason, m.note"
-_VIEW = f" SELECT {_OWN}, r.*, {_SHARED}, {_SIBLINGS} FROM "  # noqa: S608
+_VIEW = f" SELECT {_OWN}, r.*, {_SHARED}, {_KEPT_GONE}, {_SIBLINGS} FROM "  # noqa: S608
 _VIEW_OF_PATH = (
     _PATH + _VIEW + "path JOIN messages m ON m.id = path.id LEFT JOIN receipts r ON r.message_id = m.id"
     " ORDER BY path.depth DESC"
@@ -319,6 +324,10 @@ def _view(row: dict[str, Any]) -> MessageView:
 
 def _stored(receipt: Receipt) -> dict[str, Any]:
     fields = {name: value for name, value in asdict(receipt).items() if name != "shared_title"}
+    if receipt.parting is not None:
+        del fields["parting"]["is_kept_gone"]
+        if receipt.miss_reason is MissReason.HISTORY_CHANGED:
+            fields["miss_detail"] = ""  # it quotes another conversation, which may be deleted
     return {**fields, "parting": json.dumps(fields["parting"]) if receipt.parting else ""}
 
 
@@ -328,9 +337,14 @@ def _receipt(row: dict[str, Any]) -> Receipt:
     fields["tier_before"] = Tier(fields["tier_before"])
     fields["is_reuse_reported"] = bool(fields["is_reuse_reported"])
     fields["miss_reason"] = MissReason(fields["miss_reason"]) if fields["miss_reason"] else None
-    if fields["parting"]:
-        parting = json.loads(fields["parting"])
-        fields["parting"] = Parting(**{**parting, "section": Section(parting["section"])})
-    else:
-        fields["parting"] = None
-    return Receipt(**fields)
+    parting = _parting(fields["parting"], bool(row["is_kept_gone"])) if fields["parting"] else None
+    if parting is not None and fields["miss_reason"] is MissReason.HISTORY_CHANGED:
+        fields["miss_detail"] = parting.sentence
+    return Receipt(**{**fields, "parting": parting})
+
+
+def _parting(stored: str, is_kept_gone: bool) -> Parting:
+    found = json.loads(stored)
+    if is_kept_gone:
+        found["before"] = ""
+    return Parting(**{**found, "section": Section(found["section"]), "is_kept_gone": is_kept_gone})

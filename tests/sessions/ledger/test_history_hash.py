@@ -108,3 +108,22 @@ def test_calls_get_ids_that_are_the_same_every_time() -> None:
         != history_hash.answer_message(text, True, "8", ByteTemplate()).tool_calls[0].call_id
     )
     assert history_hash.answer_message(text, False, "7", ByteTemplate()) == ChatMessage("assistant", text)
+
+
+@pytest.mark.parametrize(
+    ("role", "trims", "is_same"),
+    [
+        ("user", True, True),
+        ("user", False, False),
+        ("tool", True, False),
+        ("tool", False, False),
+        ("system", True, True),
+        ("system", False, True),
+        ("developer", False, True),
+        ("assistant", False, True),
+    ],
+)
+def test_white_space_at_the_ends(role: str, trims: bool, is_same: bool) -> None:
+    """A template that trims questions may write the results of tools as they are, as Llama 3's does."""
+    found = {history_hash.after("", [ChatMessage(role, text)], trims=trims) for text in ("x y", "x y\n")}
+    assert (len(found) == 1) is is_same

@@ -89,8 +89,58 @@ def test_any_ways_together() -> None:
         assert normal_form(normal_form(text)) == normal_form(text)
 
 
-@pytest.mark.parametrize("piece", ["_", "__a", "`", "* ", "- - ", "\\_", "&amp", "~~~\n", "| -", "1) ", " ", "_a_ "])
+@pytest.mark.parametrize(
+    "piece", ["_", "__a", "`", "* ", "- - ", "\\_", "&amp", "~~~\n", "| -", "1) ", " ", "_a_ ", "\u0300\u0316"]
+)
 def test_it_takes_linear_time(piece: str) -> None:
     started = time.perf_counter()
     normal_form("x" + piece * (200_000 // len(piece)) + "x")
     assert time.perf_counter() - started < 2
+
+
+def test_composed_letters_are_the_same() -> None:
+    assert normal_form("Cafe\u0301, a\u0323\u0302") == normal_form("Caf\u00e9, \u1ead")
+    runs = ["a" + "\u0300\u0316" * 40, "a" + "\u0316\u0300" * 40]  # longer than any language has: as they are
+    assert normal_form(runs[0]) != normal_form(runs[1])
+
+
+CODE = {
+    "a fence": "```\n{}\n```",
+    "a fence in a list": "1. Do:\n\n     ```sh\n     {}\n     ```",
+    "a fence behind a list's mark": "- ~~~\n  {}\n  ~~~",
+    "a fence behind a tab": "-\tDo:\n\n\t```\n\t{}\n\t```",
+    "a fence in a quote": "> Do:\n>\n> ```\n> {}\n> ```",
+    "a fence in two quotes": "> > ```\n> > {}\n> > ```",
+    "a fence in a list in a quote": "> - ```\n>   {}\n>   ```",
+    "a quoted mark in a fence": "```\n> ```\n{}\n```",
+    "an indented mark in a fence": "```\n    ```\n{}\n```",
+    "a mark with words in a fence": "```\n```sh\n{}\n```",
+    "a fence after one that a quote's end closed": "> ```\n> a\n\nSo:\n\n> ```\n> {}\n> ```",
+    "a fence after a quote that a blank line closed": "> ```\n> a\n\n> ```\n> {}\n> ```",
+    "indentation": "So:\n\n    {}",
+    "a tab": "So:\n\n\t{}",
+    "indentation in a quote": "> So:\n>\n>     {}",
+    "indentation behind a list's mark": "-     {}",
+    "a line": "So `{}` it is.",
+    "a line with marks in it": "So ``{} ` b`` it is.",
+}
+
+
+@pytest.mark.parametrize("place", CODE)
+@pytest.mark.parametrize(
+    ("code", "other"),
+    [("x  = 1", "x = 1"), ("a _b_ c", "a *b* c"), ("a &amp; b", "a & b"), ("a \\* b", "a * b"), ("* a", "- a")],
+)
+def test_code_is_compared_exactly_wherever_it_stands(place: str, code: str, other: str) -> None:
+    text = f"Look:\n\n{CODE[place]}\n\nThat is _all_."
+    assert normal_form(text.format(code)) != normal_form(text.format(other))
+
+
+@pytest.mark.parametrize("place", CODE)
+def test_what_stands_behind_code_may_be_written_anew(place: str) -> None:
+    text = f"Look:\n\n{CODE[place].format('x')}\n\nThat is _all_."
+    assert normal_form(text.replace("_all_", "*all*")) == normal_form(text)
+
+
+def test_blank_lines_in_an_indented_block_count() -> None:
+    assert normal_form("So:\n\n    a\n\n\n    b") != normal_form("So:\n\n    a\n\n    b")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from model_runtime.interface.chat import ChatMessage
+from model_runtime.interface.errors import TemplateRefused
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.ledger.ledger import common_prefix
 from sessions.turns.planned_turn import ChatRequest
@@ -147,6 +148,31 @@ def test_no_other_owners_history_is_compared_or_quoted(harness: SessionHarness) 
     assert (receipt.miss_reason, receipt.parting) == (None, None)
 
 
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_the_words_of_a_deleted_conversation_are_told_no_more(harness: SessionHarness, is_raw: bool) -> None:
+    days = [f"Log of 2026-11-{day}. {RULES}" for day in (28, 29)]
+    if is_raw:
+        runs = [harness.manager.raw_completions.begin(ADA, RawRequest(day, GREEDY)) for day in days[:1]]
+        finish(runs[0])
+        runs.append(harness.manager.raw_completions.begin(ADA, RawRequest(days[1], GREEDY)))
+    else:
+        said = chat(harness, system(days[0]), turns=2)
+        runs = [ask(harness, *said, user("And now?")), ask(harness, system(days[1]), *said[1:], user("And now?"))]
+        assert "2026-11-28" in receipt_of(harness, runs[1]).miss_detail
+    message, c = finish(runs[1]), runs[1].conversation_id
+    found = harness.receipt(message).parting
+    assert found is not None
+    assert (found.before, found.kept_id, found.is_kept_gone) == ("2026-11-28", runs[0].conversation_id, False)
+    harness.manager.delete(ADA, found.kept_id)
+    receipt = harness.manager.view(ADA, c).messages[-1].receipt
+    assert receipt is not None
+    assert receipt.parting is not None
+    assert "2026-11-28" not in f"{receipt} {receipt.parting.place}"
+    assert receipt.parting.place == found.place.replace(": `2026-11-28` / `2026-11-29`", "")
+    assert receipt.parting.after == "2026-11-29"
+    assert (receipt.miss_reason is None) or receipt.parting.place in receipt.miss_detail
+
+
 def test_what_is_copied_from_elsewhere_is_no_miss(harness: SessionHarness) -> None:
     """The nearest conversation has another date, but a third one has this one."""
     monday, tuesday = system(f"It is Monday. {RULES}"), system(f"It is Tuesday. {RULES}")
@@ -196,6 +222,26 @@ def test_a_page_whose_system_prompt_was_changed(harness: SessionHarness) -> None
     assert receipt.parting is not None
     assert (receipt.parting.before, receipt.parting.after, receipt.parting.token) == ("kind", "brief", len("sBe "))
     assert receipt.parting.again_tokens == receipt.fed_tokens - receipt.delta_tokens
+
+
+def test_nothing_is_stored_when_the_place_cannot_be_told(
+    harness: SessionHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = harness.conversation(system_prompt="Be kind.")
+    harness.say(c, "One")
+    harness.manager.update_settings(ADA, c, ConversationSettings(SamplingParams(temperature=0), "Be brief."))
+    before = harness.path(c)
+
+    def broken(*texts: str) -> None:
+        raise TemplateRefused("No.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sessions.ledger.partings.excerpt", broken)
+        with pytest.raises(TemplateRefused):
+            harness.manager.send(ADA, c, "Two")
+    assert harness.path(c) == before
+    assert len(harness.texts(c)) == 2
+    assert harness.say(c, "Two").text == harness.expected_text(c)
 
 
 @pytest.mark.parametrize("seed", range(6))

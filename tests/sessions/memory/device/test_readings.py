@@ -10,7 +10,9 @@ import pytest
 
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.errors import DeviceOutOfMemory
+from model_runtime.interface.protocol import Generation, GenerationRequest, Listener
 from model_runtime.interface.sampling_params import SamplingParams
+from sessions.ledger.ledger import common_prefix
 from sessions.memory.device.readings import Reading, Readings
 from sessions.turns.planned_turn import ChatRequest
 from sessions.turns.run import Run
@@ -200,6 +202,55 @@ def test_any_requests_at_once_are_answered_as_alone(make_harness: MakeHarness, s
             assert receipt.fed_tokens + receipt.reused_tokens == len(run.plan.turn.ledger)
         else:
             assert message.status is MessageStatus.STOPPED
+
+
+def test_a_kv_lends_no_more_than_it_is_known_to_have(harness: SessionHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the grant and the engine's first step a KV has the rows of its old branch, as many as the new one's."""
+    c = harness.conversation()
+    harness.say(c, f"{MANUAL}{'One. ' * 200}")
+    asked = harness.manager.view(ADA, c).messages[0].message_id
+    held, submit, lent = harness.ledger(c), harness.engine.submit, list[int]()
+
+    def watched(request: GenerationRequest, listener: Listener) -> Generation:
+        lent.append(harness.manager.memory.shared_prefixes.held_tokens(ADA, "another", request.ledger, False))
+        assert lent[0] == common_prefix(held, request.ledger)
+        return submit(request, listener)
+
+    monkeypatch.setattr(harness.engine, "submit", watched)
+    message = finish(harness.manager.edit(ADA, c, asked, f"{MANUAL}{'Two. ' * 100}"))
+    assert message.text == harness.expected_text(c)
+    assert lent == [HEAD]
+
+
+def test_turns_are_numbered_in_the_order_in_which_they_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that is held up at its number does not stand behind the next one's."""
+    first_asked = threading.Event()
+
+    def slow(number: int) -> int:
+        if number == 0:
+            first_asked.set()
+            time.sleep(0.1)
+        return number
+
+    class Numbers:
+        """Unlike a generator, it may be asked by two threads at once, as `itertools.count` may."""
+
+        def __init__(self) -> None:
+            self._left = [1, 0]
+
+        def __next__(self) -> int:
+            return slow(self._left.pop())
+
+    monkeypatch.setattr("sessions.memory.device.readings.itertools.count", Numbers)
+    readings, ids = Readings(is_on=True), (1,) * 80
+    found: list[Reading] = []
+    thread = threading.Thread(target=lambda: found.append(readings.announce(ADA, "a", ids, False)))
+    thread.start()
+    assert first_asked.wait(5)
+    second = readings.announce(ADA, "b", ids, False)
+    thread.join()
+    assert [reading.number for reading in (*found, second)] == [0, 1]
+    assert readings.must_wait(second, 0)
 
 
 def test_turns_wait_only_for_earlier_ones() -> None:
