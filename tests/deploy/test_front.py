@@ -1,4 +1,4 @@
-"""The shipped nginx configuration in front of two small servers: no request that one of them was sent goes to the other.
+"""The shipped nginx configuration in front of two small servers: what one of them was sent never goes to the other.
 
 `apt-get install nginx-light`."""
 
