@@ -27,7 +27,7 @@ from tests.sessions.session_harness import ADA, SessionHarness, finish
 
 MIB = 1024 * 1024
 BOB, SECRET = "bob", "Only Bob reads this here."
-AT_ONCE = 4  # imports in the short run; `make test-long` tries every value in every column
+AT_ONCE, OF_MANY = 4, 250  # imports in the short run, and in that of `make test-long`
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,20 @@ def test_nothing_of_the_exports_schema_is_used(site: Site) -> None:
     assert not names & {"extra", "late", "more"}
 
 
+def test_an_older_versions_export_is_brought_up_to_date(site: Site) -> None:
+    site.spoil(
+        "ALTER TABLE messages DROP COLUMN first_part_id",
+        "DELETE FROM _sqlite_migrations WHERE name = 'continued_answers'",
+    )
+    site.take()
+    assert "Another one." in site.read(ADA)
+
+
+def test_steps_that_are_missing(site: Site) -> None:
+    site.spoil("DELETE FROM _sqlite_migrations WHERE name = 'pins'")
+    refuse(site, "steps of its schema are missing")
+
+
 def test_a_view_is_no_table(site: Site) -> None:
     site.spoil("ALTER TABLE messages RENAME TO kept", "CREATE VIEW messages AS SELECT * FROM kept")
     refuse(site, "has no table messages")
@@ -271,5 +285,5 @@ def test_a_changed_value_shows_nothing_of_others(site: Site, tmp_path: Path) -> 
 
 @pytest.mark.long
 def test_no_changed_value_shows_anything_of_others(site: Site, tmp_path: Path) -> None:
-    counts = try_changes(site, tmp_path, list(changes(site)))
-    assert min(counts.values()) > 50, "some are harmless, and most are refused"
+    counts = try_changes(site, tmp_path, random.sample(list(changes(site)), OF_MANY))
+    assert min(counts.values()) > 20, "some are harmless, and most are refused"
