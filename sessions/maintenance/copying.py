@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pwd
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,6 +105,33 @@ def sha256(path: Path) -> str:
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether it is the folder itself or below it."""
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises `StoreError` unless everything below `folder` is a file or a folder: a link would read what is elsewhere,
+    and a pipe would never end."""
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place) / name for name in (*folders, *names)):
+            mode = path.lstat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise StoreError(f"{path} is neither a file nor a folder. Nothing was imported.")
+
+
+def refuse_other_user(folder: Path, command: str) -> None:
+    """Raises `StoreError` when another user owns the folder, whose server could not read what this one writes."""
+    if folder.exists() and (owner := folder.stat().st_uid) != os.geteuid():
+        name = _user(owner)
+        raise StoreError(
+            f"{folder} belongs to the user {name}, and this is {_user(os.geteuid())}: its server could not read what "
+            f"is written now. Run it as that user: runuser -u {name} -- {command}. Nothing was changed."
+        )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"#{number}"
 
 
 def _sync(path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sessions.errors import StoreError
 from sessions.maintenance.contents import COOKIE_KEY_NAME, FORMAT, Contents, fill
-from sessions.maintenance.copying import assembled, connect, is_inside, sha256, translated, write_synced
+from sessions.maintenance.copying import assembled, connect, is_inside, refuse_links, sha256, translated, write_synced
 from sessions.maintenance.owner_rows import copy_owner
 from sessions.store.data_directory import DATABASE_NAME
 from sessions.store.database import Database
@@ -81,6 +81,7 @@ def key_mark(data_dir: Path) -> str:
 
 def manifest(source: Path) -> Exported:
     """What an export says of itself. Raises `StoreError`."""
+    refuse_links(source)
     try:
         found = json.loads((source / MANIFEST_NAME).read_text(encoding="utf-8"))
         exported = Exported(**{**found, "contents": Contents(**found["contents"])})
@@ -88,6 +89,8 @@ def manifest(source: Path) -> Exported:
         raise StoreError(f"{source} was not made by `keepwarm export`: it has no {MANIFEST_NAME}.") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"The export {source} cannot be read ({error}).") from error
+    if not isinstance(exported.owner_id, str) or not exported.owner_id or not exported.owner_id.isprintable():
+        raise StoreError(f"The export {source} cannot be read (its owner has no name).")
     if exported.contents.format != FORMAT:
         raise StoreError(f"The export {source} was made by another version of Keepwarm. Import it with that version.")
     database = source / DATABASE_NAME

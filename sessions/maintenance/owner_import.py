@@ -13,9 +13,19 @@ from pathlib import Path
 from model_runtime.interface import segment_file
 from model_runtime.interface.numerics import difference
 from sessions.errors import StoreError
-from sessions.maintenance.copying import Check, connect, copy_file, copy_segment, is_inside, translated
+from sessions.maintenance.copying import (
+    Check,
+    connect,
+    copy_file,
+    copy_segment,
+    is_inside,
+    refuse_other_user,
+    translated,
+)
+from sessions.maintenance.foreign_database import write_anew
 from sessions.maintenance.owner_export import Exported, key_mark, manifest
-from sessions.maintenance.owner_rows import copy_owner
+from sessions.maintenance.owner_rows import OF_OWNERS, copy_owner
+from sessions.maintenance.owner_rules import refuse_dangling, refuse_impossible, refuse_taken
 from sessions.memory.saved.kv_files import KvFiles, path_in
 from sessions.store.data_directory import DATABASE_NAME, KV_NAME
 from sessions.store.database import Database
@@ -49,15 +59,18 @@ class Imported:
 
 def import_owner(source: Path, data_dir: Path, with_saved: bool, check: Check = segment_file.damage) -> Imported:
     """Adds an export to a data directory, which is made if it does not exist. `check` says what is wrong with a
-    segment's file, "" for nothing. Raises `StoreError`, and then nothing was added."""
+    segment's file, "" for nothing. Raises `StoreError`, and then nothing was added. Whoever made the export is not
+    trusted: it brings rows of its owner alone, and none that refers to what is here already."""
+    refuse_other_user(data_dir, f"keepwarm import {source} --data-dir {data_dir}")
     exported = manifest(source)
     if with_saved and not exported.is_warm:
         raise StoreError(f"The export {source} holds no saved memory: export it with --warm, or import it without.")
     if is_inside(source, data_dir) or is_inside(data_dir, source):
         raise StoreError(f"Neither of the data directory {data_dir} and the export {source} can be inside the other.")
     with contextlib.closing(Store(data_dir)) as store, translated(data_dir), _copied(source, data_dir) as copy:
-        with contextlib.closing(Database(copy)) as prepared:  # brings an older one up to date, refuses a newer one
-            left_out = _choose_saved(prepared, store, source, with_saved)
+        with contextlib.closing(Store(copy.parent)) as prepared:  # brings an older one up to date
+            refuse_impossible(prepared, exported.owner_id)
+            left_out = _choose_saved(prepared.database, store, source, with_saved)
         return _add(store, copy, source, exported, left_out, check)
 
 
@@ -90,14 +103,16 @@ def _add(store: Store, copy: Path, source: Path, exported: Exported, left_out: i
     before = {row.key for row in store.segments.every()}
     made: list[Path] = []
     try:
-        with contextlib.closing(Database(copy)) as prepared:
-            dropped = _bring_files(SegmentTable(prepared), store, source, before, made, check)
-            kept = len(SegmentTable(prepared).every())
         with contextlib.closing(connect(store.data_dir / DATABASE_NAME)) as db:
             db.execute("ATTACH ? AS there", [f"{copy.resolve().as_uri()}?mode=rw"])
             _refuse_clashes(db, source)
+            refuse_taken(db, exported.owner_id)
+            with contextlib.closing(Database(copy)) as prepared:
+                dropped = _bring_files(SegmentTable(prepared), store, source, before, made, check)
+                kept = len(SegmentTable(prepared).every())
             with db:
                 copy_owner(db, exported.owner_id, with_saved=True)
+                refuse_dangling(db)
             conversations, messages = (
                 int(db.execute(f"SELECT count(*) FROM there.{table}").fetchone()[0])  # noqa: S608
                 for table in ("conversations", "messages")
@@ -139,9 +154,12 @@ def _refuse_clashes(db: sqlite3.Connection, source: Path) -> None:
 
 @contextlib.contextmanager
 def _copied(source: Path, data_dir: Path) -> Iterator[Path]:
-    """The export's database, in a place where it may be changed."""
+    """The export's rows, in a database of our own, alone in a folder."""
     for left in data_dir.glob(f"{_PARTIAL}*"):  # of a process that was killed: the directory is locked now
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=data_dir) as folder:
+        made = Path(folder) / "made"
+        made.mkdir(mode=0o700)
         copy_file(source / DATABASE_NAME, Path(folder) / DATABASE_NAME)
-        yield Path(folder) / DATABASE_NAME
+        write_anew(Path(folder) / DATABASE_NAME, made / DATABASE_NAME, OF_OWNERS)
+        yield made / DATABASE_NAME

@@ -33,7 +33,11 @@ _OWNERS = (
     _Rows("receipts", f"message_id IN {_MESSAGES}", ("message_id",)),
     _Rows("message_links", f"message_id IN {_MESSAGES}", ("message_id",)),
     _Rows("responses", f"message_id IN {_MESSAGES}", ("message_id",)),
-    _Rows("kv_losses", f"conversation_id IN {_CONVERSATIONS}", ("message_id",)),
+    _Rows(
+        "kv_losses",
+        f"conversation_id IN {_CONVERSATIONS}",
+        changed=(("message_id", "iif(message_id = 0, 0, message_id + :shift)"),),  # 0: of no turn
+    ),
     _Rows("api_keys", "owner_id = :owner"),
     _Rows("logins", "owner_id = :owner"),
     _Rows("browser_owners", "owner_id = :owner"),

@@ -41,6 +41,13 @@ MAX_BEGINNINGS = 64  # how many recently used chains are compared with the begin
 Say = Callable[[str], None]
 
 
+def owned(numerics: str, owner_id: str, is_long_rope: bool) -> str:
+    """The fingerprint of an owner's rows that were computed with `numerics`."""
+    owner = blake2b(owner_id.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
+    numerics = with_part(numerics, "owner", owner)
+    return with_long_rope(numerics) if is_long_rope else numerics
+
+
 class Disk:
     """`busy` returns the conversations that have a run. `on_written(bytes, seconds)` is called after each written file.
     Any thread; methods raise `StoreError` when the database fails.
@@ -93,9 +100,7 @@ class Disk:
     def fingerprint(self, owner_id: str, is_long_rope: bool) -> str:
         """What a segment was computed with, and its owner: keys and headers of two owners are never equal, nor those of
         rows with long RoPE's long frequencies and with its short ones."""
-        owner = blake2b(owner_id.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
-        numerics = with_part(self._engine.info.fingerprint, "owner", owner)
-        return with_long_rope(numerics) if is_long_rope else numerics
+        return owned(self._engine.info.fingerprint, owner_id, is_long_rope)
 
     def fingerprint_of(self, row: SavedSegment, owner_id: str, ids: Sequence[int]) -> str:
         """The fingerprint of a saved segment with these ids; that of the short frequencies if neither gives its key."""

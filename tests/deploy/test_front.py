@@ -1,0 +1,117 @@
+"""The shipped nginx configuration in front of two small servers: what one of them was sent never goes to the other.
+
+`apt-get install nginx-light`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import socketserver
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.polling import until
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "keepwarm.conf"
+NGINX = shutil.which("nginx")
+
+
+class Shard(socketserver.ThreadingTCPServer):
+    """Counts the requests that it is sent. It answers them, or ends the connection after each."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests, self.ends = 0, False
+        self.port = int(self.server_address[1])
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(socketserver.StreamRequestHandler):
+    server: Shard
+
+    def handle(self) -> None:
+        while self.rfile.readline().strip():
+            pass
+        self.server.requests += 1
+        if not self.server.ends:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+
+@pytest.fixture
+def shards() -> Iterator[tuple[Shard, Shard]]:
+    both = Shard(), Shard()
+    yield both
+    for one in both:
+        one.stop()
+
+
+@pytest.fixture
+def front(shards: tuple[Shard, Shard], tmp_path: Path) -> Iterator[str]:
+    """nginx's address."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed: apt-get install nginx-light")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    site = re.sub(r"\n *ssl_certificate.*", "", CONFIGURATION.read_text())
+    site = site.replace("listen 443 ssl", f"listen 127.0.0.1:{port}")
+    for number, shard in enumerate(shards):
+        site = site.replace(f"127.0.0.1:{7861 + number}", f"127.0.0.1:{shard.port}")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    folders = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in kinds)
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}"
+        f" http {{ access_log off; {folders} {site} }}"
+    )
+    process = subprocess.Popen([NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until(lambda: process.poll() is not None or answers(address), 20)
+        assert process.poll() is None, (tmp_path / "error.log").read_text()
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/front").status_code == 204
+    except httpx.HTTPError:
+        return False
+
+
+def test_a_request_that_a_shard_was_sent_goes_to_no_other(front: str, shards: tuple[Shard, Shard]) -> None:
+    for shard in shards:
+        shard.ends = True
+    with httpx.Client(base_url=front) as client:
+        for number in range(6):
+            sent = sum(shard.requests for shard in shards)
+            told = client.post("/v1/messages", headers={"x-api-key": f"key {number}"})
+            assert (told.status_code, "may have been done" in told.json()["error"]["message"]) == (502, True)
+            assert client.post("/login").status_code == 502
+            assert client.post("/send", headers={"cookie": "keepwarm_shard=a"}).status_code == 502
+            assert sum(shard.requests for shard in shards) == sent + 3
+
+
+def test_a_request_that_could_not_be_sent_goes_to_the_other(front: str, shards: tuple[Shard, Shard]) -> None:
+    shards[0].stop()
+    with httpx.Client(base_url=front) as client:
+        for number in range(6):
+            assert client.post("/v1/messages", headers={"x-api-key": f"key {number}"}).text == "ok"
+            client.cookies.clear()
+            assert client.get("/").text == "ok"
+            assert client.get("/", headers={"cookie": "keepwarm_shard=a"}).status_code == 503
+    assert shards[1].requests == 12
