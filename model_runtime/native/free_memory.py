@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # cgroups 2 and 1
 # Pages of files and what the kernel gives up too, which make room for memory that is asked for.
 _CACHE = ("inactive_file", "active_file", "slab_reclaimable")
@@ -15,11 +13,20 @@ _CACHE = ("inactive_file", "active_file", "slab_reclaimable")
 def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes that this process could take without swapping: in the machine or, if that is less, in its container or
     another control group. `cgroup` is where the groups are mounted, `process` says which ones this process is in."""
+    import psutil  # the GPU's benchmarks run without it
+
     free_bytes = int(psutil.virtual_memory().available)
     for group in _groups(cgroup, process):
         left_bytes = _left_bytes(group)
         free_bytes = free_bytes if left_bytes is None else min(free_bytes, left_bytes)
     return max(0, free_bytes)
+
+
+def free_swap_bytes() -> int:
+    """What the machine can still swap out."""
+    import psutil
+
+    return int(psutil.swap_memory().free)
 
 
 def _groups(root: Path, process: Path) -> Iterator[Path]:

@@ -114,7 +114,8 @@ class StreamedCheckpoint:
             self._place_ends(self._kernels)
             for name in tables & {name for name, _ in model.named_parameters()}:
                 self._set(name, numbers_in(model.get_parameter(name).detach(), torch.float32, self._let_go))
-        if isinstance(model.get_input_embeddings().weight, nn.Parameter):
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if not any(isinstance(end, (NativeLinear, NativeEmbedding)) for end in ends):
             model.tie_weights()
         self._let_go()
         if self._kernels is not None and has_common_layout(model):

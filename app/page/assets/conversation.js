@@ -60,8 +60,9 @@ export async function openNew(how = "push") {
 }
 
 export async function showEarlier() {
+  // As a detail: a reply that is under way to an earlier question may set `state.shown` back before this one is asked.
   state.shown += SHOWN;
-  await perform("open");
+  await perform("open", { shown: state.shown });
 }
 
 // A part at a time, so that the page stays usable.

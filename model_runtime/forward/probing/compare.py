@@ -24,8 +24,9 @@ class NotComparable(Exception):
 
 def comparable(found: torch.Tensor, expected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both sets of logits `(..., vocabulary)` without the ids that the model excludes with the lowest number there is,
-    as Chameleon does with those of pictures: measured with it, every other difference would be none."""
-    ids = (expected > _LOWEST).reshape(-1, expected.shape[-1]).all(dim=0)
+    as Chameleon does with those of pictures: measured with it, every other difference would be none. What is no number
+    stays."""
+    ids = (~(expected <= _LOWEST)).reshape(-1, expected.shape[-1]).all(dim=0)
     return found[..., ids], expected[..., ids]
 
 

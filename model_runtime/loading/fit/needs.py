@@ -111,7 +111,10 @@ def _sum(parts: list[tuple[int, bool, bool]], matrix: float, other: float, table
 
 
 def _kv_bytes(config: Any) -> int:
-    """Numbers of a token's keys and values; 0 for a config that does not say (latent attention has its own sizes)."""
+    """Numbers of a token's keys and values; 0 for a config that does not say (latent attention has its own sizes), or
+    that says it for each layer apart."""
+    if getattr(config, "_heterogeneity_spec", None) is not None:
+        return 0
     layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
     kv_heads = getattr(config, "num_key_value_heads", None)
     if not all(isinstance(number, int) and number > 0 for number in (layers, heads, kv_heads)):

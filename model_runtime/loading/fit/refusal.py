@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from model_runtime.forward.device_memory import free_device_bytes
@@ -10,7 +9,7 @@ from model_runtime.interface.config import Quantization
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.fit.needs import Needs
 from model_runtime.loading.progress import size_text
-from model_runtime.native.free_memory import free_memory_bytes
+from model_runtime.native.free_memory import free_memory_bytes, free_swap_bytes
 
 LEAST_TOKENS = 2048  # of one conversation, where no budget for caches was asked for
 _FINEST_FIRST: tuple[Quantization, ...] = ("none", "int8", "shipped", "nf4")
@@ -24,7 +23,7 @@ def free_bytes(device: str) -> int:
 
 def swap_bytes(device: str) -> int:
     """What the machine could swap out for a model on a CPU: too slow to plan with, but not impossible."""
-    return 0 if torch.device(device).type == "cuda" else int(psutil.swap_memory().free)
+    return 0 if torch.device(device).type == "cuda" else free_swap_bytes()
 
 
 def refuse_too_large(

@@ -31,9 +31,10 @@ def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def is_quantised(module: torch.nn.Module) -> bool:
-    """Whether it is a layer in four bits in our own kernels, or bitsandbytes': of eight bits, and of four bits where
-    blocks cross the ends of rows (48 columns)."""
-    own = isinstance(module, NativeLinear) and module.matrix is not None and module.matrix.kind is Kind.LEVELS
+    """Whether it is a layer in four or eight bits in our own kernels, or bitsandbytes': of eight bits where rows do not
+    fit the kernels, and of four bits where blocks cross the ends of rows (48 columns)."""
+    coded = (Kind.LEVELS, Kind.INT8)
+    own = isinstance(module, NativeLinear) and module.matrix is not None and module.matrix.kind in coded
     return own or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
 
 

@@ -204,6 +204,8 @@ def test_nothing_of_the_exports_schema_is_used(site: Site) -> None:
 
 def test_an_older_versions_export_is_brought_up_to_date(site: Site) -> None:
     site.spoil(
+        "DROP INDEX messages_by_first_part",
+        "DROP INDEX messages_by_version",
         "ALTER TABLE messages DROP COLUMN first_part_id",
         "DELETE FROM _sqlite_migrations WHERE name = 'continued_answers'",
     )

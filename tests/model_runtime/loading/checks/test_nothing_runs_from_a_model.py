@@ -23,6 +23,8 @@ def test_every_call_says_that_no_code_of_the_model_runs() -> None:
     calls = list(loading_calls())
     assert len(calls) >= 8
     for where, call, name in calls:
+        if name.startswith("GenerationConfig."):
+            continue  # only numbers and words; it would keep the argument as a setting
         said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert said.get("trust_remote_code") == "False", where
         if name.startswith("AutoModel") and name.endswith("from_pretrained"):
