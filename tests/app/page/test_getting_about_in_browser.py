@@ -104,7 +104,8 @@ def test_the_whole_conversation_is_printed(shared_site: Site, tab: OpenTab) -> N
     one.page.emulate_media(media="print")
     assert "before printing" in earlier.evaluate("node => getComputedStyle(node, '::after').content")
     one.page.emulate_media(media="null")
-    one.page.evaluate("window.print = () => { window.printed = document.querySelectorAll('.message-row').length }")
+    count = "document.querySelectorAll('.message-row').length"
+    one.page.evaluate(f"() => {{ window.print = () => {{ window.printed = {count} }} }}")
     one.page.keyboard.press("Control+p")
     one.page.wait_for_function("window.printed")
     assert one.page.evaluate("window.printed") == 40
