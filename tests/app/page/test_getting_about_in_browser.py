@@ -107,7 +107,7 @@ def test_the_whole_conversation_is_printed(shared_site: Site, tab: OpenTab) -> N
     count = "document.querySelectorAll('.message-row').length"
     one.page.evaluate(f"() => {{ window.print = () => {{ window.printed = {count} }} }}")
     one.page.keyboard.press("Control+p")
-    one.page.wait_for_function("window.printed")
+    until(lambda: one.page.evaluate("window.printed") is not None)
     assert one.page.evaluate("window.printed") == 40
     assert before > 2
     until(lambda: sheets_of_paper(one) > before)
