@@ -162,10 +162,12 @@ class RemoteGeneration:
                 await sure
             await answer
         finally:
-            await _ended(sure, answer)
-            server.active -= 1
-            if slots is not None and self._seat is not None:
-                slots.give_back(self._seat, ledger_tokens + len(self._answer.ids) if self._first_token_at else 0)
+            try:
+                await _ended(sure, answer)
+            finally:  # also if the engine is closed just now: a slot that is given back is saved
+                server.active -= 1
+                if slots is not None and self._seat is not None:
+                    slots.give_back(self._seat, ledger_tokens + len(self._answer.ids) if self._first_token_at else 0)
 
     async def _stream(self, server: Server, dialect: Dialect, sure: asyncio.Task[None]) -> None:
         slot = None if self._seat is None else self._seat.slot
