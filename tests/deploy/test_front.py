@@ -4,11 +4,7 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import socket
 import socketserver
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.polling import until
-
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "keepwarm.conf"
-NGINX = shutil.which("nginx")
+from tests.deploy.front import front_of
 
 
 class Shard(socketserver.ThreadingTCPServer):
@@ -60,37 +53,8 @@ def shards() -> Iterator[tuple[Shard, Shard]]:
 @pytest.fixture
 def front(shards: tuple[Shard, Shard], tmp_path: Path) -> Iterator[str]:
     """nginx's address."""
-    if NGINX is None:
-        pytest.skip("nginx is not installed: apt-get install nginx-light")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    site = re.sub(r"\n *ssl_certificate.*", "", CONFIGURATION.read_text())
-    site = site.replace("listen 443 ssl", f"listen 127.0.0.1:{port}")
-    for number, shard in enumerate(shards):
-        site = site.replace(f"127.0.0.1:{7861 + number}", f"127.0.0.1:{shard.port}")
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    folders = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in kinds)
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}"
-        f" http {{ access_log off; {folders} {site} }}"
-    )
-    process = subprocess.Popen([NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
-    try:
-        address = f"http://127.0.0.1:{port}"
-        until(lambda: process.poll() is not None or answers(address), 20)
-        assert process.poll() is None, (tmp_path / "error.log").read_text()
+    with front_of(shards[0].port, shards[1].port, tmp_path) as address:
         yield address
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/front").status_code == 204
-    except httpx.HTTPError:
-        return False
 
 
 def test_a_request_that_a_shard_was_sent_goes_to_no_other(front: str, shards: tuple[Shard, Shard]) -> None:

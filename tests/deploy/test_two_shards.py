@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ import pytest
 
 from sessions.store.tables.keys import open_keys
 from tests.app.cli.start_process import StartedProcess, clean_environment
+from tests.deploy.front import front_of
 from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer, byte_level
-from tests.polling import until
-from tests.sessions.remote.test_real_llama_cpp import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NGINX, SYSTEMD = shutil.which("nginx"), shutil.which("systemd-analyze")
@@ -73,37 +71,8 @@ def shards(tmp_path: Path) -> Iterator[dict[str, Shard]]:
 @pytest.fixture
 def front(shards: dict[str, Shard], tmp_path: Path) -> Iterator[str]:
     """nginx's address."""
-    if NGINX is None:
-        pytest.skip("nginx is not installed: apt-get install nginx-light")
-    port = free_port()
-    site = (DEPLOY / "nginx" / "keepwarm.conf").read_text()
-    site = re.sub(r"\n *ssl_certificate.*", "", site).replace("listen 443 ssl", f"listen 127.0.0.1:{port}")
-    site = site.replace("127.0.0.1:7861", f"127.0.0.1:{shards['a'].port}")
-    site = site.replace("127.0.0.1:7862", f"127.0.0.1:{shards['b'].port}")
-    temporary = "".join(
-        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (tmp_path / "site.conf").write_text(site)
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; worker_processes 1; events {{}}"
-        f" http {{ access_log off; {temporary} include {tmp_path}/site.conf; }}"
-    )
-    process = subprocess.Popen([NGINX, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")])
-    try:
-        address = f"http://127.0.0.1:{port}"
-        until(lambda: process.poll() is not None or answers(address), 20)
-        assert process.poll() is None, (tmp_path / "error.log").read_text()
+    with front_of(shards["a"].port, shards["b"].port, tmp_path) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/front").status_code == 204
-    except httpx.HTTPError:
-        return False
 
 
 def ask(address: str, key: str, name: str, *texts: str) -> httpx.Response:
