@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what is imported; compiling everything would double the processor time of an installation.
+INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt --editable
 HOST ?= 127.0.0.1
 PORT ?= 7860
 ARGS ?=
@@ -70,7 +72,7 @@ screenshots: $(VENV)/.test browser  ## Make the pictures of README and docs (loo
 clean:  ## Remove the virtual environment, build/ and the tools' caches; conversations and models stay
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 
-browser:
+browser: | $(BIN)/python  # one after the other: both may call apt-get
 	@sh tools/ensure_chromium.sh
 
 $(BIN)/python:
@@ -78,11 +80,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.chat: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.chat
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) ".[dev]"
 	@touch $@
 
 # The clients have an environment of their own: they share nothing with the server but HTTP.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -71,10 +71,13 @@ def compare_model(config: ModelConfig, say: Say, most_tokens: int = MOST_TOKENS)
         ours = run_keepwarm(config, own_config(path), most_tokens, say)
     except ModelRuntimeError as error:
         return _refused(config, path, str(error), say)
-    release_memory()
-    say("Running it through transformers alone.")
     try:
-        return in_passing_thread(lambda: _held_against(ours, path, config.model))
+        found = _held_against(ours, path, config.model, say)
+        if found.verdict is Verdict.DIFFERS and ours.has_float16_kv and _may_be_rounded_rows(found):
+            say("That may be the rounding of its float16 KV. Running it through Keepwarm with a KV of float32.")
+            exact = run_keepwarm(config, own_config(path), most_tokens, say, kv_dtype="float32")
+            found = _told_apart(found, _held_against(exact, path, config.model, say))
+        return found
     except Exception as error:  # whatever transformers raises for a model that it cannot read
         why = _sentence(error)
         return ModelComparison(
@@ -84,6 +87,31 @@ def compare_model(config: ModelConfig, say: Say, most_tokens: int = MOST_TOKENS)
             ours.sentence,
             why,
         )
+
+
+def _held_against(ours: KeepwarmSide, path: Path, model: str, say: Say) -> ModelComparison:
+    release_memory()
+    say("Running it through transformers alone.")
+    return in_passing_thread(lambda: _compared(ours, path, model))
+
+
+def _may_be_rounded_rows(found: ModelComparison) -> bool:
+    """Whether nothing but logits differs, and by no more than 16 bits explain."""
+    is_close = all(r.error is None and r.gap_std <= ROUNDED.allowed_std for r in found.readings)
+    return is_close and all(i.agrees for i in found.ids) and any(not r.agrees for r in found.readings)
+
+
+def _told_apart(rounded: ModelComparison, exact: ModelComparison) -> ModelComparison:
+    """What a KV of float16 rounds, apart from everything else: a small model can answer a rounded row with a large
+    change (0.06 standard deviations in one of random weights, 6e-5 with a KV of float32)."""
+    if exact.verdict not in (Verdict.EXACT, Verdict.AGREES):
+        return rounded
+    gap_std = max(reading.gap_std for reading in rounded.readings)
+    sentence = (
+        f"Agrees within the rounding of its float16 KV: {gap_std:.2g} standard deviations, {ROUNDED.allowed_std:g} "
+        f"allowed ({ROUNDED.measure}). With a KV of float32: {exact.sentence[0].lower()}{exact.sentence[1:]}"
+    )
+    return replace(exact, verdict=Verdict.AGREES, sentence=sentence, keepwarm=rounded.keepwarm)
 
 
 def tolerance_of(ours: KeepwarmSide, reference: Reference) -> Tolerance:
@@ -107,8 +135,8 @@ def _path_of(config: ModelConfig, say: Say) -> Path:
     return hub_directory(repository, lambda described: None)
 
 
-def _held_against(ours: KeepwarmSide, path: Path, model: str) -> ModelComparison:
-    reference = load_reference(path, ours.dtype, ours.device, ours.config, ours.quantization_config)
+def _compared(ours: KeepwarmSide, path: Path, model: str) -> ModelComparison:
+    reference = load_reference(path, ours.dtype, ours.device, ours.config, ours.quantization_config, ours.nf4_experts)
     notes = [*ours.left_out, *reference.notes]
     ids = tuple(_ids(ours, reference, notes))
     tolerance = tolerance_of(ours, reference)

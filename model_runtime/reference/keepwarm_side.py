@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from model_runtime.engine.passing_thread import in_passing_thread
 from model_runtime.forward.cpu_activations import has_integer_activations
-from model_runtime.interface.config import EngineConfig, ModelConfig
+from model_runtime.interface.config import EngineConfig, KvDtype, ModelConfig
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.loaded import LoadedModel
@@ -20,6 +20,7 @@ from model_runtime.reference.boundaries import boundaries_of
 from model_runtime.reference.recorded_engine import RecordedEngine
 from model_runtime.reference.turns import GREEDY_TOKENS, QUESTIONS, SECOND, Reading, TurnIds, readings_of, turns_of
 from model_runtime.text.chat_template import ChatTemplate
+from model_runtime.weights.native_experts import NativeExperts
 from model_runtime.weights.native_matrix import Kind, NativeEmbedding, NativeLinear
 
 Say = Callable[[str], None]
@@ -41,15 +42,19 @@ class Said:
 @dataclass(frozen=True, slots=True)
 class KeepwarmSide:
     """Everything that the comparison needs once the model is gone. `is_float32`: neither weights nor KV are rounded.
-    `is_preset`: a person chose the template instead of the tokenizer's."""
+    `has_float16_kv`: its rows are rounded, and nothing else that it computes.
+    `nf4_experts` are the layers whose experts it quantised. `is_preset`: a person chose the template instead of the
+    tokenizer's."""
 
     name: str
     sentence: str
     device: str
     dtype: torch.dtype
     is_float32: bool
+    has_float16_kv: bool
     has_integer_activations: bool
     quantization_config: Any
+    nf4_experts: tuple[str, ...]
     config: PretrainedConfig
     chat_template: str | dict[str, str]
     is_preset: bool
@@ -58,7 +63,9 @@ class KeepwarmSide:
     left_out: tuple[str, ...]
 
 
-def run_keepwarm(config: ModelConfig, own_config: PretrainedConfig | None, most_tokens: int, say: Say) -> KeepwarmSide:
+def run_keepwarm(
+    config: ModelConfig, own_config: PretrainedConfig | None, most_tokens: int, say: Say, kv_dtype: KvDtype = "auto"
+) -> KeepwarmSide:
     """Loads the model, answers, and frees it again. `own_config` is what transformers reads by itself: a boundary that
     Keepwarm lost is still one. Raises `ModelRuntimeError` with Keepwarm's own sentence when it refuses the model."""
     loaded = in_passing_thread(lambda: load_model(config, say))
@@ -69,7 +76,8 @@ def run_keepwarm(config: ModelConfig, own_config: PretrainedConfig | None, most_
         quantization = getattr(loaded.model.config, "quantization_config", None)
         # A model that stops at its first token would leave nothing to compare.
         endless = replace(loaded, stop_token_ids=frozenset(), stop_strings=())
-        recorded = in_passing_thread(lambda: RecordedEngine(endless, EngineConfig(prompt_lookup="off"), limit_tokens))
+        settings = EngineConfig(prompt_lookup="off", kv_dtype=kv_dtype)
+        recorded = in_passing_thread(lambda: RecordedEngine(endless, settings, limit_tokens))
         try:
             readings, left_out = readings_of(
                 loaded.tokenizer,
@@ -78,15 +86,17 @@ def run_keepwarm(config: ModelConfig, own_config: PretrainedConfig | None, most_
                 boundaries_of(*filter(None, (own_config, loaded.model.config))),
                 min(most_tokens, limit_tokens),
             )
-            info = recorded.engine.info
+            info, row_dtype = recorded.engine.info, recorded.engine.runtime.geometry.dtype
             return KeepwarmSide(
                 name=loaded.name,
                 sentence=f"{info.quantization}, {info.kernel}, on {info.device}",
                 device=info.device,
                 dtype=loaded.kv_dtype,
-                is_float32=is_exact and recorded.engine.runtime.geometry.dtype == torch.float32,
+                is_float32=is_exact and row_dtype == torch.float32,
+                has_float16_kv=loaded.kv_dtype == torch.float32 and row_dtype == torch.float16,
                 has_integer_activations=has_integer_activations(loaded.model),
                 quantization_config=quantization,
+                nf4_experts=tuple(_experts(loaded)) if getattr(quantization, "load_in_4bit", False) else (),
                 config=loaded.model.config,
                 chat_template=loaded.tokenizer.chat_template,
                 is_preset=getattr(config, "chat_preset", None) is not None,
@@ -128,6 +138,10 @@ def _answered(
         found.append(Said(what, ledger, sampled, torch.stack(rows) if rows else torch.empty(0), error))
     recorded.logits.clear()
     return found
+
+
+def _experts(loaded: LoadedModel) -> Iterator[str]:
+    return (name for name, module in loaded.model.named_modules() if isinstance(module, NativeExperts))
 
 
 def _has_float32_weights(loaded: LoadedModel) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,19 @@ class Reference:
 
 
 def load_reference(
-    path: Path, dtype: torch.dtype, device: str, config: PretrainedConfig | None, quantization: Any
+    path: Path,
+    dtype: torch.dtype,
+    device: str,
+    config: PretrainedConfig | None,
+    quantization: Any,
+    nf4_experts: Sequence[str] = (),
 ) -> Reference:
     """Loads a checkpoint directory or a .gguf file. `config` is Keepwarm's, for the settings that transformers' reader
-    of GGUF drops. `quantization` is what Keepwarm put on top of a checkpoint without its own. Raises what transformers
-    raises, or `ModelLoadError`."""
+    of GGUF drops. `quantization` is what Keepwarm put on top of a checkpoint without its own, and `nf4_experts` are the
+    layers of experts that it quantised with it. Raises what transformers raises, or `ModelLoadError`."""
     with progress_on_terminals_only():
         if path.is_dir():
-            return _checkpoint(path, dtype, device, quantization)
+            return _checkpoint(path, dtype, device, quantization, nf4_experts)
         return _gguf(path, dtype, device, config)
 
 
@@ -99,7 +104,9 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, chat_template: Any, turn: Turn
     )
 
 
-def _checkpoint(directory: Path, dtype: torch.dtype, device: str, quantization: Any) -> Reference:
+def _checkpoint(
+    directory: Path, dtype: torch.dtype, device: str, quantization: Any, nf4_experts: Sequence[str]
+) -> Reference:
     check_files(directory)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
     if quantization is not None and "quantization_config" not in read_config(directory / "config.json"):
@@ -109,20 +116,33 @@ def _checkpoint(directory: Path, dtype: torch.dtype, device: str, quantization: 
             directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
         )
     refuse_missing(report, f"The checkpoint {directory.name}")
-    _dequantise_odd_shapes(model)
+    _multiply_in_own_dtype(model)
+    for name in nf4_experts:
+        _round_to_nf4(model.get_submodule(name))
     if device == "cpu" and any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
         model = model.dequantize(dtype=dtype)  # its kernels would round activations too, which Keepwarm does not
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     return Reference(model.eval(), tokenizer, _described(model), False)
 
 
-def _dequantise_odd_shapes(model: PreTrainedModel) -> None:
-    """bitsandbytes' packed CPU kernel asserts that it can divide a layer's widths; other layers are de-quantised."""
+def _multiply_in_own_dtype(model: PreTrainedModel) -> None:
+    """bitsandbytes' packed CPU kernel for NF4 and FP4 rounds activations to bfloat16 (0.06 standard deviations in a
+    tiny Llama whose de-quantised float32 model Keepwarm gives to 4e-6), and cannot divide some widths. Without it,
+    bitsandbytes de-quantises a layer's weights and multiplies in the activations' own precision."""
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
-            block = getattr(module.weight, "blocksize", 64)
-            if module.out_features % 32 or module.in_features % block:
-                module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False
+
+
+def _round_to_nf4(experts: torch.nn.Module) -> None:
+    """Gives each expert the numbers that bitsandbytes makes of it: by itself it passes over parameters of three
+    dimensions."""
+    from bitsandbytes import functional  # only here: importing it costs a second
+
+    for stack in experts.parameters():
+        for matrix in stack.data if stack.ndim == 3 else ():
+            codes, state = functional.quantize_4bit(matrix.contiguous(), quant_type="nf4", compress_statistics=True)
+            matrix.copy_(functional.dequantize_4bit(codes, state))
 
 
 def _model_class(directory: Path) -> Any:
