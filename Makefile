@@ -8,7 +8,8 @@ INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt --ed
 HOST ?= 127.0.0.1
 PORT ?= 7860
 ARGS ?=
-WORKERS ?= 2
+# More than two cores: many tests wait for a server or a browser.
+WORKERS ?= 3
 
 BIOME := PATH="$(abspath $(BIN)):$$PATH" $(VENV)/biome/node_modules/.bin/biome
 C_SOURCES := $(wildcard model_runtime/native/*.[ch] model_runtime/forward/few_rows/cuda/*.cu*)
@@ -26,7 +27,7 @@ help:  ## Print this list
 chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf file for another model; ARGS=... for more flags)
 	$(BIN)/keepwarm serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-test: $(VENV)/.test browser  ## Run all tests, Chromium included, in two processes (WORKERS=1 for one)
+test: $(VENV)/.test browser  ## Run all tests, Chromium included, in three processes (WORKERS=1 for one)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.test  ## Run what one wants after each change: no browser, no server, no real model

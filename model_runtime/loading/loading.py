@@ -24,7 +24,7 @@ from model_runtime.loading.checkpoint import format_of
 from model_runtime.loading.checks.checkpoint_check import PICKLED, check_checkpoint, check_files, how_to_convert
 from model_runtime.loading.checks.config_file import described_model, read_model_config
 from model_runtime.loading.checks.family_check import check_family
-from model_runtime.loading.checks.format_check import check_format
+from model_runtime.loading.checks.format_check import check_experts, check_format
 from model_runtime.loading.checks.gguf_parts import gguf_files, model_name, read_gguf_files
 from model_runtime.loading.checks.other_files import file_notes, refuse_other_models
 from model_runtime.loading.checks.tokenizer_check import check_producible
@@ -148,7 +148,10 @@ def _check_before_weights(found: _Found, order: _Order) -> None:
     check_config(config, found.name)
     described = described_model(config, found.name)
     check_reach(described, found.name)
-    needs = checkpoint_needs(described, format_of(found.directory), Machine(order.device, has_own_kernels=True))
+    stored = format_of(found.directory)
+    if stored is not None:
+        check_experts(found.name, stored, described)
+    needs = checkpoint_needs(described, stored, Machine(order.device, has_own_kernels=True))
     try:
         _refuse_too_large(found.name, needs, precision, order)
     except ModelLoadError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,21 @@ from model_runtime.weights.stored_weights import Stored
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
 _READ: dict[str, Callable[[torch.Tensor], Stored]] = {"Q4_0": read_q4_0, "Q4_1": read_q4_1, "Q8_0": read_q8_0}
-Matrices = dict[str, list[NativeMatrix]]
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixPair:
+    """Two matrices that read the same inputs, one's rows above the other's."""
+
+    upper: NativeMatrix
+    lower: NativeMatrix
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Like `NativeMatrix.multiply`."""
+        return torch.cat([self.upper.multiply(x), self.lower.multiply(x)], dim=-1)
+
+
+Matrices = Mapping[str, Sequence[NativeMatrix | MatrixPair]]
 
 
 class NativeExperts(nn.Module):
@@ -32,7 +47,8 @@ class NativeExperts(nn.Module):
 
     def every_matrix(self) -> Iterator[NativeMatrix]:
         """All projections of all experts."""
-        return (matrix for matrices in self.matrices.values() for matrix in matrices)
+        for one in (one for matrices in self.matrices.values() for one in matrices):
+            yield from (one.upper, one.lower) if isinstance(one, MatrixPair) else (one,)
 
     def release(self) -> None:
         """Frees the matrices; the experts cannot be used afterwards."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from functools import partial
 from itertools import product
 
 from model_runtime.interface.chat import ChatMessage, ToolCall, TurnTemplate, UserInput

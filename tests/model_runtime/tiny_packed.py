@@ -267,7 +267,7 @@ def written(source: Path, target: Path, scheme: Scheme) -> Packed:
     meant: Tensors = {}
     weights: Tensors = {}
     for key, weight in load_file(source / "model.safetensors").items():
-        if not key.endswith("_proj.weight"):
+        if not key.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")):
             stored[key] = meant[key] = weight
             continue
         base = key.removesuffix(".weight")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Container, Iterable, Mapping
 
+from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoQuantizationConfig
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.weights.checkpoint_formats.compressed_settings import rounded_activations
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
+from model_runtime.weights.native_experts import can_be_native
 from model_runtime.weights.own_layers.formats import OwnFormat, own_format
 
 # What a format's quantiser imports, and the name of the package that has it.
@@ -72,6 +74,20 @@ def _check_own(name: str, stored: StoredFormat, own: OwnFormat, dequantises: boo
             f"{name} is stored as {stored.name} for activations that are rounded to {rounded}, which is not done here. "
             "--quantization none runs its weights de-quantised, with activations that are not rounded."
         )
+
+
+def check_experts(name: str, stored: StoredFormat, model: nn.Module) -> None:
+    """Raises `ModelLoadError` if the model's experts cannot be run in the format. `model` may be on the meta device.
+    Settings that speak of experts may leave them out: then only the tensors tell."""
+    if own_format(stored) is None or stored.method == "bitsandbytes" or "expert" in str(stored.settings):
+        return
+    for layer, module in model.named_modules():
+        if any(p.ndim == 3 for p in module.parameters(recurse=False)) and not can_be_native(module):
+            raise ModelLoadError(
+                f"{name} is stored as {stored.name}. Its experts ({layer}) cannot be run in that format: they have "
+                "biases, an activation of their own, or sizes that are no multiple of 32. Choose another checkpoint of "
+                "this model."
+            )
 
 
 def check_plain(

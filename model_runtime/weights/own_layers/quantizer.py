@@ -14,7 +14,13 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    apply_renamings,
+    rename_source_key,
+)
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
@@ -23,7 +29,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.coded.coded_rows import Coded
+from model_runtime.weights.native_experts import can_be_native
 from model_runtime.weights.own_layers.formats import OwnFormat, own_format
+from model_runtime.weights.own_layers.mixture import PARTS, Place, StoredMixture
 from model_runtime.weights.own_layers.mxfp4_experts import METHOD as MXFP4
 from model_runtime.weights.own_layers.mxfp4_experts import StoredExperts
 
@@ -58,16 +66,20 @@ class StoredLinear(nn.Module):
 
     bias: torch.Tensor | None
 
-    def __init__(self, layer: nn.Module, tensors: Tensors, own: OwnFormat, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        family_bias: nn.Parameter | None,
+        tensors: Tensors,
+        own: OwnFormat,
+        settings: dict[str, Any],
+    ) -> None:
         super().__init__()
-        weight: Any = layer.weight
-        self.shape = (weight.shape[1], weight.shape[0]) if isinstance(layer, Conv1D) else tuple(weight.shape)
+        self.shape = shape
         self._own, self._settings, self._names = own, settings, tuple(tensors.keys() - {"bias"})
-        for name, (dtype, shape) in tensors.items():
-            self.register_parameter(
-                name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
-            )
-        family_bias = getattr(layer, "bias", None)
+        for name, (dtype, size) in tensors.items():
+            empty = torch.empty(size, dtype=dtype, device="meta")
+            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         if family_bias is not None or "bias" not in tensors:
             self.register_parameter("bias", family_bias)
 
@@ -94,15 +106,33 @@ class StoredQuantizer(HfQuantizer):  # type: ignore[misc]
         assert own is not None
         found = _found(kwargs["checkpoint_files"], own)
         targets = _Targets(model)
+        mixtures = dict[str, dict[Place, StoredLinear]]()
         for base, tensors in found.items():
-            name = targets.module_of(base)
+            name, place = targets.module_of(base), targets.place_of(base)
             layer = None if name is None else model.get_submodule(name)
-            if name is None or not isinstance(layer, (nn.Linear, Conv1D)):
+            if place is not None:
+                stored = StoredLinear(targets.shape_of(place), None, tensors, own, settings)
+                mixtures.setdefault(place.module, {})[place] = stored
+            elif name is not None and isinstance(layer, (nn.Linear, Conv1D)):
+                rows, columns = reversed(layer.weight.shape) if isinstance(layer, Conv1D) else layer.weight.shape
+                stored = StoredLinear((int(rows), int(columns)), getattr(layer, "bias", None), tensors, own, settings)
+                model.set_submodule(name, stored)
+            else:
                 raise ModelLoadError(
                     f"{type(model).__name__} cannot be loaded: {base} is stored as {config.stored_as}, and only linear "
-                    "layers are run in that format, not experts that transformers joins, nor embeddings."
+                    "layers and experts that are gated without biases are run in that format, not embeddings."
                 )
-            model.set_submodule(name, StoredLinear(layer, tensors, own, settings))
+        for name, parts in mixtures.items():
+            try:
+                model.set_submodule(name, StoredMixture(model.get_submodule(name), parts))
+            except ValueError as error:
+                raise ModelLoadError(f"{type(model).__name__} cannot be loaded: in {name}, {error}.") from error
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        """Leaves the matrices of experts apart that transformers would join."""
+        if not any(isinstance(module, StoredMixture) for module in model.modules()):
+            return list(super().update_weight_conversions(weight_conversions, model))
+        return [one for one in weight_conversions if not _joins_experts(one)]
 
     def is_serializable(self) -> bool:
         return False
@@ -131,19 +161,44 @@ class _Targets:
     """Which modules of a model the tensors of its checkpoint belong to."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._conversions = get_model_conversion_mapping(model)
+        self._model = model
+        conversions = get_model_conversion_mapping(model)
+        self._renamings = [one for one in conversions if not isinstance(one, WeightConverter)]
+        self._converters = [one for one in conversions if isinstance(one, WeightConverter)]
         self._prefix, self._known = model.base_model_prefix, model.state_dict()
+
+    def place_of(self, base: str) -> Place | None:
+        """The place among the experts of a layer; None for what is no part of experts that are all gated alike."""
+        key = f"{base}.weight"
+        renamed, joined = rename_source_key(key, self._renamings, self._converters, self._prefix, self._known)
+        module, _, projection = renamed.rpartition(".")
+        if joined is None or renamed not in self._known or not can_be_native(self._model.get_submodule(module)):
+            return None
+        converter = next(one for one in self._converters if joined in one.source_patterns and _joins_experts(one))
+        parts = {"gate_up_proj": PARTS[:2], "down_proj": PARTS[2:]}[projection]
+        *_, expert, name, _ = apply_renamings(key, self._renamings).split(".")
+        return Place(module, int(expert), parts[converter.source_patterns.index(joined)], name)
+
+    def shape_of(self, place: Place) -> tuple[int, int]:
+        """`[N, K]` of the matrix that belongs there."""
+        experts: Any = self._model.get_submodule(place.module)
+        _, hidden, inner = experts.down_proj.shape
+        return (hidden, inner) if place.part == "down" else (inner, hidden)
 
     def module_of(self, base: str) -> str | None:
         """The module that a plain checkpoint's `base.weight` would belong to alone; None if there is none."""
-        renamings = [one for one in self._conversions if not isinstance(one, WeightConverter)]
-        converters = [one for one in self._conversions if isinstance(one, WeightConverter)]
         key = f"{base}.weight"
-        renamed, joined = rename_source_key(key, renamings, converters, self._prefix, self._known)
+        renamed, joined = rename_source_key(key, self._renamings, self._converters, self._prefix, self._known)
         if renamed not in self._known and key in self._known:
             renamed, joined = key, None
         is_own = joined is None and renamed in self._known and renamed.endswith(".weight")
         return renamed.removesuffix(".weight") if is_own else None
+
+
+def _joins_experts(conversion: Any) -> bool:
+    """Whether it stacks the matrices of experts, gate above up."""
+    kinds = [type(operation) for operation in getattr(conversion, "operations", ())]
+    return kinds in ([MergeModulelist], [MergeModulelist, Concatenate]) and "experts" in conversion.target_patterns[0]
 
 
 def _found(files: Iterable[str], own: OwnFormat) -> dict[str, Tensors]:

@@ -18,7 +18,9 @@ from model_runtime.weights.coded.coded_rows import Coded
 from model_runtime.weights.coded.eights import coded_fp8, coded_llm_int8
 from model_runtime.weights.coded.four_bits import coded_four_bits
 from model_runtime.weights.coded.numbers import dequantised_rows
+from model_runtime.weights.native_experts import MatrixPair, NativeExperts
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
+from model_runtime.weights.own_layers.mixture import StoredMixture
 from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts, StoredExperts, plain_experts
 from model_runtime.weights.own_layers.quantizer import StoredLinear, names_of
 
@@ -33,6 +35,8 @@ def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
     if they came with 16. Layers that the kernels cannot read stay what they are: bitsandbytes' with blocks that cross
     the ends of rows, FP8 with blocks of odd sizes; `dequantise_stored` is for those of `StoredLinear`. A layer's old
     weights are freed before the next one is packed."""
+    for name in names_of(model, StoredMixture):
+        model.set_submodule(name, _native_experts(model, name, kernels))
     for name in [name for name, module in model.named_modules() if _reader_of(module) is not None]:
         layer: Any = model.get_submodule(name)
         coded = _coded(model, name, layer)
@@ -52,11 +56,11 @@ def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
 def dequantise_stored(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:
     """Puts plain layers in the place of all `StoredLinear` and `StoredExperts`, one at a time. Raises
     `ModelLoadError`."""
+    for name in names_of(model, StoredMixture):
+        model.set_submodule(name, _plain_experts(model, name, dtype, device))
     for name in names_of(model, StoredLinear):
         layer: Any = model.get_submodule(name)
-        coded = _coded(model, name, layer)
-        assert coded is not None
-        weight = dequantised_rows(coded, dtype).to(device)
+        weight = _dequantised(model, name, dtype).to(device)
         with torch.device("meta"):
             linear = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None)
         linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -65,6 +69,47 @@ def dequantise_stored(model: PreTrainedModel, dtype: torch.dtype, device: str) -
         model.set_submodule(name, linear.eval())
     for name in names_of(model, StoredExperts):
         model.set_submodule(name, plain_experts(model.get_submodule(name), dtype, device))
+
+
+def _native_experts(model: PreTrainedModel, name: str, kernels: ctypes.CDLL) -> NativeExperts:
+    stored: Any = model.get_submodule(name)
+
+    def native(below: str) -> NativeMatrix:
+        layer: Any = stored.get_submodule(below)
+        coded = _coded(model, f"{name}.{below}", layer)
+        assert coded is not None
+        bias = None if layer.bias is None else layer.bias.detach().float()
+        stored.set_submodule(below, nn.Module())  # its tensors are not needed any more
+        return _packed(model, f"{name}.{below}", coded, bias, kernels)
+
+    gate_up, down = list[MatrixPair](), list[NativeMatrix]()
+    for gate, up, out in stored.names():
+        gate_up.append(MatrixPair(native(gate), native(up)))
+        down.append(native(out))
+    return NativeExperts(stored.replaced[0], {"gate_up_proj": gate_up, "down_proj": down})
+
+
+def _plain_experts(model: PreTrainedModel, name: str, dtype: torch.dtype, device: str) -> nn.Module:
+    stored: Any = model.get_submodule(name)
+
+    def plain(below: str) -> torch.Tensor:
+        bias = stored.get_submodule(below).bias
+        if bias is not None and bias.any():
+            raise ModelLoadError(f"{type(model).__name__} cannot be used: {name}.{below} has a bias of its own.")
+        return _dequantised(model, f"{name}.{below}", dtype)
+
+    gate_up, down = list[torch.Tensor](), list[torch.Tensor]()
+    for gate, up, out in stored.names():
+        gate_up.append(torch.cat([plain(gate), plain(up)]).to(device))
+        down.append(plain(out).to(device))
+    experts: nn.Module = stored.plain(gate_up, down)
+    return experts
+
+
+def _dequantised(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.Tensor:
+    coded = _coded(model, name, model.get_submodule(name))
+    assert coded is not None
+    return dequantised_rows(coded, dtype)
 
 
 def _reader_of(module: nn.Module) -> Callable[[Any], Coded | None] | None:

@@ -12,8 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
 from model_runtime.forward.native_forward import runs_natively
@@ -26,6 +24,7 @@ from model_runtime.weights.native_matrix import NativeLinear
 from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts
 from tests.conftest import TinyDir
 from tests.model_runtime.harness import WatchedEngine, full_read
+from tests.model_runtime.small_configs import save_small, small_config
 from tests.model_runtime.tiny_formats import with_settings
 from tests.model_runtime.tiny_models import CONTEXT_TOKENS, VOCABULARY_TOKENS, save_tiny, token_ids
 from tests.model_runtime.tiny_packed import (
@@ -251,24 +250,59 @@ def test_what_cannot_be_held_is_refused_by_name_before_weights_are_read(
         load(directory)
 
 
-def test_experts_that_transformers_joins_are_refused_by_name(tmp_path: Path) -> None:
-    """The checkpoint has a quantised matrix for each expert, the model one for all of them."""
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY_TOKENS,
-        hidden_size=64,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_experts=4,
-        num_experts_per_tok=2,
-        **token_ids(),
-    )
-    packed = written(save_tiny(Qwen3MoeForCausalLM, config, tmp_path / "plain"), tmp_path / "packed", gptq())
-    with pytest.raises(ModelLoadError, match=r"experts\.\d\.\w+_proj is stored as gptq, and only linear layers"):
+MIXTURES = {
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 64},
+    "mixtral": {"num_local_experts": 4, "intermediate_size": 64},
+    "deepseek_v3": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 64},
+}
+
+
+def mixture(family: str, directory: Path) -> Path:
+    """A tiny mixture of experts: four in each layer, of which two are chosen."""
+    return save_small(small_config(family, MIXTURES[family] | {"num_experts_per_tok": 2}), directory)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("qwen3_moe", "gptq in order"),
+        ("mixtral", "gptq"),
+        ("deepseek_v3", "awq"),
+        ("mixtral", "W4A16"),
+        ("qwen3_moe", "FP8"),
+    ],
+)
+def test_experts_run_at_the_bits_of_the_checkpoint(family: str, name: str, tmp_path: Path) -> None:
+    """The checkpoint has a quantised matrix for each expert, transformers' model one for all of them."""
+    scheme, label = SCHEMES[name]
+    packed = written(mixture(family, tmp_path / "tiny"), tmp_path / "packed", scheme)
+    loaded, expected = load(packed.directory), plain_logits(packed)
+    assert loaded.quantization.startswith(f"{label} as shipped")
+    assert family == "deepseek_v3" or "layers' weights" not in loaded.quantization  # kv_a_proj_with_mqa
+    assert not [name for name, _ in loaded.model.named_parameters() if "experts" in name]
+    cached_turns_equal(loaded, expected)
+    unload(loaded)
+    assert gap(full_read(load(packed.directory, "none").model, LEDGER), expected) < EXACT
+
+
+def test_experts_of_which_some_are_plain_are_refused(tmp_path: Path) -> None:
+    packed = written(mixture("mixtral", tmp_path / "tiny"), tmp_path / "packed", gptq())
+    tensors = load_file(packed.directory / "model.safetensors")
+    base = "model.layers.0.block_sparse_moe.experts.1.w2"
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(base)}
+    tensors[f"{base}.weight"] = packed.weights[base]
+    save_file(tensors, packed.directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"layers\.0\.mlp\.experts, some of its experts' matrices are stored so"):
         load(packed.directory)
+
+
+def test_experts_that_are_gated_otherwise_are_refused_from_the_config(gpt_oss: Packed, tmp_path: Path) -> None:
+    directory = with_settings(gpt_oss.plain, tmp_path / "gptq", gptq().settings)
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(
+        ModelLoadError, match=r"stored as 4-bit GPTQ\. Its experts \(model\.layers\.0\.mlp\.experts\) cannot"
+    ):
+        load(directory)
 
 
 def test_int8_for_rounded_activations_runs_de_quantised_when_asked(tiny_dir: TinyDir, tmp_path: Path) -> None:

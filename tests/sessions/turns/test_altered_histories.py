@@ -237,25 +237,3 @@ def test_the_sample_that_is_sent_back_exactly_is_gone_on_with(
     finish(run)
     assert run.plan.notes == ()
     assert harness.texts(run.conversation_id) == ["Two and two?", text, "Sure?", "Yes"]
-
-
-@pytest.mark.parametrize("sent_back", [0, 1])
-@pytest.mark.parametrize("key", [None, "one"])
-def test_the_sample_that_is_sent_back_exactly_is_gone_on_with(
-    make_harness: MakeHarness, sent_back: int, key: str | None
-) -> None:
-    """Two samples of one question, with one normal form: the newer one must not stand in for the other."""
-    harness = make_harness()
-    samples = iter(("It is *four* now", "It is _four_ now", "Yes"))
-    harness.engine.answer = lambda ledger: (*next(samples).encode(), END)
-    runs = [harness.manager.completions.begin(ADA, ChatRequest((user("Two and two?"),), GREEDY, key=key))]
-    finish(runs[0])
-    runs.append(harness.manager.completions.begin(ADA, ChatRequest((user("Two and two?"),), GREEDY, key=key)))
-    texts = [finish(run).text for run in runs]
-    assert normal_form(texts[0]) == normal_form(texts[1])
-    text = texts[sent_back]
-    said = (user("Two and two?"), ChatMessage("assistant", text), user("Sure?"))
-    run = harness.manager.completions.begin(ADA, ChatRequest(said, GREEDY, key=key))
-    finish(run)
-    assert run.plan.notes == ()
-    assert harness.texts(run.conversation_id) == ["Two and two?", text, "Sure?", "Yes"]
