@@ -20,6 +20,10 @@ HALVES = {
     "IQ4_NL": (0,),
     "IQ4_XS": (0,),
     "MXFP4": (),
+    "IQ1_S": (0,),
+    "IQ2_XXS": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
 }
 EXPONENT = {"MXFP4": 0}  # where a block has the exponent of its scale
 _LARGEST = {"Q4_0": 0x6FFF}  # 8,188: -8 times that is a float16 too, as the cache needs it

@@ -18,6 +18,7 @@ from model_runtime.architecture.decoder_layout import head_dim_of
 from model_runtime.interface.config import Quantization
 from model_runtime.loading.checks.gguf_header import GgufHeader, Items, TensorInfo, tensor_bytes
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
+from model_runtime.weights.coded.codebooks import CODEBOOKS, held_bytes
 from model_runtime.weights.coded.ggml_formats import NATIVE_FORMATS
 from model_runtime.weights.native_experts import can_be_native
 
@@ -135,10 +136,12 @@ def _gguf_kv_bytes(header: GgufHeader) -> int:
 
 
 def _shipped_bytes(tensor: TensorInfo) -> int:
-    """In our own kernels: blocks as they are, 16 bits where they are numbers that may be whole in 16, and float32 for
-    vectors."""
+    """In our own kernels: blocks as they are, those of a codebook as levels, 16 bits where they are numbers that may be
+    whole in 16, and float32 for vectors."""
     if len(tensor.shape) < 2 or tensor.shape[-1] % _KERNEL_COLUMNS:
         return _count(tensor) * 4
+    if tensor.kind.name in CODEBOOKS:
+        return held_bytes(_count(tensor))
     if tensor.kind.name in NATIVE_FORMATS:
         return tensor_bytes(tensor)
     return _count(tensor) * _HALF_BYTES

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 BLOCK = 256  # columns of a super-block
+_LEAST_RUN = 32  # columns, of what is not a format of ggml
 
 
 class Kind(IntEnum):
@@ -104,3 +105,14 @@ class Coded(Protocol):
 
     def rows(self, start: int, end: int) -> CodedRows:
         """Rows `start..end`."""
+
+
+def fitted_run(group: int, columns: int) -> tuple[int, int]:
+    """Columns of a run, a power of two, and how many runs make up a group of `group` columns of a row of `columns`. A
+    group that is as long as the row is one run. Raises `ValueError` for groups that no run divides."""
+    if group >= columns:
+        return max(_LEAST_RUN, 1 << (columns - 1).bit_length()), 1
+    run = group & -group
+    if run < _LEAST_RUN:
+        raise ValueError(f"groups of {group} columns")
+    return run, group // run

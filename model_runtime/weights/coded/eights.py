@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from model_runtime.weights.coded.coded_rows import CodedRows, Grid, Kind, Scales
+from model_runtime.weights.coded.coded_rows import CodedRows, Grid, Kind, Scales, fitted_run
 from model_runtime.weights.coded.integers import spread
-from model_runtime.weights.coded.runs import fitted_run
 
 _SCALES = {torch.float16: Scales.HALVES, torch.bfloat16: Scales.BRAINS, torch.float32: Scales.FLOATS}
 _NOT_A_NUMBER = 0x7F  # of E4M3, without its sign

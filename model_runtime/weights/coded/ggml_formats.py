@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from model_runtime.weights.coded.codebooks import CODEBOOKS
 from model_runtime.weights.coded.coded_rows import CodedRows, Grid, Kind, Scales
 from model_runtime.weights.ggml_blocks import GgmlBlocks
 from model_runtime.weights.q4_blocks import GROUP, Q4Blocks, Q8Blocks
@@ -215,6 +216,6 @@ FORMATS = {
     "IQ4_NL": Format(Grid(Kind.LEVELS, Scales.HALVES, 32, 0, _IQ4), 18, _iq4_nl),
     "IQ4_XS": Format(Grid(Kind.LEVELS, Scales.SUPER, 32, 0, _IQ4), 136, _iq4_xs),
     "MXFP4": Format(Grid(Kind.LEVELS, Scales.POWERS, 32, 0, _FP4), 17, _mxfp4),
-}
+} | {kind: Format(book.grid, book.block_bytes, book.split) for kind, book in CODEBOOKS.items()}
 # These are kept in a form of their own (`q4_blocks`).
 NATIVE_FORMATS = frozenset(FORMATS) | {"Q4_0", "Q4_1", "Q8_0"}

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from model_runtime.weights.coded.coded_rows import CodedRows, Grid, Kind, Scales
-from model_runtime.weights.coded.runs import fitted_run
+from model_runtime.weights.coded.coded_rows import CodedRows, Grid, Kind, Scales, fitted_run
 
 _SCALES = {torch.float16: Scales.HALVES, torch.bfloat16: Scales.BRAINS, torch.float32: Scales.FLOATS}
 _HALF_RANGE = {4: 8, 8: 128}

@@ -12,6 +12,7 @@ import torch
 from bitsandbytes import functional
 from torch import nn
 
+from model_runtime.weights.coded.codebooks import CODEBOOKS, held_bytes
 from model_runtime.weights.coded.coded_rows import Kind, Scales
 from model_runtime.weights.coded.four_bits import CodedFourBits, coded_four_bits
 from model_runtime.weights.coded.ggml_formats import FORMATS, NATIVE_FORMATS, CodedQ4
@@ -124,7 +125,8 @@ def shifted(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", HALVES)
 def test_a_matrix_takes_the_bytes_of_the_file(kind: str, own_library: ctypes.CDLL) -> None:
     rows = random_blocks(kind, 256, 2048, 6)
-    assert NativeMatrix(stored(kind, rows), None, own_library).nbytes <= 1.05 * rows.nbytes
+    allowed = held_bytes(rows.shape[0] * 2048) if kind in CODEBOOKS else rows.nbytes
+    assert NativeMatrix(stored(kind, rows), None, own_library).nbytes <= 1.05 * allowed
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "Q2_K"])

@@ -131,10 +131,10 @@ def test_types_without_a_kernel_say_that_they_run_de_quantised(tmp_path: Path, l
     case = wide("llama heads")
     model = case.model()
     tensors = {name: weights for name, weights in case.all_tensors(model).items() if name.endswith("ffn_up.weight")}
-    rows = {name: torch.randint(0, 40, (256, 66), dtype=torch.uint8).numpy() for name in tensors}
-    raw = {name: (part, GGMLQuantizationType.IQ2_XXS) for name, part in rows.items()}
+    rows = {name: torch.randint(0, 40, (256, 74), dtype=torch.uint8).numpy() for name in tensors}
+    raw = {name: (part, GGMLQuantizationType.IQ2_XS) for name, part in rows.items()}
     loaded = load(case.write(tmp_path / "model.gguf", model, GGMLQuantizationType.Q8_0, raw=raw), "shipped")
-    assert "2 tensors of type IQ2_XXS run de-quantised." in loaded.notes
+    assert "2 tensors of type IQ2_XS run de-quantised." in loaded.notes
     assert "% of the layers' weights in float32" in loaded.quantization
 
 
