@@ -60,7 +60,8 @@ def _nibbles(packed: Blocks) -> torch.Tensor:
 
 def _upper_bits(packed: Blocks, dtype: torch.dtype, shift: int, mask: int) -> torch.Tensor:
     """A field of each word."""
-    return packed.contiguous().view(dtype).int() >> shift & mask
+    # A copy: a single block would be a view that begins in the middle of a word.
+    return packed.clone(memory_format=torch.contiguous_format).view(dtype).int() >> shift & mask
 
 
 CODEBOOKS = {
