@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ASSETS_PATH = "/keepwarm"
+ASK_PATH = "/ask"  # where the page asks all its questions
 LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
 HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
 API_PATH = "/v1"  # admits its callers by API key, never by cookie: see app/access/callers.py

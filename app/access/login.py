@@ -34,6 +34,8 @@ from sessions.errors import StoreError
 # Relative, so that they hold below the path of a proxy too. The browser takes along the part of its address behind #,
 # which names a conversation.
 PAGE, LOGIN = beside(LOGIN_PATH, "/"), beside(LOGOUT_PATH, LOGIN_PATH)
+ENDED = "ended"  # in the query of an open page that finds its log-in ended: app/page/assets/bridge.js
+ENDED_SENTENCE = "You were logged out in another tab, on another device, or after 30 days. This tab keeps its drafts."
 Leaving = Literal["keep", "forget", "everywhere"]
 
 
@@ -59,7 +61,7 @@ def add_login(app: FastAPI, owners: Owners, visitors: Visitors, model_name: str)
         old = owners.upgrade(cookies_of(request.headers), visitors.of(request.scope).is_https)
         if old is not None:
             return _logged_in(old)
-        return draw_login(request, "")
+        return draw_login(request, ENDED_SENTENCE if ENDED in request.query_params else "")
 
     @app.post(LOGIN_PATH, response_model=None)
     async def log_in(

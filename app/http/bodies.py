@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.fair_share import FairShare
 from app.http.json_shape import Shape, ShapeRefused, check_shape
-from app.paths import LOGIN_PATH, is_api
+from app.paths import ASK_PATH, LOGIN_PATH, is_api
 from app.problems import RETRY_BUSY_S, Problem
 
 BODYLESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -29,7 +29,6 @@ MEMORY_PATIENCE_S = 10.0  # how long to wait for other bodies to be finished
 
 FORM_BYTES = 8 * KIB  # a password, with what browsers add to it
 PLAIN_EVENT_BYTES = 16 * KIB
-MESSAGE_PATHS = ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/component_server")
 EVENT_SHAPE = Shape(values=5_000, depth=50)
 
 
@@ -121,7 +120,7 @@ class BodyGate:
     def _limit(self, path: str) -> BodyLimit:
         if path.rstrip("/") == LOGIN_PATH:
             return BodyLimit(FORM_BYTES)
-        if path.rstrip("/") in MESSAGE_PATHS:
+        if path == ASK_PATH:
             return self._message_limit
         return BodyLimit(PLAIN_EVENT_BYTES)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 # For everything that is not one of our pages: nothing loads, nothing is sent, no site frames it.
 LOCKED_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -25,13 +25,12 @@ COMMON_HEADERS: Mapping[str, str] = {
 }
 
 
-def page_policy(nonce: str, style_hashes: Sequence[str] = ()) -> str:
-    """The chat page's policy: an inline script or style needs `nonce`, a style attribute must be one that the page was
-    generated with, and a string is never run as a script."""
-    styles = " ".join(["'self'", f"'nonce-{nonce}'", "'unsafe-hashes'", *style_hashes])
+def page_policy(script_hash: str) -> str:
+    """The chat page's policy: the page's own files, the one inline script with this SHA-256 hash (base64), and nothing
+    else. A string is never run as a script."""
     return (
-        f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src {styles}; img-src 'self'; font-src 'self'; "
-        "connect-src 'self'; object-src 'none'; frame-src 'none'; worker-src 'none'; "
+        f"default-src 'none'; script-src 'self' 'sha256-{script_hash}'; style-src 'self'; img-src 'self'; "
+        "font-src 'self'; connect-src 'self'; object-src 'none'; frame-src 'none'; worker-src 'none'; "
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
 

@@ -1,1 +1,1 @@
-"""Everything a person sees: the Gradio page, its scripts, and the handlers that answer them."""
+"""Everything a person sees: the page, its scripts, and the handlers that answer them."""

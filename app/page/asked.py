@@ -20,17 +20,6 @@ class BadRequest(ValueError):
         super().__init__("The page asked for something that this server does not understand. Reload the page.")
 
 
-def asked(sent: object) -> Asked:
-    """The fields of a request, none if it is not an object. "seq" is dropped unless it is a number or a short word."""
-    if not isinstance(sent, dict):
-        return {}
-    seq = sent.get("seq")
-    is_plain = (
-        seq is None or (isinstance(seq, str) and len(seq) <= 20) or (isinstance(seq, int) and abs(seq) <= LARGEST_WHOLE)
-    )
-    return sent if is_plain else {**sent, "seq": None}
-
-
 def conversation_id(fields: Asked) -> str:
     """The conversation's id; "" for what cannot be an id. Raises `BadRequest`."""
     value = _string(fields, "conversation_id")

@@ -45,21 +45,18 @@ class Chat:
     def act(self, owner_id: str, request: Request) -> dict[str, Any]:
         """Performs a request. Returns the conversation after it, what is new in its run, or an "error" sentence."""
         name = "act"
-        reply: dict[str, Any] = {"seq": request.get("seq")}
         try:
             name = word(request, "action")
             if name == "follow":
-                return reply | self._follow(owner_id, request)
+                return self._follow(owner_id, request)
             if name not in self._actions:
                 raise BadRequest
             self._actions[name](owner_id, request)
-            return reply | self.draw(
-                owner_id, conversation_id(request), _shown(request), line(request, "find"), _have(request)
-            )
+            return self.draw(owner_id, conversation_id(request), _shown(request), line(request, "find"), _have(request))
         except ConversationNotFound as error:
-            return reply | {"error": str(error), "gone": not self._exists(owner_id, request)}
+            return {"error": str(error), "gone": not self._exists(owner_id, request)}
         except Exception as error:
-            return reply | {"error": sentence(error, name)}
+            return {"error": sentence(error, name)}
 
     def _exists(self, owner_id: str, request: Request) -> bool:
         """Whether only a message of the conversation is missing, not all of it."""
@@ -139,5 +136,5 @@ def _have(request: Request) -> frozenset[str]:
 
 
 def _known(request: Request) -> frozenset[str]:
-    """The keys of the blocks that the page has. They come as one string: an event carries only plain values."""
+    """The keys of the blocks that the page has. They come as one string: a question carries only plain values."""
     return frozenset(word(request, "known").split(","))

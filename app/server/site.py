@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.exception_handlers import http_exception_handler
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -34,8 +33,6 @@ def create_app(services: Services, bind_host: str, headless: bool = False, root_
     connections, bodies = Connections(), Bodies()
     app.state.connections = connections
     app.add_middleware(BodyGate, bodies=bodies, most_message_bytes=services.manager.most_message_bytes)
-    # Without this Gradio would allow any foreign Origin, with credentials, when served under a public name.
-    app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(
         Guard,
         owners=services.owners,

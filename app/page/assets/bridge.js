@@ -1,8 +1,5 @@
-// The two channels to the server. `ask` returns JSON (sidebars, settings, stop). `act` goes through a Gradio event,
-// because only an event may change the chat; one at a time, so that a reply never arrives for a conversation that was
-// left.
-import { emit } from "./bus.js";
-
+// The channel to the server: every question is one request, answered with JSON.
+const ADDRESS = "ask"; // relative: the page may be below a proxy's path
 const LOST = "The server does not answer. What you wrote is still here; try again in a moment.";
 const REFUSED =
   "The server did not take this request. Try again; if that does not help, reload the page: what you wrote is kept.";
@@ -10,89 +7,64 @@ const LOGGED_OUT = "You are logged out. What you wrote is still here after the n
 const WATCH_MS = 2000;
 const PATIENCE_MS = 120000;
 const HEALTH_MS = 5000;
-const START_MS = 20000;
-const INCOMPLETE = "A part of this page has not come yet. If nothing happens soon, reload the page.";
 
 // Times are written as the reader's clock shows them.
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone ?? "";
-let port = null; // what Gradio gives to its component
-let arrived = null;
-const connected = new Promise((resolve) => {
-  arrived = resolve;
-});
-let lastSeq = 0;
-let pending = null;
-let sendsNoEvents = false; // after an event that did not reach the server, Gradio sends no more of them
 let queue = Promise.resolve();
 
-// Gradio has started. The page was there before that, and could be written in.
-export function connect(gradio) {
-  port = gradio;
-  arrived();
-  gradio.watch("value", () => {
-    const reply = gradio.props.value;
-    if (pending && reply?.seq === pending.seq) pending.settle(reply);
-  });
-}
-
-export function watchStart() {
-  const late = setTimeout(() => emit("problem", INCOMPLETE), START_MS);
-  connected.then(() => clearTimeout(late));
-}
-
+// Resolves with the reply, or with a sentence as its `error`. It is `lost` where none came.
 export async function ask(name, details = {}) {
-  await connected;
-  const reply = await port.server.ask({ ask: name, zone, ...details }).catch(() => null);
-  if (reply) return reply.login ? logIn() : reply;
-  // Gradio gives nothing where the server is gone, refuses a visitor who is logged out, or does not know this page.
-  const found = await look();
-  if (found === "logged out") return logIn();
-  return { error: found === "there" ? REFUSED : LOST, lost: true };
+  const given = new AbortController();
+  const stopWatching = watch(given);
+  try {
+    const response = await fetch(ADDRESS, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ ask: name, zone, ...details }),
+      signal: given.signal,
+    });
+    if (response.status === 401) return logIn();
+    const reply = await response.json().catch(() => ({}));
+    if (reply.login) return logIn();
+    if (response.ok) return reply;
+    const sentence = reply.error ?? reply.detail;
+    return { error: sentence ?? (response.status < 500 ? REFUSED : LOST), lost: true };
+  } catch {
+    return { error: LOST, lost: true };
+  } finally {
+    stopWatching();
+  }
 }
 
-// Resolves with the server's reply. `details` gives the action's fields when its turn has come. `still` may cancel the
-// action while it waits for its turn; then it resolves to null.
+// Changes the chat, or asks what it is now; one at a time, so that a reply never arrives for a conversation that was
+// left. `details` gives the action's fields when its turn has come. `still` may cancel the action while it waits for its
+// turn; then it resolves to null.
 export function act(action, details, still) {
-  const turn = queue.then(() => connected).then(() => (still() ? exchange(action, details()) : null));
+  const turn = queue.then(() => (still() ? ask("act", { action, ...details() }) : null));
   queue = turn.catch(() => null);
   return turn;
 }
 
-function exchange(action, details) {
-  const seq = ++lastSeq;
-  if (sendsNoEvents) return ask("act", { seq, action, ...details });
-  return new Promise((resolve) => {
-    const began = performance.now();
-    const settle = (reply) => {
-      clearInterval(watchdog);
-      pending = null;
-      resolve(reply.login ? logIn() : reply);
-    };
-    // Gradio does not report a failed request, so check from time to time whether the server still answers.
-    const watchdog = setInterval(async () => {
-      const found = await look();
-      if (pending?.seq !== seq) return;
-      sendsNoEvents = sendsNoEvents || found === "gone";
-      if (found === "logged out") settle({ seq, login: true });
-      else if (found === "gone" || performance.now() - began > PATIENCE_MS) settle({ seq, error: LOST, lost: true });
-    }, WATCH_MS);
-    pending = { seq, settle };
-    port.trigger("act", { seq, action, zone, ...details });
-  });
+// A lost network may leave a request without an end: from time to time it is checked that the server is still there.
+function watch(given) {
+  const began = performance.now();
+  const timer = setInterval(async () => {
+    if (performance.now() - began > PATIENCE_MS || !(await isThere())) given.abort();
+  }, WATCH_MS);
+  return () => clearInterval(timer);
 }
 
-// "there", "gone", or "logged out": then /health says less.
-async function look() {
+async function isThere() {
   try {
-    const health = await fetch("health", { cache: "no-store", signal: AbortSignal.timeout(HEALTH_MS) });
-    return (await health.json()).model ? "there" : "logged out";
+    await fetch("health", { cache: "no-store", signal: AbortSignal.timeout(HEALTH_MS) });
+    return true;
   } catch {
-    return "gone";
+    return false;
   }
 }
 
-// The log-in leads back to the conversation that the address names.
+// The log-in says what happened, and leads back to the conversation that the address names.
 function logIn() {
-  location.replace(`login${location.hash}`);
+  location.replace(`login?ended${location.hash}`);
   return { error: LOGGED_OUT, login: true };
 }

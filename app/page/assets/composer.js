@@ -41,9 +41,10 @@ export function mount(element, facts) {
   );
   element.prepend(problemBox);
   area.parentElement.addEventListener("click", (event) => event.target === event.currentTarget && area.focus());
-  area.nextElementSibling.append(context, ...(ahead ? [ahead] : []), count, button);
+  area.nextElementSibling.replaceChildren(context, ...(ahead ? [ahead] : []), count, button);
 
   let sending = false;
+  let aside = ""; // a stored draft, as long as the box holds what was written before the draft could be put there
   let counter = 0;
   let countedAt = -Infinity;
   let counting = false;
@@ -70,13 +71,13 @@ export function mount(element, facts) {
     }
   }
 
-  // What was sent leaves the box. Text typed meanwhile stays, and a draft that came before it.
+  // What was sent leaves the box. Text typed meanwhile stays; in an empty box there is room for what was put aside.
   function takeOut(text) {
-    const before = area.value.startsWith(text) ? 0 : area.value.lastIndexOf(`\n${text}`);
-    if (before < 0) return;
+    if (!area.value.startsWith(text)) return;
     wasRead = "";
-    const rest = area.value.slice(before && before + 1).slice(text.length);
-    setText(area.value.slice(0, before) + rest);
+    const rest = area.value.slice(text.length) || aside;
+    if (rest === aside) aside = "";
+    setText(rest);
   }
 
   function setText(text) {
@@ -92,7 +93,7 @@ export function mount(element, facts) {
   function changed() {
     area.style.height = "auto";
     area.style.height = `${Math.min(HIGHEST_PX, area.scrollHeight)}px`;
-    drafts.remember(state.conversationId, area.value);
+    drafts.remember(state.conversationId, area.value, aside);
     if (!area.value.trim()) {
       clearTimeout(counter);
       counter = 0;
@@ -204,10 +205,13 @@ export function mount(element, facts) {
     const written = isFirst ? area.value : "";
     isFirst = false;
     const kept = drafts.recall(state.conversationId);
-    setText(kept.endsWith(written) ? kept : [kept, written].filter(Boolean).join("\n"));
+    aside = written && written !== kept ? kept : "";
+    setText(written || kept);
   });
   on("opened", focus);
   drawButton();
+  const entered = area.dataset.entered; // before this script had come: first.js
+  if (entered) queueMicrotask(() => submit(entered)); // once all parts are there
 }
 
 function isAheadOn(toggle) {

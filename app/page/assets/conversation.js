@@ -111,9 +111,7 @@ async function perform(action, details = {}, conversationId = state.conversation
   const asked = () => ({ conversation_id: conversationId, shown: state.shown, have: tokens(), ...details });
   const reply = await act(action, asked, current);
   // Also if another conversation was opened meanwhile: what was sent is no draft any more.
-  if (action === "send" && reply && !reply.error && drafts.recall(conversationId) === details.text) {
-    drafts.forget(conversationId);
-  }
+  if (action === "send" && reply && !reply.error) drafts.sent(conversationId, details.text);
   if (!reply || !current()) return null;
   if (reply.error) {
     if (!reply.gone) emit("problem", reply.error);

@@ -5,7 +5,7 @@ import { isComposing } from "./keys.js";
 
 // Builds a row. `act` is what its parts can do: see conversations.js.
 export function conversationRow(item, old, act) {
-  if (item.heading) return el("p", { class: "kw-day", text: item.heading });
+  if (!item.id) return el("p", { class: "kw-day", text: item.heading });
   if (item.edited && old?.dataset.edited === item.edited) return old; // a half-typed name survives the pulse
   const row = el("div", {
     class: "kw-row",

@@ -31,7 +31,7 @@ export function mount(element, facts) {
   list = el("div", { class: "kw-list", role: "list", "aria-label": "Conversations" });
   const nothing = el("p", { class: "kw-empty", role: "status" });
   const box = el("div", { class: "kw-list-box" }, list, nothing);
-  rows = listWindow(box, list, (item, old) => conversationRow(item, old, ACTS));
+  rows = listWindow(box, list, shown, (item, old) => conversationRow(item, old, ACTS));
   add = textButton("", begin, { class: "kw-new", title: "Ctrl+Shift+O", "data-testid": "new" });
   add.append(icon("plus"), el("span", { text: "New conversation" }));
   const foot = el(
@@ -61,7 +61,7 @@ export function mount(element, facts) {
   const draw = () => {
     const held = list.contains(document.activeElement) ? document.activeElement : null;
     const row = held?.closest(".kw-row")?.dataset.id;
-    rows.show(flatten(latest));
+    rows.show(withHeadings(latest));
     // A row that was redrawn keeps the focus.
     if (held && !list.contains(document.activeElement)) part(row, held.dataset.testid)?.focus();
     nothing.textContent = latest.length > 0 ? "" : "Nothing found.";
@@ -99,7 +99,7 @@ export function mount(element, facts) {
     stopEditing(editing.id, editing.kind);
   });
   on("pulse", (news) => {
-    latest = news.conversations;
+    latest = news.rows;
     searched = news.search;
     draw();
     if (opensFirst && searched === search.value) {
@@ -134,17 +134,21 @@ function walk(event) {
   else links()[at + step]?.focus();
 }
 
-function flatten(groups) {
+// The rows as they came, with a heading before the first of each day. There may be tens of thousands: none is copied.
+function withHeadings(given) {
   const items = [];
-  for (const group of groups) {
-    items.push({ key: `heading ${group.heading}`, heading: group.heading });
-    for (const { updated_at: _, ...row } of group.rows) {
-      const edited = editing?.id === row.id ? editing.kind : "";
-      const here = row.id === state.conversationId;
-      items.push({ key: row.id, ...row, here, edited, unread: isUnread(row.id) });
-    }
+  for (const row of given) {
+    const { heading } = row;
+    if (items.at(-1)?.heading !== heading) items.push({ key: `heading ${heading}`, heading });
+    items.push(row);
   }
   return items;
+}
+
+// What of a row is drawn.
+function shown({ updated_at: _, heading: __, ...row }) {
+  const edited = editing?.id === row.id ? editing.kind : "";
+  return { key: row.id, ...row, here: row.id === state.conversationId, edited, unread: isUnread(row.id) };
 }
 
 async function rename(id, title) {

@@ -1,5 +1,7 @@
 // Runs inside the page before its first picture: the theme and the sidebars are those that this browser chose.
 (() => {
+  const INCOMPLETE = "A part of this page has not come. If nothing happens soon, reload the page.";
+  const START_MS = 20000;
   const kept = (key) => {
     try {
       return localStorage.getItem(key);
@@ -19,5 +21,22 @@
     const isBeside = matchMedia(`(min-width: ${width}px)`).matches && kept(`kw-${side}`) !== "closed";
     document.getElementById("kw").classList.toggle(`kw-${side}-open`, isBeside);
   }
+
+  // Until the message box has its script (composer.js), it is noted what Enter or an example would send.
+  const box = () => document.querySelector(".kw-composer-text");
+  const hasScript = () => box().nextElementSibling.firstChild !== null;
+  const sends = (event) =>
+    event.key === "Enter" &&
+    !(event.isComposing || event.keyCode === 229 || event.shiftKey || matchMedia("(pointer: coarse)").matches);
+  addEventListener("keydown", (event) => {
+    if (event.target !== box() || hasScript() || !sends(event)) return;
+    event.preventDefault();
+    box().dataset.entered = box().value;
+  });
+  addEventListener("click", (event) => {
+    if (event.target.matches(".kw-example") && !hasScript()) box().dataset.entered = event.target.textContent;
+  });
+  setTimeout(() => hasScript() || box().nextElementSibling.append(INCOMPLETE), START_MS);
+
   document.currentScript.remove(); // there is no script inside the page: what could be one would stand out
 })();

@@ -32,7 +32,7 @@ export function mount(element, facts) {
     draw();
   });
   on("pulse", (news) => {
-    const here = news.conversations.flatMap((group) => group.rows).find((row) => row.id === state.conversationId);
+    const here = news.rows.find((row) => row.id === state.conversationId);
     if (here && state.title && here.title !== state.title) {
       state.title = here.title; // the model wrote a title
       draw();

@@ -8,16 +8,16 @@ const HEADING_PX = 34;
 const MARGIN_PX = 600; // above and below what is seen
 const ALL = 100; // rows: so few are drawn at once
 
-// `list` scrolls inside `box`. `show(items)` draws these items with `build`, see reconcile; one with a `heading` is a
-// heading. `reach(-1)` scrolls to the first, `reach(1)` to the last.
-export function listWindow(box, list, build) {
+// `list` scrolls inside `box`. `show(items)` draws these items, of rows what `shown` makes of them, with `build`: see
+// reconcile. An item without an `id` is a heading. `reach(-1)` scrolls to the first, `reach(1)` to the last.
+export function listWindow(box, list, shown, build) {
   let items = [];
   let tops = [0];
   let places = []; // of the rows, headings not counted, for screen readers
   let count = 0;
   let drawn = "";
 
-  const heightOf = (item) => (item.heading ? HEADING_PX : item.found ? FOUND_PX : ROW_PX);
+  const heightOf = (item) => (item.found ? FOUND_PX : item.id ? ROW_PX : HEADING_PX);
   const indexAt = (top) => {
     let low = 0;
     let high = items.length;
@@ -40,8 +40,10 @@ export function listWindow(box, list, build) {
     list.style.paddingTop = `${tops[from]}px`;
     list.style.paddingBottom = `${tops[items.length] - tops[to]}px`;
     list.classList.toggle("kw-windowed", items.length > ALL);
-    const slice = items.slice(from, to).map((item, n) => ({ ...item, size: count, place: places[from + n] }));
-    reconcile(list, items.length <= ALL ? items : slice, build);
+    const size = items.length > ALL ? count : undefined; // of a list that is there as a whole, it is known
+    const place = (n) => size && places[from + n];
+    const row = (item, n) => (item.id ? { ...shown(item), size, place: place(n) } : item);
+    reconcile(list, items.slice(from, to).map(row), build);
   };
   box.addEventListener("scroll", () => draw(false), { passive: true });
   new ResizeObserver(() => draw(false)).observe(box);
@@ -57,7 +59,7 @@ export function listWindow(box, list, build) {
       count = 0;
       for (const item of items) {
         tops.push(tops.at(-1) + heightOf(item));
-        places.push(item.heading ? count : ++count);
+        places.push(item.id ? ++count : count);
       }
       draw(true);
     },

@@ -1,6 +1,5 @@
 // Start-up, keyboard, theme and sidebars.
 import * as address from "./address.js";
-import { watchStart } from "./bridge.js";
 import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { isComposing } from "./keys.js";
@@ -24,7 +23,6 @@ export async function start() {
   on("leaving", closeOverlays);
   watchAnswers();
   address.onChange((id) => (id ? conversation.open(id) : conversation.openNew("replace")));
-  watchStart();
   await conversation.begin(address.named());
   startPulse();
   document.documentElement.dataset.keepwarm = "ready";

@@ -19,7 +19,7 @@ let quiet = 0; // beats since something happened
 let beatAt = 0;
 let wanted = 0; // rows of the memory panel's list
 let have = ""; // tokens of what was received: see app/page/news
-let list = { token: "", rows: [], groups: [], search: "", isPart: false };
+let list = { token: "", rows: [], search: "", isPart: false };
 const memory = {};
 let opened = null; // when the open conversation changed last, and whether it is being answered
 let missed = ""; // the open conversation that was found deleted
@@ -134,8 +134,7 @@ function isBusy() {
 // Adds what is new to what the page has, and tells the other parts. False if nothing is.
 function take(news, asked, id) {
   if (news.list) {
-    const rows = applied(news.list);
-    list = { token: news.list.token, rows, groups: grouped(rows), search: asked, isPart: news.list.part === true };
+    list = { token: news.list.token, rows: applied(news.list), search: asked, isPart: news.list.part === true };
   }
   if (Object.keys(news).length === 0 && memory.of === id) return false;
   memory.of = id; // whose row `memory.here` is
@@ -144,7 +143,7 @@ function take(news, asked, id) {
   for (const name of MEMORY) if (name in news) memory[name] = news[name];
   for (const name of ["share", "trouble"]) if (name in news) notices = { ...notices, [name]: news[name] };
   emit("trouble", notices.trouble);
-  emit("pulse", { search: list.search, isPart: list.isPart, conversations: list.groups, memory, ...notices });
+  emit("pulse", { search: list.search, isPart: list.isPart, rows: list.rows, memory, ...notices });
   return true;
 }
 
@@ -154,15 +153,6 @@ function applied({ all, gone, put }) {
   const rows = list.rows.filter((row) => !away.has(row.id));
   for (const [index, row] of put) rows.splice(index, 0, row);
   return rows;
-}
-
-function grouped(rows) {
-  const groups = [];
-  for (const { heading, ...row } of rows) {
-    if (groups.at(-1)?.heading !== heading) groups.push({ heading, rows: [] });
-    groups.at(-1).rows.push(row);
-  }
-  return groups;
 }
 
 // Reports a lost server, and notices without a reload when it is back.

@@ -33,6 +33,9 @@ export function mount(element) {
 
 function drawThread() {
   const fresh = new Map();
+  // First, or the rows that stay would all be moved to the place before them.
+  const keys = new Set(state.messages.map((message) => message.key));
+  for (const [key, row] of rows) if (!keys.has(key)) row.remove();
   state.messages.forEach((message, index) => {
     const row = rows.get(message.key) ?? build(message);
     fresh.set(message.key, row);
@@ -46,7 +49,6 @@ function drawThread() {
     if (message.role !== "user") drawWithThoughts(text(row), message.blocks, message.thoughts);
     drawFoot(row, message, last);
   });
-  while (list.children.length > state.messages.length) list.lastElementChild.remove();
   rows = fresh;
   drawProgress();
 }

@@ -15,7 +15,7 @@ export function isAnythingUnread() {
 export function watchAnswers() {
   on("run", () => note(state.conversationId, state.run !== null));
   on("pulse", (news) => {
-    const rows = news.conversations.flatMap((group) => group.rows);
+    const { rows } = news;
     const isWhole = news.search === "" && !news.isPart; // all conversations are listed
     for (const id of unread) if (isWhole && !rows.some((row) => row.id === id) && unread.delete(id)) emit("unread");
     for (const row of rows) if (row.id !== state.conversationId) note(row.id, row.is_running);

@@ -45,7 +45,7 @@ class PageFiles:
     @property
     def modules(self) -> tuple[str, ...]:
         """The names of the scripts that are modules."""
-        return tuple(name for name in self._files if name.endswith(".js") and name not in ("first.js", "gradio.js"))
+        return tuple(name for name in self._files if name.endswith(".js") and name != "first.js")
 
     def text(self, name: str) -> str:
         """A file's text."""

@@ -1,4 +1,4 @@
-"""The frame of the page as HTML: its parts with what is known before any script has run, the empty state included.
+"""The page as HTML: its parts with what is known before any script has run, the empty state included.
 
 A person sees it while scripts are loaded; each script then fills its part. Nothing from people or models is in it: the
 open conversation is named by the address's part behind #, which no browser sends.
@@ -6,6 +6,8 @@ open conversation is named by the address's part behind #, which no browser send
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,57 +15,51 @@ from html import escape
 from string import Template
 from typing import Any
 
+from starlette.responses import HTMLResponse
+
+from app.http.response_headers import page_policy
 from app.page import memory_panel, settings
-from app.page.first.files import PAGE_STYLES, PageFiles
+from app.page.first.files import PageFiles
 from app.page.first.welcome import welcome
 from app.paths import ASSETS_PATH
 from app.services import Services
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """What is put into Gradio's index page: into its head, and at the beginning of its body."""
+class FirstPage:
+    """The page of a server, the same for every visitor, and the policy that it runs under."""
 
-    head: str
-    template: Template
-    values: Mapping[str, str]
+    html: str
+    policy: str
 
-    def body(self, nonce: str) -> str:
-        """The frame, with `nonce` on its scripts."""
-        return self.template.substitute(self.values, nonce=nonce)
+    def response(self) -> HTMLResponse:
+        """A response of its own for each request: what compresses it changes its headers."""
+        return HTMLResponse(self.html, headers={"Content-Security-Policy": self.policy, "Cache-Control": "no-store"})
 
 
-def frame(services: Services, own: PageFiles) -> Frame:
-    """The frame of the page of this server."""
+def first_page(services: Services, own: PageFiles) -> FirstPage:
+    """The page of this server."""
     folder = f"{ASSETS_PATH.lstrip('/')}/{own.version}"  # relative: the page may be below a proxy's path
-    preloads = "".join(f'<link rel="modulepreload" href="{folder}/{name}">' for name in own.modules)
-    head = (
-        '<meta name="color-scheme" content="light dark">'
-        '<meta http-equiv="x-dns-prefetch-control" content="off">'
-        f'<link rel="stylesheet" href="{folder}/{PAGE_STYLES}">'
-        f'<link rel="icon" href="{folder}/icon-32.png" sizes="32x32" type="image/png">'
-        f'<link rel="icon" href="{folder}/icon.svg" type="image/svg+xml">'
-        f'<link rel="apple-touch-icon" href="{folder}/icon-180.png">'
-    )
     info = services.manager.info
     empty = welcome(info)
     examples = "".join(
         f'<button type="button" class="kw-button kw-example" data-testid="example">{escape(text)}</button>'
         for text in empty.examples
     )
-    values = {
-        "first": own.text("first.js"),
-        "gradio": own.text("gradio.js"),
-        "facts": _as_data(_facts(services)),
-        "model": escape(info.name),
-        "running": escape(_running(services)),
-        "good_for": escape(empty.good_for),
-        "panel": escape(empty.panel),
-        "examples": examples,
-        "folder": folder,
-        "preloads": preloads,
-    }
-    return Frame(head, Template(own.text("frame.html")), values)
+    script = own.text("first.js")
+    html = Template(own.text("frame.html")).substitute(
+        first=script,
+        facts=_as_data(_facts(services)),
+        model=escape(info.name),
+        running=escape(_running(services)),
+        good_for=escape(empty.good_for),
+        panel=escape(empty.panel),
+        examples=examples,
+        folder=folder,
+        preloads="".join(f'<link rel="modulepreload" href="{folder}/{name}">' for name in own.modules),
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return FirstPage(html, page_policy(digest))
 
 
 def _facts(services: Services) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
+from app.page.first.frame import FirstPage
 from tests.app.raw_http import Answer, ask
 from tests.app.site import Site
 
@@ -48,7 +52,6 @@ def test_every_response_carries_them(serve: Serve, monkeypatch: pytest.MonkeyPat
     answers = {
         "page": (200, ask(url, "GET /")),
         "head": (200, ask(url, "HEAD /")),
-        "Gradio's style": (200, ask(url, "GET /theme.css")),
         "own script": (200, ask(url, "GET /keepwarm/bridge.js")),
         "no such asset": (404, ask(url, "GET /keepwarm/nothing.js")),
         "no such route": (404, ask(url, "GET /gradio_api/file=/etc/passwd")),
@@ -60,13 +63,13 @@ def test_every_response_carries_them(serve: Serve, monkeypatch: pytest.MonkeyPat
         "API": (200, ask(url, "GET /v1/models")),
         "API, no such route": (404, ask(url, "GET /v1/nothing")),
         "API, no JSON": (400, ask(url, "POST /v1/chat/completions", json_type, b"{")),
-        "event, no JSON": (400, ask(url, "POST /gradio_api/run/predict", json_type, b"{")),
-        "event, no type": (415, ask(url, "POST /gradio_api/run/predict", {}, b"{}")),
+        "question, no JSON": (400, ask(url, "POST /ask", json_type, b"{")),
+        "question, no type": (415, ask(url, "POST /ask", {}, b"{}")),
         "foreign name": (400, ask(url, "GET /", {"Host": "evil.example"})),
         "no name": (400, ask(url, "GET /", {"Host": "["})),
         "foreign origin": (403, ask(url, "POST /login", {"Origin": "http://evil.example"}, b"password=x")),
         "foreign origin at the API": (403, ask(url, "GET /v1/models", {"Origin": "http://evil.example"})),
-        "cross-site": (403, ask(url, "GET /theme.css", {"Sec-Fetch-Site": "cross-site"})),
+        "cross-site": (403, ask(url, "GET /keepwarm/page.css", {"Sec-Fetch-Site": "cross-site"})),
         "preflight": (404, ask(url, "OPTIONS /", {"Origin": url, "Access-Control-Request-Method": "PUT"})),
         "too large": (413, ask(url, "POST /login", {"Content-Length": str(2**30)})),
     }
@@ -79,7 +82,7 @@ def test_every_response_carries_them(serve: Serve, monkeypatch: pytest.MonkeyPat
         raise RuntimeError("an unexpected error")
 
     monkeypatch.setattr(site.manager, "memory", broken)
-    monkeypatch.setattr("app.page.gradio_door.door.strict_page", broken)
+    monkeypatch.setattr(FirstPage, "response", broken)
     broken_page = ask(url, "GET /")
     assert broken_page.status == 500
     assert broken_page.text == "Something went wrong on the server; its log has the details."
@@ -99,13 +102,14 @@ def test_strangers_are_told_the_same(serve: Serve) -> None:
     check(ask(url, "POST /login", {"Content-Type": "application/x-www-form-urlencoded"}, b"password=wrong"))
 
 
-def test_the_pages_nonce_is_new_each_time_and_not_kept(serve: Serve) -> None:
-    url = serve().url
-    pages = [ask(url, "GET /") for _ in range(3)]
-    nonces = {check(page)["script-src"] for page in pages}
-    assert len(nonces) == 3
-    assert all(page.headers["cache-control"] == "no-store" for page in pages)
-    directives = check(pages[0])
+def test_the_pages_policy_names_its_one_inline_script(serve: Serve) -> None:
+    page = ask(serve().url, "GET /")
+    assert page.headers["cache-control"] == "no-store"
+    (script,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    directives = check(page)
+    assert directives["script-src"] == f"'self' 'sha256-{digest}'"
+    assert directives["style-src"] == "'self'"
     for name in ("object-src", "frame-src", "worker-src"):
         assert directives[name] == "'none'"
     assert directives["img-src"] == directives["connect-src"] == directives["font-src"] == "'self'"
@@ -123,7 +127,7 @@ def test_another_site_may_only_lead_to_the_page(
     if site_word is not None:
         words["Sec-Fetch-Site"] = site_word
     with httpx.Client(base_url=module_url, timeout=20) as client:
-        for path in ("/", "/login", "/theme.css", "/keepwarm/bridge.js", "/health", "/metrics", "/v1/models"):
+        for path in ("/", "/login", "/keepwarm/page.css", "/keepwarm/bridge.js", "/health", "/metrics", "/v1/models"):
             response = client.request(method, path, headers=words)
             is_visit = method in ("GET", "HEAD") and path in ("/", "/login") and how == ("navigate", "document")
             is_refused = site_word in ("cross-site", "same-site", "nonsense") and not is_visit

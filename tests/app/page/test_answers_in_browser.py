@@ -64,13 +64,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "math": {"display": "block"},
     **{tag: {".*": r"true|false|normal|box|prefix|infix|postfix|[0-2]|[0-3]?(\.\d+)?em"} for tag in MATH},
 }
-OWN_ROUTES = (
-    "/gradio_api/component_server",
-    "/gradio_api/run/",
-    "/gradio_api/queue/",
-    "/gradio_api/heartbeat",
-    "/keepwarm/",
-)
+OWN_ROUTES = ("/ask", "/keepwarm/")
 
 # Draws blocks in a row of the real thread; gives what is not allowed, and what the drawing looks like.
 DRAW = """
@@ -125,7 +119,7 @@ def holds(tab: Tab, document: str, cuts: list[int]) -> None:
 
 
 def only_own_requests(tab: Tab, since: int) -> None:
-    """No request to another host, and none to a route that the page does not need, such as Gradio's proxy `file=`."""
+    """No request to another host, and none to a route that the page does not need."""
     for url in tab.requests[since:]:
         parts = urlsplit(url)
         assert url.startswith(tab.url)

@@ -135,13 +135,13 @@ def test_a_draft_that_is_counted_late_stays_in_its_conversation(one: Tab) -> Non
         else:
             route.continue_()
 
-    one.page.route("**/gradio_api/**", hold)
+    one.page.route("**/ask", hold)
     one.by("composer").fill("half a thought")
     wait_for(one, lambda: '"ask":"count"' in held)
     one.by("new").click()
     wait_for(one, lambda: '"action":"open"' in held)
     expect(one.by("composer")).to_have_value("")  # before the conversation has come
-    with one.page.expect_response("**/gradio_api/component_server/"):
+    with one.page.expect_response("**/ask"):
         held['"ask":"count"'].continue_()
     one.by("composer").press_sequentially("another")
     held['"action":"open"'].continue_()
@@ -206,7 +206,7 @@ def hold_first(one: Tab, words: str, held: list[Route]) -> None:
         else:
             route.continue_()
 
-    one.page.route("**/gradio_api/**", hold)
+    one.page.route("**/ask", hold)
 
 
 def wait_for(one: Tab, is_so: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from app.paths import ASK_PATH
 from tests.app.site import Site, Tab
 
 pytestmark = pytest.mark.browser
@@ -149,8 +150,8 @@ def test_the_door_is_shut_without_the_password(serve: Serve) -> None:
         assert client.get("/", headers={"accept": "text/html"}).headers["location"] == "login"
         for path in ("/config", "/gradio_api/info", "/gradio_api/queue/status"):
             assert client.get(path).status_code == 401
-        assert client.post("/gradio_api/run/predict", json={"fn_index": 0, "data": []}).status_code == 401
-        assert client.post("/gradio_api/component_server", json={}).status_code == 401
+        for path in (ASK_PATH, "/gradio_api/component_server/"):
+            assert client.post(path, json={}).status_code == 401
         for _ in range(5):
             assert client.post("/login", data={"password": "wrong"}).status_code == 401
         assert client.post("/login", data={"password": "a kettle"}).status_code == 429
@@ -161,7 +162,7 @@ def test_foreign_names_and_origins_are_refused(serve: Serve) -> None:
     with httpx.Client(base_url=site.url) as client:
         assert client.get("/health").json()["model"] == "Scripted-1B"
         assert client.get("/", headers={"host": "evil.example"}).status_code == 400
-        refused = client.post("/gradio_api/run/predict", json={}, headers={"origin": "http://evil.example"})
+        refused = client.post(ASK_PATH, json={}, headers={"origin": "http://evil.example"})
         assert refused.status_code == 403
         page = client.get("/", headers={"origin": site.url})
         assert "access-control-allow-origin" not in page.headers

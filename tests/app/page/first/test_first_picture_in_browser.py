@@ -1,4 +1,4 @@
-"""What a person sees and can do before Gradio's scripts have run, and that nothing is lost or moves afterwards."""
+"""What a person sees and can do before any script has run, and that nothing is lost or moves afterwards."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ pytestmark = pytest.mark.browser
 
 OpenTab = Callable[..., Tab]
 MOST_SHIFT = 0.05
+SCRIPTS, REPLIES = "**/keepwarm/**/*.js", "**/ask"  # what may be late
 WATCH_SHIFTS = """
 window.shift = 0;
 new PerformanceObserver((list) => {
@@ -34,23 +35,58 @@ def held(one: Tab, what: str, url: str) -> Iterator[None]:
     one.page.unroute(what)
 
 
-def test_the_page_can_be_written_in_before_gradio_has_come(shared_site: Site, tab: OpenTab) -> None:
+@pytest.mark.parametrize("what", [SCRIPTS, REPLIES])
+def test_the_page_can_be_written_in_before_it_is_connected(shared_site: Site, tab: OpenTab, what: str) -> None:
     one = tab(shared_site.url)
     one.page.add_init_script(WATCH_SHIFTS)
-    with held(one, "**/assets/*.js", one.url):
+    with held(one, what, one.url):
         expect(one.by("welcome")).to_contain_text("Scripted-1B")
-        expect(one.by("new")).to_be_visible()
         one.by("composer").fill("half ")
         one.by("composer").press_sequentially("a thought")
+        one.by("composer").press("Shift+Enter")
+        one.by("composer").press_sequentially("more")
         one.by("composer").press("Enter")
-        expect(one.by("composer")).to_have_value("half a thought")
-        one.page.locator("#kw-theme").click()
+        one.by("composer").press_sequentially(" and later")
+        expect(one.by("composer")).to_have_value("half a thought\nmore and later")
+        if what == REPLIES:
+            one.page.locator("#kw-theme").click()
+            assert one.page.evaluate("document.documentElement.dataset.theme") == "dark"
     one.wait_ready()
-    expect(one.message(1)).to_have_text("You said: half a thought")
-    expect(one.by("composer")).to_have_value("")
+    expect(one.message(0)).to_have_text("half a thought\nmore")
+    expect(one.by("composer")).to_have_value(" and later")
     expect(one.messages).to_have_count(2)
     assert one.page.evaluate("window.shift") < MOST_SHIFT
-    assert one.page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_an_example_can_be_chosen_before_any_script_has_come(shared_site: Site, tab: OpenTab) -> None:
+    one = tab(shared_site.url)
+    with held(one, SCRIPTS, one.url):
+        example = one.by("example").first
+        text = example.inner_text()
+        example.click()
+    one.wait_ready()
+    expect(one.message(0)).to_have_text(text)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["its address", "the page's address"])
+@pytest.mark.parametrize("what", [SCRIPTS, REPLIES])
+def test_a_stored_draft_is_not_sent_with_what_is_typed_before_it_came(
+    shared_site: Site, tab: OpenTab, what: str, named: bool
+) -> None:
+    one = tab(shared_site.url).open()
+    one.by("composer").fill("a stored draft")
+    where = one.page.url if named else one.url
+    one.page.goto("about:blank")
+    with held(one, what, where):
+        one.by("composer").press_sequentially("typed")
+    one.wait_ready()
+    expect(one.by("composer")).to_have_value("typed")
+    one.by("composer").press("Enter")
+    expect(one.message(0)).to_have_text("typed")
+    expect(one.by("composer")).to_have_value("a stored draft")
+    one.wait_idle()
+    one.reload()
+    expect(one.by("composer")).to_have_value("a stored draft")
 
 
 def test_before_any_script_it_looks_as_this_browser_left_it(shared_site: Site, tab: OpenTab) -> None:

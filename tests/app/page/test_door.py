@@ -1,4 +1,4 @@
-"""Which of Gradio's routes exist for a browser, and what requests to them may contain."""
+"""None of Gradio's routes exists for a browser, and what the page may ask."""
 
 from __future__ import annotations
 
@@ -16,41 +16,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.page.first.frame import Frame
-from app.page.gradio_door.door import NOT_HERE, GradioDoor
-from app.page.gradio_door.page_events import GradioEvents
+from app.page.door import GRADIO_PATH, NOT_HERE, Door
+from app.page.first.frame import FirstPage
+from app.paths import ASK_PATH
 from tests.app.raw_http import ask
 from tests.app.site import Site
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-# What the page uses, in Gradio's own words. tests/app/page/test_policy_in_browser.py holds that it uses each.
-PAGE_ROUTES = {
-    ("GET", "/"),
-    ("HEAD", "/"),
-    ("GET", "/assets/{path:path}"),
-    ("GET", "/theme.css"),
-    ("POST", "/gradio_api/run/{api_name}"),
-    ("POST", "/gradio_api/component_server/"),
-}
-OURS = {(method, path) for method in ("GET", "POST") for path in ("/login", "/logout")}
+OURS = {("GET", "/"), ("HEAD", "/")} | {(method, path) for method in ("GET", "POST") for path in ("/login", "/logout")}
 
 
-class WatchedDoor(GradioDoor):
+class WatchedDoor(Door):
     """The door, with a list of the requests that it passed on to Gradio."""
 
     last: WatchedDoor
 
-    def __init__(self, app: ASGIApp, events: GradioEvents, frame: Frame) -> None:
-        self.gradio: Any = app
-        self.events = events
+    def __init__(self, page: FirstPage, gradio: ASGIApp, component_id: int, function: str) -> None:
+        self.gradio: Any = gradio
         self.passed: list[Scope] = []
         type(self).last = self
 
         async def watched(scope: Scope, receive: Receive, send: Send) -> None:
             self.passed.append(scope)
-            await app(scope, receive, send)
+            await gradio(scope, receive, send)
 
-        super().__init__(watched, events, frame)
+        super().__init__(page, watched, component_id, function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +58,7 @@ class Watched:
 @contextlib.contextmanager
 def watched_site(data_dir: Path, **options: Any) -> Iterator[Watched]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.page.mount.GradioDoor", WatchedDoor)
+        patch.setattr("app.page.mount.Door", WatchedDoor)
         site = Site(data_dir, **options)
         try:
             yield Watched(site, WatchedDoor.last)
@@ -116,19 +106,17 @@ def concrete(path: str) -> str:
     return filled
 
 
-def test_every_route_of_the_installed_gradio_is_the_pages_or_refused(
-    site: Watched,
-) -> None:
+def test_every_route_of_the_installed_gradio_is_refused(site: Watched) -> None:
     gradio = site.door
     routes = set(all_routes(gradio.gradio.routes))
     for known in ("/gradio_api/file={path_or_url:path}", "/gradio_api/upload", "/gradio_api/queue/join", "/config"):
         assert any(path == known for _, path in routes)  # the walk goes all the way down
     assert len(routes) > 80
-    assert routes >= PAGE_ROUTES - {("GET", "/assets/{path:path}")}
+    assert ("POST", GRADIO_PATH) in routes
     with httpx.Client(base_url=site.url, timeout=20) as client:
         for _, path in sorted(routes):
             for method in METHODS:
-                if (method, path) in PAGE_ROUTES | OURS:
+                if (method, path) in OURS:
                     continue
                 response = client.request(method, concrete(path))
                 assert response.status_code == 404, (method, path)
@@ -184,6 +172,15 @@ def test_every_route_of_the_installed_gradio_is_the_pages_or_refused(
         "/GRADIO_API/file=/etc/passwd",
         "/gradio_api/run/predict",
         "/gradio_api/component_server",
+        "/gradio_api/component_server/",
+        "/ask/",
+        "/Ask",
+        "//ask",
+        "/./ask",
+        "/%61sk",
+        "/ask%00",
+        "/ask;x",
+        "/x/../ask",
         "/x/../gradio_api/info",
         "http://leak.invalid/config",
         "http://leak.invalid/",
@@ -212,7 +209,7 @@ def test_no_other_spelling_leads_to_gradio(site: Watched, target: str) -> None:
             assert answer.status == 303
         else:
             assert answer.status in (400, 404, 405), (method, answer)
-    assert [scope["path"] for scope in site.door.passed] == (["/", "/"] if target.startswith("/?") else [])
+    assert site.door.passed == []
 
 
 def test_an_upgrade_to_a_websocket_leads_nowhere(site: Watched) -> None:
@@ -232,8 +229,7 @@ def test_an_upload_of_any_content_is_refused(site: Watched) -> None:
     with httpx.Client(base_url=site.url, timeout=20) as client:
         for path in ("/gradio_api/upload", "/gradio_api/upload?upload_id=x", "/gradio_api/process_recording"):
             assert client.post(path, files=multipart).status_code == 404
-        for path in ("/gradio_api/run/predict", "/gradio_api/component_server/"):  # where Gradio would take files, too
-            assert client.post(path, files=multipart).status_code == 415
+        assert client.post(ASK_PATH, files=multipart).status_code == 415
     assert site.door.passed == []
 
 
@@ -261,7 +257,7 @@ HOSTILE_HEADERS = (
 def test_what_a_request_says_of_its_host_is_not_repeated(site: Watched, value: str) -> None:
     before = httpx.get(f"{site.url}/").text
     for name in HOSTILE_HEADERS:
-        for path in ("/", "/login", "/theme.css", "/health", "/nowhere", "/v1/models", "/v1/nowhere/"):
+        for path in ("/", "/login", "/health", "/nowhere", "/v1/models", "/v1/nowhere/"):
             answer = ask(site.url, f"GET {path}", {name: value})
             assert answer.status < 500
             assert "evil" not in answer.text + str(answer.headers)
@@ -276,7 +272,7 @@ def test_behind_a_password_not_even_the_host_is_repeated(locked: Watched) -> Non
         cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
     page = ask(site.url, "GET /", {"Host": "evil.example", "Cookie": cookies, "X-Forwarded-Host": "evil.example"})
     assert page.status == 200
-    assert "gradio_config" in page.text
+    assert "kw-facts" in page.text
     assert "evil" not in page.text + str(page.headers)
     assert "evil" not in str(ask(site.url, "GET /", {"Host": "evil.example", "Accept": "text/html"}))
     assert ask(site.url, "GET /", {"Host": "evil.example/x@y"}).status == 400
@@ -292,7 +288,7 @@ def test_a_host_that_is_none_is_refused_in_a_sentence(site: Watched, host: str) 
     assert httpx.get(f"{site.url}/health", headers={"origin": "http://["}).status_code == 403
 
 
-# Events.
+# Questions.
 
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}  # Gradio looks for these wherever they are
 JUNK = st.recursive(
@@ -311,9 +307,11 @@ NAMES = st.sampled_from(["open", "send", "regenerate", "edit", "continue", "swit
 ASKS = st.sampled_from(
     ["pulse", "new", "settings", "save_settings", "rename", "delete", "pin", "unpin", "park", "warm", "verify", "drop"]
 ) | st.sampled_from(["stop", "count", "__init__"])
-FIELDS = ("seq", "action", "ask", "conversation_id", "text", "draft", "title", "search", "tier", "ahead", "memory")
+FIELDS = ("action", "ask", "conversation_id", "text", "draft", "title", "search", "tier", "ahead", "memory")
 FIELDS += ("memory_rows", "have", "list", "shown", "version", "message_id", "step", "find", "zone", "taken")
 FIELDS += ("system_prompt", "seed", "stop_strings", "whole", "known")
+
+ENVELOPE = ("data", "fn_index", "component_id", "fn_name", "session_hash", "event_data", "ask")  # mostly Gradio's
 
 
 def some(names: st.SearchStrategy[Any], key: str, ids: list[str]) -> st.SearchStrategy[Any]:
@@ -323,58 +321,34 @@ def some(names: st.SearchStrategy[Any], key: str, ids: list[str]) -> st.SearchSt
     return JUNK | st.tuples(fields, named).map(lambda both: {**both[0], **both[1]})
 
 
-@pytest.mark.parametrize("kind", ["act", "ask", "envelope"])
-def test_any_content_of_an_event_gets_an_answer_without_a_traceback(
+@pytest.mark.parametrize("kind", ["act", "ask", "anything"])
+def test_any_question_gets_an_answer_without_a_traceback(
     site: Watched, kind: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ids = [site.site.manager.create_conversation("local").conversation_id, "no-such-conversation"]
-    page = site.door.events
-    numbers = sorted(page.events)
-    component_id, name = next(iter(page.functions))
-    (act,) = numbers
+    questions = {
+        "act": some(NAMES, "action", ids).map(
+            lambda asked: {**asked, "ask": "act"} if isinstance(asked, dict) else asked
+        ),
+        "ask": some(ASKS, "ask", ids),
+        "anything": JUNK
+        | st.fixed_dictionaries(
+            {},
+            optional=dict.fromkeys(
+                ("data", "fn_index", "component_id", "fn_name", "session_hash", "event_data", "ask"), JUNK
+            ),
+        ),
+    }
     caplog.set_level(logging.WARNING)
     client = httpx.Client(base_url=site.url, timeout=30)
 
-    def post(path: str, body: Any) -> httpx.Response:
-        content = json.dumps(body).encode()
-        return client.post(path, content=content, headers={"content-type": "application/json"})
-
-    run, call = "/gradio_api/run/predict", "/gradio_api/component_server/"
-
     @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.data())
-    def fuzz(data: st.DataObject) -> None:
-        if kind == "ask":
-            response = post(
-                call, {"data": data.draw(some(ASKS, "ask", ids)), "component_id": component_id, "fn_name": name}
-            )
-            assert response.status_code == 200
-            assert isinstance(response.json(), dict)
-        elif kind == "envelope":
-            body = data.draw(
-                JUNK
-                | st.fixed_dictionaries(
-                    {},
-                    optional={
-                        "data": JUNK | st.just([]),
-                        "fn_index": JUNK | st.sampled_from(numbers),
-                        "component_id": JUNK | st.just(component_id),
-                        "fn_name": JUNK | st.sampled_from([name, "__init__", "get_config", "preprocess"]),
-                        "trigger_id": JUNK,
-                        "session_hash": JUNK,
-                        "event_id": JUNK,
-                        "batched": JUNK,
-                        "simple_format": JUNK,
-                        "event_data": JUNK,
-                    },
-                )
-            )
-            response = post(data.draw(st.sampled_from([run, call])), body)
-            assert response.status_code in (200, 400)
-        else:
-            response = post(run, {"data": [], "fn_index": act, "event_data": data.draw(some(NAMES, "action", ids))})
-            assert response.status_code == 200
-            assert len(response.json()["data"]) > 0
+    @given(questions[kind])
+    def fuzz(question: Any) -> None:
+        content = json.dumps(question).encode()
+        response = client.post(ASK_PATH, content=content, headers={"content-type": "application/json"})
+        assert response.status_code == (200 if isinstance(question, dict) else 400)
+        assert isinstance(response.json(), dict)
         assert "Traceback" not in response.text
         assert "Something went wrong" not in response.text
 
@@ -393,82 +367,61 @@ def test_any_content_of_an_event_gets_an_answer_without_a_traceback(
         b"\xff\xfe",
         b"[" * 200_000,
         b'{"a":' * 100_000,
-        b'{"fn_index": 1e999, "data": []}',
-        b'{"fn_index": ' + b"9" * 5000 + b', "data": []}',
-        b'{"fn_index": true, "data": []}',
+        b'{"ask": 1e999}',
+        b'{"ask": ' + b"9" * 5000 + b"}",
+        b'{"ask": true}',
         b"NaN",
-        b'{"fn_index": 0, "data": [], "event_data": {"action": "follow", "version": 1e999}}',
+        b'{"ask": "act", "action": "follow", "version": 1e999}',
+        b'{"ask": "act", "action": "follow", "version": 99999999999999999999}',
     ],
 )
-def test_a_body_that_is_no_event_is_answered_quietly(
+def test_a_body_that_is_no_question_is_answered_quietly(
     site: Watched, body: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for path in ("/gradio_api/run/predict", "/gradio_api/component_server/"):
-        response = httpx.post(
-            f"{site.url}{path}", content=body, headers={"content-type": "application/json"}, timeout=30
-        )
-        assert response.status_code in (200, 400)
-        assert response.status_code == 400 or "error" in response.text
+    response = httpx.post(
+        f"{site.url}{ASK_PATH}", content=body, headers={"content-type": "application/json"}, timeout=30
+    )
+    assert response.status_code in (200, 400)
+    assert response.status_code == 400 or "error" in response.text
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_an_event_is_read_as_its_values_were_counted(site: Watched) -> None:
+def test_a_question_is_read_as_its_values_were_counted(site: Watched) -> None:
     """It is read as UTF-8. Read as UTF-16 the same bytes may hold values that were not counted."""
-    event = '{"fn_index":0,"data":[null],"event_data":{"action":"x\u2230","z":[' + "[]," * 6_000 + "0]}}"
+    question = '{"ask":"act","action":"x\u2230","z":[' + "[]," * 6_000 + "0]}"
     for encoding in ("utf-16-le", "utf-16", "utf-32"):
         refused = httpx.post(
-            f"{site.url}/gradio_api/run/predict",
-            content=event.encode(encoding),
-            headers={"content-type": "application/json"},
+            f"{site.url}{ASK_PATH}", content=question.encode(encoding), headers={"content-type": "application/json"}
         )
         assert refused.status_code == 400
     assert site.door.passed == []
 
 
-@pytest.mark.parametrize("seq", [99999999999999999999, -(2**64), 1e400, [1], {"a": 1}, True, "x" * 50])
-def test_any_number_of_an_event_is_answered(site: Watched, seq: object, capfd: pytest.CaptureFixture[str]) -> None:
-    sent = json.dumps({"data": [], "fn_index": 0, "event_data": {"seq": seq, "action": "list"}})
-    answer = httpx.post(
-        f"{site.url}/gradio_api/run/predict", content=sent, headers={"content-type": "application/json"}, timeout=20
-    )
-    assert answer.status_code in (200, 400)
-    assert "Traceback" not in "".join(capfd.readouterr())
-
-
-def test_unknown_actions_are_answered_with_a_sentence(site: Watched) -> None:
+def test_unknown_questions_are_answered_with_a_sentence(site: Watched) -> None:
     sentence = "The page asked for something that this server does not understand. Reload the page."
+    asked = ({}, {"ask": None}, {"ask": ["act"]}, {"ask": "format"}, {"ask": "act"}, {"ask": "act", "action": ["open"]})
     with httpx.Client(base_url=site.url, timeout=20) as client:
-        for sent in (None, 5, [], "x", {}, {"action": None}, {"action": ["open"]}, {"action": "format"}):
-            reply = client.post("/gradio_api/run/predict", json={"data": [], "fn_index": 0, "event_data": sent})
-            assert any(isinstance(one, dict) and one.get("error") == sentence for one in reply.json()["data"])
+        for question in (*asked, 5, [], "x"):
+            assert client.post(ASK_PATH, json=question).json()["error"] == sentence
 
 
 def test_nothing_that_a_page_sends_is_taken_for_a_file(site: Watched, capfd: pytest.CaptureFixture[str]) -> None:
-    """Gradio searches event data and handler results for files to move or refuse."""
-    (component_id, name), *_ = site.door.events.functions
+    questions = (FILE, {"ask": FILE}, {"ask": "act", "action": FILE}, {"ask": "act", "action": "send", "text": [FILE]})
     with httpx.Client(base_url=site.url, timeout=20) as client:
-        for sent in (FILE, {"seq": FILE, "action": "open"}, {"action": FILE}, {"action": "send", "text": [FILE]}):
-            event = {"data": [], "fn_index": 0, "event_data": sent}
-            replies = [client.post("/gradio_api/run/predict", json=event)]
-            question = {"component_id": component_id, "fn_name": name, "data": sent}
-            replies.append(client.post("/gradio_api/component_server/", json=question))
-            for reply in replies:
-                assert reply.status_code == 200
-                assert "passwd" not in reply.text
+        for question in questions:
+            reply = client.post(ASK_PATH, json=question)
+            assert reply.status_code == 200
+            assert "passwd" not in reply.text
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_gradio_keeps_nothing_of_a_session_and_its_page_nothing_of_people(locked: Watched) -> None:
+def test_gradio_keeps_nothing_of_a_session_and_the_page_says_nothing_of_people(locked: Watched) -> None:
     site = locked
     with httpx.Client(base_url=site.url, timeout=20) as client:
         client.post("/login", data={"password": "a kettle"})
-        component_id, name = next(iter(site.door.events.functions))
-        question = {"component_id": component_id, "fn_name": name, "session_hash": "mine"}
-        one = client.post("/gradio_api/component_server/", json={**question, "data": {"ask": "new"}}).json()
-        where = one["conversation_id"]
-        sent = {"action": "send", "conversation_id": where, "text": "a very private kettle"}
-        event = {"data": [], "fn_index": 0, "session_hash": "mine", "event_data": sent}
-        assert "private kettle" in client.post("/gradio_api/run/predict", json=event).text
+        where = client.post(ASK_PATH, json={"ask": "new", "session_hash": "mine"}).json()["conversation_id"]
+        sent = {"ask": "act", "action": "send", "conversation_id": where, "text": "a very private kettle"}
+        assert "private kettle" in client.post(ASK_PATH, json=sent).text
         (owner_id,) = {one.owner_id for one in site.site.store.every_conversation()}
         page = client.get("/").text
         for word in ("private kettle", where, owner_id):

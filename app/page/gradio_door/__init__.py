@@ -1,1 +1,0 @@
-"""What reaches Gradio, and in what shape."""
