@@ -13,6 +13,7 @@ const COUNT_EVERY_MS = 100; // at most this often: more often than a draft takes
 const LARGE_DRAFT = 200000; // characters: a larger draft is counted less often
 const COUNT_LARGE_EVERY_MS = 1000;
 const HIGHEST_PX = 260;
+const FILLS_THE_BOX = 20000; // characters, on any screen
 const RUNNING = "An answer is being written. Wait for its end, or stop it.";
 
 export function mount(element, facts) {
@@ -44,6 +45,7 @@ export function mount(element, facts) {
   area.nextElementSibling.replaceChildren(context, ...(ahead ? [ahead] : []), count, button);
 
   let sending = false;
+  let hasNoPlace = true; // what is written belongs to a conversation that is asked for
   let aside = ""; // a stored draft, as long as the box holds what was written before the draft could be put there
   let counter = 0;
   let countedAt = -Infinity;
@@ -58,7 +60,7 @@ export function mount(element, facts) {
 
   async function submit(text = area.value) {
     if (sending) return;
-    if (state.run) {
+    if (state.run && !hasNoPlace) {
       show(RUNNING);
       return;
     }
@@ -91,16 +93,18 @@ export function mount(element, facts) {
   }
 
   function changed() {
-    area.style.height = "auto";
-    area.style.height = `${Math.min(HIGHEST_PX, area.scrollHeight)}px`;
-    drafts.remember(state.conversationId, area.value, aside);
+    // To measure a text, the browser lays out all of it.
+    const fills = area.value.length > FILLS_THE_BOX;
+    if (!fills) area.style.height = "auto";
+    area.style.height = `${fills ? HIGHEST_PX : Math.min(HIGHEST_PX, area.scrollHeight)}px`;
+    if (!hasNoPlace) drafts.remember(state.conversationId, area.value, aside);
     if (!area.value.trim()) {
       clearTimeout(counter);
       counter = 0;
       count.textContent = "";
       count.classList.remove("kw-too-long");
       if (!sending) forgetDraft();
-    } else if (!counter) {
+    } else if (!counter && !hasNoPlace) {
       // Not delayed by every key: a person who keeps typing is read ahead too.
       const every = area.value.length > LARGE_DRAFT ? COUNT_LARGE_EVERY_MS : COUNT_EVERY_MS;
       counter = setTimeout(countDraft, Math.max(COUNT_AFTER_MS, countedAt + every - performance.now()));
@@ -199,14 +203,24 @@ export function mount(element, facts) {
   });
   on("sent", focus);
   // At once, not when the conversation has loaded: what is written or counted until then belongs to the new one.
-  let isFirst = true; // what was written before there was a conversation belongs to the first one
   on("leaving", () => {
     show("");
-    const written = isFirst ? area.value : "";
-    isFirst = false;
+    const written = hasNoPlace ? area.value : "";
+    hasNoPlace = false;
     const kept = drafts.recall(state.conversationId);
     aside = written && written !== kept ? kept : "";
     setText(written || kept);
+  });
+  on("beginning", () => {
+    if (hasNoPlace) return;
+    hasNoPlace = true;
+    setText("");
+  });
+  // The conversation that was open stays, because it is empty or because there is no other.
+  on("begun", () => {
+    if (!hasNoPlace || !state.conversationId) return;
+    hasNoPlace = false;
+    setText(area.value || drafts.recall(state.conversationId));
   });
   on("opened", focus);
   drawButton();

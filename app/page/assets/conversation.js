@@ -51,8 +51,15 @@ export async function open(conversationId, how = "push", find = "") {
 }
 
 // An empty conversation with the settings that it has: the one that is open if it is still empty, none that another tab
-// has open. False if the server gave none, and said why.
-export async function openNew(how = "push") {
+// has open. False if the server gave none, and said why. What is written and sent meanwhile is for that one.
+export function openNew(how = "push") {
+  emit("beginning");
+  const opened = askNew(how).finally(() => emit("begun"));
+  begun = opened;
+  return opened;
+}
+
+async function askNew(how) {
   const reply = await ask("new", { taken: tabs.openElsewhere().join(",") });
   if (reply.error) emit("problem", reply.error);
   else await open(reply.conversation_id, how);

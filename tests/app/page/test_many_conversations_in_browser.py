@@ -289,3 +289,42 @@ def test_the_page_starts_with_its_parts_in_any_order(serve: Serve, tab: OpenTab,
     one.open()
     one.say("hello")
     expect(one.message(1)).to_have_text("You said: hello")
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_what_is_written_after_new_belongs_to_the_new_conversation(is_sent: bool, one: Tab) -> None:
+    """Also while the server is still asked for it. The draft of the conversation before stays there."""
+    one.say("the first one")
+    one.by("composer").fill("half a sentence")
+    held: list[Route] = []
+    hold_first(one, '"ask":"new"', held)
+    one.by("new").click()
+    wait_for(one, lambda: len(held) == 1)
+    expect(one.by("composer")).to_have_value("")
+    one.by("composer").fill("the second one")
+    if is_sent:
+        one.page.keyboard.press("Enter")
+    held[0].continue_()
+    if is_sent:
+        expect(one.message(0)).to_have_text("the second one")
+        expect(one.messages).to_have_count(2)
+    else:
+        expect(one.by("welcome")).to_be_visible()
+        expect(one.by("composer")).to_have_value("the second one")
+    one.choose("the first one")
+    expect(one.messages).to_have_count(2)
+    expect(one.by("composer")).to_have_value("half a sentence")
+
+
+def test_without_a_new_conversation_the_old_one_keeps_its_draft(one: Tab) -> None:
+    one.say("the first one")
+    one.by("composer").fill("half a sentence")
+    held: list[Route] = []
+    hold_first(one, '"ask":"new"', held)
+    one.by("new").click()
+    wait_for(one, lambda: len(held) == 1)
+    held[0].abort()
+    expect(one.by("problem")).to_contain_text("The server does not answer")
+    expect(one.by("composer")).to_have_value("half a sentence")
+    one.by("composer").press("Enter")
+    expect(one.messages).to_have_count(4)
