@@ -23,13 +23,15 @@ def prompt(tokens: int, salt: str) -> str:
 
 
 def forks(client: httpx.Client, manager: SessionManager, model: str, tokens: int = 3_000) -> tuple[float, float]:
-    """Bytes on the device over those of one copy, of a chat whose first half is asked three side questions on forks: at
-    once, and when no one has gone on with these for a while."""
+    """Bytes on the device over those of one copy, of a chat with three side questions about beginnings of it, on forks:
+    at once, and when no one has gone on with these for a while."""
     messages: list[dict[str, str]] = []
     for number in range(EXCHANGES):
         messages.append({"role": "user", "content": prompt(tokens // EXCHANGES, f"box {number}")})
         messages.append({"role": "assistant", "content": f"Box {number} is understood."})
-    asked = [messages[:-1], *([*messages[:EXCHANGES], {"role": "user", "content": q}] for q in SIDE_QUESTIONS)]
+    asked = [messages[:-1]]
+    for place, question in enumerate(SIDE_QUESTIONS, start=2):
+        asked.append([*messages[: 2 * place], {"role": "user", "content": question}])
     ids, own_tokens = [], 0
     for one in asked:
         body = _answer(client, model, one)
