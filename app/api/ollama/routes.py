@@ -63,6 +63,7 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
     async def embed(body: EmbedRequest) -> dict[str, Any]:
         raise Problem(400, f"{manager.info.name} is no embedding model: it writes text.", "unsupported_model", "model")
 
+    @facts.head("/tags", include_in_schema=False)
     @facts.get("/tags", summary="List the served model")
     def tags(request: Request) -> dict[str, Any]:
         services.callers.owner_of(request)
@@ -74,6 +75,7 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
         services.callers.owner_of(request)
         return {"models": [models.running(manager.info, manager.info.name, since)]}
 
+    @facts.head("/version", include_in_schema=False)
     @facts.get("/version", summary="The version of Ollama whose API this is")
     def version(request: Request) -> dict[str, Any]:
         services.callers.owner_of(request)

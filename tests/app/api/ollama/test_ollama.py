@@ -241,6 +241,22 @@ def test_the_model_is_described(serve: Serve) -> None:
     assert told(post(site, "generate", prompt=""))["done_reason"] == "load"
 
 
+@pytest.mark.parametrize("headless", [False, True])
+def test_ollamas_own_command_finds_the_server(serve: Serve, headless: bool) -> None:
+    """It asks for the root first, then describes the model, loads it with an empty prompt, and chats."""
+    site = serve(headless=headless)
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+        for method, path in (("HEAD", "/"), ("GET", "/"), ("HEAD", "/api/version"), ("HEAD", "/api/tags")):
+            assert http.request(method, path).status_code == 200, (method, path)
+        assert http.post("/api/show", json={"model": MODEL}).status_code == 200
+        loaded = http.post("/api/generate", json={"model": MODEL, "prompt": "", "keep_alive": "5m", "options": {}})
+        assert json.loads(loaded.text)["done_reason"] == "load"
+        if headless:
+            site.store.keys.add("test")
+            assert http.head("/").status_code == 200
+            assert http.head("/api/tags").status_code == 401
+
+
 def test_curl_without_a_content_type_is_understood_and_a_key_is_needed(serve: Serve) -> None:
     site = serve(headless=True)
     text = json.dumps({"model": MODEL, "messages": [user("Hi")], "stream": False})
