@@ -44,7 +44,7 @@ build/llama/.installed:
 	build/llama/bin/pip install xllamacpp==2026.10.11549
 	touch $@
 
-test-clients: $(VENV)/.clients  ## Run programs that people use (OpenAI's, Anthropic's, Ollama's, LangChain, ...) against a real server
+test-clients: $(VENV)/.clients  ## Run programs that people use (OpenAI's, Anthropic's, Ollama's, LangChain, the AI SDK, ...) against a real server
 	KEEPWARM=$(abspath $(BIN))/keepwarm $(VENV)/clients/bin/python -m pytest -c tests/clients/pytest.ini --rootdir=. \
 		--confcutdir=tests/clients tests/clients $(ARGS)
 
@@ -89,9 +89,11 @@ $(VENV)/.test: $(VENV)/.chat
 	@touch $@
 
 # The clients have an environment of their own: they share nothing with the server but HTTP.
-$(VENV)/.clients: $(VENV)/.chat tests/clients/requirements.txt
+$(VENV)/.clients: $(VENV)/.chat tests/clients/requirements.txt tests/clients/javascript/package-lock.json
 	$(PYTHON) -m venv $(VENV)/clients
 	$(VENV)/clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/clients/requirements.txt
+	@if command -v npm > /dev/null; then mkdir -p $(VENV)/clients-js && \
+		cp tests/clients/javascript/package*.json $(VENV)/clients-js && npm ci --silent --prefix $(VENV)/clients-js; fi
 	@touch $@
 
 $(VENV)/.biome: $(BIN)/python tools/biome/package-lock.json

@@ -2,8 +2,10 @@
 
 A client of every kind has a conversation of ten turns over loopback. `fed_over_delta`: tokens that were fed over those
 that its turns added, from the second turn on, of the worst kind. `kv_over_minimum`: bytes on disk over those of one
-copy of the history, of the worst kind. Then the same prompts are answered freely and in a format, in turns, and random
-schemas once each: their texts and lists have a greatest length; without one a small model may go on for ever.
+copy of the history, of the worst kind, and on the device with forks that are asked once. `first_token_over_reading`:
+four requests at once on a new prompt of 4,000 tokens, the last one's first token over that of one alone. Then the same
+prompts are answered freely and in a format, in turns, and random schemas once each: their texts and lists have a
+greatest length; without one a small model may go on for ever.
 
     python -m benchmarks.clients [--model embedded] [--turns 10] [--repeats 5] [--schemas 500]
 """
@@ -28,11 +30,13 @@ from app.wiring import IdleFeatures, ServiceSettings, open_services
 from benchmarks.api import served
 from benchmarks.driver import _PROSE
 from benchmarks.report import device_name, finish, median, table
+from benchmarks.sharing import at_once, forks
 from model_runtime.interface.config import ModelConfig
 from sessions.manager import SessionManager
 
 ANSWER_TOKENS = 48
 RATE_TOKENS = 160
+SHARED_REPEATS = 3
 Turn = Callable[[httpx.Client, str, str, list[Any]], tuple[dict[str, Any], int]]  # -> (receipt, sampled tokens)
 
 
@@ -149,7 +153,8 @@ def schema(dice: random.Random, depth: int = 0) -> dict[str, Any]:
             names = dice.sample(["name", "age", "city", "größe", "is_open", "tags", "a b", "id"], dice.randint(1, 4))
             inner = {name: schema(dice, depth + 1) for name in names}
             required = dice.sample(names, dice.randint(0, len(names)))
-            return {"type": "object", "properties": inner, "required": required, "additionalProperties": False}
+            others = dice.choice([{}, {"additionalProperties": False}])  # most programs say nothing of others
+            return {"type": "object", "properties": inner, "required": required, **others}
         case "array":
             least = dice.randint(0, 2)
             return {"type": "array", "items": schema(dice, depth + 1), "minItems": least, "maxItems": least + 2}
@@ -211,6 +216,11 @@ def main() -> None:
                 kept = manager.memory_view(LOCAL_OWNER).disk_used_bytes - before
                 least = tokens * manager.info.kv_bytes_per_token
                 rows.append((kind, fed, added, fed / added, kept / least))
+            held, kept_held = forks(client, manager, name)
+            together: list[tuple[float, list[float]]] = []
+            for number in range(SHARED_REPEATS + 1):  # the first one warms up
+                (alone,) = at_once(client, name, 1, f"shelf {number}")
+                together.append((alone, [one / alone for one in at_once(client, name, 4, f"rack {number}")]))
             free, structured = [], []
             for number in range(options.repeats):
                 free.append(rate(client, name, 2 * number, {}))
@@ -219,10 +229,14 @@ def main() -> None:
             device, shown = manager.info.device, f"{name}, {manager.info.quantization}"
 
     table(("kind of client", "fed", "added", "fed/added", "kept/one copy"), rows)
+    table(("a chat and three forks", "on the device/one copy"), [("at once", held), ("later", kept_held)])
+    shared = [(f"{alone:.2f} s alone", *sorted(ratios)) for alone, ratios in together[1:]]
+    table(("four at once", *("first token/reading",) * 4), shared)
     table(("answers", "tok/s"), [("free", median(free)), ("in a format", median(structured))])
     figures = {
         "fed_over_delta": max(row[3] for row in rows),
-        "kv_over_minimum": max(row[4] for row in rows),
+        "kv_over_minimum": max(kept_held, *(row[4] for row in rows)),
+        "first_token_over_reading": median([row[4] for row in shared]),
         "structured_rate_over_free": median(structured) / median(free),
         "structured_valid_share": valid / options.schemas,
     }

@@ -92,6 +92,22 @@ class NamedResponses:
         said = replace(said, thoughts=said.thoughts[thought_chars:], text=said.text[text_chars:])
         return NamedResponse(kept["body"], view, said, kept["asked"]["prompt_tokens"], path[-1].finish_reason)
 
+    def input_of(self, owner_id: str, response_id: str) -> tuple[ChatMessage, ...]:
+        """All that was said before a response, without what only its own request said as the system. What the request
+        began the answer with comes last."""
+        kept, path, _ = self._path_of(owner_id, response_id)
+        messages = (*message_json.load(kept["head"]), *messages_of(path[:-1], self._template))
+        said, (thought_chars, text_chars) = answer_of(path, self._template), kept["asked"]["begun_chars"]
+        if not (thought_chars or text_chars):
+            return messages
+        return (*messages, ChatMessage("assistant", said.text[:text_chars], thoughts=said.thoughts[:thought_chars]))
+
+    def running(self, owner_id: str, response_id: str) -> Run | None:
+        """The run that writes this response now."""
+        found = self._stored(owner_id, response_id)
+        run = self._runs.active(found.conversation_id)
+        return run if run is not None and run.message_id == found.message_id else None
+
     def forget(self, owner_id: str, response_id: str) -> None:
         """The name leads nowhere any more. The conversation stays."""
         self._stored(owner_id, response_id)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_BODY_BYTES = 8 * MIB  # two million tokens of English, or one of Chinese in escapes
 MOST_SHAPE = Shape(values=200_000, depth=100)  # 20,000 messages with one part each, and their tools
+FORM = "application/x-www-form-urlencoded"
 CLIENT_GONE = 499  # appears only in the log: the client is gone
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -32,7 +33,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 def json_route(services: Services, bodies: Bodies, model: type[BaseModel], takes_forms: bool = False) -> type[APIRoute]:
     """A class for routes whose only body is a `model`. The request's state has the `owner_id`, and `body_held`, which
     the route closes once the texts are tokenised: until then the next large body waits. `takes_forms`: JSON may come
-    under the content type of a form, which curl gives it where it is told nothing."""
+    under the content type of a form, which curl gives it where it is told nothing, or under none."""
 
     class JsonRoute(APIRoute):
         def get_route_handler(self) -> Handler:
@@ -93,7 +94,7 @@ def _refuse_other_content(request: Request, takes_forms: bool) -> None:
         raise Problem(415, "Compressed bodies are not supported: send plain JSON.", "unsupported_encoding")
     kind = Message()
     kind["content-type"] = request.headers.get("content-type", "")
-    if takes_forms and kind.get_content_type() == "application/x-www-form-urlencoded":
+    if takes_forms and request.headers.get("content-type", FORM).partition(";")[0].strip().lower() == FORM:
         return
     if kind.get_content_type() != "application/json" and not kind.get_content_subtype().endswith("+json"):
         raise Problem(415, "Send JSON, with the header Content-Type: application/json.", "unsupported_content_type")

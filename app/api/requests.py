@@ -5,14 +5,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from model_runtime.interface.sampling_params import MOST_NAMED_TOKENS
 
 MOST_MESSAGES = 20_000
 MOST_PARTS = 20_000
 MOST_TOOLS = 1_000
+NAME_PATTERN = r"^[^\s\\\"'<>{}\x00-\x1f]+$"  # of a function: names of MCP servers' tools have colons and slashes, too
 # Every list fails fast: one wrong element is reported, not a hundred thousand.
+
+
+def _whole(found: Any) -> Any:
+    """8.0 is a whole number, too: some languages write all numbers like this."""
+    return int(found) if isinstance(found, float) and found.is_integer() else found
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class Strict(BaseModel):
@@ -72,7 +81,7 @@ class Message(Strict):
 
 
 class FunctionDefinition(Strict):
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
+    name: str = Field(min_length=1, max_length=200, pattern=NAME_PATTERN)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -97,13 +106,15 @@ class ChatCompletionRequest(Strict):
     prompt_cache_key: str | None = Field(
         default=None, min_length=1, max_length=256, description="A hint: where the conversation may be found."
     )
-    max_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
-    max_completion_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
-    min_tokens: int | None = Field(default=None, ge=0, description="No stop token is drawn before. Not OpenAI's.")
+    max_tokens: Whole | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
+    max_completion_tokens: Whole | None = Field(
+        default=None, ge=-1, description="None or -1: up to the model's context."
+    )
+    min_tokens: Whole | None = Field(default=None, ge=0, description="No stop token is drawn before. Not OpenAI's.")
     ignore_eos: bool | None = Field(default=False, description="The model's own stop tokens are never drawn.")
     temperature: float | None = Field(default=None, ge=0, le=5)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: Whole | None = Field(
         default=None, ge=-1, description="Not part of OpenAI's API: number of tokens kept; 0 and -1 are off."
     )
     min_p: float | None = Field(default=None, ge=0, le=1, description="Not part of OpenAI's API.")
@@ -111,13 +122,13 @@ class ChatCompletionRequest(Strict):
     repeat_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Another name of the same.")
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    seed: Whole | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=MOST_NAMED_TOKENS, fail_fast=True)] | None = Field(
         default=None, description="Not part of OpenAI's API: each ends the answer and does not belong to it."
     )
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto" (the default with tools), "none", "required" or a tool.')
     parallel_tool_calls: bool | None = Field(default=None, description="false: an answer ends after its first call.")
@@ -138,7 +149,7 @@ class ChatCompletionRequest(Strict):
     grammar: str | None = Field(default=None, description="The same.")
     json_schema: Any = Field(default=None, description="A JSON schema that the answer keeps to.")
     structured_outputs: dict[str, Any] | None = Field(default=None, description="json, regex, choice or grammar.")
-    n: int | None = Field(default=1, description="Must be 1.")
+    n: Whole | None = Field(default=1, description="Must be 1.")
     response_format: Any = Field(default=None, description='Of type "text", "json_object" or "json_schema".')
     logit_bias: dict[str, float] | None = Field(
         default=None, max_length=MOST_NAMED_TOKENS, description="Token id to a number from -100 to 100."

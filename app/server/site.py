@@ -54,11 +54,18 @@ def create_app(services: Services, bind_host: str, headless: bool = False, root_
         app.mount(path, api)
     for path in TOKEN_PATHS:
         app.router.routes.append(Route(path, BelowApi(apis[API_PATH])))
-    if not headless:
+    if headless:
+        app.router.routes.append(Route("/", running))
+    else:
         from app.page.mount import add_page  # Gradio is imported here: it costs seconds
 
         add_page(app, services)
     return app
+
+
+async def running(request: Request) -> Response:
+    """What stands in the page's place: Ollama's own command asks for it before anything else."""
+    return PlainTextResponse("Keepwarm is running without its page; its API is below /v1 and /api.\n")
 
 
 class BelowApi:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from jinja2.exceptions import TemplateError
 
 from model_runtime.interface.chat import ToolCall
+from model_runtime.interface.grammar import closed
 
 DEEPEST = 200  # far below where Python's JSON gives up, and far above what a function's arguments are
 _BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive, never failing: one pass over any text
@@ -93,7 +94,8 @@ class ToolFormat:
         for number, definition in enumerate(map(json.loads, tools)):
             function = definition["function"]
             head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{self.arguments_key}": '
-            schema = {"type": "object", **(function.get("parameters") or {}), "x-guidance": _WITHOUT_SPACES}
+            parameters = closed(function.get("parameters") or {})
+            schema = {"type": "object", **parameters, "x-guidance": _WITHOUT_SPACES}
             rules.append(f'call{number}: {json.dumps(head)} arguments{number} "}}"')
             rules.append(f"arguments{number}: %json {json.dumps(schema)}")
         calls = " | ".join(f"call{number}" for number in range(len(tools)))

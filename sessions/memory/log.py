@@ -20,6 +20,8 @@ class MemoryLog:
 
     def dropped_for_room(self, dropped: Dropped) -> None:
         self._counters.moved(Tier.DEVICE, dropped.kept_on, dropped.freed_bytes, dropped.seconds)
+        if dropped.is_copy:  # after every title: no line of the log
+            return
         title = self._title(dropped.conversation_id)
         if dropped.kept_on is Tier.NONE:
             sentence = f"Forgot what {title} kept, to make room: {mib(dropped.freed_bytes)}"

@@ -216,18 +216,19 @@ class Memory:
         prompt_tokens: int,
         message_id: int,
         lender_id: str = "",
+        is_fork: bool = False,
     ) -> None:
         """Gives a run's KV back, which holds rows of `ids`, and has the new ones written to disk in the background. Its
-        beginning was copied from `lender_id`, "" if from no other conversation."""
+        beginning was copied from `lender_id`, "" if from no other conversation; `is_fork` if this turn made it."""
         if not self._engine.info.keeps_kv:
             self.held.settle(lease)  # no ids: what the engine has of them it says with the next answer
             return
         ids = ids[: lease.kv.length_tokens]
         if not self._disk.budget_bytes or not ids:
-            self.held.settle(lease, ids)
+            self.held.settle(lease, ids, is_fork=is_fork)
             return
         kv, is_long = lease.kv, lease.kv.is_long_rope  # once it is given back, another turn may change it
-        self.held.settle(lease, ids, self._config.save_patience_s)
+        self.held.settle(lease, ids, self._config.save_patience_s, is_fork=is_fork)
         self._writer.put(
             SaveJob(owner_id, lease.conversation_id, kv, ids, prompt_tokens, message_id, lender_id, is_long)
         )

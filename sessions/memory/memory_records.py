@@ -53,7 +53,7 @@ class Holding:
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """A KV that was freed to make room. `kept_on`: where its rows are now; NONE when they would be read again.
-    `lost_tokens`: how many of its tokens no tier has."""
+    `lost_tokens`: how many of its tokens no tier has. `is_copy`: another KV has them, and no room was needed."""
 
     conversation_id: str
     owner_id: str
@@ -61,6 +61,7 @@ class Dropped:
     kept_on: Tier = Tier.NONE
     seconds: float = 0.0
     lost_tokens: int = 0
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,8 @@ class Recorder:
         prompt_tokens = len(turn.ledger) - turn.answer_prefix_tokens
         lender_id = run.restored.shared.conversation_id if run.restored.shared else ""
         ids = (*turn.ledger, *run.sampled)
-        self._memory.save(lease, run.plan.owner_id, ids, prompt_tokens, run.message_id, lender_id)
+        plan = run.plan
+        self._memory.save(lease, plan.owner_id, ids, prompt_tokens, run.message_id, lender_id, plan.is_fork)
 
 
 def _unsaved(run: Run, text: str, note: str) -> MessageView:

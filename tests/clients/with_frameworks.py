@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI
 from openai import OpenAI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.output import NativeOutput, ToolOutput
@@ -23,9 +23,7 @@ KEY: Any = "unused"
 
 
 class Forecast(BaseModel):
-    """A forecast. What is not named has no place in it: a small model would go on for ever."""
-
-    model_config = ConfigDict(extra="forbid")
+    """A forecast as most programs ask for one: nothing is said of other properties."""
 
     city: Literal["Oslo", "Bergen", "Tromso"]
     degrees: int
@@ -88,9 +86,13 @@ def test_langchain_calls_tools_in_ten_turns(server: Server, loop: Loop, protocol
         messages += [answer, ToolMessage(weather(str(call["args"].get("city", CITIES[0]))), tool_call_id=call["id"])]
 
 
-@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+@pytest.mark.parametrize("method", ["json_schema", "strict", "function_calling", "json_mode"])
 def test_langchains_structured_output(server: Server, method: str) -> None:
     model = langchain_models(server)["openai"]
+    if method == "strict":
+        strict = model.with_structured_output(Forecast, method="json_schema", strict=True, include_raw=True)
+        assert isinstance(strict.invoke(FORECAST)["parsed"], Forecast)
+        return
     if method == "json_mode":
         found = model.with_structured_output(None, method=method).invoke(FORECAST)
         assert isinstance(found, dict)

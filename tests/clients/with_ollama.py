@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 from ollama import Client, ResponseError
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tests.clients.conftest import FORECAST, PARAMETERS, QUESTION, TURNS, Loop, Server
 
@@ -17,9 +17,7 @@ TOOL: Any = {
 
 
 class Forecast(BaseModel):
-    """A forecast. What is not named has no place in it: a small model would go on for ever."""
-
-    model_config = ConfigDict(extra="forbid")
+    """A forecast as most programs ask for one: nothing is said of other properties."""
 
     city: Literal["Oslo", "Bergen", "Tromso"]
     degrees: int
@@ -63,6 +61,20 @@ def test_tools_and_their_results_go_back_without_ids(client: Client, server: Ser
         last = client.chat(model=server.model, messages=messages, tools=[TOOL], options={"num_predict": 40})
         told(loop, last, server.fed_tokens() - before)
         messages += [last.message, {"role": "tool", "tool_name": "weather", "content": f"{turn} degrees"}]
+
+
+def test_a_context_goes_on(client: Client, server: Server, loop: Loop) -> None:
+    context: Any = None
+    for turn in range(TURNS):
+        before = server.fed_tokens()
+        last = client.generate(
+            model=server.model,
+            prompt=f"Name a thing with {turn} pages.",
+            context=context,
+            options={"num_predict": 16},
+        )
+        told(loop, last, server.fed_tokens() - before)
+        context = last.context
 
 
 def test_formats_prompts_and_descriptions(client: Client, server: Server) -> None:

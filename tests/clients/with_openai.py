@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from openai import NotFoundError, OpenAI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tests.clients.conftest import CITIES, FORECAST, PARAMETERS, QUESTION, TURNS, Loop, Server
 
@@ -16,9 +16,7 @@ TOOL: Any = {"type": "function", "name": "weather", "parameters": PARAMETERS, "s
 
 
 class Forecast(BaseModel):
-    """A forecast. What is not named has no place in it: a small model would go on for ever."""
-
-    model_config = ConfigDict(extra="forbid")
+    """A forecast as most programs ask for one: nothing is said of other properties."""
 
     city: Literal["Oslo", "Bergen", "Tromso"]
     degrees: int
@@ -119,6 +117,8 @@ def test_responses_stream_and_are_retrieved(client: OpenAI, server: Server) -> N
         final = stream.get_final_response()
     assert final.output_text == text
     assert client.responses.retrieve(final.id).output_text == text
+    assert [item.content[0].text for item in client.responses.input_items.list(final.id)] == ["A city."]
+    assert client.responses.cancel(final.id).output_text == text  # it had ended
     client.responses.delete(final.id)
     with pytest.raises(NotFoundError):
         client.responses.retrieve(final.id)

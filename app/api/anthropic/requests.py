@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, Strict
+from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, NAME_PATTERN, Strict, Whole
 
 
 class TextBlock(Strict):
@@ -73,7 +73,7 @@ class AnthropicTool(Strict):
     """A function. `type` names Anthropic's own tools, which are refused."""
 
     type: str | None = None
-    name: str = Field(min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9_.:-]+$")
+    name: str = Field(min_length=1, max_length=200, pattern=NAME_PATTERN)
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -96,9 +96,9 @@ class CountRequest(Strict):
 class MessagesRequest(CountRequest):
     """A message to answer. The conversation with the longest matching beginning is continued."""
 
-    max_tokens: int = Field(ge=1)
+    max_tokens: Whole = Field(ge=1)
     stream: bool | None = False
     temperature: float | None = Field(default=None, ge=0, le=5)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: Whole | None = Field(default=None, ge=-1)
     stop_sequences: Annotated[list[str], Field(fail_fast=True)] | None = None

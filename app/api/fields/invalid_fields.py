@@ -27,11 +27,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "too_short": lambda limits: f"needs at least {_counted(limits['min_length'], 'entry', 'entries')}",
     "string_too_long": lambda limits: f"has more than {limits['max_length']:,} characters",
     "string_too_short": lambda limits: f"needs at least {_counted(limits['min_length'], 'character', 'characters')}",
-    "string_pattern_mismatch": lambda limits: "may hold only letters without accents, digits, dots, dashes and _",
+    "string_pattern_mismatch": lambda limits: "may hold no spaces, quotes, backslashes, angle brackets and braces",
     "less_than_equal": lambda limits: f"must be at most {_number(limits['le'])}",
     "less_than": lambda limits: f"must be less than {_number(limits['lt'])}",
     "greater_than_equal": lambda limits: f"must be at least {_number(limits['ge'])}",
-    "greater_than": lambda limits: f"must be more than {_number(limits['gt'])}",
     "literal_error": lambda limits: f"must be {limits['expected']}",
     "union_tag_not_found": lambda limits: "needs a type: 'text'",
 }

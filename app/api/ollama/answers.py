@@ -22,7 +22,8 @@ NS = 1_000_000_000
 
 @dataclass(slots=True)
 class OllamaReply:
-    """Tells one run as an answer to a chat, or to a prompt: a `Voice`. `model` is the name that was asked for."""
+    """Tells one run as an answer to a chat, or to a prompt: a `Voice`. `model` is the name that was asked for,
+    `context` what a prompt's client may send back to go on."""
 
     run: Run
     model: str
@@ -30,6 +31,7 @@ class OllamaReply:
     began_s: float  # of the monotonic clock, when the request came
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    context: tuple[int, ...] = ()
     media_type: str = "application/x-ndjson"
     _progress: Progress = field(default_factory=Progress)
 
@@ -84,6 +86,7 @@ class OllamaReply:
             "prompt_eval_duration": round(cost.prefill_s * NS) if cost else 0,
             "eval_count": cost.sampled_tokens if cost else len(self.run.sampled),
             "eval_duration": round(cost.decode_s * NS) if cost else 0,
+            **({"context": list(self.context)} if self.context else {}),
             "keepwarm": receipt(self.run, message, self.ignored, self.notes),
         }
 

@@ -6,28 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, Strict, Tool
+from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, Strict, Tool, Whole
 
 
 class Options(Strict):
     """`num_ctx` asks for a context that the served model has or has not. The fields without a type are about the
     server's own work."""
 
-    num_predict: int | None = Field(default=None, ge=-2, description="Below 0: up to the model's context.")
-    num_ctx: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    num_predict: Whole | None = Field(default=None, ge=-2, description="Below 0: up to the model's context.")
+    num_ctx: Whole | None = Field(default=None, ge=1)
+    seed: Whole | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     temperature: float | None = Field(default=None, ge=0, le=5)
-    top_k: int | None = Field(default=None, ge=-1)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: Whole | None = Field(default=None, ge=-1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repeat_penalty: float | None = Field(default=None, ge=0.1, le=10)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
-    repeat_last_n: int | None = Field(default=None, description="Must be -1 with a penalty: it is over everything.")
+    repeat_last_n: Whole | None = Field(default=None, description="Must be -1 with a penalty: it is over everything.")
     typical_p: float | None = Field(default=None, description="Must be 1.")
     tfs_z: float | None = Field(default=None, description="Must be 1.")
-    mirostat: int | None = Field(default=None, description="Must be 0.")
+    mirostat: Whole | None = Field(default=None, description="Must be 0.")
     mirostat_tau: Any = None
     mirostat_eta: Any = None
     penalize_newline: Any = None
@@ -49,7 +49,7 @@ class Options(Strict):
 class OllamaFunction(Strict):
     name: str
     arguments: dict[str, Any] | str | None = None
-    index: int | None = None
+    index: Whole | None = None
 
 
 class OllamaCall(Strict):
@@ -81,7 +81,7 @@ class _Answered(Strict):
     keep_alive: float | str | None = Field(default=None, description="Without effect: the model stays loaded.")
     think: bool | str | None = None
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
 
 
 class OllamaChatRequest(_Answered):
@@ -99,7 +99,7 @@ class GenerateRequest(_Answered):
     raw: bool | None = False
     suffix: str | None = Field(default=None, description="Must be empty.")
     template: str | None = Field(default=None, description="Must be empty: the model's own is used.")
-    context: list[int] | None = Field(default=None, description="Must be empty: use /api/chat.")
+    context: list[int] | None = Field(default=None, description="What an earlier answer gave: goes on behind it.")
     images: Annotated[list[Any], Field(max_length=MOST_PARTS)] | None = None
 
 

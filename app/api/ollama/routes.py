@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -13,6 +14,7 @@ from app.api.answering import Answering
 from app.api.json_route import json_route
 from app.api.ollama import models
 from app.api.ollama.answers import OllamaReply, now
+from app.api.ollama.context import kept_name, new_context
 from app.api.ollama.requests import EmbedRequest, GenerateRequest, OllamaChatRequest, ShowRequest
 from app.api.ollama.translation import NAMES, chat_of, plain_name, text_of
 from app.api.text_completions.translation import raw_request
@@ -20,10 +22,18 @@ from app.api.translation.request import refuse_other_model
 from app.api.translation.unsupported import own_names, renamed, unsupported
 from app.http.bodies import Bodies
 from app.problems import Problem
+from model_runtime.interface.chat import ChatMessage
+from sessions.errors import ConversationNotFound
+from sessions.named_responses import KnownHistory
 from sessions.turns.run import Run
 
 if TYPE_CHECKING:
     from app.services import Services
+
+UNKNOWN_CONTEXT = (
+    "context names no answer that is kept here. Send what the last object of an answer of this server had as its "
+    "context, or the messages to /api/chat."
+)
 
 
 def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> tuple[APIRouter, ...]:
@@ -53,6 +63,7 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
     async def embed(body: EmbedRequest) -> dict[str, Any]:
         raise Problem(400, f"{manager.info.name} is no embedding model: it writes text.", "unsupported_model", "model")
 
+    @facts.head("/tags", include_in_schema=False)
     @facts.get("/tags", summary="List the served model")
     def tags(request: Request) -> dict[str, Any]:
         services.callers.owner_of(request)
@@ -64,6 +75,7 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
         services.callers.owner_of(request)
         return {"models": [models.running(manager.info, manager.info.name, since)]}
 
+    @facts.head("/version", include_in_schema=False)
     @facts.get("/version", summary="The version of Ollama whose API this is")
     def version(request: Request) -> dict[str, Any]:
         services.callers.owner_of(request)
@@ -79,25 +91,51 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
             ignored: list[str] = []
             notes: list[str] = []
             with renamed(NAMES):
-                run, more, told = begun(owner_id, body, ignored, notes)
-            return run, OllamaReply(run, name, is_chat, began_s, (*ignored, *own_names(more, NAMES)), (*notes, *told))
+                run, more, told, context = begun(owner_id, body, ignored, notes)
+            said = (*ignored, *own_names(more, NAMES)), (*notes, *told)
+            return run, OllamaReply(run, name, is_chat, began_s, *said, context)
 
         return await answering.answer(request, begin, body.stream is not False)
 
     def begun(
         owner_id: str, body: OllamaChatRequest | GenerateRequest, ignored: list[str], notes: list[str]
-    ) -> tuple[Run, tuple[str, ...], tuple[str, ...]]:
+    ) -> tuple[Run, tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+        """(run, more that is ignored, more notes, the name of the answer to a prompt)."""
         context_tokens, own = manager.info.context_limit_tokens, manager.info.name
         completions = manager.completions
         if isinstance(body, GenerateRequest) and body.raw:
             text = text_of(body, context_tokens, ignored, notes)
             text.model = own
             asked = raw_request(text, manager.info, services.names, completions.template, completions.grammar_refusal)
-            return manager.raw_completions.begin(owner_id, asked.request), asked.ignored, ()
-        settings = chat_of(body, context_tokens, ignored, notes)
+            return manager.raw_completions.begin(owner_id, asked.request), asked.ignored, (), ()
+        before = history_of(owner_id, body) if isinstance(body, GenerateRequest) else KnownHistory((), ())
+        settings = chat_of(body, context_tokens, ignored, notes, (*before.head, *before.messages))
         settings.model = own
         found = answering.translated(settings)
-        return completions.begin(owner_id, found.request), found.ignored, found.notes
+        run = completions.begin(owner_id, found.request)
+        context = named(run, before) if isinstance(body, GenerateRequest) else ()
+        return run, found.ignored, found.notes, context
+
+    def history_of(owner_id: str, body: GenerateRequest) -> KnownHistory:
+        """What was said before a prompt. A system prompt that comes with it takes the place of an earlier one."""
+        before, name = KnownHistory((), ()), kept_name(body.context or ())
+        if body.context:
+            try:
+                if name is None:
+                    raise ConversationNotFound
+                before = manager.responses.history(owner_id, name)
+            except ConversationNotFound:
+                raise unsupported("context", UNKNOWN_CONTEXT) from None
+        return replace(before, head=(ChatMessage("system", body.system),)) if body.system else before
+
+    def named(run: Run, before: KnownHistory) -> tuple[int, ...]:
+        context = new_context()
+        try:
+            manager.responses.keep(str(kept_name(context)), run, before.head, {})
+        except BaseException:
+            manager.stop_run(run)  # its client gets an error, and nobody follows it
+            raise
+        return context
 
     def served(asked: str | None) -> str:
         names = (manager.info.name, *services.names.aliases)

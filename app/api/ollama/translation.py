@@ -10,7 +10,9 @@ from app.api.fields.other_fields import ignored_fields
 from app.api.ollama.requests import GenerateRequest, OllamaCall, OllamaChatRequest, OllamaMessage, Options
 from app.api.requests import ChatCompletionRequest, FunctionCall, MediaPart, Message, MessageToolCall, TextPart
 from app.api.text_completions.requests import TextCompletionRequest
+from app.api.translation.messages import as_resent
 from app.api.translation.unsupported import unsupported
+from model_runtime.interface.chat import ChatMessage
 
 SAMPLED = (
     *("seed", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
@@ -33,18 +35,22 @@ LATEST = ":latest"
 
 
 def chat_of(
-    body: OllamaChatRequest | GenerateRequest, context_tokens: int, ignored: list[str], notes: list[str]
+    body: OllamaChatRequest | GenerateRequest,
+    context_tokens: int,
+    ignored: list[str],
+    notes: list[str],
+    before: Sequence[ChatMessage] = (),
 ) -> ChatCompletionRequest:
-    """`ignored` and `notes` get what is said about the request. Raises `Problem`."""
+    """`ignored` and `notes` get what is said about the request. `before` is what was said before a prompt. Raises
+    `Problem`."""
     fields = _shared(body, context_tokens, ignored, notes)
     if isinstance(body, GenerateRequest):
         _refuse_parts(body)
-        messages = [OllamaMessage(role="system", content=body.system)] if body.system else []
-        messages.append(OllamaMessage(role="user", content=body.prompt, images=body.images))
+        asked = OllamaMessage(role="user", content=body.prompt, images=body.images)
+        fields["messages"] = [*map(as_resent, before), *_messages([asked])]
     else:
-        messages = body.messages or []
+        fields["messages"] = _messages(body.messages or [])
         fields |= {"tools": body.tools} if body.tools else {}
-    fields["messages"] = _messages(messages)
     if isinstance(body.think, str):
         fields["reasoning_effort"] = body.think
     elif body.think is not None:
@@ -55,7 +61,7 @@ def chat_of(
 def text_of(body: GenerateRequest, context_tokens: int, ignored: list[str], notes: list[str]) -> TextCompletionRequest:
     """A raw prompt."""
     _refuse_parts(body)
-    for name in ("system", "think", "images"):
+    for name in ("system", "think", "images", "context"):
         if getattr(body, name) not in (None, "", []):
             raise unsupported(name, f"{name} has no place in a raw prompt.")
     fields = _shared(body, context_tokens, ignored, notes)
@@ -112,8 +118,6 @@ def _refuse_parts(body: GenerateRequest) -> None:
         raise unsupported("suffix", "suffix is not supported: write the model's own marks into a raw prompt.")
     if body.template:
         raise unsupported("template", "template is not supported: the model's own is used. Send a raw prompt instead.")
-    if body.context:
-        raise unsupported("context", "context is not supported: send the messages to /api/chat, which stays warm.")
 
 
 def _format(asked: str | dict[str, Any] | None) -> dict[str, Any]:

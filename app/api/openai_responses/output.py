@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.api.answers import logprob
+from app.api.openai_responses.names import CONVERSATION
 from app.api.openai_responses.requests import ResponsesRequest
-from app.api.openai_responses.translation import CONVERSATION
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from model_runtime.interface.events import FinishReason, TokenLogprobs
 from sessions.types import MessageStatus, MessageView, Receipt
@@ -47,6 +47,10 @@ class ItemIds:
 
     def call(self, number: int) -> str:
         return f"fc_{self._own}_{number}"
+
+    @property
+    def call_output(self) -> str:
+        return f"fco_{self._own}"
 
 
 def skeleton(
@@ -124,6 +128,23 @@ def call_item(ids: ItemIds, number: int, call: ToolCall, status: str = "complete
         "name": call.name,
         "arguments": call.arguments if status == "completed" else "",
         "status": status,
+    }
+
+
+def asked_item(ids: ItemIds, message: ChatMessage) -> dict[str, Any]:
+    """A message of the user or the system."""
+    content = [{"type": "input_text", "text": message.text}]
+    return {"id": ids.message, "type": "message", "role": message.role, "content": content, "status": "completed"}
+
+
+def call_output_item(ids: ItemIds, message: ChatMessage) -> dict[str, Any]:
+    """The result of a call."""
+    return {
+        "id": ids.call_output,
+        "type": "function_call_output",
+        "call_id": message.tool_call_id,
+        "output": message.text,
+        "status": "completed",
     }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, Strict
+from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, NAME_PATTERN, Strict, Whole
 
 
 class InputText(Strict):
@@ -83,7 +83,7 @@ class FunctionTool(Strict):
     """A function. Other types are tools that OpenAI's servers run, which are refused."""
 
     type: str
-    name: str | None = Field(default=None, min_length=1, max_length=200)
+    name: str | None = Field(default=None, min_length=1, max_length=200, pattern=NAME_PATTERN)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -107,19 +107,19 @@ class ResponsesRequest(Strict):
     parallel_tool_calls: bool | None = Field(default=None, description="false: an answer ends after its first call.")
     text: dict[str, Any] | None = Field(default=None, description="`format` of type text, json_object or json_schema.")
     reasoning: dict[str, Any] | None = Field(default=None, description="`effort`.")
-    max_output_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
+    max_output_tokens: Whole | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
     temperature: float | None = Field(default=None, ge=0, le=5)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, description="Not part of OpenAI's API.")
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: Whole | None = Field(default=None, ge=-1, description="Not part of OpenAI's API.")
     min_p: float | None = Field(default=None, ge=0, le=1, description="Not part of OpenAI's API.")
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1, description="Not part of OpenAI's API.")
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    seed: Whole | None = Field(default=None, ge=-(2**63), le=2**63 - 1, description="Not part of OpenAI's API.")
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     include: list[str] | None = None
     metadata: dict[str, Any] | None = Field(default=None, max_length=16)
     prompt_cache_key: str | None = Field(default=None, min_length=1, max_length=256)
     truncation: Literal["auto", "disabled"] | None = None
     background: bool | None = Field(default=False, description="Must be false.")
-    max_tool_calls: int | None = Field(default=None, description="About OpenAI's own tools: without effect.")
+    max_tool_calls: Whole | None = Field(default=None, description="About OpenAI's own tools: without effect.")
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
 

@@ -49,6 +49,16 @@ class ResponseObject(BaseModel):
     keepwarm: Receipt | None = None
 
 
+class InputItemList(BaseModel):
+    """`data` has items of type message, function_call, function_call_output and reasoning."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class DeletedResponse(BaseModel):
     id: str
     object: Literal["response"]

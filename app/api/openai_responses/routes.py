@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,25 +18,35 @@ from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import json_route
 from app.api.openai_responses import output
 from app.api.openai_responses.answers import ResponseReply
+from app.api.openai_responses.input_items import Order, page_of
+from app.api.openai_responses.names import CONVERSATION, RESPONSE, conversation_id_of
 from app.api.openai_responses.requests import ConversationRequest, ResponsesRequest
 from app.api.openai_responses.responses import (
     ConversationObject,
     DeletedConversation,
     DeletedResponse,
+    InputItemList,
     ResponseObject,
 )
-from app.api.openai_responses.translation import CONVERSATION, NAMES, chat_of, conversation_id_of
+from app.api.openai_responses.translation import LOGPROBS, NAMES, chat_of
 from app.api.responses import REFUSALS
-from app.api.translation.unsupported import own_names, renamed
+from app.api.translation.unsupported import own_names, renamed, unsupported
 from app.http.bodies import Bodies
 from app.problems import Problem
 from sessions.errors import ConversationNotFound
 from sessions.turns.run import Run
-from sessions.types import MessageStatus
+from sessions.types import MessageStatus, RunPhase
 
 if TYPE_CHECKING:
     from app.services import Services
 
+Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(max_length=200, description="The last id of the previous page.")]
+Included = Annotated[Sequence[str], Query(max_length=20)]
+IncludedToo = Annotated[
+    Sequence[str], Query(alias="include[]", max_length=20, description="As OpenAI's clients say it.")
+]
+STOPS_WITHIN_S = 10.0  # an answer ends within a step of the model
 EVENTS = {
     "description": "The response, or with `stream` server-sent events from `response.created` to `response.completed`.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -59,7 +70,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
     )
     async def respond(body: ResponsesRequest, request: Request) -> Response:
         def begin(owner_id: str) -> tuple[Run, ResponseReply]:
-            response_id, created = f"resp_{uuid.uuid4().hex}", int(time.time())
+            response_id, created = f"{RESPONSE}{uuid.uuid4().hex}", int(time.time())
             try:
                 with renamed(NAMES):
                     asked = chat_of(body, manager.responses, owner_id)
@@ -81,9 +92,8 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
 
         return await answering.answer(request, begin, bool(body.stream))
 
-    @kept.get("/responses/{response_id}", summary="Retrieve a response", response_model=ResponseObject)
-    def retrieve(response_id: str, request: Request) -> dict[str, Any]:
-        found = manager.responses.find(services.callers.owner_of(request), response_id)
+    def as_it_is(owner_id: str, response_id: str) -> dict[str, Any]:
+        found = manager.responses.find(owner_id, response_id)
         is_running = found.message.status is MessageStatus.RUNNING
         items = [] if is_running else output.items(output.ItemIds(response_id), found.said)
         response = output.ended(found.body, found.message, found.finish_reason, items)
@@ -93,9 +103,52 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
             response["usage"] = output.usage_of(found.prompt_tokens, cost, cost.sampled_tokens, thoughts)
         return response
 
+    @kept.get("/responses/{response_id}", summary="Retrieve a response", response_model=ResponseObject)
+    def retrieve(
+        response_id: str, request: Request, include: Included = (), include_too: IncludedToo = ()
+    ) -> dict[str, Any]:
+        owner_id = services.callers.owner_of(request)
+        _refuse_logprobs(*include, *include_too)
+        return as_it_is(owner_id, _own_name(response_id))
+
+    @kept.get(
+        "/responses/{response_id}/input_items",
+        summary="List all that was said before a response",
+        response_model=InputItemList,
+    )
+    def input_items(
+        response_id: str,
+        request: Request,
+        limit: Limit = 20,
+        order: Order = "desc",
+        after: After = None,
+        include: Included = (),
+        include_too: IncludedToo = (),
+    ) -> dict[str, Any]:
+        owner_id = services.callers.owner_of(request)
+        _refuse_logprobs(*include, *include_too)
+        said = manager.responses.input_of(owner_id, _own_name(response_id))
+        return page_of(response_id, said, limit, order, after)
+
+    @kept.post(
+        "/responses/{response_id}/cancel",
+        summary="Stop a response that is being written",
+        response_model=ResponseObject,
+    )
+    def cancel(response_id: str, request: Request) -> dict[str, Any]:
+        owner_id = services.callers.owner_of(request)
+        run = manager.responses.running(owner_id, _own_name(response_id))
+        if run is not None:
+            manager.stop_run(run)
+            until = time.monotonic() + STOPS_WITHIN_S
+            news = run.snapshot()
+            while news.phase is not RunPhase.DONE and time.monotonic() < until:
+                news = run.wait(news.version, until - time.monotonic())
+        return as_it_is(owner_id, response_id)
+
     @kept.delete("/responses/{response_id}", summary="Forget a response's name", response_model=DeletedResponse)
     def delete(response_id: str, request: Request) -> dict[str, Any]:
-        manager.responses.forget(services.callers.owner_of(request), response_id)
+        manager.responses.forget(services.callers.owner_of(request), _own_name(response_id))
         return {"id": response_id, "object": "response", "deleted": True}
 
     @conversations.post("/conversations", summary="Begin a conversation", response_model=ConversationObject)
@@ -110,12 +163,41 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
         view = manager.view(owner_id, _own_id(conversation_id))
         return _conversation(conversation_id, view.summary.updated_at)
 
+    @kept.get("/conversations/{conversation_id}/items", summary="List what was said", response_model=InputItemList)
+    def conversation_items(
+        conversation_id: str,
+        request: Request,
+        limit: Limit = 20,
+        order: Order = "desc",
+        after: After = None,
+        include: Included = (),
+        include_too: IncludedToo = (),
+    ) -> dict[str, Any]:
+        owner_id = services.callers.owner_of(request)
+        _refuse_logprobs(*include, *include_too)
+        own_id = _own_id(conversation_id)
+        said = manager.responses.conversation_history(owner_id, own_id, keeps_prompt=True)
+        return page_of(f"{CONVERSATION}{own_id}", (*said.head, *said.messages), limit, order, after)
+
     @kept.delete("/conversations/{conversation_id}", summary="Delete it", response_model=DeletedConversation)
     def delete_conversation(conversation_id: str, request: Request) -> dict[str, Any]:
         manager.delete(services.callers.owner_of(request), _own_id(conversation_id))
         return {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
 
     return answers, conversations, kept
+
+
+def _refuse_logprobs(*included: str) -> None:
+    """The other things that can be included are of tools that there are not here, or in a response anyway."""
+    if LOGPROBS in included:
+        raise unsupported("include", "Log probabilities are not kept: they are in the response itself alone.")
+
+
+def _own_name(response_id: str) -> str:
+    """The name, if it is a response's: other protocols keep names, too."""
+    if not response_id.startswith(RESPONSE):
+        raise ConversationNotFound("This response does not exist.")
+    return response_id
 
 
 def _own_id(conversation_id: str) -> str:

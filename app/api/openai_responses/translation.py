@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from app.api.fields.other_fields import ignored_fields
 from app.api.openai_responses.items import items_of, messages_of
+from app.api.openai_responses.names import conversation_id_of
+from app.api.openai_responses.references import resolved
 from app.api.openai_responses.requests import FunctionTool, ResponsesRequest
 from app.api.requests import ChatCompletionRequest, FunctionDefinition, Message, TextPart, Tool
+from app.api.translation.messages import as_resent
 from app.api.translation.unsupported import unsupported
 from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage
@@ -27,8 +29,6 @@ NAMES = {
 }
 LOGPROBS = "message.output_text.logprobs"
 SYSTEM = ("system", "developer")
-CONVERSATION = "conv_"
-_CONVERSATION_ID = re.compile(rf"(?:{CONVERSATION})?([0-9a-f]{{32}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     ignored = list(ignored_fields(body))
     _refuse_unsupported(body)
     before, conversation_id = _before(body, responses, owner_id)
-    added = messages_of(items_of(body.input, ignored))
+    added = messages_of(items_of(resolved(body.input, responses, owner_id), ignored))
     if not added and not before.messages:
         raise unsupported("input", "input needs at least one item.")
     head = before.head
@@ -55,7 +55,7 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
         head, added = (*head, *(ChatMessage(m.role, _text(m)) for m in added[:count])), added[count:]
     fields: dict[str, Any] = {name: getattr(body, name) for name in SAME if name in body.model_fields_set}
     system = [ChatMessage("system", body.instructions)] if body.instructions else []
-    fields["messages"] = [*map(_message, (*system, *head, *before.messages)), *added]
+    fields["messages"] = [*map(as_resent, (*system, *head, *before.messages)), *added]
     if body.max_output_tokens is not None:
         fields["max_tokens"] = body.max_output_tokens
     if body.tools:
@@ -77,32 +77,6 @@ def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
         return KnownHistory((), ()), ""
     conversation_id = conversation_id_of(body.conversation)
     return responses.conversation_history(owner_id, conversation_id, body.instructions is None), conversation_id
-
-
-def conversation_id_of(asked: str | dict[str, Any]) -> str:
-    """The own id of the conversation that a client names: as /v1/conversations made it, or as `keepwarm.session_id`."""
-    name = asked.get("id") if isinstance(asked, dict) and set(asked) == {"id"} else asked
-    found = _CONVERSATION_ID.fullmatch(name) if isinstance(name, str) else None
-    if found is None:
-        raise unsupported("conversation", "conversation must be an id of /v1/conversations, or an object with its id.")
-    return found.group(1)
-
-
-def _message(message: ChatMessage) -> Message:
-    """A stored message as a client would resend it."""
-    fields: dict[str, Any] = {"role": message.role, "content": message.text}
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            {"id": call.call_id, "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    if message.thoughts:
-        fields["reasoning_content"] = message.thoughts
-    if message.role == "tool":
-        fields["tool_call_id"] = message.tool_call_id
-    if message.name:
-        fields["name"] = message.name
-    return Message(**fields)
 
 
 def _text(message: Message) -> str:

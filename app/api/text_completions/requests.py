@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from app.api.requests import ChatCompletionRequest, StreamOptions, Strict
+from app.api.requests import ChatCompletionRequest, StreamOptions, Strict, Whole
 from model_runtime.interface.sampling_params import MOST_NAMED_TOKENS
 
 MOST_IDS = 200_000
@@ -23,24 +23,24 @@ class TextCompletionRequest(Strict):
     )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
-    min_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: Whole | None = Field(default=None, ge=-1, description="None or -1: up to the model's context.")
+    min_tokens: Whole | None = Field(default=None, ge=0)
     ignore_eos: bool | None = False
     temperature: float | None = Field(default=None, ge=0, le=5)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: Whole | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     repeat_penalty: float | None = Field(default=None, ge=0.1, le=10)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    seed: Whole | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=MOST_NAMED_TOKENS, fail_fast=True)] | None = None
-    logprobs: int | None = Field(default=None, ge=0, le=20, description="How many of the most likely tokens.")
+    logprobs: Whole | None = Field(default=None, ge=0, le=20, description="How many of the most likely tokens.")
     logit_bias: dict[str, float] | None = Field(default=None, max_length=MOST_NAMED_TOKENS)
-    n: int | None = Field(default=1, description="Must be 1.")
-    best_of: int | None = Field(default=1, description="Must be 1.")
+    n: Whole | None = Field(default=1, description="Must be 1.")
+    best_of: Whole | None = Field(default=1, description="Must be 1.")
     echo: bool | None = Field(default=False, description="Must be false.")
     suffix: str | None = Field(default=None, description="Must be empty.")
     response_format: Any = None

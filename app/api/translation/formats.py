@@ -9,7 +9,7 @@ from typing import Any
 from app.api.requests import ChatCompletionRequest
 from app.api.translation.unsupported import unsupported
 from model_runtime.interface.chat import TurnTemplate
-from model_runtime.interface.grammar import Grammar
+from model_runtime.interface.grammar import Grammar, closed
 
 ANY_OBJECT = {"type": "object"}
 MOST_CHARS = 200_000
@@ -89,7 +89,7 @@ def _parsed(name: str, text: str) -> Any:
 def _schema(name: str, schema: Any) -> Grammar:
     if not isinstance(schema, dict):
         raise unsupported(name, f"{name} needs a JSON schema, which is an object.")
-    return _sized(name, Grammar("json_schema", json.dumps(schema, ensure_ascii=False)))
+    return _sized(name, Grammar("json_schema", json.dumps(closed(schema), ensure_ascii=False)))
 
 
 def _sized(name: str, grammar: Grammar) -> Grammar:

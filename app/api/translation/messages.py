@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from app.api.fields.invalid_fields import media_of
 from app.api.requests import MediaPart, Message, RefusalPart
@@ -19,6 +20,23 @@ def messages_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
         where, what = f"messages.{number}.content.{place}", media_of(part.type) or "parts of this type"
         raise unsupported(where, f"{where}: This model reads no {what}. Send parts of type 'text'.")
     return tuple(_message(message) for message in messages)
+
+
+def as_resent(message: ChatMessage) -> Message:
+    """A stored message as a client would resend it."""
+    fields: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {"id": call.call_id, "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.thoughts:
+        fields["reasoning_content"] = message.thoughts
+    if message.role == "tool":
+        fields["tool_call_id"] = message.tool_call_id
+    if message.name:
+        fields["name"] = message.name
+    return Message(**fields)
 
 
 def unread_parts(messages: Sequence[Message], has_thoughts: bool) -> tuple[str, ...]:

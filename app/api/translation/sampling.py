@@ -13,6 +13,7 @@ from model_runtime.interface.sampling_params import SamplingParams
 from sessions.text import clean_exactly
 
 MOST_STOPS = 16
+LEAST_TOP_P = 1e-9  # the most probable token alone, which is what 0 asks for
 MOST_TOKENS = 1_000_000  # of an answer, and kept by top_k: more than any context and vocabulary
 
 
@@ -26,6 +27,8 @@ def sampling_of(body: ChatCompletionRequest, info: ModelInfo) -> SamplingParams:
     asked["max_new_tokens"] = min(*limits_of(body), info.context_limit_tokens, MOST_TOKENS)
     if body.top_k is not None:
         asked["top_k"] = min(max(body.top_k, 0), MOST_TOKENS)
+    if body.top_p == 0:
+        asked["top_p"] = LEAST_TOP_P
     if (penalty := _repetition_penalty(body)) is not None:
         asked["repetition_penalty"] = penalty
     if body.seed is not None:

@@ -147,9 +147,11 @@ class HeldKVs:
         unsaved_for_s: float = 0.0,
         loss: Loss | None = None,
         ahead_from: int | None = None,
+        is_fork: bool = False,
     ) -> None:
         """Gives the KV back. It stays on the device until the room is needed, `unsaved_for_s` at least unless it is
-        `staged` or dropped on request before. `loss`: why what was in it is gone. `ahead_from`: as in `Lease`."""
+        `staged` or dropped on request before. `loss`: why what was in it is gone. `ahead_from`: as in `Lease`;
+        `is_fork`: as in `DeviceSlot`."""
         with self.changed:
             slot = self.slots[lease.conversation_id]
             assert slot.kv is lease.kv, "a lease that is not of this conversation's KV"
@@ -157,6 +159,7 @@ class HeldKVs:
                 self._lose(slot)
                 return
             was_without_run, slot.without_run = slot.without_run, False
+            slot.is_fork = slot.is_fork if was_without_run else is_fork
             slot.make_way, slot.ahead_from = lambda: None, ahead_from
             slot.leased, slot.promised_bytes = False, 0
             slot.last_used_at, slot.last_used_s = time.time(), time.monotonic()

@@ -20,6 +20,7 @@ from sessions.errors import CacheFull, ConversationBusy
 from sessions.memory.device.guaranteed_shares import Shares, shares_of
 from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.device.slots import DeviceSlot, EvictionTarget, NoLowerTier, Ticket
+from sessions.memory.device.spare_copies import is_copy, spare_in_s
 from sessions.memory.eviction import Candidate, choose_victims
 from sessions.memory.memory_records import Dropped, Lease, Loss
 from sessions.text import mib
@@ -138,13 +139,16 @@ class Leases:
                 log.exception("lease_step_failed")
 
     def _next_step(self) -> Callable[[], None] | None:
-        """What can be done for the first ticket that may run, None for nothing. No ticket overtakes it, so it cannot
-        starve: idle KVs are dropped for it, leased ones come back, and what it was promised fits the budget alone.
-        """
+        """What can be done for the first ticket that may run, else with a copy that no one goes on with; None for
+        nothing. No ticket overtakes the first, so it cannot starve: idle KVs are dropped for it, leased ones come back,
+        and what it was promised fits the budget alone."""
         if self._surrendered:
             return partial(self._on_dropped, self._surrendered.pop(0))
         if self.held.is_suspended:
             return None
+        return self._next_grant() or self._next_copy()
+
+    def _next_grant(self) -> Callable[[], None] | None:
         running = [slot.owner_id for slot in self.held.slots.values() if slot.leased and not slot.without_run]
         ticket = self.held.queue.first(running, self._engine.max_concurrent)
         if ticket is None:
@@ -182,10 +186,30 @@ class Leases:
         )
 
     def _patience_s(self) -> float | None:
-        """How long until an unsaved KV may go after all; None when no ticket waits for one."""
+        """How long until an unsaved KV that a ticket waits for may go after all, or a copy is spare; None for ever."""
         now = time.monotonic()
         left = [s.unsaved_until - now for s in self.held.slots.values() if s.unsaved_until > now and not s.leased]
-        return min(left) if left and self.held.queue else None
+        left = left if self.held.queue else []
+        left += [wait_s for slot in self._unpinned() if (wait_s := spare_in_s(slot, now)) is not None]
+        return min(left, default=None)
+
+    def _unpinned(self) -> list[DeviceSlot]:
+        return [slot for slot in self.held.slots.values() if slot.conversation_id not in self.held.pins]
+
+    def _next_copy(self) -> Callable[[], None] | None:
+        now = time.monotonic()
+        for slot in self._unpinned():
+            if spare_in_s(slot, now) == 0:
+                if is_copy(slot, self.held.slots.values()):
+                    slot.leaving = True
+                    return partial(self._free_copy, slot)
+                slot.is_fork = False  # what it began with is nowhere else any more
+        return None
+
+    def _free_copy(self, slot: DeviceSlot) -> None:
+        dropped = replace(_dropped(slot, Tier.DISK), is_copy=True)
+        self._free(slot, Loss.FOR_ROOM)
+        self._on_dropped(dropped)
 
     def _choose(self, needed_bytes: int, own: DeviceSlot | None, owner_id: str, shares: Shares) -> list[DeviceSlot]:
         now = time.monotonic()
@@ -194,11 +218,14 @@ class Leases:
         # What is leaving already will be room in a moment: wait for it instead of dropping more.
         needed_bytes -= sum(slot.held_bytes for slot in self.held.slots.values() if slot.leaving)
         candidates = [
-            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self._eviction_target.lost_s(s))
-            for s in idle
+            Candidate(s.conversation_id, s.owner_id, s.held_bytes, now - s.last_used_s, self._lost_s(s)) for s in idle
         ]
         chosen = choose_victims(candidates, needed_bytes, owner_id, shares.held_bytes, shares.share_bytes)
         return [self.held.slots[candidate.conversation_id] for candidate in chosen or ()]
+
+    def _lost_s(self, slot: DeviceSlot) -> float:
+        """What its next turn would lose. A fork of one turn has hardly ever another."""
+        return 0.0 if slot.is_fork else self._eviction_target.lost_s(slot)
 
     def _grant(self, ticket: Ticket, slot: DeviceSlot | None) -> Callable[[], None]:
         if slot is None:

@@ -68,6 +68,7 @@ class DeviceSlot:
     leaving: bool = False
     given_up: bool = False  # its engine is gone; a lease that is still out gives nothing back
     used: bool = False  # by a run, now or before
+    is_fork: bool = False  # its only turn so far began with a copy of another conversation's beginning
     without_run: bool = False  # leased for something that no run waits for: a restore, or idle work
     unwanted: bool = False  # a ticket or another use waits for that to end
     make_way: Callable[[], None] = lambda: None  # asks that to end

@@ -130,7 +130,7 @@ def test_parameters_do_what_they_say(site: Site, connect: Connect) -> None:
         ({"extra_body": {"stop_token_ids": [512]}}, "stop_token_ids"),
         ({"extra_body": {"repeat_penalty": 1.1, "repetition_penalty": 1.2}}, "repeat_penalty"),
         ({"extra_body": {"best_of": 2}}, "best_of"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"stop": list("abcdefghijklmnopq")}, "stop"),
         ({"temperature": 9}, "temperature"),

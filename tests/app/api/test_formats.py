@@ -60,7 +60,8 @@ def test_a_schema_reaches_the_engine(asked: Asked, fields: dict[str, Any]) -> No
     answered = asked.post(**fields)
     assert answered.status_code == 200, answered.text
     assert answered.json()["keepwarm"]["ignored"] == []
-    assert asked.grammars == [Grammar("json_schema", json.dumps(SCHEMA))]
+    closed = json.dumps({**SCHEMA, "additionalProperties": False})
+    assert asked.grammars == [Grammar("json_schema", closed)]
     session = answered.json()["keepwarm"]["session_id"]
     assert asked.site.manager.view("local", session).settings.sampling.grammar is None  # it was of this answer only
 

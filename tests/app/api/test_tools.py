@@ -184,3 +184,23 @@ def test_an_answer_ends_after_its_first_call_where_no_more_are_wanted(serve: Ser
         _, after = ask()
     assert (after["session_id"], after["miss_reason"]) == (first["session_id"], None)
     assert after["fed"] == len("18") + 4  # what closes the answer, the result between its marks, the generation prompt
+
+
+@pytest.mark.parametrize("name", ["mcp__" + "x" * 90, "mcp:weather", "server/weather", "wetter_für_morgen"])
+def test_any_plain_name_of_a_tool_is_taken(serve: Serve, name: str) -> None:
+    """Programs put a server's name before that of its tool."""
+    said = (*f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>'.encode(), END)
+    site = serve(headless=True, template=ByteTemplate(takes_tools=True), answer=lambda _: said)
+    tool = {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+    flat = {"name": name, "input_schema": {"type": "object"}}
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+        made = http.post("/v1/chat/completions", json={"model": MODEL, "messages": [user("Hi")], "tools": [tool]})
+        assert made.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == name
+        body = {"model": MODEL, "messages": [user("Hello")], "max_tokens": 200, "tools": [flat]}
+        assert http.post("/v1/messages", json=body).json()["content"][-1]["name"] == name
+        asked = {"model": MODEL, "input": "Hey", "tools": [{"type": "function", **tool["function"]}]}  # type: ignore[dict-item]
+        assert http.post("/v1/responses", json=asked).json()["output"][-1]["name"] == name
+        for bad in ("", "a b", 'a"b', "a\nb", "<a>"):
+            refused = {**tool, "function": {"name": bad}}
+            body = {"model": MODEL, "messages": [user("Hi")], "tools": [refused]}
+            assert http.post("/v1/chat/completions", json=body).status_code == 400, bad

@@ -96,6 +96,54 @@ def test_a_prompt_is_answered_as_a_chat_or_raw(site: Site) -> None:
     assert (raw["response"], raw["prompt_eval_count"]) == ("You said: raw", 4)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_context_goes_on_where_its_answer_ended(site: Site, streams: bool) -> None:
+    def ask(prompt: str, **more: Any) -> dict[str, Any]:
+        return told(post(site, "generate", prompt=prompt, stream=streams, **more))
+
+    system = {"system": f"Be warm ({streams})."}
+    first = ask("One", **system)
+    last, sessions, before = first, set(), first["prompt_eval_count"] + first["eval_count"]
+    for turn in range(5):
+        repeats = system if turn % 2 else {}  # some programs send the system prompt each time
+        last = ask(f"Turn {turn}", context=last["context"], **repeats)
+        assert last["response"] == f"You said: Turn {turn}"
+        assert last["keepwarm"]["miss_reason"] is None
+        assert last["keepwarm"]["fed"] == last["prompt_eval_count"] - before + 1
+        before = last["prompt_eval_count"] + last["eval_count"]
+        sessions.add(last["keepwarm"]["session_id"])
+    assert sessions == {first["keepwarm"]["session_id"]}
+    beside = ask("Beside", context=first["context"])
+    after = ask("After", context=last["context"])
+    assert {beside["keepwarm"]["session_id"], after["keepwarm"]["session_id"]} == sessions
+    other = ask("Other", context=last["context"], system="Be brief.")
+    view = site.manager.view("local", other["keepwarm"]["session_id"])
+    assert view.settings.system_prompt == "Be brief."
+    assert [message.text for message in view.messages][:3] == ["One", "You said: One", "Turn 0"]
+
+
+def test_a_context_is_its_owners_and_goes_with_its_conversation(serve: Serve) -> None:
+    site = serve(headless=True)
+    made_keys = [site.store.keys.add(name) for name in ("one", "two")]
+    keys = [text for _, text in made_keys]
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+
+        def ask(key: str, **more: Any) -> httpx.Response:
+            body = {"model": MODEL, "prompt": "Mine", "stream": False, **more}
+            return http.post("/api/generate", json=body, headers={"authorization": f"Bearer {key}"})
+
+        made = ask(keys[0]).json()
+        assert len(made["context"]) == 8
+        assert ask(keys[0], context=made["context"]).status_code == 200
+        assert "context" in ask(keys[1], context=made["context"]).json()["error"]
+        site.manager.delete(made_keys[0][0].owner_id, made["keepwarm"]["session_id"])
+        gone = ask(keys[0], context=made["context"])
+        assert (gone.status_code, "context names no answer" in gone.json()["error"]) == (400, True)
+        assert "context" not in ask(keys[0], raw=True).json()
+        own = {"authorization": f"Bearer {keys[0]}"}
+        assert http.get("/v1/responses/context_0", headers=own).status_code == 404
+
+
 def test_options_reach_the_sampler(site: Site) -> None:
     options = {"seed": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.5}
     more = {"presence_penalty": 0.5, "frequency_penalty": 0.25, "stop": ["zz"], "num_gpu": 9, "num_ctx": 10**6}
@@ -143,6 +191,9 @@ def test_formats_are_enforced(site: Site, form: Any) -> None:
         ("generate", {"prompt": "x", "suffix": "y"}, "suffix"),
         ("generate", {"prompt": "x", "template": "y"}, "template"),
         ("generate", {"prompt": "x", "context": [1]}, "context"),
+        ("generate", {"prompt": "x", "context": [1, 2, 3, 4, 5, 6, 7, 8]}, "context"),
+        ("generate", {"prompt": "x", "context": [-1, 2, 3, 4, 5, 6, 7, 1 << 16]}, "context"),
+        ("generate", {"prompt": "x", "raw": True, "context": [1]}, "context"),
         ("generate", {"prompt": "x", "images": ["AAAA"]}, "images"),
         ("generate", {"prompt": "x", "raw": True, "system": "y"}, "system"),
         ("embed", {"input": "x"}, "embedding"),
@@ -190,13 +241,32 @@ def test_the_model_is_described(serve: Serve) -> None:
     assert told(post(site, "generate", prompt=""))["done_reason"] == "load"
 
 
+@pytest.mark.parametrize("headless", [False, True])
+def test_ollamas_own_command_finds_the_server(serve: Serve, headless: bool) -> None:
+    """It asks for the root first, then describes the model, loads it with an empty prompt, and chats."""
+    site = serve(headless=headless)
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+        for method, path in (("HEAD", "/"), ("GET", "/"), ("HEAD", "/api/version"), ("HEAD", "/api/tags")):
+            assert http.request(method, path).status_code == 200, (method, path)
+        assert http.post("/api/show", json={"model": MODEL}).status_code == 200
+        loaded = http.post("/api/generate", json={"model": MODEL, "prompt": "", "keep_alive": "5m", "options": {}})
+        assert json.loads(loaded.text)["done_reason"] == "load"
+        if headless:
+            site.store.keys.add("test")
+            assert http.head("/").status_code == 200
+            assert http.head("/api/tags").status_code == 401
+
+
 def test_curl_without_a_content_type_is_understood_and_a_key_is_needed(serve: Serve) -> None:
     site = serve(headless=True)
     text = json.dumps({"model": MODEL, "messages": [user("Hi")], "stream": False})
     form = {"content-type": "application/x-www-form-urlencoded"}
     with httpx.Client(base_url=site.url, timeout=30) as http:
         assert http.post("/api/chat", content=text, headers=form).json()["message"]["content"] == "You said: Hi"
+        assert http.post("/api/chat", content=text).status_code == 200  # LiteLLM names no type at all
         assert http.post("/v1/chat/completions", content=text, headers=form).status_code == 415
+        assert http.post("/v1/chat/completions", content=text).status_code == 415
+        assert http.post("/api/chat", content=text, headers={"content-type": "text/plain"}).status_code == 415
         foreign = {**form, "origin": "https://elsewhere.example"}
         refused = http.post("/api/chat", content=text, headers=foreign)
         assert (refused.status_code, set(refused.json())) == (403, {"error"})
