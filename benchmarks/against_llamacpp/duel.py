@@ -112,7 +112,7 @@ def opened(
     python: str, match: Match, activations: CpuActivations, threads: int, sizes: Sizes, found: Found
 ) -> Iterator[Duel]:
     """Loads the model here and there. The memory of loading it here is put into `found`."""
-    config = ModelConfig(match.model, quantization=match.quantization, device="cpu", cpu_activations=activations)
+    config = match.config(activations)
     loaded, said = _loaded(config, found)
     if any(
         "(once)" in line for line in said

@@ -12,7 +12,7 @@ from torch.nn import functional
 from benchmarks.against_llamacpp.llama_cpp_side import LlamaCpp
 from benchmarks.against_llamacpp.models import Match
 from model_runtime.engine.passing_thread import in_passing_thread
-from model_runtime.interface.config import CpuActivations, ModelConfig
+from model_runtime.interface.config import CpuActivations
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model, unload
 
@@ -26,7 +26,7 @@ def losses(python: str, match: Match, threads: int, most_tokens: int) -> dict[st
     ids: list[int] = []
     for activations in get_args(CpuActivations):
         if activations != "auto":
-            config = ModelConfig(match.model, match.quantization, device="cpu", cpu_activations=activations)
+            config = match.config(activations)
             loaded = in_passing_thread(lambda: load_model(config, say=print))  # noqa: B023 - called at once
             ids = list(loaded.tokenizer(PROSE.read_text(encoding="utf-8"))["input_ids"])[:most_tokens]
             found[activations] = in_passing_thread(lambda: _loss(loaded, ids))  # noqa: B023

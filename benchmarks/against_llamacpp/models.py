@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from benchmarks.against_llamacpp.random_gguf import FORMATS, SHAPES, STD, Shape, matrices, write_model
-from model_runtime.interface.config import EMBEDDED, ModelConfig, Quantization, default_cache_dir
+from model_runtime.interface.config import EMBEDDED, CpuActivations, ModelConfig, Quantization, default_cache_dir
 from model_runtime.loading.embedded import embedded_gguf
 from model_runtime.loading.loading import load_model, unload
 
@@ -39,6 +39,11 @@ class Match:
     quantization: Quantization
     gguf: Path
     stored_bytes: int
+
+    def config(self, activations: CpuActivations) -> ModelConfig:
+        """The base model needs some format for conversations, which is not used."""
+        preset = "question-answer" if self.name.startswith(GEMMA) else None
+        return ModelConfig(self.model, self.quantization, device="cpu", cpu_activations=activations, chat_preset=preset)
 
 
 def match_of(shape: str, kind: str, folder: Path) -> Match | None:
