@@ -148,10 +148,13 @@ def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
         kv_dtype="float32" if {kv_precision(line) for line in numerics} == {"float32"} else "auto",
         cold_kv_dtype="int8" if {cold_precision(line) for line in numerics} == {"int8"} else "exact",
     )
-    if model.cpu_activations == "auto" and {activations(line) for line in numerics} == {"int8"}:
-        model = replace(model, cpu_activations="int8")
+    kinds = {activations(line) for line in numerics}
     with contextlib.ExitStack() as stack:
         loaded = in_passing_thread(lambda: load_model(model, report.say))
+        if model.cpu_activations == "auto" and len(kinds) == 1 and kinds != {activations(loaded.fingerprint)}:
+            unload(loaded)  # what "auto" chooses now is not what was saved
+            saved = replace(model, cpu_activations="int8" if kinds == {"int8"} else "float32")
+            loaded = in_passing_thread(lambda: load_model(saved, report.say))
         stack.callback(unload, loaded)
         limit_tokens = context_limit_tokens(loaded, model.context_limit_tokens)
         engine = in_passing_thread(lambda: LocalEngine(loaded, config, limit_tokens))

@@ -30,7 +30,8 @@ def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
         default="auto",
         choices=get_args(CpuActivations),
         help="what Keepwarm's own CPU kernels multiply quantised weights by: 'int8' rounds it to bytes with a scale "
-        "for 32 numbers, which is faster and not exact, 'float32' does not (default: auto, float32)",
+        "for 32 numbers, which is faster and not exact, 'float32' does not, 'auto' is 'int8' for large models that "
+        "lose little by it, which is measured at the start (default: auto)",
     )
     command.add_argument(
         "--chat-preset",

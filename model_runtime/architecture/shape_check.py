@@ -12,13 +12,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from model_runtime.architecture.decoder_layout import head_dim_of, head_norms_of, projections_of
+from model_runtime.architecture.decoder_layout import (
+    head_dim_of,
+    head_norms_of,
+    norms_of,
+    projections_of,
+    rotary_tables,
+)
 from model_runtime.interface.errors import ModelLoadError
 
 
 def check_decoder_shapes(model: PreTrainedModel) -> None:
-    """Raises `ModelLoadError` at the first tensor whose size is not what the config says. For models with the common
-    layout (`decoder_layout`)."""
+    """Raises `ModelLoadError` at the first tensor whose size is not what the config says. For models with a layout
+    that our own forwards compute (`decoder_layout`)."""
     config = model.config.get_text_config()
     wrong = next((sentence for sentence in _wrong_shapes(model, config) if sentence), None)
     if wrong:
@@ -113,14 +119,17 @@ def _wrong_shapes(model: Any, config: Any) -> Iterator[str | None]:
         where = f"layer {number}"
         for name, matrix in projections_of(layer).items():
             yield _wrong_matrix(f"the {name} matrix of {where}", matrix, *expected[name])
-        yield _wrong_vector(f"the first norm of {where}", layer.input_layernorm.weight, hidden)
-        yield _wrong_vector(f"the second norm of {where}", layer.post_attention_layernorm.weight, hidden)
+        norms = norms_of(layer)
+        yield _wrong_vector(f"the first norm of {where}", norms.before_attention.weight, hidden)
+        yield _wrong_vector(f"the second norm of {where}", norms.before_mlp.weight, hidden)
+        for norm in (norms.after_attention, norms.after_mlp):
+            yield None if norm is None else _wrong_vector(f"a norm of {where}", norm.weight, hidden)
         for norm in head_norms_of(layer):
             yield None if norm is None else _wrong_vector(f"a head's norm of {where}", norm.weight, dim)
     yield _wrong_vector("the last norm", model.model.norm.weight, hidden)
     yield _wrong_matrix("the output head", model.get_output_embeddings(), int(config.vocab_size), hidden)
     yield _wrong_embedding(model.get_input_embeddings(), int(config.vocab_size), hidden)
-    yield _wrong_rope(model.model.rotary_emb, hidden, dim)
+    yield _wrong_rope(model.model.rotary_emb, config, dim)
 
 
 def _wrong_matrix(what: str, matrix: Any, rows: int, columns: int) -> str | None:
@@ -144,8 +153,8 @@ def _wrong_embedding(embedding: nn.Module, rows: int, columns: int) -> str | Non
 
 
 @torch.inference_mode()
-def _wrong_rope(rotary: nn.Module, hidden: int, dim: int) -> str | None:
+def _wrong_rope(rotary: nn.Module, config: Any, dim: int) -> str | None:
     device = next(iter(rotary.buffers())).device
-    cosine, sine = rotary(torch.empty(1, 1, hidden, device=device), torch.zeros(1, 1, dtype=torch.int64, device=device))
+    cosine, sine = rotary_tables(rotary, config, torch.zeros(1, 1, dtype=torch.int64, device=device))
     found = (int(cosine.shape[-1]), int(sine.shape[-1]))
     return None if found == (dim, dim) else f"its rotary positions are {found[0]:,} wide instead of {dim:,}"

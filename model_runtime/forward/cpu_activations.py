@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import torch
 from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
 
 from model_runtime.interface.config import CpuActivations
 from model_runtime.interface.errors import ModelLoadError
+from model_runtime.weights.native_experts import NativeExperts
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
 
 INT8, FLOAT32 = "int8", "float32"
+SAMPLE = (
+    "The harbour office opened at six, but the ferry had been late every day that week. Anna counted the crates twice, "
+    "wrote 47 in her book, and asked the driver whether the rest would come by rail."
+)
+MOST_LOSS = 0.01  # nats a token; see decision 42
+SMALL_BYTES = 192 * 1024**2  # weights that are fewer are fast enough in float32
+_SAMPLE_TOKENS, _FIRST_TOKENS, _PIECE = 48, 8, 4
 
 
-def use_activations(model: nn.Module, asked: CpuActivations) -> str:
-    """Sets what the layers on native matrices multiply by. Returns "int8" or "float32", or "" for a model that has no
-    such layer. "auto" is float32. Raises `ModelLoadError` for a model that cannot do what was asked for."""
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What a model's matrices multiply by: `kind` is "int8", "float32", or "" for a model that leaves no choice. `note`
+    says why, where that was not asked for, else ""."""
+
+    kind: str
+    note: str = ""
+
+
+def use_activations(
+    model: PreTrainedModel,
+    asked: CpuActivations,
+    sample_ids: Sequence[int] = (),
+    runs_whole: Callable[[PreTrainedModel], bool] = lambda _: False,
+) -> Activations:
+    """Sets what the layers on native matrices multiply by. "auto" is bytes for a model of which `runs_whole` says that
+    its steps run in our own kernels from end to end, that is large enough to gain by it, and that loses at most
+    `MOST_LOSS` on the sample. Raises `ModelLoadError` for a model that cannot do what was asked for."""
     matrices = _matrices(model)
     if not matrices:
         if asked != "auto":
@@ -24,16 +51,59 @@ def use_activations(model: nn.Module, asked: CpuActivations) -> str:
                 "Only Keepwarm's own CPU kernels leave a choice of --cpu-activations, and this model does not run in "
                 "them. Leave it out."
             )
-        return ""
-    if asked != INT8:
-        return FLOAT32
+        return Activations("")
+    if asked == FLOAT32:
+        return Activations(FLOAT32)
+    if asked == "auto" and not (_could_gain(matrices, sample_ids) and runs_whole(model)):
+        return Activations(FLOAT32)
     taken = [matrix.take_bytes() for matrix in matrices]
+    if asked == "auto":
+        return _measured(model, matrices, sample_ids[:_SAMPLE_TOKENS])
     if not any(taken):
         raise ModelLoadError(
-            "No weights of this model, but perhaps its experts', are whole numbers with a scale: its activations stay "
-            "float32. Leave --cpu-activations out."
+            "No weights of this model have codes with a scale: its activations stay float32. Leave --cpu-activations "
+            "out."
         )
-    return INT8
+    return Activations(INT8)
+
+
+def _could_gain(matrices: Sequence[NativeMatrix], sample_ids: Sequence[int]) -> bool:
+    is_large = sum(matrix.nbytes for matrix in matrices) >= SMALL_BYTES
+    has_products = bool(matrices[0].kernels.keepwarm_has_byte_products())
+    return is_large and has_products and len(sample_ids) > _FIRST_TOKENS
+
+
+def _measured(model: PreTrainedModel, matrices: Sequence[NativeMatrix], sample_ids: Sequence[int]) -> Activations:
+    """Bytes if they cost little enough."""
+    if not has_integer_activations(model):
+        return Activations(FLOAT32)
+    loss = rounding_loss(model, sample_ids)
+    if loss <= MOST_LOSS:
+        return Activations(INT8, f"Activations are rounded to bytes with a scale for 32 numbers: {_said(loss)}.")
+    for matrix in matrices:
+        matrix.struct.takes_bytes = 0
+    return Activations(FLOAT32, f"Activations stay float32: as bytes, {_said(loss)}, and {MOST_LOSS:g} are allowed.")
+
+
+def _said(loss: float) -> str:
+    return f"faster, and {loss:.2g} nats a token off on a sample of text"
+
+
+@torch.inference_mode()
+def rounding_loss(model: PreTrainedModel, ids: Sequence[int]) -> float:
+    """How far what a model expects after each of `ids` moves when its activations become bytes: the mean
+    Kullback-Leibler divergence in nats a token, behind the first few."""
+    tokens = torch.tensor([list(ids)])
+    with float_activations(model):
+        exact = model.model(tokens, use_cache=False).last_hidden_state[0, _FIRST_TOKENS:]
+    rounded = model.model(tokens, use_cache=False).last_hidden_state[0, _FIRST_TOKENS:]
+    head, total = model.get_output_embeddings(), 0.0
+    for start in range(0, exact.shape[0], _PIECE):  # a large vocabulary's logits take much memory
+        with float_activations(model):
+            expected = functional.log_softmax(head(exact[start : start + _PIECE]).double(), -1)
+        found = functional.log_softmax(head(rounded[start : start + _PIECE]).double(), -1)
+        total += float(functional.kl_div(found, expected, reduction="sum", log_target=True))
+    return total / exact.shape[0]
 
 
 @contextmanager
@@ -55,6 +125,10 @@ def has_integer_activations(model: nn.Module) -> bool:
 
 
 def _matrices(model: nn.Module) -> list[NativeMatrix]:
-    return [
-        module.matrix for module in model.modules() if isinstance(module, NativeLinear) and module.matrix is not None
-    ]
+    matrices: list[NativeMatrix] = []
+    for module in model.modules():
+        if isinstance(module, NativeExperts):
+            matrices += module.every_matrix()
+        elif isinstance(module, NativeLinear) and module.matrix is not None:
+            matrices.append(module.matrix)
+    return matrices

@@ -1,4 +1,4 @@
-"""Packed forwards of a Llama-, Qwen2- or Qwen3-like model through our own CPU kernels.
+"""Packed forwards of a model like Llama, Qwen2, Qwen3 or Gemma 3 through our own CPU kernels.
 
 A step of few rows (decoding, a short turn, a draft) is one call that runs outside Python and the GIL; many rows
 (reading) take one call every few layers, so that an abort takes effect soon. Both append to the slabs that
@@ -19,10 +19,16 @@ from transformers import PreTrainedModel
 
 from model_runtime.architecture.decoder_layout import (
     PROJECTIONS,
+    SLIDING,
     has_common_layout,
+    has_gemma_layout,
     head_dim_of,
     head_norms_of,
+    norm_factors,
+    norms_of,
     projections_of,
+    rope_kinds,
+    rotary_tables,
 )
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.forward.attention import StepAborted
@@ -45,7 +51,7 @@ _LAYER_ROWS = 4096  # rows times layers in one call: about 60 ms on two cores wi
 def runs_natively(model: PreTrainedModel) -> bool:
     """Whether the kernels support this model: its layout, activation, attention and matrices. Raises `ModelLoadError`
     if its parts do not fit together."""
-    if not has_common_layout(model):
+    if not (has_common_layout(model) or has_gemma_layout(model)):
         return False
     config = model.config.get_text_config()
     widths = (head_dim_of(config), config.hidden_size, config.intermediate_size)
@@ -112,11 +118,16 @@ class NativeForward:
         self._vocabulary = int(config.vocab_size)
         self._layers = [_Layer(layer) for layer in model.model.layers]
         self._head = _matrix(model.get_output_embeddings())
-        self._final_norm = _numbers(model.model.norm.weight)
-        self._positions = _Positions(model.model.rotary_emb, config.hidden_size)
+        self._final_norm = norm_factors(model.model.norm)
+        self._positions = _Positions(model.model.rotary_emb, config)
         self._kernels = self._head.kernels
         self.kernel_name = f"Keepwarm's own (CPU, {torch.backends.cpu.get_cpu_capability()})"
-        self._structs = (LayerStruct * len(self._layers))(*(layer.struct() for layer in self._layers))
+        ropes = rope_kinds(config)
+        kinds = getattr(config, "layer_types", None) or [""] * len(self._layers)
+        places = [(kind == SLIDING, ropes.index(kind) if kind in ropes else 0) for kind in kinds]
+        self._structs = (LayerStruct * len(self._layers))(
+            *(layer.struct(*place) for layer, place in zip(self._layers, places, strict=True))
+        )
         self.struct = ModelStruct(
             self._structs,
             self._final_norm.data_ptr(),
@@ -125,6 +136,7 @@ class NativeForward:
             float(model.model.layers[0].self_attn.scaling),
             *(len(self._layers), config.hidden_size, config.num_attention_heads, config.num_key_value_heads),
             *(head_dim_of(config), config.intermediate_size, self._vocabulary),
+            *(int(config.sliding_window or 0) if SLIDING in kinds else 0, len(ropes), has_gemma_layout(model)),
         )
         self._slab_shape = (len(self._layers), config.num_key_value_heads, head_dim_of(config))
 
@@ -192,9 +204,9 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         for name, module in projections_of(layer).items():
             setattr(self, name, _matrix(module))
-        self.input_norm = _numbers(layer.input_layernorm.weight)
-        self.attention_norm = _numbers(layer.post_attention_layernorm.weight)
-        self._head_norms = [None if norm is None else _numbers(norm.weight) for norm in head_norms_of(layer)]
+        norms = norms_of(layer)
+        every = (norms.before_attention, norms.before_mlp, norms.after_attention, norms.after_mlp)
+        self._norms = [None if norm is None else norm_factors(norm) for norm in (*every, *head_norms_of(layer))]
 
         for first, *others in _READ_TOGETHER:
             for other in others:  # the same numbers, and to the kernels the same address says so
@@ -208,10 +220,10 @@ class _Layer:
     up: NativeMatrix
     down: NativeMatrix
 
-    def struct(self) -> LayerStruct:
+    def struct(self, has_window: bool, rope: int) -> LayerStruct:
         matrices: list[MatrixStruct] = [getattr(self, name).struct for name in PROJECTIONS]
-        norms = (self.input_norm, self.attention_norm, *self._head_norms)
-        return LayerStruct(*matrices, *(None if norm is None else norm.data_ptr() for norm in norms))
+        norms = [None if norm is None else norm.data_ptr() for norm in self._norms]
+        return LayerStruct(*matrices, *norms, has_window, rope)
 
 
 class _Spans:
@@ -237,27 +249,21 @@ class _Spans:
 class _Positions:
     """Rotary tables for the positions seen so far, computed by the model's own module."""
 
-    def __init__(self, rotary: torch.nn.Module, hidden: int) -> None:
-        self._rotary, self._hidden = rotary, hidden
-        self._cosine = self._sine = torch.empty(0, 0)
+    def __init__(self, rotary: torch.nn.Module, config: Any) -> None:
+        self._rotary, self._config = rotary, config
+        self._cosine = self._sine = torch.empty(1, 0, 0)
 
     def at(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, float32 `[len(positions), head_dim]` each."""
+        """Cosines and sines, float32 `[kinds, len(positions), head_dim]` each (`rope_kinds`)."""
         last = max(positions)
-        if last >= self._cosine.shape[0]:
+        if last >= self._cosine.shape[1]:
             count = max(_TABLE_TOKENS, 1 << last.bit_length())
-            places = torch.arange(count)[None]
-            cosine, sine = self._rotary(torch.empty(1, 1, self._hidden), places)
-            self._cosine, self._sine = cosine[0].contiguous(), sine[0].contiguous()
+            self._cosine, self._sine = rotary_tables(self._rotary, self._config, torch.arange(count)[None])
         rows = torch.tensor(positions)
-        return self._cosine.index_select(0, rows), self._sine.index_select(0, rows)
+        return self._cosine.index_select(1, rows), self._sine.index_select(1, rows)
 
 
 def _matrix(module: torch.nn.Module) -> NativeMatrix:
     assert isinstance(module, NativeLinear)
     assert module.matrix is not None
     return module.matrix
-
-
-def _numbers(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().float().contiguous()

@@ -51,8 +51,8 @@ class ModelConfig:
     `model` is "embedded", a directory, a `.gguf` file or a hub id. `device` None means the first CUDA device, or the
     CPU if there is none. `context_limit_tokens` None means the model's own limit. `chat_preset` None means the model's
     own chat template. `cpu_activations` is what our own CPU kernels multiply weights by: "int8" is faster and rounds
-    activations to bytes with a scale for 32 of them; "auto" is "float32". Raises `ValueError` with a message for the
-    user.
+    activations to bytes with a scale for 32 of them; "auto" measures what that costs this model. Raises `ValueError`
+    with a message for the user.
     """
 
     model: str = EMBEDDED

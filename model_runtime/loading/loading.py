@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.architecture.config_check import check_config, declared_context_tokens
 from model_runtime.architecture.rope import fixed_rope_tokens
-from model_runtime.forward.cpu_activations import INT8, use_activations
+from model_runtime.forward.cpu_activations import INT8, SAMPLE, Activations, use_activations
+from model_runtime.forward.native_forward import runs_natively
 from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
 from model_runtime.interface.errors import ModelLoadError
@@ -127,7 +128,8 @@ def _load(order: _Order) -> LoadedModel:
         check_producible(tokenizer, _embeddings(found.directory), found.name)
         precision = _precision(found, config, device)
         weights = load_weights(found.directory, found.is_gguf, precision, device, config.cache_dir, order.say)
-        activations = use_activations(weights.model, config.cpu_activations)
+        sample_ids = tokenizer(SAMPLE)["input_ids"] if device == "cpu" else ()
+        activations = use_activations(weights.model, config.cpu_activations, sample_ids, runs_natively)
     except ModelLoadError:
         raise
     except torch.cuda.OutOfMemoryError as error:
@@ -264,15 +266,15 @@ def _describe(
     tokenizer: PreTrainedTokenizerFast,
     template: ChosenTemplate,
     precision: Precision,
-    activations: str,
+    activations: Activations,
 ) -> LoadedModel:
     model, dtype = weights.model, precision.compute_dtype
     settings = generation_settings(found.directory, model)
     asked = (*settings.notes, *file_notes(found.directory), *template_notes(tokenizer))
     # Left out for float32, so that memory saved before there was a choice stays valid.
-    more = {"activations": activations} if activations == INT8 else {}
-    if more:
-        asked = (_ROUNDED, *asked)
+    more = {"activations": activations.kind} if activations.kind == INT8 else {}
+    if more or activations.note:
+        asked = (activations.note or _ROUNDED, *asked)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

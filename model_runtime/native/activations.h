@@ -2,8 +2,8 @@
  *
  * Rows are packed in blocks of `width` rows, one behind the other. A block has, for each 32 columns, FIELDS fields of
  * `width` words side by side, a word for each row: eight times four bytes of codes, then the scale and the sums of codes.
- * So a kernel reads one stream, whatever the number of rows. A row's numbers depend on that row alone, and on nothing that
- * processors do differently.
+ * So a kernel reads one stream, whatever the number of rows. In blocks for AMX the codes of a row lie side by side instead.
+ * A row's numbers depend on that row alone, and on nothing that processors do differently.
  */
 #ifndef KEEPWARM_ACTIVATIONS_H
 #define KEEPWARM_ACTIVATIONS_H
@@ -11,6 +11,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "amx.h"
 #include "vectors.h"
 
 #define RUN 32                            /* columns that share a scale */
@@ -34,8 +35,14 @@ INLINE int32_t as_bits(float f) {
     return bits;
 }
 
-/* Rows of a block: fewer than `BLOCK_ROWS` where there are no more. */
-INLINE int width_of(int rows) { return rows < 1 ? 1 : rows < BLOCK_ROWS ? rows : BLOCK_ROWS; }
+/* Whether blocks of this width are those of AMX. */
+INLINE int is_for_amx(int width) { return width == AMX_ROWS; }
+
+/* Rows of a block: fewer than `BLOCK_ROWS` where there are no more, and AMX_ROWS from so many on, where there is AMX. */
+INLINE int width_of(int rows) {
+    if (has_amx && rows >= AMX_ROWS) return AMX_ROWS;
+    return rows < 1 ? 1 : rows < BLOCK_ROWS ? rows : BLOCK_ROWS;
+}
 
 /* Words that `rows` packed rows take. */
 static size_t packed_size(int rows, int columns) {
@@ -43,15 +50,16 @@ static size_t packed_size(int rows, int columns) {
     return (size_t)((rows + width - 1) / width) * width * (columns / RUN) * FIELDS;
 }
 
-/* Where the fields of a row begin for the 32 columns from `column` on. */
+/* Where the fields of a row's block begin for the 32 columns from `column` on. */
 INLINE size_t packed_place(int rows, int columns, int row, int column) {
     const int width = width_of(rows);
-    return ((size_t)(row / width) * (columns / RUN) + column / RUN) * FIELDS * width + row % width;
+    return ((size_t)(row / width) * (columns / RUN) + column / RUN) * FIELDS * width;
 }
 
-/* Packs 32 columns x of a row. code = round(127 x / the largest |x|), ties to even: rounded after the product is. A number
+/* Packs 32 columns x of row `row` of a block. code = round(127 x / the largest |x|), ties to even: rounded after the product is. A number
  * that is infinite or none makes the scale one that is neither finite, so that it is not lost. */
-static void pack_run(const float *x, int32_t *to, int width) {
+static void pack_run(const float *x, int32_t *block, int row, int width) {
+    int32_t *to = block + row;
     int32_t bits[RUN], codes[RUN], most = 0, first = 0, second = 0;
     int8_t bytes[RUN];
     memcpy(bits, x, sizeof bits);
@@ -64,7 +72,10 @@ static void pack_run(const float *x, int32_t *to, int width) {
     for (int i = 0; i < RUN; i++) codes[i] = inverse > 0 ? (int32_t)rintf(x[i] * inverse) : 0;
     for (int i = 0; i < RUN / 2; i++) first += codes[i], second += codes[i + RUN / 2];
     for (int i = 0; i < RUN; i++) bytes[i] = (int8_t)codes[i];
-    for (int i = 0; i < QUADS; i++) memcpy(to + i * width, bytes + 4 * i, 4);
+    if (is_for_amx(width))
+        memcpy(block + row * QUADS, bytes, sizeof bytes);
+    else
+        for (int i = 0; i < QUADS; i++) memcpy(to + i * width, bytes + 4 * i, 4);
     to[SCALE * width] = as_bits(largest / LARGEST_CODE);
     to[SUM * width] = as_bits((float)(first + second));
     to[FIRST_SUM * width] = as_bits((float)first);
@@ -74,8 +85,9 @@ static void pack_run(const float *x, int32_t *to, int width) {
 
 /* Packs `count` columns of row `row` of `rows`, from `column` on, both multiples of 32: x has them. */
 static void pack(const float *x, int rows, int columns, int row, int column, int count, int32_t *packed) {
+    const int width = width_of(rows);
     for (int c = 0; c < count; c += RUN)
-        pack_run(x + c, packed + packed_place(rows, columns, row, column + c), width_of(rows));
+        pack_run(x + c, packed + packed_place(rows, columns, row, column + c), row % width, width);
 }
 
 #endif

@@ -181,13 +181,15 @@ typedef struct {
     float largest, sum;
 } Softmax;
 
-/* A query's scores of the first `count` keys of a split, of which it sees `visible`, become exponentials. */
-static Softmax exponentials(float *scores, int visible, int count) {
+/* A query's scores of the first `count` keys of a split, of which it sees those from `hidden` to `visible`, become
+ * exponentials. */
+static Softmax exponentials(float *scores, int hidden, int visible, int count) {
     const int seen = visible < count ? visible : count, width = (count + LANES - 1) / LANES * LANES;
-    if (seen <= 0) {
+    if (seen <= 0 || seen <= hidden) {
         memset(scores, 0, sizeof(float) * width);
         return (Softmax){-INFINITY, 0};
     }
+    for (int k = 0; k < hidden; k++) scores[k] = -INFINITY;
     for (int k = seen; k < width; k++) scores[k] = -INFINITY;
     floats best = load(scores), sum = {0};
     for (int k = LANES; k < width; k += LANES) {
@@ -210,9 +212,9 @@ typedef struct {
     int first, count;
 } Split;
 
-/* Attends `count` queries [count][dim] (already scaled), of which number i sees keys 0..visible[i], over a split. Sets
- * state[i] and weighted[i][dim]; a query that sees nothing here gets sum 0. */
-static void attend_split(const float *queries, const int *visible, int count, const Split *split, int dim,
+/* Attends `count` queries [count][dim] (already scaled), of which number i sees keys 0..visible[i], or the last `window` of
+ * these, over a split. Sets state[i] and weighted[i][dim]; a query that sees nothing here gets sum 0. */
+static void attend_split(const float *queries, const int *visible, int window, int count, const Split *split, int dim,
                          Softmax *state, float *weighted) {
     float columns[MAX_DIM * CHUNK_KEYS] __attribute__((aligned(64)));
     float scores[BLOCK_QUERIES * SPLIT_KEYS] __attribute__((aligned(64)));
@@ -224,8 +226,10 @@ static void attend_split(const float *queries, const int *visible, int count, co
         multiply_small(count, dim, (here + LANES - 1) / LANES * LANES, queries, dim, (Numbers){columns, 0}, CHUNK_KEYS,
                        scores + chunk, SPLIT_KEYS, 0);
     }
-    for (int i = 0; i < count; i++)
-        state[i] = exponentials(scores + (size_t)i * SPLIT_KEYS, visible[i] - split->first, split->count);
+    for (int i = 0; i < count; i++) {
+        const int seen = visible[i] - split->first, hidden = window ? seen - window : 0;
+        state[i] = exponentials(scores + (size_t)i * SPLIT_KEYS, hidden, seen, split->count);
+    }
     for (int chunk = 0; chunk < split->count; chunk += CHUNK_KEYS) { /* few enough to stay in the first-level cache */
         const int here = split->count - chunk < CHUNK_KEYS ? split->count - chunk : CHUNK_KEYS;
         const size_t start = (size_t)chunk * dim;

@@ -10,7 +10,13 @@
 #else
 #define LIFTS 0
 #endif
-#define LIFTED 0x80808080u
+#define LIFT_BITS (LIFTS ? 0x80808080u : 0)
+
+#if defined(__AVX2__) || defined(__AVX512BW__) || defined(__ARM_FEATURE_DOTPROD)
+#define HAS_BYTE_PRODUCTS 1
+#else
+#define HAS_BYTE_PRODUCTS 0
+#endif
 
 /* sum + the products. `codes` are four bytes a lane: 0 to 127, or with a sign if `is_signed` (lifted if LIFTS); `x` has
  * four signed bytes, none of which is -128. */

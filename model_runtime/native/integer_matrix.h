@@ -7,85 +7,44 @@
 #ifndef KEEPWARM_INTEGER_MATRIX_H
 #define KEEPWARM_INTEGER_MATRIX_H
 
-#include "activations.h"
-#include "dots.h"
-#include "matrix.h"
-
-#define SPAN_ROWS 96 /* that share the codes of a chunk while they are in the first cache */
-
-INLINE int has_sign(int kind) { return kind == Q8 || kind == LEVELS; }
-
-/* The codes, or levels, of columns 4 i to 4 i + 3 of a word, a byte each; `high` has their upper bits. */
-INLINE words quad_of(const Matrix *m, int kind, words w, words high, int i) {
-    words codes;
-    switch (kind) {
-    case Q2: return (w >> (2 * i)) & 0x03030303;
-    case Q3: return ((w >> (2 * i)) & 0x03030303) | ((high >> i) & 0x01010101) << 2;
-    case Q5: return ((w >> (4 * i)) & 0x0f0f0f0f) | ((high >> i) & 0x01010101) << 4;
-    case Q6: return ((w >> (4 * i)) & 0x0f0f0f0f) | ((high >> (2 * i)) & 0x03030303) << 4;
-    case Q8: codes = w; break;
-    case LEVELS: codes = looked_up(m->level_bytes, (w >> (4 * i)) & 0x0f0f0f0f); break;
-    default: return (w >> (4 * i)) & 0x0f0f0f0f;
-    }
-    return LIFTS ? codes ^ LIFTED : codes;
-}
-
-INLINE ints first_sum(int kind, const int32_t *run, int width) {
-    return (LIFTS && has_sign(kind) ? run[LIFT * width] : 0) - (ints){0};
-}
-
-/* The field of `run` that has the sum of the activations' codes for its columns from `column` on. */
-INLINE int sum_field(int group, int column) { return group == RUN ? SUM : column ? SECOND_SUM : FIRST_SUM; }
+#include "amx_matrix.h"
+#include "integer_codes.h"
 
 /* One row of a block of `width`, packed, times two tiles from `tile` on, into y. `kind` is a constant wherever this is
  * inlined; `ahead` as in `multiply_few`. */
 INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *run, int width, float *y, int adds,
                            int ahead) {
     const int group = GROUP_OF(kind), per_word = PER_WORD(kind), has_minimum = has_minimums(m, kind);
-    floats total[2] = {{0}};
+    floats total[2] = {{0}}, scale[2] = {{0}}, minimum[2] = {{0}};
     for (int first = 0; first < m->columns; first += RUN, run += FIELDS * width) {
         floats part[2] = {{0}};
         for (int at = 0; at < RUN; at += group)
             for (int i = 0; i < 2; i++) {
-                floats scale, minimum = {0};
-                ints sum = first_sum(kind, run, width);
-                read_grid(m, kind, tile + i, first + at, &scale, &minimum);
-                if (ahead) fetch_grid(m, kind, tile + i + ahead, first + at);
+                ints sum = first_sum(kind, run, width), lower = sum;
+                if (begins_run(m, first + at)) {
+                    read_grid(m, kind, tile + i, first + at, &scale[i], &minimum[i]);
+                    scale[i] = integer_scale(m, kind, scale[i]);
+                    if (ahead) fetch_grid(m, kind, tile + i + ahead, first + at);
+                }
 #pragma GCC unroll 8
                 for (int c = at; c < at + group; c += per_word) {
                     const words w = word_of(m, kind, tile + i, first + c, ahead);
                     const words high = has_high(kind) ? high_of(m, kind, tile + i, first + c, ahead) : (words){0};
 #pragma GCC unroll 4
-                    for (int q = 0; q < per_word / 4; q++)
-                        sum = dot(sum, quad_of(m, kind, w, high, q), run[(c / 4 + q) * width], has_sign(kind));
+                    for (int q = 0; q < per_word / 4; q++) {
+                        const int32_t x = run[(c / 4 + q) * width];
+                        sum = dot(sum, quad_of(m, kind, w, high, q, LIFT_BITS), x, has_sign(kind));
+                        if (kind == FINE) lower = dot(lower, lower_quad_of(m, w, q, LIFT_BITS), x, 1);
+                    }
                 }
+                if (kind == FINE) sum = joined(sum, lower);
                 if (has_minimum)
-                    part[i] = multiply_add(minimum, all(as_float(run[sum_field(group, at) * width])), part[i]);
-                part[i] = multiply_add(__builtin_convertvector(sum, floats), scale, part[i]);
+                    part[i] = multiply_add(minimum[i], all(as_float(run[sum_field(group, at) * width])), part[i]);
+                part[i] = multiply_add(__builtin_convertvector(sum, floats), scale[i], part[i]);
             }
         for (int i = 0; i < 2; i++) total[i] = multiply_add(part[i], all(as_float(run[SCALE * width])), total[i]);
     }
     for (int i = 0; i < 2; i++) finish_tile(m, tile + i, 1, total + i, y, 0, adds);
-}
-
-/* A tile's codes and scales of `CHUNK` columns, unpacked. */
-typedef struct {
-    words codes[CHUNK / 4];
-    floats scale[CHUNK / 16], minimum[CHUNK / 16];
-} Chunk;
-
-INLINE void unpack(const Matrix *m, int kind, int tile, int first, int count, int ahead, Chunk *to) {
-    const int group = GROUP_OF(kind), per_word = PER_WORD(kind);
-    for (int at = 0; at < count; at += group) {
-        read_grid(m, kind, tile, first + at, &to->scale[at / group], &to->minimum[at / group]);
-        if (ahead) fetch_grid(m, kind, tile + ahead, first + at);
-        for (int c = at; c < at + group; c += per_word) {
-            const words w = word_of(m, kind, tile, first + c, ahead);
-            const words high = has_high(kind) ? high_of(m, kind, tile, first + c, ahead) : (words){0};
-#pragma GCC unroll 4
-            for (int q = 0; q < per_word / 4; q++) to->codes[c / 4 + q] = quad_of(m, kind, w, high, q);
-        }
-    }
 }
 
 /* clang-format off */
@@ -94,8 +53,8 @@ INLINE void unpack(const Matrix *m, int kind, int tile, int first, int count, in
                                     int ahead) {                                                                     \
         product_of_row(m, KIND, tile, run, width, y, adds, ahead);                                                     \
     }                                                                                                                \
-    static void unpack_##KIND(const Matrix *m, int tile, int first, int count, int ahead, Chunk *to) {               \
-        unpack(m, KIND, tile, first, count, ahead, to);                                                              \
+    static void unpack_##KIND(const Matrix *m, int tile, int first, int count, int ahead, uint32_t lift, Chunk *to) { \
+        unpack(m, KIND, tile, first, count, ahead, lift, to);                                                        \
     }
 /* clang-format on */
 
@@ -106,34 +65,49 @@ DEFINE_INTEGER_KIND(Q5)
 DEFINE_INTEGER_KIND(Q6)
 DEFINE_INTEGER_KIND(Q8)
 DEFINE_INTEGER_KIND(LEVELS)
+DEFINE_INTEGER_KIND(FINE)
 
 typedef struct {
     void (*one)(const Matrix *, int, const int32_t *, int, float *, int, int);
-    void (*unpack)(const Matrix *, int, int, int, int, Chunk *);
+    Unpack *unpack;
 } IntegerLoops;
 
 #define INTEGER_LOOPS_OF(KIND) [KIND] = {product_of_row_##KIND, unpack_##KIND}
 static const IntegerLoops INTEGER_LOOPS[] = {
     INTEGER_LOOPS_OF(Q2), INTEGER_LOOPS_OF(Q3), INTEGER_LOOPS_OF(Q4),     INTEGER_LOOPS_OF(Q5),
-    INTEGER_LOOPS_OF(Q6), INTEGER_LOOPS_OF(Q8), INTEGER_LOOPS_OF(LEVELS),
+    INTEGER_LOOPS_OF(Q6), INTEGER_LOOPS_OF(Q8), INTEGER_LOOPS_OF(LEVELS), INTEGER_LOOPS_OF(FINE),
 };
 
 /* `rows` rows of a block, from `run` on, times `count` unpacked columns, added to total [rows]. Everything but the
  * pointers and `count` is a constant wherever this is inlined. */
-INLINE void products_of_chunk(const Chunk *chunk, int count, int group, int is_signed, int rows, const int32_t *run,
-                              int width, floats *total) {
+INLINE void products_of_chunk(const Chunk *chunk, int count, int kind, int rows, const int32_t *run, int width,
+                              floats *total) {
+    const int group = GROUP_OF(kind), is_signed = has_sign(kind);
     for (int first = 0; first < count; first += RUN, run += FIELDS * width) {
         floats part[BLOCK_ROWS] = {{0}};
         for (int at = first; at < first + RUN; at += group) {
             const int field = sum_field(group, at - first);
             ints sum[BLOCK_ROWS];
+            if (kind == FINE) {
 #pragma GCC unroll 12
-            for (int r = 0; r < rows; r++) sum[r] = (LIFTS && is_signed ? run[LIFT * width + r] : 0) - (ints){0};
+                for (int r = 0; r < rows; r++) sum[r] = first_sum(kind, run + r, width);
+#pragma GCC unroll 8
+                for (int q = at / 4; q < (at + group) / 4; q++)
+#pragma GCC unroll 12
+                    for (int r = 0; r < rows; r++)
+                        sum[r] = dot(sum[r], chunk->codes[q], run[(q - first / 4) * width + r], 1);
+#pragma GCC unroll 12
+                for (int r = 0; r < rows; r++) sum[r] = joined(sum[r], first_sum(kind, run + r, width));
+            } else {
+#pragma GCC unroll 12
+                for (int r = 0; r < rows; r++) sum[r] = first_sum(kind, run + r, width);
+            }
 #pragma GCC unroll 8
             for (int q = at / 4; q < (at + group) / 4; q++)
 #pragma GCC unroll 12
                 for (int r = 0; r < rows; r++)
-                    sum[r] = dot(sum[r], chunk->codes[q], run[(q - first / 4) * width + r], is_signed);
+                    sum[r] = dot(sum[r], kind == FINE ? chunk->lower[q] : chunk->codes[q],
+                                 run[(q - first / 4) * width + r], is_signed);
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
                 part[r] = multiply_add(chunk->minimum[at / group], all(as_float(run[field * width + r])), part[r]);
@@ -147,19 +121,20 @@ INLINE void products_of_chunk(const Chunk *chunk, int count, int group, int is_s
 }
 
 /* The same for a whole block of rows, or as many of one as there are: in pieces for which there is a loop. */
-#define CHUNK_PIECE(n)                                                             \
-    for (; rows - r >= n; r += n) {                                                \
-        if (group == 16)                                                           \
-            products_of_chunk(chunk, count, 16, 0, n, run + r, width, total + r);  \
-        else if (is_signed)                                                        \
-            products_of_chunk(chunk, count, RUN, 1, n, run + r, width, total + r); \
-        else                                                                       \
-            products_of_chunk(chunk, count, RUN, 0, n, run + r, width, total + r); \
+#define CHUNK_PIECE(n)                                                           \
+    for (; rows - r >= n; r += n) {                                              \
+        if (kind == FINE)                                                        \
+            products_of_chunk(chunk, count, FINE, n, run + r, width, total + r); \
+        else if (GROUP_OF(kind) == 16)                                           \
+            products_of_chunk(chunk, count, Q6, n, run + r, width, total + r);   \
+        else if (has_sign(kind))                                                 \
+            products_of_chunk(chunk, count, Q8, n, run + r, width, total + r);   \
+        else                                                                     \
+            products_of_chunk(chunk, count, Q4, n, run + r, width, total + r);   \
     }
 
 static void products_of_block(const Chunk *chunk, int kind, int count, int rows, const int32_t *run, int width,
                               floats *total) {
-    const int group = GROUP_OF(kind), is_signed = has_sign(kind);
     int r = 0;
     if (rows == BLOCK_ROWS) width = BLOCK_ROWS;
     CHUNK_PIECE(BLOCK_ROWS)
@@ -171,9 +146,13 @@ static void products_of_block(const Chunk *chunk, int kind, int count, int rows,
 /* Outputs `PAIR * pair` and those up to the next pair, for `rows` packed rows. See `multiply_pair`. */
 static void multiply_packed(const Matrix *m, int pair, int rows, const int32_t *packed, float *y, int y_stride,
                             int adds, int ahead) {
-    const int width = width_of(rows);
+    const int width = width_of(rows), kind = integer_kind(m);
     if (rows == 1) {
-        INTEGER_LOOPS[m->kind].one(m, 2 * pair, packed, width, y, adds, 2 * ahead);
+        INTEGER_LOOPS[kind].one(m, 2 * pair, packed, width, y, adds, 2 * ahead);
+        return;
+    }
+    if (is_for_amx(width)) {
+        multiply_in_amx(m, kind, INTEGER_LOOPS[kind].unpack, pair, rows, packed, y, y_stride, adds, ahead);
         return;
     }
     for (int tile = 2 * pair; tile < 2 * pair + 2; tile++)
@@ -184,9 +163,9 @@ static void multiply_packed(const Matrix *m, int pair, int rows, const int32_t *
             for (int first = 0; first < m->columns; first += CHUNK) {
                 const int count = m->columns - first < CHUNK ? m->columns - first : CHUNK;
                 Chunk chunk;
-                INTEGER_LOOPS[m->kind].unpack(m, tile, first, count, start ? 0 : 2 * ahead, &chunk);
+                INTEGER_LOOPS[kind].unpack(m, tile, first, count, start ? 0 : 2 * ahead, LIFT_BITS, &chunk);
                 for (int r = start; r < end; r += width)
-                    products_of_block(&chunk, m->kind, count, end - r < width ? end - r : width,
+                    products_of_block(&chunk, kind, count, end - r < width ? end - r : width,
                                       packed + packed_place(rows, m->columns, r, first), width, total + (r - start));
             }
             for (int r = start; r < end; r++)

@@ -19,7 +19,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-_HEADERS = ("vectors", "scales", "matrix", "activations", "dots", "integer_matrix", "attention", "phases")
+_INTEGER_HEADERS = ("amx", "activations", "dots", "integer_codes", "amx_matrix", "integer_matrix")
+_HEADERS = ("vectors", "scales", "matrix", *_INTEGER_HEADERS, "attention", "phases")
 _SOURCES = (*(f"{name}.h" for name in _HEADERS), "step.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _COMPILE_TIMEOUT_S = 120
@@ -38,6 +39,7 @@ class MatrixStruct(ctypes.Structure):
         *((name, _pointer) for name in ("codes", "high", "scale", "minimum", "zero", "super_scale", "super_minimum")),
         *((name, _pointer) for name in ("levels", "level_bytes", "nested", "bias", "order")),
         ("offset", ctypes.c_float),
+        ("unit", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("kind", "scales", "shift", "rows", "columns", "takes_bytes")),
     )
 
@@ -47,7 +49,9 @@ class LayerStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, MatrixStruct) for name in ("query", "key", "value", "output", "gate", "up", "down")),
-        *((name, _pointer) for name in ("input_norm", "attention_norm", "query_norm", "key_norm")),
+        *((name, _pointer) for name in ("input_norm", "attention_norm", "after_attention_norm", "after_mlp_norm")),
+        *((name, _pointer) for name in ("query_norm", "key_norm")),
+        *((name, ctypes.c_int32) for name in ("has_window", "rope")),
     )
 
 
@@ -61,7 +65,7 @@ class ModelStruct(ctypes.Structure):
         ("norm_epsilon", ctypes.c_float),
         ("score_scale", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("layer_count", "hidden", "heads", "kv_heads", "dim", "intermediate")),
-        ("vocabulary", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("vocabulary", "window", "ropes", "has_gelu")),
     )
 
 
@@ -82,6 +86,7 @@ class SpanStruct(ctypes.Structure):
 _MODEL, _MATRIX, _SPANS = ctypes.POINTER(ModelStruct), ctypes.POINTER(MatrixStruct), ctypes.POINTER(SpanStruct)
 _SIGNATURES = {
     "keepwarm_lanes": (),
+    "keepwarm_has_byte_products": (),
     "keepwarm_step": (
         *(_MODEL, _int, _int, _SPANS, _int, _int, _pointer, _pointer, _pointer),
         *(ctypes.POINTER(ctypes.c_int32), _int, _pointer, _int),

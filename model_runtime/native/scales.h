@@ -14,8 +14,8 @@
 
 /* Codes of so many bits; LEVELS: places in a table of sixteen numbers; FP8: numbers of eight bits (E4M3); INT8: codes of
  * eight bits whose products with the scale are rounded, and then times 1/127 (bitsandbytes); HALF, BRAIN (bfloat16),
- * SINGLE: numbers. */
-enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, HALF, BRAIN, SINGLE };
+ * SINGLE: numbers. FINE: what LEVELS of two bytes each are to the integer kernels; no matrix has this kind. */
+enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, FINE, HALF, BRAIN, SINGLE };
 
 /* How scales are stored. HALVES: as halves. SUPER: a signed byte times its block's half. PAIRS: the low four bits of a byte
  * times the block's half, the minimum in its high ones. POWERS: exponents of 2 (E8M0, less one). FLOATS: as floats.
@@ -32,11 +32,13 @@ typedef struct {
     const int8_t *zero;   /* of runs: codes that mean 0, where each run has its own; NULL: `offset` for all */
     const uint16_t *super_scale, *super_minimum; /* SUPER, PAIRS: halves of blocks */
     const float *levels;                         /* [16] */
-    const int8_t *level_bytes;                   /* [16]: the same, or NULL if they are not whole numbers */
+    const int8_t *level_bytes;                   /* [16]: the same, where they are whole numbers from -127 to 127;
+                                                    else [32]: the upper bytes of multiples of `unit`, the lower ones */
     const float *nested;                         /* NESTED: the table [256], the offset, then the factors */
     const float *bias;                           /* [N], or NULL */
     const int32_t *order;                        /* [columns], or NULL: which input each column belongs to */
     float offset;                                /* what is taken off a code, where there are no minimums */
+    float unit;                                  /* a power of two; 0 where levels are whole numbers */
     int32_t kind, scales, shift, rows, columns;
     int32_t takes_bytes; /* whether activations are packed (activations.h) */
 } Matrix;
@@ -49,6 +51,9 @@ INLINE int scales_of(const Matrix *m, int kind) {
 }
 
 INLINE int scale_bytes(int scales) { return scales == HALVES || scales == BRAINS ? 2 : scales == FLOATS ? 4 : 1; }
+
+/* Whether a column is the first one of its scale's. */
+INLINE int begins_run(const Matrix *m, int column) { return !(column & ((1 << m->shift) - 1)); }
 
 /* Runs of a row. */
 INLINE int runs_of(const Matrix *m) { return ((m->columns - 1) >> m->shift) + 1; }
@@ -65,10 +70,8 @@ INLINE floats power_of(words e) {
 
 /* Rounded twice, as bitsandbytes does: a sum with zero rounds the product on every processor. */
 INLINE floats nested_scale(const Matrix *m, const uint8_t *places, int tile, int run) {
-    const int32_t runs = runs_of(m);
-    ints place = load_integers((const int8_t *)places) & 255, factor_place;
-    for (int i = 0; i < LANES; i++)
-        factor_place[i] = (int32_t)((((size_t)tile * LANES + i) * runs + run) / NESTED_RUNS);
+    const ints place = load_integers((const int8_t *)places) & 255;
+    const ints factor_place = ((tile * LANES + LANE_NUMBERS) * runs_of(m) + run) / NESTED_RUNS;
     const floats value = gathered(m->nested, place), factor = gathered(m->nested + 257, factor_place);
     return multiply_add(value, factor, (floats){0}) + all(m->nested[256]);
 }

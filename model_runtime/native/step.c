@@ -12,8 +12,10 @@
 
 typedef struct {
     Matrix query, key, value, output, gate, up, down;
-    const float *input_norm, *attention_norm; /* [hidden] */
-    const float *query_norm, *key_norm;       /* [dim], or NULL */
+    const float *input_norm, *attention_norm;           /* [hidden]: before attention, before the MLP */
+    const float *after_attention_norm, *after_mlp_norm; /* [hidden], of what they add; or NULL */
+    const float *query_norm, *key_norm;                 /* [dim], or NULL */
+    int32_t has_window, rope;                           /* rope: which of the tables of positions */
 } Layer;
 
 typedef struct {
@@ -22,6 +24,9 @@ typedef struct {
     Matrix head;
     float norm_epsilon, score_scale;
     int32_t layer_count, hidden, heads, kv_heads, dim, intermediate, vocabulary;
+    int32_t window; /* keys that a query sees in layers with a window */
+    int32_t ropes;
+    int32_t has_gelu; /* gates are GELU's (by tanh), not SiLU's */
 } Model;
 
 /* Rows `start..start + tokens` of the packed row belong to one conversation, behind the `past` tokens its slab holds. */
@@ -32,22 +37,29 @@ typedef struct {
     int32_t is_half; /* the slab holds halves instead of floats */
 } Span;
 
-/* Queries that are attended together: `count` of a KV head's `tokens * groups`, from `first` on. */
+/* Queries that are attended together: `count` of a KV head's `tokens * groups`, from `first` on. They see no key of the splits
+ * before `first_split`. */
 typedef struct {
     const Span *span;
-    int32_t kv_head, first, count, splits;
+    int32_t kv_head, first, count, first_split, splits;
     size_t partial; /* where its first split's results are: in `states`, and times dim in `weighted` */
 } Block;
 
-/* The attention of one forward: which splits of which blocks there are, and their results, reused by every layer. */
+/* Which splits of which blocks there are. */
+typedef struct {
+    Block *blocks;
+    int32_t block_count, split_count; /* splits: (block, split) pairs in all */
+} Plan;
+
+/* The attention of one forward: plans for layers without a window and with one, and their results, reused by every layer. */
 typedef struct {
     const Model *model;
     const Span *spans;
-    const float *cosine, *sine; /* [rows][dim] */
+    const float *cosine, *sine; /* [ropes][rows][dim] */
     float *weighted;            /* per block and split: [count][dim] */
     Softmax *states;            /* per block and split: [count] */
-    Block *blocks;
-    int32_t rows, block_count, split_count; /* splits: (block, split) pairs in all */
+    Plan plans[2];
+    int32_t rows;
 } Attention;
 
 /* What matrices are multiplied by: [rows][columns], and the same as bytes, for those that take them. */
@@ -61,6 +73,7 @@ typedef struct {
     float *x;                       /* [rows][hidden] */
     float *query, *key, *value;     /* [rows][heads or kv_heads * dim] */
     float *up;                      /* [rows][intermediate] */
+    float *branch;                  /* [rows][hidden]: what is normalised before it is added to x */
     Inputs normed, attended, gated; /* hidden, heads * dim and intermediate columns */
     Inputs ordered;                 /* one of these for matrices whose columns have an order: the widest of them */
 } Activations;
@@ -87,12 +100,13 @@ INLINE void rotate(float *x, const float *cosine, const float *sine, int dim, fl
 }
 
 /* One head's rows of queries or keys, in place: its own norm where there is one, then positions. */
-static void finish_head(const Attention *a, float *x, int stride, const float *norm, float scale) {
+static void finish_head(const Attention *a, int rope, float *x, int stride, const float *norm, float scale) {
     const int dim = a->model->dim;
+    const size_t table = (size_t)rope * a->rows * dim;
     for (int r = 0; r < a->rows; r++) {
         float *row = x + (size_t)r * stride;
         if (norm) normalise(row, norm, dim, a->model->norm_epsilon, row);
-        rotate(row, a->cosine + (size_t)r * dim, a->sine + (size_t)r * dim, dim, scale);
+        rotate(row, a->cosine + table + (size_t)r * dim, a->sine + table + (size_t)r * dim, dim, scale);
     }
 }
 
@@ -115,29 +129,32 @@ static void append_head(const Attention *a, int layer, int kv_head, const float 
 /* Head `head` of queries, then keys, then values: what their projections left is finished, and appended. */
 static void finish_projection(const Attention *a, int layer, int head, const Activations *v) {
     const Model *m = a->model;
+    const Layer *l = m->layers + layer;
     const int kv_head = (head - m->heads) % m->kv_heads, kv_width = m->kv_heads * m->dim;
     if (head < m->heads) {
-        finish_head(a, v->query + head * m->dim, m->heads * m->dim, m->layers[layer].query_norm, m->score_scale);
+        finish_head(a, l->rope, v->query + head * m->dim, m->heads * m->dim, l->query_norm, m->score_scale);
     } else if (head < m->heads + m->kv_heads) {
-        finish_head(a, v->key + kv_head * m->dim, kv_width, m->layers[layer].key_norm, 1);
+        finish_head(a, l->rope, v->key + kv_head * m->dim, kv_width, l->key_norm, 1);
         append_head(a, layer, kv_head, v->key + kv_head * m->dim, kv_width, 0);
     } else {
         append_head(a, layer, kv_head, v->value + kv_head * m->dim, kv_width, 1);
     }
 }
 
-static void plan_attention(Attention *a, int span_count) {
+static void plan_attention(const Attention *a, int span_count, int window, Plan *plan) {
     const int groups = a->model->heads / a->model->kv_heads;
     size_t partial = 0;
-    a->block_count = a->split_count = 0;
+    plan->block_count = plan->split_count = 0;
     for (const Span *s = a->spans; s < a->spans + span_count; s++)
         for (int head = 0; head < a->model->kv_heads; head++)
             for (int first = 0; first < s->tokens * groups; first += BLOCK_QUERIES) {
                 const int left = s->tokens * groups - first, count = left < BLOCK_QUERIES ? left : BLOCK_QUERIES;
                 const int keys = s->past + (first + count - 1) / groups + 1;
-                const int splits = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
-                a->blocks[a->block_count++] = (Block){s, head, first, count, splits, partial};
-                a->split_count += splits;
+                const int hidden = window ? s->past + first / groups + 1 - window : 0;
+                const int first_split = hidden > 0 ? hidden / SPLIT_KEYS : 0;
+                const int splits = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS - first_split;
+                plan->blocks[plan->block_count++] = (Block){s, head, first, count, first_split, splits, partial};
+                plan->split_count += splits;
                 partial += (size_t)splits * count;
             }
 }
@@ -152,13 +169,15 @@ static int open_attention(Attention *a, int span_count) {
         partials += a->model->kv_heads * queries * ((s->past + s->tokens) / SPLIT_KEYS + 1);
     }
     a->weighted = aligned_alloc(64, sizeof(float) * aligned(partials * a->model->dim));
-    a->blocks = malloc(sizeof(Block) * blocks);
     a->states = malloc(sizeof(Softmax) * partials);
-    if (a->weighted && a->blocks && a->states) {
-        plan_attention(a, span_count);
+    Block *memory = malloc(sizeof(Block) * blocks * 2);
+    if (a->weighted && memory && a->states) {
+        a->plans[0].blocks = memory;
+        a->plans[1].blocks = memory + blocks;
+        for (int i = 0; i < 2; i++) plan_attention(a, span_count, i ? a->model->window : 0, a->plans + i);
         return 1;
     }
-    free(a->weighted), free(a->blocks), free(a->states);
+    free(a->weighted), free(memory), free(a->states);
     return 0;
 }
 
@@ -167,11 +186,13 @@ static Numbers rows_of(const Attention *a, const Span *s, const void *slab, int 
     return from_number((Numbers){slab, s->is_half}, ((size_t)kv_head * s->capacity + first) * a->model->dim);
 }
 
-static void close_attention(Attention *a) { free(a->weighted), free(a->blocks), free(a->states); }
+static void close_attention(Attention *a) { free(a->weighted), free(a->plans[0].blocks), free(a->states); }
+
+static const Plan *plan_of(const Attention *a, int layer) { return a->plans + a->model->layers[layer].has_window; }
 
 /* The block whose splits the `*number`-th of all belongs to; `*number` becomes its number there. */
-static const Block *block_of(const Attention *a, int *number) {
-    const Block *b = a->blocks;
+static const Block *block_of(const Plan *plan, int *number) {
+    const Block *b = plan->blocks;
     while (*number >= b->splits) *number -= (b++)->splits;
     return b;
 }
@@ -179,10 +200,11 @@ static const Block *block_of(const Attention *a, int *number) {
 /* Attends the `number`-th split of all, and prefetches the keys of the split that this thread may take next. */
 static void attend(const Attention *a, int layer, int number, const float *query) {
     const Model *m = a->model;
-    const int groups = m->heads / m->kv_heads, width = m->heads * m->dim, next_number = number + omp_get_num_threads();
+    const Plan *plan = plan_of(a, layer);
+    const int groups = m->heads / m->kv_heads, width = m->heads * m->dim, next_number = number + 1;
     float queries[BLOCK_QUERIES * MAX_DIM] __attribute__((aligned(64)));
-    int visible[BLOCK_QUERIES], later = next_number < a->split_count ? next_number : number;
-    const Block *b = block_of(a, &number), *next = block_of(a, &later);
+    int visible[BLOCK_QUERIES], later = next_number < plan->split_count ? next_number : number;
+    const Block *b = block_of(plan, &number), *next = block_of(plan, &later);
     const Span *s = b->span;
     for (int i = 0; i < b->count; i++) {
         const int row = (b->first + i) / groups, head = b->kv_head * groups + (b->first + i) % groups;
@@ -190,13 +212,14 @@ static void attend(const Attention *a, int layer, int number, const float *query
                sizeof(float) * m->dim);
         visible[i] = s->past + row + 1;
     }
-    const int from = number * SPLIT_KEYS, seen = visible[b->count - 1] - from;
+    const int from = (b->first_split + number) * SPLIT_KEYS, seen = visible[b->count - 1] - from;
     const size_t place = b->partial + (size_t)number * b->count;
-    const Split split = {rows_of(a, s, s->keys[layer], b->kv_head, from),
-                         rows_of(a, s, s->values[layer], b->kv_head, from),
-                         rows_of(a, next->span, next->span->keys[layer], next->kv_head, later * SPLIT_KEYS), from,
-                         seen < SPLIT_KEYS ? seen : SPLIT_KEYS};
-    attend_split(queries, visible, b->count, &split, m->dim, a->states + place, a->weighted + place * m->dim);
+    const Split split = {
+        rows_of(a, s, s->keys[layer], b->kv_head, from), rows_of(a, s, s->values[layer], b->kv_head, from),
+        rows_of(a, next->span, next->span->keys[layer], next->kv_head, (next->first_split + later) * SPLIT_KEYS), from,
+        seen < SPLIT_KEYS ? seen : SPLIT_KEYS};
+    const int window = m->layers[layer].has_window ? m->window : 0;
+    attend_split(queries, visible, window, b->count, &split, m->dim, a->states + place, a->weighted + place * m->dim);
 }
 
 /* Packs `count` columns of a row, from `column` on, which are there as floats. */
@@ -205,9 +228,9 @@ static void pack_inputs(const Inputs *in, int row, int column, int count) {
 }
 
 /* A block's attended values, from all its splits, to their places in `in`. */
-static void merge(const Attention *a, int number, const Inputs *in, int is_packed) {
+static void merge(const Attention *a, int layer, int number, const Inputs *in, int is_packed) {
     const Model *m = a->model;
-    const Block *b = a->blocks + number;
+    const Block *b = plan_of(a, layer)->blocks + number;
     const int groups = m->heads / m->kv_heads;
     for (int i = 0; i < b->count; i++) {
         const int row = b->span->start + (b->first + i) / groups, head = b->kv_head * groups + (b->first + i) % groups;
@@ -247,12 +270,21 @@ static void normalise_row(const Model *m, const float *weight, const Matrix *rea
         pack_inputs(&v->normed, row, 0, m->hidden);
 }
 
+#define AHEAD 1 /* pairs: a thread takes neighbours, one behind the other */
+
+/* Adds row `row` of the branch to x, normalised. */
+static void add_normalised(const Model *m, const float *weight, int row, const Activations *v) {
+    float *branch = v->branch + (size_t)row * m->hidden, *x = v->x + (size_t)row * m->hidden;
+    normalise(branch, weight, m->hidden, m->norm_epsilon, branch);
+    for (int i = 0; i < m->hidden; i += LANES) store(x + i, load(x + i) + load(branch + i));
+}
+
 /* Outputs PAIR * pair.. of `y` [rows][outputs]. */
 static void project(const Matrix *w, int pair, const Inputs *in, float *y, int adds) {
     if (w->takes_bytes)
-        multiply_packed(w, pair, in->rows, in->packed, y, padded(w->rows), adds, omp_get_num_threads());
+        multiply_packed(w, pair, in->rows, in->packed, y, padded(w->rows), adds, AHEAD);
     else
-        multiply_pair(w, pair, in->rows, in->x, in->columns, y, padded(w->rows), adds, omp_get_num_threads());
+        multiply_pair(w, pair, in->rows, in->x, in->columns, y, padded(w->rows), adds, AHEAD);
 }
 
 /* Head `head` of queries, then keys, then values. */
@@ -268,7 +300,10 @@ static void project_head(const Attention *a, int layer, int head, const Activati
     finish_projection(a, layer, head, v);
 }
 
-/* RUN outputs of silu(gate) * up, in `gated`. */
+/* What GELU's sigmoid is taken of: x times it is 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). */
+INLINE floats gelu_argument(floats x) { return 1.5957691216f * (x + 0.044715f * x * x * x); }
+
+/* RUN outputs of silu(gate) * up, or of GELU, in `gated`. */
 static void gate_run(const Attention *a, int layer, int run, const Activations *v) {
     const Layer *l = a->model->layers + layer;
     const Inputs in = inputs_of(&l->gate, &v->normed, v);
@@ -280,33 +315,43 @@ static void gate_run(const Attention *a, int layer, int run, const Activations *
         const size_t at = (size_t)r * a->model->intermediate + run * RUN;
         for (int i = 0; i < RUN; i += LANES) {
             const floats g = load(v->gated.x + at + i);
-            const floats e = exp_of(choose(g > 0, -g, g)); /* never overflows: sigmoid is 1 / (1 + e) or e / (1 + e) */
-            store(v->gated.x + at + i, g * choose(g > 0, all(1), e) / (1 + e) * load(v->up + at + i));
+            const floats s = a->model->has_gelu ? gelu_argument(g) : g;
+            const floats e = exp_of(choose(s > 0, -s, s)); /* never overflows: sigmoid is 1 / (1 + e) or e / (1 + e) */
+            store(v->gated.x + at + i, g * choose(s > 0, all(1), e) / (1 + e) * load(v->up + at + i));
         }
         if (l->down.takes_bytes && !l->down.order) pack_inputs(&v->gated, r, run * RUN, RUN);
     }
 }
 
-#define PHASES_A_LAYER 10
+#define PHASES_A_LAYER 11
 #define HEAD_PAIRS 16 /* of the vocabulary, taken at a time */
 
-static void run_layer(const Attention *a, int layer, const Activations *v, Phase *phase) {
+static Phases run_layer(const Attention *a, int layer, const Activations *v, Phases phases) {
     const Model *m = a->model;
     const Layer *l = m->layers + layer;
     const int attends_bytes = l->query.takes_bytes || l->key.takes_bytes || l->value.takes_bytes;
     const int gates_bytes = l->gate.takes_bytes || l->up.takes_bytes;
-    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->input_norm, &l->query, row, row, v, attends_bytes));
-    RUN_PHASE(phase++, m->heads + 2 * m->kv_heads, head, project_head(a, layer, head, v));
-    RUN_PHASE(phase++, a->split_count, split, attend(a, layer, split, v->query));
-    RUN_PHASE(phase++, a->block_count, block, merge(a, block, &v->attended, l->output.takes_bytes && !l->output.order));
-    RUN_PHASE(phase++, l->output.order ? a->rows : 0, row, order_row(&l->output, row, &v->attended, v));
+    RUN_PHASE(phases, a->rows, row, normalise_row(m, l->input_norm, &l->query, row, row, v, attends_bytes));
+    RUN_PHASE(phases, m->heads + 2 * m->kv_heads, head, project_head(a, layer, head, v));
+    const Plan *plan = plan_of(a, layer);
+    const int output_is_packed = l->output.takes_bytes && !l->output.order;
+    RUN_PHASE(phases, plan->split_count, split, attend(a, layer, split, v->query));
+    RUN_PHASE(phases, plan->block_count, block, merge(a, layer, block, &v->attended, output_is_packed));
+    RUN_PHASE(phases, l->output.order ? a->rows : 0, row, order_row(&l->output, row, &v->attended, v));
     const Inputs attended = inputs_of(&l->output, &v->attended, v);
-    RUN_PHASE(phase++, pairs_of(&l->output), pair, project(&l->output, pair, &attended, v->x, 1));
-    RUN_PHASE(phase++, a->rows, row, normalise_row(m, l->attention_norm, &l->gate, row, row, v, gates_bytes));
-    RUN_PHASE(phase++, m->intermediate / RUN, run, gate_run(a, layer, run, v));
-    RUN_PHASE(phase++, l->down.order ? a->rows : 0, row, order_row(&l->down, row, &v->gated, v));
+    float *to = l->after_attention_norm ? v->branch : v->x;
+    RUN_PHASE(phases, pairs_of(&l->output), pair, project(&l->output, pair, &attended, to, to == v->x));
+    RUN_PHASE(phases, a->rows, row, {
+        if (l->after_attention_norm) add_normalised(m, l->after_attention_norm, row, v);
+        normalise_row(m, l->attention_norm, &l->gate, row, row, v, gates_bytes);
+    });
+    RUN_PHASE(phases, m->intermediate / RUN, run, gate_run(a, layer, run, v));
+    RUN_PHASE(phases, l->down.order ? a->rows : 0, row, order_row(&l->down, row, &v->gated, v));
     const Inputs gated = inputs_of(&l->down, &v->gated, v);
-    RUN_PHASE(phase++, pairs_of(&l->down), pair, project(&l->down, pair, &gated, v->x, 1));
+    to = l->after_mlp_norm ? v->branch : v->x;
+    RUN_PHASE(phases, pairs_of(&l->down), pair, project(&l->down, pair, &gated, to, to == v->x));
+    RUN_PHASE(phases, l->after_mlp_norm ? a->rows : 0, row, add_normalised(m, l->after_mlp_norm, row, v));
+    return phases;
 }
 
 /* Takes the next `count` floats of `memory`, a whole number of vectors. */
@@ -334,6 +379,10 @@ static int widest_order(const Model *m) {
     return widest;
 }
 
+static int has_branches(const Model *m) {
+    return m->layer_count > 0 && (m->layers->after_attention_norm || m->layers->after_mlp_norm);
+}
+
 /* Lays out the activations behind one another; with `memory` NULL it only counts: the result is how many floats. */
 static size_t lay_out(const Model *m, int rows, float *memory, Activations *v) {
     float *next = memory;
@@ -342,6 +391,7 @@ static size_t lay_out(const Model *m, int rows, float *memory, Activations *v) {
     v->key = carve(&next, rows * kv_width);
     v->value = carve(&next, rows * kv_width);
     v->up = carve(&next, (size_t)rows * m->intermediate);
+    v->branch = carve(&next, has_branches(m) ? (size_t)rows * m->hidden : 0);
     v->normed = carve_inputs(&next, rows, m->hidden);
     v->attended = carve_inputs(&next, rows, m->heads * m->dim);
     v->gated = carve_inputs(&next, rows, m->intermediate);
@@ -350,7 +400,8 @@ static size_t lay_out(const Model *m, int rows, float *memory, Activations *v) {
 }
 
 static int fits(const Matrix *w, int rows, int columns) {
-    if (!w->codes || w->kind < Q2 || w->kind > SINGLE || w->rows != rows || w->columns != columns) return 0;
+    if (!w->codes || w->kind < Q2 || w->kind > SINGLE || w->kind == FINE || w->rows != rows || w->columns != columns)
+        return 0;
     if ((w->kind < HALF && !w->scale) || (has_high(w->kind) && !w->high)) return 0;
     return !w->takes_bytes || w->kind <= Q8 || (w->kind == LEVELS && w->level_bytes);
 }
@@ -368,9 +419,13 @@ static int is_sound(const Model *m, const Span *spans, int span_count, int rows,
     int seen = 0;
     if (m->heads <= 0 || m->kv_heads <= 0 || m->heads % m->kv_heads || m->hidden <= 0 || m->intermediate <= 0) return 0;
     if (m->dim <= 0 || m->dim > MAX_DIM || m->dim % RUN || m->hidden % RUN || m->intermediate % RUN) return 0;
+    if (m->ropes < 1 || m->window < 0) return 0;
     if (!m->final_norm || !fits(&m->head, m->vocabulary, m->hidden) || m->head.order) return 0;
     for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++)
-        if (!l->input_norm || !l->attention_norm || !fits(&l->query, width, m->hidden) ||
+        if (!l->input_norm || !l->attention_norm || l->rope < 0 || l->rope >= m->ropes ||
+            l->has_window != (l->has_window && m->window) ||
+            !l->after_attention_norm != !m->layers->after_attention_norm ||
+            !l->after_mlp_norm != !m->layers->after_mlp_norm || !fits(&l->query, width, m->hidden) ||
             !fits(&l->key, kv_width, m->hidden) || !fits(&l->value, kv_width, m->hidden) ||
             !fits(&l->output, m->hidden, width) || !fits(&l->gate, m->intermediate, m->hidden) ||
             !fits(&l->up, m->intermediate, m->hidden) || !fits(&l->down, m->hidden, m->intermediate) ||
@@ -385,7 +440,7 @@ static int is_sound(const Model *m, const Span *spans, int span_count, int rows,
 }
 
 /* Layers first_layer..last_layer of one forward. x [rows][hidden] holds the rows' embeddings before the first layer, and
- * their hidden states between two calls. `cosine`, `sine` [rows][dim]. Appends to every span's slab. `wanted` lists the
+ * their hidden states between two calls. `cosine`, `sine` [ropes][rows][dim]. Appends to every span's slab. `wanted` lists the
  * rows whose logits are wanted once the last layer is done, into logits [wanted_count][vocabulary rounded up to PAIR].
  * Returns 0, 1 when there is no memory, or 2 when the sizes do not fit together; nothing was touched then. */
 int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *spans, int span_count, int rows,
@@ -397,36 +452,41 @@ int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *s
     Activations v = {.x = x};
     const int phase_count = PHASES_A_LAYER * (last_layer - first_layer) + 2;
     float *memory = aligned_alloc(64, sizeof(float) * lay_out(m, rows, NULL, &v));
-    Phase *phases = aligned_alloc(64, sizeof(Phase) * phase_count);
-    if (!memory || !phases || !open_attention(&a, span_count)) {
-        free(memory), free(phases);
+    Counter *counters = aligned_alloc(64, phases_size(phase_count, threads));
+    if (!memory || !counters || !open_attention(&a, span_count)) {
+        free(memory), free(counters);
         return 1;
     }
     lay_out(m, rows, memory, &v);
     Activations w = v; /* of the rows whose logits are wanted */
     w.normed.rows = wanted_count;
-    memset(phases, 0, sizeof(Phase) * phase_count);
+    memset(counters, 0, phases_size(phase_count, threads));
 #pragma omp parallel num_threads(threads)
     {
-        Phase *phase = phases;
-        for (int layer = first_layer; layer < last_layer; layer++, phase += PHASES_A_LAYER)
-            run_layer(&a, layer, &v, phase);
+        const int uses_amx = is_for_amx(width_of(rows));
+        if (uses_amx) open_amx();
+        Phases phases = {counters, threads};
+        for (int layer = first_layer; layer < last_layer; layer++) phases = run_layer(&a, layer, &v, phases);
         if (last_layer == m->layer_count) {
-            RUN_PHASE(phase++, wanted_count, i,
+            RUN_PHASE(phases, wanted_count, i,
                       normalise_row(m, m->final_norm, &m->head, wanted[i], i, &w, m->head.takes_bytes));
-            RUN_PHASE(phase, (pairs_of(&m->head) + HEAD_PAIRS - 1) / HEAD_PAIRS, item, {
+            RUN_PHASE(phases, (pairs_of(&m->head) + HEAD_PAIRS - 1) / HEAD_PAIRS, item, {
                 for (int pair = HEAD_PAIRS * item; pair < HEAD_PAIRS * (item + 1) && pair < pairs_of(&m->head); pair++)
                     project(&m->head, pair, &w.normed, logits, 0);
             });
         }
+        if (uses_amx) close_amx();
     }
     close_attention(&a);
-    free(memory), free(phases);
+    free(memory), free(counters);
     return 0;
 }
 
 /* How many outputs lie side by side in a tile. */
 int keepwarm_lanes(void) { return LANES; }
+
+/* Whether the processor multiplies bytes by bytes in instructions of its own. */
+int keepwarm_has_byte_products(void) { return HAS_BYTE_PRODUCTS; }
 
 /* `count` floats to halves, as slabs are written; a multiple of LANES. */
 void keepwarm_to_halves(const float *from, uint16_t *to, int count) {
@@ -440,12 +500,15 @@ int keepwarm_multiply(const Matrix *m, int rows, float *x, float *y, int threads
     if (m->takes_bytes && !(in.packed = malloc(sizeof(int32_t) * packed_size(rows, m->columns)))) return 1;
 #pragma omp parallel num_threads(threads)
     {
+        const int uses_amx = m->takes_bytes && is_for_amx(width_of(rows));
+        if (uses_amx) open_amx();
         if (m->takes_bytes) {
 #pragma omp for schedule(static)
             for (int row = 0; row < rows; row++) pack_inputs(&in, row, 0, m->columns);
         }
 #pragma omp for schedule(dynamic, 4)
         for (int pair = 0; pair < pairs_of(m); pair++) project(m, pair, &in, y, 0);
+        if (uses_amx) close_amx();
     }
     free(in.packed);
     return 0;

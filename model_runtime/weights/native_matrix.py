@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ class NativeMatrix:
             grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes, after_slice)
             self.kind, self.order = grid.kind, grid.order
             tables = {"levels": grid.levels, "nested": factors_for(grid, self.rows, self.columns, lanes)}
-            tables["level_bytes"] = _as_bytes(grid.levels)
+            tables["level_bytes"] = None if grid.levels is None else _as_bytes(grid.levels)
         tables["order"] = self.order
         tables["bias"] = None if bias is None else _lengthened(bias.float(), padded(self.rows, lanes))
         self._point_at(grid, tiles | {name: table for name, table in tables.items() if table is not None})
@@ -76,12 +77,13 @@ class NativeMatrix:
             scales=0 if grid is None else int(grid.scales),
             shift=0 if grid is None else grid.run.bit_length() - 1,
             offset=0 if grid is None else grid.offset,
+            unit=0 if grid is None or grid.levels is None else _unit(grid.levels),
         )
 
     def take_bytes(self) -> bool:
         """From now on activations are rounded to signed bytes with a scale for 32 columns, and multiplied in whole
-        numbers, where this matrix has whole numbers too. Returns whether it has."""
-        is_whole = self.kind <= Kind.Q8 or (self.kind is Kind.LEVELS and bool(self.struct.level_bytes))
+        numbers, where this matrix has codes or levels. Returns whether it has."""
+        is_whole = self.kind <= Kind.LEVELS
         self.struct.takes_bytes = int(is_whole)
         return is_whole
 
@@ -195,11 +197,23 @@ def _coded_or_numbers(stored: Stored | Coded) -> Coded | torch.Tensor:
     return stored
 
 
-def _as_bytes(levels: torch.Tensor | None) -> torch.Tensor | None:
-    """int8, or None if they are not whole numbers from -127 to 127."""
-    if levels is None or not torch.equal(levels, levels.round().clamp(-127, 127)):
-        return None
-    return levels.to(torch.int8)
+def _as_bytes(levels: torch.Tensor) -> torch.Tensor:
+    """int8: whole levels from -127 to 127 as they are; of others the upper bytes of the nearest multiples of `_unit`,
+    then the lower ones."""
+    unit = _unit(levels)
+    if not unit:
+        return levels.to(torch.int8)
+    multiples = (levels / unit).round().to(torch.int32)
+    lower = (multiples + 128) % 256 - 128
+    return torch.cat([(multiples - lower) // 256, lower]).to(torch.int8)
+
+
+def _unit(levels: torch.Tensor) -> float:
+    """What levels are rounded to multiples of where activations are bytes: a power of two, 2^14 to 2^15 of which make
+    the largest level; 0 for whole levels, which need no rounding."""
+    if torch.equal(levels, levels.round().clamp(-127, 127)):
+        return 0.0
+    return 2.0 ** (math.frexp(float(levels.abs().max()) * 1.01)[1] - 15)
 
 
 def _lengthened(bias: torch.Tensor, rows: int) -> torch.Tensor:

@@ -29,9 +29,9 @@ class Kind(IntEnum):
     LEVELS = 6
     FP8 = 7
     INT8 = 8
-    HALF = 9
-    BRAIN = 10
-    SINGLE = 11
+    HALF = 10  # 9 is no kind of a matrix
+    BRAIN = 11
+    SINGLE = 12
 
 
 class Scales(IntEnum):

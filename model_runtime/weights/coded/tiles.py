@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from model_runtime.native.tile_memory import TILES
 from model_runtime.weights.coded.coded_rows import BLOCK, SCALE_DTYPES, Coded, CodedRows, Grid, Kind, Scales
 
 _SLICE_WEIGHTS = 1 << 19  # unpacked at a time
@@ -171,7 +172,7 @@ def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
 def _put(tiles: dict[str, torch.Tensor], name: str, part: torch.Tensor, start: int, all_rows: int, lanes: int) -> None:
     """Writes rows from `start` on, `[n, C]`, into the tiles `[N/lanes, C, lanes]`."""
     if name not in tiles:
-        tiles[name] = part.new_zeros(padded(all_rows, lanes) // lanes, part.shape[1], lanes)
+        tiles[name] = TILES.zeros((padded(all_rows, lanes) // lanes, part.shape[1], lanes), part.dtype)
     missing = -part.shape[0] % lanes
     rows = torch.cat([part, part.new_zeros(missing, part.shape[1])]) if missing else part
     tiled = rows.reshape(-1, lanes, part.shape[1]).transpose(1, 2)

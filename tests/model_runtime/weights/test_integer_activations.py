@@ -112,11 +112,39 @@ def test_a_number_that_is_none_or_infinite_is_not_lost(library: ctypes.CDLL) -> 
     assert torch.equal(matrix.multiply(tiny), torch.zeros(1, ROWS))
 
 
-def test_matrices_without_whole_numbers_keep_float32(own_library: ctypes.CDLL) -> None:
-    nf4 = torch.linspace(-1, 1, 16)
-    packed, scale = torch.zeros(64 * 64 // 2, dtype=torch.uint8), torch.ones(64)
-    coded = CodedFourBits(packed, scale, Grid(Kind.LEVELS, Scales.FLOATS, 64, 0, nf4), (64, 64))
-    for held in (coded, torch.ones(64, 64), torch.full((64, 64), 1e-7).bfloat16()):
+def fractions(table: torch.Tensor, library: ctypes.CDLL) -> tuple[NativeMatrix, torch.Tensor]:
+    """A matrix of levels that are no whole numbers, and its weights."""
+    random = torch.Generator().manual_seed(8)
+    packed = torch.randint(0, 256, (ROWS * COLUMNS // 2,), generator=random, dtype=torch.uint8)
+    scale = torch.rand(ROWS * COLUMNS // 64, generator=random)
+    grid = Grid(Kind.LEVELS, Scales.FLOATS, 64, 0, table)
+    coded = CodedFourBits(packed, scale, grid, (ROWS, COLUMNS))
+    weights = table[coded.rows(0, ROWS).codes.long()] * scale.view(ROWS, -1).repeat_interleave(64, 1)
+    return NativeMatrix(coded, None, library), weights
+
+
+@pytest.mark.parametrize("largest", [1.0, 0.35, 200.5])
+def test_levels_that_are_no_whole_numbers_are_rounded_to_two_bytes(
+    largest: float, libraries: dict[str, ctypes.CDLL]
+) -> None:
+    """As NF4's and FP4's: to a 16,384th of the power of two that holds the largest."""
+    table, x = torch.linspace(-1, 1, 16).sign() * torch.linspace(-1, 1, 16).square() * largest, activations()
+    products = list[torch.Tensor]()
+    for name in ("this one", "AVX2"):
+        matrix, weights = fractions(table, libraries[name])
+        exact = matrix.multiply(x)
+        assert matrix.take_bytes()
+        products.append(matrix.multiply(x))
+    expected = torch.from_numpy(rounded(x)) @ weights.double().t()
+    assert float((products[0] - expected).abs().max()) < 2e-3 * largest  # of sums of 512 products
+    assert float((exact - expected).abs().max()) > 2e-3 * largest
+    assert torch.equal(products[1], products[0])
+    for cuts in ([1] * 27, [2, 3, 4, 5, 13], [6, 7, 8, 6], [11, 16]):
+        assert torch.equal(torch.cat([matrix.multiply(part) for part in x.split(cuts)]), products[1])
+
+
+def test_matrices_without_codes_keep_float32(own_library: ctypes.CDLL) -> None:
+    for held in (torch.ones(64, 64), torch.full((64, 64), 1e-7).bfloat16()):
         matrix = NativeMatrix(held, None, own_library)
         x = torch.randn(3, 64)
         before = matrix.multiply(x)

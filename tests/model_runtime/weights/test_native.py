@@ -11,6 +11,8 @@ import torch
 from gguf import GGMLQuantizationType, quantize
 from torch import nn
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -21,7 +23,7 @@ from transformers import (
 )
 
 from model_runtime.forward.attention import StepAborted
-from model_runtime.forward.cpu_activations import float_activations, use_activations
+from model_runtime.forward.cpu_activations import Activations, float_activations, use_activations
 from model_runtime.forward.native_forward import (
     EXACT_GAP,
     HALF_GAP,
@@ -54,6 +56,12 @@ SHARED = {
     "head_dim": 32,
     "max_position_embeddings": CONTEXT_TOKENS,
     "initializer_range": 0.2,
+}
+GEMMA = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 70,  # a row sees keys of two splits at most
+    "query_pre_attn_scalar": 24,
+    "tie_word_embeddings": False,
 }
 READ = {
     "Q4_0": (GGMLQuantizationType.Q4_0, read_q4_0),
@@ -88,6 +96,12 @@ def tiny(name: str) -> PreTrainedModel:
         for module in model.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.normal_(module.bias, std=0.3)
+        return model
+    if name == "gemma3":
+        model = Gemma3ForCausalLM(Gemma3TextConfig(**SHARED | GEMMA)).eval()
+        for module in model.modules():
+            if type(module).__name__ == "Gemma3RMSNorm":
+                nn.init.normal_(module.weight, std=0.3)
         return model
     model = Qwen3ForCausalLM(Qwen3Config(**SHARED)).eval()
     for module in model.modules():
@@ -149,7 +163,7 @@ def test_a_row_has_the_same_bits_beside_any_other_rows(library: ctypes.CDLL) -> 
         assert torch.equal(matrix.multiply(x[:rows]), alone[:rows])
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
 def test_logits_are_those_of_the_models_own_layers(name: str, kind: str, library: ctypes.CDLL) -> None:
     model = native(tiny(name), kind, library)
@@ -188,7 +202,9 @@ def test_numbers_are_rounded_to_float16_as_torch_rounds_them(library: ctypes.CDL
     assert torch.equal(found.view(torch.int16), numbers.clamp(-65504, 65504).half().view(torch.int16))
 
 
-def test_cached_equals_uncached_to_the_bit(model: PreTrainedModel, kv_dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_cached_equals_uncached_to_the_bit(name: str, kv_dtype: torch.dtype, library: ctypes.CDLL) -> None:
+    model = native(tiny(name), "Q4_1", library)
     forward, ids = NativeForward(model), ids_of(650)
     whole = fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])
     for cuts in ([1], [48, 1, 1, 1], [257, 13]):
@@ -201,7 +217,7 @@ def test_with_activations_as_bytes_cached_equals_uncached_to_the_bit(
 ) -> None:
     model, ids = native(tiny("qwen3"), kind, library), ids_of(130)
     exact = fed(NativeForward(model), slab_of(model, kv_dtype), ids, [len(ids)])
-    assert use_activations(model, "int8") == "int8"
+    assert use_activations(model, "int8") == Activations("int8")
     forward = NativeForward(model)
     whole = fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])
     for cuts in ([1], [48, 1, 2, 3, 13], [101, 5]):
@@ -238,7 +254,7 @@ def test_a_model_that_cannot_multiply_bytes_says_so_if_asked(library: ctypes.CDL
     ):
         with pytest.raises(ModelLoadError, match=why):
             use_activations(model, "int8")
-    assert use_activations(tiny("llama"), "auto") == ""
+    assert use_activations(tiny("llama"), "auto") == Activations("")
 
 
 def test_cropping_and_going_on_equals_reading_to_the_bit(model: PreTrainedModel, kv_dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ Load = Callable[[Path, Quantization], LoadedModel]
 _EXACT = 2e-5  # standard deviations of the logits
 NATIVE = (
     *("llama3", "llama3 otherwise", "llama heads", "wide yarn", "wide linear", "wide attention bias", "wide mlp bias"),
-    *("qwen3", "qwen3 bias", "wide qwen2"),
+    *("qwen3", "qwen3 bias", "wide qwen2", "gemma3 six layers"),
 )
 
 

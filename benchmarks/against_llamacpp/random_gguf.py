@@ -51,7 +51,7 @@ def write_model(shape: Shape, kind: str, tokenizer: Path, path: Path) -> None:
     vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
     _add_sizes(writer, shape, vocabulary, kind)
     random = np.random.default_rng(0)
-    for name, (rows, columns) in _matrices(shape, vocabulary).items():
+    for name, (rows, columns) in matrices(shape, vocabulary).items():
         of_it = _kind_of(name, kind, shape.layers)
         writer.add_tensor(name, _blocks(of_it, rows, columns, random), raw_dtype=GGMLQuantizationType[of_it])
     norms = [f"blk.{layer}.{name}_norm" for layer in range(shape.layers) for name in ("attn", "ffn")]
@@ -78,7 +78,8 @@ def _add_sizes(writer: GGUFWriter, shape: Shape, vocabulary: int, kind: str) -> 
     writer.add_file_type(int(LlamaFileType[f"MOSTLY_{name}"]))
 
 
-def _matrices(shape: Shape, vocabulary: int) -> dict[str, tuple[int, int]]:
+def matrices(shape: Shape, vocabulary: int) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of all matrices of a model, by their names in GGUF files."""
     hidden, width = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
     layer = {
         "attn_q": (hidden, hidden),

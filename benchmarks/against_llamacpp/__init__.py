@@ -1,0 +1,1 @@
+"""How fast is the same file here and in llama.cpp, on the same threads, in turns?"""
