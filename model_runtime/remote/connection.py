@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 
@@ -54,14 +57,16 @@ class Connection:
         """The events that answer a body of JSON, as they come. Leaving the block closes the connection, which ends the
         server's work."""
         timeout = httpx.Timeout(self._silence_s, connect=CONNECT_S)
+        request = self._client.stream(
+            "POST", self.address + path, content=content, headers=_json(headers), timeout=timeout
+        )
         try:
-            async with self._client.stream(
-                "POST", self.address + path, content=content, headers=_json(headers), timeout=timeout
-            ) as response:
-                if response.status_code != 200:
-                    raise self._refusal(response.status_code, response.headers, await self._whole(response))
-                async with aclosing(self._events(response)) as events:
-                    yield events
+            async with AsyncExitStack() as stack:
+                async with self._within(self._silence_s):
+                    response = await stack.enter_async_context(request)
+                    if response.status_code != 200:
+                        raise self._refusal(response.status_code, response.headers, await self._whole(response))
+                yield await stack.enter_async_context(aclosing(self._events(response)))
         except httpx.HTTPError as error:
             raise self._broken(error) from error
 
@@ -77,16 +82,29 @@ class Connection:
         return await self._ask_once(method, path, content, limit_s)  # it computes nothing, so it may be asked again
 
     async def _ask_once(self, method: str, path: str, content: bytes | None, limit_s: float | None) -> dict[str, Any]:
-        url, timeout = self.address + path, httpx.Timeout(limit_s or ASK_S, connect=CONNECT_S)
+        url, limit_s = self.address + path, limit_s or ASK_S
+        timeout = httpx.Timeout(limit_s, connect=CONNECT_S)
+        request = self._client.stream(
+            method, url, content=content, headers=_json() if content is not None else None, timeout=timeout
+        )
         try:
-            headers = _json() if content is not None else None
-            async with self._client.stream(method, url, content=content, headers=headers, timeout=timeout) as response:
+            async with self._within(limit_s), request as response:
                 whole = await self._whole(response)
         except httpx.HTTPError as error:
             raise self._broken(error) from error
         if response.status_code != 200:
             raise self._refusal(response.status_code, response.headers, whole)
         return self._object(whole)
+
+    @asynccontextmanager
+    async def _within(self, limit_s: float, begun: float | None = None) -> AsyncIterator[None]:
+        """A limit on all of it, which may have begun before. httpx's own are for each piece, so that a server that
+        sends a byte now and then would never be too slow."""
+        try:
+            async with asyncio.timeout(limit_s if begun is None else begun + limit_s - time.monotonic()):
+                yield
+        except TimeoutError:
+            raise self._slow(limit_s) from None
 
     async def _whole(self, response: httpx.Response) -> bytes:
         whole = b""
@@ -97,8 +115,14 @@ class Connection:
         return whole
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-        rest = b""
-        async for piece in response.aiter_bytes():
+        rest, pieces, begun = b"", response.aiter_bytes(), 0.0
+        while True:
+            if not rest:
+                begun = time.monotonic()  # a line has so long to come, whatever pieces it comes in
+            async with self._within(self._silence_s, begun):
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
             *lines, rest = (rest + piece).split(b"\n")
             if len(rest) > MOST_EVENT_BYTES:
                 raise self._garbage("it sent an event without an end")
@@ -147,13 +171,15 @@ class Connection:
         verb = "refused the request" if kind is Kind.REFUSED else "failed"
         return EngineTrouble(kind, f"{where} {verb} (HTTP {status}{said}).", status)
 
+    def _slow(self, limit_s: float) -> EngineTrouble:
+        return EngineTrouble(Kind.SLOW, f"The engine at {self.address} has not answered for {limit_s:,.0f} seconds.")
+
     def _broken(self, error: httpx.HTTPError) -> EngineTrouble:
         where = f"The engine at {self.address}"
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return EngineTrouble(Kind.AWAY, f"{where} cannot be reached ({_reason(error)}).")
         if isinstance(error, httpx.TimeoutException):
-            limit_s = error.request.extensions.get("timeout", {}).get("read") or self._silence_s
-            return EngineTrouble(Kind.SLOW, f"{where} has sent nothing for {limit_s:,.0f} seconds.")
+            return self._slow(error.request.extensions.get("timeout", {}).get("read") or self._silence_s)
         return EngineTrouble(Kind.BROKEN, f"{where} broke the connection.")
 
 
@@ -196,9 +222,12 @@ def _quoted(said: object) -> str:
 
 
 def _seconds(text: str | None) -> float | None:
+    """Of a header that has them as a number or as a date (RFC 9110, 10.2.3)."""
+    if text is None:
+        return None
     try:
-        return max(0.0, float(text)) if text is not None else None
-    except ValueError:  # a date
+        return max(0.0, float(text) if text[:1].isdigit() else parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
         return None
 
 

@@ -55,22 +55,37 @@ def translated(target: Path) -> Iterator[None]:
         raise StoreError(f"The database could not be copied ({error}). Nothing was left behind.") from error
 
 
-def copy_segment(origin: Path, target: Path, check: Check) -> bool | None:
+def copy_segment(origin: Path, target: Path, check: Check, may_link: bool = True) -> bool | None:
     """True if the file was linked, False if it was copied, None if there is no undamaged file."""
     for folder in (target.parent.parent, target.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
-    is_linked = True
     try:
-        try:
-            os.link(origin, target, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        except OSError:  # another disk, or a file system without links
-            is_linked = False
+        is_linked = may_link and _linked(origin, target)
+        if not is_linked:
             copy_file(origin, target)
     except FileNotFoundError:  # it was deleted just now
         return None
     return None if check(target) else is_linked
+
+
+def _linked(origin: Path, target: Path) -> bool:
+    """Links it, if it can be: not from another disk, nor on a file system without links."""
+    try:
+        os.link(origin, target, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def is_ours_alone(path: Path) -> bool:
+    """Whether no other user may change the file: through a link it could be changed after it was checked."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def copy_file(origin: Path, target: Path) -> None:

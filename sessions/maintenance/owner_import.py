@@ -19,6 +19,7 @@ from sessions.maintenance.copying import (
     copy_file,
     copy_segment,
     is_inside,
+    is_ours_alone,
     refuse_other_user,
     translated,
 )
@@ -136,11 +137,11 @@ def _bring_files(
         target = files.path_of(row.key)
         files.prepare(target)
         files.delete(target)  # of a crash: a file without a row
-        if copy_segment(path_in(source / KV_NAME, row.key), target, check) is None:
+        made.append(target)  # before it is there: half of it may be, when the disk is full
+        origin = path_in(source / KV_NAME, row.key)
+        if copy_segment(origin, target, check, may_link=is_ours_alone(origin)) is None:
             target.unlink(missing_ok=True)
             dropped += len(table.remove_with_descendants(row.key)[0])
-        else:
-            made.append(target)
     return dropped
 
 

@@ -25,6 +25,7 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = "1.33"  # the oldest version that is still looked after
 MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").rglob("*.yaml") if path.name != "kustomization.yaml")
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
+RAY = sorted((DEPLOY / "ray-serve").glob("*.yaml"))
 UNIT = DEPLOY / "systemd" / "keepwarm@.service"
 PORT = 7860
 
@@ -81,8 +82,7 @@ def commands() -> dict[str, list[str]]:
     """Every command line of Keepwarm, by where it is."""
     settings = unit()["Service"]
     line = re.sub(r"\s*\$FLAGS", "", settings["ExecStart"]).replace("${PORT}", "7861").replace("%i", "a")
-    ray = re.search(r"^# (keepwarm serve .+)$", (DEPLOY / "ray-serve" / "llm.yaml").read_text(), re.MULTILINE)
-    assert ray is not None
+    ray = {path.stem: re.search(r"^# (keepwarm serve .+)$", path.read_text(), re.MULTILINE) for path in RAY}
     (shard,) = containers("StatefulSet")
     docker = re.search(r"^CMD (\[.+\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert docker is not None
@@ -90,7 +90,7 @@ def commands() -> dict[str, list[str]]:
         "compose": COMPOSE["services"]["keepwarm"]["command"],
         "kubernetes": shard["args"],
         "systemd": shlex.split(line)[1:],
-        "ray": shlex.split(ray[1])[1:],
+        **{f"ray {name}": shlex.split(found[1])[1:] for name, found in ray.items() if found is not None},
         "Dockerfile": json.loads(docker[1]),
     }
 
@@ -110,13 +110,18 @@ def test_engines_are_where_they_are_looked_for() -> None:
     assert f"--served-model-name={arguments.model}" in vllm["command"]
     assert f"--model={arguments.tokenizer}" in vllm["command"]
     assert "--enable-prompt-tokens-details" in vllm["command"], "or receipts would not say what was reused"
-    ray = yaml.safe_load((DEPLOY / "ray-serve" / "llm.yaml").read_text())
-    (model,) = ray["applications"][0]["args"]["llm_configs"]
-    arguments = parser().parse_args(commands()["ray"])
-    assert arguments.engine == [f"http://{ray['http_options']['host']}:{ray['http_options']['port']}"]
-    assert model["model_loading_config"] == {"model_id": arguments.model, "model_source": arguments.tokenizer}
-    assert model["engine_kwargs"]["max_model_len"] == arguments.context_limit
-    assert arguments.engine_header == "x-session-id", "what Ray's router hashes"
+    found = commands()
+    for path in RAY:
+        ray, arguments = yaml.safe_load(path.read_text()), parser().parse_args(found[f"ray {path.stem}"])
+        assert arguments.engine == [f"http://{ray['http_options']['host']}:{ray['http_options']['port']}"]
+        assert arguments.engine_header == "x-session-id", "what Ray's router hashes"
+        settings = ray["applications"][0]["args"]
+        if path.stem == "llama":
+            assert settings["model"] == arguments.tokenizer
+            continue
+        (model,) = settings["llm_configs"]
+        assert model["model_loading_config"] == {"model_id": arguments.model, "model_source": arguments.tokenizer}
+        assert model["engine_kwargs"]["max_model_len"] == arguments.context_limit
 
 
 def test_probes_hit_what_is_there() -> None:
@@ -147,13 +152,15 @@ def test_the_front_of_the_cluster_is_the_same_front() -> None:
 
 
 def test_the_front_knows_which_paths_are_for_programs() -> None:
-    for conf in (DEPLOY / "nginx" / "keepwarm.conf", DEPLOY / "kubernetes" / "front.conf"):
+    for conf in (DEPLOY / "nginx" / "keepwarm.conf", DEPLOY / "kubernetes" / "front.conf", DEPLOY / "caddy/Caddyfile"):
         text = conf.read_text()
         assert text.count("{") == text.count("}")
-        found = re.search(r"location ~ (\S+) \{", text)
+        found = re.search(r"location ~ (\S+) \{|@program path_regexp (\S+)", text)
         assert found is not None
+        pattern = found[1] or found[2]
+        assert text.count(pattern) == (3 if conf.name == "Caddyfile" else 1), "the same for errors"
         for path in (f"{API_PATH}/models", f"{OLLAMA_PATH}/chat", *TOKEN_PATHS, "/", HEALTH_PATH, "/tokenizer", "/v1x"):
-            assert bool(re.search(found[1], path)) is is_api(path), path
+            assert bool(re.search(pattern, path)) is is_api(path), path
 
 
 def test_the_unit_is_hardened() -> None:

@@ -1,6 +1,7 @@
-"""The shipped nginx configuration in front of two small servers: what one of them was sent never goes to the other.
+"""The shipped configurations of nginx and Caddy in front of two small servers: what one of them was sent never goes to
+the other.
 
-`apt-get install nginx-light`."""
+`apt-get install nginx-light caddy`."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deploy.front import front_of
+from tests.deploy.front import FRONTS, front_of
 
 
 class Shard(socketserver.ThreadingTCPServer):
-    """Counts the requests that it is sent. It answers them, or ends the connection after each."""
+    """Counts the requests that it is sent. It answers them, or ends the connection after each. The question which
+    models it has does not count: a front may ask it to find a key's server."""
 
     daemon_threads = True
 
@@ -35,10 +37,12 @@ class Handler(socketserver.StreamRequestHandler):
     server: Shard
 
     def handle(self) -> None:
+        asked = self.rfile.readline()
         while self.rfile.readline().strip():
             pass
-        self.server.requests += 1
-        if not self.server.ends:
+        is_message = not asked.startswith(b"GET /v1/models ")
+        self.server.requests += is_message
+        if not (self.server.ends and is_message):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 
 
@@ -50,10 +54,10 @@ def shards() -> Iterator[tuple[Shard, Shard]]:
         one.stop()
 
 
-@pytest.fixture
-def front(shards: tuple[Shard, Shard], tmp_path: Path) -> Iterator[str]:
-    """nginx's address."""
-    with front_of(shards[0].port, shards[1].port, tmp_path) as address:
+@pytest.fixture(params=FRONTS)
+def front(request: pytest.FixtureRequest, shards: tuple[Shard, Shard], tmp_path: Path) -> Iterator[str]:
+    """Its address."""
+    with front_of(request.param, shards[0].port, shards[1].port, tmp_path) as address:
         yield address
 
 

@@ -1,6 +1,7 @@
-"""Two real servers behind a real nginx with the shipped configuration: who is answered where, also while one is away.
+"""Two real servers behind a real nginx or Caddy with the shipped configurations: who is answered where, also while one
+is away.
 
-`apt-get install nginx-light`; `make test-long` runs this."""
+`apt-get install nginx-light caddy`; `make test-long` runs this."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ import pytest
 
 from sessions.store.tables.keys import open_keys
 from tests.app.cli.start_process import StartedProcess, clean_environment
-from tests.deploy.front import front_of
+from tests.deploy.front import FRONTS, front_of
 from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer, byte_level
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-NGINX, SYSTEMD = shutil.which("nginx"), shutil.which("systemd-analyze")
+SYSTEMD = shutil.which("systemd-analyze")
 PASSWORD = "a password for both"
 pytestmark = pytest.mark.long
 
@@ -68,10 +69,10 @@ def shards(tmp_path: Path) -> Iterator[dict[str, Shard]]:
         engine.close()
 
 
-@pytest.fixture
-def front(shards: dict[str, Shard], tmp_path: Path) -> Iterator[str]:
-    """nginx's address."""
-    with front_of(shards["a"].port, shards["b"].port, tmp_path) as address:
+@pytest.fixture(params=FRONTS)
+def front(request: pytest.FixtureRequest, shards: dict[str, Shard], tmp_path: Path) -> Iterator[str]:
+    """Its address."""
+    with front_of(request.param, shards["a"].port, shards["b"].port, tmp_path) as address:
         yield address
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.model_runtime.tiny_tokenizers import wrapped
 from tests.polling import pause
 
+DRIP_S = 0.05
 AnswerFunction = Callable[[tuple[int, ...]], list[int]]
 
 
@@ -79,6 +80,7 @@ class ScriptedServer:
         self.keeps_s = 60.0  # closes a connection at its next request after that time, without an answer
         self.question_delay_s = 0.0  # before it says what it serves
         self.is_frozen = threading.Event()  # sends nothing more, and keeps every connection
+        self.drips = ""  # "answers", or "questions" which compute nothing: sends their bytes one by one, slowly
         self.key = ""  # 401 without it
         self.token_delay_s = 0.0
         self.first_delay_s = 0.0
@@ -244,7 +246,11 @@ class _Handler(BaseHTTPRequestHandler):
                 pause(script.token_delay_s if tokens else 0.0)
                 while script.is_frozen.is_set():
                     pause(0.02)
-                self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
+                data = b"data: " + json.dumps(event).encode() + b"\n\n"
+                for place in range(len(data)) if script.drips == "answers" else ():
+                    self._chunk(data[place : place + 1])
+                    pause(DRIP_S)
+                self._chunk(data)
             self._chunk(b"")
         except OSError:
             script.given_up += 1
@@ -261,6 +267,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
+        for place in range(len(content)) if self.server.script.drips == "questions" else ():
+            self.wfile.write(content[place : place + 1])
+            pause(DRIP_S)
         self.wfile.write(content)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import shutil
 import sqlite3
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sessions.errors import StoreError
-from sessions.maintenance import owner_import
+from sessions.maintenance import copying, owner_import
 from sessions.maintenance.copying import sha256
 from sessions.maintenance.owner_export import MANIFEST_NAME, export_owner, owners
 from sessions.maintenance.owner_import import import_owner
@@ -22,7 +26,7 @@ from sessions.types import MissReason, Tier
 from tests.sessions.conftest import MakeHarness
 from tests.sessions.memory.test_memory import LONG
 from tests.sessions.scripted_engine import ScriptedEngine
-from tests.sessions.session_harness import ADA, SessionHarness, finish
+from tests.sessions.session_harness import ADA, SessionHarness, finish, until
 
 MIB = 1024 * 1024
 BOB = "bob"
@@ -107,6 +111,89 @@ def test_the_parts_of_an_answer_that_was_gone_on_with_stay_one_version(
     import_owner(tmp_path / "moved", tmp_path / "second", False, whole)
     last = second().manager.view(ADA, c).messages[-1]
     assert (last.sibling_number, last.sibling_count, last.message_id - last.first_part_id) == (1, 1, 1)
+
+
+@pytest.fixture(params=["one disk", "two disks"])
+def export_elsewhere(
+    request: pytest.FixtureRequest, moved: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The same export, on the data directories' disk or on another one."""
+    if request.param == "one disk":
+        yield moved
+        return
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(shutil.copytree(moved, Path(folder) / "moved"))
+
+
+def test_what_was_imported_outlives_the_export_and_the_first_server(
+    first: SessionHarness, own: str, second: Callable[[], SessionHarness], export_elsewhere: Path, tmp_path: Path
+) -> None:
+    """Segments are linked where they can be. Neither side loses what the other one deletes."""
+    made = import_owner(export_elsewhere, tmp_path / "second", True, whole)
+    exported = {path.name: path.stat() for path in (export_elsewhere / "kv").rglob("*.kv")}
+    brought = {path.name: path for path in (tmp_path / "second" / "kv").rglob("*.kv") if path.name in exported}
+    assert made.segments == len(exported) == len(brought)
+    on_one_disk = export_elsewhere.stat().st_dev == tmp_path.stat().st_dev
+    assert {os.path.samestat(path.stat(), exported[name]) for name, path in brought.items()} == {on_one_disk}
+    assert {path.stat().st_mode & 0o077 for path in brought.values()} == {0}
+    contents = {path: path.read_bytes() for path in brought.values()}
+    shutil.rmtree(export_elsewhere)
+    there = second()
+    receipt = there.receipt(there.say(own, "And now?"))
+    assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
+    first.manager.delete(ADA, own)
+    until(lambda: not any(path.name in exported for path in first.files()))
+    assert {path: path.read_bytes() for path in brought.values()} == contents
+    there.close()
+    again = second()
+    receipt = again.receipt(again.say(own, "And after that?"))
+    assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
+
+
+def test_deleting_what_was_imported_leaves_the_first_server_its_own(
+    first: SessionHarness, own: str, second: Callable[[], SessionHarness], moved: Path, tmp_path: Path
+) -> None:
+    contents = {path: path.read_bytes() for path in first.files()}
+    import_owner(moved, tmp_path / "second", True, whole)
+    there = second()
+    there.manager.delete(ADA, own)
+    until(lambda: len(list((tmp_path / "second" / "kv").rglob("*.kv"))) < len(contents))
+    assert {path: path.read_bytes() for path in first.files()} == contents
+    receipt = first.receipt(first.say(own, "And now?"))
+    assert receipt.fed_tokens == receipt.delta_tokens
+
+
+def test_a_file_that_others_may_write_is_copied(
+    second: Callable[[], SessionHarness], moved: Path, tmp_path: Path
+) -> None:
+    """Linked, it could be changed after it was checked."""
+    files = {path.name: path for path in (moved / "kv").rglob("*.kv")}
+    for path in files.values():
+        path.chmod(0o666)
+    import_owner(moved, tmp_path / "second", True, whole)
+    brought = [path for path in (tmp_path / "second" / "kv").rglob("*.kv") if path.name in files]
+    assert len(brought) == len(files)
+    assert not any(path.samefile(files[path.name]) for path in brought)
+    assert {path.stat().st_mode & 0o077 for path in brought} == {0}
+
+
+def test_a_disk_that_fills_up_keeps_no_half_files(
+    second: Callable[[], SessionHarness], moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(origin: Path, target: Path) -> None:
+        target.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted((tmp_path / "second").rglob("*.kv"))
+    for path in (moved / "kv").rglob("*.kv"):
+        path.chmod(0o666)
+    monkeypatch.setattr(copying, "copy_file", full)
+    with pytest.raises(StoreError, match="No space left"):
+        import_owner(moved, tmp_path / "second", True, whole)
+    assert sorted((tmp_path / "second").rglob("*.kv")) == before
 
 
 def test_without_its_saved_memory_a_receipt_says_why(

@@ -57,6 +57,10 @@ def hangs(server: ScriptedServer) -> None:
     server.first_delay_s = 1.2
 
 
+def drips(server: ScriptedServer) -> None:
+    server.drips = "answers"
+
+
 @dataclass(frozen=True)
 class Fault:
     change: Callable[[ScriptedServer], object]
@@ -70,7 +74,8 @@ FAULTS = {
     "killed": Fault(ScriptedServer.kill, MessageStatus.FAILED, "cannot be reached (connection refused)"),
     "broken before the first token": Fault(breaks(0), MessageStatus.FAILED, "broke the connection"),
     "broken in the middle": Fault(breaks(3), MessageStatus.INTERRUPTED, "broke the connection", 3),
-    "silent": Fault(hangs, MessageStatus.FAILED, "has sent nothing for 1 seconds"),
+    "silent": Fault(hangs, MessageStatus.FAILED, "has not answered for 1 seconds"),
+    "byte by byte": Fault(drips, MessageStatus.FAILED, "has not answered for 1 seconds"),
     "429": Fault(refuses(429), MessageStatus.FAILED, 'has no room now (HTTP 429: "too many requests")'),
     "503 without a body": Fault(refuses(503, b""), MessageStatus.FAILED, "has no room now (HTTP 503)"),
     "500": Fault(refuses(500), MessageStatus.FAILED, "failed (HTTP 500"),
@@ -115,7 +120,7 @@ def check(harness: SessionHarness, conversation: str, text: str, fault: Fault) -
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault(name: str, start: Start, open_on: Open) -> None:
     server = start()
-    harness = open_on(server, silence_s=1.0 if name == "silent" else 300.0)
+    harness = open_on(server, silence_s=1.0 if "for 1 seconds" in FAULTS[name].says else 300.0)
     conversation = harness.conversation()
     harness.say(conversation, "Before.")
     FAULTS[name].change(server)
@@ -154,10 +159,35 @@ def test_room_that_comes_is_waited_for(server: ScriptedServer, open_on: Open) ->
     assert len(server.asked) == 1 + 3
 
 
-def test_a_server_that_says_to_come_back_too_late_is_not_waited_for(server: ScriptedServer, open_on: Open) -> None:
+@pytest.mark.parametrize("after", ["3600", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_server_that_says_to_come_back_too_late_is_not_waited_for(
+    server: ScriptedServer, open_on: Open, after: str
+) -> None:
     harness = open_on(server)
-    server.refuse = [(429, {"retry-after": "3600"}, b"")]
+    server.refuse = [(429, {"retry-after": after}, b"")]
     assert harness.say(harness.conversation(), "One.").status is MessageStatus.FAILED
+
+
+@pytest.mark.parametrize("after", ["soon", "-1", "nan", "Mon, 32 Foo 2026", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_what_does_not_say_when_to_come_back_is_no_reason_to_wait(
+    server: ScriptedServer, open_on: Open, after: str
+) -> None:
+    harness = open_on(server)
+    server.refuse = [(503, {"retry-after": after}, b"")]
+    assert harness.say(harness.conversation(), "One.").status is MessageStatus.COMPLETE
+
+
+def test_a_server_that_says_byte_by_byte_what_it_serves_is_in_trouble(
+    server: ScriptedServer, open_on: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ASK_S", 0.3)
+    monkeypatch.setattr(servers, "CHECK_EVERY_S", 0.1)
+    harness = open_on(server)
+    server.drips = "questions"
+    until(lambda: not harness.manager.is_well)
+    assert "has not answered" in harness.manager.engine_trouble
+    server.drips = ""
+    until(lambda: harness.manager.is_well)
 
 
 def test_another_model_at_the_same_address_is_never_believed(start: Start, open_on: Open) -> None:
@@ -245,7 +275,7 @@ def test_an_engine_that_freezes_in_the_middle_is_noticed_and_waited_for(
     until(lambda: run.snapshot().sampled_tokens > 2)
     server.is_frozen.set()
     until(lambda: not harness.manager.is_well)
-    assert "has sent nothing" in harness.manager.engine_trouble
+    assert "has not answered" in harness.manager.engine_trouble
     server.is_frozen.clear()
     assert finish(run).status is MessageStatus.COMPLETE
     until(lambda: harness.manager.is_well)
