@@ -103,7 +103,7 @@ def rounding_loss(model: PreTrainedModel, ids: Sequence[int]) -> float:
             expected = functional.log_softmax(head(exact[start : start + _PIECE]).double(), -1)
         found = functional.log_softmax(head(rounded[start : start + _PIECE]).double(), -1)
         total += float(functional.kl_div(found, expected, reduction="sum", log_target=True))
-    return total / exact.shape[0]
+    return total / len(exact)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from model_runtime.loading.progress import shown
 from model_runtime.weights.bits_label import bits_label, gguf_label
 from model_runtime.weights.build import build_dequantised, build_native, build_packed, dequantised_types
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
-from model_runtime.weights.coded.codebooks import CODEBOOKS
+from model_runtime.weights.coded.codebooks import CODEBOOKS, held_bytes
+from model_runtime.weights.coded.coded_rows import BLOCK
 from model_runtime.weights.kernel_choice import kernel_plan, own_kernels
 from model_runtime.weights.linear_int4 import KernelPlan
 from model_runtime.weights.own_layers.formats import own_format
@@ -73,9 +74,9 @@ def _native(directory: Path, source: Source, plan: KernelPlan, sentence: str, no
         model = build_native(directory, plan.kernels, progress)
     label = gguf_label(model, source.bits_name)
     notes += _lost_types(directory, model)
-    held = sorted(CODEBOOKS.keys() & source.matrix_types)
-    if held:
-        notes += (f"Weights of {', '.join(held)} are held in 4.3 bits, with the values they were shipped with.",)
+    for kind in sorted(CODEBOOKS.keys() & source.matrix_types):
+        bits = held_bytes(kind, BLOCK) * 8 / BLOCK
+        notes += (f"Weights of {kind} are held in {bits:.1f} bits, with the values they were shipped with.",)
     if not label.startswith("float32"):
         notes += (sentence,)
     elif source.bits_name != "F32":

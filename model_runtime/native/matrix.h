@@ -17,7 +17,7 @@
 #define CHUNK 256        /* columns that become numbers in the first cache, for more rows than a few */
 
 /* Of a kind: columns whose products are summed before they join the total, and columns of a word of its codes. */
-#define GROUP_OF(kind) ((kind) == Q2 || (kind) == Q3 || (kind) == Q6 ? 16 : 32)
+#define GROUP_OF(kind) ((kind) == Q2 || (kind) == Q3 || (kind) == Q6 || (kind) == LEVELS16 ? 16 : 32)
 #define PER_WORD(kind) \
     ((kind) >= HALF ? 1 : (kind) == Q8 || (kind) == FP8 || (kind) == INT8 ? 4 : (kind) == Q2 || (kind) == Q3 ? 16 : 8)
 
@@ -77,7 +77,8 @@ INLINE floats code_of(const Matrix *m, int kind, words w, words high, int j) {
     case Q8:
     case INT8: return byte_of(w, j);
     case FP8: return fp8_of(w, j);
-    case LEVELS: return level_of(m->levels, w, j);
+    case LEVELS:
+    case LEVELS16: return level_of(m->levels, w, j);
     default: return nibble_of(w, j);
     }
 }
@@ -210,6 +211,7 @@ DEFINE_KIND(Q8)
 DEFINE_KIND(LEVELS)
 DEFINE_KIND(FP8)
 DEFINE_KIND(INT8)
+DEFINE_KIND(LEVELS16)
 DEFINE_KIND(HALF)
 DEFINE_KIND(BRAIN)
 DEFINE_KIND(SINGLE)
@@ -221,8 +223,9 @@ typedef struct {
 
 #define LOOPS_OF(KIND) [KIND] = {multiply_##KIND, numbers_##KIND}
 static const KindLoops LOOPS[] = {
-    LOOPS_OF(Q2),     LOOPS_OF(Q3),  LOOPS_OF(Q4),   LOOPS_OF(Q5),   LOOPS_OF(Q6),    LOOPS_OF(Q8),
-    LOOPS_OF(LEVELS), LOOPS_OF(FP8), LOOPS_OF(INT8), LOOPS_OF(HALF), LOOPS_OF(BRAIN), LOOPS_OF(SINGLE),
+    LOOPS_OF(Q2),   LOOPS_OF(Q3),     LOOPS_OF(Q4),     LOOPS_OF(Q5),   LOOPS_OF(Q6),
+    LOOPS_OF(Q8),   LOOPS_OF(LEVELS), LOOPS_OF(FP8),    LOOPS_OF(INT8), LOOPS_OF(LEVELS16),
+    LOOPS_OF(HALF), LOOPS_OF(BRAIN),  LOOPS_OF(SINGLE),
 };
 
 /* More than a few activations times one tile, whatever its kind: the same additions in the same order. */

@@ -15,7 +15,7 @@
 /* Codes of so many bits; LEVELS: places in a table of sixteen numbers; FP8: numbers of eight bits (E4M3); INT8: codes of
  * eight bits whose products with the scale are rounded, and then times 1/127 (bitsandbytes); HALF, BRAIN (bfloat16),
  * SINGLE: numbers. FINE: what LEVELS of two bytes each are to the integer kernels; no matrix has this kind. */
-enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, FINE, HALF, BRAIN, SINGLE };
+enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, LEVELS16, FINE, HALF, BRAIN, SINGLE };
 
 /* How scales are stored. HALVES: as halves. SUPER: a signed byte times its block's half. PAIRS: the low four bits of a byte
  * times the block's half, the minimum in its high ones. POWERS: exponents of 2 (E8M0, less one). FLOATS: as floats.
@@ -47,7 +47,7 @@ INLINE int has_high(int kind) { return kind == Q3 || kind == Q5 || kind == Q6; }
 
 /* How a kind's scales are stored: known where the kind has one way only. */
 INLINE int scales_of(const Matrix *m, int kind) {
-    return kind == Q2 ? PAIRS : kind == Q3 || kind == Q6 ? SUPER : m->scales;
+    return kind == Q2 ? PAIRS : kind == Q3 || kind == Q6 || kind == LEVELS16 ? SUPER : m->scales;
 }
 
 INLINE int scale_bytes(int scales) { return scales == HALVES || scales == BRAINS ? 2 : scales == FLOATS ? 4 : 1; }

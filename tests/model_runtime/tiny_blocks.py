@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
+SCATTERED = -1  # IQ1_M: four bits each, in the upper ends of the last four words
 # Where a block has its float16 numbers, in bytes.
 HALVES = {
     "Q4_0": (0,),
@@ -21,7 +22,10 @@ HALVES = {
     "IQ4_XS": (0,),
     "MXFP4": (),
     "IQ1_S": (0,),
+    "IQ1_M": (SCATTERED,),
     "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
     "IQ3_XXS": (0,),
     "IQ3_S": (0,),
 }
@@ -72,6 +76,12 @@ def extreme_blocks(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndar
 
 def set_halves(blocks: np.ndarray, place: int, numbers: np.ndarray) -> None:
     """Writes a float16 into each block."""
+    if place == SCATTERED:
+        bits = numbers.astype("<f2").view(np.uint16)
+        for word in range(4):
+            last = blocks.shape[-1] - 7 + 2 * word
+            blocks[..., last] = blocks[..., last] & 15 | ((bits >> 4 * word & 15) << 4).astype(np.uint8)
+        return
     blocks[..., place : place + 2] = numbers.astype("<f2")[..., None].view(np.uint8)
 
 

@@ -141,7 +141,7 @@ def _shipped_bytes(tensor: TensorInfo) -> int:
     if len(tensor.shape) < 2 or tensor.shape[-1] % _KERNEL_COLUMNS:
         return _count(tensor) * 4
     if tensor.kind.name in CODEBOOKS:
-        return held_bytes(_count(tensor))
+        return held_bytes(tensor.kind.name, _count(tensor))
     if tensor.kind.name in NATIVE_FORMATS:
         return tensor_bytes(tensor)
     return _count(tensor) * _HALF_BYTES

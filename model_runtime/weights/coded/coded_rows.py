@@ -29,9 +29,10 @@ class Kind(IntEnum):
     LEVELS = 6
     FP8 = 7
     INT8 = 8
-    HALF = 10  # 9 is no kind of a matrix
-    BRAIN = 11
-    SINGLE = 12
+    LEVELS16 = 9
+    HALF = 11  # 10 is no kind of a matrix
+    BRAIN = 12
+    SINGLE = 13
 
 
 class Scales(IntEnum):

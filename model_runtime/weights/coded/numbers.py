@@ -41,7 +41,7 @@ def _numbers(part: CodedRows, grid: Grid) -> torch.Tensor:
 def _codes(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
     if grid.kind is Kind.FP8:
         return codes.view(torch.float8_e4m3fn).float()
-    if grid.kind is Kind.LEVELS:
+    if grid.kind in (Kind.LEVELS, Kind.LEVELS16):
         assert grid.levels is not None
         return grid.levels[codes.int()]
     return codes.float()

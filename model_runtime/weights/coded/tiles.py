@@ -27,12 +27,18 @@ _BITS = {
     Kind.LEVELS: (4, 0),
     Kind.FP8: (8, 0),
     Kind.INT8: (8, 0),
+    Kind.LEVELS16: (4, 0),
 }
 _NUMBERS = {Kind.HALF: torch.float16, Kind.BRAIN: torch.bfloat16, Kind.SINGLE: torch.float32}
 # Of exponents: 12 * 2^(252 - 128), a doubled level of FP4, and 448 * 2^(247 - 128) are the largest finite weights.
 _LARGEST_POWERS = {Kind.LEVELS: 252, Kind.FP8: 247}
 COLUMNS = 32  # the kernels need a multiple
-_SHORT_RUNS = (Kind.Q2, Kind.Q3, Kind.Q6)  # whose scales the kernels read every 16 columns; of others, every 32
+_SHORT_RUNS = (
+    Kind.Q2,
+    Kind.Q3,
+    Kind.Q6,
+    Kind.LEVELS16,
+)  # whose scales the kernels read every 16 columns; of others, every 32
 AfterSlice = Callable[[], None]
 
 

@@ -125,7 +125,7 @@ def shifted(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", HALVES)
 def test_a_matrix_takes_the_bytes_of_the_file(kind: str, own_library: ctypes.CDLL) -> None:
     rows = random_blocks(kind, 256, 2048, 6)
-    allowed = held_bytes(rows.shape[0] * 2048) if kind in CODEBOOKS else rows.nbytes
+    allowed = held_bytes(kind, rows.shape[0] * 2048) if kind in CODEBOOKS else rows.nbytes
     assert NativeMatrix(stored(kind, rows), None, own_library).nbytes <= 1.05 * allowed
 
 
