@@ -17,6 +17,11 @@ pytestmark = pytest.mark.browser
 
 Serve = Callable[..., Site]
 OpenTab = Callable[..., Tab]
+COUNT_DRAWN = """() => {
+  window.drawn = 0;
+  const count = (changes) => { for (const one of changes) window.drawn += one.addedNodes.length; };
+  new MutationObserver(count).observe(document.querySelector(".kw-thread"), { childList: true });
+}"""
 
 
 def test_switches_between_three_conversations_in_the_middle_of_answers(one: Tab, shared_site: Site) -> None:
@@ -272,8 +277,14 @@ def test_long_histories_show_their_end_and_the_rest_on_demand(serve: Serve, tab:
     one = tab(site.url).open(f"{site.url}/#{conversation_id}")
     expect(one.messages).to_have_count(30)
     expect(one.message(-1)).to_have_text("You said: turn 19")
+    one.page.evaluate(COUNT_DRAWN)
+    one.write("turn 20")
+    expect(one.message(-1)).to_have_text("You said: turn 20")
+    one.wait_idle()
+    expect(one.messages).to_have_count(30)
+    assert one.page.evaluate("window.drawn") == 2  # of the others, none was moved
     one.page.get_by_role("button", name=re.compile("Show earlier messages")).click()
-    expect(one.messages).to_have_count(40)
+    expect(one.messages).to_have_count(42)
     expect(one.message(0)).to_have_text("turn 0")
 
 
