@@ -98,12 +98,13 @@ def rounding_loss(model: PreTrainedModel, ids: Sequence[int]) -> float:
         exact = model.model(tokens, use_cache=False).last_hidden_state[0, _FIRST_TOKENS:]
     rounded = model.model(tokens, use_cache=False).last_hidden_state[0, _FIRST_TOKENS:]
     head, total = model.get_output_embeddings(), 0.0
-    for start in range(0, exact.shape[0], _PIECE):  # a large vocabulary's logits take much memory
+    rows = int(exact.shape[0])
+    for start in range(0, rows, _PIECE):  # a large vocabulary's logits take much memory
         with float_activations(model):
             expected = functional.log_softmax(head(exact[start : start + _PIECE]).double(), -1)
         found = functional.log_softmax(head(rounded[start : start + _PIECE]).double(), -1)
         total += float(functional.kl_div(found, expected, reduction="sum", log_target=True))
-    return total / len(exact)
+    return total / rows
 
 
 @contextmanager
