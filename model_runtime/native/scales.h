@@ -12,7 +12,7 @@
 #define BLOCK_SHIFT 8   /* super-blocks have 256 columns */
 #define NESTED_RUNS 256 /* scales that share a factor, counted along the rows (bitsandbytes) */
 
-/* Codes of so many bits; LEVELS: places in a table of sixteen numbers; FP8: numbers of eight bits (E4M3); INT8: codes of
+/* Codes of so many bits; LEVELS: places in a table of sixteen numbers, LEVELS16 where 16 columns share a scale; FP8: numbers of eight bits (E4M3); INT8: codes of
  * eight bits whose products with the scale are rounded, and then times 1/127 (bitsandbytes); HALF, BRAIN (bfloat16),
  * SINGLE: numbers. FINE: what LEVELS of two bytes each are to the integer kernels; no matrix has this kind. */
 enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, LEVELS16, FINE, HALF, BRAIN, SINGLE };

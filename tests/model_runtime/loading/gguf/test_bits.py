@@ -66,10 +66,8 @@ def test_a_file_of_one_type_runs_at_its_bits(kind: str, tmp_path: Path, load: Lo
     tables = sum(b.nbytes for b in shipped.model.buffers())
     held = sum(rows.nbytes for rows, _ in raw.values())
     if kind in CODEBOOKS:
-        assert (
-            f"Weights of {kind} are held in {4.6 if FORMATS[kind].grid.run == 16 else 4.3} bits, with the values they were shipped with."
-            in shipped.notes
-        )
+        bits = 4.6 if FORMATS[kind].grid.run == 16 else 4.3
+        assert f"Weights of {kind} are held in {bits} bits, with the values they were shipped with." in shipped.notes
         held = held_bytes(kind, held // FORMATS[kind].block_bytes * BLOCK)
     assert shipped.weights_bytes - norms - tables <= 1.05 * held + 4096
 
