@@ -190,7 +190,8 @@ class Leases:
         now = time.monotonic()
         left = [s.unsaved_until - now for s in self.held.slots.values() if s.unsaved_until > now and not s.leased]
         left = left if self.held.queue else []
-        left += [wait_s for slot in self._unpinned() if (wait_s := spare_in_s(slot, now)) is not None]
+        if not self.held.is_suspended:
+            left += [wait_s for slot in self._unpinned() if (wait_s := spare_in_s(slot, now)) is not None]
         return min(left, default=None)
 
     def _unpinned(self) -> list[DeviceSlot]:
