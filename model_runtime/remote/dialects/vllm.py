@@ -1,7 +1,7 @@
 """vLLM's `/v1/completions` with a prompt of ids and `return_token_ids`; whatever else answers in the same way.
 
-Source: vLLM's `vllm/entrypoints/openai/completion/protocol.py` and `serving.py` of 0.32, read in November 2026. Not run
-against a real server."""
+Source: vLLM's `vllm/entrypoints/openai/completion/protocol.py` and `serving.py` of 0.32; run against it on a CPU
+(`make test-vllm`)."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from tests.model_runtime.remote.scripted_server import ScriptedServer, byte_leve
 from tests.model_runtime.tiny_tokenizers import wrapped
 
 Start = Callable[..., ScriptedServer]
+PATIENCE_S = 20.0  # for each event
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
 
 
@@ -62,7 +63,7 @@ class Asked:
         self.generation: RemoteGeneration = engine.submit(request, self._queue.put)
 
     def next(self) -> Event:
-        self.events.append(self._queue.get(timeout=20))
+        self.events.append(self._queue.get(timeout=PATIENCE_S))
         return self.events[-1]
 
     def until_token(self, count: int = 1) -> None:

@@ -74,6 +74,7 @@ class ScriptedServer:
         self.answer: AnswerFunction = self.repeat_last_words
         self.asked: list[dict[str, Any]] = []  # the bodies of requests for answers
         self.headers: list[dict[str, str]] = []  # and their headers, by names in lower case
+        self.questions = 0  # what it serves, and how it is: those that were answered
         self.given_up = 0  # answers whose client closed the stream
         self.refuse: list[tuple[int, dict[str, str], bytes]] = []  # the next answers: status, headers, body
         self.is_loading = False  # 503 for everything
@@ -184,6 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_refused():
             found = self.server.script.dialect.get(self.server.script, self.path)
             self._send(404 if found is None else 200, found or {"error": {"message": "File Not Found"}})
+            self.server.script.questions += 1
 
     def do_POST(self) -> None:
         script = self.server.script

@@ -215,8 +215,10 @@ def test_another_model_at_the_same_address_is_never_believed(start: Start, open_
 
 def test_a_model_that_changes_behind_the_last_question_is_noticed(server: ScriptedServer, open_on: Open) -> None:
     harness = open_on(server)
+    before = server.questions
 
     def answer(ledger: tuple[int, ...]) -> list[int]:
+        until(lambda: server.questions > before)
         server.model = "Other-7B"
         return [50, 51, server.end_id]
 

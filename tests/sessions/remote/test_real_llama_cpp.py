@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +28,8 @@ from sessions.types import ConversationSettings, MessageStatus, MissReason, Tier
 from tests.model_runtime import remote
 from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer
+from tests.ports import free_port
+from tests.sessions.remote.margins import margins_of
 from tests.sessions.remote.twenty_turns import talk
 from tests.sessions.session_harness import ADA, SessionHarness, finish, prompt_of, until
 
@@ -70,12 +71,6 @@ class LlamaServer:
         self._process.kill()
         self._process.communicate()
         self._log.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -188,22 +183,13 @@ def test_twenty_turns_of_every_kind(
         harness.close()
         replayed.close()
     assert (again.ledgers, again.sent, again.refused) == (found.ledgers, found.sent, found.refused)
-    margins = [
-        margin for sent, ids in found.answers.items() for margin in margins_of(loaded_embedded_float32, sent, ids)
-    ]
+    margins = margins_of(loaded_embedded_float32, found.answers)
     equal = sum(margin == 0.0 for margin in margins)
     print(
         f"{len(found.ledgers)} turns: {equal} of {len(margins)} ids are the likeliest here; margin {max(margins):.3f}"
     )
     assert max(margins) < MOST_MARGIN
     assert equal / len(margins) > 0.9
-
-
-def margins_of(loaded: LoadedModel, sent: tuple[int, ...], ids: tuple[int, ...]) -> list[float]:
-    """How far each of the ids lies below the likeliest one, in logits."""
-    logits = full_read(loaded.model, (*sent, *ids))
-    rows = [logits[len(sent) + place - 1] for place in range(len(ids))]
-    return [float(row.max() - row[id_]) for row, id_ in zip(rows, ids, strict=True)]
 
 
 @pytest.mark.timeout(600)
