@@ -50,6 +50,12 @@ static size_t packed_size(int rows, int columns) {
     return (size_t)((rows + width - 1) / width) * width * (columns / RUN) * FIELDS;
 }
 
+/* Words that `rows` packed rows take, or any number of them. Where AMX takes over, fewer rows take more blocks. */
+static size_t packed_size_up_to(int rows, int columns) {
+    const size_t all = packed_size(rows, columns), fewer = packed_size(AMX_ROWS - 1, columns);
+    return rows >= AMX_ROWS && fewer > all ? fewer : all;
+}
+
 /* Where the fields of a row's block begin for the 32 columns from `column` on. */
 INLINE size_t packed_place(int rows, int columns, int row, int column) {
     const int width = width_of(rows);

@@ -364,7 +364,7 @@ static float *carve(float **memory, size_t count) {
 static Inputs carve_inputs(float **memory, int rows, int columns) {
     Inputs in = {.rows = rows, .columns = columns};
     in.x = carve(memory, (size_t)rows * columns);
-    in.packed = (int32_t *)carve(memory, packed_size(rows, columns));
+    in.packed = (int32_t *)carve(memory, packed_size_up_to(rows, columns));
     return in;
 }
 

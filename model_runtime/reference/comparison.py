@@ -73,11 +73,6 @@ def compare_model(config: ModelConfig, say: Say, most_tokens: int = MOST_TOKENS)
         return _refused(config, path, str(error), say)
     try:
         found = _held_against(ours, path, config.model, say)
-        if found.verdict is Verdict.DIFFERS and ours.has_float16_kv and _may_be_rounded_rows(found):
-            say("That may be the rounding of its float16 KV. Running it through Keepwarm with a KV of float32.")
-            exact = run_keepwarm(config, own_config(path), most_tokens, say, kv_dtype="float32")
-            found = _told_apart(found, _held_against(exact, path, config.model, say))
-        return found
     except Exception as error:  # whatever transformers raises for a model that it cannot read
         why = _sentence(error)
         return ModelComparison(
@@ -87,6 +82,14 @@ def compare_model(config: ModelConfig, say: Say, most_tokens: int = MOST_TOKENS)
             ours.sentence,
             why,
         )
+    if found.verdict is not Verdict.DIFFERS or not ours.has_float16_kv or not _may_be_rounded_rows(found):
+        return found
+    say("That may be the rounding of its float16 KV. Running it through Keepwarm with a KV of float32.")
+    try:
+        exact = run_keepwarm(config, own_config(path), most_tokens, say, kv_dtype="float32")
+        return _told_apart(found, _held_against(exact, path, config.model, say))
+    except Exception as error:  # twice the memory, for one
+        return replace(found, notes=(*found.notes, f"It could not be run with a KV of float32: {_sentence(error)}"))
 
 
 def _held_against(ours: KeepwarmSide, path: Path, model: str, say: Say) -> ModelComparison:

@@ -115,15 +115,15 @@ class Connection:
         return whole
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-        rest, pieces, begun = b"", response.aiter_bytes(), 0.0
+        rest, pieces, begun = b"", response.aiter_bytes(), time.monotonic()
         while True:
-            if not rest:
-                begun = time.monotonic()  # a line has so long to come, whatever pieces it comes in
             async with self._within(self._silence_s, begun):
                 piece = await anext(pieces, None)
             if piece is None:
                 return
             *lines, rest = (rest + piece).split(b"\n")
+            if lines:
+                begun = time.monotonic()  # a line has so long to come, whatever pieces it comes in
             if len(rest) > MOST_EVENT_BYTES:
                 raise self._garbage("it sent an event without an end")
             for line in lines:
@@ -227,7 +227,7 @@ def _seconds(text: str | None) -> float | None:
         return None
     try:
         return max(0.0, float(text) if text[:1].isdigit() else parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

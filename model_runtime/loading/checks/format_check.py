@@ -82,7 +82,8 @@ def check_experts(name: str, stored: StoredFormat, model: nn.Module) -> None:
     if own_format(stored) is None or stored.method == "bitsandbytes" or "expert" in str(stored.settings):
         return
     for layer, module in model.named_modules():
-        if any(p.ndim == 3 for p in module.parameters(recurse=False)) and not can_be_native(module):
+        are_experts = hasattr(module, "num_experts") and any(p.ndim == 3 for p in module.parameters(recurse=False))
+        if are_experts and not can_be_native(module):
             raise ModelLoadError(
                 f"{name} is stored as {stored.name}. Its experts ({layer}) cannot be run in that format: they have "
                 "biases, an activation of their own, or sizes that are no multiple of 32. Choose another checkpoint of "

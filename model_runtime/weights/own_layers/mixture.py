@@ -35,14 +35,16 @@ class StoredMixture(nn.Module):
         own.__dict__["_parameters"] = dict(experts._parameters)
         self.replaced = (own,)  # in a tuple: its parameters are not among those that are loaded
         self.num_experts = int(experts.num_experts)
+        wanted = {(number, part) for number in range(self.num_experts) for part in PARTS}
+        if {(place.expert, place.part) for place in stored} != wanted:
+            raise ValueError(
+                f"the checkpoint has not all matrices of {self.num_experts} experts in one format, or has others"
+            )
         for number in range(self.num_experts):
             self.add_module(str(number), nn.Module())
         for place, layer in stored.items():
             self.get_submodule(str(place.expert)).add_module(place.name, layer)
         self._names = {place.part: place.name for place in stored}
-        wanted = {(number, part) for number in range(self.num_experts) for part in PARTS}
-        if {(place.expert, place.part) for place in stored} != wanted:
-            raise ValueError("some of its experts' matrices are stored so, and others are not")
 
     def names(self) -> Iterator[tuple[str, str, str]]:
         """Of each expert: where gate, up and down stand, below this module."""

@@ -122,6 +122,12 @@ class StoredQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"{type(model).__name__} cannot be loaded: {base} is stored as {config.stored_as}, and only linear "
                     "layers and experts that are gated without biases are run in that format, not embeddings."
                 )
+        plain = [name for name, module in model.named_modules() if name not in mixtures and can_be_native(module)]
+        if mixtures and plain:
+            raise ModelLoadError(
+                f"{type(model).__name__} cannot be loaded: the experts of some layers are stored as "
+                f"{config.stored_as}, and those of {plain[0]} are not."
+            )
         for name, parts in mixtures.items():
             try:
                 model.set_submodule(name, StoredMixture(model.get_submodule(name), parts))
