@@ -81,7 +81,7 @@ def _speeds(match: Match, options: argparse.Namespace) -> dict[str, float]:
 
 def _losses(match: Match, options: argparse.Namespace) -> dict[str, float]:
     found = losses(options.llama_python, match, options.threads, options.read)
-    table((match.name, "nats a token"), list(found.items()))
+    table((match.name, "nats a token"), [(name, f"{value:.4f}") for name, value in found.items()])
     return {f"nll_{name}_{match.name}": value for name, value in found.items()}
 
 

@@ -67,6 +67,16 @@ def test_one_that_loses_more_keeps_float32_and_says_why(load: Callable[[int, flo
     assert note.endswith("and 1e-09 are allowed.")
 
 
+def test_one_whose_logits_move_far_anywhere_keeps_float32(
+    load: Callable[[int, float], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be refused by the check of the kernels."""
+    monkeypatch.setattr(cpu_activations, "MOST_GAP", 1e-6)
+    loaded = load(0, 0.5)
+    assert not has_integer_activations(loaded.model)
+    assert any(note.endswith("standard deviations, and 1e-06 are allowed.") for note in loaded.notes)
+
+
 def test_a_small_model_keeps_float32(config: ModelConfig) -> None:
     loaded = load_model(config, print)
     assert not has_integer_activations(loaded.model)
