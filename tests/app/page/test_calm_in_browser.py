@@ -76,7 +76,7 @@ ROWS = """async () => {
   const list = document.querySelector(".kw-list").cloneNode();
   box.append(list);
   document.querySelector(".kw-list-box").replaceWith(box);
-  const rows = listWindow(box, list, (item, old) => conversationRow(item, old, {}));
+  const rows = listWindow(box, list, (row) => row, (item, old) => conversationRow(item, old, {}));
   rows.show(items);
   const heights = [box.scrollHeight];
   for (const place of [0.2, 0.5, 0.8]) {

@@ -177,7 +177,9 @@ def test_the_memory_of_a_conversation_that_was_left_is_not_shown(one: Tab, share
     hold_first(one, '"memory":true', held)
     one.write("a long one")
     wait_for(one, lambda: len(held) == 1)
+    old = one.page.url
     one.by("new").click()
+    wait_for(one, lambda: one.page.url != old)  # until then a pulse may tell about the one that is left
     here = one.page.locator(".kw-memory-here")
     expect(here.get_by_test_id("memory-row")).to_have_count(0)
     expect(here).not_to_have_class(re.compile("kw-left"))  # the pulse has told what the new one keeps
