@@ -24,11 +24,13 @@ export async function ask(name, details = {}) {
       signal: given.signal,
     });
     if (response.status === 401) return logIn();
-    const reply = await response.json().catch(() => ({}));
-    if (reply.login) return logIn();
-    if (response.ok) return reply;
-    const sentence = reply.error ?? reply.detail;
-    return { error: sentence ?? (response.status < 500 ? REFUSED : LOST), lost: true };
+    // A proxy's own page, or an answer that broke off, is no answer of the server, whatever its status.
+    const reply = await response.json().catch(() => null);
+    if (reply?.login) return logIn();
+    if (response.ok && reply) return reply;
+    const sentence = [reply?.error, reply?.detail].find((said) => typeof said === "string");
+    const refused = reply !== null && response.status < 500;
+    return { error: sentence ?? (refused ? REFUSED : LOST), lost: true };
   } catch {
     return { error: LOST, lost: true };
   } finally {

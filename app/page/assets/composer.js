@@ -191,6 +191,10 @@ export function mount(element, facts) {
   on("example", (text) => submit(text));
   on("draft", (text) => {
     if (!area.value) setText(text);
+    else if (area.value !== text) {
+      aside = [aside, text].filter(Boolean).join("\n");
+      changed();
+    }
     focus();
   });
   on("run", () => {
@@ -220,7 +224,9 @@ export function mount(element, facts) {
   on("begun", () => {
     if (!hasNoPlace || !state.conversationId) return;
     hasNoPlace = false;
-    setText(area.value || drafts.recall(state.conversationId));
+    const kept = drafts.recall(state.conversationId);
+    aside = area.value && area.value !== kept ? kept : "";
+    setText(area.value || kept);
   });
   on("opened", focus);
   drawButton();

@@ -54,7 +54,10 @@ export async function open(conversationId, how = "push", find = "") {
 // has open. False if the server gave none, and said why. What is written and sent meanwhile is for that one.
 export function openNew(how = "push") {
   emit("beginning");
-  const opened = askNew(how).finally(() => emit("begun"));
+  const opened = askNew(how).finally(() => {
+    if (begun === opened) begun = Promise.resolve();
+    emit("begun");
+  });
   begun = opened;
   return opened;
 }
@@ -83,7 +86,8 @@ export async function showAll() {
 }
 
 export async function send(text) {
-  await begun;
+  // Without the new conversation that was asked for, the text stays in the box: it is not for the old one.
+  if ((await begun) === false && state.conversationId) return null;
   if (!state.conversationId) {
     // The server could not give one before.
     if (!(await openNew("replace"))) return null;

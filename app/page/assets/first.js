@@ -24,7 +24,7 @@
 
   // Until the message box has its script (composer.js), it is noted what Enter or an example would send.
   const box = () => document.querySelector(".kw-composer-text");
-  const hasScript = () => box().nextElementSibling.firstChild !== null;
+  const hasScript = () => box().nextElementSibling.firstElementChild !== null;
   const sends = (event) =>
     event.key === "Enter" &&
     !(event.isComposing || event.keyCode === 229 || event.shiftKey || matchMedia("(pointer: coarse)").matches);

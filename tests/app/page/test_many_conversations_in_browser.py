@@ -329,15 +329,34 @@ def test_what_is_written_after_new_belongs_to_the_new_conversation(is_sent: bool
     expect(one.by("composer")).to_have_value("half a sentence")
 
 
-def test_without_a_new_conversation_the_old_one_keeps_its_draft(one: Tab) -> None:
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_without_a_new_conversation_nothing_goes_to_the_old_one(is_sent: bool, one: Tab) -> None:
+    """And neither the draft of the old one is lost, nor what was written meanwhile."""
     one.say("the first one")
     one.by("composer").fill("half a sentence")
     held: list[Route] = []
     hold_first(one, '"ask":"new"', held)
     one.by("new").click()
     wait_for(one, lambda: len(held) == 1)
+    one.by("composer").fill("for the new one")
+    if is_sent:
+        one.page.keyboard.press("Enter")
     held[0].abort()
     expect(one.by("problem")).to_contain_text("The server does not answer")
+    expect(one.by("composer")).to_have_value("for the new one")
+    expect(one.messages).to_have_count(2)
+    one.by("composer").press("Enter")  # after the sentence, by choice
+    expect(one.messages).to_have_count(4)
     expect(one.by("composer")).to_have_value("half a sentence")
+
+
+def test_an_answer_that_is_not_the_servers_loses_nothing(one: Tab) -> None:
+    """A proxy's log-in or maintenance page, which comes with a status of success."""
+    one.say("the first one")
+    one.page.route("**/ask", lambda route: route.fulfill(status=200, content_type="text/html", body="<p>Please wait"))
+    one.write("the second one")
+    expect(one.by("problem")).to_contain_text("The server does not answer")
+    expect(one.by("composer")).to_have_value("the second one")
+    one.page.unroute("**/ask")
     one.by("composer").press("Enter")
     expect(one.messages).to_have_count(4)
