@@ -16,6 +16,8 @@ from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
 from model_runtime.weights.stored_weights import Stored
 from tests.model_runtime.tiny_blocks import HALVES, random_blocks, values
 
+FLOATS_ONLY = ("IQ1_M", "IQ2_XS", "IQ2_S")  # whose scales are for 16 columns, and whose levels are no whole numbers
+KINDS = [kind for kind in HALVES if kind not in FLOATS_ONLY]
 READ = {"Q4_0": read_q4_0, "Q4_1": read_q4_1, "Q8_0": read_q8_0}
 ROWS, COLUMNS, RUN = 70, 512, 32  # rows that fill no pair of tiles, two super-blocks; columns that share a scale
 
@@ -49,7 +51,15 @@ def rounded(x: torch.Tensor) -> np.ndarray:
     return numbers
 
 
-@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("kind", FLOATS_ONLY)
+def test_other_kinds_keep_float32(kind: str, own_library: ctypes.CDLL) -> None:
+    matrix = NativeMatrix(stored(kind, random_blocks(kind, ROWS, COLUMNS, 5)), None, own_library)
+    expected = matrix.multiply(activations())
+    assert not matrix.take_bytes()
+    assert torch.equal(matrix.multiply(activations()), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_products_are_those_of_the_rounded_activations(kind: str, library: ctypes.CDLL) -> None:
     """A sum that is wrong by one product of two codes would be outside of the tolerance."""
     x, bias = activations(), torch.randn(ROWS, generator=torch.Generator().manual_seed(7))
@@ -62,7 +72,7 @@ def test_products_are_those_of_the_rounded_activations(kind: str, library: ctype
         assert torch.equal(torch.cat([matrix.multiply(part) for part in x.split(cuts)]), found)
 
 
-@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_registers_of_every_width_give_the_same_bits(kind: str, libraries: dict[str, ctypes.CDLL]) -> None:
     """But for processors that cannot add to a product without rounding it first: these round sums differently."""
     x = activations()
@@ -77,7 +87,7 @@ def test_more_rows_than_share_a_chunk_of_codes(library: ctypes.CDLL) -> None:
     assert matrix.multiply(x[:0]).shape == (0, ROWS)
 
 
-@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_dropped_or_shifted_shows_in_the_products(kind: str, own_library: ctypes.CDLL) -> None:
     """The comparisons above would find it: each array of a matrix matters, and so does each entry's place."""
     matrix, x = taking_bytes(kind, own_library), activations()
