@@ -27,10 +27,12 @@ def messages_of(path: Sequence[Node], template: TurnTemplate) -> tuple[ChatMessa
 
 def answer_of(path: Sequence[Node], template: TurnTemplate, results: Sequence[ChatMessage] = ()) -> ChatMessage:
     """The answer at the end of a path as its client got it, or sent it: whether calls were read from its text, whether
-    its prompt had begun a thought, and the ids of its calls are known by its history hash. The ids of a call that came
-    from elsewhere are those of its `results`, the messages that follow, where one of `MOST_ORDERS` orders of them leads
-    to that hash; else they are our own."""
+    its prompt had begun a thought, and the ids of its calls are known by its history hash. Calls that came from
+    elsewhere are stored with the node; in one of an older version their ids are those of its `results`, the messages
+    that follow, where one of `MOST_ORDERS` orders of them leads to that hash, and else our own."""
     node, before = path[-1], path[-2].history_hash if len(path) > 1 else ""
+    if node.parts and _leads_to(node.history_hash, before, sent := node.messages[0]):
+        return replace(sent, thoughts=template.thoughts_in(node.text)[0])
     if before and node.history_hash:
         seeds, readings = dict.fromkeys((before, str(node.message_id))), dict[object, ChatMessage]()
         for reads_calls, is_open, seed in product((True, False), (False, True), seeds):

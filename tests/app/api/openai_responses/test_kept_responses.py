@@ -33,6 +33,21 @@ def summary_of(item: dict[str, Any]) -> tuple[str, str | None, str]:
     return item["type"], item.get("role"), said
 
 
+def test_any_number_of_calls_of_another_server_keep_their_ids(site: Site) -> None:
+    names = [f"call_{n}" for n in range(7)]
+    calls = [{"type": "function_call", "call_id": name, "name": NAME, "arguments": "{}"} for name in names]
+    results = [{"type": "function_call_output", "call_id": name, "output": "Found"} for name in reversed(names)]
+    made = told(post(site, input=[user("Seven"), *calls, *results], tools=[TOOL]))
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+        params: dict[str, Any] = {"order": "asc", "limit": 100}
+        listed = http.get(f"/v1/responses/{made['id']}/input_items", params=params).json()["data"]
+    assert [item["call_id"] for item in listed if item["type"] == "function_call"] == names
+    call = made["output"][-1]
+    added = [{"type": "function_call_output", "call_id": call["call_id"], "output": "Found"}]
+    receipt = told(post(site, input=added, tools=[TOOL], previous_response_id=made["id"], instructions=""))["keepwarm"]
+    assert (receipt["miss_reason"], receipt["fed"]) == (None, fed_in_turn("Found"))
+
+
 @pytest.mark.parametrize("way", ["previous", "conversation"])
 def test_calls_with_the_ids_of_another_server_are_known_again(site: Site, way: str) -> None:
     """A history is moved here in the middle of a tool loop, and its instructions change: the ids of its calls stay."""
