@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,14 +71,17 @@ class NamedResponses:
             raise ConversationBusy("The response that this one follows is still being written. Wait for its end.")
         return KnownHistory(message_json.load(kept["head"]), messages_of(path, self._template))
 
-    def conversation_history(self, owner_id: str, conversation_id: str, keeps_prompt: bool) -> KnownHistory:
+    def conversation_history(
+        self, owner_id: str, conversation_id: str, keeps_prompt: bool, names: Sequence[str]
+    ) -> KnownHistory:
         """What was said in a conversation. `keeps_prompt`: a system prompt that no response brought is part of it.
+        `names`: what the ids begin with whose head is that of the history; other protocols name answers, too.
         Raises `ConversationBusy` while an answer is written in it."""
         conversation = self._store.conversation(owner_id, conversation_id)
         if self._runs.is_busy(conversation_id):
             raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
         path = self._store.messages.path(conversation.leaf_id)
-        kept, prompt = self._store.responses.newest_body([node.message_id for node in path]), ""
+        kept, prompt = self._store.responses.newest_body([node.message_id for node in path], names), ""
         if kept is not None:
             return KnownHistory(message_json.load(json.loads(kept)["head"]), messages_of(path, self._template))
         if keeps_prompt:
@@ -86,7 +90,8 @@ class NamedResponses:
 
     def find(self, owner_id: str, response_id: str) -> NamedResponse:
         """A response with its answer as it is now."""
-        kept, path, _ = self._path_of(owner_id, response_id)
+        found = self._stored(owner_id, response_id)
+        kept, path = json.loads(found.body), self._store.messages.last_nodes(found.message_id)
         view = self._store.messages.view(path[-1].message_id)
         said, (thought_chars, text_chars) = answer_of(path, self._template), kept["asked"]["begun_chars"]
         said = replace(said, thoughts=said.thoughts[thought_chars:], text=said.text[text_chars:])

@@ -128,6 +128,14 @@ async def answer_of(run: Run, manager: SessionManager, request: Request) -> Mess
     return await until_gone(wait(), request.receive)
 
 
+async def end_of(run: Run, manager: SessionManager, within_s: float) -> None:
+    """Waits for the end of a run that was asked to stop, for so long at most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s), contextlib.aclosing(snapshots(run, manager)) as seen:  # type: ignore[type-var]
+            async for _ in seen:
+                pass
+
+
 async def pieces(
     voice: Voice, run: Run, manager: SessionManager, on_end: Callable[[MessageView | None], None]
 ) -> AsyncIterator[str]:

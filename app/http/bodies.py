@@ -105,7 +105,7 @@ class BodyGate:
             return
         limit = self._limit(scope["path"])
         # By address: behind a password the cookie identifies a browser, but the log-in form has none yet.
-        caller = scope["client"][0] if scope.get("client") else ""
+        caller = client_of(scope)
         try:
             async with self._bodies.received(scope, receive, caller, limit.most_bytes) as body:
                 if limit.shape is not None and body:
@@ -123,6 +123,11 @@ class BodyGate:
         if path == ASK_PATH:
             return self._message_limit
         return BodyLimit(PLAIN_EVENT_BYTES)
+
+
+def client_of(scope: Scope) -> str:
+    """The client's address, "" where it is unknown."""
+    return scope["client"][0] if scope.get("client") else ""
 
 
 async def _check(body: bytearray, shape: Shape) -> None:

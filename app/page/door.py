@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.bodies import SMALL_BODY_BYTES, Bodies, client_of
 from app.page.asked import BadRequest
 from app.page.first.frame import FirstPage
 from app.paths import ASK_PATH
@@ -22,15 +23,15 @@ NOT_HERE = "There is nothing at this address."
 GRADIO_PATH = "/gradio_api/component_server/"
 SESSION = "page"  # Gradio keeps something for every session that a request names: all have this one
 HERE = b"localhost"  # for the headers from which Gradio would build its own address
-PARSED_AT_ONCE_BYTES = 64 * 1024  # a longer body is read in a thread
 
 
 class Door:
     """Answers `/` with the page and passes on what is asked at `ASK_PATH`. Must be mounted at the root."""
 
-    def __init__(self, page: FirstPage, gradio: ASGIApp, component_id: int, function: str) -> None:
+    def __init__(self, page: FirstPage, gradio: ASGIApp, component_id: int, function: str, bodies: Bodies) -> None:
         self._page = page
         self._gradio = gradio
+        self._bodies = bodies
         self._envelope = {"component_id": component_id, "fn_name": function, "session_hash": SESSION}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,10 +56,11 @@ class Door:
         if body is None:
             return
         try:
-            if len(body) <= PARSED_AT_ONCE_BYTES:
+            if len(body) <= SMALL_BODY_BYTES:
                 written = self._rebuilt(body)
             else:
-                written = await to_thread.run_sync(self._rebuilt, body)
+                async with self._bodies.turn(client_of(scope), len(body)):
+                    written = await to_thread.run_sync(self._rebuilt, body)
         except BadRequest as error:
             await _refusal(str(error), 400)(scope, receive, send)
             return

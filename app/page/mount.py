@@ -9,6 +9,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 
 from app.access.login import add_login
+from app.http.bodies import Bodies
 from app.page.channel import build_channel
 from app.page.door import Door
 from app.page.first.files import page_files
@@ -17,7 +18,7 @@ from app.paths import ASSETS_PATH
 from app.services import Services
 
 
-def add_page(app: FastAPI, services: Services) -> None:
+def add_page(app: FastAPI, services: Services, bodies: Bodies) -> None:
     """Adds everything that a browser sees. Call it last: the door answers every remaining path."""
     add_login(app, services.owners, services.callers.visitors, services.manager.info.name)
     own = page_files()
@@ -33,7 +34,7 @@ def add_page(app: FastAPI, services: Services) -> None:
         for number, block in channel.blocks.items()
         for function in getattr(block, "server_fns", ())
     )
-    door = Door(first_page(services, own), mounted.app, component_id, function)
+    door = Door(first_page(services, own), mounted.app, component_id, function, bodies)
     # Compressed quickly: this happens while other requests wait. Nothing here repeats what a stranger sends beside a
     # secret, which compression could give away.
     app.mount("/", GZipMiddleware(door, minimum_size=1000, compresslevel=3))

@@ -59,7 +59,7 @@ def create_app(services: Services, bind_host: str, headless: bool = False, root_
     else:
         from app.page.mount import add_page  # Gradio is imported here: it costs seconds
 
-        add_page(app, services)
+        add_page(app, services, bodies)
     return app
 
 

@@ -22,9 +22,12 @@ _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _ONES = ("items", "additionalProperties", "contains", "propertyNames")
 # With these the properties of one object are stated in several places, or what is added would be taken away elsewhere.
 _ELSEWHERE = frozenset(
-    {"not", "if", "then", "else", "dependentSchemas", "dependencies", "unevaluatedProperties", "$dynamicRef"}
+    {"not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies", "unevaluatedProperties"}
+    | {"contains", "$dynamicRef", "$recursiveRef"}
 )
-_COMBINED = frozenset({"allOf", "anyOf", "oneOf", "$ref", "patternProperties"})
+_OWN = frozenset({"properties", "required", "minProperties"})  # `_lists_all` compares them with each other
+_OTHERS = ("anyOf", "oneOf", "$ref", "patternProperties")
+_VALUES = frozenset({"const", "enum"})
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
@@ -40,8 +43,10 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _is_combined(schema: dict[str, Any]) -> bool:
     together = schema.get("allOf")
-    several = isinstance(together, list) and len(together) > 1
-    return several or not _ELSEWHERE.isdisjoint(schema) or ("properties" in schema and not _COMBINED.isdisjoint(schema))
+    places = len(together) if isinstance(together, list) else 0
+    places += sum(name in schema for name in _OTHERS)
+    places += (not _OWN.isdisjoint(schema)) + (not _VALUES.isdisjoint(schema))
+    return places > 1 or not _ELSEWHERE.isdisjoint(schema)
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
@@ -61,9 +66,12 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lists_all(schema: dict[str, Any]) -> bool:
-    """Whether it lists properties, those that it requires among them."""
+    """Whether it lists properties, those that it requires among them, and as many as it requires."""
     properties, required = schema.get("properties"), schema.get("required") or []
-    if not isinstance(properties, dict) or not isinstance(required, list):
+    least = schema.get("minProperties", 0)
+    if not isinstance(properties, dict) or not isinstance(required, list) or not isinstance(least, int | float):
+        return False
+    if len(properties) < least:
         return False
     return all(isinstance(name, str) and name in properties for name in required)
 

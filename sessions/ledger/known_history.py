@@ -27,18 +27,28 @@ def messages_of(path: Sequence[Node], template: TurnTemplate) -> tuple[ChatMessa
 
 def answer_of(path: Sequence[Node], template: TurnTemplate, results: Sequence[ChatMessage] = ()) -> ChatMessage:
     """The answer at the end of a path as its client got it, or sent it: whether calls were read from its text, whether
-    its prompt had begun a thought, and the ids of its calls are known by its history hash. The ids of a call that came
-    from elsewhere are those of its `results`, the messages that follow."""
+    its prompt had begun a thought, and the ids of its calls are known by its history hash. Calls that came from
+    elsewhere are stored with the node; in one of an older version their ids are those of its `results`, the messages
+    that follow, where one of `MOST_ORDERS` orders of them leads to that hash, and else our own."""
     node, before = path[-1], path[-2].history_hash if len(path) > 1 else ""
-    seeds = dict.fromkeys((before, str(node.message_id)))
-    for reads_calls, is_open, seed in product((True, False), (False, True), seeds):
-        own = history_hash.answer_message(node.text, reads_calls, seed, template, is_open)
-        for message in (own, *_with_ids_of(own, results)):
-            hashes = (history_hash.after(before, [message], is_exact) for is_exact in (False, True))
-            if before and node.history_hash in hashes:
-                return message
-    own = history_hash.answer_message(node.text, template.takes_tools, before or str(node.message_id), template)
-    return next(_with_ids_of(own, results), own)
+    if node.parts and _leads_to(node.history_hash, before, sent := node.messages[0]):
+        return replace(sent, thoughts=template.thoughts_in(node.text)[0])
+    if before and node.history_hash:
+        seeds, readings = dict.fromkeys((before, str(node.message_id))), dict[object, ChatMessage]()
+        for reads_calls, is_open, seed in product((True, False), (False, True), seeds):
+            own = history_hash.answer_message(node.text, reads_calls, seed, template, is_open)
+            if _leads_to(node.history_hash, before, own):
+                return own
+            readings.setdefault((own.text, *(replace(call, call_id="") for call in own.tool_calls)), own)
+        for own in readings.values():  # each once: they differ in more than the ids of their calls
+            for message in _with_ids_of(own, results):
+                if _leads_to(node.history_hash, before, message):
+                    return message
+    return history_hash.answer_message(node.text, template.takes_tools, before or str(node.message_id), template)
+
+
+def _leads_to(found: str, before: str, message: ChatMessage) -> bool:
+    return any(found == history_hash.after(before, [message], is_exact) for is_exact in (False, True))
 
 
 def _with_ids_of(answer: ChatMessage, results: Sequence[ChatMessage]) -> Iterator[ChatMessage]:

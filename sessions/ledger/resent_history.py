@@ -50,6 +50,11 @@ class Exchange:
     def parts(self) -> str:
         return "" if self.is_plain else message_json.dump(self.asked)
 
+    @property
+    def answer_parts(self) -> str:
+        """The answer where it has calls, whose ids its text does not say."""
+        return message_json.dump([self.answer]) if self.answer is not None and self.answer.tool_calls else ""
+
 
 @dataclass(frozen=True, slots=True)
 class ResentHistory:

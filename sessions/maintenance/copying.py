@@ -55,12 +55,16 @@ def translated(target: Path) -> Iterator[None]:
         raise StoreError(f"The database could not be copied ({error}). Nothing was left behind.") from error
 
 
-def copy_segment(origin: Path, target: Path, check: Check, may_link: bool = True) -> bool | None:
-    """True if the file was linked, False if it was copied, None if there is no undamaged file."""
+def copy_segment(origin: Path, target: Path, check: Check, is_trusted: bool = True) -> bool | None:
+    """True if the file was linked, False if it was copied, None if there is no undamaged file. Unless `is_trusted`, a
+    file that another user may change is copied."""
     for folder in (target.parent.parent, target.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
     try:
-        is_linked = may_link and _linked(origin, target)
+        is_linked = _linked(origin, target)
+        if is_linked and not is_trusted and not is_ours_alone(target):  # the link itself: its name may lead elsewhere
+            target.unlink()
+            is_linked = False
         if not is_linked:
             copy_file(origin, target)
     except FileNotFoundError:  # it was deleted just now

@@ -19,7 +19,6 @@ from sessions.maintenance.copying import (
     copy_file,
     copy_segment,
     is_inside,
-    is_ours_alone,
     refuse_other_user,
     translated,
 )
@@ -139,7 +138,7 @@ def _bring_files(
         files.delete(target)  # of a crash: a file without a row
         made.append(target)  # before it is there: half of it may be, when the disk is full
         origin = path_in(source / KV_NAME, row.key)
-        if copy_segment(origin, target, check, may_link=is_ours_alone(origin)) is None:
+        if copy_segment(origin, target, check, is_trusted=False) is None:
             target.unlink(missing_ok=True)
             dropped += len(table.remove_with_descendants(row.key)[0])
     return dropped

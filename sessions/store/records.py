@@ -52,10 +52,11 @@ class NodeIds:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One message on a path, with its ids; or several messages between two answers, which are in `parts`.
-    `history_hash` covers the history up to here, "" if unknown. `message_id` is 0 for a node that is not stored yet.
-    `tools` are those that were offered at the beginning, as a JSON list of JSON texts, "" for none; None where that is
-    not known, and for every node but the first."""
+    """One message on a path, with its ids; or several messages between two answers, which are in `parts`; so is
+    an answer with calls that came from elsewhere, for their ids. `history_hash` covers the history up to here, "" if
+    unknown. `message_id` is 0 for a node that is not stored yet. `tools` are those that were
+    offered at the beginning, as a JSON list of JSON texts, "" for none; None where that is not known, and for every
+    node but the first."""
 
     message_id: int
     parent_id: int | None

@@ -130,7 +130,7 @@ class Planner:
                     tokenizer_fingerprint=self._engine.info.tokenizer_fingerprint,
                     model_name=self._engine.info.name,
                     history_hash=history.hashes[place],
-                    parts="" if is_answer else exchange.parts,
+                    parts=exchange.answer_parts if is_answer else exchange.parts,
                     tools=tools_json(request.tools) if above is None else None,
                 )
             )

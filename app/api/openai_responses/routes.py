@@ -13,13 +13,14 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api import streams
 from app.api.answering import Answering
 from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import json_route
 from app.api.openai_responses import output
 from app.api.openai_responses.answers import ResponseReply
 from app.api.openai_responses.input_items import Order, page_of
-from app.api.openai_responses.names import CONVERSATION, RESPONSE, conversation_id_of
+from app.api.openai_responses.names import CONVERSATION, OF_RESPONSES, RESPONSE, UNNAMED, conversation_id_of
 from app.api.openai_responses.requests import ConversationRequest, ResponsesRequest
 from app.api.openai_responses.responses import (
     ConversationObject,
@@ -35,7 +36,7 @@ from app.http.bodies import Bodies
 from app.problems import Problem
 from sessions.errors import ConversationNotFound
 from sessions.turns.run import Run
-from sessions.types import MessageStatus, RunPhase
+from sessions.types import MessageStatus
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -81,7 +82,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
             is_named = body.store is not False
             if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
-                kept_id = response_id if is_named else f"unnamed_{uuid.uuid4().hex}"
+                kept_id = response_id if is_named else f"{UNNAMED}{uuid.uuid4().hex}"
                 try:
                     manager.responses.keep(kept_id, run, asked.head, response)
                 except BaseException:
@@ -135,16 +136,18 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
         summary="Stop a response that is being written",
         response_model=ResponseObject,
     )
-    def cancel(response_id: str, request: Request) -> dict[str, Any]:
-        owner_id = services.callers.owner_of(request)
-        run = manager.responses.running(owner_id, _own_name(response_id))
+    async def cancel(response_id: str, request: Request) -> dict[str, Any]:
+        def stop() -> tuple[str, Run | None]:
+            owner_id = services.callers.owner_of(request)
+            run = manager.responses.running(owner_id, _own_name(response_id))
+            if run is not None:
+                manager.stop_run(run)
+            return owner_id, run
+
+        owner_id, run = await run_in_threadpool(stop)
         if run is not None:
-            manager.stop_run(run)
-            until = time.monotonic() + STOPS_WITHIN_S
-            news = run.snapshot()
-            while news.phase is not RunPhase.DONE and time.monotonic() < until:
-                news = run.wait(news.version, until - time.monotonic())
-        return as_it_is(owner_id, response_id)
+            await streams.end_of(run, manager, STOPS_WITHIN_S)
+        return await run_in_threadpool(as_it_is, owner_id, response_id)
 
     @kept.delete("/responses/{response_id}", summary="Forget a response's name", response_model=DeletedResponse)
     def delete(response_id: str, request: Request) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
         owner_id = services.callers.owner_of(request)
         _refuse_logprobs(*include, *include_too)
         own_id = _own_id(conversation_id)
-        said = manager.responses.conversation_history(owner_id, own_id, keeps_prompt=True)
+        said = manager.responses.conversation_history(owner_id, own_id, True, OF_RESPONSES)
         return page_of(f"{CONVERSATION}{own_id}", (*said.head, *said.messages), limit, order, after)
 
     @kept.delete("/conversations/{conversation_id}", summary="Delete it", response_model=DeletedConversation)

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.api.fields.other_fields import ignored_fields
 from app.api.openai_responses.items import items_of, messages_of
-from app.api.openai_responses.names import conversation_id_of
+from app.api.openai_responses.names import OF_RESPONSES, conversation_id_of
 from app.api.openai_responses.references import resolved
 from app.api.openai_responses.requests import FunctionTool, ResponsesRequest
 from app.api.requests import ChatCompletionRequest, FunctionDefinition, Message, TextPart, Tool
@@ -76,7 +76,8 @@ def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     if body.conversation is None:
         return KnownHistory((), ()), ""
     conversation_id = conversation_id_of(body.conversation)
-    return responses.conversation_history(owner_id, conversation_id, body.instructions is None), conversation_id
+    keeps_prompt = body.instructions is None
+    return responses.conversation_history(owner_id, conversation_id, keeps_prompt, OF_RESPONSES), conversation_id
 
 
 def _text(message: Message) -> str:

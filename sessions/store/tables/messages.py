@@ -64,12 +64,15 @@ _VIEW_OF_PATH = (
     " ORDER BY path.depth DESC"
 )
 _VIEW_OF_ONE = _VIEW + "messages m LEFT JOIN receipts r ON r.message_id = m.id WHERE m.id = ?"
-_NODES_OF_PATH = (
-    _PATH + "SELECT m.id, m.parent_id, m.role, m.text, m.status, m.finish_reason, m.ledger_start, m.token_ids,"  # noqa: S608
+_NODE = (
+    "SELECT m.id, m.parent_id, m.role, m.text, m.status, m.finish_reason, m.ledger_start, m.token_ids,"
     " m.preamble_tokens, m.system_prompt, m.template_variables, m.tokenizer_fingerprint, m.model_name,"
-    " l.link, l.parts, l.tools FROM path JOIN messages m ON m.id = path.id"
-    " LEFT JOIN message_links l ON l.message_id = m.id ORDER BY path.depth DESC"
+    " l.link, l.parts, l.tools FROM "
 )
+_LINKED = " LEFT JOIN message_links l ON l.message_id = m.id "
+_NODES_OF_PATH = f"{_PATH}{_NODE}path JOIN messages m ON m.id = path.id{_LINKED}ORDER BY path.depth DESC"
+_PARENT = "(SELECT parent_id FROM messages WHERE id = :leaf)"
+_LAST_NODES = f"{_NODE}messages m{_LINKED}WHERE m.id IN (:leaf, {_PARENT}) ORDER BY m.id"
 _TURN_TAKEN = f"""
     UPDATE conversations SET leaf_id = ?, updated_at = ?, numerics = ?, turn_number = {NEXT_TURN},
         origin = CASE WHEN ? THEN 'page' WHEN leaf_id IS NULL OR origin = 'page' THEN origin ELSE 'program' END,
@@ -93,6 +96,11 @@ class MessageTable:
         with self._database.read() as db:
             # Every turn begins here, and sqlite-utils' dictionaries take longer than the query.
             return tuple(map(_node, db.execute(_NODES_OF_PATH, {"leaf": leaf_id})))
+
+    def last_nodes(self, leaf_id: int) -> tuple[Node, ...]:
+        """The end of the path to `leaf_id`: that node, and before it the one above it, if there is one."""
+        with self._database.read() as db:
+            return tuple(map(_node, db.execute(_LAST_NODES, {"leaf": leaf_id})))
 
     def views(self, leaf_id: int | None) -> tuple[MessageView, ...]:
         """The messages from the root to `leaf_id`, as the page shows them. Decodes no token ids."""

@@ -41,14 +41,19 @@ class ResponseTable:
             ).fetchone()
         return StoredResponse(int(row[0]), str(row[1]), str(row[2])) if row else None
 
-    def newest_body(self, message_ids: Sequence[int]) -> str | None:
-        """Of the last of these messages that has a response; they are of one path, in its order."""
+    def newest_body(self, message_ids: Sequence[int], names: Sequence[str]) -> str | None:
+        """Of the last of these messages that has a response whose id begins with one of `names`; they are of one path,
+        in its order."""
+        named = " OR ".join(["substr(id, 1, length(?)) = ?"] * len(names))
+        beginnings = [name for name in names for _ in range(2)]
+        most = MAX_PARAMETERS - len(beginnings)
         with self._database.read() as db:
-            for end in range(len(message_ids), 0, -MAX_PARAMETERS):
-                batch = message_ids[max(0, end - MAX_PARAMETERS) : end]
+            for end in range(len(message_ids), 0, -most):
+                batch = message_ids[max(0, end - most) : end]
                 marks = ", ".join("?" * len(batch))
-                sql = f"SELECT body FROM responses WHERE message_id IN ({marks}) ORDER BY message_id DESC LIMIT 1"  # noqa: S608
-                if row := db.execute(sql, list(batch)).fetchone():
+                where = f"message_id IN ({marks}) AND ({named})"
+                sql = f"SELECT body FROM responses WHERE {where} ORDER BY message_id DESC LIMIT 1"  # noqa: S608
+                if row := db.execute(sql, [*batch, *beginnings]).fetchone():
                     return str(row[0])
         return None
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,11 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.http.bodies import Bodies
 from app.page.door import GRADIO_PATH, NOT_HERE, Door
 from app.page.first.frame import FirstPage
 from app.paths import ASK_PATH
 from tests.app.raw_http import ask
 from tests.app.site import Site
+from tests.polling import pause
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 OURS = {("GET", "/"), ("HEAD", "/")} | {(method, path) for method in ("GET", "POST") for path in ("/login", "/logout")}
@@ -31,7 +36,7 @@ class WatchedDoor(Door):
 
     last: WatchedDoor
 
-    def __init__(self, page: FirstPage, gradio: ASGIApp, component_id: int, function: str) -> None:
+    def __init__(self, page: FirstPage, gradio: ASGIApp, component_id: int, function: str, bodies: Bodies) -> None:
         self.gradio: Any = gradio
         self.passed: list[Scope] = []
         type(self).last = self
@@ -40,7 +45,7 @@ class WatchedDoor(Door):
             self.passed.append(scope)
             await gradio(scope, receive, send)
 
-        super().__init__(page, watched, component_id, function)
+        super().__init__(page, watched, component_id, function, bodies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +400,28 @@ def test_a_question_is_read_as_its_values_were_counted(site: Watched) -> None:
         )
         assert refused.status_code == 400
     assert site.door.passed == []
+
+
+def test_one_large_question_is_rebuilt_at_a_time(site: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, most, lock, loads = 0, 0, threading.Lock(), json.loads
+
+    def slowly(text: str) -> Any:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        pause(0.02)
+        with lock:
+            now -= 1
+        return loads(text)
+
+    monkeypatch.setattr("app.page.door.json", SimpleNamespace(loads=slowly, dumps=json.dumps))
+    content = json.dumps({"ask": "new", "text": "x" * 70_000}).encode()
+    headers = {"content-type": "application/json"}
+    with ThreadPoolExecutor() as pool:
+        asks = [pool.submit(httpx.post, f"{site.url}{ASK_PATH}", content=content, headers=headers) for _ in range(6)]
+        assert {one.result().status_code for one in asks} == {200}
+    assert most == 1
 
 
 def test_unknown_questions_are_answered_with_a_sentence(site: Watched) -> None:

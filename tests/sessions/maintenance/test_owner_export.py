@@ -153,6 +153,24 @@ def test_what_was_imported_outlives_the_export_and_the_first_server(
     assert (receipt.tier_before, receipt.fed_tokens) == (Tier.DISK, receipt.delta_tokens)
 
 
+def test_a_file_that_changes_hands_before_it_is_linked_is_copied(
+    first: SessionHarness, own: str, moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def swapped(origin: Path, target: Path, **more: bool) -> None:
+        origin.chmod(0o666)
+        link(origin, target, **more)
+
+    monkeypatch.setattr(os, "link", swapped)
+    made = import_owner(moved, tmp_path / "second", True, whole)
+    exported = {path.name: path.stat().st_ino for path in (moved / "kv").rglob("*.kv")}
+    brought = [path for path in (tmp_path / "second" / "kv").rglob("*.kv") if path.name in exported]
+    assert made.segments == len(brought) > 0
+    assert all(path.stat().st_ino != exported[path.name] for path in brought)
+    assert {path.stat().st_mode & 0o777 for path in brought} == {0o600}
+
+
 def test_deleting_what_was_imported_leaves_the_first_server_its_own(
     first: SessionHarness, own: str, second: Callable[[], SessionHarness], moved: Path, tmp_path: Path
 ) -> None:

@@ -122,6 +122,16 @@ def test_a_context_goes_on_where_its_answer_ended(site: Site, streams: bool) -> 
     assert [message.text for message in view.messages][:3] == ["One", "You said: One", "Turn 0"]
 
 
+def test_a_context_says_nothing_of_responses(site: Site) -> None:
+    made = told(post(site, "generate", prompt="One", system="Be warm."))
+    where = made["keepwarm"]["session_id"]
+    for instructions in ({"instructions": "X"}, {}):
+        body = {"model": MODEL, "input": "Two", "conversation": where, "store": not instructions, **instructions}
+        answer = httpx.post(f"{site.url}/v1/responses", json=body, timeout=30).json()
+        assert answer["keepwarm"]["session_id"] == where
+        assert site.manager.view("local", where).settings.system_prompt == instructions.get("instructions", "")
+
+
 def test_a_context_is_its_owners_and_goes_with_its_conversation(serve: Serve) -> None:
     site = serve(headless=True)
     made_keys = [site.store.keys.add(name) for name in ("one", "two")]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from app.http.connection_limits import Limits
 from tests.app.api.conftest import ServeOnce
 from tests.app.api.openai_responses.test_responses import TOOL, post, text_of, told
 from tests.app.api.tool_loop import LAST, NAME, TURNS, fed_in_turn, worker
@@ -28,6 +31,21 @@ def site(serve_once: ServeOnce) -> Site:
 def summary_of(item: dict[str, Any]) -> tuple[str, str | None, str]:
     said = item.get("output") or item.get("arguments") or item["content"][0]["text"]
     return item["type"], item.get("role"), said
+
+
+def test_any_number_of_calls_of_another_server_keep_their_ids(site: Site) -> None:
+    names = [f"call_{n}" for n in range(7)]
+    calls = [{"type": "function_call", "call_id": name, "name": NAME, "arguments": "{}"} for name in names]
+    results = [{"type": "function_call_output", "call_id": name, "output": "Found"} for name in reversed(names)]
+    made = told(post(site, input=[user("Seven"), *calls, *results], tools=[TOOL]))
+    with httpx.Client(base_url=site.url, timeout=30) as http:
+        params: dict[str, Any] = {"order": "asc", "limit": 100}
+        listed = http.get(f"/v1/responses/{made['id']}/input_items", params=params).json()["data"]
+    assert [item["call_id"] for item in listed if item["type"] == "function_call"] == names
+    call = made["output"][-1]
+    added = [{"type": "function_call_output", "call_id": call["call_id"], "output": "Found"}]
+    receipt = told(post(site, input=added, tools=[TOOL], previous_response_id=made["id"], instructions=""))["keepwarm"]
+    assert (receipt["miss_reason"], receipt["fed"]) == (None, fed_in_turn("Found"))
 
 
 @pytest.mark.parametrize("way", ["previous", "conversation"])
@@ -80,6 +98,30 @@ def test_a_running_response_is_cancelled_and_an_ended_one_stays(serve: Serve) ->
         kept = http.post(f"/v1/responses/{done['id']}/cancel").json()
         assert (kept["status"], kept["output"]) == ("completed", done["output"])
         assert http.post("/v1/responses/resp_none/cancel").status_code == 404
+
+
+def test_cancels_that_wait_hold_no_thread(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = 3
+    monkeypatch.setattr("app.server.uvicorn_server.own_limits", lambda: Limits(threads=threads))
+    site = serve(headless=True, token_delay_s=0.02)
+    stop, asked = site.manager.stop_run, []
+    monkeypatch.setattr(site.manager, "stop_run", asked.append)  # an engine in the middle of a long step
+    body = {"model": MODEL, "input": "long", "stream": True}
+    with (
+        httpx.Client(base_url=site.url, timeout=30) as http,
+        ThreadPoolExecutor() as pool,
+        http.stream("POST", "/v1/responses", json=body) as streamed,
+    ):
+        lines = streamed.iter_lines()
+        first = json.loads(next(line for line in lines if line.startswith("data: "))[6:])
+        path = f"{site.url}/v1/responses/{first['response']['id']}"
+        until(lambda: site.manager.open_answers()[0] == 1)
+        cancels = [pool.submit(httpx.post, f"{path}/cancel", timeout=30) for _ in range(threads + 2)]
+        until(lambda: len(asked) == threads + 2)
+        assert http.get(path).json()["status"] == "in_progress"
+        assert not any(one.done() for one in cancels)
+        stop(asked[0])
+        assert {one.result().json()["status"] for one in cancels} == {"cancelled"}
 
 
 def test_the_items_of_an_input_are_listed_in_pages(site: Site) -> None:
@@ -167,6 +209,29 @@ def test_a_history_whose_answers_are_only_named_is_warm(site: Site, streams: boo
         items += [{"type": "item_reference", "id": item["id"]} for item in response["output"]]
         items.append({"type": "function_call_output", "call_id": response["output"][-1]["call_id"], "output": result})
     assert (text_of(response), len(sessions)) == (LAST, 1)
+
+
+def test_naming_every_answer_loads_each_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = 0
+    for name in ("path", "last_nodes"):
+        load = getattr(site.store.messages, name)
+
+        def counted(leaf_id: int | None, load: Any = load) -> Any:
+            nonlocal loaded
+            found = load(leaf_id)
+            loaded += len(found)
+            return found
+
+        monkeypatch.setattr(site.store.messages, name, counted)
+    items, counts = [], []
+    for turn in range(8):
+        items.append(user(f"Linear {turn}"))
+        loaded = 0
+        response = told(post(site, input=items))
+        counts.append(loaded)
+        items += [{"type": "item_reference", "id": item["id"]} for item in response["output"]]
+    added = [later - before for before, later in itertools.pairwise(counts)]
+    assert len(set(added[1:])) == 1, counts  # as much for each turn more
 
 
 def test_an_item_is_named_by_its_owner_alone(serve: Serve) -> None:
