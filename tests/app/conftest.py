@@ -11,13 +11,14 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
-from playwright.sync_api import Browser, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, ViewportSize, expect, sync_playwright
 
 from tests.app.site import Site, Tab
 
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 WIDE: ViewportSize = {"width": 1440, "height": 900}
+expect.set_options(timeout=15_000)  # several workers share few processors
 LOCAL = "local"  # the owner where no password is set
 MODEL = "Scripted-1B"
 Serve = Callable[..., Site]

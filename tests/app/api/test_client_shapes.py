@@ -4,7 +4,7 @@ chat's second turn feeds only what is new."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.app.api.conftest import ServeOnce
-from tests.app.conftest import MODEL, assistant, user
+from tests.app.conftest import LOCAL, MODEL, assistant, user
 from tests.app.site import Site
 from tests.sessions.byte_template import ByteTemplate
 
@@ -176,8 +176,16 @@ SHAPES: dict[str, Shape] = {
 
 
 @pytest.fixture(scope="module")
-def site(serve_once: ServeOnce) -> Site:
+def kept_site(serve_once: ServeOnce) -> Site:
     return serve_once(template=ByteTemplate(takes_tools=True, has_thoughts=True))
+
+
+@pytest.fixture
+def site(kept_site: Site) -> Iterator[Site]:
+    """Without conversations: some shapes begin alike, or name the same call."""
+    yield kept_site
+    for summary in kept_site.manager.list_conversations(LOCAL):
+        kept_site.manager.delete(LOCAL, summary.conversation_id)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -24,7 +24,7 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\n" + HOST + JSON
 
 ODD: dict[str, tuple[bytes, bytes]] = {
     "absolute target": (b"GET http://127.0.0.1/health HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
-    "absolute target without a path": (b"GET http://127.0.0.1 HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "absolute target without a path": (b"GET http://127.0.0.1 HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
     "absolute target of another host": (b"GET http://leak.invalid/health HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "another scheme": (b"GET ftp://127.0.0.1/health HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "a target without a slash": (b"GET health HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),

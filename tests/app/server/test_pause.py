@@ -19,7 +19,7 @@ from tests.app.conftest import user
 from tests.conftest import TinyDir
 from tests.polling import pause, until
 
-STEP_S, HANG_AFTER_S = 0.03, 1.0
+STEP_S, HANG_AFTER_S = 0.03, 1.5  # beside other tests a step may wait for a processor
 ANSWERS, TOKENS = 3, 150
 Start = Callable[[float, float], "Process"]
 

@@ -100,7 +100,7 @@ def test_a_full_queue_that_sglang_reports_in_an_event(
     start: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The response has begun with 200 by then. It is another server's turn, and no fault of this one's."""
-    monkeypatch.setattr(generation, "BUSY_PATIENCE_S", 0.3)
+    monkeypatch.setattr(generation, "BUSY_PATIENCE_S", 2.0)
     script = sglang()
     server = start(script)
     engine = connect(server)
