@@ -225,8 +225,8 @@ class Leases:
         return [self.held.slots[candidate.conversation_id] for candidate in chosen or ()]
 
     def _lost_s(self, slot: DeviceSlot) -> float:
-        """What its next turn would lose. A fork of one turn has hardly ever another, and its rows are elsewhere too."""
-        is_spare = slot.is_fork and not slot.unsaved_tokens and is_copy(slot, self.held.slots.values())
+        """What its next turn would lose. A fork of one turn has hardly ever another; most of its rows are elsewhere."""
+        is_spare = slot.is_fork and is_copy(slot, self.held.slots.values())
         return 0.0 if is_spare else self._eviction_target.lost_s(slot)
 
     def _grant(self, ticket: Ticket, slot: DeviceSlot | None) -> Callable[[], None]:
