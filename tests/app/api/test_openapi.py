@@ -63,7 +63,7 @@ def test_no_request_makes_a_500(document: Any) -> None:
     for found in document.get_all_operations():
         operation = found.ok()
 
-        @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(case=operation.as_strategy())
         def hold(case: Any) -> None:
             case.validate_response(case.call(), checks=[not_a_server_error, response_schema_conformance])
