@@ -304,20 +304,26 @@ def test_the_page_starts_with_its_parts_in_any_order(serve: Serve, tab: OpenTab,
     expect(one.message(1)).to_have_text("You said: hello")
 
 
-@pytest.mark.parametrize("is_sent", [True, False])
-def test_what_is_written_after_new_belongs_to_the_new_conversation(is_sent: bool, one: Tab) -> None:
-    """Also while the server is still asked for it. The draft of the conversation before stays there."""
+def new_from_a_draft(one: Tab) -> Route:
+    """Asks for a new conversation while a draft stands in another one; the request, held back."""
     one.say("the first one")
     one.by("composer").fill("half a sentence")
     held: list[Route] = []
     hold_first(one, '"ask":"new"', held)
     one.by("new").click()
     wait_for(one, lambda: len(held) == 1)
+    return held[0]
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_what_is_written_after_new_belongs_to_the_new_conversation(is_sent: bool, one: Tab) -> None:
+    """Also while the server is still asked for it. The draft of the conversation before stays there."""
+    asked = new_from_a_draft(one)
     expect(one.by("composer")).to_have_value("")
     one.by("composer").fill("the second one")
     if is_sent:
         one.page.keyboard.press("Enter")
-    held[0].continue_()
+    asked.continue_()
     if is_sent:
         expect(one.message(0)).to_have_text("the second one")
         expect(one.messages).to_have_count(2)
@@ -332,16 +338,11 @@ def test_what_is_written_after_new_belongs_to_the_new_conversation(is_sent: bool
 @pytest.mark.parametrize("is_sent", [True, False])
 def test_without_a_new_conversation_nothing_goes_to_the_old_one(is_sent: bool, one: Tab) -> None:
     """And neither the draft of the old one is lost, nor what was written meanwhile."""
-    one.say("the first one")
-    one.by("composer").fill("half a sentence")
-    held: list[Route] = []
-    hold_first(one, '"ask":"new"', held)
-    one.by("new").click()
-    wait_for(one, lambda: len(held) == 1)
+    asked = new_from_a_draft(one)
     one.by("composer").fill("for the new one")
     if is_sent:
         one.page.keyboard.press("Enter")
-    held[0].abort()
+    asked.abort()
     expect(one.by("problem")).to_contain_text("The server does not answer")
     expect(one.by("composer")).to_have_value("for the new one")
     expect(one.messages).to_have_count(2)
