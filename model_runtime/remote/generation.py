@@ -14,7 +14,7 @@ from model_runtime.interface.events import Event, Finished, FinishReason, Listen
 from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.read_speed import ReadSpeed
 from model_runtime.remote.answer import Answer, AnswerRules
-from model_runtime.remote.connection import encoded, garbage, no_room
+from model_runtime.remote.connection import Clock, encoded, garbage, no_room
 from model_runtime.remote.dialects.dialect import Dialect, End, Piece, Seat
 from model_runtime.remote.kv import RemoteKV
 from model_runtime.remote.server import Server
@@ -174,11 +174,13 @@ class RemoteGeneration:
         slot = None if self._seat is None else self._seat.slot
         body = encoded(dialect.body(replace(self._answer.wanted, slot=slot)))
         self._asked_at = time.perf_counter()
-        async with server.connection.stream(dialect.path, body, self._headers) as events:
+        clock = Clock()
+        async with server.connection.stream(dialect.path, body, clock, self._headers) as events:
             async for event in events:
                 await sure
-                server.heard()
                 piece = self._piece(server, dialect, event)
+                if clock.hear(piece.token_ids, min(piece.read_tokens or 0, len(self._request.ledger))):
+                    server.heard()
                 reason = self._take(server, piece)
                 if reason is not None:
                     if piece.end is not None or reason is not FinishReason.STOP_STRING:

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import NO_ACCESS, Connection, encoded, no_room
+from model_runtime.remote.connection import NO_ACCESS, Clock, Connection, encoded, no_room
 from model_runtime.remote.trouble import EngineTrouble, Full, Garbage, Kind
 
 NO_SUCH_QUESTION = (404, 405, 501)
@@ -198,7 +198,7 @@ async def try_out(
     last: dict[str, Any] = {}
     try:
         body = encoded(dialect.body(Wanted(sample, sampling, 1)))
-        async with connection.stream(dialect.path, body) as events:
+        async with connection.stream(dialect.path, body, Clock()) as events:
             async for last in events:
                 pieces.append(dialect.piece(last, ids))
                 ids += pieces[-1].token_ids

@@ -57,6 +57,13 @@ def hangs(server: ScriptedServer) -> None:
     server.first_delay_s = 1.2
 
 
+def stays_open(content: bytes, after: int = 0) -> Callable[[ScriptedServer], None]:
+    def change(server: ScriptedServer) -> None:
+        server.stays_open_with, server.stays_open_after = content, after
+
+    return change
+
+
 def drips(server: ScriptedServer) -> None:
     server.drips = "answers"
 
@@ -75,7 +82,25 @@ FAULTS = {
     "broken before the first token": Fault(breaks(0), MessageStatus.FAILED, "broke the connection"),
     "broken in the middle": Fault(breaks(3), MessageStatus.INTERRUPTED, "broke the connection", 3),
     "silent": Fault(hangs, MessageStatus.FAILED, "has not answered for 1 seconds"),
-    "byte by byte": Fault(drips, MessageStatus.FAILED, "has not answered for 1 seconds"),
+    "byte by byte": Fault(drips, MessageStatus.FAILED, "for 1 seconds without a token"),
+    "comments alone": Fault(stays_open(b": keep-alive\n\n"), MessageStatus.FAILED, "for 1 seconds without a token"),
+    "comments in the middle": Fault(
+        stays_open(b": keep-alive\n\n", 3), MessageStatus.INTERRUPTED, "for 1 seconds without a token", 3
+    ),
+    "empty lines, byte by byte": Fault(
+        stays_open(b"\n", 2), MessageStatus.INTERRUPTED, "for 1 seconds without a token", 2
+    ),
+    "events without news": Fault(
+        stays_open(b'data: {"content": "", "stop": false}\n\n', 1),
+        MessageStatus.INTERRUPTED,
+        "for 1 seconds without a token",
+        1,
+    ),
+    "progress that stands still": Fault(
+        stays_open(b'data: {"prompt_progress": {"cache": 0, "processed": 5}, "tokens": [0]}\n\n'),
+        MessageStatus.FAILED,
+        "for 1 seconds without a token or a report of progress",
+    ),
     "429": Fault(refuses(429), MessageStatus.FAILED, 'has no room now (HTTP 429: "too many requests")'),
     "503 without a body": Fault(refuses(503, b""), MessageStatus.FAILED, "has no room now (HTTP 503)"),
     "500": Fault(refuses(500), MessageStatus.FAILED, "failed (HTTP 500"),
