@@ -70,6 +70,10 @@ class Connection:
         """The JSON object that answers `body`."""
         return await self._ask("POST", path, encoded(body), limit_s)
 
+    async def answer(self, path: str, content: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The same for what has to be computed."""
+        return await self._ask_once("POST", path, content, self._silence_s, headers)
+
     @asynccontextmanager
     async def stream(
         self, path: str, content: bytes, clock: Clock, headers: Mapping[str, str] | None = None
@@ -101,11 +105,18 @@ class Connection:
                 raise
         return await self._ask_once(method, path, content, limit_s)  # it computes nothing, so it may be asked again
 
-    async def _ask_once(self, method: str, path: str, content: bytes | None, limit_s: float | None) -> dict[str, Any]:
+    async def _ask_once(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        limit_s: float | None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         url, limit_s = self.address + path, limit_s or ASK_S
         timeout = httpx.Timeout(limit_s, connect=CONNECT_S)
         request = self._client.stream(
-            method, url, content=content, headers=_json() if content is not None else None, timeout=timeout
+            method, url, content=content, headers=_json(headers) if content is not None else None, timeout=timeout
         )
         try:
             async with self._within(limit_s, Clock()), request as response:

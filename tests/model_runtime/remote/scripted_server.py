@@ -109,6 +109,10 @@ class ScriptedServer:
     def text(self, ids: list[int]) -> str:
         return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
 
+    def shown(self, ids: list[int]) -> str:
+        """Their text without control tokens."""
+        return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True))
+
     @property
     def end_id(self) -> int:
         assert isinstance(self.tokenizer.eos_token_id, int)
