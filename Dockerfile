@@ -3,7 +3,9 @@ FROM python:3.12-slim
 
 # A compiler, for the CPU kernels that are built at the first start; without one they are left out.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 1000 keepwarm && install -d -o keepwarm /data
+# A volume belongs to whom its place in the image belongs to; one that is not there would be root's.
+RUN useradd --create-home --uid 1000 keepwarm && \
+    install -d -o keepwarm -g keepwarm /data /home/keepwarm/.cache /home/keepwarm/.cache/keepwarm
 WORKDIR /srv/keepwarm
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app app

@@ -39,7 +39,8 @@ test-long: $(VENV)/.test browser  ## Run the tests that take minutes each: long 
 	$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
 
 test-remote: $(VENV)/.test build/llama/.installed  ## Run the tests against llama.cpp's real server (34 MB from PyPI)
-	KEEPWARM_LLAMA_PYTHON=$(CURDIR)/build/llama/bin/python $(BIN)/python -m pytest -m remote -s $(ARGS)
+	KEEPWARM_LLAMA_PYTHON=$(CURDIR)/build/llama/bin/python $(BIN)/python -m pytest -m remote -s \
+		tests/sessions/remote/test_real_llama_cpp.py $(ARGS)
 
 test-vllm: $(VENV)/.test build/vllm/.installed  ## Run the tests against a real vLLM on the CPU (3 GB, minutes)
 	KEEPWARM_VLLM_PYTHON=$(CURDIR)/build/vllm/bin/python $(BIN)/python -m pytest -m remote -s \

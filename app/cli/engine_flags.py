@@ -61,7 +61,8 @@ def add_engine_flags(serve: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=_OF_ENGINES["engine_silence"],
         metavar="SECONDS",
-        help="how long an engine may send no whole line of an answer before it counts as hanging (default: "
+        help="how long an engine may send no token of an answer, and report no progress with reading, before it counts "
+        "as hanging (default: "
         f"{_OF_ENGINES['engine_silence']:g})",
     )
 

@@ -93,9 +93,9 @@ class RemoteConfig:
 
     `addresses` are those of its servers, which all serve `model`: a name that they know, or "embedded". `tokenizer` is
     a directory, a `.gguf` file or a hub id; None means that `model` names it. `key` is sent as a bearer token, "" for
-    none. A server that sends nothing for `silence_s` counts as hanging. `session_header` carries the same value for
-    requests that have their beginnings in common, so that a router can send them to the same server. Raises
-    `ValueError` with a message for the user."""
+    none. A server that sends no token for `silence_s`, and reports no progress with reading, counts as hanging.
+    `session_header` carries the same value for requests that have their beginnings in common, so that a router can send
+    them to the same server. Raises `ValueError` with a message for the user."""
 
     addresses: tuple[str, ...]
     model: str = EMBEDDED

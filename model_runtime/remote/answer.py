@@ -4,15 +4,16 @@ runs here."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from model_runtime.interface.events import FinishReason, TokenDelta, TokenLogprob, TokenLogprobs
 from model_runtime.interface.protocol import GenerationRequest
-from model_runtime.remote.dialects.dialect import IdLogprobs, Wanted
-from model_runtime.remote.trouble import Garbage
+from model_runtime.remote.dialects.dialect import IdLogprobs, Piece, Wanted
+from model_runtime.remote.trouble import Garbage, LeftOut
 from model_runtime.text.text_stream import TextStream
 from model_runtime.text.token_part import ids_of_part
 
@@ -29,14 +30,15 @@ class AnswerRules:
 
 
 class Answer:
-    """Takes ids one after the other. `ids` are all that arrived; the last `cut_tokens` of them do not belong to it, and
-    `part_ids` stand in their place."""
+    """Takes ids one after the other. `ids` are all that arrived, `asked_from` of them before a server was asked last;
+    the last `cut_tokens` of them do not belong to it, and `part_ids` stand in their place."""
 
     def __init__(self, request: GenerationRequest, rules: AnswerRules) -> None:
         ledger, sampling = request.ledger, request.sampling
         self.ids: list[int] = []
         self.cut_tokens = 0
         self.part_ids: tuple[int, ...] = ()
+        self.asked_from = 0
         self._request = request
         self._rules = rules
         self._wanted = sampling.top_logprobs
@@ -48,17 +50,42 @@ class Answer:
         self._prefix = ledger[len(ledger) - request.answer_prefix_tokens :]
         self._text = TextStream(rules.tokenizer, (*sampling.stop_strings, *rules.stop_strings), self._prefix)
 
-    @property
-    def wanted(self) -> Wanted:
-        """What to ask a server for."""
+    def ask(self, most_tokens: int | None = None, **more: Any) -> Wanted:
+        """What to ask a server for after the ids so far: all the rest, or so many ids in one event."""
         ends = tuple(sorted(self._own_ends | self._asked_ends))
         own = tuple(sorted(self._rules.stop_token_ids))
-        return Wanted(self._request.ledger, self._request.sampling, self.new_tokens, ends, own, self._salt)
+        self.asked_from = len(self.ids)
+        ledger, rest = self._request.ledger, self.new_tokens - len(self.ids)
+        ledger = (*ledger, *self.ids) if self.ids else ledger
+        count = rest if most_tokens is None else min(rest, most_tokens)
+        return Wanted(ledger, self._request.sampling, count, ends, own, self._salt, **more)
+
+    @property
+    def since_asked(self) -> Sequence[int]:
+        """The ids that came since a server was asked last."""
+        return self.ids[self.asked_from :] if self.asked_from else self.ids
 
     @property
     def new_tokens(self) -> int:
         """How many ids it may have at most."""
         return max(1, min(self._max_new_tokens, self._room_tokens))
+
+    def whole(self, piece: Piece) -> Piece:
+        """The piece with the ids that the server left out, which only write a character together: they are the
+        vocabulary's for that text, as many as the server counted, with the same last one. Raises `LeftOut` if there are
+        none, and `Garbage` for a server that read another prompt."""
+        ledger, left_out = self._request.ledger, piece.left_out_tokens
+        prompt_tokens = len(ledger) + self.asked_from
+        if piece.prompt_tokens not in (None, prompt_tokens):
+            raise Garbage(f"it read {piece.prompt_tokens:,} tokens where {prompt_tokens:,} were sent")
+        if not left_out:
+            return piece
+        count, last = left_out + len(piece.token_ids), piece.token_ids[-1:]
+        before = (*ledger, *self.ids)
+        ids = ids_of_part(self._rules.tokenizer, before, piece.text, lambda ids: len(ids) == count and ids[-1:] == last)
+        if ids is None:
+            raise LeftOut(f"it left out the ids of {left_out:,} tokens", count)
+        return replace(piece, token_ids=ids, logprobs=(*(None,) * left_out, *piece.logprobs) if piece.logprobs else ())
 
     def take(self, token_id: int, logprobs: IdLogprobs | None) -> tuple[TokenDelta, FinishReason | None]:
         """The event of an id, and why the answer ends with it, or None. Raises `Garbage` for an id that the vocabulary

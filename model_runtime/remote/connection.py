@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
@@ -27,8 +28,27 @@ LATER = (429, 503)  # it may work in a moment
 _IGNORED_LINES = (b":", b"event:", b"id:", b"retry:")  # of server-sent events
 
 
+@dataclass(slots=True)
+class Clock:
+    """How long a server has said nothing new. What it sends besides, comments that keep a connection open or bytes of a
+    line, is noted and does not set it back."""
+
+    begun: float = field(default_factory=time.monotonic)
+    has_sent: bool = False
+    read_tokens: int = 0
+
+    def hear(self, token_ids: tuple[int, ...], read_tokens: int) -> bool:
+        """Starts again, and says so, for ids and for more tokens read than before."""
+        if not token_ids and read_tokens <= self.read_tokens:
+            return False
+        self.begun, self.has_sent = time.monotonic(), False
+        self.read_tokens = max(self.read_tokens, read_tokens)
+        return True
+
+
 class Connection:
-    """Requests to one server. Only on the loop that it was made on. `close` at the end."""
+    """Requests to one server. Only on the loop that it was made on. `close` at the end. `silence_s`: so long an answer
+    may bring nothing new."""
 
     def __init__(self, address: str, key: str, silence_s: float) -> None:
         self.address = address
@@ -50,23 +70,27 @@ class Connection:
         """The JSON object that answers `body`."""
         return await self._ask("POST", path, encoded(body), limit_s)
 
+    async def answer(self, path: str, content: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The same for what has to be computed."""
+        return await self._ask_once("POST", path, content, self._silence_s, headers)
+
     @asynccontextmanager
     async def stream(
-        self, path: str, content: bytes, headers: Mapping[str, str] | None = None
+        self, path: str, content: bytes, clock: Clock, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """The events that answer a body of JSON, as they come. Leaving the block closes the connection, which ends the
-        server's work."""
-        timeout = httpx.Timeout(self._silence_s, connect=CONNECT_S)
+        """The events that answer a body of JSON, as they come; the clock has to hear what is in them. Leaving the block
+        closes the connection, which ends the server's work."""
+        timeout = httpx.Timeout(None, connect=CONNECT_S)  # the clock has the limit
         request = self._client.stream(
             "POST", self.address + path, content=content, headers=_json(headers), timeout=timeout
         )
         try:
             async with AsyncExitStack() as stack:
-                async with self._within(self._silence_s):
+                async with self._within(self._silence_s, clock):
                     response = await stack.enter_async_context(request)
                     if response.status_code != 200:
                         raise self._refusal(response.status_code, response.headers, await self._whole(response))
-                yield await stack.enter_async_context(aclosing(self._events(response)))
+                yield await stack.enter_async_context(aclosing(self._events(response, clock)))
         except httpx.HTTPError as error:
             raise self._broken(error) from error
 
@@ -81,14 +105,21 @@ class Connection:
                 raise
         return await self._ask_once(method, path, content, limit_s)  # it computes nothing, so it may be asked again
 
-    async def _ask_once(self, method: str, path: str, content: bytes | None, limit_s: float | None) -> dict[str, Any]:
+    async def _ask_once(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        limit_s: float | None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         url, limit_s = self.address + path, limit_s or ASK_S
         timeout = httpx.Timeout(limit_s, connect=CONNECT_S)
         request = self._client.stream(
-            method, url, content=content, headers=_json() if content is not None else None, timeout=timeout
+            method, url, content=content, headers=_json(headers) if content is not None else None, timeout=timeout
         )
         try:
-            async with self._within(limit_s), request as response:
+            async with self._within(limit_s, Clock()), request as response:
                 whole = await self._whole(response)
         except httpx.HTTPError as error:
             raise self._broken(error) from error
@@ -97,14 +128,14 @@ class Connection:
         return self._object(whole)
 
     @asynccontextmanager
-    async def _within(self, limit_s: float, begun: float | None = None) -> AsyncIterator[None]:
-        """A limit on all of it, which may have begun before. httpx's own are for each piece, so that a server that
-        sends a byte now and then would never be too slow."""
+    async def _within(self, limit_s: float, clock: Clock) -> AsyncIterator[None]:
+        """A limit on all of it. httpx's own are for each piece, so that a server that sends a byte now and then would
+        never be too slow."""
         try:
-            async with asyncio.timeout(limit_s if begun is None else begun + limit_s - time.monotonic()):
+            async with asyncio.timeout(clock.begun + limit_s - time.monotonic()):
                 yield
         except TimeoutError:
-            raise self._slow(limit_s) from None
+            raise self._slow(limit_s, clock.has_sent) from None
 
     async def _whole(self, response: httpx.Response) -> bytes:
         whole = b""
@@ -114,16 +145,15 @@ class Connection:
                 raise self._garbage("it sent more than can be an answer")
         return whole
 
-    async def _events(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-        rest, pieces, begun = b"", response.aiter_bytes(), time.monotonic()
+    async def _events(self, response: httpx.Response, clock: Clock) -> AsyncGenerator[dict[str, Any], None]:
+        rest, pieces = b"", response.aiter_bytes()
         while True:
-            async with self._within(self._silence_s, begun):
+            async with self._within(self._silence_s, clock):
                 piece = await anext(pieces, None)
             if piece is None:
                 return
+            clock.has_sent = True
             *lines, rest = (rest + piece).split(b"\n")
-            if lines:
-                begun = time.monotonic()  # a line has so long to come, whatever pieces it comes in
             if len(rest) > MOST_EVENT_BYTES:
                 raise self._garbage("it sent an event without an end")
             for line in lines:
@@ -171,8 +201,16 @@ class Connection:
         verb = "refused the request" if kind is Kind.REFUSED else "failed"
         return EngineTrouble(kind, f"{where} {verb} (HTTP {status}{said}).", status)
 
-    def _slow(self, limit_s: float) -> EngineTrouble:
-        return EngineTrouble(Kind.SLOW, f"The engine at {self.address} has not answered for {limit_s:,.0f} seconds.")
+    def _slow(self, limit_s: float, has_sent: bool = False) -> EngineTrouble:
+        where = f"The engine at {self.address}"
+        if not has_sent:
+            return EngineTrouble(Kind.SLOW, f"{where} has not answered for {limit_s:,.0f} seconds.")
+        sentence = (
+            f"{where} has kept the connection open for {limit_s:,.0f} seconds without a token or a report of progress."
+        )
+        return EngineTrouble(
+            Kind.SLOW, f"{sentence} If it needs longer to read, start Keepwarm with a larger --engine-silence."
+        )
 
     def _broken(self, error: httpx.HTTPError) -> EngineTrouble:
         where = f"The engine at {self.address}"

@@ -14,12 +14,12 @@ from model_runtime.interface.events import Event, Finished, FinishReason, Listen
 from model_runtime.interface.protocol import GenerationRequest
 from model_runtime.read_speed import ReadSpeed
 from model_runtime.remote.answer import Answer, AnswerRules
-from model_runtime.remote.connection import encoded, garbage, no_room
+from model_runtime.remote.connection import Clock, encoded, garbage, no_room
 from model_runtime.remote.dialects.dialect import Dialect, End, Piece, Seat
 from model_runtime.remote.kv import RemoteKV
 from model_runtime.remote.server import Server
 from model_runtime.remote.servers import Servers
-from model_runtime.remote.trouble import EngineTrouble, Full, Garbage, Kind
+from model_runtime.remote.trouble import EngineTrouble, Full, Garbage, Kind, LeftOut
 
 logger = logging.getLogger(__name__)
 
@@ -171,14 +171,25 @@ class RemoteGeneration:
                     slots.give_back(self._seat, ledger_tokens + len(self._answer.ids) if self._first_token_at else 0)
 
     async def _stream(self, server: Server, dialect: Dialect, sure: asyncio.Task[None]) -> None:
-        slot = None if self._seat is None else self._seat.slot
-        body = encoded(dialect.body(replace(self._answer.wanted, slot=slot)))
         self._asked_at = time.perf_counter()
-        async with server.connection.stream(dialect.path, body, self._headers) as events:
+        while True:
+            try:
+                await self._stream_once(server, dialect, sure)
+                return
+            except LeftOut as left_out:
+                logger.info("engine_left_out_ids address=%s tokens=%d", server.address, left_out.tokens)
+                if await self._take_at_once(server, dialect, left_out):
+                    return
+
+    async def _stream_once(self, server: Server, dialect: Dialect, sure: asyncio.Task[None]) -> None:
+        body = encoded(dialect.body(self._answer.ask(slot=self._slot)))
+        clock = Clock()
+        async with server.connection.stream(dialect.path, body, clock, self._headers) as events:
             async for event in events:
                 await sure
-                server.heard()
                 piece = self._piece(server, dialect, event)
+                if clock.hear(piece.token_ids, min(piece.read_tokens or 0, len(self._request.ledger))):
+                    server.heard()
                 reason = self._take(server, piece)
                 if reason is not None:
                     if piece.end is not None or reason is not FinishReason.STOP_STRING:
@@ -187,11 +198,27 @@ class RemoteGeneration:
                     return
         raise EngineTrouble(Kind.GARBAGE, f"The engine at {server.address} ended the stream before the answer.")
 
+    async def _take_at_once(self, server: Server, dialect: Dialect, left_out: LeftOut) -> bool:
+        """Ids that a stream left out are asked for in one event, which has all of them. Returns whether the answer
+        ended with them."""
+        wanted = self._answer.ask(left_out.tokens, slot=self._slot, is_streamed=False)
+        event = await server.connection.answer(dialect.path, encoded(dialect.body(wanted)), self._headers)
+        piece = self._piece(server, dialect, event)
+        if not piece.token_ids:
+            raise garbage(server.address, str(left_out)) from left_out
+        reason = self._take(server, replace(piece, end=None if piece.end is End.LENGTH else piece.end))
+        if reason is not None:
+            self.finish(reason)
+        return reason is not None
+
+    @property
+    def _slot(self) -> int | None:
+        return None if self._seat is None else self._seat.slot
+
     def _take(self, server: Server, piece: Piece) -> FinishReason | None:
         """Emits what a piece says. Returns why the answer ends, or None."""
         ledger_tokens = len(self._request.ledger)
-        if piece.reused_tokens is not None and piece.reused_tokens <= ledger_tokens:
-            self._reused_tokens = piece.reused_tokens
+        self._note_reuse(piece)
         if piece.read_tokens is not None and not self._answer.ids:
             total = max(piece.read_tokens, ledger_tokens - (self._reused_tokens or 0))
             self._emit(PrefillProgress(piece.read_tokens, total))
@@ -205,6 +232,8 @@ class RemoteGeneration:
             self._emit(event)
             if reason is not None:
                 return reason
+        if piece.end is End.STOP and not self._answer.ids:
+            raise garbage(server.address, "it ended the answer without a token")
         if piece.end is End.STOP:
             return self._answer.end_unasked()
         if piece.end is not None:
@@ -221,13 +250,19 @@ class RemoteGeneration:
         with contextlib.suppress(TimeoutError, EngineTrouble):
             async with asyncio.timeout(LAST_EVENT_S):
                 async for event in events:
-                    reused = dialect.piece(event, self._answer.ids).reused_tokens
-                    if reused is not None and reused <= len(self._request.ledger):
-                        self._reused_tokens = reused
+                    self._note_reuse(dialect.piece(event, None))
+
+    def _note_reuse(self, piece: Piece) -> None:
+        """Of the prompt, for which a server is asked first; a claim beyond it is none."""
+        reused = piece.reused_tokens
+        if reused is not None and reused <= len(self._request.ledger) and not self._answer.asked_from:
+            self._reused_tokens = reused
 
     def _piece(self, server: Server, dialect: Dialect, event: dict[str, Any]) -> Piece:
         try:
-            return dialect.piece(event, self._answer.ids)
+            return self._answer.whole(dialect.piece(event, self._answer.since_asked))
+        except LeftOut:
+            raise
         except Full as error:
             raise no_room(server.address, str(error)) from error
         except Garbage as error:
@@ -260,15 +295,11 @@ class RemoteGeneration:
         )
 
     def _restored(self) -> dict[str, Any]:
-        """What came from the server's disk for this answer, and whether that was of use: servers have reported success
-        and then read everything again."""
         seat, reused = self._seat, self._reused_tokens
         if seat is None or not seat.restored_tokens or reused is None:
             return {}
-        note = f"The engine restored {seat.restored_tokens:,} tokens of this conversation from its disk"
-        if reused < min(seat.restored_tokens, len(self._request.ledger) - 1):
-            note += f", but reused {reused:,} of all that it had" if reused else ", and used none of them"
-        return {"restored_bytes": seat.restored_bytes, "restore_s": seat.restore_s, "restore_note": f"{note}."}
+        note = seat.note(len(self._request.ledger), reused)
+        return {"restored_bytes": seat.restored_bytes, "restore_s": seat.restore_s, "restore_note": note}
 
     def _emit(self, event: Event) -> None:
         try:

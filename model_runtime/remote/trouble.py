@@ -37,3 +37,11 @@ class Garbage(ValueError):
 
 class Full(Garbage):
     """An event instead of an answer, by which the server says that it has no room now."""
+
+
+class LeftOut(Garbage):
+    """An event before which so many ids are missing that no one can tell; with its own they are `tokens`."""
+
+    def __init__(self, clause: str, tokens: int) -> None:
+        super().__init__(clause)
+        self.tokens = tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tokenizers import Tokenizer
 
@@ -12,15 +12,20 @@ _CONTEXT_TOKENS = 16
 _ANCHORS = (".", "a", "1", " ", "\n")
 
 
-def ids_of_part(tokenizer: Tokenizer, before: Sequence[int], text: str) -> tuple[int, ...] | None:
-    """Ids that add exactly `text` to the text of the ids `before`; None if the vocabulary has none. They are checked by
-    decoding them: how a text is tokenised depends on what stands before it. WordPiece writes no white space at an end:
-    there it is left out. Raises `TokenizerFailed`."""
+def ids_of_part(
+    tokenizer: Tokenizer,
+    before: Sequence[int],
+    text: str,
+    are_wanted: Callable[[tuple[int, ...]], bool] = lambda ids: True,
+) -> tuple[int, ...] | None:
+    """Wanted ids that add exactly `text` to the text of the ids `before`; None if the vocabulary has none. They are
+    checked by decoding them: how a text is tokenised depends on what stands before it. WordPiece writes no white space
+    at an end: there it is left out. Raises `TokenizerFailed`."""
     context = list(before[-_CONTEXT_TOKENS:])
     said = text_of(tokenizer, context)
     for part in dict.fromkeys((text, text.rstrip())):
         for ids in _guesses(tokenizer, said, part):
-            if text_of(tokenizer, [*context, *ids]) == said + part:
+            if are_wanted(ids) and text_of(tokenizer, [*context, *ids]) == said + part:
                 return ids
     return None
 

@@ -78,6 +78,15 @@ def test_compose_is_valid() -> None:
         validator.validate({**COMPOSE, "servces": {}})
 
 
+def test_the_image_can_write_to_every_volume() -> None:
+    """A volume begins as what the image has at its place; a place that is not there becomes root's."""
+    image = (ROOT / "Dockerfile").read_text()
+    (made,) = re.findall(r"install -d -o keepwarm -g keepwarm (.+)$", image, re.MULTILINE)
+    (declared,) = re.findall(r"^VOLUME (.+)$", image, re.MULTILINE)
+    mounted = [volume.partition(":")[2] for volume in COMPOSE["services"]["keepwarm"]["volumes"]]
+    assert {*json.loads(declared), *mounted} <= set(made.split())
+
+
 def commands() -> dict[str, list[str]]:
     """Every command line of Keepwarm, by where it is."""
     settings = unit()["Service"]
@@ -108,7 +117,7 @@ def test_engines_are_where_they_are_looked_for() -> None:
     arguments = parser().parse_args(COMPOSE["services"]["keepwarm"]["command"])
     assert arguments.engine == ["http://vllm:8000"]
     assert f"--served-model-name={arguments.model}" in vllm["command"]
-    assert f"--model={arguments.tokenizer}" in vllm["command"]
+    assert vllm["command"][0] == arguments.tokenizer, "`vllm serve` takes the model without a flag"
     assert "--enable-prompt-tokens-details" in vllm["command"], "or receipts would not say what was reused"
     found = commands()
     for path in RAY:

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from model_runtime.interface.sampling_params import SamplingParams
-from model_runtime.remote.connection import NO_ACCESS, Connection, encoded, no_room
+from model_runtime.remote.connection import NO_ACCESS, Clock, Connection, encoded, no_room
 from model_runtime.remote.trouble import EngineTrouble, Full, Garbage, Kind
 
 NO_SUCH_QUESTION = (404, 405, 501)
@@ -39,6 +39,7 @@ class Wanted:
     own_ends: tuple[int, ...] = ()
     salt: str = ""
     slot: int | None = None  # of a server with numbered slots; None: it chooses
+    is_streamed: bool = True  # False only after ids were left out
 
     @property
     def least_tokens(self) -> int:
@@ -59,6 +60,14 @@ class Seat:
     restored_tokens: int = 0
     restored_bytes: int = 0
     restore_s: float = 0.0
+
+    def note(self, ledger_tokens: int, reused_tokens: int) -> str:
+        """What came from the disk, and whether that was of use: servers have reported success and then read everything
+        again."""
+        note = f"The engine restored {self.restored_tokens:,} tokens of this conversation from its disk"
+        if reused_tokens < min(self.restored_tokens, ledger_tokens - 1):
+            note += f", but reused {reused_tokens:,} of all that it had" if reused_tokens else ", and used none of them"
+        return f"{note}."
 
 
 class Slots(Protocol):
@@ -88,13 +97,17 @@ class IdLogprobs:
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What one event says. `logprobs` has an entry for each of `token_ids`, or none. `reused_tokens` of the prompt came
-    from the server's cache, `read_tokens` were computed so far."""
+    from the server's cache, `read_tokens` were computed so far. The server counts `prompt_tokens` in the prompt. It
+    left `left_out_tokens` ids out before `token_ids`; `text` is that of all."""
 
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[IdLogprobs, ...] = ()
+    logprobs: tuple[IdLogprobs | None, ...] = ()
     reused_tokens: int | None = None
     read_tokens: int | None = None
     end: End | None = None
+    prompt_tokens: int | None = None
+    left_out_tokens: int = 0
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +142,11 @@ class Dialect(Protocol):
         """Which settings the server lacks, as a clause after "The engine"; "" for none."""
 
     def body(self, request: Wanted) -> dict[str, Any]:
-        """The request for a stream of ids."""
+        """The request for ids, in a stream or in one event."""
 
-    def piece(self, event: dict[str, Any], so_far: Sequence[int]) -> Piece:
-        """What an event says after the ids `so_far`. Raises `Garbage`, or `Full`."""
+    def piece(self, event: dict[str, Any], so_far: Sequence[int] | None) -> Piece:
+        """What an event says after the ids `so_far`; None: the answer has ended, and no ids are wanted. Raises
+        `Garbage`, or `Full`."""
 
     def slots(self, connection: Connection) -> Slots | None:
         """New slots, of which nothing is known yet; None where they cannot be saved."""
@@ -198,7 +212,7 @@ async def try_out(
     last: dict[str, Any] = {}
     try:
         body = encoded(dialect.body(Wanted(sample, sampling, 1)))
-        async with connection.stream(dialect.path, body) as events:
+        async with connection.stream(dialect.path, body, Clock()) as events:
             async for last in events:
                 pieces.append(dialect.piece(last, ids))
                 ids += pieces[-1].token_ids

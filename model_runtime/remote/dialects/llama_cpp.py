@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -68,9 +68,9 @@ class LlamaCpp:
             "prompt": request.ledger,
             "n_predict": request.new_tokens,
             "id_slot": -1 if request.slot is None else request.slot,
-            "stream": True,
+            "stream": request.is_streamed,
             "return_tokens": True,
-            "return_progress": True,
+            "return_progress": request.is_streamed,
             "cache_prompt": True,
             "samplers": _SAMPLERS,
             "temperature": sampling.temperature,
@@ -91,22 +91,33 @@ class LlamaCpp:
             "stop": [],
         }
 
-    def piece(self, event: dict[str, Any], so_far: Sequence[int] = ()) -> Piece:
+    def piece(self, event: dict[str, Any], so_far: Sequence[int] | None = ()) -> Piece:
         progress = event.get("prompt_progress")
         if isinstance(progress, dict):  # its `tokens` are a placeholder: [0]
             reused, processed = count_in(progress.get("cache")), count_in(progress.get("processed"))
             read = None if reused is None or processed is None else max(0, processed - reused)
             return Piece(reused_tokens=reused, read_tokens=read)
-        ids = ids_in(event, "tokens")
+        ids, written = ids_in(event, "tokens"), count_in(event.get("tokens_predicted"))
+        # A token that ends within a character is not sent (`process_token`), nor is its id with what follows.
+        left_out = 0 if written is None or so_far is None else written - len(so_far) - len(ids)
+        if left_out < 0:
+            raise Garbage("it sent ids twice")
+        piece = Piece(
+            ids,
+            _logprobs(event, len(ids)),
+            prompt_tokens=count_in(event.get("tokens_evaluated")),
+            left_out_tokens=left_out,
+            text=str(event.get("content") or ""),
+        )
         if not event.get("stop"):
-            if event.get("content") and not ids:
+            if piece.text and not ids:
                 raise Garbage("it sent text without token ids")
-            return Piece(ids, _logprobs(event, len(ids)))
+            return piece
         if event.get("model", self.facts.model) != self.facts.model:
             raise Garbage(f"the model {event['model']} wrote it, and not {self.facts.model}")
         timings = event.get("timings")
         reused = count_in(timings.get("cache_n")) if isinstance(timings, dict) else None
-        return Piece(ids, reused_tokens=reused, end=_ENDS.get(str(event.get("stop_type")), End.CUT))
+        return replace(piece, reused_tokens=reused, end=_ENDS.get(str(event.get("stop_type")), End.CUT))
 
     def slots(self, connection: Connection) -> Slots | None:
         return LlamaSlots(connection, self.facts.concurrent, self.facts.identity) if self.saves_slots else None

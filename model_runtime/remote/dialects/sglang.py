@@ -1,8 +1,10 @@
 """SGLang's `/generate` with `input_ids`: ids in, `output_ids` out.
 
-Source: SGLang's `python/sglang/srt`, read in November 2026: `managers/io_struct.py` (requests),
-`managers/tokenizer_manager.py` (answers), `managers/schedule_batch.py` (the end is part of the ids),
-`sampling/penaltylib/` (all penalties count the answer alone). Not run against a real server.
+Source: SGLang 0.5.23, `python/sglang/srt`: `managers/io_struct.py` and `sampling/sampling_params.py` (requests),
+`managers/tokenizer_manager.py` (`_handle_batch_output`: answers; `_validate_one_request`: lengths),
+`managers/scheduler_components/output_streamer.py` (the end is part of the ids), `managers/tp_worker.py`
+(`max_req_input_len`), `entrypoints/http_server.py`, `sampling/penaltylib/` (all penalties count the answer alone).
+A client that goes ends its answer two seconds later (`create_abort_task`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from model_runtime.remote.dialects.dialect import (
 from model_runtime.remote.trouble import EngineTrouble, Full, Garbage
 
 CONCURRENT = 256  # unless it says otherwise; it queues more by itself
+# Of a context it keeps so many tokens back: no prompt may have as many as what is left (`max_req_input_len`).
+_KEPT_BACK_TOKENS = 6
 _MODEL_PATHS = ("/model_info", "/get_model_info")  # the newer name first
 _SERVER_PATHS = ("/server_info", "/get_server_info")
 _ENDS = {"stop": End.STOP, "length": End.LENGTH}
@@ -37,10 +41,12 @@ _ENDS = {"stop": End.STOP, "length": End.LENGTH}
 
 @dataclass(frozen=True, slots=True)
 class Sglang:
-    """An SGLang server. `has_seeds`: it was started so that seeds have an effect."""
+    """An SGLang server. `has_seeds`: it was started so that seeds have an effect. `has_tokenizer`: not with
+    --skip-tokenizer-init."""
 
     facts: Facts
     has_seeds: bool = False
+    has_tokenizer: bool = True
     name: str = "SGLang /generate"
     path: str = "/generate"
 
@@ -52,11 +58,20 @@ class Sglang:
             )
         if sampling.seed is not None and not self.has_seeds:
             return "uses seeds only when it is started with --enable-deterministic-inference: leave the seed out"
+        if sampling.top_logprobs is not None and _changes_logprobs(sampling):
+            return (
+                "reports log-probabilities as temperature, penalties and biases change them, and Keepwarm's are the "
+                "model's own: ask for them at temperature 0 or 1 alone, or leave them out"
+            )
+        if (sampling.min_new_tokens or sampling.ignore_eos) and not self.has_tokenizer:
+            return "runs with --skip-tokenizer-init and takes no least number of tokens: leave min_tokens out"
         return ""
 
     def body(self, request: Wanted) -> dict[str, Any]:
         sampling, wanted = request.sampling, request.sampling.top_logprobs
         parameters = {
+            "n": 1,
+            "stop": [],
             "max_new_tokens": request.new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -78,7 +93,7 @@ class Sglang:
         asked = {**(logprobs if wanted is not None else {}), **({"extra_key": request.salt} if request.salt else {})}
         return {"input_ids": request.ledger, "sampling_params": parameters, "stream": True, **asked}
 
-    def piece(self, event: dict[str, Any], so_far: Sequence[int] = ()) -> Piece:
+    def piece(self, event: dict[str, Any], so_far: Sequence[int] | None = ()) -> Piece:
         meta = event.get("meta_info")
         if not isinstance(meta, dict):
             raise Garbage("it has no meta_info")
@@ -89,9 +104,15 @@ class Sglang:
             if ended.get("status_code") in LATER:  # the status of the response was sent before
                 raise Full(said)
             raise Garbage(f"it gave the answer up ({said})")
+        if isinstance(ended, dict) and isinstance(ended.get("matched"), str):
+            # No text was to end it. `NaN happened`: an id that is none, with an end in its place.
+            raise Garbage(f"it ended the answer with {ended['matched']!r}")
         end = None if kind is None else _ENDS.get(str(kind), End.CUT)
+        reused, prompt_tokens = count_in(meta.get("cached_tokens")), count_in(meta.get("prompt_tokens"))
+        if so_far is None:
+            return Piece(reused_tokens=reused, end=end)
         ids = _news(ids_in(event, "output_ids"), tuple(so_far), count_in(meta.get("completion_tokens")))
-        return Piece(ids, _logprobs(meta, ids), count_in(meta.get("cached_tokens")), None, end)
+        return Piece(ids, _logprobs(meta, ids), reused, None, end, prompt_tokens)
 
     def slots(self, connection: Connection) -> None:
         """It finds what it has by itself."""
@@ -101,11 +122,15 @@ class Sglang:
         return _identity(await _first(connection, _MODEL_PATHS))
 
     async def ids_of(self, connection: Connection, text: str, are_controls: bool) -> list[int] | None:
+        if not self.has_tokenizer:
+            return None
         body = {"model": self.facts.model, "prompt": text, "add_special_tokens": False}
         found = await ask(connection, "/tokenize", body, "tokens")
         return cast("list[int]", found) if are_ids(found) else None
 
     async def text_of(self, connection: Connection, ids: list[int]) -> str | None:
+        if not self.has_tokenizer:
+            return None
         body = {"model": self.facts.model, "tokens": ids, "skip_special_tokens": False}
         found = await ask(connection, "/detokenize", body, "text")
         return found if isinstance(found, str) else None
@@ -126,13 +151,24 @@ async def find_sglang(connection: Connection, model: str, sample: tuple[int, ...
         model=str(info["model_path"]),
         identity=_identity(info),
         weights=f"{info['model_path']} {info.get('weight_version') or ''}".strip(),
-        context_tokens=count_in(settings.get("context_length")) or await _context_tokens(connection),
-        vocabulary_tokens=count_in(settings.get("vocab_size")) or None,
+        context_tokens=_usable_tokens(
+            settings, count_in(settings.get("context_length")) or await _context_tokens(connection)
+        ),
+        vocabulary_tokens=None,
         concurrent=count_in(settings.get("max_running_requests")) or CONCURRENT,
     )
-    found = Sglang(facts, settings.get("enable_deterministic_inference") is True)
+    has_seeds, has_no_tokenizer = (
+        settings.get(name) is True for name in ("enable_deterministic_inference", "skip_tokenizer_init")
+    )
+    found = Sglang(facts, has_seeds, not has_no_tokenizer)
     await try_out(found, connection, sample, SamplingParams(temperature=0.0))
     return found
+
+
+def _changes_logprobs(sampling: SamplingParams) -> bool:
+    """`layers/sampler.py`: they are of the logits from which the id is drawn, before top-k, top-p and min-p."""
+    changed = (sampling.presence_penalty, sampling.frequency_penalty, sampling.logit_bias, sampling.min_new_tokens)
+    return sampling.temperature not in (0.0, 1.0) or any(changed) or sampling.ignore_eos
 
 
 def _news(ids: tuple[int, ...], so_far: tuple[int, ...], count: int | None) -> tuple[int, ...]:
@@ -167,6 +203,18 @@ def _pair(found: object) -> tuple[int, float]:
     if isinstance(found, list) and len(found) >= 2 and isinstance(found[0], int | float) and type(found[1]) is int:
         return found[1], float(found[0])
     raise Garbage("its log-probabilities have no id or no value")
+
+
+def _usable_tokens(settings: dict[str, Any], context_tokens: int | None) -> int | None:
+    """How many ids prompt and answer may have together, so that every prompt of fewer is taken and every answer may
+    reach the limit. Its pool of rows may be smaller than the context; drafts take rows too."""
+    pool_tokens = count_in(settings.get("max_req_input_len"))
+    drafts = [count_in(settings.get(f"speculative_{name}")) or 0 for name in ("eagle_topk", "num_steps")]
+    draft_tokens = max(drafts[0] * drafts[1], count_in(settings.get("speculative_num_draft_tokens")) or 0)
+    usable = [pool_tokens] if pool_tokens else []
+    if context_tokens:
+        usable.append(context_tokens - max(_KEPT_BACK_TOKENS, draft_tokens))
+    return max(min(usable), 1) if usable else None
 
 
 async def _first(connection: Connection, paths: tuple[str, ...]) -> dict[str, Any]:

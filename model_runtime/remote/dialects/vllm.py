@@ -51,7 +51,7 @@ class Vllm:
             "prompt": request.ledger,
             "max_tokens": request.new_tokens,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "return_token_ids": True,
             "add_special_tokens": False,
             "n": 1,
@@ -72,10 +72,12 @@ class Vllm:
             **({"logprobs": wanted, "return_tokens_as_token_ids": True} if wanted is not None else {}),
         }
 
-    def piece(self, event: dict[str, Any], so_far: Sequence[int] = ()) -> Piece:
+    def piece(self, event: dict[str, Any], so_far: Sequence[int] | None = ()) -> Piece:
         if event.get("model", self.facts.model) != self.facts.model:
             raise Garbage(f"the model {event['model']} wrote it, and not {self.facts.model}")
-        reused = _cached(event)
+        usage = event.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        reused, written = _cached(usage), count_in(usage.get("completion_tokens"))
         choices = event.get("choices")
         if not isinstance(choices, list) or not choices:
             return Piece(reused_tokens=reused)
@@ -85,9 +87,12 @@ class Vllm:
         ids = ids_in(choice, "token_ids")
         if choice.get("text") and not ids:
             raise Garbage("it sent text without token ids")
+        if written is not None and so_far is not None and written != len(so_far) + len(ids):
+            raise Garbage(f"of its {written:,} tokens the ids of some are missing, or came twice")
         ended = choice.get("finish_reason")
         end = None if ended is None else _ENDS.get(str(ended), End.CUT)
-        return Piece(ids, _logprobs(choice.get("logprobs"), ids), reused, None, end)
+        prompt_tokens = count_in(usage.get("prompt_tokens"))
+        return Piece(ids, _logprobs(choice.get("logprobs"), ids), reused, None, end, prompt_tokens)
 
     def slots(self, connection: Connection) -> None:
         """It finds what it has by itself."""
@@ -133,9 +138,8 @@ async def find_vllm(connection: Connection, model: str, sample: tuple[int, ...])
     return replace(found, facts=replace(facts, notes=(note,)))
 
 
-def _cached(event: dict[str, Any]) -> int | None:
-    usage = event.get("usage")
-    details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
+def _cached(usage: dict[str, Any]) -> int | None:
+    details = usage.get("prompt_tokens_details")
     return count_in(details.get("cached_tokens")) if isinstance(details, dict) else None
 
 

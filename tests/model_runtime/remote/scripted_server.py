@@ -82,6 +82,8 @@ class ScriptedServer:
         self.question_delay_s = 0.0  # before it says what it serves
         self.is_frozen = threading.Event()  # sends nothing more, and keeps every connection
         self.drips = ""  # "answers", or "questions" which compute nothing: sends their bytes one by one, slowly
+        self.stays_open_with = b""  # sent again and again in place of further ids, until the client goes
+        self.stays_open_after = 0  # so many ids
         self.key = ""  # 401 without it
         self.token_delay_s = 0.0
         self.first_delay_s = 0.0
@@ -106,6 +108,10 @@ class ScriptedServer:
 
     def text(self, ids: list[int]) -> str:
         return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
+
+    def shown(self, ids: list[int]) -> str:
+        """Their text without control tokens."""
+        return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True))
 
     @property
     def end_id(self) -> int:
@@ -244,6 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if script.breaks_after is not None and sent + tokens > script.breaks_after:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
+                if script.stays_open_with and sent + tokens > script.stays_open_after:
+                    self._stay_open(script)
+                    return
                 sent += tokens
                 pause(script.token_delay_s if tokens else 0.0)
                 while script.is_frozen.is_set():
@@ -257,6 +266,11 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             script.given_up += 1
             self.close_connection = True
+
+    def _stay_open(self, script: ScriptedServer) -> None:
+        while script.stays_open_with:
+            self._chunk(script.stays_open_with)
+            pause(DRIP_S)
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")

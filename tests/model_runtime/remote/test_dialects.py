@@ -16,6 +16,7 @@ from tests.model_runtime.remote.conftest import Connect, Start
 from tests.model_runtime.remote.remote_harness import GREEDY, ask, connected, tiny_texts
 from tests.model_runtime.remote.scripted_dialects import LlamaCppScript, SglangScript, VllmScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer
+from tests.model_runtime.tiny_tokenizers import wrapped
 
 LEDGER = tuple(range(40, 70))
 
@@ -66,6 +67,66 @@ def test_repetitions_are_not_taken_for_what_was_there(spoken: ScriptedServer, co
     assert len(found.ids) <= len(ids) + 1
     limited = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=len(ids)))
     assert (limited.ids, limited.end.reason) == (ids, FinishReason.LENGTH)
+
+
+CHARACTERS = "Good  👩‍🚀🇨🇭 day, 日本語 is 𝔘𝔫𝔦, \n é ½ 🙂🙂."
+
+
+def test_characters_of_several_tokens(spoken: ScriptedServer, connect: Connect) -> None:
+    """llama.cpp's server sends no token that ends within a character."""
+    ids = spoken.ids(CHARACTERS)
+    assert len(ids) > len(CHARACTERS)
+    spoken.answer = lambda ledger: [*ids, spoken.end_id]
+    sampling = replace(GREEDY, max_new_tokens=200)
+    for wanted in (None, 2):
+        asked = ask(connect(spoken), LEDGER, replace(sampling, top_logprobs=wanted))
+        assert (asked.ids, asked.text) == ([*ids, spoken.end_id], CHARACTERS)
+        assert asked.end.reason is FinishReason.STOP
+    asked = ask(connect(spoken), LEDGER, replace(sampling, stop_strings=("語",)))
+    assert (asked.text, asked.end.reason) == (CHARACTERS.partition("語")[0], FinishReason.STOP_STRING)
+
+
+@pytest.mark.parametrize("family", ["byte fallback", "unigram"])
+def test_characters_of_several_tokens_in_other_vocabularies(start: Start, connect: Connect, family: str) -> None:
+    server = start(tokenizer=wrapped(family))
+    ids = server.ids(CHARACTERS)
+    server.answer = lambda ledger: [*ids, server.end_id][max(0, len(ledger) - len(LEDGER)) :]
+    asked = ask(connect(server, texts=tiny_texts(family)), LEDGER, replace(GREEDY, max_new_tokens=300))
+    assert (asked.ids, asked.end.reason) == ([*ids, server.end_id], FinishReason.STOP)
+
+
+def test_bytes_that_are_no_character(server: ScriptedServer, connect: Connect) -> None:
+    """llama.cpp's server leaves ids out, and which ones the text does not say: they are asked for again, at once."""
+    first, second = server.ids("👩")[:2]
+    ids = [*server.ids("Go "), first, *server.ids(" on "), second, first, *server.ids("é."), first, server.end_id]
+    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
+    engine = connect(server)
+    asked = ask(engine, LEDGER)
+    assert (asked.ids, asked.end.reason) == (ids, FinishReason.STOP)
+    assert (asked.end.fed_tokens, asked.end.reused_tokens) == (len(LEDGER), 0)
+    assert not all(body["stream"] for body in server.asked)
+    for limit in range(1, len(ids)):
+        asked = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=limit, top_logprobs=1))
+        assert (asked.ids, asked.end.reason) == (ids[:limit], FinishReason.LENGTH), asked.end.error
+
+
+def test_a_limit_within_a_character(spoken: ScriptedServer, connect: Connect) -> None:
+    engine, ids = connect(spoken), spoken.ids("Go 👩‍🚀")
+    spoken.answer = lambda ledger: [*ids, spoken.end_id][len(ledger) - len(LEDGER) :]
+    for limit in range(1, len(ids) + 1):
+        asked = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=limit))
+        assert (asked.ids, asked.end.reason) == (ids[:limit], FinishReason.LENGTH), asked.end.error
+
+
+def test_a_full_context(spoken: ScriptedServer, connect: Connect) -> None:
+    """Every prompt of fewer tokens than the context is taken, and its answer may fill the context."""
+    spoken.answer = lambda ledger: [50] * 64
+    engine = connect(spoken)
+    limit = engine.info.context_limit_tokens
+    assert limit > spoken.context_tokens - 10
+    for room in (1, 2, 7):
+        end = ask(engine, (60,) * (limit - room)).end
+        assert (end.reason, end.sampled_tokens) == (FinishReason.CONTEXT, room), end.error
 
 
 def test_log_probabilities(spoken: ScriptedServer, connect: Connect) -> None:
@@ -144,9 +205,27 @@ def test_settings_as_sglang_takes_them(start: Start, connect: Connect) -> None:
     assert (sent["presence_penalty"], sent["frequency_penalty"], sent["sampling_seed"]) == (0.5, 0.25, 2**40)
     assert (sent["min_new_tokens"], sent["logit_bias"], sent["max_new_tokens"]) == (3, {"60": -2.5}, 9)
     assert "whole conversation" in engine.sampling_refusal(replace(GREEDY, repetition_penalty=1.1))
+    told = replace(GREEDY, top_logprobs=2)
+    for changed in (
+        {"temperature": 0.7},
+        {"presence_penalty": 0.5},
+        {"logit_bias": ((60, 1.0),)},
+        {"ignore_eos": True},
+    ):
+        assert "log-probabilities" in engine.sampling_refusal(replace(told, **changed))  # type: ignore[arg-type]
+    assert engine.sampling_refusal(told) == engine.sampling_refusal(replace(told, temperature=1.0, top_k=5)) == ""
     other = connect(start(sglang(is_deterministic=False)))
     assert "--enable-deterministic-inference" in other.sampling_refusal(replace(GREEDY, seed=1))
     assert other.sampling_refusal(GREEDY) == ""
+
+
+def test_an_sglang_without_a_tokenizer(start: Start, connect: Connect) -> None:
+    engine = connect(start(sglang(has_tokenizer=False)))
+    assert any("does not say which text" in note for note in engine.info.notes)
+    assert ask(engine, LEDGER).end.reason is FinishReason.STOP
+    for lacking in (replace(GREEDY, min_new_tokens=3), replace(GREEDY, ignore_eos=True)):
+        assert "--skip-tokenizer-init" in engine.sampling_refusal(lacking)
+    assert engine.sampling_refusal(GREEDY) == ""
 
 
 def test_models_are_named_to_a_server_with_several(start: Start, connect: Connect) -> None:
@@ -178,6 +257,39 @@ def test_a_server_that_returns_no_ids_is_refused(start: Start, dialect: Callable
     script.returns_ids = False
     with pytest.raises(ModelLoadError, match="token ids are sent and returned"):
         connected(start(script), texts=tiny_texts())
+
+
+def spoiled(dialect: Callable[[], Any], **settings: Any) -> Callable[[], Any]:
+    def new() -> Any:
+        script = dialect()
+        for name, value in settings.items():
+            setattr(script, name, value)
+        return script
+
+    return new
+
+
+@pytest.mark.parametrize(
+    ("dialect", "says", "kept"),
+    [
+        (spoiled(LlamaCppScript, repeats=3), "sent ids twice", 3),
+        (spoiled(LlamaCppScript, cuts_tokens=2), "it read 28 tokens where 30 were sent", 0),
+        (spoiled(VllmScript, repeats=3), "some are missing, or came twice", 3),
+        (spoiled(SglangScript, has_no_numbers=True), "NaN happened", 5),
+    ],
+)
+def test_an_answer_that_did_not_arrive_as_it_was_written(
+    start: Start, connect: Connect, dialect: Callable[[], Any], says: str, kept: int
+) -> None:
+    script = dialect()
+    server = start(type(script)())
+    server.answer = lambda ledger: [50, 51, 52, 53, 54, server.end_id]
+    engine = connect(server)
+    server.dialect = script
+    end = ask(engine, LEDGER).end
+    assert says in str(end.error)
+    assert end.sampled_tokens == kept
+    assert end.reason is (FinishReason.LOST if kept else FinishReason.FAILED)
 
 
 def test_lost_ids_are_noticed(start: Start, connect: Connect) -> None:

@@ -57,6 +57,13 @@ def hangs(server: ScriptedServer) -> None:
     server.first_delay_s = 1.2
 
 
+def stays_open(content: bytes, after: int = 0) -> Callable[[ScriptedServer], None]:
+    def change(server: ScriptedServer) -> None:
+        server.stays_open_with, server.stays_open_after = content, after
+
+    return change
+
+
 def drips(server: ScriptedServer) -> None:
     server.drips = "answers"
 
@@ -75,7 +82,25 @@ FAULTS = {
     "broken before the first token": Fault(breaks(0), MessageStatus.FAILED, "broke the connection"),
     "broken in the middle": Fault(breaks(3), MessageStatus.INTERRUPTED, "broke the connection", 3),
     "silent": Fault(hangs, MessageStatus.FAILED, "has not answered for 1 seconds"),
-    "byte by byte": Fault(drips, MessageStatus.FAILED, "has not answered for 1 seconds"),
+    "byte by byte": Fault(drips, MessageStatus.FAILED, "for 1 seconds without a token"),
+    "comments alone": Fault(stays_open(b": keep-alive\n\n"), MessageStatus.FAILED, "for 1 seconds without a token"),
+    "comments in the middle": Fault(
+        stays_open(b": keep-alive\n\n", 3), MessageStatus.INTERRUPTED, "for 1 seconds without a token", 3
+    ),
+    "empty lines, byte by byte": Fault(
+        stays_open(b"\n", 2), MessageStatus.INTERRUPTED, "for 1 seconds without a token", 2
+    ),
+    "events without news": Fault(
+        stays_open(b'data: {"content": "", "stop": false}\n\n', 1),
+        MessageStatus.INTERRUPTED,
+        "for 1 seconds without a token",
+        1,
+    ),
+    "progress that stands still": Fault(
+        stays_open(b'data: {"prompt_progress": {"cache": 0, "processed": 5}, "tokens": [0]}\n\n'),
+        MessageStatus.FAILED,
+        "for 1 seconds without a token or a report of progress",
+    ),
     "429": Fault(refuses(429), MessageStatus.FAILED, 'has no room now (HTTP 429: "too many requests")'),
     "503 without a body": Fault(refuses(503, b""), MessageStatus.FAILED, "has no room now (HTTP 503)"),
     "500": Fault(refuses(500), MessageStatus.FAILED, "failed (HTTP 500"),
@@ -85,6 +110,19 @@ FAULTS = {
     "no object": Fault(sends(b"data: [1]\n\n"), MessageStatus.FAILED, "not a JSON object"),
     "no events": Fault(sends(b"<html>hello</html>\n"), MessageStatus.FAILED, "something else than events"),
     "nothing": Fault(sends(b""), MessageStatus.FAILED, "ended the stream before"),
+    "an end without a token": Fault(
+        sends(b'data: {"content": "", "tokens": [], "stop": true, "stop_type": "eos"}\n\n'),
+        MessageStatus.FAILED,
+        "ended the answer without a token",
+    ),
+    "a page": Fault(sends(b"<!doctype html><title>Welcome</title>"), MessageStatus.FAILED, "ended the stream before"),
+    "half an event": Fault(sends(EVENT + b'data: {"content": "x", "tok'), MessageStatus.INTERRUPTED, "ended the", 1),
+    "an event twice": Fault(
+        sends(2 * b'data: {"content": "x", "tokens": [50], "tokens_predicted": 1, "stop": false}\n\n'),
+        MessageStatus.INTERRUPTED,
+        "sent ids twice",
+        1,
+    ),
     "an end without an end": Fault(sends(EVENT * 2), MessageStatus.INTERRUPTED, "ended the stream before", 2),
     "an error in the stream": Fault(
         sends(EVENT + b'data: {"error": {"message": "slot failed"}}\n\n'), MessageStatus.INTERRUPTED, "slot failed", 1
@@ -281,3 +319,64 @@ def test_an_engine_that_freezes_in_the_middle_is_noticed_and_waited_for(
     server.is_frozen.clear()
     assert finish(run).status is MessageStatus.COMPLETE
     until(lambda: harness.manager.is_well)
+
+
+def spoken_in(harness: SessionHarness, count: int) -> list[str]:
+    """Conversations with one turn each; an empty one would be given out again."""
+    found: list[str] = []
+    for _ in range(count):
+        found.append(harness.conversation())
+        harness.say(found[-1], "Before.")
+    return found
+
+
+def test_two_engines_one_killed_both_killed_and_one_back(
+    start: Start, open_on: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With turns at once in eight conversations: every message is there once, and what could be answered was."""
+    monkeypatch.setattr(servers, "CHECK_EVERY_S", 0.05)
+    first, second = start(), start()
+    harness = open_on(first, second)
+    conversations, said = spoken_in(harness, 8), ["Before."]
+
+    def turn(status: MessageStatus) -> None:
+        said.append(f"Turn {len(said)}.")
+        runs = [harness.manager.send(ADA, one, said[-1]) for one in conversations]
+        notes = [(message.status, message.note) for message in map(finish, runs)]
+        assert {found for found, _ in notes} == {status}, notes
+        for one in conversations:
+            assert [node.text for node in harness.path(one)[::2]] == said
+
+    turn(MessageStatus.COMPLETE)
+    assert min(len(first.asked), len(second.asked)) > 1, "both answer"
+    first.kill()
+    turn(MessageStatus.COMPLETE)
+    until(lambda: [bool(one.trouble) for one in harness.manager.servers] == [True, False])
+    assert harness.manager.is_well
+    second.kill()
+    turn(MessageStatus.FAILED)
+    until(lambda: not harness.manager.is_well)
+    again = start(port=first.port)
+    until(lambda: harness.manager.is_well)
+    turn(MessageStatus.COMPLETE)
+    assert len(again.asked) == 1 + len(conversations), "the greeting and one answer each"
+
+
+def test_the_killed_one_of_two_in_the_middle_of_answers(start: Start, open_on: Open) -> None:
+    """What was written stays and goes on elsewhere, from its ids."""
+    first, second = start(), start()
+    harness = open_on(first, second)
+    conversations = spoken_in(harness, 6)
+    for server in (first, second):
+        server.answer, server.token_delay_s = lambda ledger: [*[50] * 30, first.end_id], 0.01
+    runs = [harness.manager.send(ADA, one, "Count.") for one in conversations]
+    until(lambda: all(run.snapshot().sampled_tokens > 2 for run in runs))
+    first.kill()
+    found = [finish(run) for run in runs]
+    lost = [one for one, message in zip(conversations, found, strict=True) if message.status != "complete"]
+    assert {message.status for message in found} == {MessageStatus.INTERRUPTED, MessageStatus.COMPLETE}
+    for one in lost:
+        kept = harness.path(one)[-1].answer_ids
+        assert finish(harness.manager.continue_answer(ADA, one)).status is MessageStatus.COMPLETE
+        assert harness.path(one)[-1].answer_ids[: len(kept)] == kept
+        assert len(harness.path(one)) == 4

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from model_runtime.interface.config import RemoteConfig
+from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.loading.embedded import SMOLLM2
 from model_runtime.loading.loaded import LoadedModel
@@ -26,11 +27,12 @@ from model_runtime.remote.texts import RemoteTexts, load_texts
 from model_runtime.text.chat_template import ChatTemplate
 from sessions.types import ConversationSettings, MessageStatus, MissReason, Tier
 from tests.model_runtime import remote
+from tests.model_runtime.remote.remote_harness import GREEDY, ask
 from tests.model_runtime.remote.scripted_dialects import LlamaCppScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer
 from tests.ports import free_port
 from tests.sessions.remote.margins import margins_of
-from tests.sessions.remote.twenty_turns import talk
+from tests.sessions.remote.twenty_turns import rest_of_answer, talk
 from tests.sessions.session_harness import ADA, SessionHarness, finish, prompt_of, until
 
 SCRIPT = Path(str(remote.__file__)).with_name("llama_server.py")  # for another Python
@@ -101,7 +103,7 @@ def cache_n(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     said: list[int] = []
     piece = LlamaCpp.piece
 
-    def heard(self: LlamaCpp, event: dict[str, Any], so_far: Sequence[int] = ()) -> Any:
+    def heard(self: LlamaCpp, event: dict[str, Any], so_far: Sequence[int] | None = ()) -> Any:
         if event.get("stop"):
             said.append(event["timings"]["cache_n"])
         return piece(self, event, so_far)
@@ -174,7 +176,7 @@ def test_twenty_turns_of_every_kind(
     assert len(found.ledgers) >= 20
     assert "Start a new" in found.refused or "fit" in found.refused
     replayed = ScriptedServer(LlamaCppScript(), texts.tokenizer, context_tokens=768)
-    replayed.answer = lambda ledger: list(found.answers.get(ledger, (replayed.end_id,)))
+    replayed.answer = lambda ledger: rest_of_answer(found, ledger) or [replayed.end_id]
     engine = RemoteEngine(RemoteConfig((replayed.address,)), texts, lambda sentence: None)
     harness = SessionHarness(tmp_path / "again", engine, template, budget_bytes=1)
     try:
@@ -190,6 +192,27 @@ def test_twenty_turns_of_every_kind(
     )
     assert max(margins) < MOST_MARGIN
     assert equal / len(margins) > 0.9
+
+
+@pytest.mark.timeout(600)
+def test_characters_of_several_tokens(
+    llama: LlamaServer, texts: RemoteTexts, loaded_embedded_float32: LoadedModel
+) -> None:
+    """Of each character the server's stream has the last id alone; a limit falls into one of them."""
+    engine = RemoteEngine(RemoteConfig((llama.address,)), texts, lambda sentence: None)
+    backend = texts.tokenizer.backend_tokenizer
+    ledger = tuple(backend.encode("🚀👩𝔘 = 🚀👩𝔘\n" * 6 + "🚀👩", add_special_tokens=False).ids)
+    try:
+        asked = {limit: ask(engine, ledger, replace(GREEDY, max_new_tokens=limit)) for limit in (13, 15, 24)}
+    finally:
+        engine.close()
+    for limit, one in asked.items():
+        assert (one.end.reason, len(one.ids)) == (FinishReason.LENGTH, limit), one.end.error
+        assert one.ids == asked[24].ids[:limit]
+    assert "𝔘 = 🚀👩𝔘\n" in asked[24].text
+    margins = margins_of(loaded_embedded_float32, {ledger: tuple(asked[24].ids)})
+    print(f"24 ids of {asked[24].text!r}: margin {max(margins):.3f}")
+    assert max(margins) < MOST_MARGIN
 
 
 @pytest.mark.timeout(600)

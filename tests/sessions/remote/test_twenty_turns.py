@@ -17,7 +17,7 @@ from tests.model_runtime.remote.remote_harness import connected
 from tests.model_runtime.remote.scripted_dialects import LlamaCppScript, SglangScript, VllmScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer
 from tests.model_runtime.tiny_models import tiny_llama
-from tests.sessions.remote.twenty_turns import Talk, talk
+from tests.sessions.remote.twenty_turns import Talk, rest_of_answer, talk
 from tests.sessions.session_harness import SessionHarness
 
 CONTEXT_TOKENS = 512
@@ -56,9 +56,10 @@ def elsewhere(
     opened: list[Any] = []
 
     def through(dialect: Any) -> tuple[Talk, ScriptedServer]:
-        server = ScriptedServer(dialect, loaded.tokenizer, context_tokens=CONTEXT_TOKENS)
+        kept_back_tokens = 6 if isinstance(dialect, SglangScript) else 0
+        server = ScriptedServer(dialect, loaded.tokenizer, context_tokens=CONTEXT_TOKENS + kept_back_tokens)
         opened.append(server)
-        server.answer = lambda ledger: list(here.answers[ledger]) if ledger in here.answers else [server.end_id]
+        server.answer = lambda ledger: rest_of_answer(here, ledger) or [server.end_id]
         tokenizer: Any = loaded.tokenizer
         texts = RemoteTexts(tokenizer, "Tiny", frozenset(), (), SAMPLING, loaded.tokenizer_fingerprint)
         engine: Any = connected(server, texts=texts)
@@ -87,4 +88,9 @@ def test_every_ledger_is_the_same(
     assert found.answers == here.answers
     assert found.refused == here.refused != ""
     prompts = [tuple(body.get("prompt") or body["input_ids"]) for body in server.asked[1:]]
-    assert prompts == here.sent, "what the server got, in this order"
+    if name not in ("llama.cpp", SLOTS):
+        assert prompts == here.sent, "what the server got, in this order"
+        return
+    left = iter(prompts)  # among them what continues an answer of which the server left ids out
+    assert all(sent in left for sent in here.sent)
+    assert all(rest_of_answer(here, prompt) for prompt in prompts)

@@ -74,3 +74,12 @@ def talk(harness: SessionHarness, sampling: SamplingParams, takes_tools: bool, t
     except ContextFull as full:
         said.refused = str(full)
     return said
+
+
+def rest_of_answer(said: Talk, ledger: tuple[int, ...]) -> list[int]:
+    """What was said after these ids, also if they end within an answer: so far a server may have come."""
+    for sent, answer in said.answers.items():
+        whole = (*sent, *answer)
+        if len(sent) <= len(ledger) < len(whole) and whole[: len(ledger)] == ledger:
+            return list(whole[len(ledger) :])
+    return []
