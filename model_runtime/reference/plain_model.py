@@ -16,17 +16,19 @@ from transformers.pytorch_utils import Conv1D
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.checkpoint import refuse_missing
 from model_runtime.reference.plain_weights import plain_tensors
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 
 
-def plain_model(directory: Path, settings: Mapping[str, Any], dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """In eval mode. The weights of mixtures of experts are joined by transformers, as those of plain checkpoints are.
-    Biases that the family does not have are added. Raises `ModelLoadError`, and what transformers raises."""
+def plain_model(directory: Path, stored: StoredFormat, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """In eval mode; `stored` is the checkpoint's own format. The weights of mixtures of experts are joined by
+    transformers, as those of plain checkpoints are. Biases that the family does not have are added. Raises
+    `ModelLoadError`, and what transformers raises."""
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     for level in (config, config.get_text_config()):
         if hasattr(level, "quantization_config"):
             del level.quantization_config
     kind = _class_for(config)
-    tensors = plain_tensors(directory, settings, dtype)
+    tensors = plain_tensors(directory, stored.method, stored.settings, dtype)
     for name in _with_inputs_first(kind, config, tensors):
         tensors[name] = tensors[name].t().contiguous()
     biases = {name: tensor for name, tensor in tensors.items() if name.endswith(".bias")}

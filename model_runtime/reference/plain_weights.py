@@ -1,8 +1,8 @@
-"""What the packed tensors of GPTQ, AWQ, compressed-tensors and fbgemm mean, as plain float32 weights.
+"""What the packed tensors of GPTQ, AWQ, compressed-tensors, fbgemm and LLM.int8 mean, as plain float32 weights.
 
 Each format's own formula, one number at a time, and nothing of the code that runs these formats: it is what that code
 is held against. Sources: GPTQModel (`dequantize_weight`), AutoAWQ (`dequantize_gemm`), compressed-tensors
-(`unpack_from_int32`, `dequantize`).
+(`unpack_from_int32`, `dequantize`), bitsandbytes (`int8_vectorwise_dequant`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Settings = Mapping[str, Any]
 Parts = Mapping[str, torch.Tensor]
 _WORD_BITS = 32
 _AWQ_OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)  # which of eight outputs each field of a word has, lowest field first
-_PARTS = frozenset({"qweight", "qzeros", "scales", "g_idx"}) | {
-    f"weight{part}" for part in ("", "_packed", "_scale", "_zero_point", "_shape", "_g_idx")
+_PARTS = frozenset({"qweight", "qzeros", "scales", "g_idx", "SCB"}) | {
+    f"weight{part}" for part in ("", "_packed", "_scale", "_zero_point", "_shape", "_g_idx", "_format")
 }
-_MARKS = ("qweight", "weight_packed", "weight_scale")
+_MARKS = ("qweight", "weight_packed", "weight_scale", "SCB")
 
 
-def has_plain_formula(settings: Settings) -> bool:
-    """Whether the formulas here say what weights stored with this `quantization_config` mean."""
-    method, layout = settings.get("quant_method"), str(settings.get("format"))
+def has_plain_formula(method: str, settings: Settings) -> bool:
+    """Whether the formulas here say what weights stored by the method with this `quantization_config` mean."""
+    layout = str(settings.get("format"))
     if method == "gptq":
         version = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
         return version in ("gptq", "gptq_v2") and not settings.get("is_marlin_format")
@@ -37,10 +37,10 @@ def has_plain_formula(settings: Settings) -> bool:
         return str(settings.get("version") or settings.get("format") or "gemm").lower() in ("gemm", "exllama", "ipex")
     if method == "compressed-tensors":
         return layout in ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
-    return bool(method == "fbgemm_fp8")
+    return method == "fbgemm_fp8" or (method == "bitsandbytes" and bool(settings.get("load_in_8bit")))
 
 
-def plain_tensors(directory: Path, settings: Settings, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def plain_tensors(directory: Path, method: str, settings: Settings, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint by its own names, with a `weight` of `dtype` `[N, K]` for each packed matrix. Raises
     `ModelLoadError` for tensors that the formula has no meaning for."""
     found = dict[str, torch.Tensor]()
@@ -49,17 +49,17 @@ def plain_tensors(directory: Path, settings: Settings, dtype: torch.dtype) -> di
             found |= {f"{base}.{name}" if base else name: tensor for name, tensor in parts.items()}
             continue
         try:
-            found[f"{base}.weight"] = plain_matrix(parts, settings).to(dtype)
+            found[f"{base}.weight"] = plain_matrix(parts, method, settings).to(dtype)
         except (KeyError, RuntimeError, IndexError) as error:
             raise ModelLoadError(f"The tensors of {base} do not fit together: {error}.") from error
         found |= {f"{base}.{name}": tensor for name, tensor in parts.items() if name not in _PARTS}
     return found
 
 
-def plain_matrix(parts: Parts, settings: Settings) -> torch.Tensor:
+def plain_matrix(parts: Parts, method: str, settings: Settings) -> torch.Tensor:
     """The float32 weight `[N, K]` that the tensors of one matrix mean, by their names in the checkpoint. Raises
     `KeyError`, `IndexError` or `RuntimeError` where they do not fit together."""
-    return _FORMULAS[settings["quant_method"]](parts, settings).contiguous()
+    return _FORMULAS[method](parts, settings).contiguous()
 
 
 def _matrices(directory: Path) -> Iterator[tuple[str, Parts]]:
@@ -147,6 +147,11 @@ def _fbgemm(parts: Parts, settings: Settings) -> torch.Tensor:
     return parts["weight"].float() * parts["weight_scale"].float().reshape(-1, 1)
 
 
+def _llm_int8(parts: Parts, settings: Settings) -> torch.Tensor:
+    """A row's largest magnitude is 127."""
+    return parts["weight"].float() * parts["SCB"].float().reshape(-1, 1) * 7.874015718698502e-3
+
+
 def _in_order(columns: int, groups: int, size: Any) -> torch.Tensor:
     """The group of each column where nothing but a size says it; the last group may have fewer columns."""
     wide = size if isinstance(size, int) and size > 0 else -(-columns // groups)
@@ -165,4 +170,5 @@ _FORMULAS: Mapping[str, Callable[[Parts, Settings], torch.Tensor]] = {
     "awq": _awq,
     "compressed-tensors": _compressed,
     "fbgemm_fp8": _fbgemm,
+    "bitsandbytes": _llm_int8,
 }

@@ -28,7 +28,7 @@ from model_runtime.loading.checks.json_file import read_config
 from model_runtime.reference.plain_model import model_class, plain_model
 from model_runtime.reference.plain_weights import has_plain_formula
 from model_runtime.reference.turns import ANSWER, TurnIds
-from model_runtime.weights.checkpoint_formats.stored_format import stored_format
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
 
 # What names a model, its files or its words, and changes no number.
 _NAMES_ONLY = frozenset(
@@ -112,8 +112,8 @@ def _checkpoint(
     check_files(directory)
     stored = stored_format(read_config(directory / "config.json"))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    if stored is not None and has_plain_formula(stored.settings):
-        model = plain_model(directory, stored.settings, dtype, device)
+    if stored is not None and _is_plain(stored, device):
+        model = plain_model(directory, stored, dtype, device)
         sentence = f"{_described(model)}, de-quantised from {stored.name} by the format's formula"
         return Reference(model, tokenizer, sentence, False)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
@@ -127,9 +127,14 @@ def _checkpoint(
     _multiply_in_own_dtype(model)
     for name in nf4_experts:
         _round_to_nf4(model.get_submodule(name))
-    if device == "cpu" and any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
-        model = model.dequantize(dtype=dtype)  # its kernels would round activations too, which Keepwarm does not
     return Reference(model.eval(), tokenizer, _described(model), False)
+
+
+def _is_plain(stored: StoredFormat, device: str) -> bool:
+    """Whether the weights are de-quantised here. On a GPU, LLM.int8 rounds activations too, and Keepwarm runs it so."""
+    if stored.method == "bitsandbytes" and device != "cpu":
+        return False
+    return has_plain_formula(stored.method, stored.settings)
 
 
 def _multiply_in_own_dtype(model: PreTrainedModel) -> None:

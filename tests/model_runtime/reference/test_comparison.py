@@ -25,7 +25,7 @@ from tests.model_runtime.loading.gguf.cases import CASES
 from tests.model_runtime.small_configs import save_small, small_config
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import SHORT_ROPE_TOKENS, VOCABULARY_TOKENS, tiny_long_rope, tiny_tokenizer
-from tests.model_runtime.tiny_packed import Scheme, awq, compressed, eights, gptq, written
+from tests.model_runtime.tiny_packed import Scheme, awq, compressed, eights, gptq, llm_int8, written
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY_TOKENS,
@@ -52,6 +52,7 @@ PACKED = {
     "gptq of experts": ("mixtral", gptq()),
     "awq": ("qwen3_moe", awq()),
     "W4A16": ("llama", compressed(sym=False)),
+    "int8 of experts": ("mixtral", llm_int8()),
     "fbgemm": ("llama", eights({"quant_method": "fbgemm_fp8"}, (1, 0), torch.float32)),
 }
 
