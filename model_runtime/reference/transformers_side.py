@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from gguf import GGMLQuantizationType
 from transformers import (
     AutoConfig,
@@ -26,7 +25,10 @@ from model_runtime.loading.checks.checkpoint_check import check_files
 from model_runtime.loading.checks.gguf_header import GgufHeader, read_gguf_header
 from model_runtime.loading.checks.gguf_parts import gguf_files
 from model_runtime.loading.checks.json_file import read_config
+from model_runtime.reference.plain_model import model_class, plain_model
+from model_runtime.reference.plain_weights import has_plain_formula
 from model_runtime.reference.turns import ANSWER, TurnIds
+from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
 
 # What names a model, its files or its words, and changes no number.
 _NAMES_ONLY = frozenset(
@@ -108,21 +110,31 @@ def _checkpoint(
     directory: Path, dtype: torch.dtype, device: str, quantization: Any, nf4_experts: Sequence[str]
 ) -> Reference:
     check_files(directory)
+    stored = stored_format(read_config(directory / "config.json"))
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if stored is not None and _is_plain(stored, device):
+        model = plain_model(directory, stored, dtype, device)
+        sentence = f"{_described(model)}, de-quantised from {stored.name} by the format's formula"
+        return Reference(model, tokenizer, sentence, False)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
-    if quantization is not None and "quantization_config" not in read_config(directory / "config.json"):
+    if quantization is not None and stored is None:
         options["quantization_config"] = quantization
     with progress_on_terminals_only():
-        model, report = _model_class(directory).from_pretrained(
+        model, report = model_class(directory).from_pretrained(
             directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
         )
     refuse_missing(report, f"The checkpoint {directory.name}")
     _multiply_in_own_dtype(model)
     for name in nf4_experts:
         _round_to_nf4(model.get_submodule(name))
-    if device == "cpu" and any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
-        model = model.dequantize(dtype=dtype)  # its kernels would round activations too, which Keepwarm does not
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     return Reference(model.eval(), tokenizer, _described(model), False)
+
+
+def _is_plain(stored: StoredFormat, device: str) -> bool:
+    """Whether the weights are de-quantised here. On a GPU, LLM.int8 rounds activations too, and Keepwarm runs it so."""
+    if stored.method == "bitsandbytes" and device != "cpu":
+        return False
+    return has_plain_formula(stored.method, stored.settings)
 
 
 def _multiply_in_own_dtype(model: PreTrainedModel) -> None:
@@ -143,15 +155,6 @@ def _round_to_nf4(experts: torch.nn.Module) -> None:
         for matrix in stack.data if stack.ndim == 3 else ():
             codes, state = functional.quantize_4bit(matrix.contiguous(), quant_type="nf4", compress_statistics=True)
             matrix.copy_(functional.dequantize_4bit(codes, state))
-
-
-def _model_class(directory: Path) -> Any:
-    """`AutoModelForCausalLM`, or for a composite checkpoint that it does not know the class that the config names."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    if type(config) in AutoModelForCausalLM._model_mapping:
-        return AutoModelForCausalLM
-    named = (config.architectures or ["AutoModelForCausalLM"])[0]
-    return getattr(transformers, str(named), AutoModelForCausalLM)
 
 
 def _gguf(path: Path, dtype: torch.dtype, device: str, config: PretrainedConfig | None) -> Reference:

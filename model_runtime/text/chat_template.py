@@ -89,7 +89,7 @@ class ChatTemplate(ThoughtsApart):
         self._with = lru_cache(_KEPT_BINDINGS)(self._rendered_with)
         self._has_system = self._renderer.renders([("system", "kwsystem"), ("user", "kwuser")])
         if not self._renderer.renders([("user", "kwuser")]):
-            raise ModelLoadError("This model's chat template cannot render a user's message.")
+            raise ModelLoadError("This model's chat template refuses, drops or rewrites what a user says.")
         self._find_frames()
         frame = self._frame
         frames = "".join((frame.opening, frame.second_prompt, frame.glue, *self._other_frames()))

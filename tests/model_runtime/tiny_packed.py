@@ -33,10 +33,9 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A checkpoint, its twin with de-quantised float32 weights, and these by name."""
+    """A checkpoint, and the float32 weights that its packed tensors mean, by the names of their layers."""
 
     directory: Path
-    plain: Path
     weights: Mapping[str, torch.Tensor]
 
 
@@ -208,24 +207,21 @@ def mxfp4(source: Path, target: Path) -> Packed:
     """gpt-oss: the experts' matrices in FP4, 32 columns with an exponent each, two codes a byte. The weights are those
     of whole projections, `[experts, K, N]` as transformers has them."""
     with_settings(source, target, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})
-    plain = with_settings(source, target.with_name(f"{target.name}-plain"), None)
     levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
     stored: Tensors = {}
-    meant: Tensors = {}
     weights: Tensors = {}
     for key, weight in load_file(source / "model.safetensors").items():
         if not key.endswith(("experts.gate_up_proj", "experts.down_proj")):
-            stored[key] = meant[key] = weight
+            stored[key] = weight
             continue
         blocks = weight.transpose(1, 2).unflatten(2, (-1, 32))  # [experts, N, K/32, 32]
         exponent = (blocks.abs().amax(-1, keepdim=True) / 6).log2().ceil()
         codes = ((blocks / exponent.exp2()).unsqueeze(-1) - levels).abs().argmin(-1)
         stored[f"{key}_blocks"] = (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8)
         stored[f"{key}_scales"] = (exponent.squeeze(-1) + 127).to(torch.uint8)
-        weights[key] = meant[key] = (levels[codes] * exponent.exp2()).flatten(2).transpose(1, 2).contiguous()
+        weights[key] = (levels[codes] * exponent.exp2()).flatten(2).transpose(1, 2).contiguous()
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
-    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
-    return Packed(target, plain, weights)
+    return Packed(target, weights)
 
 
 def compressed_settings(weights: dict[str, Any], layout: str, inputs: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -260,23 +256,20 @@ def float_settings(strategy: str, **more: Any) -> dict[str, Any]:
 
 
 def written(source: Path, target: Path, scheme: Scheme) -> Packed:
-    """A copy of a plain checkpoint with the matrices of all layers stored by the scheme, and its twin."""
+    """A copy of a plain checkpoint with the matrices of all layers stored by the scheme."""
     with_settings(source, target, scheme.settings)
-    plain = with_settings(source, target.with_name(f"{target.name}-plain"), None)
     stored: Tensors = {}
-    meant: Tensors = {}
     weights: Tensors = {}
     for key, weight in load_file(source / "model.safetensors").items():
-        if not key.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")):
-            stored[key] = meant[key] = weight
+        has_inputs_first = key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))  # GPT-2
+        if not has_inputs_first and not key.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")):
+            stored[key] = weight
             continue
         base = key.removesuffix(".weight")
-        parts, weights[base] = scheme.pack(key, weight.float())
+        parts, weights[base] = scheme.pack(key, (weight.t() if has_inputs_first else weight).float())
         stored |= {f"{base}.{name}": part.contiguous() for name, part in parts.items()}
-        meant[key] = weights[base].contiguous()
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
-    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
-    return Packed(target, plain, weights)
+    return Packed(target, weights)
 
 
 def _order(name: str, columns: int, kind: str) -> torch.Tensor:

@@ -17,6 +17,12 @@ Settings = dict[str, Any]
 _GEMMA_QUERY_SCALAR = 256  # what transformers' configs and all published Gemma 2 and 3 but the 27B models have
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 _SOFTMAX = 1  # llama.cpp's `LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX`
+# What some tools write for every architecture: these have nothing of the kind, and nothing to scale.
+_COUNTS = (
+    *("expert_count", "expert_used_count", "expert_shared_count", "expert_group_count", "expert_group_used_count"),
+    *("leading_dense_block_count", "nextn_predict_layers"),
+)
+_SCALES = ("embedding_scale", "logit_scale", "residual_scale")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -24,8 +30,10 @@ def settings_of(metadata: Metadata) -> Settings:
     """The arguments of transformers' config, `model_type` among them. Raises `ModelLoadError` for a key that is not
     supported."""
     found = FAMILIES[metadata.header.architecture](metadata)
-    for key in ("expert_count", "expert_used_count"):
+    for key in _COUNTS:
         metadata.expect(key, 0)
+    for key in _SCALES:
+        metadata.expect(key, 0.0, 1.0)  # llama.cpp scales by neither
     metadata.refuse_rest()
     return found
 
@@ -54,6 +62,7 @@ def _decoder(metadata: Metadata, *, may_be_partial: bool = False, inner: bool = 
 
 
 def _rms(metadata: Metadata) -> Settings:
+    metadata.ignore("attention.layer_norm_epsilon")  # converters write what the config has, used or not
     return {"rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon")}
 
 

@@ -82,6 +82,8 @@ class StoredLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
         if family_bias is not None or "bias" not in tensors:
             self.register_parameter("bias", family_bias)
+        if "weight" not in tensors:  # GPT-2 initialises the weights of layers inside its blocks, loaded or not
+            self.weight = torch.empty(0)
 
     def coded(self) -> Coded:
         """The matrix as codes and scales. Raises `ValueError` for what cannot be held."""

@@ -25,6 +25,7 @@ from tests.model_runtime.loading.gguf.cases import CASES
 from tests.model_runtime.small_configs import save_small, small_config
 from tests.model_runtime.tiny_gguf import write_gguf
 from tests.model_runtime.tiny_models import SHORT_ROPE_TOKENS, VOCABULARY_TOKENS, tiny_long_rope, tiny_tokenizer
+from tests.model_runtime.tiny_packed import Scheme, awq, compressed, eights, gptq, llm_int8, written
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY_TOKENS,
@@ -46,6 +47,14 @@ ROPE = {
     "original_max_position_embeddings": 128,
 }
 Break = Callable[[LoadedModel], None]
+PACKED = {
+    "gptq in order": ("gpt2", gptq(sym=False, act_order="own")),
+    "gptq of experts": ("mixtral", gptq()),
+    "awq": ("qwen3_moe", awq()),
+    "W4A16": ("llama", compressed(sym=False)),
+    "int8 of experts": ("mixtral", llm_int8()),
+    "fbgemm": ("llama", eights({"quant_method": "fbgemm_fp8"}, (1, 0), torch.float32)),
+}
 
 
 def saved(config: PretrainedConfig, directory: Path) -> Path:
@@ -109,6 +118,26 @@ def test_four_bits_are_compared_with_the_same_four_bits(family: str, tmp_path: P
     assert max(reading.gap_std for reading in found.readings) < 1e-4
     assert "NF4" in found.keepwarm
     assert "bitsandbytes" in found.transformers
+
+
+@pytest.mark.parametrize(("family", "scheme"), PACKED.values(), ids=PACKED)
+def test_packed_checkpoints_are_compared_without_their_packages(
+    family: str, scheme: Scheme, tmp_path: Path, broken: Callable[[Break], None]
+) -> None:
+    """Mixtures of experts too, and the kind of layers that hold their matrices the other way round."""
+    changes = {"gpt2": {"n_inner": 192}, "qwen3_moe": {"moe_intermediate_size": 64}}.get(family, {})
+    packed = written(save_small(small_config(family, changes), tmp_path / "tiny"), tmp_path / "packed", scheme)
+    found = compared(packed.directory, "auto")
+    assert found.verdict is Verdict.AGREES, found.sentence
+    assert max(reading.gap_std for reading in found.readings) < 1e-4
+    assert "as shipped" in found.keepwarm
+    assert "by the format's formula" in found.transformers
+    broken(double_one_norm)
+    assert compared(packed.directory, "auto").verdict is Verdict.DIFFERS
+
+
+def double_one_norm(loaded: LoadedModel) -> None:
+    next(parameter for parameter in loaded.model.parameters() if parameter.ndim == 1)[:8].mul_(2)
 
 
 def test_rounded_rows_are_told_apart_from_everything_else(tmp_path: Path) -> None:

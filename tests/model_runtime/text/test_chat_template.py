@@ -104,6 +104,12 @@ def test_a_tokenizer_without_a_usable_template_is_refused(jinja: str) -> None:
         template_of(jinja)
 
 
+@pytest.mark.parametrize("written", ["{{ m['content'] | upper }}", "{{ raise_exception('not you') }}", "hello"])
+def test_a_template_that_does_not_write_what_a_user_says_is_refused_as_that(written: str) -> None:
+    with pytest.raises(ModelLoadError, match="refuses, drops or rewrites what a user says"):
+        template_of(f"{{% for m in messages %}}{written}{{% endfor %}}")
+
+
 def test_counting_and_showing() -> None:
     template = ChatTemplate(CHATML, {END})
     assert template.count("") == 0

@@ -102,6 +102,10 @@ def test_spaces_that_are_a_token_do_not_take_the_place_of_those_that_merge(tmp_p
         ("falcon", "it 12345", ["it", "Ġ", "123", "45"]),
         ("deepseek-coder", "it 12", ["it", "Ġ", "1", "2"]),
         ("bloom", "it is.12", ["it", "Ġis", ".", "12"]),
+        ("viking", "it is.12", ["it", "Ġis", ".", "1", "2"]),
+        ("deepseek-v3", "it 12345 (so!)\n.a", ["it", "Ġ", "123", "45", "Ġ(", "so", "!)Ċ", ".a"]),
+        ("seed-coder", "it's 12 !\n\n", ["it", "'s", "Ġ", "1", "2", "Ġ!", "ĊĊ"]),
+        ("minicpm5", "It'S 12345 !\n\n", ["It", "'S", "Ġ", "123", "45", "Ġ!ĊĊ"]),
     ],
 )
 def test_text_is_split_as_the_file_says(split: str, text: str, pieces: list[str], tmp_path: Path) -> None:
