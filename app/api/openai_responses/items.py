@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.api.fields.invalid_fields import place_and_sentence
+from app.api.fields.invalid_fields import media_of, place_and_sentence
 from app.api.fields.other_fields import ignored_fields
 from app.api.openai_responses.requests import (
     ITEMS,
@@ -40,6 +40,17 @@ def items_of(found: str | Sequence[dict[str, Any]], ignored: list[str], field: s
         if isinstance(item, ReasoningItem) and item.encrypted_content:
             ignored.append(f"{field}.encrypted_content")
     return items
+
+
+def refuse_media_at_the_end(items: Sequence[AnyItem]) -> None:
+    """Raises `Problem` where a picture is what is asked about: in an earlier item a text stands for it."""
+    last = items[-1] if items else None
+    content = last.output if isinstance(last, CallOutputItem) else getattr(last, "content", None)
+    for place, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, InputMedia):
+            where = f"input.{len(items) - 1}.content.{place}"
+            what = media_of(part.type) or "parts of this type"
+            raise unsupported(where, f"{where}: This model reads no {what}. Send parts of type 'input_text'.")
 
 
 def messages_of(items: Sequence[AnyItem]) -> list[Message]:

@@ -91,6 +91,10 @@ class FunctionTool(Strict):
     strict: bool | None = None
 
 
+class StreamOptions(Strict):
+    """Obfuscation is not done here, and nothing else can be asked for."""
+
+
 class ResponsesRequest(Strict):
     """An input to answer. The conversation with the longest matching beginning is continued, or the one that is
     named."""
@@ -104,6 +108,7 @@ class ResponsesRequest(Strict):
     conversation: str | dict[str, Any] | None = Field(default=None, description="An id of /v1/conversations.")
     store: bool | None = Field(default=True, description="false: the response cannot be named later.")
     stream: bool | None = False
+    stream_options: StreamOptions | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto", "none", "required" or {"type": "function", "name"}.')
     parallel_tool_calls: bool | None = Field(default=None, description="false: an answer ends after its first call.")
