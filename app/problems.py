@@ -38,13 +38,15 @@ RETRY_DOWN_S = 5
 
 @dataclass(eq=False)  # neither frozen nor slotted: raising an exception writes to it
 class Problem(Exception):
-    """An error that a client is told about. `code` is for programs, `message` for people."""
+    """An error that a client is told about. `code` is for programs, `message` for people. One that `is_as_sent` speaks
+    of a field by the name that the client gave it."""
 
     status: int
     message: str
     code: str | None = None
     param: str | None = None
     retry_after_s: int | None = None
+    is_as_sent: bool = False
 
     @property
     def kind(self) -> str:

@@ -166,6 +166,11 @@ class SessionManager:
         text = clean_message(text, self._config.max_message_bytes)
         self.turns.limits.refuse_hopeless(text)
         with self.turns.claim(conversation_id):
+            if self._store.added_items.count(conversation_id):
+                raise MessageRefused(
+                    "A program added messages here that have no answer yet, so only a program can go on. Begin a new "
+                    "conversation, or ask the program to."
+                )
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             run = self._begin_user_turn(conversation, path, path, text)

@@ -15,14 +15,17 @@ from typing import Any
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.protocol import Engine
-from sessions.errors import ConversationBusy, ConversationNotFound
+from sessions.errors import ConversationBusy, ConversationNotFound, MessageRefused
 from sessions.ledger.known_history import answer_of, messages_of
 from sessions.store import message_json
-from sessions.store.records import Node
+from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
+from sessions.store.tables.added_items import AddedItem
 from sessions.store.tables.responses import StoredResponse
 from sessions.turns.run import Run, RunTable
 from sessions.types import ConversationSettings, MessageView
+
+MOST_ADDED_ITEMS = 20_000  # of a conversation, as many as a request may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +121,43 @@ class NamedResponses:
         self._stored(owner_id, response_id)
         self._store.responses.delete(response_id)
 
-    def new_conversation(self, owner_id: str) -> str:
-        """The id of an empty conversation, which only requests that name it continue."""
+    def new_conversation(self, owner_id: str, metadata: str = "", items: Sequence[AddedItem] = ()) -> Conversation:
+        """One without an answer, which only requests that name it continue."""
         conversation_id = uuid.uuid4().hex
         settings = ConversationSettings(self._engine.info.default_sampling)
         self._store.add_conversation(owner_id, conversation_id, settings, f"conversation {conversation_id}")
-        return conversation_id
+        if metadata:
+            self._store.set_metadata(conversation_id, metadata)
+        self._store.added_items.add(conversation_id, items)
+        return self._store.conversation(owner_id, conversation_id)
+
+    def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
+        return self._store.conversation(owner_id, conversation_id)
+
+    def set_metadata(self, owner_id: str, conversation_id: str, metadata: str) -> None:
+        """What a client keeps with a conversation: a JSON object, "" for none."""
+        self._store.conversation(owner_id, conversation_id)
+        self._store.set_metadata(conversation_id, metadata)
+
+    def add_items(self, owner_id: str, conversation_id: str, items: Sequence[AddedItem]) -> None:
+        """Adds what was said elsewhere behind all that was said here, without an answer. Nothing is read until a
+        response follows. Raises `ConversationBusy` while an answer is written, and `MessageRefused` for too many."""
+        self._store.conversation(owner_id, conversation_id)
+        with self._runs.claim(conversation_id):
+            if self._store.added_items.count(conversation_id) + len(items) > MOST_ADDED_ITEMS:
+                sentence = f"More than {MOST_ADDED_ITEMS:,} items of this conversation have no answer yet."
+                raise MessageRefused(f"{sentence} Begin another one.")
+            self._store.added_items.add(conversation_id, items)
+
+    def added_items(self, owner_id: str, conversation_id: str) -> tuple[AddedItem, ...]:
+        """Those that no response followed yet."""
+        self._store.conversation(owner_id, conversation_id)
+        return self._store.added_items.of(conversation_id)
+
+    def delete_added_item(self, owner_id: str, conversation_id: str, item_id: str) -> bool:
+        """Whether it was there: one that a response followed is a message like any other, and stays."""
+        self._store.conversation(owner_id, conversation_id)
+        return self._store.added_items.delete(conversation_id, item_id)
 
     def _stored(self, owner_id: str, response_id: str) -> StoredResponse:
         found = self._store.responses.find(owner_id, response_id)

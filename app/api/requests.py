@@ -3,6 +3,7 @@ fields that are not here end in `other_fields`, which refuses them or names them
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -50,9 +51,14 @@ class MediaPart(Strict):
     type: Literal["image_url", "input_image", "image", "input_audio", "audio_url", "video_url", "file", "input_file"]
 
 
+def _as_json(arguments: Any) -> Any:
+    """Some clients send the object itself."""
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
+
+
 class FunctionCall(Strict):
     name: str
-    arguments: str = Field(description="JSON text, exactly as it was received.")
+    arguments: Annotated[str, BeforeValidator(_as_json)] = Field(description="JSON text, as it was received.")
 
 
 class MessageToolCall(Strict):
@@ -78,6 +84,7 @@ class Message(Strict):
     tool_call_id: str | None = None
     reasoning_content: str | None = Field(default=None, description="An answer's thoughts, apart from its content.")
     reasoning: str | None = Field(default=None, description="Another name of the same.")
+    refusal: str | None = Field(default=None, description="An answer that refused, in place of its content.")
 
 
 class FunctionDefinition(Strict):

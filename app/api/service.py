@@ -20,6 +20,7 @@ from app.api.fields.other_fields import refuse_unused
 from app.api.line import Line
 from app.api.models import models_router
 from app.api.ollama.routes import ollama_routers
+from app.api.openai_responses.conversations import conversations_routers
 from app.api.openai_responses.routes import responses_routers
 from app.api.sessions import sessions_router
 from app.api.text_completions.routes import text_completions_routers
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHOWN_PATH_CHARS = 80
-_MAKERS = (completions_routers, text_completions_routers, anthropic_routers, responses_routers, tokens_routers)
+_MAKERS = (
+    *(completions_routers, text_completions_routers, anthropic_routers, responses_routers, conversations_routers),
+    tokens_routers,
+)
 DESCRIPTION = (
     "OpenAI-compatible chat completions on conversations whose KV stays warm. Send a key as `Authorization: Bearer "
     "kw-...`; without any key only programs on this machine are answered."

@@ -95,7 +95,8 @@ class ToolFormat:
             function = definition["function"]
             head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{self.arguments_key}": '
             parameters = closed(function.get("parameters") or {})
-            schema = {"type": "object", **parameters, "x-guidance": _WITHOUT_SPACES}
+            how = {**parameters.get("x-guidance", {}), **_WITHOUT_SPACES}
+            schema = {"type": "object", **parameters, "x-guidance": how}
             rules.append(f'call{number}: {json.dumps(head)} arguments{number} "}}"')
             rules.append(f"arguments{number}: %json {json.dumps(schema)}")
         calls = " | ".join(f"call{number}" for number in range(len(tools)))

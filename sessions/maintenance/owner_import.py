@@ -41,6 +41,7 @@ _CLASHES = (
         "SELECT count(*) FROM main.conversations m JOIN there.conversations t USING (owner_id, key)",
     ),
     ("API key", "SELECT count(*) FROM main.api_keys WHERE id IN (SELECT id FROM there.api_keys)"),
+    ("added item", "SELECT count(*) FROM main.added_items WHERE id IN (SELECT id FROM there.added_items)"),
     ("response", "SELECT count(*) FROM main.responses WHERE id IN (SELECT id FROM there.responses)"),
 )
 

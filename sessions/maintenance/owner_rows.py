@@ -32,6 +32,7 @@ _OWNERS = (
     _Rows("messages", f"conversation_id IN {_CONVERSATIONS}", ("id", "parent_id", "first_part_id")),
     _Rows("receipts", f"message_id IN {_MESSAGES}", ("message_id",)),
     _Rows("message_links", f"message_id IN {_MESSAGES}", ("message_id",)),
+    _Rows("added_items", f"conversation_id IN {_CONVERSATIONS} ORDER BY number", changed=(("number", "NULL"),)),
     _Rows("responses", f"message_id IN {_MESSAGES}", ("message_id",)),
     _Rows(
         "kv_losses",

@@ -62,6 +62,9 @@ _VALUES: dict[tuple[str, str], type[StrEnum]] = {
 }
 
 
+_OBJECTS = "SELECT body FROM added_items UNION ALL SELECT metadata FROM conversations WHERE metadata != ''"
+
+
 class _ImpossibleError(StoreError):
     """A rule is broken."""
 
@@ -82,10 +85,12 @@ def refuse_impossible(export: Store, owner_id: str) -> None:
             _refuse(dangling is not None, str(dangling[0]) if dangling else "", "a row that refers to a missing one")
             numbers = [int(row[0]) for row in db.execute("SELECT id FROM messages ORDER BY id").fetchall()]
             settings = [str(row[0]) for row in db.execute("SELECT DISTINCT settings FROM conversations").fetchall()]
+            objects = [str(row[0]) for row in db.execute(_OBJECTS).fetchall()]
         for row in export.segments.every():
             ids = export.segments.token_ids(row.key)
             keys = {key_of(row.parent_key, ids, owned(row.fingerprint, owner_id, is_long)) for is_long in (False, True)}
             _refuse(row.key not in keys, "segments", "a key that is not of its owner and its tokens")
+        _refuse(not all(isinstance(json.loads(text), dict) for text in objects), "added_items", "an item that is none")
         _read_everything(export, numbers, settings)
     except _ImpossibleError:
         raise

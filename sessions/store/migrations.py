@@ -351,3 +351,18 @@ def continued_answers(db: Database) -> None:
     db.execute("ALTER TABLE messages ADD COLUMN first_part_id INTEGER")
     db.execute("CREATE INDEX messages_by_first_part ON messages(first_part_id) WHERE first_part_id IS NOT NULL")
     db.execute("CREATE INDEX messages_by_version ON messages(parent_id, conversation_id, first_part_id)")
+
+
+@_step
+def added_items(db: Database) -> None:
+    """What clients of the Responses API added to a conversation without asking for an answer: JSON of one item each,
+    until a turn takes them into the tree. `metadata`: a JSON object that they keep with it, "" for none."""
+    db.execute("""
+        CREATE TABLE added_items (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
+            body TEXT NOT NULL
+        )""")
+    db.execute("CREATE INDEX added_items_by_conversation ON added_items(conversation_id)")
+    db.execute("ALTER TABLE conversations ADD COLUMN metadata TEXT NOT NULL DEFAULT ''")

@@ -21,6 +21,7 @@ class Conversation:
     conversation_id: str
     owner_id: str
     title: str  # "" until a person or the first message gives one
+    created_at: float
     updated_at: float
     leaf_id: int | None
     settings: ConversationSettings
@@ -32,6 +33,7 @@ class Conversation:
     numerics: str = ""  # the engine's fingerprint at its last turn, "" if unknown
     found: Excerpt | None = None  # of a search: its place in the messages
     root_id: str = ""  # of a fork: the conversation that its beginning came from at first, which may be deleted
+    metadata: str = ""  # what an API client keeps with it: a JSON object, "" for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class NewMessages:
     message, then the answer that is about to run. `user` and `answer` are a text and its ids; `user` is None when the
     turn only adds an answer. `user_parts` are the messages that the user's node stands for, "" for a single message of
     its own. `numerics` is the engine's fingerprint. `first_title` becomes the title of a conversation that has none.
-    The answer goes on from the one with `continued_id`."""
+    The answer goes on from the one with `continued_id`. `taken_in` are ids of added items that become messages
+    with it."""
 
     conversation_id: str
     parent_id: int | None
@@ -119,6 +122,7 @@ class NewMessages:
     user_tools: str | None = None  # as in `Node`
     is_by_person: bool = True
     continued_id: int | None = None
+    taken_in: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from sessions.store.data_directory import DataDirectory
 from sessions.store.database import Database
 from sessions.store.records import Conversation, Totals
 from sessions.store.search import FOUND, search_parameters
+from sessions.store.tables.added_items import AddedItemTable
 from sessions.store.tables.beginnings import BeginningTable
 from sessions.store.tables.bin import Bin
 from sessions.store.tables.history_hashes import HistoryHashTable
@@ -75,6 +76,7 @@ class Store:
         self.keys = KeyStore(self.database)
         self.bin = Bin(self.database)
         self.responses = ResponseTable(self.database)
+        self.added_items = AddedItemTable(self.database)
 
     @property
     def kv_dir(self) -> Path:
@@ -215,6 +217,10 @@ class Store:
         with self.database.write() as db:
             db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [_dump(settings), conversation_id])
 
+    def set_metadata(self, conversation_id: str, metadata: str) -> None:
+        with self.database.write() as db:
+            db.execute("UPDATE conversations SET metadata = ? WHERE id = ?", [metadata, conversation_id])
+
     def set_pinned(self, conversation_id: str, is_pinned: bool) -> None:
         with self.database.write() as db:
             db.execute("UPDATE conversations SET is_pinned = ? WHERE id = ?", [is_pinned, conversation_id])
@@ -236,6 +242,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         conversation_id=row["id"],
         owner_id=row["owner_id"],
         title=row["title"],
+        created_at=row["created_at"],
         updated_at=row["updated_at"],
         leaf_id=row["leaf_id"],
         settings=_load(row["settings"]),
@@ -245,6 +252,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         has_first_title=row["title_by"] == "first words",
         numerics=row["numerics"],
         root_id=row["root_id"],
+        metadata=row["metadata"],
         origin=Origin(row["origin"]),
         found=Excerpt(*json.loads(row["found"])) if row.get("found") else None,
     )

@@ -36,7 +36,8 @@ class ChatRequest:
     `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says. `template_variables` are values of the
     chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
     begins with. An answer that `has_one_call` ends after its first call.
-    `conversation_id` names the one conversation that it belongs to; "" for any."""
+    `conversation_id` names the one conversation that it belongs to; "" for any. `taken_in` are ids of items added to it
+    that are among the messages."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -46,6 +47,7 @@ class ChatRequest:
     template_variables: str = ""
     has_one_call: bool = False
     conversation_id: str = ""
+    taken_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

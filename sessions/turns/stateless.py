@@ -152,6 +152,7 @@ class StatelessTurns:
                     is_thought_open=planned.is_thought_open,
                     is_fork=placement.is_fork,
                     is_by_person=False,
+                    taken_in=request.taken_in,
                 )
             )
         except SessionError:  # a pin leaves no room, or the file failed

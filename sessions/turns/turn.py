@@ -41,7 +41,7 @@ class NewTurn:
     `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat.
     `user_tools` as in `Node.tools`. `parting` is where a client's history parts from the one that is kept; `notes`
     are sentences about how it was taken. It `is_resent` where the client brings earlier answers. The answer goes on
-    from the one with `continued_id`."""
+    from the one with `continued_id`. `taken_in` as in `NewMessages`."""
 
     conversation: Conversation
     path: Sequence[Node]
@@ -63,6 +63,7 @@ class NewTurn:
     is_resent: bool = False
     notes: tuple[str, ...] = ()
     continued_id: int | None = None
+    taken_in: tuple[str, ...] = ()
 
 
 class Turns:
@@ -176,6 +177,7 @@ class Turns:
                 user_tools=new.user_tools,
                 is_by_person=new.is_by_person,
                 continued_id=new.continued_id,
+                taken_in=new.taken_in,
             ),
             self._memory.unsaved_cause,
         )

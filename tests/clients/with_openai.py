@@ -137,3 +137,23 @@ def test_responses_parse_into_a_model(client: OpenAI, server: Server) -> None:
 
 def test_models_are_listed(client: OpenAI, server: Server) -> None:
     assert [model.id for model in client.models.list()] == [server.model]
+
+
+def test_conversations_take_items_without_an_answer(client: OpenAI, server: Server) -> None:
+    named = client.conversations.create(items=[{"role": "developer", "content": "Be brief."}], metadata={"topic": "a"})
+    asked: Any = {"type": "message", "role": "user", "content": "Name a bird."}
+    added = client.conversations.items.create(named.id, items=[asked])
+    assert client.conversations.items.retrieve(added.data[0].id, conversation_id=named.id) == added.data[0]
+    assert client.conversations.update(named.id, metadata={"topic": "b"}).metadata == {"topic": "b"}
+    assert client.conversations.retrieve(named.id).metadata == {"topic": "b"}
+    first = client.responses.create(model=server.model, input=[], conversation=named.id, max_output_tokens=16)
+    then = client.responses.create(model=server.model, input="And?", conversation=named.id, max_output_tokens=16)
+    assert then.model_extra["keepwarm"]["miss_reason"] is None
+    assert then.usage.input_tokens_details.cached_tokens >= first.usage.total_tokens - 1
+    spare = client.conversations.items.create(named.id, items=[asked]).data[0]
+    assert client.conversations.items.delete(spare.id, conversation_id=named.id).id == named.id
+    roles = [item.role for item in client.conversations.items.list(named.id, order="asc")]
+    assert roles == ["developer", "user", "assistant", "user", "assistant"]
+    assert client.conversations.delete(named.id).deleted
+    with pytest.raises(NotFoundError):
+        client.conversations.retrieve(named.id)

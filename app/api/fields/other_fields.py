@@ -18,6 +18,10 @@ HINTS = frozenset(
     | {"chat_id", "request_id", "id", "createdAt", "created_at", "timestamp", "cache_control", "priority"}
     | {"prediction", "provider", "route", "index", "user_id", "include_obfuscation"}
     | {"inference_geo", "speed", "diagnostics", "user_profile_id", "workspace_id", "eager_input_streaming", "caller"}
+    | {"client_metadata", "guided_decoding_backend"}
+    # What other servers and clients' own parsers write beside an answer, which comes back with the history.
+    | {"annotations", "reasoning_details", "thinking_blocks", "provider_specific_fields", "extra_content"}
+    | {"parsed", "parsed_arguments", "citations"}
 )
 # Known fields that ask for more than is done, which the response therefore lists as well: the model sees `strict`, but
 # nothing makes it keep to the parameters' schema.
@@ -25,31 +29,48 @@ NOT_ENFORCED: Mapping[str, tuple[Any, ...]] = MappingProxyType({"tools.function.
 # The value with which a field asks for what is done anyway. Null, "", [] and {} ask for nothing in any field.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
+        "add_generation_prompt": (True,),
         "allowed_callers": (["direct"],),
         "best_of": (1,),
         "cache_prompt": (True,),
+        "dry_multiplier": (0,),
+        "dynatemp_range": (0,),
+        "epsilon_cutoff": (0,),
+        "eta_cutoff": (0,),
+        "frequency_penalty": (0,),
         "id_slot": (-1,),
         "length_penalty": (1,),
         "min_new_tokens": (0,),
         "mirostat": (0,),
+        "n_keep": (0, -1),
+        "n_probs": (0,),
         "no_repeat_ngram_size": (0,),
         "num_beams": (1,),
         "penalty_alpha": (0,),
+        "presence_penalty": (0,),
         "prompt_logprobs": (0,),
         "include_reasoning": (True,),
         "separate_reasoning": (True,),
         "reasoning_format": ("auto", "deepseek"),
+        "shift": (False,),
         "skip_special_tokens": (True,),
+        "smoothing_factor": (0,),
         "spaces_between_special_tokens": (True,),
         "tfs": (1,),
         "tfs_z": (1,),
         "top_a": (0,),
         "top_n_sigma": (-1, 0),
-        "truncate": ("auto", "disabled"),
+        "truncate": ("auto", "disabled", False),
         "typical_p": (1,),
+        "usage": ({"include": True},),
         "verbosity": ("medium",),
         "xtc_probability": (0,),
     }
+)
+# They say how something is done that only another field asks for, which is refused unless it is off.
+_OF_WHAT_IS_OFF = frozenset(
+    {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "dynatemp_exponent"}
+    | {"mirostat_tau", "mirostat_eta", "smoothing_curve", "xtc_threshold"}
 )
 INSTEAD: Mapping[str, str] = MappingProxyType(
     {
@@ -63,6 +84,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "documents": "write them into a message",
         "input": "this is not the Responses API: use messages",
         "prompt": "use messages",
+        "reasoning": "use reasoning_effort",
     }
 )
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
@@ -142,7 +164,7 @@ def _others(model: BaseModel, where: str) -> Iterator[tuple[str, str, Any]]:
 def _asks_for_nothing(name: str, value: Any) -> bool:
     if any(value == nothing and type(value) is type(nothing) for nothing in _NOTHING):
         return True
-    if value is False and name in _SWITCHES:
+    if name in _OF_WHAT_IS_OFF or (value is False and name in _SWITCHES):
         return True
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NEUTRAL.get(name, ()))
 
@@ -152,5 +174,5 @@ def _unknown(path: str, name: str) -> Problem:
     why = f": {instead}" if instead else ""
     return Problem(
         400, f"{path[:100]} is not supported, so it would change nothing{why}. Leave it out.", "unsupported_parameter",
-        path[:100],
+        path[:100], is_as_sent=True,
     )  # fmt: skip

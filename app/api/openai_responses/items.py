@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.api.fields.invalid_fields import place_and_sentence
+from app.api.fields.invalid_fields import media_of, place_and_sentence
 from app.api.fields.other_fields import ignored_fields
 from app.api.openai_responses.requests import (
     ITEMS,
@@ -26,20 +26,31 @@ from app.problems import Problem
 AnyItem = MessageItem | CallItem | CallOutputItem | ReasoningItem
 
 
-def items_of(found: str | Sequence[dict[str, Any]], ignored: list[str]) -> list[AnyItem]:
-    """The items of an input; `ignored` gets the hints among their fields. Raises `Problem`."""
+def items_of(found: str | Sequence[dict[str, Any]], ignored: list[str], field: str = "input") -> list[AnyItem]:
+    """The items of an input, or of another `field`; `ignored` gets the hints among theirs. Raises `Problem`."""
     if isinstance(found, str):
         return [MessageItem(role="user", content=found)]
-    items = [_item(place, item) for place, item in enumerate(found)]
+    items = [_item(f"{field}.{place}", item) for place, item in enumerate(found)]
     for place, item in enumerate(items):
         try:
-            ignored += [f"input.{name}" for name in ignored_fields(item)]
+            ignored += [f"{field}.{name}" for name in ignored_fields(item)]
         except Problem as problem:
-            where = f"input.{place}.{problem.param}"
+            where = f"{field}.{place}.{problem.param}"
             raise unsupported(where, problem.message.replace(str(problem.param), where, 1)) from None
         if isinstance(item, ReasoningItem) and item.encrypted_content:
-            ignored.append("input.encrypted_content")
+            ignored.append(f"{field}.encrypted_content")
     return items
+
+
+def refuse_media_at_the_end(items: Sequence[AnyItem]) -> None:
+    """Raises `Problem` where a picture is what is asked about: in an earlier item a text stands for it."""
+    last = items[-1] if items else None
+    content = last.output if isinstance(last, CallOutputItem) else getattr(last, "content", None)
+    for place, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, InputMedia):
+            where = f"input.{len(items) - 1}.content.{place}"
+            what = media_of(part.type) or "parts of this type"
+            raise unsupported(where, f"{where}: This model reads no {what}. Send parts of type 'input_text'.")
 
 
 def messages_of(items: Sequence[AnyItem]) -> list[Message]:
@@ -105,16 +116,16 @@ def _thoughts(item: ReasoningItem) -> str:
     return "".join(part.text for part in parts if not isinstance(part, InputMedia | InputRefusal))
 
 
-def _item(place: int, found: dict[str, Any]) -> AnyItem:
+def _item(place: str, found: dict[str, Any]) -> AnyItem:
     kind = found.get("type", "message")
     shape = ITEMS.get(kind) if isinstance(kind, str) else None
     if shape is None:
         known = ", ".join(ITEMS)
-        sentence = f"input.{place}: Items of type {str(kind)[:60]!r} are not supported. There are {known}."
-        raise unsupported(f"input.{place}.type", sentence)
+        sentence = f"{place}: Items of type {str(kind)[:60]!r} are not supported. There are {known}."
+        raise unsupported(f"{place}.type", sentence)
     try:
         return shape.model_validate(found)
     except ValidationError as error:
         where, sentence = place_and_sentence(error.errors(include_url=False, include_input=False))
-        param = f"input.{place}.{where}".rstrip(".")
-        raise Problem(400, f"input.{place}: {sentence}", "invalid_value", param) from None
+        param = f"{place}.{where}".rstrip(".")
+        raise Problem(400, f"{place}: {sentence}", "invalid_value", param) from None

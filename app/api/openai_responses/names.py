@@ -8,6 +8,7 @@ from typing import Any
 from app.api.translation.unsupported import unsupported
 
 RESPONSE = "resp_"
+LOGPROBS = "message.output_text.logprobs"  # of `include`
 UNNAMED = "unnamed_"  # an answer of a conversation that is sent with store: false
 OF_RESPONSES = (RESPONSE, UNNAMED)
 CONVERSATION = "conv_"

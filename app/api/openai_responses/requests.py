@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field
 
 from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, NAME_PATTERN, Strict, Whole
 
+MOST_ADDED = 20  # items at a time, as in OpenAI's API
+
 
 class InputText(Strict):
     """`annotations` and `logprobs` come back from clients that resend an answer."""
@@ -89,6 +91,10 @@ class FunctionTool(Strict):
     strict: bool | None = None
 
 
+class StreamOptions(Strict):
+    """Obfuscation is not done here, and nothing else can be asked for."""
+
+
 class ResponsesRequest(Strict):
     """An input to answer. The conversation with the longest matching beginning is continued, or the one that is
     named."""
@@ -102,6 +108,7 @@ class ResponsesRequest(Strict):
     conversation: str | dict[str, Any] | None = Field(default=None, description="An id of /v1/conversations.")
     store: bool | None = Field(default=True, description="false: the response cannot be named later.")
     stream: bool | None = False
+    stream_options: StreamOptions | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS, fail_fast=True)] | None = None
     tool_choice: Any = Field(default=None, description='"auto", "none", "required" or {"type": "function", "name"}.')
     parallel_tool_calls: bool | None = Field(default=None, description="false: an answer ends after its first call.")
@@ -124,8 +131,26 @@ class ResponsesRequest(Strict):
     enable_thinking: bool | None = None
 
 
-class ConversationRequest(Strict):
-    """A conversation that responses name. Its first items come with the first response."""
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+AddedItems = Annotated[list[dict[str, Any]], Field(max_length=MOST_ADDED, fail_fast=True)]
 
-    items: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = None
-    metadata: dict[str, Any] | None = Field(default=None, max_length=16)
+
+class ConversationRequest(Strict):
+    """A conversation that responses name, with its first items."""
+
+    items: AddedItems | None = None
+    metadata: Metadata | None = None
+
+
+class MetadataRequest(Strict):
+    """What a client keeps with a conversation, in place of what it kept before."""
+
+    metadata: Metadata | None
+
+
+class ItemsRequest(Strict):
+    """Items that a conversation goes on with, without an answer."""
+
+    items: AddedItems

@@ -59,6 +59,10 @@ class InputItemList(BaseModel):
     has_more: bool
 
 
+class AddedItemList(InputItemList):
+    keepwarm: dict[str, list[str]]  # what of the request was ignored
+
+
 class DeletedResponse(BaseModel):
     id: str
     object: Literal["response"]

@@ -1,37 +1,38 @@
-"""`/v1/responses`: answers an input, retrieves and deletes a response. `/v1/conversations`: names a conversation."""
+"""`/v1/responses`: answers an input, retrieves and deletes a response."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import streams
 from app.api.answering import Answering
-from app.api.fields.other_fields import ignored_fields
 from app.api.json_route import json_route
 from app.api.openai_responses import output
 from app.api.openai_responses.answers import ResponseReply
-from app.api.openai_responses.input_items import Order, page_of
-from app.api.openai_responses.names import CONVERSATION, OF_RESPONSES, RESPONSE, UNNAMED, conversation_id_of
-from app.api.openai_responses.requests import ConversationRequest, ResponsesRequest
-from app.api.openai_responses.responses import (
-    ConversationObject,
-    DeletedConversation,
-    DeletedResponse,
-    InputItemList,
-    ResponseObject,
+from app.api.openai_responses.input_items import (
+    After,
+    Included,
+    IncludedToo,
+    Limit,
+    Order,
+    items_of_history,
+    page_of,
+    refuse_logprobs,
 )
-from app.api.openai_responses.translation import LOGPROBS, NAMES, chat_of
+from app.api.openai_responses.names import RESPONSE, UNNAMED
+from app.api.openai_responses.requests import ResponsesRequest
+from app.api.openai_responses.responses import DeletedResponse, InputItemList, ResponseObject
+from app.api.openai_responses.translation import NAMES, chat_of
 from app.api.responses import REFUSALS
-from app.api.translation.unsupported import own_names, renamed, unsupported
+from app.api.translation.unsupported import own_names, renamed
 from app.http.bodies import Bodies
 from app.problems import Problem
 from sessions.errors import ConversationNotFound
@@ -41,12 +42,6 @@ from sessions.types import MessageStatus
 if TYPE_CHECKING:
     from app.services import Services
 
-Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=200, description="The last id of the previous page.")]
-Included = Annotated[Sequence[str], Query(max_length=20)]
-IncludedToo = Annotated[
-    Sequence[str], Query(alias="include[]", max_length=20, description="As OpenAI's clients say it.")
-]
 STOPS_WITHIN_S = 10.0  # an answer ends within a step of the model
 EVENTS = {
     "description": "The response, or with `stream` server-sent events from `response.created` to `response.completed`.",
@@ -55,10 +50,8 @@ EVENTS = {
 
 
 def responses_routers(services: Services, bodies: Bodies, answering: Answering) -> tuple[APIRouter, ...]:
-    """One for each shape of body, and one without."""
-    answers, conversations = (
-        APIRouter(route_class=json_route(services, bodies, shape)) for shape in (ResponsesRequest, ConversationRequest)
-    )
+    """For requests with a body, and without."""
+    answers = APIRouter(route_class=json_route(services, bodies, ResponsesRequest))
     kept = APIRouter(responses=REFUSALS)
     manager = services.manager
     count = manager.completions.template.count
@@ -78,7 +71,8 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
                     found = answering.translated(asked.chat)
             except ConversationNotFound as error:
                 raise _unknown(body, error) from None
-            run = manager.completions.begin(owner_id, replace(found.request, conversation_id=asked.conversation_id))
+            named = replace(found.request, conversation_id=asked.conversation_id, taken_in=asked.taken_in)
+            run = manager.completions.begin(owner_id, named)
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
             is_named = body.store is not False
             if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
@@ -109,7 +103,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
         response_id: str, request: Request, include: Included = (), include_too: IncludedToo = ()
     ) -> dict[str, Any]:
         owner_id = services.callers.owner_of(request)
-        _refuse_logprobs(*include, *include_too)
+        refuse_logprobs(*include, *include_too)
         return as_it_is(owner_id, _own_name(response_id))
 
     @kept.get(
@@ -127,9 +121,9 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
         include_too: IncludedToo = (),
     ) -> dict[str, Any]:
         owner_id = services.callers.owner_of(request)
-        _refuse_logprobs(*include, *include_too)
+        refuse_logprobs(*include, *include_too)
         said = manager.responses.input_of(owner_id, _own_name(response_id))
-        return page_of(response_id, said, limit, order, after)
+        return page_of(items_of_history(response_id, said), limit, order, after)
 
     @kept.post(
         "/responses/{response_id}/cancel",
@@ -154,46 +148,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
         manager.responses.forget(services.callers.owner_of(request), _own_name(response_id))
         return {"id": response_id, "object": "response", "deleted": True}
 
-    @conversations.post("/conversations", summary="Begin a conversation", response_model=ConversationObject)
-    async def create(body: ConversationRequest, request: Request) -> dict[str, Any]:
-        ignored = [*ignored_fields(body), *(("metadata",) if body.metadata else ())]
-        made = await run_in_threadpool(manager.responses.new_conversation, request.state.owner_id)
-        return {**_conversation(f"{CONVERSATION}{made}", time.time()), "keepwarm": {"ignored": ignored}}
-
-    @kept.get("/conversations/{conversation_id}", summary="Describe a conversation", response_model=ConversationObject)
-    def describe(conversation_id: str, request: Request) -> dict[str, Any]:
-        owner_id = services.callers.owner_of(request)
-        view = manager.view(owner_id, _own_id(conversation_id))
-        return _conversation(conversation_id, view.summary.updated_at)
-
-    @kept.get("/conversations/{conversation_id}/items", summary="List what was said", response_model=InputItemList)
-    def conversation_items(
-        conversation_id: str,
-        request: Request,
-        limit: Limit = 20,
-        order: Order = "desc",
-        after: After = None,
-        include: Included = (),
-        include_too: IncludedToo = (),
-    ) -> dict[str, Any]:
-        owner_id = services.callers.owner_of(request)
-        _refuse_logprobs(*include, *include_too)
-        own_id = _own_id(conversation_id)
-        said = manager.responses.conversation_history(owner_id, own_id, True, OF_RESPONSES)
-        return page_of(f"{CONVERSATION}{own_id}", (*said.head, *said.messages), limit, order, after)
-
-    @kept.delete("/conversations/{conversation_id}", summary="Delete it", response_model=DeletedConversation)
-    def delete_conversation(conversation_id: str, request: Request) -> dict[str, Any]:
-        manager.delete(services.callers.owner_of(request), _own_id(conversation_id))
-        return {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
-
-    return answers, conversations, kept
-
-
-def _refuse_logprobs(*included: str) -> None:
-    """The other things that can be included are of tools that there are not here, or in a response anyway."""
-    if LOGPROBS in included:
-        raise unsupported("include", "Log probabilities are not kept: they are in the response itself alone.")
+    return answers, kept
 
 
 def _own_name(response_id: str) -> str:
@@ -201,17 +156,6 @@ def _own_name(response_id: str) -> str:
     if not response_id.startswith(RESPONSE):
         raise ConversationNotFound("This response does not exist.")
     return response_id
-
-
-def _own_id(conversation_id: str) -> str:
-    try:
-        return conversation_id_of(conversation_id)
-    except Problem:
-        raise ConversationNotFound("This conversation does not exist.") from None
-
-
-def _conversation(conversation_id: str, at: float) -> dict[str, Any]:
-    return {"id": conversation_id, "object": "conversation", "created_at": int(at), "metadata": {}}
 
 
 def _unknown(body: ResponsesRequest, error: ConversationNotFound) -> Problem:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from app.api.fields.other_fields import ignored_fields
-from app.api.openai_responses.items import items_of, messages_of
-from app.api.openai_responses.names import OF_RESPONSES, conversation_id_of
+from app.api.openai_responses.items import items_of, messages_of, refuse_media_at_the_end
+from app.api.openai_responses.names import LOGPROBS, OF_RESPONSES, conversation_id_of
 from app.api.openai_responses.references import resolved
 from app.api.openai_responses.requests import FunctionTool, ResponsesRequest
 from app.api.requests import ChatCompletionRequest, FunctionDefinition, Message, TextPart, Tool
@@ -27,26 +28,33 @@ NAMES = {
     "reasoning_effort": "reasoning.effort",
     "messages": "input",
 }
-LOGPROBS = "message.output_text.logprobs"
 SYSTEM = ("system", "developer")
 
 
 @dataclass(frozen=True, slots=True)
 class AskedResponse:
-    """`head` are the messages of the system with which the history begins, besides the instructions of this request."""
+    """`head` are the messages of the system with which the history begins, besides the instructions of this request.
+    `taken_in` are the ids of items added to the conversation before, which the history has as well."""
 
     chat: ChatCompletionRequest
     ignored: tuple[str, ...]
     head: tuple[ChatMessage, ...]
     conversation_id: str
+    taken_in: tuple[str, ...]
 
 
 def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) -> AskedResponse:
     """Raises `Problem`, or what `NamedResponses` raises."""
+    for place, tool in enumerate(body.tools or ()):
+        _refuse_other_tool(place, tool)
     ignored = list(ignored_fields(body))
     _refuse_unsupported(body)
     before, conversation_id = _before(body, responses, owner_id)
-    added = messages_of(items_of(resolved(body.input, responses, owner_id), ignored))
+    waiting = responses.added_items(owner_id, conversation_id) if conversation_id else ()
+    known = items_of([json.loads(item.body) for item in waiting], [])
+    asked = items_of(resolved(body.input, responses, owner_id), ignored)
+    refuse_media_at_the_end(asked)
+    added = messages_of([*known, *asked])
     if not added and not before.messages:
         raise unsupported("input", "input needs at least one item.")
     head = before.head
@@ -59,12 +67,13 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     if body.max_output_tokens is not None:
         fields["max_tokens"] = body.max_output_tokens
     if body.tools:
-        fields["tools"] = [_tool(place, tool) for place, tool in enumerate(body.tools)]
+        fields["tools"] = [_tool(tool) for tool in body.tools]
     if body.tool_choice is not None:
         fields["tool_choice"] = _choice(body.tool_choice)
     fields |= _format(body.text) | _reasoning(body.reasoning, ignored) | _logprobs(body, ignored)
     ignored += [name for name in ("max_tool_calls", "truncation") if getattr(body, name) not in (None, "disabled")]
-    return AskedResponse(ChatCompletionRequest.model_construct(None, **fields), tuple(ignored), head, conversation_id)
+    chat, taken_in = ChatCompletionRequest.model_construct(None, **fields), tuple(item.item_id for item in waiting)
+    return AskedResponse(chat, tuple(ignored), head, conversation_id, taken_in)
 
 
 def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) -> tuple[KnownHistory, str]:
@@ -90,12 +99,15 @@ def _text(message: Message) -> str:
     return "".join(texts)
 
 
-def _tool(place: int, tool: FunctionTool) -> Tool:
+def _refuse_other_tool(place: int, tool: FunctionTool) -> None:
     if tool.type != "function":
         sentence = f"tools.{place}: The tool {tool.type[:60]!r} is not run here: this server has no tools of its own."
         raise unsupported(f"tools.{place}.type", sentence)
     if tool.name is None:
         raise Problem(400, f"tools.{place}.name is missing.", "invalid_value", f"tools.{place}.name")
+
+
+def _tool(tool: FunctionTool) -> Tool:
     return Tool.model_construct(
         type="function",
         function=FunctionDefinition.model_construct(

@@ -39,7 +39,7 @@ def raw_request(
     ignored = ignored_fields(body)
     _refuse_unsupported(body)
     settings = _settings(body)
-    sampling = with_format(sampling_of(settings, info), settings, template, (), grammar_refusal)
+    sampling, _ = with_format(sampling_of(settings, info), settings, template, (), grammar_refusal)
     return TranslatedPrompt(RawRequest(_prompt(body), sampling, not limits_of(settings)), ignored)
 
 

@@ -70,12 +70,13 @@ def _message(message: Message) -> ChatMessage:
         raise Problem(
             400, "A message with role 'tool' needs the tool_call_id it answers.", "invalid_messages", "messages"
         )
-    if _thoughts(message) and message.role != "assistant":
-        sentence = "Only a message with role 'assistant' may have reasoning_content."
-        raise Problem(400, sentence, "invalid_messages", "messages")
+    for name, value in (("reasoning_content", _thoughts(message)), ("refusal", message.refusal)):
+        if value and message.role != "assistant":
+            sentence = f"Only a message with role 'assistant' may have {name}."
+            raise Problem(400, sentence, "invalid_messages", "messages")
     return ChatMessage(
         role=message.role,
-        text=_text(message),
+        text=_text(message) + (message.refusal or ""),
         tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
         tool_call_id=message.tool_call_id or "",
         name=message.name or "",

@@ -11,7 +11,7 @@ from app.api.translation.formats import format_of
 from app.api.translation.messages import messages_of, unread_parts
 from app.api.translation.sampling import limits_of, sampling_of
 from app.api.translation.template_variables import template_variables
-from app.api.translation.tools import tools_of
+from app.api.translation.tools import LOOSER, looser_tools, tools_of
 from app.api.translation.unsupported import unsupported
 from app.model_names import ModelNames
 from app.problems import Problem
@@ -46,7 +46,7 @@ def chat_request(
     _refuse_unsupported(body)
     variables, without_effect = template_variables(body, template)
     tools = tools_of(body, template, info.context_limit_tokens)
-    sampling = with_format(sampling_of(body, info), body, template, tools.definitions, grammar_refusal)
+    sampling, notes = with_format(sampling_of(body, info), body, template, tools.definitions, grammar_refusal)
     request = ChatRequest(
         messages=messages_of(body.messages),
         sampling=sampling,
@@ -60,7 +60,7 @@ def chat_request(
     if request.has_one_call and tools.definitions and not template.parts_calls:
         ignored += ("parallel_tool_calls",)
     ignored += (*without_effect, *unread, *(("tools",) if tools.are_left_out else ()))
-    return Translated(request, ignored, tools.notes)
+    return Translated(request, ignored, (*tools.notes, *notes))
 
 
 def with_format(
@@ -69,15 +69,21 @@ def with_format(
     template: TurnTemplate,
     tools: tuple[str, ...],
     grammar_refusal: Callable[[Grammar], str],
-) -> SamplingParams:
-    """The settings with the format that the request asks for. Raises `Problem`."""
-    asked_format = format_of(body, template, tools)
-    if asked_format is None:
-        return sampling
-    field, grammar = asked_format
-    if why := grammar_refusal(grammar):
-        raise unsupported(field, f"{field}: {why}")
-    return replace(sampling, grammar=grammar)
+) -> tuple[SamplingParams, tuple[str, ...]]:
+    """(the settings with the format that the request asks for, sentences about how it is kept to). Raises `Problem`.
+
+    Parameters of tools say more than can be enforced: what cannot be is left to the model, unless it is `strict`."""
+    refusal = ""
+    for shown, note in ((tools, ()), *((looser, (LOOSER,)) for looser in looser_tools(tools))):
+        asked_format = format_of(body, template, shown)
+        if asked_format is None:
+            return sampling, ()
+        field, grammar = asked_format
+        why = grammar_refusal(grammar)
+        if not why:
+            return replace(sampling, grammar=grammar), note
+        refusal = refusal or f"{field}: {why}"
+    raise unsupported(field, refusal)
 
 
 def refuse_other_model(asked: str | None, own: str, names: ModelNames, may_lack: bool = False) -> None:

@@ -12,7 +12,11 @@ from model_runtime.interface.chat import TurnTemplate
 from sessions.text import clean_exactly
 
 GENERIC = "This model's chat template shows no tools: they are described to it in a generic format."
+LOOSER = "Not all that the tools' parameters say can be enforced: the model sees it, and is held to the rest."
 TOOL_KEYS = ("name", "description", "parameters", "strict")
+
+
+_LENIENT = {"x-guidance": {"lenient": True, "coerce_one_of": True}}  # llguidance's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,25 @@ def tools_of(body: ChatCompletionRequest, template: TurnTemplate, context_tokens
         )
         return OfferedTools(notes=(note,), are_left_out=True)
     return OfferedTools(definitions, (GENERIC,))
+
+
+def looser_tools(tools: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The tools with parameters that say less, for a grammar alone: without the keywords that it does not know, and
+    with any object. None where a tool is `strict`."""
+    functions = [json.loads(tool)["function"] for tool in tools]
+    if not functions or any(function.get("strict") for function in functions):
+        return ()
+    looser = [
+        [{**(one.get("parameters") or {}), **_LENIENT} for one in functions],
+        [{"type": "object"}] * len(functions),
+    ]
+    return tuple(
+        tuple(
+            json.dumps({"type": "function", "function": {**function, "parameters": parameters}}, ensure_ascii=False)
+            for function, parameters in zip(functions, one, strict=True)
+        )
+        for one in looser
+    )
 
 
 def _tool(tool: Tool) -> str:

@@ -25,6 +25,8 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except Problem as problem:
+        if problem.is_as_sent:
+            raise
         for name, own in names.items():
             problem.message = re.sub(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", own, problem.message)
             if problem.param is not None and problem.param.split(".")[0] == name:

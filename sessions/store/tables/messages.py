@@ -21,6 +21,7 @@ from model_runtime.interface.events import FinishReason
 from sessions.errors import ConversationNotFound
 from sessions.store.database import BUSY_TIMEOUT_S, Database
 from sessions.store.records import NewMessages, Node, NodeIds, pack, unpack
+from sessions.store.tables.added_items import take_in
 from sessions.store.tables.history_hashes import insert_history_hash
 from sessions.store.tables.losses import Cause, turn_begins, turn_ends
 from sessions.types import MessageStatus, MessageView, MissReason, Parting, Receipt, Section, Tier
@@ -153,6 +154,7 @@ class MessageTable:
                 _TURN_TAKEN,
                 [answer_id, now, new.numerics, new.is_by_person, new.first_title, conversation_id],
             )
+            take_in(db, new.taken_in)
             turn_begins(db, conversation_id, new.numerics, answer_id, unsaved_cause)
         return answer_id
 

@@ -103,6 +103,7 @@ MESSAGES: dict[str, list[tuple[Any, Check | str]]] = {
     "tool_call_id": [("1", REFUSED)],  # of a message that answers no call
     "reasoning_content": [("hm", REFUSED)],  # of a user; an assistant's are in test_thoughts
     "reasoning": [("hm", REFUSED)],
+    "refusal": [("no", REFUSED)],  # of a user; an assistant's is in test_foreign_shapes
 }
 # What other servers and libraries take, and the value of each that would change an answer here.
 FOREIGN: dict[str, Any] = {

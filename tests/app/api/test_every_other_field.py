@@ -89,6 +89,7 @@ RESPONSES: Cases = {
     "conversation": [("conv_unknown", REFUSED)],
     "store": [(False, lambda a, s: a["store"] is False)],
     "stream": [(True, is_shown("response.created"))],
+    "stream_options": [({"include_obfuscation": True}, NAMED), ({"include_usage": True}, REFUSED)],
     "tools": [([{"type": "function", **FUNCTION}], LONGER), ([{"type": "web_search"}], REFUSED)],
     "tool_choice": [("required", REFUSED)],  # without tools
     "parallel_tool_calls": [(False, lambda a, s: a["parallel_tool_calls"] is False)],  # its effect: test_responses

@@ -135,3 +135,31 @@ def test_an_answer_that_has_begun_keeps_to_no_format(serve: Serve) -> None:
     assert asked.post(guided_regex="a", enable_thinking=False).status_code == 200
     refused = asked.post(user("a"), assistant("b"), guided_regex="a", enable_thinking=False)
     assert "cannot keep to a format" in refused.json()["error"]["message"]
+
+
+def parameters_with(schema: dict[str, Any], **function: Any) -> list[Any]:
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return [{"type": "function", "function": {"name": "weather", "parameters": parameters, **function}}]
+
+
+@pytest.mark.parametrize("unknown", ["uniqueItems", "(?!"])
+@pytest.mark.parametrize("fields", [{"tool_choice": "required"}, {"response_format": {"type": "json_object"}}])
+def test_a_call_is_held_to_what_can_be_enforced_of_its_tool(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, unknown: str, fields: dict[str, Any]
+) -> None:
+    """The engine knows no `uniqueItems` without being told to leave it out, and no look-ahead at all."""
+
+    def refusal(grammar: Grammar) -> str:
+        is_lenient = '"lenient": true' in grammar.text and unknown != "(?!"
+        return f"It cannot be kept to: {unknown}." if unknown in grammar.text and not is_lenient else ""
+
+    monkeypatch.setattr(asked.site.engine, "grammar_refusal", refusal)
+    tools = parameters_with({"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": "^(?!x)"}})
+    answered = asked.post(tools=tools, **fields)
+    assert answered.status_code == 200, answered.text
+    assert any("held to the rest" in note for note in answered.json()["keepwarm"]["notes"])
+    strict = asked.post(
+        tools=parameters_with({"type": "array", "uniqueItems": True, "pattern": "(?!"}, strict=True), **fields
+    )
+    assert strict.status_code == 400
+    assert unknown in strict.json()["error"]["message"]

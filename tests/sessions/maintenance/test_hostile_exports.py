@@ -136,6 +136,11 @@ def refuse(site: Site, sentence: str) -> None:
         ("UPDATE messages SET text = CAST(x'ff' AS TEXT)", "cannot be read"),
         ("UPDATE messages SET token_ids = 'text'", "a token_ids that is none"),
         ("UPDATE conversations SET updated_at = 9e999", "a updated_at that is none"),
+        (
+            "INSERT INTO added_items(id, conversation_id, body) SELECT 'msg_' || id, id, '7' FROM conversations",
+            "an item",
+        ),
+        ("UPDATE conversations SET metadata = '{'", "cannot be read"),
     ],
 )
 def test_a_row_that_no_export_has(site: Site, statement: str, sentence: str) -> None:
@@ -207,7 +212,9 @@ def test_an_older_versions_export_is_brought_up_to_date(site: Site) -> None:
         "DROP INDEX messages_by_first_part",
         "DROP INDEX messages_by_version",
         "ALTER TABLE messages DROP COLUMN first_part_id",
-        "DELETE FROM _sqlite_migrations WHERE name = 'continued_answers'",
+        "DROP TABLE added_items",
+        "ALTER TABLE conversations DROP COLUMN metadata",
+        "DELETE FROM _sqlite_migrations WHERE name IN ('continued_answers', 'added_items')",
     )
     site.take()
     assert "Another one." in site.read(ADA)
