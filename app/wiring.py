@@ -88,6 +88,8 @@ def open_services(
         stack.callback(store.close)
         owners = Owners(load_secret(data_dir / COOKIE_KEY_NAME, say), access.password, store.logins)
         stack.enter_context(own_temporary_files(data_dir))
+        if settings.remote is None:
+            _refuse_absent_model(settings.model)
         import_page()
         if settings.remote is None:
             _import_model_code()
@@ -114,6 +116,13 @@ def open_services(
         stack.callback(trimmer.close)
         callers = Callers(store.keys, owners, access.visitors, access.require_key)
         yield Services(manager, owners, share, callers, access.allowed_origins, settings.names, process)
+
+
+def _refuse_absent_model(config: ModelConfig) -> None:
+    """Raises `ModelLoadError` for a model that is nowhere, before imports that take seconds."""
+    from model_runtime.loading.hub.downloads import refuse_absent
+
+    refuse_absent(config.model)
 
 
 def _import_model_code() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -51,7 +52,8 @@ class Voice(Protocol):
 
 
 class PieceStream(Response):
-    """A response in pieces. When the client disconnects, the producer is cancelled at once, not at its next piece."""
+    """A response in pieces, the first of which is empty and not sent. When the client disconnects, the producer is
+    cancelled at once, not at its next piece."""
 
     def __init__(self, pieces: AsyncIterator[str], media_type: str) -> None:
         self.media_type = media_type
@@ -62,6 +64,7 @@ class PieceStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def produce() -> None:
             async with contextlib.aclosing(self._pieces) as pieces:  # type: ignore[type-var]
+                await anext(pieces)  # closing a generator that has not begun would not run its end
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 async for text in pieces:
                     await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
@@ -106,7 +109,8 @@ async def snapshots(run: Run, manager: SessionManager) -> AsyncIterator[RunSnaps
                 return
             while not changed.is_set():
                 try:
-                    await asyncio.wait_for(changed.wait(), KEEP_ALIVE_S)
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await changed.wait()
                 except TimeoutError:
                     yield None
     finally:
@@ -139,13 +143,13 @@ async def end_of(run: Run, manager: SessionManager, within_s: float) -> None:
 async def pieces(
     voice: Voice, run: Run, manager: SessionManager, on_end: Callable[[MessageView | None], None]
 ) -> AsyncIterator[str]:
-    """The whole stream. `on_end` gets the answer, None if the client disconnected before its end."""
-    last = None
+    """The whole of a `PieceStream`. `on_end` gets the answer, None if the client disconnected before its end."""
+    last, opening = None, chain([""], voice.opening())
     try:
-        for text in voice.opening():
-            yield text
         async with contextlib.aclosing(snapshots(run, manager)) as seen:  # type: ignore[type-var]
-            async for snapshot in seen:
+            async for snapshot in seen:  # the first one comes at once; from there on the end of `seen` stops the run
+                for text in opening:
+                    yield text
                 if snapshot is None:
                     yield voice.keep_alive
                 elif snapshot.message is not None:

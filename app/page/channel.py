@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import gradio as gr
 from starlette.responses import JSONResponse
 
 from app.http.connection_limits import own_limits
 from app.page.chat import Chat
+from app.page.gradio_import import gradio as gr
 from app.page.panels import Panels
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@ Gradio."""
 
 from __future__ import annotations
 
-import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
@@ -14,6 +13,7 @@ from app.page.channel import build_channel
 from app.page.door import Door
 from app.page.first.files import page_files
 from app.page.first.frame import first_page
+from app.page.gradio_import import gradio as gr
 from app.paths import ASSETS_PATH
 from app.services import Services
 

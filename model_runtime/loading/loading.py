@@ -34,7 +34,7 @@ from model_runtime.loading.fingerprint import gguf_key, model_fingerprint, token
 from model_runtime.loading.fit.needs import Machine, Needs, checkpoint_needs, gguf_needs
 from model_runtime.loading.fit.refusal import LEAST_TOKENS, free_bytes, refuse_too_large, swap_bytes
 from model_runtime.loading.generation_settings import generation_settings
-from model_runtime.loading.hub.downloads import hub_directory, hub_gguf, hub_repository, looks_like_model_id
+from model_runtime.loading.hub.downloads import hub_directory, hub_gguf, hub_repository, refuse_absent
 from model_runtime.loading.hub.gguf_files import GgufFiles, gguf_models, split_choice
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loaded_weights import LoadedWeights, load_weights
@@ -210,6 +210,7 @@ def _find(order: _Order) -> _Found:
         key = f"{SMOLLM2.name}-{SMOLLM2.gguf_sha256[:12]}"
         gguf = converted_gguf(lambda: embedded_gguf(cache_dir, say), key, cache_dir, say, embedded=True)
         return _Found(SMOLLM2.name, gguf, True)
+    refuse_absent(name)
     path = Path(name).expanduser()
     if path.is_dir():
         check_files(path)
@@ -225,8 +226,6 @@ def _find(order: _Order) -> _Found:
             raise ModelLoadError(f"{name} is neither a directory nor a .gguf file.")
         return _converted(path, order)
     model_id, choice = split_choice(name)
-    if not looks_like_model_id(model_id):
-        raise ModelLoadError(f"There is no file or directory {name}.")
     return _find_on_hub(model_id, choice, order)
 
 

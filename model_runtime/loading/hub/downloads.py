@@ -20,8 +20,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from model_runtime.interface.config import EMBEDDED
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.hub.gguf_files import GgufFiles, chosen_gguf
+from model_runtime.loading.hub.gguf_files import GgufFiles, chosen_gguf, split_choice
 from model_runtime.loading.progress import size_text
 
 _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]  # config, tokenizer, template: a few megabytes
@@ -34,6 +35,19 @@ _TIMEOUT_S = 10.0
 def looks_like_model_id(name: str) -> bool:
     """Whether `name` could be the id of a model on the hub, rather than a path."""
     return _MODEL_ID.fullmatch(name) is not None and not name.endswith((".gguf", ".safetensors", ".bin"))
+
+
+def refuse_absent(name: str) -> None:
+    """Raises `ModelLoadError` for a model that can be nowhere: no file, no directory, no id. It takes no time."""
+    if name == EMBEDDED or looks_like_model_id(split_choice(name)[0]):
+        return
+    try:
+        Path(name).expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelLoadError(f"There is no file or directory {name}.") from error
+    except (OSError, RuntimeError) as error:  # not allowed, too long a name; no such user's home
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise ModelLoadError(f"{name} cannot be read: {reason}.") from error
 
 
 @dataclass(frozen=True, slots=True)

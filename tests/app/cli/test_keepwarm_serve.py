@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from app.__main__ import main
 from sessions.config import SessionConfig
 from sessions.manager import SessionManager
 from sessions.store.store import Store
@@ -102,7 +103,7 @@ def say(one: Tab, text: str) -> None:
 
 
 def test_it_answers_survives_a_kill_continues_and_shuts_down_cleanly(
-    start: Callable[..., Process], tab: OpenTab, tmp_path: Path
+    start: Callable[..., Process], tab: OpenTab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = start("--device-kv-budget", "512MiB")
     one = tab(first.url()).open()
@@ -137,11 +138,11 @@ def test_it_answers_survives_a_kill_continues_and_shuts_down_cleanly(
     assert second.process.returncode == 0
     assert not [line for line in second.lines if "Traceback" in line]
 
-    doctor = [sys.executable, "-m", "app", "doctor", "--data-dir", str(tmp_path / "data")]
-    examined = subprocess.run(doctor, capture_output=True, text=True, timeout=200, check=False)
-    assert examined.returncode == 0, examined.stdout + examined.stderr
-    assert "Name a colour.: its memory is correct (" in examined.stdout
-    assert "All is well." in examined.stdout
+    capsys.readouterr()
+    assert main(["doctor", "--data-dir", str(tmp_path / "data")]) == 0
+    examined = capsys.readouterr().out
+    assert "Name a colour.: its memory is correct (" in examined
+    assert "All is well." in examined
 
     engine, store = ScriptedEngine(), Store(tmp_path / "data")
     manager = SessionManager(store, engine, ByteTemplate(), SessionConfig(device_kv_budget_bytes=2**20))
@@ -150,14 +151,6 @@ def test_it_answers_survives_a_kill_continues_and_shuts_down_cleanly(
     store.close()
     assert answer.status is MessageStatus.INTERRUPTED
     assert re.search(r"\d\D+\d\D+\d", answer.text)
-
-
-def test_an_unknown_model_is_one_sentence(start: Callable[..., Process], tmp_path: Path) -> None:
-    process = start("--model", str(tmp_path / "nowhere"))
-    assert process.process.wait(60) == 1
-    process.end(signal.SIGTERM)
-    assert len(process.lines) == 1
-    assert process.lines[0].startswith("keepwarm: ")
 
 
 def test_a_signal_while_the_model_loads_ends_it_at_once(start: Callable[..., Process], tmp_path: Path) -> None:

@@ -122,9 +122,11 @@ def test_an_answer_that_ended_unseen_is_marked(one: Tab, shared_site: Site) -> N
     shared_site.engine.token_delay_s = 0.02
     one.say("alpha")
     expect(one.page).to_have_title("alpha · Keepwarm")
+    shared_site.engine.token_delay_s = 0.2
     one.write("beta")
     one.wait_running()
     one.page.evaluate(HIDDEN.format("true") + CHANGED)
+    shared_site.engine.token_delay_s = 0.03
     expect(one.page).to_have_title("● alpha · Keepwarm")
     one.page.evaluate(HIDDEN.format("false") + CHANGED)
     expect(one.page).to_have_title("alpha · Keepwarm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import socket
 import threading
@@ -256,6 +257,23 @@ def test_the_embedded_model_knows_how_to_talk(loaded_embedded: LoadedModel) -> N
     assert "<|im_start|>" in str(loaded_embedded.tokenizer.chat_template)
     text = "In 2024 it's 3.14 — naïve 漢字\n\tdon't 😀"
     assert loaded_embedded.tokenizer.decode(loaded_embedded.tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("/nowhere/model", "There is no file or directory /nowhere/model."),
+        ("/dev/null/model", "There is no file or directory /dev/null/model."),
+        ("/" + "long" * 100, "cannot be read: File name too long."),
+        (
+            "~nobody-of-this-name/model",
+            "~nobody-of-this-name/model cannot be read: Could not determine home directory.",
+        ),
+    ],
+)
+def test_a_model_that_can_be_nowhere_is_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(ModelLoadError, match=re.escape(sentence) + "$"):
+        load_model(ModelConfig(model=name, device="cpu"), print)
 
 
 def test_a_name_that_is_no_path_and_no_model_id_is_a_sentence(load: Load) -> None:
