@@ -74,9 +74,8 @@ export function mount(element, facts) {
     else {
       const isFromBox = area.value.startsWith(text);
       if (isFromBox) takeOut(text);
-      const where = hasNoPlace ? "" : state.conversationId;
-      const isSent = await conversation.send(text);
-      if (!isSent && (!where || where === state.conversationId) && (isFromBox || !area.value)) putBack(text);
+      const isSettled = await conversation.send(text);
+      if (!isSettled && (isFromBox || !area.value)) putBack(text);
     }
   }
 

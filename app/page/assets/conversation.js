@@ -96,7 +96,8 @@ export async function showAll() {
   }
 }
 
-// Sends a message, which stands on the page meanwhile. Resolves with whether the server has it.
+// Sends a message, which stands on the page meanwhile. Resolves with false if its text belongs back into the box: with
+// true if the server has it, or if it is a draft now of a conversation that is not open any more.
 export async function send(text) {
   sending.begin(text, isBeginning ? "" : state.conversationId);
   try {
@@ -110,7 +111,7 @@ export async function send(text) {
   }
 }
 
-// Another version of a message, which stands in its place meanwhile. Resolves with whether the server has it.
+// Another version of a message, which stands in its place meanwhile. Resolves like `send`.
 export async function edit(messageId, text) {
   sending.begin(text, state.conversationId, messageId);
   try {
@@ -126,6 +127,7 @@ async function deliver(action, details) {
   const before = sending.unsettled(id, text);
   if (before) {
     const reply = await perform("open", {}, id);
+    if (id !== state.conversationId) return keepAsDraft(id, text);
     if (!reply || reply.error) return false;
     if (sending.hasArrived(before)) {
       drafts.land(id);
@@ -143,15 +145,19 @@ async function deliver(action, details) {
   if (!reply.error) drafts.sent(id, text);
   if (!reply.lost) drafts.land(id);
   else drafts.launch(id, text, drafts.flight(id)?.after ?? 0, true);
-  if (id === state.conversationId) receive(action, reply);
-  else if (reply.error) {
-    drafts.remember(id, drafts.recall(id), text);
-    emit("problem", NOT_SENT);
-  }
+  const isOpen = id === state.conversationId;
+  if (isOpen) receive(action, reply);
   emit("sending");
-  if (!reply.error && id === state.conversationId) emit("sent");
-  if (isStopped && !reply.error) await ask("stop", { conversation_id: id });
-  return !reply.error;
+  if (reply.error) return isOpen ? false : keepAsDraft(id, text);
+  if (isOpen) emit("sent");
+  if (isStopped) await ask("stop", { conversation_id: id });
+  return true;
+}
+
+function keepAsDraft(id, text) {
+  drafts.remember(id, drafts.recall(id), text);
+  emit("problem", NOT_SENT);
+  return true;
 }
 
 export const regenerate = () => turn("regenerate");
