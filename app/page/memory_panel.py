@@ -155,7 +155,7 @@ def _row(view: MemoryView, row: MemoryRow, place: units.TierWords) -> dict[str, 
         "tier": row.tier.value,
         "pinned": row.is_pinned,
         "tokens": units.tokens(row.ledger_tokens),
-        "places": _places(row),
+        "places": _places(view, row),
         # Known of the branch that is shown; to find out of each conversation's takes too long for a list.
         "next": "" if row.branch is None else units.seconds(row.next_ttft_s),
         "cold": units.seconds(row.cold_ttft_s),
@@ -166,9 +166,10 @@ def _row(view: MemoryView, row: MemoryRow, place: units.TierWords) -> dict[str, 
     }
 
 
-def _places(row: MemoryRow) -> list[dict[str, Any]]:
+def _places(view: MemoryView, row: MemoryRow) -> list[dict[str, Any]]:
     """What each tier holds of the conversation's KV, the fastest tier first: "tokens" and "size" of all its branches
-    together, "here" of the branch that is shown, where that was asked for. Of a remote engine, what it said last."""
+    together, "here" of the branch that is shown, where that was asked for. Then a tier that holds nothing yet is there
+    too, so that the page has its lines from the beginning. Of a remote engine, what it said last."""
     if row.engine_hit is not None:
         return [_reported(row.engine_hit)]
     branch = row.branch
@@ -177,10 +178,10 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
         (Tier.HOST, row.host_tokens, row.host_bytes, branch and (branch.host_tokens, branch.host_bytes)),
         (Tier.DISK, row.disk_tokens, row.disk_bytes, branch and (branch.disk_tokens, branch.disk_bytes)),
     ]
+    budgets = {bar["tier"] for bar in _bars(view)} if branch else set()
     places = []
     for tier, tokens, used, here in held:
-        reserved = row.reserved_bytes if tier is Tier.DEVICE else 0
-        if not (used or reserved):
+        if not used and tier.value not in budgets:
             continue
         shown = {"tokens": units.tokens(here[0]), "size": units.size(here[1])} if here else None
         places.append(
@@ -188,7 +189,6 @@ def _places(row: MemoryRow) -> list[dict[str, Any]]:
                 "tier": tier.value,
                 "tokens": units.tokens(tokens),
                 "size": units.size(used),
-                "reserved": units.size(reserved) if reserved else "",
                 "here": shown,
             }
         )
@@ -201,7 +201,6 @@ def _reported(hit: EngineHit) -> dict[str, Any]:
         "tier": Tier.ENGINE.value,
         "tokens": f"{units.tokens(hit.reused_tokens)} of {units.tokens(max(0, hit.kept_tokens))}",
         "size": f"as reported last; {expected[hit.is_likely]}",
-        "reserved": "",
         "here": None,
     }
 

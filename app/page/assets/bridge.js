@@ -7,6 +7,8 @@ const LOGGED_OUT = "You are logged out. What you wrote is still here after the n
 const WATCH_MS = 2000;
 const PATIENCE_MS = 120000;
 const HEALTH_MS = 5000;
+const MESSAGES = ["send", "edit"]; // they are sent to the end even if the tab is closed right away
+const LONGEST_OUTLIVING = 15000; // characters: browsers take 64 KiB of such requests
 
 // Times are written as the reader's clock shows them.
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone ?? "";
@@ -17,10 +19,12 @@ export async function ask(name, details = {}) {
   const given = new AbortController();
   const stopWatching = watch(given);
   try {
+    const body = JSON.stringify({ ask: name, zone, ...details });
     const response = await fetch(ADDRESS, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ ask: name, zone, ...details }),
+      body,
+      keepalive: MESSAGES.includes(details.action) && body.length < LONGEST_OUTLIVING,
       signal: given.signal,
     });
     if (response.status === 401) return logIn();

@@ -3,6 +3,7 @@
 export const state = {
   conversationId: "",
   drawn: "", // whose messages the page shows: empty until they have arrived
+  sending: null, // what is on its way to the server: see sending.js
   removing: "", // the conversation that is being deleted here
   title: "",
   updatedAt: 0,

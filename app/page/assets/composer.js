@@ -1,10 +1,11 @@
-// The message box. Text leaves it only once the server has it.
+// The message box. What is sent leaves it at once, and comes back if the server does not take it.
 import { ask } from "./bridge.js";
 import { on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { el, icon, iconButton, textButton } from "./dom.js";
 import * as drafts from "./drafts.js";
 import { isTouch, sends } from "./keys.js";
+import { sendingHere } from "./sending.js";
 import { browserStorage } from "./storage.js";
 
 // Soon after a key: once the draft is unchanged for a moment, the model reads all of it, until Enter is pressed.
@@ -15,6 +16,8 @@ const COUNT_LARGE_EVERY_MS = 1000;
 const HIGHEST_PX = 260;
 const FILLS_THE_BOX = 20000; // characters, on any screen
 const RUNNING = "An answer is being written. Wait for its end, or stop it.";
+const EMPTY = "Write a message first.";
+const SENDING = "Another message is still being sent.";
 
 export function mount(element, facts) {
   const problem = el("p", { class: "kw-problem", role: "alert", "data-testid": "problem" });
@@ -44,42 +47,70 @@ export function mount(element, facts) {
   area.parentElement.addEventListener("click", (event) => event.target === event.currentTarget && area.focus());
   area.nextElementSibling.replaceChildren(context, ...(ahead ? [ahead] : []), count, button);
 
-  let sending = false;
   let hasNoPlace = true; // what is written belongs to a conversation that is asked for
+  let recalled = ""; // the stored draft that was put into the box
   let aside = ""; // a stored draft, as long as the box holds what was written before the draft could be put there
   let counter = 0;
   let countedAt = -Infinity;
   let counting = false;
   let wasRead = ""; // the conversation whose draft the model has begun to read
 
-  function press() {
-    if (state.run) conversation.stop();
+  function press(event) {
+    if (event.detail > 1) return; // the second half of a double click: it stops nothing
+    if (isBusy()) conversation.stop();
     else submit();
     area.focus();
   }
 
+  function isBusy() {
+    return state.run !== null || sendingHere() !== null;
+  }
+
   async function submit(text = area.value) {
-    if (sending) return;
-    if (state.run && !hasNoPlace) {
-      show(RUNNING);
-      return;
-    }
-    sending = true;
-    try {
-      const reply = await conversation.send(text);
-      if (reply && !reply.error) takeOut(text);
-    } finally {
-      sending = false;
+    if (state.sending) {
+      if (text.trim()) show(sendingHere() ? RUNNING : SENDING);
+    } else if (state.run && !hasNoPlace) show(RUNNING);
+    else if (!text.trim()) show(EMPTY);
+    else {
+      const isFromBox = area.value.startsWith(text);
+      if (isFromBox) takeOut(text);
+      const isSettled = await conversation.send(text);
+      if (!isSettled && (isFromBox || !area.value)) putBack(text);
     }
   }
 
-  // What was sent leaves the box. Text typed meanwhile stays; in an empty box there is room for what was put aside.
+  // What is sent leaves the box. In an empty box there is room for what was put aside.
   function takeOut(text) {
-    if (!area.value.startsWith(text)) return;
     wasRead = "";
-    const rest = area.value.slice(text.length) || aside;
-    if (rest === aside) aside = "";
-    setText(rest);
+    const rest = area.value.slice(text.length);
+    if (rest) setText(rest);
+    else recall(aside);
+  }
+
+  // Before what was written meanwhile; a stored draft waits again.
+  function putBack(text) {
+    if (area.value && area.value === recalled) {
+      aside = recalled;
+      setText(text);
+    } else setText([text, area.value].filter(Boolean).join("\n"));
+    area.setSelectionRange(area.value.length, area.value.length);
+  }
+
+  function recall(draft) {
+    recalled = draft;
+    aside = "";
+    setText(draft);
+  }
+
+  // In the conversation that is open now. A stored draft waits behind what was written before it was known.
+  function settle(written) {
+    const stored = drafts.recall(state.conversationId);
+    const kept = stored === state.sending?.text ? "" : stored;
+    if (!written || written === kept) recall(kept);
+    else {
+      aside = kept;
+      setText(written);
+    }
   }
 
   function setText(text) {
@@ -103,7 +134,7 @@ export function mount(element, facts) {
       counter = 0;
       count.textContent = "";
       count.classList.remove("kw-too-long");
-      if (!sending) forgetDraft();
+      forgetDraft();
     } else if (!counter && !hasNoPlace) {
       // Not delayed by every key: a person who keeps typing is read ahead too.
       const every = area.value.length > LARGE_DRAFT ? COUNT_LARGE_EVERY_MS : COUNT_EVERY_MS;
@@ -121,7 +152,7 @@ export function mount(element, facts) {
     countedAt = performance.now();
     const draft = area.value;
     const id = state.conversationId;
-    const details = { conversation_id: id, draft, ahead: isAheadOn(ahead) && !sending };
+    const details = { conversation_id: id, draft, ahead: isAheadOn(ahead) && !state.sending };
     if (details.ahead) wasRead = id;
     const reply = await ask("count", details);
     counting = false;
@@ -161,7 +192,7 @@ export function mount(element, facts) {
   }
 
   function drawButton() {
-    const running = state.run !== null;
+    const running = isBusy();
     const label = running ? "Stop" : "Send";
     if (button.dataset.label === label) return;
     button.dataset.label = label;
@@ -197,9 +228,17 @@ export function mount(element, facts) {
     }
     focus();
   });
-  on("run", () => {
-    drawButton();
-    if (!state.run && problem.textContent === RUNNING) show("");
+  for (const name of ["run", "sending"]) {
+    on(name, () => {
+      drawButton();
+      if (!isBusy() && problem.textContent === RUNNING) show("");
+    });
+  }
+  // What came back because its reply was lost had arrived: it is above.
+  on("arrived", (text) => {
+    if (area.value !== text) return;
+    recall(aside);
+    show("");
   });
   on("thread", drawContext);
   on("stopping", () => {
@@ -211,9 +250,7 @@ export function mount(element, facts) {
     show("");
     const written = hasNoPlace ? area.value : "";
     hasNoPlace = false;
-    const kept = drafts.recall(state.conversationId);
-    aside = written && written !== kept ? kept : "";
-    setText(written || kept);
+    settle(written);
   });
   on("beginning", () => {
     if (hasNoPlace) return;
@@ -224,9 +261,7 @@ export function mount(element, facts) {
   on("begun", () => {
     if (!hasNoPlace || !state.conversationId) return;
     hasNoPlace = false;
-    const kept = drafts.recall(state.conversationId);
-    aside = area.value && area.value !== kept ? kept : "";
-    setText(area.value || kept);
+    settle(area.value);
   });
   on("opened", focus);
   drawButton();

@@ -3,17 +3,21 @@ import * as address from "./address.js";
 import { act, ask } from "./bridge.js";
 import { emit, state } from "./bus.js";
 import * as drafts from "./drafts.js";
+import * as sending from "./sending.js";
 import * as tabs from "./tabs.js";
 
 const UPDATE_MS = 110; // nine updates a second
 const SHOWN = 30;
 const MEMORY_MS = 1000; // how often the memory panel is updated during a run
 const UNKNOWN = "That conversation no longer exists, or it belongs to someone else. This is a new one.";
+const NOT_SENT = "A message to another conversation was not sent. It is in that conversation's message box.";
 const DELETED = "This conversation was deleted in another tab or on another device. What you wrote is still here.";
 let following = false;
 let held = new Map(); // the blocks of the growing answer by key
 
 let begun = Promise.resolve();
+let isBeginning = true; // the conversation that is written for is not known yet
+let isTurning = false;
 
 // Opens the conversation that the address names, or an empty one.
 export function begin(conversationId) {
@@ -27,6 +31,7 @@ export async function open(conversationId, how = "push", find = "") {
   const changed = conversationId !== state.conversationId;
   if (changed) {
     state.conversationId = conversationId;
+    isBeginning = false;
     state.shown = SHOWN;
     state.run = null;
     held = new Map();
@@ -53,9 +58,13 @@ export async function open(conversationId, how = "push", find = "") {
 // An empty conversation with the settings that it has: the one that is open if it is still empty, none that another tab
 // has open. False if the server gave none, and said why. What is written and sent meanwhile is for that one.
 export function openNew(how = "push") {
+  isBeginning = true;
   emit("beginning");
   const opened = askNew(how).finally(() => {
-    if (begun === opened) begun = Promise.resolve();
+    if (begun === opened) {
+      begun = Promise.resolve();
+      isBeginning = false;
+    }
     emit("begun");
   });
   begun = opened;
@@ -63,7 +72,9 @@ export function openNew(how = "push") {
 }
 
 async function askNew(how) {
-  const reply = await ask("new", { taken: tabs.openElsewhere().join(",") });
+  // The open one is not empty if a message is on its way to it.
+  const taken = [...tabs.openElsewhere(), state.sending?.conversationId].filter(Boolean);
+  const reply = await ask("new", { taken: taken.join(",") });
   if (reply.error) emit("problem", reply.error);
   else await open(reply.conversation_id, how);
   return !reply.error;
@@ -85,54 +96,117 @@ export async function showAll() {
   }
 }
 
+// Sends a message, which stands on the page meanwhile. Resolves with false if its text belongs back into the box: with
+// true if the server has it, or if it is a draft now of a conversation that is not open any more.
 export async function send(text) {
-  // Without the new conversation that was asked for, the text stays in the box: it is not for the old one.
-  if ((await begun) === false && state.conversationId) return null;
-  if (!state.conversationId) {
+  sending.begin(text, isBeginning ? "" : state.conversationId);
+  try {
+    // Without the new conversation that was asked for, it is not sent: it is not for the old one.
+    if ((await begun) === false && state.conversationId) return false;
     // The server could not give one before.
-    if (!(await openNew("replace"))) return null;
-    emit("draft", text);
+    if (!state.conversationId && !(await openNew("replace"))) return false;
+    return await deliver("send", { text });
+  } finally {
+    if (state.sending) sending.end();
   }
-  const reply = await perform("send", { text });
-  if (reply && !reply.error) emit("sent");
-  return reply;
+}
+
+// Another version of a message, which stands in its place meanwhile. Resolves like `send`.
+export async function edit(messageId, text) {
+  sending.begin(text, state.conversationId, messageId);
+  try {
+    return await deliver("edit", { message_id: messageId, text });
+  } finally {
+    if (state.sending) sending.end();
+  }
+}
+
+async function deliver(action, details) {
+  const { text } = details;
+  const id = state.sending.conversationId || state.conversationId;
+  const before = sending.unsettled(id, text);
+  if (before) {
+    const reply = await perform("open", {}, id);
+    if (id !== state.conversationId) return keepAsDraft(id, text);
+    if (!reply || reply.error) return false;
+    if (sending.hasArrived(before)) {
+      drafts.land(id);
+      return true;
+    }
+  }
+  sending.place(id);
+  // Also if another conversation is open by then.
+  const reply = await act(action, asked(id, details), () => {
+    if (id === state.drawn) sending.launch();
+    return true;
+  });
+  const { isStopped } = state.sending;
+  state.sending = null; // before its message is drawn
+  if (!reply.error) drafts.sent(id, text);
+  if (!reply.lost) drafts.land(id);
+  else drafts.launch(id, text, drafts.flight(id)?.after ?? 0, true);
+  const isOpen = id === state.conversationId;
+  if (isOpen) receive(action, reply);
+  emit("sending");
+  if (reply.error) return isOpen ? false : keepAsDraft(id, text);
+  if (isOpen) emit("sent");
+  if (isStopped) await ask("stop", { conversation_id: id });
+  return true;
+}
+
+function keepAsDraft(id, text) {
+  drafts.remember(id, drafts.recall(id), text);
+  emit("problem", NOT_SENT);
+  return true;
 }
 
 export const regenerate = () => turn("regenerate");
 export const continueAnswer = () => turn("continue");
-export const edit = (messageId, text) => turn("edit", { message_id: messageId, text });
 export const switchSibling = (messageId, step) => perform("switch", { message_id: messageId, step });
 
 export async function stop() {
-  if (!state.run) return;
+  const here = sending.sendingHere();
+  if (!here && !state.run) return;
   emit("stopping");
+  if (here) {
+    here.isStopped = true; // once the server has it
+    return;
+  }
   const reply = await ask("stop", { conversation_id: state.conversationId });
   if (reply.error) emit("problem", reply.error);
 }
 
-async function turn(action, details) {
-  const reply = await perform(action, details);
+// A second press while the first is on its way asks for nothing more.
+async function turn(action) {
+  if (isTurning || state.sending) return;
+  isTurning = true;
+  const reply = await perform(action);
+  isTurning = false;
   if (reply && !reply.error) emit("sent");
-  return reply;
 }
 
 async function perform(action, details = {}, conversationId = state.conversationId) {
   const current = () => conversationId === state.conversationId;
-  // When its turn comes: the reply before may have shown more.
-  const asked = () => ({ conversation_id: conversationId, shown: state.shown, have: tokens(), ...details });
-  const reply = await act(action, asked, current);
-  // Also if another conversation was opened meanwhile: what was sent is no draft any more.
-  if (action === "send" && reply && !reply.error) drafts.sent(conversationId, details.text);
+  const reply = await act(action, asked(conversationId, details), current);
   if (!reply || !current()) return null;
+  receive(action, reply);
+  return reply;
+}
+
+// When its turn comes: the reply before may have shown more.
+function asked(conversationId, details) {
+  return () => ({ conversation_id: conversationId, shown: state.shown, have: tokens(), ...details });
+}
+
+function receive(action, reply) {
   if (reply.error) {
     if (!reply.gone) emit("problem", reply.error);
     else if (action !== "open") offerNew();
-    return reply;
+    return;
   }
   if (action !== "open") emit("problem", "");
   take(reply);
   follow();
-  return reply;
 }
 
 // The open conversation was deleted elsewhere. What is shown can still be read and copied.
@@ -170,6 +244,7 @@ function take(reply) {
     state.context = reply.context;
     state.answer = null;
     emit("thread");
+    sending.settle(state.conversationId);
   } else if (reply.answer) {
     const { keys, fresh, thoughts } = reply.answer;
     held = new Map(keys.map((key) => [key, fresh[key] ?? held.get(key)]));

@@ -20,6 +20,7 @@ export function mount(element, facts) {
     text: "It keeps nothing yet. After the first answer, each message reads only what is new.",
     hidden: true,
   });
+  const room = el("div", { class: "kw-memory-room", "aria-hidden": "true" });
   const totals = el("section", { class: "kw-totals", "aria-label": "All conversations together" });
   const trend = el("div", { class: "kw-trend" });
   const saved = el("p", { class: "kw-saved", "data-testid": "saved" });
@@ -33,6 +34,17 @@ export function mount(element, facts) {
   const log = el("ol", { class: "kw-log", "data-testid": "log" });
   const nothing = el("p", { class: "kw-empty", text: "Nothing was moved yet." });
   const events = fold("What happened", "memory-log", log, nothing);
+  // Seen once its figures have come: then each part has its place at once.
+  const inside = el(
+    "div",
+    { class: "kw-memory-scroll", hidden: true },
+    el("h3", { class: "kw-memory-title", text: "This conversation" }),
+    el("div", { class: "kw-memory-place" }, here, empty, room),
+    el("h3", { class: "kw-memory-title", text: "All together" }),
+    el("div", { class: "kw-memory-top" }, totals, trend, whole, saved),
+    all,
+    events,
+  );
   element.replaceChildren(
     el(
       "aside",
@@ -43,17 +55,7 @@ export function mount(element, facts) {
         el("h2", { text: "Memory" }),
         iconButton("close", "Close memory", () => page.toggle("right"), { class: "kw-overlay-only" }),
       ),
-      el(
-        "div",
-        { class: "kw-memory-scroll" },
-        el("h3", { class: "kw-memory-title", text: "This conversation" }),
-        here,
-        empty,
-        el("h3", { class: "kw-memory-title", text: "All together" }),
-        el("div", { class: "kw-memory-top" }, totals, trend, whole, saved),
-        all,
-        events,
-      ),
+      inside,
     ),
   );
   all.addEventListener("toggle", () => showMemoryRows(all.open ? MORE_ROWS : 0));
@@ -61,9 +63,11 @@ export function mount(element, facts) {
   let memory = null;
   const draw = () => {
     if (!memory) return;
+    inside.hidden = false;
     const keyed = memory.bars.map((one) => ({ key: one.tier, ...one }));
     reconcile(totals, keyed, bar);
-    reconcile(trend, memory.plot ? [{ key: "plot", ...memory.plot }] : [], plot);
+    reconcile(room, keyed.length ? [known(usual(memory.bars))] : [], (row) => unnamed(card(row, null, draw)));
+    reconcile(trend, keyed.length ? [{ key: "plot", ...(memory.plot ?? flat(memory.bars)) }] : [], plot);
     reconcile(saved, [{ key: "saved", saved: memory.saved, reused: memory.reused }], savings);
     if (memory.process) reconcile(whole, [{ key: "process", ...memory.process }], processLine);
     // What a conversation that was just left keeps is hidden, and makes room only once the other's is known.
@@ -93,6 +97,39 @@ export function mount(element, facts) {
   setInterval(draw, MINUTE_MS); // "12 min ago" grows older by itself
 }
 
+// A conversation's card as it usually is. It is never seen: where the true one will stand, it keeps the room, so that
+// nothing below moves with the first answer.
+function usual(bars) {
+  const kept = { tokens: "1,000", size: "100.0 MiB" };
+  return {
+    id: state.conversationId, // as wide open as that one's
+    title: "",
+    tier: "device",
+    tokens: kept.tokens,
+    next: "0.10 s",
+    cold: "10 s",
+    used_at: 0,
+    open: true,
+    places: bars.map(({ tier }) => ({ tier, ...kept, here: kept })),
+    actions: ["Pin", "To disk", "Check", "Forget"].map((label) => ({ name: "", label, hint: "" })),
+  };
+}
+
+function unnamed(node) {
+  for (const one of [node, ...node.querySelectorAll("[data-testid]")]) delete one.dataset.testid;
+  return node;
+}
+
+// Before anything is held.
+function flat(bars) {
+  const points = [
+    [0, 0],
+    [1, 0],
+  ];
+  const lines = bars.map(({ tier }) => ({ tier, points }));
+  return { lines, largest: "0", since: "", words: "Nothing is held yet." };
+}
+
 function fold(title, testId, ...inside) {
   return el(
     "details",
@@ -112,19 +149,17 @@ function bar({ tier, budget, used, reserved, reserved_hint: reservedHint, parts,
     piece.style.width = `${(part.share * 100).toFixed(2)}%`;
     track.append(piece);
   }
-  const numbers = el("span", { class: "kw-figures kw-bar-numbers" }, el("strong", { text: used }));
-  if (reserved) {
-    const aside = term(`${reserved}`, reservedHint);
-    aside.append(el("span", { class: "kw-unseen", text: " set aside" }));
-    numbers.append(" + ", aside);
-  }
-  numbers.append(` of ${budget}`);
+  const numbers = el("span", { class: "kw-figures kw-bar-numbers" }, el("strong", { text: used }), ` of ${budget}`);
+  // Only answers set something aside, in the memory where they are computed: there the line has its room always.
+  const apart = el("p", { class: "kw-bar-apart kw-figures", hidden: !note && tier !== "device" });
+  if (note) apart.append(term(note, hint));
+  if (reserved) apart.append(term(`${reserved} set aside for answers`, reservedHint));
   return el(
     "div",
     { class: `kw-total kw-tier-${tier}`, "data-testid": `${tier}-total` },
     el("p", { class: "kw-bar-head" }, tierMark(tier), numbers),
     track,
-    note ? el("p", { class: "kw-bar-apart kw-figures" }, term(note, hint)) : null,
+    apart,
   );
 }
 

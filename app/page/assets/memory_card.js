@@ -25,7 +25,7 @@ export function card(row, old, redraw) {
     { key: "head", draw: head, id, title, tier, open, pinned: row.pinned, here: row.here },
     { key: "held", draw: held, tier, tokens: row.tokens, next: row.next, cold: row.cold },
   ];
-  if (open) parts.push({ key: "places", draw: places, tier, places: row.places, used: row.used, cold: row.cold });
+  if (open) parts.push({ key: "places", draw: places, places: row.places, used: row.used, cold: row.cold });
   // A problem or a check in progress is visible without opening the card.
   if (row.check && (open || row.check.state !== "true")) parts.push({ key: "check", draw: checked, ...row.check });
   if (open) parts.push({ key: "actions", draw: actions, id, title, actions: row.actions, pending: row.pending });
@@ -83,18 +83,21 @@ function held({ tokens, next, cold, tier }) {
   );
 }
 
-function places({ places: kept, used, cold, tier }) {
+function amount({ tokens, size }) {
+  return size === "0" ? "nothing" : `${tokens} tokens, ${size}`;
+}
+
+function places({ places: kept, used, cold }) {
   const line = (name, value) => el("div", {}, el("dt", {}, name), el("dd", { class: "kw-figures" }, value));
   const rows = [];
   for (const place of kept) {
     // Always the same lines: what is being read in this panel must not move with every answer.
-    const whole = `${place.tokens} tokens, ${place.size}${place.reserved ? ` + ${place.reserved} set aside` : ""}`;
     if (place.here) {
-      rows.push(line(tierMark(place.tier), term(`${place.here.tokens} tokens, ${place.here.size}`, SHOWN)));
-      rows.push(line(term("everything kept", ALL), whole));
-    } else rows.push(line(tierMark(place.tier), whole));
+      rows.push(line(tierMark(place.tier), term(amount(place.here), SHOWN)));
+      rows.push(line(term("everything kept", ALL), amount(place)));
+    } else rows.push(line(tierMark(place.tier), amount(place)));
   }
-  if (tier !== "cold") rows.push(line(term("if nothing was kept", COLD), `≈ ${cold}`));
+  rows.push(line(term("if nothing was kept", COLD), `≈ ${cold}`));
   rows.push(line("last used", used));
   return el("dl", { class: "kw-places" }, ...rows);
 }

@@ -16,9 +16,16 @@ export function progressFoot() {
 }
 
 export function drawProgress() {
-  const foot = document.querySelector(".kw-running");
+  let foot = document.querySelector(".kw-running");
   if (!foot || !state.run) return;
   const { label, fraction, phase } = state.run;
+  // What was said about reading does not move down with the text: it ends, and the mark of writing begins.
+  if (phase === "answering" && foot.dataset.phase !== phase) {
+    const fresh = progressFoot();
+    fresh.dataset.signature = foot.dataset.signature;
+    foot.replaceWith(fresh);
+    foot = fresh;
+  }
   foot.dataset.phase = phase;
   const words = foot.querySelector(".kw-progress-label");
   const said = [label, timeLeft(state.run)].filter(Boolean).join(", ");

@@ -1,6 +1,7 @@
 // Keeps the end in view while text grows, until the person scrolls up; then a button leads back.
 import { on } from "./bus.js";
 import { el, icon } from "./dom.js";
+import { sendingHere } from "./sending.js";
 
 const NEAR_PX = 48;
 const INPUT_MS = 800;
@@ -78,9 +79,10 @@ export function followEnd(scroller, contents) {
   });
   const observer = new ResizeObserver(() => (pinned ? toEnd() : pin(false)));
   for (const content of [scroller, ...contents]) observer.observe(content);
-  on("earlier", () => pin(false));
-  for (const name of ["leaving", "sent"]) {
+  for (const name of ["earlier", "editor"]) on(name, () => pin(false));
+  for (const name of ["leaving", "sent", "sending"]) {
     on(name, () => {
+      if (name === "sending" && !sendingHere()) return;
       pin(true);
       toEnd();
     });

@@ -6,12 +6,14 @@ import { isComposing, sends } from "./keys.js";
 import { drawProgress, progressFoot } from "./progress.js";
 import { reachable } from "./reach.js";
 import { followEnd, keepingPlace } from "./scroll.js";
+import { isApart, sendingHere } from "./sending.js";
 import { drawWithThoughts } from "./thoughts.js";
 import { showTyped } from "./typed.js";
 
 let openReceipts = new Set();
 let rows = new Map(); // by the message's key
 let list = null;
+let pending = null; // the row of a new message that is on its way
 
 export function mount(element) {
   list = el("div", { class: "kw-thread", role: "log", "aria-label": "Conversation" });
@@ -28,10 +30,57 @@ export function mount(element) {
     document.getElementById("kw").classList.toggle("kw-busy", state.run !== null);
     drawProgress();
   });
-  on("leaving", () => (openReceipts = new Set()));
+  on("leaving", () => {
+    openReceipts = new Set();
+    drawPending();
+  });
+  on("sending", drawPending);
+}
+
+// A new message that is on its way stands at the end.
+function drawPending() {
+  const here = sendingHere();
+  const isNew = here !== null && !here.editing;
+  list.classList.toggle("kw-apart", isApart());
+  if (!isNew) {
+    pending?.remove();
+    pending = null;
+    return;
+  }
+  if (!pending) {
+    pending = build({ role: "user", text: here.text });
+    pending.kwText = here.text;
+    onItsWay(pending);
+  }
+  pending.dataset.testid = `message-${state.messages.length}`;
+  if (list.lastElementChild !== pending) list.append(pending);
+}
+
+function onItsWay(row) {
+  row.classList.add("kw-sending");
+  row.setAttribute("aria-label", "You, not sent yet");
+  const word = el("span", { class: "kw-sending-word", text: "Sending" });
+  row.querySelector(":scope > .kw-foot").replaceChildren(word);
+}
+
+function arrived(row) {
+  row.classList.remove("kw-sending");
+  row.setAttribute("aria-label", "You");
+}
+
+// The row that stood for a message on its way goes on as that message.
+function adoptPending() {
+  if (!pending || state.sending) return;
+  const message = state.messages.findLast((one) => one.role === "user" && !rows.has(one.key));
+  if (message?.text !== pending.kwText) return;
+  arrived(pending);
+  pending.querySelector(":scope > .kw-foot").replaceChildren();
+  rows.set(message.key, pending);
+  pending = null;
 }
 
 function drawThread() {
+  adoptPending();
   const fresh = new Map();
   // First, or the rows that stay would all be moved to the place before them.
   const keys = new Set(state.messages.map((message) => message.key));
@@ -50,6 +99,7 @@ function drawThread() {
     drawFoot(row, message, last);
   });
   rows = fresh;
+  drawPending();
   drawProgress();
 }
 
@@ -75,7 +125,7 @@ function text(row) {
 function drawFoot(row, { blocks: _, thoughts: __, ...message }, last) {
   const signature = JSON.stringify([message, last, last && state.run !== null]);
   const foot = row.querySelector(":scope > .kw-foot");
-  if (foot.dataset.signature === signature || foot.querySelector(".kw-editor")) return;
+  if (foot.dataset.signature === signature || foot.querySelector(".kw-editor, .kw-sending-word")) return;
   row.classList.remove("kw-editing");
   const fresh = draw(row, message, last);
   fresh.dataset.signature = signature;
@@ -178,9 +228,28 @@ function edit(row, message) {
     row.kwDrawn = null;
     drawThread();
   };
+  const body = text(row);
+  const show = (written) => {
+    body.replaceChildren();
+    showTyped(body, written);
+  };
+  // The new version stands in the place of the old one meanwhile. If the server does not take it, it is edited again.
   const submit = async () => {
-    const reply = await conversation.edit(message.id, area.value);
-    if (reply && !reply.error) close();
+    if (state.sending) return;
+    const editor = foot.firstElementChild;
+    row.classList.remove("kw-editing");
+    show(area.value);
+    onItsWay(row);
+    const isSent = await conversation.edit(message.id, area.value);
+    arrived(row);
+    if (isSent) {
+      close(); // the row is gone already, if its conversation is shown
+      return;
+    }
+    show(message.text);
+    row.classList.add("kw-editing");
+    foot.replaceChildren(editor);
+    area.focus();
   };
   area.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !isComposing(event)) {
@@ -193,6 +262,7 @@ function edit(row, message) {
     }
   });
   row.classList.add("kw-editing");
+  emit("editor"); // it is looked at now, not the end of the conversation
   foot.replaceChildren(
     el(
       "div",

@@ -2,6 +2,7 @@
 import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { textButton } from "./dom.js";
+import { isApart, sendingHere } from "./sending.js";
 
 // The empty state is in the page from the beginning: see app/page/first/frame.py.
 export function mount(element) {
@@ -20,9 +21,13 @@ export function mount(element) {
     if (state.drawn) welcome.hidden = true; // at the start it is what will be seen, or first.js has hidden it
     earlier.hidden = true;
   });
+  on("sending", () => {
+    welcome.hidden = state.messages.length > 0 || sendingHere() !== null;
+    earlier.hidden = state.hidden === 0 || isApart();
+  });
   on("thread", () => {
     document.documentElement.classList.remove("kw-named");
-    welcome.hidden = state.messages.length > 0;
+    welcome.hidden = state.messages.length > 0 || sendingHere() !== null;
     earlier.hidden = state.hidden === 0;
     earlier.textContent = `Show earlier messages (${state.hidden})`;
   });

@@ -13,7 +13,7 @@ EXAMPLES = (
     "Give me five ideas for a rainy afternoon at home.",
 )
 PANEL_SENTENCE = (
-    "The panel on the right shows what each conversation keeps in memory, so that its next turn reads only what is new."
+    "Memory, at the top right, shows what each conversation keeps, so that its next turn reads only what is new."
 )
 
 

@@ -19,13 +19,21 @@ OpenTab = Callable[..., Tab]
 MIB = 1024 * 1024
 LOCAL = "local"
 WATCH = """
-window.seen = { shift: 0, longest: 0 };
+window.seen = { shift: 0, moved: [] };
+const named = (node) => {
+  const box = node?.nodeType === Node.TEXT_NODE ? node.parentElement : node;
+  return box ? `${box.localName}#${box.id}.${box.className}` : "a node that is gone";
+};
+const placed = ({ x, y, width, height }) => [x, y, width, height].map(Math.round).join(" ");
 new PerformanceObserver((list) => {
-  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.seen.shift += entry.value;
+  for (const entry of list.getEntries()) {
+    if (entry.hadRecentInput) continue;
+    window.seen.shift += entry.value;
+    const parts = entry.sources.map((one) =>
+      `${named(one.node)}: ${placed(one.previousRect)} -> ${placed(one.currentRect)}`);
+    window.seen.moved.push(`${entry.value.toFixed(4)} at ${Math.round(entry.startTime)} ms: ${parts.join(", ")}`);
+  }
 }).observe({ type: "layout-shift", buffered: true });
-new PerformanceObserver((list) => {
-  for (const entry of list.getEntries()) window.seen.longest = Math.max(window.seen.longest, entry.duration);
-}).observe({ type: "longtask", buffered: true });
 """
 
 
@@ -144,13 +152,16 @@ def test_nothing_moves_and_nothing_hangs_while_an_answer_is_written(shared_site:
     shared_site.engine.answer, shared_site.engine.token_delay_s = lambda _: (*text.encode(), 256), 0.001
     one = tab(shared_site.url)
     one.page.add_init_script(WATCH)
+    # On a slow computer more text comes at once, which moved what stands below it.
+    one.page.context.new_cdp_session(one.page).send("Emulation.setCPUThrottlingRate", {"rate": 4})
     one.open()
-    load_shift = one.page.evaluate("window.seen.shift")
-    one.page.evaluate("window.seen.shift = 0; window.seen.longest = 0;")
+    expect(one.by("process-memory")).not_to_be_empty()
+    loaded = one.page.evaluate("window.seen")
+    one.page.evaluate("Object.assign(window.seen, { shift: 0, moved: [] })")
     one.say("go")
     seen = one.page.evaluate("window.seen")
-    assert seen["shift"] < 0.01
-    assert load_shift < 0.05
+    assert seen["shift"] < 0.01, "\n".join(seen["moved"])
+    assert loaded["shift"] < 0.05, "\n".join(loaded["moved"])
 
 
 def test_words_say_what_they_mean(one: Tab) -> None:

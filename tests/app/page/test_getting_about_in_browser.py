@@ -210,3 +210,15 @@ def test_times_are_those_of_the_readers_clock(shared_site: Site, tab: OpenTab) -
     assert (now.hour * 60 + now.minute - shown) % 1440 <= 2
     one.by("memory-log").locator("summary").click()
     expect(one.by("log")).to_contain_text(f"{clock[:2]}:")
+
+
+def test_an_editor_that_opens_is_looked_at_and_not_the_end(shared_site: Site, tab: OpenTab) -> None:
+    one = tab(shared_site.url, viewport={"width": 360, "height": 560}).open()
+    one.say("a long one")
+    one.page.locator("#kw-scroll").evaluate("(box) => { box.scrollTop = 0; }")
+    one.page.locator("#kw-scroll").evaluate("(box) => { box.scrollTop = box.scrollHeight; }")
+    one.messages.nth(0).get_by_test_id("edit").focus()
+    one.page.keyboard.press("Enter")
+    one.page.wait_for_timeout(200)  # what follows the end of the answer has had its chance
+    expect(one.by("editor")).to_be_in_viewport(ratio=0.9)
+    one.page.keyboard.press("Escape")

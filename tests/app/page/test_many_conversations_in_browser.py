@@ -281,7 +281,7 @@ def test_long_histories_show_their_end_and_the_rest_on_demand(serve: Serve, tab:
     expect(one.message(-1)).to_have_text("You said: turn 19")
     one.page.evaluate(COUNT_DRAWN)
     one.write("turn 20")
-    expect(one.message(-1)).to_have_text("You said: turn 20")
+    expect(one.messages.last.locator(".md")).to_have_text("You said: turn 20")
     one.wait_idle()
     expect(one.messages).to_have_count(30)
     assert one.page.evaluate("window.drawn") == 2  # of the others, none was moved

@@ -136,6 +136,30 @@ def test_the_panel_is_pushed_with_a_run(serve: Serve, tab: OpenTab) -> None:
     expect(one.by("device-total")).not_to_contain_text("set aside")
 
 
+PLACES = """() => [...document.querySelectorAll(
+    "#kw-memory :is(h3, summary, .kw-total, .kw-trend, .kw-process, .kw-saved)")]
+  .map((one) => `${one.localName} ${one.className} ${Math.round(one.getBoundingClientRect().top)}`)"""
+
+
+@pytest.mark.parametrize("width", [1024, 1440])
+def test_nothing_in_the_panel_moves_from_the_empty_page_to_the_second_answer(
+    serve: Serve, tab: OpenTab, width: int
+) -> None:
+    site = serve(config={"disk_kv_budget_bytes": 64 * MIB, "usage_interval_s": 0.1}, token_delay_s=0.002)
+    one = tab(site.url, viewport={"width": width, "height": 800}).open()
+    expect(one.by("process-memory")).not_to_be_empty()
+    places = one.page.evaluate(PLACES)
+    for text in ("a long one", "another long one"):
+        one.write(text)
+        expect(one.by("device-total")).to_contain_text("set aside for answers")
+        assert one.page.evaluate(PLACES) == places
+        one.wait_idle()
+        expect(card(one, "a long one")).to_contain_text(re.compile(r"on disk[\d,]+ tokens"))
+        assert one.page.evaluate(PLACES) == places
+    expect(one.by("saved")).to_contain_text("tokens not read again")
+    assert one.page.evaluate(PLACES) == places
+
+
 def test_when_it_was_used_last_grows_older_by_itself(shared_site: Site, tab: OpenTab) -> None:
     one = tab(shared_site.url)
     one.page.clock.install()

@@ -76,11 +76,11 @@ def test_a_note_and_what_is_reserved_are_explained_apart() -> None:
 
 
 def test_a_row_says_where_its_bytes_are_and_what_the_next_turn_costs() -> None:
-    row = row_of(disk_tokens=1858, disk_bytes=83 * MIB, reserved_bytes=4 * MIB)
+    row = row_of(disk_tokens=1858, disk_bytes=83 * MIB)
     assert (row["tokens"], row["cold"], row["used_at"]) == ("1,859", "14 s", NOW - 600)
-    assert [(place["tier"], place["tokens"], place["size"], place["reserved"]) for place in row["places"]] == [
-        ("device", "1,858", "81.0 MiB", "4.0 MiB"),
-        ("disk", "1,858", "83.0 MiB", ""),
+    assert [(place["tier"], place["tokens"], place["size"]) for place in row["places"]] == [
+        ("device", "1,858", "81.0 MiB"),
+        ("disk", "1,858", "83.0 MiB"),
     ]
     assert [place["here"] for place in row["places"]] == [None, None]  # not asked for
     assert row["next"] == ""  # it depends on the branch
@@ -95,6 +95,19 @@ def test_the_shown_branch_and_all_branches_are_named_apart() -> None:
     assert device["here"] == {"tokens": device["tokens"], "size": device["size"]}  # it holds this branch alone
     assert (disk["tokens"], disk["size"]) == ("2,900", "130.0 MiB")
     assert disk["here"] == {"tokens": "1,858", "size": "83.0 MiB"}
+
+
+@pytest.mark.parametrize("host_budget_bytes", [0, MIB])
+def test_the_open_conversation_has_the_same_lines_before_it_keeps_anything(host_budget_bytes: int) -> None:
+    view = replace(VIEW, host_budget_bytes=host_budget_bytes)
+    full = BranchMemory(1858, 81 * MIB, disk_tokens=1858, disk_bytes=83 * MIB)
+    kept = memory_panel.draw(view, NOW, replace(ROW, disk_tokens=1858, disk_bytes=83 * MIB, branch=full))["here"]
+    new = replace(ROW, tier=Tier.NONE, kv_tokens=0, used_bytes=0, branch=BranchMemory(0, 0))
+    begun = memory_panel.draw(view, NOW, new)["here"]
+    tiers = [place["tier"] for place in begun["places"]]
+    assert tiers == [place["tier"] for place in kept["places"]]
+    assert tiers == [bar["tier"] for bar in memory_panel.draw(view, NOW)["bars"]]
+    assert {place["size"] for place in begun["places"]} == {"0"}
 
 
 def test_an_empty_conversation_has_no_row() -> None:

@@ -47,8 +47,12 @@ def test_the_page_can_be_written_in_before_it_is_connected(shared_site: Site, ta
         one.by("composer").press_sequentially("more")
         one.by("composer").press("Enter")
         one.by("composer").press_sequentially(" and later")
-        expect(one.by("composer")).to_have_value("half a thought\nmore and later")
-        if what == REPLIES:
+        if what == SCRIPTS:
+            expect(one.by("composer")).to_have_value("half a thought\nmore and later")
+        else:
+            expect(one.message(0)).to_have_text("half a thought\nmore")
+            expect(one.by("composer")).to_have_value(" and later")
+            expect(one.by("welcome")).to_be_hidden()
             one.page.locator("#kw-theme").click()
             assert one.page.evaluate("document.documentElement.dataset.theme") == "dark"
     one.wait_ready()
