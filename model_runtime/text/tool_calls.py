@@ -21,6 +21,7 @@ _BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive
 Render = Callable[..., str]  # (messages, tools=..., add_generation_prompt=...) -> the template's text
 
 _WITHOUT_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}  # where nothing is said of any
 _OTHER_KEYS = ("arguments", "parameters")  # which models also write, whatever their template shows
 
 _NAME, _KEY, _VALUE = "kwname", "kwkey", "kwvalue"
@@ -95,6 +96,8 @@ class ToolFormat:
             function = definition["function"]
             head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{self.arguments_key}": '
             parameters = closed(function.get("parameters") or {})
+            if not parameters.keys() - {"x-guidance"}:
+                parameters = {**_NO_PARAMETERS, **parameters}
             how = {**parameters.get("x-guidance", {}), **_WITHOUT_SPACES}
             schema = {"type": "object", **parameters, "x-guidance": how}
             rules.append(f'call{number}: {json.dumps(head)} arguments{number} "}}"')

@@ -136,14 +136,27 @@ def test_a_forced_call_is_read_as_one(engine: WatchedEngine, tool_format: ToolFo
         grammar = Grammar("lark", tool_format.grammar(offered))
         assert engine.engine.grammar_refusal(grammar) == ""
         answer = ask(engine, grammar, seed=seed)
-        if answer.wait().reason is FinishReason.LENGTH:  # arguments of any shape may be of any length
-            assert offered == tools
-            continue
-        content, (call,) = tool_format.read(answer.text + answer.wait().text_tail)
+        tail = answer.wait().text_tail
+        content, (call,) = tool_format.read(answer.text + tail)
         assert content == ""
         assert call.name in names[: len(offered)]
         if call.name == "weather":
             jsonschema_rs.validate(city, json.loads(call.arguments))
+        else:
+            assert json.loads(call.arguments) == {}
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object", "properties": {}}])
+def test_a_function_without_parameters_is_called_without_arguments(
+    engine: WatchedEngine, parameters: dict[str, Any] | None
+) -> None:
+    tool = json.dumps({"type": "function", "function": {"name": "now", "parameters": parameters}})
+    tool_format = ToolFormat("<tool_call>", "</tool_call>", "arguments")
+    for seed in range(3):
+        answer = ask(engine, Grammar("lark", tool_format.grammar([tool])), seed=seed)
+        tail = answer.wait().text_tail
+        _, (call,) = tool_format.read(answer.text + tail)
+        assert (call.name, json.loads(call.arguments)) == ("now", {})
 
 
 @pytest.mark.parametrize(
