@@ -14,12 +14,15 @@ from tests.sessions.strange_calls import mangled
 
 EACH_HAS = 12
 NAMES = ("session_id", "response_id", "conversation_id")  # in paths, of what a key owns
+ITEMS: dict[str, Any] = {"items": [{"type": "message", "role": "user", "content": "Kept"}]}
 
 
 def body_for(path: str, text: str, **more: Any) -> dict[str, Any]:
     """What asks for an answer to the text, in the protocol of the path."""
     if path == "/conversations":
         return {}
+    if path.startswith("/conversations/"):
+        return ITEMS if path.endswith("/items") else {"metadata": {"by": "another"}}
     if path in ("/completions", "/tokenize"):
         return {"model": MODEL, "prompt": text}
     if path == "/detokenize":
@@ -29,6 +32,11 @@ def body_for(path: str, text: str, **more: Any) -> dict[str, Any]:
     if path == "/messages":
         return {"model": MODEL, "messages": [user(text)], "max_tokens": 100}
     return {"model": MODEL, "messages": [user(text)], **({} if path.startswith("/messages") else more)}
+
+
+def sent_to(method: str, path: str) -> dict[str, Any] | None:
+    """What a route that names something of a key is sent."""
+    return body_for(path, "Mine?") if method == "post" and path.startswith("/conversations/") else None
 
 
 def operations(http: httpx.Client, headers: dict[str, str]) -> list[tuple[str, str]]:
@@ -45,6 +53,7 @@ def named_in(path: str) -> str | None:
 def test_neither_key_reaches_what_the_other_has(site: Site, http: httpx.Client) -> None:
     keys = {name: {"Authorization": f"Bearer {site.store.keys.add(name)[1]}"} for name in ("ada", "bob")}
     has: dict[str, dict[str, list[str]]] = {}
+    items: dict[str, str] = {}  # of a conversation one
     for name, key in keys.items():
         sessions = list(_talk(http, name, key))
         named = [http.post("/v1/responses", json=body_for("/responses", f"{name} {n}"), headers=key) for n in range(2)]
@@ -54,6 +63,10 @@ def test_neither_key_reaches_what_the_other_has(site: Site, http: httpx.Client) 
             "response_id": [answered.json()["id"] for answered in named],
             "conversation_id": [*made, *(f"conv_{session_id}" for session_id in sessions)],
         }
+        assert http.post(f"/v1/conversations/{made[0]}/items", json=ITEMS, headers=key).status_code == 200
+        for its_id in has[name]["conversation_id"]:
+            said = http.get(f"/v1/conversations/{its_id}/items", headers=key).json()["data"]
+            items[its_id] = said[0]["id"] if said else "msg_none"
     assert not set(has["ada"]["session_id"]) & set(has["bob"]["session_id"])
     before = {name: _sessions(http, keys[name]) for name in keys}
     calls = 0
@@ -63,13 +76,17 @@ def test_neither_key_reaches_what_the_other_has(site: Site, http: httpx.Client) 
             continue
         for mine, theirs in (("ada", "bob"), ("bob", "ada")):
             for its_id in has[theirs][kind]:
-                answer = http.request(method, f"/v1{path.format(**{kind: its_id})}", headers=keys[mine])
-                assert answer.status_code == 404, (method, path)
+                address = f"/v1{path.format(**{kind: its_id, 'item_id': items.get(its_id)})}"
+                answer = http.request(method, address, headers=keys[mine], json=sent_to(method, path))
+                assert answer.status_code == 404, (method, path, answer.text)
                 assert answer.json()["error"]["code"] == "session_not_found"
                 calls += 1
             for its_id in mangled(has[theirs][kind][0]):
                 quoted = quote(its_id, safe="", errors="replace")
-                answer = http.request(method, f"/v1{path.replace(f'{{{kind}}}', quoted)}", headers=keys[mine])
+                address = (
+                    f"/v1{path.replace(f'{{{kind}}}', quoted).replace('{item_id}', items.get(its_id, 'msg_none'))}"
+                )
+                answer = http.request(method, address, headers=keys[mine], json=sent_to(method, path))
                 assert 400 <= answer.status_code < 500 or (quoted == "" and answer.status_code == 307), (method, path)
                 assert has[theirs][kind][0] not in answer.text
                 calls += 1
@@ -112,7 +129,7 @@ def test_without_a_key_no_route_answers(site: Site, http: httpx.Client) -> None:
     for method, path in operations(http, key):
         body = body_for(path, "Hello")
         for headers in ({}, {"Authorization": "Bearer kw-wrong"}, {"Cookie": "keepwarm_login=x"}):
-            address = f"/v1{path.format(**dict.fromkeys(NAMES, session_id), model=MODEL)}"
+            address = f"/v1{path.format(**dict.fromkeys((*NAMES, 'item_id'), session_id), model=MODEL)}"
             assert http.request(method, address, json=body, headers=headers).status_code == 401, (method, path)
 
 
