@@ -36,8 +36,8 @@ class ChatRequest:
     `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says. `template_variables` are values of the
     chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
     begins with. An answer that `has_one_call` ends after its first call.
-    `conversation_id` names the one conversation that it belongs to; "" for any. `taken_in` are ids of items added to it
-    that are among the messages."""
+    `conversation_id` names the one conversation that it belongs to; "" for any. `leaf_id` is its last message when its
+    history was read, and `taken_in` are the ids of the items added to it then, which are among the messages."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -47,6 +47,7 @@ class ChatRequest:
     template_variables: str = ""
     has_one_call: bool = False
     conversation_id: str = ""
+    leaf_id: int | None = None
     taken_in: tuple[str, ...] = ()
 
 

@@ -71,7 +71,12 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
                     found = answering.translated(asked.chat)
             except ConversationNotFound as error:
                 raise _unknown(body, error) from None
-            named = replace(found.request, conversation_id=asked.conversation_id, taken_in=asked.taken_in)
+            named = replace(
+                found.request,
+                conversation_id=asked.conversation_id,
+                leaf_id=asked.leaf_id,
+                taken_in=asked.taken_in,
+            )
             run = manager.completions.begin(owner_id, named)
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
             is_named = body.store is not False

@@ -34,12 +34,13 @@ SYSTEM = ("system", "developer")
 @dataclass(frozen=True, slots=True)
 class AskedResponse:
     """`head` are the messages of the system with which the history begins, besides the instructions of this request.
-    `taken_in` are the ids of items added to the conversation before, which the history has as well."""
+    `leaf_id` and `taken_in` as in `ChatRequest`: what was read of the conversation that is named."""
 
     chat: ChatCompletionRequest
     ignored: tuple[str, ...]
     head: tuple[ChatMessage, ...]
     conversation_id: str
+    leaf_id: int | None
     taken_in: tuple[str, ...]
 
 
@@ -73,7 +74,7 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     fields |= _format(body.text) | _reasoning(body.reasoning, ignored) | _logprobs(body, ignored)
     ignored += [name for name in ("max_tool_calls", "truncation") if getattr(body, name) not in (None, "disabled")]
     chat, taken_in = ChatCompletionRequest.model_construct(None, **fields), tuple(item.item_id for item in waiting)
-    return AskedResponse(chat, tuple(ignored), head, conversation_id, taken_in)
+    return AskedResponse(chat, tuple(ignored), head, conversation_id, before.leaf_id, taken_in)
 
 
 def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) -> tuple[KnownHistory, str]:

@@ -129,7 +129,7 @@ class MessageTable:
 
     def begin_turn(self, new: NewMessages, unsaved_cause: Cause = Cause.UNSAVED) -> int:
         """Stores the messages of a turn. The answer is running, and becomes the conversation's leaf. Returns the
-        answer's id."""
+        answer's id. Raises `ConversationBusy` unless `new.taken_in` are all added items that wait."""
         now, conversation_id, parent_id = time.time(), new.conversation_id, new.parent_id
         common = {
             "conversation_id": conversation_id,
@@ -139,6 +139,7 @@ class MessageTable:
             "model_name": new.model_name,
         }
         with self._database.write() as db:
+            take_in(db, conversation_id, new.taken_in)
             common["last_used_at"] = _later(db, conversation_id)
             for node in new.history:
                 parent_id = _insert_known(db, common, parent_id, node)
@@ -154,7 +155,6 @@ class MessageTable:
                 _TURN_TAKEN,
                 [answer_id, now, new.numerics, new.is_by_person, new.first_title, conversation_id],
             )
-            take_in(db, new.taken_in)
             turn_begins(db, conversation_id, new.numerics, answer_id, unsaved_cause)
         return answer_id
 

@@ -1,0 +1,180 @@
+"""Items that wait for a response, whatever else happens to their conversation meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from sessions.errors import ConversationNotFound, MessageRefused
+from sessions.named_responses import MOST_ADDED_BYTES
+from sessions.store.tables.added_items import AddedItem
+from tests.app.api.conftest import ServeOnce
+from tests.app.conftest import MODEL
+from tests.app.site import Site
+from tests.sessions.session_harness import finish, until
+
+OWNER = "local"
+
+
+@pytest.fixture(scope="module")
+def site(serve_once: ServeOnce) -> Site:
+    return serve_once()
+
+
+def post(site: Site, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{site.url}/v1/{path}", json=body, timeout=30)
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": text}
+
+
+def begun(site: Site, *texts: str) -> str:
+    made = post(site, "conversations", items=[said(text) for text in texts])
+    assert made.status_code == 200, made.text
+    return str(made.json()["id"])
+
+
+def respond(site: Site, name: str, text: str) -> httpx.Response:
+    return post(site, "responses", model=MODEL, input=text, conversation=name)
+
+
+def items(site: Site, name: str) -> list[dict[str, Any]]:
+    listed = httpx.get(f"{site.url}/v1/conversations/{name}/items", params={"order": "asc", "limit": 100}, timeout=30)
+    return [*listed.json()["data"]]
+
+
+def texts(site: Site, name: str) -> list[str]:
+    return [item["content"][0]["text"] for item in items(site, name)]
+
+
+def own_id(name: str) -> str:
+    return name.removeprefix("conv_")
+
+
+def delete_first(site: Site, name: str) -> None:
+    first = site.manager.responses.added_items(OWNER, own_id(name))[0]
+    assert site.manager.responses.delete_added_item(OWNER, own_id(name), first.item_id)
+
+
+def add_another(site: Site, name: str) -> None:
+    assert post(site, f"conversations/{name}/items", items=[said("Meanwhile")]).status_code == 200
+
+
+def answer_another(site: Site, name: str) -> None:
+    assert respond(site, name, "Meanwhile").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "sentence", "after"),
+    [
+        (["One", "Two"], delete_first, "added or deleted", ["Two", "Asked"]),
+        (["One"], add_another, "added or deleted", ["One", "Meanwhile", "Asked"]),
+        (["One"], answer_another, "went on with this conversation", ["One", "Meanwhile", None, "Asked"]),
+        ([], answer_another, "went on with this conversation", ["Meanwhile", None, "Asked"]),
+    ],
+    ids=["deleted", "added", "answered", "answered first"],
+)
+def test_a_response_follows_what_its_conversation_has_or_nothing(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[str],
+    meanwhile: Callable[[Site, str], None],
+    sentence: str,
+    after: list[str | None],
+) -> None:
+    """`meanwhile` comes between the reading of the history and the beginning of the answer."""
+    name, begin = begun(site, *before), site.manager.completions.begin
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(site.manager.completions, "begin", begin)
+        meanwhile(site, name)
+        return begin(*arguments)
+
+    monkeypatch.setattr(site.manager.completions, "begin", late)
+    refused = respond(site, name, "Asked")
+    assert (refused.status_code, sentence in refused.text) == (409, True), refused.text
+    assert len(texts(site, name)) == len(after) - 1
+    assert respond(site, name, "Asked").status_code == 200
+    found = texts(site, name)
+    assert len(found) == len(after) + 1
+    assert all(text in (None, one) for text, one in zip(after, found[:-1], strict=True))
+
+
+def answered(site: Site) -> tuple[str, int]:
+    """A conversation of the page with an item that waits, and its last question."""
+    one = site.manager.create_conversation(
+        OWNER, taken=[c.conversation_id for c in site.manager.list_conversations(OWNER)]
+    )
+    finish(site.manager.send(OWNER, one.conversation_id, "Hello"))
+    until(lambda: not site.manager.runs.is_busy(one.conversation_id))
+    add_another(site, f"conv_{one.conversation_id}")
+    return one.conversation_id, site.manager.view(OWNER, one.conversation_id).messages[0].message_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manager, one, asked: manager.send(OWNER, one, "More"),
+        lambda manager, one, asked: manager.edit(OWNER, one, asked, "More"),
+        lambda manager, one, asked: manager.regenerate(OWNER, one),
+        lambda manager, one, asked: manager.continue_answer(OWNER, one),
+        lambda manager, one, asked: manager.switch_sibling(OWNER, one, asked, 1),
+    ],
+    ids=["send", "edit", "regenerate", "continue", "switch"],
+)
+def test_nothing_comes_in_front_of_them(site: Site, change: Callable[[Any, str, int], Any]) -> None:
+    one, asked = answered(site)
+    with pytest.raises(MessageRefused, match="no answer yet"):
+        change(site.manager, one, asked)
+    assert len(items(site, f"conv_{one}")) == 3
+
+
+@pytest.mark.parametrize("fields", [{}, {"prompt_cache_key": "of waiting items"}])
+def test_a_chat_completion_with_the_same_history_goes_elsewhere(site: Site, fields: dict[str, str]) -> None:
+    asked = [{"role": "user", "content": f"Same history {fields}"}]
+    first = post(site, "chat/completions", model=MODEL, messages=asked, **fields).json()
+    one = first["keepwarm"]["session_id"]
+    add_another(site, f"conv_{one}")
+    history = [*asked, first["choices"][0]["message"], {"role": "user", "content": "And?"}]
+    second = post(site, "chat/completions", model=MODEL, messages=history, **fields)
+    assert second.status_code == 200, second.text
+    assert second.json()["keepwarm"]["session_id"] != one
+    assert texts(site, f"conv_{one}")[-1] == "Meanwhile"
+
+
+def test_a_conversation_with_them_is_not_empty_and_is_used(site: Site) -> None:
+    one = site.manager.create_conversation(OWNER).conversation_id
+    before = site.store.conversation(OWNER, one).updated_at
+    add_another(site, f"conv_{one}")
+    assert site.store.conversation(OWNER, one).updated_at > before
+    assert site.manager.create_conversation(OWNER).conversation_id != one
+    other = begun(site)
+    assert site.manager.list_conversations(OWNER)[0].conversation_id == own_id(other)
+    add_another(site, f"conv_{one}")
+    assert site.manager.list_conversations(OWNER)[0].conversation_id == one
+
+
+def test_their_bytes_are_bounded(site: Site) -> None:
+    one, responses = own_id(begun(site)), site.manager.responses
+    half = "ü" * (MOST_ADDED_BYTES // 4)
+    responses.add_items(OWNER, one, [AddedItem("msg_half", half)])
+    with pytest.raises(MessageRefused, match=r"2 items \(8.0 MiB\) without an answer"):
+        responses.add_items(OWNER, one, [AddedItem("msg_other", f"{half}a")])
+    assert [item.item_id for item in responses.added_items(OWNER, one)] == ["msg_half"]
+
+
+def test_none_is_added_to_a_conversation_that_is_deleted_meanwhile(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, claim = begun(site), site.manager.runs.claim
+
+    def late(conversation_id: str) -> Any:
+        monkeypatch.setattr(site.manager.runs, "claim", claim)
+        site.manager.delete(OWNER, conversation_id)
+        return claim(conversation_id)
+
+    monkeypatch.setattr(site.manager.runs, "claim", late)
+    with pytest.raises(ConversationNotFound):
+        site.manager.responses.add_items(OWNER, own_id(name), [AddedItem("msg_late", "{}")])
