@@ -23,7 +23,8 @@ from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.added_items import AddedItem
 from sessions.store.tables.responses import StoredResponse
-from sessions.text import mib
+from sessions.text import clean_exactly, mib, refuse_if_huge
+from sessions.turns.limits import TurnLimits
 from sessions.turns.run import Run, RunTable
 from sessions.types import ConversationSettings, MessageView
 
@@ -56,7 +57,17 @@ class NamedResponse:
 class NamedResponses:
     """Any thread. Raises `ConversationNotFound` for an unknown name, and for one of another owner."""
 
-    def __init__(self, store: Store, engine: Engine, template: TurnTemplate, runs: RunTable) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        template: TurnTemplate,
+        runs: RunTable,
+        limits: TurnLimits,
+        most_message_bytes: int,
+    ) -> None:
+        self._limits = limits
+        self._most_message_bytes = most_message_bytes
         self._store = store
         self._engine = engine
         self._template = template
@@ -141,6 +152,12 @@ class NamedResponses:
         """What a client keeps with a conversation: a JSON object, "" for none."""
         self._store.conversation(owner_id, conversation_id)
         self._store.set_metadata(conversation_id, metadata)
+
+    def refuse_unreadable(self, text: str) -> None:
+        """Raises `MessageRefused` or `ContextFull` for the text of an item that no response could follow."""
+        text = clean_exactly(text)
+        refuse_if_huge(text, self._most_message_bytes, "An item")
+        self._limits.refuse_hopeless(text, "An item")
 
     def add_items(self, owner_id: str, conversation_id: str, items: Sequence[AddedItem]) -> None:
         """Adds what was said elsewhere behind all that was said here, without an answer. Nothing is read until a

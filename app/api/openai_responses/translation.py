@@ -54,7 +54,7 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     waiting = responses.added_items(owner_id, conversation_id) if conversation_id else ()
     known = items_of([json.loads(item.body) for item in waiting], [])
     asked = items_of(resolved(body.input, responses, owner_id), ignored)
-    refuse_media_at_the_end(asked)
+    refuse_media_at_the_end(asked, known)
     added = messages_of([*known, *asked])
     if not added and not before.messages:
         raise unsupported("input", "input needs at least one item.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from sessions.errors import ConversationNotFound, MessageRefused
+from sessions import named_responses
+from sessions.errors import ConversationNotFound, MessageRefused, StoreError
 from sessions.named_responses import MOST_ADDED_BYTES
 from sessions.store.tables.added_items import AddedItem
 from tests.app.api.conftest import ServeOnce
@@ -17,6 +19,7 @@ from tests.app.site import Site
 from tests.sessions.session_harness import finish, until
 
 OWNER = "local"
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,83 @@ def test_none_is_added_to_a_conversation_that_is_deleted_meanwhile(site: Site, m
     monkeypatch.setattr(site.manager.runs, "claim", late)
     with pytest.raises(ConversationNotFound):
         site.manager.responses.add_items(OWNER, own_id(name), [AddedItem("msg_late", "{}")])
+
+
+LONE = "a\ud800b"
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ({"role": "user", "content": LONE}, [{"type": "input_text", "text": "a\ufffdb"}]),
+        (
+            {"role": "user", "content": [{"type": "input_text", "text": LONE}]},
+            [{"type": "input_text", "text": "a\ufffdb"}],
+        ),
+    ],
+)
+def test_what_cannot_be_stored_is_replaced(site: Site, sent: dict[str, Any], kept: Any) -> None:
+    body = json.dumps({"items": [sent], "metadata": {"topic": LONE}})
+    made = httpx.post(f"{site.url}/v1/conversations", content=body, headers=JSON, timeout=30)
+    assert (made.status_code, made.json().get("metadata")) == (200, {"topic": "a\ufffdb"}), made.text
+    assert [item["content"] for item in items(site, made.json()["id"])] == [kept]
+    added = httpx.post(
+        f"{site.url}/v1/conversations/{made.json()['id']}/items", content=json.dumps({"items": [sent]}), headers=JSON
+    )
+    assert added.json()["data"][0]["content"] == kept
+    assert respond(site, made.json()["id"], "Read").status_code == 200
+
+
+def test_a_conversation_whose_items_cannot_be_stored_does_not_begin(site: Site) -> None:
+    same = AddedItem("msg_same", "{}")
+    before = site.manager.list_conversations(OWNER)
+    with pytest.raises(StoreError):
+        site.manager.responses.new_conversation(OWNER, "", [same, same])
+    assert site.manager.list_conversations(OWNER) == before
+
+
+PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,aGk="}
+
+
+@pytest.mark.parametrize(
+    ("item", "param", "sentence"),
+    [
+        (said("word " * 200_000), "items", "An item has at least"),
+        ({"type": "item_reference", "id": "msg_none"}, "items.0.id", "items.0: This item is not kept here"),
+        ({"type": "function_call", "call_id": "c", "name": "f"}, "items.0.arguments", "arguments is missing"),
+    ],
+)
+def test_what_can_never_be_read_is_refused_at_once(site: Site, item: Any, param: str | None, sentence: str) -> None:
+    name = begun(site)
+    for path in ("conversations", f"conversations/{name}/items"):
+        refused = post(site, path, items=[item])
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
+        assert sentence in refused.text
+    assert items(site, name) == []
+
+
+def test_too_many_are_refused_by_the_name_of_their_field(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_responses, "MOST_ADDED_ITEMS", 2)
+    name = begun(site, "One", "Two")
+    refused = post(site, f"conversations/{name}/items", items=[said("Three")])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "items")
+    assert "would have 3 items" in refused.text
+
+
+def test_a_picture_is_named_where_it_is(site: Site) -> None:
+    output = {"type": "function_call_output", "call_id": "c", "output": [PICTURE]}
+    refused = post(site, "responses", model=MODEL, input=[said("a"), output])
+    assert refused.json()["error"]["param"] == "input.1.output.0"
+    name = begun(site)
+    post(site, f"conversations/{name}/items", items=[{**said("a"), "content": [PICTURE]}])
+    refused = post(site, "responses", model=MODEL, input=[], conversation=name)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "conversation")
+    assert respond(site, name, "Never mind").status_code == 200
+
+
+def test_arguments_may_be_an_object(site: Site) -> None:
+    call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": {"a": 1}}
+    history = [said("Call it"), call, {"type": "function_call_output", "call_id": "call_1", "output": "Done"}]
+    assert post(site, "responses", model=MODEL, input=history).status_code == 200
+    added = post(site, f"conversations/{begun(site)}/items", items=history)
+    assert added.json()["data"][1]["arguments"] == '{"a": 1}'
