@@ -52,7 +52,7 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     _refuse_unsupported(body)
     before, conversation_id = _before(body, responses, owner_id)
     waiting = responses.added_items(owner_id, conversation_id) if conversation_id else ()
-    known = items_of([json.loads(item.body) for item in waiting], [])
+    known = items_of([json.loads(item.body) for item in waiting], [], "conversation")
     asked = items_of(resolved(body.input, responses, owner_id), ignored)
     refuse_media_at_the_end(asked, known)
     added = messages_of([*known, *asked])

@@ -11,10 +11,12 @@ import sqlite_utils
 from sessions.errors import ConversationBusy
 from sessions.store.database import Database
 
+KINDS = ("message", "function_call", "function_call_output", "reasoning")
+
 
 @dataclass(frozen=True, slots=True)
 class AddedItem:
-    """`body` is JSON of the layer above."""
+    """`body` is JSON of the layer above: an object with the `id` of the item, and one of `KINDS` as its `type`."""
 
     item_id: str
     body: str

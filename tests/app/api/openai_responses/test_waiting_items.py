@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.openai_responses.requests import ITEMS
 from sessions import named_responses
 from sessions.errors import ConversationNotFound, MessageRefused, StoreError
 from sessions.named_responses import MOST_ADDED_BYTES
-from sessions.store.tables.added_items import AddedItem
+from sessions.store.tables.added_items import KINDS, AddedItem
 from tests.app.api.conftest import ServeOnce
 from tests.app.conftest import MODEL
 from tests.app.site import Site
@@ -261,3 +262,7 @@ def test_arguments_may_be_an_object(site: Site) -> None:
     assert post(site, "responses", model=MODEL, input=history).status_code == 200
     added = post(site, f"conversations/{begun(site)}/items", items=history)
     assert added.json()["data"][1]["arguments"] == '{"a": 1}'
+
+
+def test_an_import_knows_every_kind_of_item() -> None:
+    assert set(KINDS) == set(ITEMS)
