@@ -73,15 +73,6 @@ class NamedResponses:
         self._template = template
         self._runs = runs
 
-    def keep(self, response_id: str, run: Run, head: tuple[ChatMessage, ...], body: dict[str, Any]) -> None:
-        """Names an answer, which may be running."""
-        begun = (
-            self._template.growing_thoughts_in(run.plan.text, run.plan.is_thought_open) if run.plan.text else ("", "")
-        )
-        asked = {"prompt_tokens": len(run.plan.turn.ledger), "begun_chars": [len(part) for part in begun]}
-        kept = json.dumps({"body": body, "head": message_json.dump(head), "asked": asked}, ensure_ascii=False)
-        self._store.responses.add(response_id, run.message_id, kept)
-
     def history(self, owner_id: str, response_id: str) -> KnownHistory:
         """What was said up to a response, its answer included. Raises `ConversationBusy` while that is written."""
         kept, path, conversation_id = self._path_of(owner_id, response_id)

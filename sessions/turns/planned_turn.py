@@ -23,6 +23,7 @@ from sessions.ledger.ledger import (
 )
 from sessions.ledger.partings import History, parting
 from sessions.ledger.resent_history import Exchange, ResentHistory, is_said_exactly
+from sessions.ledger.response_name import ResponseName
 from sessions.store.records import Node, NodeIds
 from sessions.store.store import Store
 from sessions.turns.limits import TurnLimits
@@ -37,7 +38,8 @@ class ChatRequest:
     chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
     begins with. An answer that `has_one_call` ends after its first call.
     `conversation_id` names the one conversation that it belongs to; "" for any. `leaf_id` is its last message when its
-    history was read, and `taken_in` are the ids of the items added to it then, which are among the messages."""
+    history was read, and `taken_in` are the ids of the items added to it then, which are among the messages. The answer
+    gets the `name`."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -49,6 +51,7 @@ class ChatRequest:
     conversation_id: str = ""
     leaf_id: int | None = None
     taken_in: tuple[str, ...] = ()
+    name: ResponseName | None = None
 
 
 @dataclass(frozen=True, slots=True)

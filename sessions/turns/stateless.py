@@ -156,6 +156,9 @@ class StatelessTurns:
                     is_fork=placement.is_fork,
                     is_by_person=False,
                     taken_in=request.taken_in,
+                    name=request.name,
+                    is_set_anew=placement.conversation is not None
+                    and conversation.settings != placement.conversation.settings,
                 )
             )
         except SessionError:  # a pin leaves no room, or the file failed
@@ -179,8 +182,7 @@ class StatelessTurns:
                 system_prompt=history.system_prompt,
                 template_variables=request.template_variables,
             )
-            if settings != placement.conversation.settings:
-                self._store.set_settings(conversation_id, settings)
+            return replace(placement.conversation, settings=settings)  # stored with the turn
         return self._store.conversation(owner_id, conversation_id)
 
 

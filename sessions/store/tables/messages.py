@@ -24,6 +24,7 @@ from sessions.store.records import NewMessages, Node, NodeIds, pack, unpack
 from sessions.store.tables.added_items import take_in
 from sessions.store.tables.history_hashes import insert_history_hash
 from sessions.store.tables.losses import Cause, turn_begins, turn_ends
+from sessions.store.tables.responses import insert_response
 from sessions.types import MessageStatus, MessageView, MissReason, Parting, Receipt, Section, Tier
 
 # Numbers the turns of all conversations: a conversation's last number tells the order of use, whatever the clock did.
@@ -149,6 +150,11 @@ class MessageTable:
                     db, parent_id, conversation_id, new.user_history_hash, new.user_parts, new.user_tools
                 )
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
+            if new.settings is not None:
+                settings = json.dumps(asdict(new.settings))
+                db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [settings, conversation_id])
+            if new.response is not None:
+                insert_response(db, *new.response, answer_id)
             if new.continued_id is not None:
                 db.execute(_GOES_ON, [new.continued_id, answer_id])
             db.execute(

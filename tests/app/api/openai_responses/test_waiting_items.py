@@ -264,5 +264,23 @@ def test_arguments_may_be_an_object(site: Site) -> None:
     assert added.json()["data"][1]["arguments"] == '{"a": 1}'
 
 
+def test_an_answer_is_stored_with_its_name_or_not_at_all(site: Site) -> None:
+    """The row of its name holds what the items said as the system, which is nowhere else."""
+    name = begun(site)
+    first = {"type": "message", "role": "developer", "content": "Be brief."}
+    post(site, f"conversations/{name}/items", items=[first, said("Waits")])
+    forbid = "CREATE TRIGGER forbid BEFORE INSERT ON responses BEGIN SELECT RAISE(ABORT, 'The disk is full'); END"
+    with site.store.database.write() as db:
+        db.execute(forbid)
+    try:
+        assert respond(site, name, "Asked").status_code == 503
+    finally:
+        with site.store.database.write() as db:
+            db.execute("DROP TRIGGER forbid")
+    assert texts(site, name) == ["Be brief.", "Waits"]
+    assert respond(site, name, "Asked").status_code == 200
+    assert texts(site, name)[:3] == ["Be brief.", "Waits", "Asked"]
+
+
 def test_an_import_knows_every_kind_of_item() -> None:
     assert set(KINDS) == set(ITEMS)
