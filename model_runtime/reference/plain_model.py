@@ -33,7 +33,14 @@ def plain_model(directory: Path, stored: StoredFormat, dtype: torch.dtype, devic
         tensors[name] = tensors[name].t().contiguous()
     biases = {name: tensor for name, tensor in tensors.items() if name.endswith(".bias")}
     model, report = kind.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, device_map={"": device}, output_loading_info=True
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        device_map={"": device},
+        output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     refuse_missing(report, f"The checkpoint {directory.name}")
     for name in biases.keys() & set(report["unexpected_keys"]):
