@@ -13,8 +13,8 @@ from model_runtime.interface.events import FinishReason, TokenDelta
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.remote import generation
 from tests.model_runtime.remote.conftest import Connect, Start
-from tests.model_runtime.remote.remote_harness import GREEDY, ask, connected, tiny_texts
-from tests.model_runtime.remote.scripted_dialects import LlamaCppScript, SglangScript, VllmScript
+from tests.model_runtime.remote.remote_harness import GREEDY, ask, connected, texts_of, tiny_texts
+from tests.model_runtime.remote.scripted_dialects import UNFINISHED, LlamaCppScript, SglangScript, VllmScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer
 from tests.model_runtime.tiny_tokenizers import wrapped
 
@@ -108,6 +108,19 @@ def test_bytes_that_are_no_character(server: ScriptedServer, connect: Connect) -
     for limit in range(1, len(ids)):
         asked = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=limit, top_logprobs=1))
         assert (asked.ids, asked.end.reason) == (ids[:limit], FinishReason.LENGTH), asked.end.error
+
+
+def test_bytes_that_are_no_character_where_one_token_writes_their_sign(start: Start, connect: Connect) -> None:
+    """U+FFFD in a text stands for any bytes: the vocabulary's own id for it is not what was sampled."""
+    tokenizer = wrapped("byte-level")
+    tokenizer.add_tokens([UNFINISHED])
+    server = start(tokenizer=tokenizer)
+    assert len(server.ids(UNFINISHED)) == 1
+    first, second = server.ids("👩")[:2]
+    ids = [*server.ids("Go "), first, *server.ids(" on "), second, *server.ids("."), server.end_id]
+    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
+    asked = ask(connect(server, texts=texts_of(tokenizer, "with U+FFFD")), LEDGER)
+    assert (asked.ids, asked.end.reason) == (ids, FinishReason.STOP)
 
 
 def test_a_limit_within_a_character(spoken: ScriptedServer, connect: Connect) -> None:
