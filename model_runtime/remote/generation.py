@@ -63,6 +63,7 @@ class RemoteGeneration:
         self._asked_at = self._submitted_at
         self._first_token_at: float | None = None
         self._reused_tokens: int | None = None
+        self._asked_again_at: float | None = None  # since ids were left out
         self._seat: Seat | None = None
 
     def abort(self) -> None:
@@ -144,7 +145,7 @@ class RemoteGeneration:
         if not server.is_well or (slots is not None and not slots.has(self._request.affinity)):
             await server.make_sure()
         dialect = server.sure_dialect
-        self._reused_tokens = None
+        self._reused_tokens = self._asked_again_at = None
         server.asked()
         server.active += 1
         slots, ledger_tokens = server.slots, len(self._request.ledger)
@@ -177,6 +178,7 @@ class RemoteGeneration:
                 await self._stream_once(server, dialect, sure)
                 return
             except LeftOut as left_out:
+                self._asked_again_at = self._asked_again_at or time.perf_counter()
                 logger.info("engine_left_out_ids address=%s tokens=%d", server.address, left_out.tokens)
                 if await self._take_at_once(server, dialect, left_out):
                     return
@@ -253,9 +255,10 @@ class RemoteGeneration:
                     self._note_reuse(dialect.piece(event, None))
 
     def _note_reuse(self, piece: Piece) -> None:
-        """Of the prompt, for which a server is asked first; a claim beyond it is none."""
+        """Of the prompt, for which a server is asked first: what it says of later requests is about what it has just
+        read. A claim beyond the prompt is none."""
         reused = piece.reused_tokens
-        if reused is not None and reused <= len(self._request.ledger) and not self._answer.asked_from:
+        if reused is not None and reused <= len(self._request.ledger) and self._asked_again_at is None:
             self._reused_tokens = reused
 
     def _piece(self, server: Server, dialect: Dialect, event: dict[str, Any]) -> Piece:
@@ -274,7 +277,7 @@ class RemoteGeneration:
         has_begun = first is not None
         if first is not None:
             self._kv.length_tokens = ledger_tokens + max(0, ids - self._answer.cut_tokens - 1)
-            if reused is not None:
+            if reused is not None and first <= (self._asked_again_at or now):
                 self._speed.observe(reused, ledger_tokens, first - self._asked_at)
         is_reported = reused is not None
         return Finished(

@@ -95,12 +95,13 @@ def test_characters_of_several_tokens_in_other_vocabularies(start: Start, connec
     assert (asked.ids, asked.end.reason) == ([*ids, server.end_id], FinishReason.STOP)
 
 
-def test_bytes_that_are_no_character(server: ScriptedServer, connect: Connect) -> None:
+@pytest.mark.parametrize("start_text", ["Go ", ""], ids=["in the middle", "first"])
+def test_bytes_that_are_no_character(server: ScriptedServer, connect: Connect, start_text: str) -> None:
     """llama.cpp's server leaves ids out, and which ones the text does not say: they are asked for again, at once."""
     first, second = server.ids("👩")[:2]
-    ids = [*server.ids("Go "), first, *server.ids(" on "), second, first, *server.ids("é."), first, server.end_id]
-    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
+    ids = [*server.ids(start_text), first, *server.ids(" on "), second, first, *server.ids("é."), first, server.end_id]
     engine = connect(server)
+    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
     asked = ask(engine, LEDGER)
     assert (asked.ids, asked.end.reason) == (ids, FinishReason.STOP)
     assert (asked.end.fed_tokens, asked.end.reused_tokens) == (len(LEDGER), 0)
