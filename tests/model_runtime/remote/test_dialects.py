@@ -237,8 +237,14 @@ def test_an_sglang_without_a_tokenizer(start: Start, connect: Connect) -> None:
     engine = connect(start(sglang(has_tokenizer=False)))
     assert any("does not say which text" in note for note in engine.info.notes)
     assert ask(engine, LEDGER).end.reason is FinishReason.STOP
-    for lacking in (replace(GREEDY, min_new_tokens=3), replace(GREEDY, ignore_eos=True)):
-        assert "--skip-tokenizer-init" in engine.sampling_refusal(lacking)
+    for lacking, named in (
+        (replace(GREEDY, min_new_tokens=3), "min_tokens"),
+        (replace(GREEDY, ignore_eos=True), "ignore_eos"),
+        (replace(GREEDY, min_new_tokens=3, ignore_eos=True), "min_tokens and ignore_eos"),
+    ):
+        refusal = engine.sampling_refusal(lacking)
+        assert "--skip-tokenizer-init" in refusal
+        assert refusal.endswith(f": leave {named} out.")
     assert engine.sampling_refusal(GREEDY) == ""
 
 
