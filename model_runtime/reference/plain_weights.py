@@ -32,7 +32,8 @@ def has_plain_formula(method: str, settings: Settings) -> bool:
     layout = str(settings.get("format"))
     if method == "gptq":
         version = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
-        return version in ("gptq", "gptq_v2") and not settings.get("is_marlin_format")
+        fills_words = settings.get("bits", 4) in (2, 4, 8)  # fields of 3 bits lie across words
+        return version in ("gptq", "gptq_v2") and fills_words and not settings.get("is_marlin_format")
     if method == "awq":
         return str(settings.get("version") or settings.get("format") or "gemm").lower() in ("gemm", "exllama", "ipex")
     if method == "compressed-tensors":
