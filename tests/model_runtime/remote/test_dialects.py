@@ -124,6 +124,23 @@ def test_bytes_that_are_no_character_where_one_token_writes_their_sign(start: St
     assert (asked.ids, asked.end.reason) == (ids, FinishReason.STOP)
 
 
+@pytest.mark.parametrize("script", [{"loses": 3}, {"drafts": 4}], ids=str)
+def test_ids_that_do_not_come_when_they_are_counted(start: Start, connect: Connect, script: dict[str, int]) -> None:
+    """Lost for good, or counted up to three too early: nothing is missing, and the prompt is not sent for each."""
+    dialect = LlamaCppScript()
+    for name, value in script.items():
+        setattr(dialect, name, value)
+    server = start(dialect)
+    engine, ids = connect(server), [*range(60, 120), *range(60, 120), server.end_id]
+    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
+    for limit in (2, 3, 4, 5, 100, 200):
+        server.asked.clear()
+        asked = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=limit))
+        assert asked.ids == ids[:limit], asked.end.error
+        assert asked.end.reason is (FinishReason.LENGTH if limit < len(ids) else FinishReason.STOP)
+        assert len(server.asked) <= 15
+
+
 def test_a_limit_within_a_character(spoken: ScriptedServer, connect: Connect) -> None:
     engine, ids = connect(spoken), spoken.ids("Go 👩‍🚀")
     spoken.answer = lambda ledger: [*ids, spoken.end_id][len(ledger) - len(LEDGER) :]
