@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from model_runtime.interface.events import FinishReason, TokenDelta, TokenLogprob, TokenLogprobs
 from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.interface.sampling_params import SEEDS
 from model_runtime.remote.dialects.dialect import IdLogprobs, Piece, Wanted
 from model_runtime.remote.trouble import Garbage, LeftOut
 from model_runtime.text.text_stream import TextStream
@@ -57,10 +58,12 @@ class Answer:
         ends = tuple(sorted(self._own_ends | self._asked_ends))
         own = tuple(sorted(self._rules.stop_token_ids))
         self.asked_from = len(self.ids)
-        ledger, rest = self._request.ledger, self.new_tokens - len(self.ids)
+        ledger, rest, sampling = self._request.ledger, self.new_tokens - len(self.ids), self._request.sampling
+        if sampling.seed is not None:  # one that begins again would draw the same numbers again
+            sampling = replace(sampling, seed=(sampling.seed + len(self.ids)) % SEEDS)
         ledger = (*ledger, *self.ids) if self.ids else ledger
         count = rest if most_tokens is None else min(rest, most_tokens)
-        return Wanted(ledger, self._request.sampling, count, ends, own, self._salt, **more)
+        return Wanted(ledger, sampling, count, ends, own, self._salt, **more)
 
     @property
     def since_asked(self) -> Sequence[int]:

@@ -106,6 +106,12 @@ def test_bytes_that_are_no_character(server: ScriptedServer, connect: Connect, s
     assert (asked.ids, asked.end.reason) == (ids, FinishReason.STOP)
     assert (asked.end.fed_tokens, asked.end.reused_tokens) == (len(LEDGER), 0)
     assert not all(body["stream"] for body in server.asked)
+    for seed in (5, 2**32 - 3, 2**63 - 1):
+        server.asked.clear()
+        assert ask(engine, LEDGER, replace(GREEDY, seed=seed)).ids == ids
+        assert len(server.asked) > 2
+        for body in server.asked:
+            assert body["seed"] == (seed + len(body["prompt"]) - len(LEDGER)) % 2**63 % (2**32 - 1)
     for limit in range(1, len(ids)):
         asked = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=limit, top_logprobs=1))
         assert (asked.ids, asked.end.reason) == (ids[:limit], FinishReason.LENGTH), asked.end.error
