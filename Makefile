@@ -8,8 +8,8 @@ INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt --ed
 HOST ?= 127.0.0.1
 PORT ?= 7860
 ARGS ?=
-# More than two cores: many tests wait for a server or a browser.
-WORKERS ?= 3
+# Twice two cores: many tests wait for a server or a browser.
+WORKERS ?= 4
 # Where vLLM finds torch's CPU build, if PyPI's is another: --extra-index-url and PyTorch's index of CPU builds.
 TORCH_WHEELS ?=
 
@@ -29,7 +29,7 @@ help:  ## Print this list
 chat: $(VENV)/.chat  ## Serve the chat (MODEL=org/name, a directory or a .gguf file for another model; ARGS=... for more flags)
 	$(BIN)/keepwarm serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-test: $(VENV)/.test browser  ## Run all tests, Chromium included, in three processes (WORKERS=1 for one)
+test: $(VENV)/.test browser  ## Run all tests, Chromium included, in four processes (WORKERS=1 for one)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.test  ## Run what one wants after each change: no browser, no server, no real model

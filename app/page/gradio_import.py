@@ -25,7 +25,7 @@ class _WithoutStubs(MetaPathFinder):
 
             def load_and_replace(module: ModuleType) -> None:
                 load(module)
-                module.__dict__["create_or_modify_pyi"] = lambda *_: None
+                module.__dict__["create_or_modify_pyi"] = lambda *_, **__: None
 
             spec.loader.exec_module = load_and_replace  # type: ignore[method-assign]
         return spec

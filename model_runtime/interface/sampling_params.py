@@ -8,6 +8,7 @@ from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.require import require
 
 MOST_NAMED_TOKENS = 1024
+SEEDS = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class SamplingParams:
             f"Max new tokens must be a positive whole number, not {self.max_new_tokens}.",
         )
         require(
-            self.seed is None or 0 <= self.seed < 2**63,
+            self.seed is None or 0 <= self.seed < SEEDS,
             f"Seed must be empty or a whole number from 0 to 2^63 - 1, not {self.seed}.",
         )
         require(len(self.stop_strings) <= 16, f"At most 16 stop strings are allowed, not {len(self.stop_strings)}.")

@@ -219,10 +219,10 @@ def _find(order: _Order) -> _Found:
         found = _Found(path.resolve().name, path, False)
         _check_before_weights(found, order)
         return found
-    if path.is_file():
-        if path.suffix.lower() in PICKLED:
+    if path.exists():
+        if path.is_file() and path.suffix.lower() in PICKLED:
             raise ModelLoadError(f"{path.name} cannot be loaded. {how_to_convert(path.name)}")
-        if path.suffix.lower() != ".gguf":
+        if not path.is_file() or path.suffix.lower() != ".gguf":
             raise ModelLoadError(f"{name} is neither a directory nor a .gguf file.")
         return _converted(path, order)
     model_id, choice = split_choice(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,19 @@ def plain_model(directory: Path, stored: StoredFormat, dtype: torch.dtype, devic
         if hasattr(level, "quantization_config"):
             del level.quantization_config
     kind = _class_for(config)
-    tensors = plain_tensors(directory, stored.method, stored.settings, dtype)
-    for name in _with_inputs_first(kind, config, tensors):
+    tensors, unpacked = plain_tensors(directory, stored.method, stored.settings, dtype)
+    for name in _with_inputs_first(kind, config, unpacked):
         tensors[name] = tensors[name].t().contiguous()
     biases = {name: tensor for name, tensor in tensors.items() if name.endswith(".bias")}
     model, report = kind.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, device_map={"": device}, output_loading_info=True
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        device_map={"": device},
+        output_loading_info=True,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     refuse_missing(report, f"The checkpoint {directory.name}")
     for name in biases.keys() & set(report["unexpected_keys"]):
@@ -60,13 +67,13 @@ def _class_for(config: PretrainedConfig) -> Any:
     return found
 
 
-def _with_inputs_first(kind: Any, config: PretrainedConfig, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """The de-quantised matrices of GPT-2's kind of layers, which hold theirs as `[K, N]`."""
+def _with_inputs_first(kind: Any, config: PretrainedConfig, unpacked: Iterable[str]) -> list[str]:
+    """Those of the de-quantised matrices that belong to GPT-2's kind of layers, which hold theirs as `[K, N]`. What the
+    checkpoint has plain lies so already."""
     with init_empty_weights():
         model = kind._from_config(config)
     names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)]
-    packed = [name for name, tensor in tensors.items() if tensor.ndim == 2]
-    return [one for one in packed if any(one == name or name.endswith(f".{one}") for name in names)]
+    return [one for one in unpacked if any(one == name or name.endswith(f".{one}") for name in names)]
 
 
 def _add_bias(model: PreTrainedModel, name: str, bias: torch.Tensor) -> None:

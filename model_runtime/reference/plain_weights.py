@@ -32,7 +32,8 @@ def has_plain_formula(method: str, settings: Settings) -> bool:
     layout = str(settings.get("format"))
     if method == "gptq":
         version = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
-        return version in ("gptq", "gptq_v2") and not settings.get("is_marlin_format")
+        fills_words = settings.get("bits", 4) in (2, 4, 8)  # fields of 3 bits lie across words
+        return version in ("gptq", "gptq_v2") and fills_words and not settings.get("is_marlin_format")
     if method == "awq":
         return str(settings.get("version") or settings.get("format") or "gemm").lower() in ("gemm", "exllama", "ipex")
     if method == "compressed-tensors":
@@ -40,10 +41,13 @@ def has_plain_formula(method: str, settings: Settings) -> bool:
     return method == "fbgemm_fp8" or (method == "bitsandbytes" and bool(settings.get("load_in_8bit")))
 
 
-def plain_tensors(directory: Path, method: str, settings: Settings, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint by its own names, with a `weight` of `dtype` `[N, K]` for each packed matrix. Raises
-    `ModelLoadError` for tensors that the formula has no meaning for."""
+def plain_tensors(
+    directory: Path, method: str, settings: Settings, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """All tensors of a checkpoint by its own names, with a `weight` of `dtype` `[N, K]` for each packed matrix, and the
+    names of these weights. Raises `ModelLoadError` for tensors that the formula has no meaning for."""
     found = dict[str, torch.Tensor]()
+    unpacked: list[str] = []
     for base, parts in _matrices(directory):
         if not any(mark in parts for mark in _MARKS):
             found |= {f"{base}.{name}" if base else name: tensor for name, tensor in parts.items()}
@@ -52,8 +56,9 @@ def plain_tensors(directory: Path, method: str, settings: Settings, dtype: torch
             found[f"{base}.weight"] = plain_matrix(parts, method, settings).to(dtype)
         except (KeyError, RuntimeError, IndexError) as error:
             raise ModelLoadError(f"The tensors of {base} do not fit together: {error}.") from error
+        unpacked.append(f"{base}.weight")
         found |= {f"{base}.{name}": tensor for name, tensor in parts.items() if name not in _PARTS}
-    return found
+    return found, unpacked
 
 
 def plain_matrix(parts: Parts, method: str, settings: Settings) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""transformers' half of a comparison: loads the same directory or file without anything of Keepwarm's loading."""
+"""transformers' half of a comparison: loads the same directory or file, and shares none of the code that unpacks."""
 
 from __future__ import annotations
 

@@ -12,10 +12,13 @@ from tokenizers import Tokenizer
 
 from model_runtime.interface.events import FinishReason, TokenDelta, TokenLogprob, TokenLogprobs
 from model_runtime.interface.protocol import GenerationRequest
+from model_runtime.interface.sampling_params import SEEDS
 from model_runtime.remote.dialects.dialect import IdLogprobs, Piece, Wanted
 from model_runtime.remote.trouble import Garbage, LeftOut
 from model_runtime.text.text_stream import TextStream
 from model_runtime.text.token_part import ids_of_part
+
+_NO_CHARACTER = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,12 @@ class Answer:
         ends = tuple(sorted(self._own_ends | self._asked_ends))
         own = tuple(sorted(self._rules.stop_token_ids))
         self.asked_from = len(self.ids)
-        ledger, rest = self._request.ledger, self.new_tokens - len(self.ids)
+        ledger, rest, sampling = self._request.ledger, self.new_tokens - len(self.ids), self._request.sampling
+        if sampling.seed is not None:  # one that begins again would draw the same numbers again
+            sampling = replace(sampling, seed=(sampling.seed + len(self.ids)) % SEEDS)
         ledger = (*ledger, *self.ids) if self.ids else ledger
         count = rest if most_tokens is None else min(rest, most_tokens)
-        return Wanted(ledger, self._request.sampling, count, ends, own, self._salt, **more)
+        return Wanted(ledger, sampling, count, ends, own, self._salt, **more)
 
     @property
     def since_asked(self) -> Sequence[int]:
@@ -73,7 +78,8 @@ class Answer:
     def whole(self, piece: Piece) -> Piece:
         """The piece with the ids that the server left out, which only write a character together: they are the
         vocabulary's for that text, as many as the server counted, with the same last one. Raises `LeftOut` if there are
-        none, and `Garbage` for a server that read another prompt."""
+        none or the text has U+FFFD, which may stand for any bytes, and `Garbage` for a server that read another
+        prompt."""
         ledger, left_out = self._request.ledger, piece.left_out_tokens
         prompt_tokens = len(ledger) + self.asked_from
         if piece.prompt_tokens not in (None, prompt_tokens):
@@ -81,11 +87,14 @@ class Answer:
         if not left_out:
             return piece
         count, last = left_out + len(piece.token_ids), piece.token_ids[-1:]
-        before = (*ledger, *self.ids)
-        ids = ids_of_part(self._rules.tokenizer, before, piece.text, lambda ids: len(ids) == count and ids[-1:] == last)
+        ids = None if _NO_CHARACTER in piece.text else self._ids_of(piece.text, count, last)
         if ids is None:
             raise LeftOut(f"it left out the ids of {left_out:,} tokens", count)
         return replace(piece, token_ids=ids, logprobs=(*(None,) * left_out, *piece.logprobs) if piece.logprobs else ())
+
+    def _ids_of(self, text: str, count: int, last: tuple[int, ...]) -> tuple[int, ...] | None:
+        before = (*self._request.ledger, *self.ids)
+        return ids_of_part(self._rules.tokenizer, before, text, lambda ids: len(ids) == count and ids[-1:] == last)
 
     def take(self, token_id: int, logprobs: IdLogprobs | None) -> tuple[TokenDelta, FinishReason | None]:
         """The event of an id, and why the answer ends with it, or None. Raises `Garbage` for an id that the vocabulary

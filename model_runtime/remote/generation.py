@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +28,9 @@ BUSY_PATIENCE_S = 20.0  # for servers that have no room
 AWAY_PATIENCE_S = 1.0  # for servers that may be about to come back
 FIRST_PAUSE_S = 0.2  # doubles
 QUESTION_AFTER_S = 0.002
+# Twice as many with each time that ids were left out of an answer, up to these: a server may count a draft before it
+# sends it, and then something seems to lack in every event.
+MOST_AT_ONCE_TOKENS = 256
 LAST_EVENT_S = 2.0  # how long the receipt's figures are waited for, once the answer has ended
 _ELSEWHERE = (Kind.AWAY, Kind.BROKEN, Kind.BUSY, Kind.SLOW, Kind.GARBAGE, Kind.FAILED, Kind.CHANGED)
 _KEPT = "What was written is kept: continue the answer, or regenerate it."
@@ -63,6 +67,7 @@ class RemoteGeneration:
         self._asked_at = self._submitted_at
         self._first_token_at: float | None = None
         self._reused_tokens: int | None = None
+        self._asked_again_at: float | None = None  # since ids were left out
         self._seat: Seat | None = None
 
     def abort(self) -> None:
@@ -144,7 +149,7 @@ class RemoteGeneration:
         if not server.is_well or (slots is not None and not slots.has(self._request.affinity)):
             await server.make_sure()
         dialect = server.sure_dialect
-        self._reused_tokens = None
+        self._reused_tokens = self._asked_again_at = None
         server.asked()
         server.active += 1
         slots, ledger_tokens = server.slots, len(self._request.ledger)
@@ -172,13 +177,15 @@ class RemoteGeneration:
 
     async def _stream(self, server: Server, dialect: Dialect, sure: asyncio.Task[None]) -> None:
         self._asked_at = time.perf_counter()
-        while True:
+        for hole in itertools.count(1):
             try:
                 await self._stream_once(server, dialect, sure)
                 return
             except LeftOut as left_out:
+                self._asked_again_at = self._asked_again_at or time.perf_counter()
                 logger.info("engine_left_out_ids address=%s tokens=%d", server.address, left_out.tokens)
-                if await self._take_at_once(server, dialect, left_out):
+                least_tokens = min(2**hole, MOST_AT_ONCE_TOKENS)
+                if await self._take_at_once(server, dialect, left_out, max(left_out.tokens, least_tokens)):
                     return
 
     async def _stream_once(self, server: Server, dialect: Dialect, sure: asyncio.Task[None]) -> None:
@@ -198,10 +205,10 @@ class RemoteGeneration:
                     return
         raise EngineTrouble(Kind.GARBAGE, f"The engine at {server.address} ended the stream before the answer.")
 
-    async def _take_at_once(self, server: Server, dialect: Dialect, left_out: LeftOut) -> bool:
-        """Ids that a stream left out are asked for in one event, which has all of them. Returns whether the answer
+    async def _take_at_once(self, server: Server, dialect: Dialect, left_out: LeftOut, tokens: int) -> bool:
+        """Ids that a stream left out are asked for in one event, which has all of so many. Returns whether the answer
         ended with them."""
-        wanted = self._answer.ask(left_out.tokens, slot=self._slot, is_streamed=False)
+        wanted = self._answer.ask(tokens, slot=self._slot, is_streamed=False)
         event = await server.connection.answer(dialect.path, encoded(dialect.body(wanted)), self._headers)
         piece = self._piece(server, dialect, event)
         if not piece.token_ids:
@@ -253,9 +260,10 @@ class RemoteGeneration:
                     self._note_reuse(dialect.piece(event, None))
 
     def _note_reuse(self, piece: Piece) -> None:
-        """Of the prompt, for which a server is asked first; a claim beyond it is none."""
+        """Of the prompt, for which a server is asked first: what it says of later requests is about what it has just
+        read. A claim beyond the prompt is none."""
         reused = piece.reused_tokens
-        if reused is not None and reused <= len(self._request.ledger) and not self._answer.asked_from:
+        if reused is not None and reused <= len(self._request.ledger) and self._asked_again_at is None:
             self._reused_tokens = reused
 
     def _piece(self, server: Server, dialect: Dialect, event: dict[str, Any]) -> Piece:
@@ -274,7 +282,7 @@ class RemoteGeneration:
         has_begun = first is not None
         if first is not None:
             self._kv.length_tokens = ledger_tokens + max(0, ids - self._answer.cut_tokens - 1)
-            if reused is not None:
+            if reused is not None and first <= (self._asked_again_at or now):
                 self._speed.observe(reused, ledger_tokens, first - self._asked_at)
         is_reported = reused is not None
         return Finished(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,6 +168,8 @@ class Tab:
         expect(self.by("send")).to_be_visible()
 
     def wait_running(self) -> None:
+        """The server has the message. One that is still sent can be stopped as well."""
+        expect(self.page.locator("#kw")).to_have_class(re.compile(r"\bkw-busy\b"))
         expect(self.by("stop")).to_be_visible()
 
     def new(self) -> None:

@@ -255,14 +255,16 @@ def float_settings(strategy: str, **more: Any) -> dict[str, Any]:
     return compressed_settings(weights, "float-quantized", inputs)
 
 
-def written(source: Path, target: Path, scheme: Scheme) -> Packed:
-    """A copy of a plain checkpoint with the matrices of all layers stored by the scheme."""
+def written(source: Path, target: Path, scheme: Scheme, plain: str = "") -> Packed:
+    """A copy of a plain checkpoint with the matrices of all layers stored by the scheme, but for those of the layer
+    `plain`."""
     with_settings(source, target, scheme.settings)
     stored: Tensors = {}
     weights: Tensors = {}
     for key, weight in load_file(source / "model.safetensors").items():
         has_inputs_first = key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))  # GPT-2
-        if not has_inputs_first and not key.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")):
+        is_matrix = has_inputs_first or key.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight"))
+        if not is_matrix or key == f"{plain}.weight":
             stored[key] = weight
             continue
         base = key.removesuffix(".weight")

@@ -63,8 +63,10 @@ class Sglang:
                 "reports log-probabilities as temperature, penalties and biases change them, and Keepwarm's are the "
                 "model's own: ask for them at temperature 0 or 1 alone, or leave them out"
             )
-        if (sampling.min_new_tokens or sampling.ignore_eos) and not self.has_tokenizer:
-            return "runs with --skip-tokenizer-init and takes no least number of tokens: leave min_tokens out"
+        asked = {"min_tokens": sampling.min_new_tokens, "ignore_eos": sampling.ignore_eos}
+        masking = " and ".join(name for name, value in asked.items() if value)
+        if masking and not self.has_tokenizer:
+            return f"runs with --skip-tokenizer-init and masks no ends: leave {masking} out"
         return ""
 
     def body(self, request: Wanted) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gradio import tunneling
 
 from app.access.public_link import Share
+from app.page.gradio_import import gradio
 from tests.polling import pause
 
+tunneling = gradio.tunneling
 URL = "https://tunnel.invalid/frpc"
 
 

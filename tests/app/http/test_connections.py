@@ -88,7 +88,8 @@ def test_forty_clients_and_sixty_four_descriptors(under_load: Callable[..., Serv
         seen = sum(at_once([talk] * 40), Counter[int]())
     assert seen[200] > 0
     assert set(seen) <= {200, 503, 0}
-    assert probe.failures == []
+    assert set(probe.failures) <= {"status 503"}  # its connection may be one too many as well
+    assert probe.answers > 5
     assert fetch(served.port, "POST", "/v1/chat/completions", chat(), JSON)[0] == 200
     assert served.metric("keepwarm_connections_ended_total") > 0
     assert [line for line in served.lines if "connections refused" not in line] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import shutil
 import socket
@@ -264,6 +265,7 @@ def test_the_embedded_model_knows_how_to_talk(loaded_embedded: LoadedModel) -> N
     [
         ("/nowhere/model", "There is no file or directory /nowhere/model."),
         ("/dev/null/model", "There is no file or directory /dev/null/model."),
+        ("/dev/null", "/dev/null is neither a directory nor a .gguf file."),
         ("/" + "long" * 100, "cannot be read: File name too long."),
         (
             "~nobody-of-this-name/model",
@@ -299,6 +301,9 @@ def test_a_file_that_is_no_gguf_is_a_sentence(load: Load, tmp_path: Path) -> Non
     (tmp_path / "model.txt").write_bytes(b"weights")
     with pytest.raises(ModelLoadError, match=r"is neither a directory nor a \.gguf file"):
         load(tmp_path / "model.txt")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ModelLoadError, match=r"pipe\.gguf is neither a directory nor a \.gguf file"):
+        load(tmp_path / "pipe.gguf")
     (tmp_path / "model.gguf").write_bytes(b"not a GGUF file at all")
     with pytest.raises(ModelLoadError, match=r"model\.gguf is not a GGUF file, or is incomplete"):
         load(tmp_path / "model.gguf")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from model_runtime.interface.config import RemoteConfig
 from model_runtime.interface.events import Event, Finished, TokenDelta
 from model_runtime.interface.protocol import GenerationRequest
@@ -39,10 +41,13 @@ def scripted_servers() -> Iterator[Start]:
 @cache
 def tiny_texts(family: str = "byte-level") -> RemoteTexts:
     """The tokenizer that scripted servers have."""
-    tokenizer = byte_level() if family == "byte-level" else wrapped(family)
+    return texts_of(byte_level() if family == "byte-level" else wrapped(family), family)
+
+
+def texts_of(tokenizer: PreTrainedTokenizerFast, fingerprint: str) -> RemoteTexts:
     end = tokenizer.eos_token_id
     assert isinstance(end, int)
-    return RemoteTexts(tokenizer, "Tiny", frozenset({end}), (), SamplingParams(temperature=0.0), family)
+    return RemoteTexts(tokenizer, "Tiny", frozenset({end}), (), SamplingParams(temperature=0.0), fingerprint)
 
 
 def connected(

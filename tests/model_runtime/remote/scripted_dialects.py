@@ -16,7 +16,8 @@ class LlamaCppScript:
 
     returns_tokens = True
     drops = ""  # a setting that it does not honour
-    loses: int | None = None  # this event of an answer never arrives
+    loses: int | None = None  # this event of every stream never arrives
+    drafts = 1  # so many tokens are counted before the first of them is sent
     repeats: int | None = None  # this one comes twice
     cuts_tokens = 0  # so many ids of the prompt are not read
     saves_slots = False
@@ -87,7 +88,8 @@ class LlamaCppScript:
             if whole.endswith(UNFINISHED):
                 continue
             content, said = whole[len(said) :], whole
-            event = {**counted, "content": content, "stop": False, "tokens_predicted": count, "_tokens": 1}
+            written = min(-(-count // self.drafts) * self.drafts, len(answer))
+            event = {**counted, "content": content, "stop": False, "tokens_predicted": written, "_tokens": 1}
             if self.returns_tokens:
                 event["tokens"] = [token_id]
             if body["n_probs"]:

@@ -13,8 +13,8 @@ from model_runtime.interface.events import FinishReason, TokenDelta
 from model_runtime.interface.sampling_params import SamplingParams
 from model_runtime.remote import generation
 from tests.model_runtime.remote.conftest import Connect, Start
-from tests.model_runtime.remote.remote_harness import GREEDY, ask, connected, tiny_texts
-from tests.model_runtime.remote.scripted_dialects import LlamaCppScript, SglangScript, VllmScript
+from tests.model_runtime.remote.remote_harness import GREEDY, ask, connected, texts_of, tiny_texts
+from tests.model_runtime.remote.scripted_dialects import UNFINISHED, LlamaCppScript, SglangScript, VllmScript
 from tests.model_runtime.remote.scripted_server import ScriptedServer
 from tests.model_runtime.tiny_tokenizers import wrapped
 
@@ -95,19 +95,56 @@ def test_characters_of_several_tokens_in_other_vocabularies(start: Start, connec
     assert (asked.ids, asked.end.reason) == ([*ids, server.end_id], FinishReason.STOP)
 
 
-def test_bytes_that_are_no_character(server: ScriptedServer, connect: Connect) -> None:
+@pytest.mark.parametrize("start_text", ["Go ", ""], ids=["in the middle", "first"])
+def test_bytes_that_are_no_character(server: ScriptedServer, connect: Connect, start_text: str) -> None:
     """llama.cpp's server leaves ids out, and which ones the text does not say: they are asked for again, at once."""
     first, second = server.ids("👩")[:2]
-    ids = [*server.ids("Go "), first, *server.ids(" on "), second, first, *server.ids("é."), first, server.end_id]
-    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
+    ids = [*server.ids(start_text), first, *server.ids(" on "), second, first, *server.ids("é."), first, server.end_id]
     engine = connect(server)
+    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
     asked = ask(engine, LEDGER)
     assert (asked.ids, asked.end.reason) == (ids, FinishReason.STOP)
     assert (asked.end.fed_tokens, asked.end.reused_tokens) == (len(LEDGER), 0)
     assert not all(body["stream"] for body in server.asked)
+    for seed in (5, 2**32 - 3, 2**63 - 1):
+        server.asked.clear()
+        assert ask(engine, LEDGER, replace(GREEDY, seed=seed)).ids == ids
+        assert len(server.asked) > 2
+        for body in server.asked:
+            assert body["seed"] == (seed + len(body["prompt"]) - len(LEDGER)) % 2**63 % (2**32 - 1)
     for limit in range(1, len(ids)):
         asked = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=limit, top_logprobs=1))
         assert (asked.ids, asked.end.reason) == (ids[:limit], FinishReason.LENGTH), asked.end.error
+
+
+def test_bytes_that_are_no_character_where_one_token_writes_their_sign(start: Start, connect: Connect) -> None:
+    """U+FFFD in a text stands for any bytes: the vocabulary's own id for it is not what was sampled."""
+    tokenizer = wrapped("byte-level")
+    tokenizer.add_tokens([UNFINISHED])
+    server = start(tokenizer=tokenizer)
+    assert len(server.ids(UNFINISHED)) == 1
+    first, second = server.ids("👩")[:2]
+    ids = [*server.ids("Go "), first, *server.ids(" on "), second, *server.ids("."), server.end_id]
+    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
+    asked = ask(connect(server, texts=texts_of(tokenizer, "with U+FFFD")), LEDGER)
+    assert (asked.ids, asked.end.reason) == (ids, FinishReason.STOP)
+
+
+@pytest.mark.parametrize("script", [{"loses": 3}, {"drafts": 4}], ids=str)
+def test_ids_that_do_not_come_when_they_are_counted(start: Start, connect: Connect, script: dict[str, int]) -> None:
+    """Lost for good, or counted up to three too early: nothing is missing, and the prompt is not sent for each."""
+    dialect = LlamaCppScript()
+    for name, value in script.items():
+        setattr(dialect, name, value)
+    server = start(dialect)
+    engine, ids = connect(server), [*range(60, 120), *range(60, 120), server.end_id]
+    server.answer = lambda ledger: ids[len(ledger) - len(LEDGER) :]
+    for limit in (2, 3, 4, 5, 100, 200):
+        server.asked.clear()
+        asked = ask(engine, LEDGER, replace(GREEDY, max_new_tokens=limit))
+        assert asked.ids == ids[:limit], asked.end.error
+        assert asked.end.reason is (FinishReason.LENGTH if limit < len(ids) else FinishReason.STOP)
+        assert len(server.asked) <= 15
 
 
 def test_a_limit_within_a_character(spoken: ScriptedServer, connect: Connect) -> None:
@@ -223,8 +260,14 @@ def test_an_sglang_without_a_tokenizer(start: Start, connect: Connect) -> None:
     engine = connect(start(sglang(has_tokenizer=False)))
     assert any("does not say which text" in note for note in engine.info.notes)
     assert ask(engine, LEDGER).end.reason is FinishReason.STOP
-    for lacking in (replace(GREEDY, min_new_tokens=3), replace(GREEDY, ignore_eos=True)):
-        assert "--skip-tokenizer-init" in engine.sampling_refusal(lacking)
+    for lacking, named in (
+        (replace(GREEDY, min_new_tokens=3), "min_tokens"),
+        (replace(GREEDY, ignore_eos=True), "ignore_eos"),
+        (replace(GREEDY, min_new_tokens=3, ignore_eos=True), "min_tokens and ignore_eos"),
+    ):
+        refusal = engine.sampling_refusal(lacking)
+        assert "--skip-tokenizer-init" in refusal
+        assert refusal.endswith(f": leave {named} out.")
     assert engine.sampling_refusal(GREEDY) == ""
 
 

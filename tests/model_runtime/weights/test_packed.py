@@ -10,7 +10,7 @@ import pytest
 import torch
 from bitsandbytes import functional
 
-from model_runtime.reference.plain_weights import plain_matrix
+from model_runtime.reference.plain_weights import has_plain_formula, plain_matrix
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.coded.coded_rows import Coded, Kind
 from model_runtime.weights.coded.eights import coded_fp8, coded_llm_int8
@@ -294,3 +294,8 @@ def test_what_the_settings_say_and_no_tensor_has_is_refused(name: str, missing: 
     del parts[missing]
     with pytest.raises(ValueError, match=f"no {missing} although its settings say"):
         read(SCHEMES[name], parts, (ROWS, COLUMNS), **settings)
+
+
+def test_fields_that_lie_across_words_have_no_plain_formula() -> None:
+    known = [bits for bits in range(1, 9) if has_plain_formula("gptq", {"bits": bits})]
+    assert known == [2, 4, 8]
