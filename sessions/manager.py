@@ -5,8 +5,9 @@ owner's id, before it looks at anything else. All methods may be called from any
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -64,7 +65,7 @@ class SessionManager:
         self.turns = Turns(store, engine, template, config, self.runs, self.memory)
         self.completions = StatelessTurns(store, engine, template, config, self.runs, self.turns)
         self.raw_completions = RawTurns(store, engine, template, config, self.turns, self.completions.placements)
-        self.responses = NamedResponses(store, engine, template, self.runs)
+        self.responses = NamedResponses(store, engine, template, self.runs, self.turns.limits, config.max_message_bytes)
         self._actions = MemoryActions(store, self.runs, self.memory, engine.info)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
         self._views = Views(store, engine, self.memory, self.background.verifier, self.runs, config)
@@ -165,12 +166,7 @@ class SessionManager:
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
         self.turns.limits.refuse_hopeless(text)
-        with self.turns.claim(conversation_id):
-            if self._store.added_items.count(conversation_id):
-                raise MessageRefused(
-                    "A program added messages here that have no answer yet, so only a program can go on. Begin a new "
-                    "conversation, or ask the program to."
-                )
+        with self._claim_path(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             run = self._begin_user_turn(conversation, path, path, text)
@@ -182,7 +178,7 @@ class SessionManager:
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
         self.turns.limits.refuse_hopeless(text)
-        with self.turns.claim(conversation_id):
+        with self._claim_path(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
             path = self._store.messages.path(parent_id)
@@ -192,7 +188,7 @@ class SessionManager:
     def regenerate(self, owner_id: str, conversation_id: str) -> Run:
         """Another answer to the last message, beside the old one."""
         self._store.conversation(owner_id, conversation_id)
-        with self.turns.claim(conversation_id):
+        with self._claim_path(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path:
@@ -210,7 +206,7 @@ class SessionManager:
         """Goes on from a stopped, interrupted or length-limited answer. Its ids are kept as they are: the new
         node begins with them, and takes the place of the old one among the versions."""
         self._store.conversation(owner_id, conversation_id)
-        with self.turns.claim(conversation_id):
+        with self._claim_path(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             path = self._store.messages.path(conversation.leaf_id)
             if not path or not path[-1].can_continue:
@@ -280,7 +276,7 @@ class SessionManager:
     def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
         """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
         self._store.conversation(owner_id, conversation_id)
-        with self.turns.claim(conversation_id):
+        with self._claim_path(conversation_id):
             self._store.messages.switch(conversation_id, message_id, step)
 
     # Memory
@@ -387,6 +383,18 @@ class SessionManager:
             continued_id=continued_id,
         )
         return self.turns.begin(new)
+
+    @contextlib.contextmanager
+    def _claim_path(self, conversation_id: str) -> Iterator[None]:
+        """The claim of a conversation whose path a person changes. Raises `MessageRefused` where messages wait at its
+        end, which such a change would come in front of."""
+        with self.turns.claim(conversation_id):
+            if self._store.added_items.has_any(conversation_id):
+                raise MessageRefused(
+                    "A program added messages here that have no answer yet, so only a program can go on. Begin a new "
+                    "conversation, or ask the program to."
+                )
+            yield
 
     def _template_of(self, conversation: Conversation) -> TurnTemplate:
         return self._template.with_variables(conversation.settings.template_variables)

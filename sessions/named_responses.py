@@ -15,6 +15,7 @@ from typing import Any
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.protocol import Engine
+from sessions.config import MIB
 from sessions.errors import ConversationBusy, ConversationNotFound, MessageRefused
 from sessions.ledger.known_history import answer_of, messages_of
 from sessions.store import message_json
@@ -22,18 +23,23 @@ from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.added_items import AddedItem
 from sessions.store.tables.responses import StoredResponse
+from sessions.text import clean_exactly, mib, refuse_if_huge
+from sessions.turns.limits import TurnLimits
 from sessions.turns.run import Run, RunTable
 from sessions.types import ConversationSettings, MessageView
 
 MOST_ADDED_ITEMS = 20_000  # of a conversation, as many as a request may have
+MOST_ADDED_BYTES = 8 * MIB  # of their bodies, as large as a request may be
 
 
 @dataclass(frozen=True, slots=True)
 class KnownHistory:
-    """`head` are messages of the system that belong to the history itself; those of each request come before them."""
+    """`head` are messages of the system that belong to the history itself; those of each request come before them.
+    `leaf_id` is the last message of a conversation that was read, None before its first."""
 
     head: tuple[ChatMessage, ...]
     messages: tuple[ChatMessage, ...]
+    leaf_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +57,21 @@ class NamedResponse:
 class NamedResponses:
     """Any thread. Raises `ConversationNotFound` for an unknown name, and for one of another owner."""
 
-    def __init__(self, store: Store, engine: Engine, template: TurnTemplate, runs: RunTable) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        template: TurnTemplate,
+        runs: RunTable,
+        limits: TurnLimits,
+        most_message_bytes: int,
+    ) -> None:
+        self._limits = limits
+        self._most_message_bytes = most_message_bytes
         self._store = store
         self._engine = engine
         self._template = template
         self._runs = runs
-
-    def keep(self, response_id: str, run: Run, head: tuple[ChatMessage, ...], body: dict[str, Any]) -> None:
-        """Names an answer, which may be running."""
-        begun = (
-            self._template.growing_thoughts_in(run.plan.text, run.plan.is_thought_open) if run.plan.text else ("", "")
-        )
-        asked = {"prompt_tokens": len(run.plan.turn.ledger), "begun_chars": [len(part) for part in begun]}
-        kept = json.dumps({"body": body, "head": message_json.dump(head), "asked": asked}, ensure_ascii=False)
-        self._store.responses.add(response_id, run.message_id, kept)
 
     def history(self, owner_id: str, response_id: str) -> KnownHistory:
         """What was said up to a response, its answer included. Raises `ConversationBusy` while that is written."""
@@ -84,12 +91,12 @@ class NamedResponses:
         if self._runs.is_busy(conversation_id):
             raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
         path = self._store.messages.path(conversation.leaf_id)
-        kept, prompt = self._store.responses.newest_body([node.message_id for node in path], names), ""
+        kept = self._store.responses.newest_body([node.message_id for node in path], names)
+        prompt = conversation.settings.system_prompt if keeps_prompt else ""
+        head: tuple[ChatMessage, ...] = (ChatMessage("system", prompt),) if prompt else ()
         if kept is not None:
-            return KnownHistory(message_json.load(json.loads(kept)["head"]), messages_of(path, self._template))
-        if keeps_prompt:
-            prompt = conversation.settings.system_prompt
-        return KnownHistory((ChatMessage("system", prompt),) if prompt else (), messages_of(path, self._template))
+            head = message_json.load(json.loads(kept)["head"])
+        return KnownHistory(head, messages_of(path, self._template), conversation.leaf_id)
 
     def find(self, owner_id: str, response_id: str) -> NamedResponse:
         """A response with its answer as it is now."""
@@ -122,13 +129,11 @@ class NamedResponses:
         self._store.responses.delete(response_id)
 
     def new_conversation(self, owner_id: str, metadata: str = "", items: Sequence[AddedItem] = ()) -> Conversation:
-        """One without an answer, which only requests that name it continue."""
+        """One without an answer, which only requests that name it continue. Nothing is stored when it raises."""
         conversation_id = uuid.uuid4().hex
         settings = ConversationSettings(self._engine.info.default_sampling)
-        self._store.add_conversation(owner_id, conversation_id, settings, f"conversation {conversation_id}")
-        if metadata:
-            self._store.set_metadata(conversation_id, metadata)
-        self._store.added_items.add(conversation_id, items)
+        key = f"conversation {conversation_id}"
+        self._store.add_conversation(owner_id, conversation_id, settings, key, metadata=metadata, items=items)
         return self._store.conversation(owner_id, conversation_id)
 
     def conversation(self, owner_id: str, conversation_id: str) -> Conversation:
@@ -139,15 +144,27 @@ class NamedResponses:
         self._store.conversation(owner_id, conversation_id)
         self._store.set_metadata(conversation_id, metadata)
 
+    def refuse_unreadable(self, text: str) -> None:
+        """Raises `MessageRefused` or `ContextFull` for the text of an item that no response could follow."""
+        text = clean_exactly(text)
+        refuse_if_huge(text, self._most_message_bytes, "An item")
+        self._limits.refuse_hopeless(text, "An item")
+
     def add_items(self, owner_id: str, conversation_id: str, items: Sequence[AddedItem]) -> None:
         """Adds what was said elsewhere behind all that was said here, without an answer. Nothing is read until a
-        response follows. Raises `ConversationBusy` while an answer is written, and `MessageRefused` for too many."""
+        response follows. Raises `ConversationBusy` while an answer is written, and `MessageRefused` for too much."""
         self._store.conversation(owner_id, conversation_id)
         with self._runs.claim(conversation_id):
-            if self._store.added_items.count(conversation_id) + len(items) > MOST_ADDED_ITEMS:
-                sentence = f"More than {MOST_ADDED_ITEMS:,} items of this conversation have no answer yet."
-                raise MessageRefused(f"{sentence} Begin another one.")
-            self._store.added_items.add(conversation_id, items)
+            self._store.conversation(owner_id, conversation_id)  # it may have been deleted meanwhile
+            count, size_bytes = self._store.added_items.size(conversation_id)
+            size_bytes += sum(len(item.body.encode()) for item in items)
+            if count + len(items) > MOST_ADDED_ITEMS or size_bytes > MOST_ADDED_BYTES:
+                raise MessageRefused(
+                    f"This conversation would have {count + len(items):,} items ({mib(size_bytes)}) without an answer; "
+                    f"at most {MOST_ADDED_ITEMS:,} ({mib(MOST_ADDED_BYTES)}) may wait. Ask for a response first, or "
+                    "begin another conversation."
+                )
+            self._store.add_items(conversation_id, items)
 
     def added_items(self, owner_id: str, conversation_id: str) -> tuple[AddedItem, ...]:
         """Those that no response followed yet."""
@@ -155,9 +172,11 @@ class NamedResponses:
         return self._store.added_items.of(conversation_id)
 
     def delete_added_item(self, owner_id: str, conversation_id: str, item_id: str) -> bool:
-        """Whether it was there: one that a response followed is a message like any other, and stays."""
+        """Whether it was there: one that a response followed is a message like any other, and stays. Raises
+        `ConversationBusy` while an answer is written, which may follow it."""
         self._store.conversation(owner_id, conversation_id)
-        return self._store.added_items.delete(conversation_id, item_id)
+        with self._runs.claim(conversation_id):
+            return self._store.added_items.delete(conversation_id, item_id)
 
     def _stored(self, owner_id: str, response_id: str) -> StoredResponse:
         found = self._store.responses.find(owner_id, response_id)

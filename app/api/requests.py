@@ -56,9 +56,12 @@ def _as_json(arguments: Any) -> Any:
     return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
 
 
+Arguments = Annotated[str, BeforeValidator(_as_json)]
+
+
 class FunctionCall(Strict):
     name: str
-    arguments: Annotated[str, BeforeValidator(_as_json)] = Field(description="JSON text, as it was received.")
+    arguments: Arguments = Field(description="JSON text, as it was received.")
 
 
 class MessageToolCall(Strict):

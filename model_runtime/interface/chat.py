@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,8 +127,9 @@ class TurnTemplate(Protocol):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls, as `calls_in` parses it."""
 
-    def call_grammar(self, tools: Sequence[str]) -> str:
-        """A grammar, in llguidance's notation, of answers that call one of these tools."""
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools. Of those that are `lenient`,
+        keywords that it does not know are left out."""
 
     def unstable_tokens(self, user_text: str) -> int:
         """How many ids at the end of a turn with `user_text` may change as the user types on: those of its last word

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -227,11 +227,11 @@ class ChatTemplate(ThoughtsApart):
             raise TemplateRefused("This model's chat template does not support tool calls.")
         return self._tool_format.write(text, calls)
 
-    def call_grammar(self, tools: Sequence[str]) -> str:
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
         """See `TurnTemplate`. Raises `TemplateRefused` where the template takes no tools."""
         if self._tool_format is None:
             raise TemplateRefused("This model's chat template does not support tool calls.")
-        return self._tool_format.grammar(tools)
+        return self._tool_format.grammar(tools, lenient)
 
     def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of a whole conversation with generation prompt. The last of `turns` is not the assistant's."""

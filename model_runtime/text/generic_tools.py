@@ -3,7 +3,7 @@ many models were trained on (those of Nous Research's Hermes models), and calls 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from model_runtime.interface.chat import ChatMessage, RawCodec, ToolCall, TurnTemplate, UserInput
@@ -85,8 +85,8 @@ class GenericTools(ThoughtsApart):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return _FORMAT.write(text, calls) if calls else text
 
-    def call_grammar(self, tools: Sequence[str]) -> str:
-        return _FORMAT.grammar(tools)
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
+        return _FORMAT.grammar(tools, lenient)
 
     def unstable_tokens(self, user_text: str) -> int:
         return self._template.unstable_tokens(user_text)

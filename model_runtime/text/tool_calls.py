@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,6 +20,8 @@ _BRACKETS = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive
 
 Render = Callable[..., str]  # (messages, tools=..., add_generation_prompt=...) -> the template's text
 
+_HOW = "x-guidance"  # llguidance's word for how a schema is held to, which a client does not decide
+_LENIENT = {"lenient": True, "coerce_one_of": True}
 _WITHOUT_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}  # where nothing is said of any
 _OTHER_KEYS = ("arguments", "parameters")  # which models also write, whatever their template shows
@@ -89,17 +91,17 @@ class ToolFormat:
             return bodies[0] if len(bodies) == 1 else f"[{', '.join(bodies)}]"
         return text + "\n".join(f"{self.begin}\n{body}\n{self.end}" for body in bodies)
 
-    def grammar(self, tools: Sequence[str]) -> str:
-        """A grammar, in llguidance's notation, of answers that call one of these tools: JSON texts of definitions."""
+    def grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools: JSON texts of definitions. Of
+        those that are `lenient`, keywords that it does not know are left out."""
         rules = []
-        for number, definition in enumerate(map(json.loads, tools)):
-            function = definition["function"]
+        for number, definition in enumerate(tools):
+            function = json.loads(definition)["function"]
             head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{self.arguments_key}": '
-            parameters = closed(function.get("parameters") or {})
-            if not parameters.keys() - {"x-guidance"}:
-                parameters = {**_NO_PARAMETERS, **parameters}
-            how = {**parameters.get("x-guidance", {}), **_WITHOUT_SPACES}
-            schema = {"type": "object", **parameters, "x-guidance": how}
+            said = {name: value for name, value in (function.get("parameters") or {}).items() if name != _HOW}
+            parameters = closed(said) or _NO_PARAMETERS
+            how = {**(_LENIENT if definition in lenient else {}), **_WITHOUT_SPACES}
+            schema = {"type": "object", **parameters, _HOW: how}
             rules.append(f'call{number}: {json.dumps(head)} arguments{number} "}}"')
             rules.append(f"arguments{number}: %json {json.dumps(schema)}")
         calls = " | ".join(f"call{number}" for number in range(len(tools)))

@@ -19,6 +19,7 @@ from sessions.errors import SessionError, StoreError
 from sessions.maintenance.owner_rows import OF_OWNERS
 from sessions.memory.saved.disk import owned
 from sessions.store.store import Store
+from sessions.store.tables.added_items import KINDS
 from sessions.store.tables.losses import Cause
 from sessions.types import MissReason, Origin, Tier
 
@@ -62,9 +63,6 @@ _VALUES: dict[tuple[str, str], type[StrEnum]] = {
 }
 
 
-_OBJECTS = "SELECT body FROM added_items UNION ALL SELECT metadata FROM conversations WHERE metadata != ''"
-
-
 class _ImpossibleError(StoreError):
     """A rule is broken."""
 
@@ -85,12 +83,11 @@ def refuse_impossible(export: Store, owner_id: str) -> None:
             _refuse(dangling is not None, str(dangling[0]) if dangling else "", "a row that refers to a missing one")
             numbers = [int(row[0]) for row in db.execute("SELECT id FROM messages ORDER BY id").fetchall()]
             settings = [str(row[0]) for row in db.execute("SELECT DISTINCT settings FROM conversations").fetchall()]
-            objects = [str(row[0]) for row in db.execute(_OBJECTS).fetchall()]
+            _refuse_items(db)
         for row in export.segments.every():
             ids = export.segments.token_ids(row.key)
             keys = {key_of(row.parent_key, ids, owned(row.fingerprint, owner_id, is_long)) for is_long in (False, True)}
             _refuse(row.key not in keys, "segments", "a key that is not of its owner and its tokens")
-        _refuse(not all(isinstance(json.loads(text), dict) for text in objects), "added_items", "an item that is none")
         _read_everything(export, numbers, settings)
     except _ImpossibleError:
         raise
@@ -134,6 +131,17 @@ def _refuse_types(db: sqlite_utils.Database, table: str) -> None:
         far = {"INTEGER": f" OR abs({name} / 2) > {2**52}", "REAL": f" OR abs({name}) > 1e15"}.get(declared, "")
         count = _count(db, f"SELECT count(*) FROM {table} WHERE typeof({name}) NOT IN ({allowed}){far}", "")  # noqa: S608
         _refuse(bool(count), table, f"a {name} that is none")
+
+
+def _refuse_items(db: sqlite_utils.Database) -> None:
+    for item_id, body in db.execute("SELECT id, body FROM added_items"):
+        item = json.loads(body)
+        is_one = isinstance(item, dict) and item.get("id") == item_id and item.get("type") in KINDS
+        _refuse(not is_one, "added_items", "an item that is none")
+    for (metadata,) in db.execute("SELECT metadata FROM conversations WHERE metadata != ''"):
+        found = json.loads(metadata)
+        is_one = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+        _refuse(not is_one, "conversations", "metadata that are none")
 
 
 def _read_everything(export: Store, numbers: list[int], settings: list[str]) -> None:

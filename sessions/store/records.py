@@ -105,8 +105,9 @@ class NewMessages:
     message, then the answer that is about to run. `user` and `answer` are a text and its ids; `user` is None when the
     turn only adds an answer. `user_parts` are the messages that the user's node stands for, "" for a single message of
     its own. `numerics` is the engine's fingerprint. `first_title` becomes the title of a conversation that has none.
-    The answer goes on from the one with `continued_id`. `taken_in` are ids of added items that become messages
-    with it."""
+    The answer goes on from the one with `continued_id`. `taken_in` are the ids of all added items, which
+    become messages with it. `response` is a name of the answer, and what is kept with it.
+    The conversation has these `settings` from now on, None: those that it has."""
 
     conversation_id: str
     parent_id: int | None
@@ -123,6 +124,8 @@ class NewMessages:
     is_by_person: bool = True
     continued_id: int | None = None
     taken_in: Sequence[str] = ()
+    response: tuple[str, str] | None = None
+    settings: ConversationSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from sessions.store.data_directory import DataDirectory
 from sessions.store.database import Database
 from sessions.store.records import Conversation, Totals
 from sessions.store.search import FOUND, search_parameters
-from sessions.store.tables.added_items import AddedItemTable
+from sessions.store.tables.added_items import AddedItem, AddedItemTable, insert_items
 from sessions.store.tables.beginnings import BeginningTable
 from sessions.store.tables.bin import Bin
 from sessions.store.tables.history_hashes import HistoryHashTable
@@ -52,6 +52,7 @@ _INSERT = f"""
 _EMPTY = f"""
     SELECT id FROM conversations WHERE owner_id = ? AND leaf_id IS NULL AND key IS NULL AND origin = '{Origin.PAGE}'
     AND title = '' AND binned_s IS NULL AND id NOT IN (SELECT value FROM json_each(?))
+    AND NOT EXISTS (SELECT 1 FROM added_items a WHERE a.conversation_id = conversations.id)
     ORDER BY turn_number DESC, rowid DESC LIMIT 1"""  # noqa: S608
 _USED_AGAIN = f"UPDATE conversations SET updated_at = ?, turn_number = {NEXT_TURN} WHERE id = ?"  # noqa: S608
 _NEWEST_FIRST = " ORDER BY c.turn_number DESC, c.rowid DESC"  # the clock may be set back between two turns
@@ -142,16 +143,33 @@ class Store:
         return self.conversation(owner_id, conversation_id)
 
     def add_conversation(
-        self, owner_id: str, conversation_id: str, settings: ConversationSettings, key: str | None, root_id: str = ""
+        self,
+        owner_id: str,
+        conversation_id: str,
+        settings: ConversationSettings,
+        key: str | None,
+        root_id: str = "",
+        metadata: str = "",
+        items: Sequence[AddedItem] = (),
     ) -> bool:
-        """Adds a conversation for an API client, which sends the first message at once. `key` is the client's name for
-        it, `root_id` as in `Conversation`. False if the key is taken."""
+        """Adds a conversation for an API client. `key` is the client's name for it, `root_id` and `metadata` as in
+        `Conversation`, `items` what is said in it without an answer. False if the key is taken."""
         now, origin = time.time(), Origin.ONE_OFF if key is None else Origin.PROGRAM
         with self.database.write() as db:
             db.execute("INSERT OR IGNORE INTO users(id, created_at) VALUES (?, ?)", [owner_id, now])
             row = [conversation_id, owner_id, now, now, _dump(settings), key, origin, root_id]
-            cursor = db.execute(_INSERT, row)
-            return bool(cursor.rowcount)
+            if not db.execute(_INSERT, row).rowcount:
+                return False
+            if metadata:
+                db.execute("UPDATE conversations SET metadata = ? WHERE id = ?", [metadata, conversation_id])
+            insert_items(db, conversation_id, items)
+        return True
+
+    def add_items(self, conversation_id: str, items: Sequence[AddedItem]) -> None:
+        """Adds what is said without an answer, which is a use of the conversation. Inside its claim."""
+        with self.database.write() as db:
+            insert_items(db, conversation_id, items)
+            db.execute(_USED_AGAIN, [time.time(), conversation_id])
 
     def with_key(self, owner_id: str, key: str) -> str | None:
         """The id of the owner's conversation with this key."""

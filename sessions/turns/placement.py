@@ -125,9 +125,12 @@ class Placements:
         most, nearest = max(alike, key=lambda one: one[0], default=(0, None))
         return (nearest.conversation_id, nearest.leaf_id) if most and nearest is not None else ("", None)
 
-    def begin(self, find: Callable[[bool], Placement], begin: Callable[[str, Placement], Run]) -> Run:
+    def begin(
+        self, find: Callable[[bool], Placement], begin: Callable[[str, Placement], Run], is_named: bool = False
+    ) -> Run:
         """Begins a turn at the place that was found, inside the claim of its conversation (whose id `begin` gets).
-        `find` is asked again when another request was quicker. Raises `ConversationBusy`."""
+        `find` is asked again when another request was quicker, unless the place `is_named`: what was read of it holds
+        no more. Raises `ConversationBusy`."""
         for attempt in range(1, ATTEMPTS + 1):
             placement = find(attempt < ATTEMPTS)
             conversation_id = placement.conversation.conversation_id if placement.conversation else uuid.uuid4().hex
@@ -138,6 +141,8 @@ class Placements:
             except ShuttingDown:
                 raise
             except ConversationBusy:  # another request was quicker: the next attempt finds another place
+                if is_named:
+                    raise
                 continue
         raise ConversationBusy("This conversation is being changed by other requests. Try again in a moment.")
 
@@ -152,8 +157,9 @@ class Placements:
         return now.leaf_id == placement.conversation.leaf_id
 
     def _in_named(self, owner_id: str, history: ResentHistory, named_id: str) -> Placement | None:
-        """In the key's conversation; None while it is answering, and where it has nothing of the history."""
-        if self._runs.is_busy(named_id):
+        """In the key's conversation; None while it is answering, where items wait for a response of their own, and
+        where it has nothing of the history."""
+        if self._runs.is_busy(named_id) or self._store.added_items.has_any(named_id):
             return None
         named = self._store.conversation(owner_id, named_id)
         known, found = self._deepest(owner_id, history, named_id)
@@ -221,8 +227,9 @@ class Placements:
     def _costs_nothing(self, conversation: Conversation, path: tuple[Node, ...]) -> bool:
         """Whether the conversation can go on after `path` without losing more KV than is read again in a moment: its
         own next turn might want it."""
-        if self._runs.is_busy(conversation.conversation_id):
-            return False
+        conversation_id = conversation.conversation_id
+        if self._runs.is_busy(conversation_id) or self._store.added_items.has_any(conversation_id):
+            return False  # what was added to it comes first
         held = fold(self._store.messages.path(conversation.leaf_id))
         return len(held) - common_prefix(held, fold(path)) <= MOST_DISPLACED_TOKENS
 

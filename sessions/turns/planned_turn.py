@@ -23,6 +23,7 @@ from sessions.ledger.ledger import (
 )
 from sessions.ledger.partings import History, parting
 from sessions.ledger.resent_history import Exchange, ResentHistory, is_said_exactly
+from sessions.ledger.response_name import ResponseName
 from sessions.store.records import Node, NodeIds
 from sessions.store.store import Store
 from sessions.turns.limits import TurnLimits
@@ -36,8 +37,9 @@ class ChatRequest:
     `has_no_limit` may fill the context, whatever `sampling.max_new_tokens` says. `template_variables` are values of the
     chat template's own variables: a JSON object, "" for none. A last message from the assistant is what the answer
     begins with. An answer that `has_one_call` ends after its first call.
-    `conversation_id` names the one conversation that it belongs to; "" for any. `taken_in` are ids of items added to it
-    that are among the messages."""
+    `conversation_id` names the one conversation that it belongs to; "" for any. `leaf_id` is its last message when its
+    history was read, and `taken_in` are the ids of the items added to it then, which are among the messages. The answer
+    gets the `name`."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -47,7 +49,9 @@ class ChatRequest:
     template_variables: str = ""
     has_one_call: bool = False
     conversation_id: str = ""
+    leaf_id: int | None = None
     taken_in: tuple[str, ...] = ()
+    name: ResponseName | None = None
 
 
 @dataclass(frozen=True, slots=True)

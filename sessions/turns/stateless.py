@@ -58,6 +58,7 @@ class StatelessTurns:
             lambda conversation_id, placement: self._begin(
                 owner_id, conversation_id, request, history, placement, template
             ),
+            bool(request.conversation_id),
         )
 
     def prompt_ids(self, owner_id: str, request: ChatRequest) -> tuple[int, ...]:
@@ -121,6 +122,8 @@ class StatelessTurns:
         placement: Placement,
         template: TurnTemplate,
     ) -> Run:
+        if request.conversation_id and placement.conversation is not None:
+            _refuse_grown(placement.conversation, request)
         history = with_kept_prompt(history, placement.path)
         planned = self._planner.plan(request, history, placement, template)
         kept = self.placements.nearest(owner_id, history, placement, template)
@@ -153,6 +156,9 @@ class StatelessTurns:
                     is_fork=placement.is_fork,
                     is_by_person=False,
                     taken_in=request.taken_in,
+                    name=request.name,
+                    is_set_anew=placement.conversation is not None
+                    and conversation.settings != placement.conversation.settings,
                 )
             )
         except SessionError:  # a pin leaves no room, or the file failed
@@ -176,9 +182,17 @@ class StatelessTurns:
                 system_prompt=history.system_prompt,
                 template_variables=request.template_variables,
             )
-            if settings != placement.conversation.settings:
-                self._store.set_settings(conversation_id, settings)
+            return replace(placement.conversation, settings=settings)  # stored with the turn
         return self._store.conversation(owner_id, conversation_id)
+
+
+def _refuse_grown(conversation: Conversation, request: ChatRequest) -> None:
+    """Inside the claim. Raises `ConversationBusy` where another request went on with the conversation that this one
+    names: its branch would hide that one's."""
+    if conversation.leaf_id != request.leaf_id:
+        raise ConversationBusy(
+            "Another request went on with this conversation while this one was being read. Send it again to follow it."
+        )
 
 
 def _notes(altered: tuple[int, ...]) -> tuple[str, ...]:

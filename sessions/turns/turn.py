@@ -21,6 +21,7 @@ from sessions.ledger import history_hash
 from sessions.ledger.ledger import Turn
 from sessions.ledger.partings import outline, rewritten
 from sessions.ledger.raw_prompt import RawPrompt
+from sessions.ledger.response_name import ResponseName
 from sessions.memory.memory import Memory
 from sessions.store.records import Conversation, NewMessages, Node
 from sessions.store.store import Store
@@ -41,7 +42,8 @@ class NewTurn:
     `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat.
     `user_tools` as in `Node.tools`. `parting` is where a client's history parts from the one that is kept; `notes`
     are sentences about how it was taken. It `is_resent` where the client brings earlier answers. The answer goes on
-    from the one with `continued_id`. `taken_in` as in `NewMessages`."""
+    from the one with `continued_id`. `taken_in` as in `NewMessages`. The answer gets the `name`.
+    A conversation that `is_set_anew` has other settings than are stored."""
 
     conversation: Conversation
     path: Sequence[Node]
@@ -64,6 +66,8 @@ class NewTurn:
     notes: tuple[str, ...] = ()
     continued_id: int | None = None
     taken_in: tuple[str, ...] = ()
+    name: ResponseName | None = None
+    is_set_anew: bool = False
 
 
 class Turns:
@@ -178,6 +182,8 @@ class Turns:
                 is_by_person=new.is_by_person,
                 continued_id=new.continued_id,
                 taken_in=new.taken_in,
+                response=_named(new, self._template),
+                settings=conversation.settings if new.is_set_anew else None,
             ),
             self._memory.unsaved_cause,
         )
@@ -235,6 +241,13 @@ class Turns:
             if not run.interrupted:
                 run.interrupted = True
                 self.stop(run)
+
+
+def _named(new: NewTurn, template: TurnTemplate) -> tuple[str, str] | None:
+    """The name of the answer, and what is kept with it."""
+    if new.name is None:
+        return None
+    return new.name.row(new.prefix_text, new.is_thought_open, len(new.turn.ledger), template)
 
 
 def _history_hash(new: NewTurn, trims: bool) -> str:

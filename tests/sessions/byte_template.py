@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -118,8 +118,8 @@ class ByteTemplate(ThoughtsApart):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return CALLS.write(text, calls) if calls else text
 
-    def call_grammar(self, tools: Sequence[str]) -> str:
-        return CALLS.grammar(tools)
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
+        return CALLS.grammar(tools, lenient)
 
     def unstable_tokens(self, user_text: str) -> int:
         """The last word with the space before it, and the generation prompt."""

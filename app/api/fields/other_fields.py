@@ -75,16 +75,23 @@ _OF_WHAT_IS_OFF = frozenset(
 INSTEAD: Mapping[str, str] = MappingProxyType(
     {
         "best_of": "one answer is written for each request",
-        "n_predict": "use max_tokens",
-        "max_new_tokens": "use max_tokens",
-        "stop_sequences": "use stop",
         "bad_words": "words cannot be forbidden",
         "cache_prompt": "memory is kept between requests",
         "chat_template": "the model's own template is used",
         "documents": "write them into a message",
-        "input": "this is not the Responses API: use messages",
-        "prompt": "use messages",
-        "reasoning": "use reasoning_effort",
+    }
+)
+# The fields that mean the same, of which each protocol has its own.
+MEANT: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "max_tokens": ("max_output_tokens", "options.num_predict"),
+        "max_output_tokens": ("max_tokens", "options.num_predict"),
+        "n_predict": ("max_tokens", "max_output_tokens", "options.num_predict"),
+        "max_new_tokens": ("max_tokens", "max_output_tokens", "options.num_predict"),
+        "stop_sequences": ("stop", "options.stop"),
+        "input": ("messages", "prompt"),
+        "prompt": ("messages", "input"),
+        "reasoning": ("reasoning_effort", "output_config.effort", "think"),
     }
 )
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
@@ -104,7 +111,7 @@ def ignored_fields(body: BaseModel) -> tuple[str, ...]:
         if _asks_for_nothing(name, value):
             continue
         if name not in HINTS and path not in NOT_ENFORCED:
-            raise _unknown(path, name)
+            raise _unknown(path, _instead(body, path, name))
         if path not in found:
             found.append(path)
     return tuple(found)
@@ -169,8 +176,16 @@ def _asks_for_nothing(name: str, value: Any) -> bool:
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NEUTRAL.get(name, ()))
 
 
-def _unknown(path: str, name: str) -> Problem:
-    instead = INSTEAD.get(name)
+def _instead(body: BaseModel, path: str, name: str) -> str:
+    """What to do instead, as a clause; "" where nothing is known. Only fields that this body has are named."""
+    if path in (name, f"options.{name}"):
+        for meant in MEANT.get(name, ()):
+            if meant.split(".")[0] in type(body).model_fields:
+                return f"use {meant}"
+    return INSTEAD.get(name, "")
+
+
+def _unknown(path: str, instead: str) -> Problem:
     why = f": {instead}" if instead else ""
     return Problem(
         400, f"{path[:100]} is not supported, so it would change nothing{why}. Leave it out.", "unsupported_parameter",

@@ -24,6 +24,7 @@ from app.http.bodies import Bodies
 from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage
 from sessions.errors import ConversationNotFound
+from sessions.ledger.response_name import ResponseName
 from sessions.named_responses import KnownHistory
 from sessions.turns.run import Run
 
@@ -112,8 +113,11 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
         settings = chat_of(body, context_tokens, ignored, notes, (*before.head, *before.messages))
         settings.model = own
         found = answering.translated(settings)
-        run = completions.begin(owner_id, found.request)
-        context = named(run, before) if isinstance(body, GenerateRequest) else ()
+        asked_chat, context = found.request, tuple[int, ...]()
+        if isinstance(body, GenerateRequest):
+            context = new_context()
+            asked_chat = replace(asked_chat, name=ResponseName(str(kept_name(context)), before.head, {}))
+        run = completions.begin(owner_id, asked_chat)
         return run, found.ignored, found.notes, context
 
     def history_of(owner_id: str, body: GenerateRequest) -> KnownHistory:
@@ -127,15 +131,6 @@ def ollama_routers(services: Services, bodies: Bodies, answering: Answering) -> 
             except ConversationNotFound:
                 raise unsupported("context", UNKNOWN_CONTEXT) from None
         return replace(before, head=(ChatMessage("system", body.system),)) if body.system else before
-
-    def named(run: Run, before: KnownHistory) -> tuple[int, ...]:
-        context = new_context()
-        try:
-            manager.responses.keep(str(kept_name(context)), run, before.head, {})
-        except BaseException:
-            manager.stop_run(run)  # its client gets an error, and nobody follows it
-            raise
-        return context
 
     def served(asked: str | None) -> str:
         names = (manager.info.name, *services.names.aliases)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -25,18 +26,20 @@ from app.api.openai_responses.input_items import (
     page_of,
     refuse_logprobs,
 )
-from app.api.openai_responses.items import items_of
+from app.api.openai_responses.items import AnyItem, items_of, messages_of
 from app.api.openai_responses.names import CONVERSATION, OF_RESPONSES, conversation_id_of
 from app.api.openai_responses.references import resolved
-from app.api.openai_responses.requests import ConversationRequest, ItemsRequest, MetadataRequest
+from app.api.openai_responses.requests import CallItem, ConversationRequest, ItemsRequest, MetadataRequest
 from app.api.openai_responses.responses import AddedItemList, ConversationObject, DeletedConversation, InputItemList
 from app.api.responses import REFUSALS
+from app.api.translation.messages import text_of
 from app.api.translation.unsupported import unsupported
 from app.http.bodies import Bodies
 from app.problems import Problem
-from sessions.errors import ConversationNotFound
+from sessions.errors import ContextFull, ConversationNotFound, MessageRefused
 from sessions.store.records import Conversation
 from sessions.store.tables.added_items import AddedItem
+from sessions.text import clean_exactly
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -53,12 +56,23 @@ def conversations_routers(services: Services, bodies: Bodies, answering: Answeri
     kept = APIRouter(responses=REFUSALS)
     names = services.manager.responses
 
+    def made(raw: Sequence[dict[str, Any]], owner_id: str, ignored: list[str]) -> list[dict[str, Any]]:
+        """Items as they are kept and shown, with ids of our own. Raises `Problem` for what no response could be asked
+        with."""
+        found = resolved(raw, names, owner_id, "items")
+        assert not isinstance(found, str)
+        shapes = items_of(found, ignored, "items")
+        with _about_items():
+            for message in messages_of(shapes):
+                names.refuse_unreadable(text_of(message))
+        return [_item(shape, item) for shape, item in zip(shapes, found, strict=True)]
+
     @begun.post("/conversations", summary="Begin a conversation", response_model=ConversationObject)
     async def create(body: ConversationRequest, request: Request) -> dict[str, Any]:
         def begin() -> dict[str, Any]:
             ignored = [*ignored_fields(body)]
             owner_id = request.state.owner_id
-            items = _made(resolved(body.items or [], names, owner_id), ignored)
+            items = made(body.items or [], owner_id, ignored)
             return _object(names.new_conversation(owner_id, _dumped(body.metadata), _stored(items)), ignored)
 
         return await run_in_threadpool(begin)
@@ -97,8 +111,9 @@ def conversations_routers(services: Services, bodies: Bodies, answering: Answeri
             refuse_logprobs(*include, *include_too)
             ignored = [*ignored_fields(body)]
             owner_id, own_id = request.state.owner_id, _own_id(conversation_id)
-            items = _made(resolved(body.items, names, owner_id), ignored)
-            names.add_items(owner_id, own_id, _stored(items))
+            items = made(body.items, owner_id, ignored)
+            with _about_items():
+                names.add_items(owner_id, own_id, _stored(items))
             return {**list_of(items, has_more=False), "keepwarm": {"ignored": ignored}}
 
         return await run_in_threadpool(extend)
@@ -152,22 +167,33 @@ def conversations_routers(services: Services, bodies: Bodies, answering: Answeri
     return begun, changed, added, kept
 
 
-def _made(found: str | Sequence[dict[str, Any]], ignored: list[str]) -> list[dict[str, Any]]:
-    """Items as they are kept and shown, with ids of our own. Raises `Problem` for what no response could be asked
-    with."""
-    raw = [] if isinstance(found, str) else found
-    shapes = items_of(raw, ignored, "items")
-    return [_item(shape.type, item) for shape, item in zip(shapes, raw, strict=True)]
+@contextlib.contextmanager
+def _about_items() -> Iterator[None]:
+    """Inside the block a refusal speaks of the field that has the items."""
+    try:
+        yield
+    except ContextFull as error:
+        raise Problem(400, str(error), "context_length_exceeded", "items") from None
+    except MessageRefused as error:
+        raise Problem(400, str(error), "invalid_value", "items") from None
 
 
-def _item(kind: str, item: dict[str, Any]) -> dict[str, Any]:
-    own = {"id": f"{_PREFIXES[kind]}_{uuid.uuid4().hex}", "type": kind, "status": item.get("status") or "completed"}
+def _item(shape: AnyItem, item: dict[str, Any]) -> dict[str, Any]:
+    kind = shape.type
+    own: dict[str, Any] = {
+        "id": f"{_PREFIXES[kind]}_{uuid.uuid4().hex}",
+        "type": kind,
+        "status": item.get("status") or "completed",
+    }
     content = item.get("content")
     if kind == "message" and isinstance(content, str):
         is_answer = item["role"] == "assistant"
         more: dict[str, Any] = {"annotations": [], "logprobs": []} if is_answer else {}
         own["content"] = [{"type": "output_text" if is_answer else "input_text", "text": content, **more}]
-    return {**{name: value for name, value in item.items() if value is not None}, **own}
+    if isinstance(shape, CallItem):
+        own["arguments"] = shape.arguments  # as text, however it was sent
+    whole = {**{name: value for name, value in item.items() if value is not None}, **own}
+    return dict(json.loads(clean_exactly(json.dumps(whole, ensure_ascii=False))))
 
 
 def _stored(items: Sequence[dict[str, Any]]) -> list[AddedItem]:

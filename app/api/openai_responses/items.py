@@ -42,14 +42,19 @@ def items_of(found: str | Sequence[dict[str, Any]], ignored: list[str], field: s
     return items
 
 
-def refuse_media_at_the_end(items: Sequence[AnyItem]) -> None:
-    """Raises `Problem` where a picture is what is asked about: in an earlier item a text stands for it."""
-    last = items[-1] if items else None
+def refuse_media_at_the_end(items: Sequence[AnyItem], waiting: Sequence[AnyItem] = ()) -> None:
+    """Raises `Problem` where a picture is what is asked about: in an earlier item a text stands for it. `waiting` come
+    before the `items`, and are asked about where there are none of these."""
+    last = next(iter((*items[-1:], *waiting[-1:])), None)
+    is_output = isinstance(last, CallOutputItem)
     content = last.output if isinstance(last, CallOutputItem) else getattr(last, "content", None)
     for place, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, InputMedia):
-            where = f"input.{len(items) - 1}.content.{place}"
             what = media_of(part.type) or "parts of this type"
+            if not items:
+                sentence = f"The last item of the conversation cannot be answered: this model reads no {what}."
+                raise unsupported("conversation", f"{sentence} Delete it, or send a question.")
+            where = f"input.{len(items) - 1}.{'output' if is_output else 'content'}.{place}"
             raise unsupported(where, f"{where}: This model reads no {what}. Send parts of type 'input_text'.")
 
 

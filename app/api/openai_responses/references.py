@@ -19,10 +19,10 @@ _OF_AN_ANSWER = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})(?:_\d+)?")
 
 
 def resolved(
-    found: str | Sequence[dict[str, Any]], responses: NamedResponses, owner_id: str
+    found: str | Sequence[dict[str, Any]], responses: NamedResponses, owner_id: str, field: str = "input"
 ) -> str | list[dict[str, Any]]:
-    """The input with the items that are named. Raises `Problem` for a name that leads to none, and `ConversationBusy`
-    while the answer that it belongs to is being written."""
+    """The input, or another `field`, with the items that are named. Raises `Problem` for a name that leads to none, and
+    `ConversationBusy` while the answer that it belongs to is being written."""
     if isinstance(found, str):
         return found
 
@@ -30,18 +30,18 @@ def resolved(
     def items_of(response_id: str) -> dict[str, dict[str, Any]]:
         return _items_of(responses, owner_id, response_id)
 
-    return [_meant(place, item, items_of) for place, item in enumerate(found)]
+    return [_meant(f"{field}.{place}", item, items_of) for place, item in enumerate(found)]
 
 
-def _meant(place: int, item: dict[str, Any], items_of: Callable[[str], dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def _meant(place: str, item: dict[str, Any], items_of: Callable[[str], dict[str, dict[str, Any]]]) -> dict[str, Any]:
     if item.get("type") != KIND:
         return item
     name = item.get("id")
     response = _OF_AN_ANSWER.fullmatch(name) if isinstance(name, str) else None
     meant = items_of(f"{RESPONSE}{response.group(1)}").get(str(name)) if response else None
     if meant is None:
-        sentence = f"input.{place}: This item is not kept here. Send it whole, or answers with store: true."
-        raise unsupported(f"input.{place}.id", sentence)
+        sentence = f"{place}: This item is not kept here. Send it whole, or answers with store: true."
+        raise unsupported(f"{place}.id", sentence)
     return meant
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, NAME_PATTERN, Strict, Whole
+from app.api.requests import MOST_MESSAGES, MOST_PARTS, MOST_TOOLS, NAME_PATTERN, Arguments, Strict, Whole
+from sessions.text import clean_exactly
 
 MOST_ADDED = 20  # items at a time, as in OpenAI's API
 
@@ -55,7 +56,7 @@ class CallItem(Item):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
+    arguments: Arguments
 
 
 class CallOutputItem(Item):
@@ -131,8 +132,16 @@ class ResponsesRequest(Strict):
     enable_thinking: bool | None = None
 
 
+def _storable(found: Any) -> Any:
+    return clean_exactly(found) if isinstance(found, str) else found
+
+
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[
+        Annotated[str, BeforeValidator(_storable), Field(max_length=64)],
+        Annotated[str, BeforeValidator(_storable), Field(max_length=512)],
+    ],
+    Field(max_length=16),
 ]
 AddedItems = Annotated[list[dict[str, Any]], Field(max_length=MOST_ADDED, fail_fast=True)]
 

@@ -36,6 +36,7 @@ from app.api.translation.unsupported import own_names, renamed
 from app.http.bodies import Bodies
 from app.problems import Problem
 from sessions.errors import ConversationNotFound
+from sessions.ledger.response_name import ResponseName
 from sessions.turns.run import Run
 from sessions.types import MessageStatus
 
@@ -71,17 +72,18 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
                     found = answering.translated(asked.chat)
             except ConversationNotFound as error:
                 raise _unknown(body, error) from None
-            named = replace(found.request, conversation_id=asked.conversation_id, taken_in=asked.taken_in)
-            run = manager.completions.begin(owner_id, named)
+            named = replace(
+                found.request,
+                conversation_id=asked.conversation_id,
+                leaf_id=asked.leaf_id,
+                taken_in=asked.taken_in,
+            )
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
             is_named = body.store is not False
             if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
                 kept_id = response_id if is_named else f"{UNNAMED}{uuid.uuid4().hex}"
-                try:
-                    manager.responses.keep(kept_id, run, asked.head, response)
-                except BaseException:
-                    manager.stop_run(run)  # its client gets an error, and nobody follows it
-                    raise
+                named = replace(named, name=ResponseName(kept_id, asked.head, response))
+            run = manager.completions.begin(owner_id, named)
             ignored = (*asked.ignored, *own_names(found.ignored, NAMES))
             return run, ResponseReply(run, response, count, ignored, found.notes)
 

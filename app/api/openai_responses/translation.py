@@ -34,12 +34,13 @@ SYSTEM = ("system", "developer")
 @dataclass(frozen=True, slots=True)
 class AskedResponse:
     """`head` are the messages of the system with which the history begins, besides the instructions of this request.
-    `taken_in` are the ids of items added to the conversation before, which the history has as well."""
+    `leaf_id` and `taken_in` as in `ChatRequest`: what was read of the conversation that is named."""
 
     chat: ChatCompletionRequest
     ignored: tuple[str, ...]
     head: tuple[ChatMessage, ...]
     conversation_id: str
+    leaf_id: int | None
     taken_in: tuple[str, ...]
 
 
@@ -51,9 +52,9 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     _refuse_unsupported(body)
     before, conversation_id = _before(body, responses, owner_id)
     waiting = responses.added_items(owner_id, conversation_id) if conversation_id else ()
-    known = items_of([json.loads(item.body) for item in waiting], [])
+    known = items_of([json.loads(item.body) for item in waiting], [], "conversation")
     asked = items_of(resolved(body.input, responses, owner_id), ignored)
-    refuse_media_at_the_end(asked)
+    refuse_media_at_the_end(asked, known)
     added = messages_of([*known, *asked])
     if not added and not before.messages:
         raise unsupported("input", "input needs at least one item.")
@@ -73,7 +74,7 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     fields |= _format(body.text) | _reasoning(body.reasoning, ignored) | _logprobs(body, ignored)
     ignored += [name for name in ("max_tool_calls", "truncation") if getattr(body, name) not in (None, "disabled")]
     chat, taken_in = ChatCompletionRequest.model_construct(None, **fields), tuple(item.item_id for item in waiting)
-    return AskedResponse(chat, tuple(ignored), head, conversation_id, taken_in)
+    return AskedResponse(chat, tuple(ignored), head, conversation_id, before.leaf_id, taken_in)
 
 
 def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) -> tuple[KnownHistory, str]:

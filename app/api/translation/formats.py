@@ -17,10 +17,10 @@ _STRUCTURED = {"json": "guided_json", "regex": "guided_regex", "choice": "guided
 
 
 def format_of(
-    body: ChatCompletionRequest, template: TurnTemplate, tools: tuple[str, ...]
+    body: ChatCompletionRequest, template: TurnTemplate, tools: tuple[str, ...], lenient: tuple[str, ...] = ()
 ) -> tuple[str, Grammar] | None:
-    """(the field that asks for it, the grammar); None where the answer is free. `tools` are those that are offered.
-    Raises `Problem`."""
+    """(the field that asks for it, the grammar); None where the answer is free. `tools` are those that are offered,
+    `lenient` as in `TurnTemplate.call_grammar`. Raises `Problem`."""
     found = [*_asked_for(body)]
     if len(found) > 1:
         one, other = found[0][0], found[1][0]
@@ -28,9 +28,9 @@ def format_of(
     if body.tool_choice not in (None, "auto", "none"):
         if found:
             raise unsupported(found[0][0], f"A forced call excludes {found[0][0]}: send one of them.")
-        return "tool_choice", Grammar("lark", template.call_grammar(_forced(body.tool_choice, tools)))
+        return "tool_choice", Grammar("lark", template.call_grammar(callable_tools(body.tool_choice, tools), lenient))
     if found and tools:
-        return found[0][0], _or_a_call(found[0], template, tools)
+        return found[0][0], _or_a_call(found[0], template, tools, lenient)
     return found[0] if found else None
 
 
@@ -98,9 +98,9 @@ def _sized(name: str, grammar: Grammar) -> Grammar:
     return grammar
 
 
-def _forced(choice: Any, tools: tuple[str, ...]) -> tuple[str, ...]:
-    """The tools of which one must be called."""
-    if choice == "required":
+def callable_tools(choice: Any, tools: tuple[str, ...]) -> tuple[str, ...]:
+    """The tools that a choice leaves. Raises `Problem`."""
+    if choice in (None, "auto", "required"):
         return tools
     named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     name = named.get("name") if isinstance(named, dict) else None
@@ -110,10 +110,12 @@ def _forced(choice: Any, tools: tuple[str, ...]) -> tuple[str, ...]:
     return found
 
 
-def _or_a_call(asked: tuple[str, Grammar], template: TurnTemplate, tools: tuple[str, ...]) -> Grammar:
+def _or_a_call(
+    asked: tuple[str, Grammar], template: TurnTemplate, tools: tuple[str, ...], lenient: tuple[str, ...]
+) -> Grammar:
     """What keeps to the format, or calls a tool: the model's choice."""
     name, grammar = asked
     if grammar.kind != "json_schema":
         raise unsupported(name, f"{name} excludes tools: send one of them.")
-    calls = template.call_grammar(tools).replace("start:", "called:", 1)
+    calls = template.call_grammar(tools, lenient).replace("start:", "called:", 1)
     return Grammar("lark", f"start: called | said\nsaid: %json {grammar.text}\n{calls}")

@@ -76,7 +76,7 @@ def _message(message: Message) -> ChatMessage:
             raise Problem(400, sentence, "invalid_messages", "messages")
     return ChatMessage(
         role=message.role,
-        text=_text(message) + (message.refusal or ""),
+        text=text_of(message) + (message.refusal or ""),
         tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
         tool_call_id=message.tool_call_id or "",
         name=message.name or "",
@@ -84,7 +84,8 @@ def _message(message: Message) -> ChatMessage:
     )
 
 
-def _text(message: Message) -> str:
+def text_of(message: Message) -> str:
+    """What the model reads of a message's content: a few words stand for what it cannot."""
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
     pieces: list[str] = []

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from app.api.fields.other_fields import ignored_fields
 from app.api.requests import ChatCompletionRequest
-from app.api.translation.formats import format_of
+from app.api.translation.formats import callable_tools, format_of
 from app.api.translation.messages import messages_of, unread_parts
 from app.api.translation.sampling import limits_of, sampling_of
 from app.api.translation.template_variables import template_variables
-from app.api.translation.tools import LOOSER, looser_tools, tools_of
+from app.api.translation.tools import loosened, looser_note, tools_of
 from app.api.translation.unsupported import unsupported
 from app.model_names import ModelNames
 from app.problems import Problem
@@ -73,17 +73,22 @@ def with_format(
     """(the settings with the format that the request asks for, sentences about how it is kept to). Raises `Problem`.
 
     Parameters of tools say more than can be enforced: what cannot be is left to the model, unless it is `strict`."""
-    refusal = ""
-    for shown, note in ((tools, ()), *((looser, (LOOSER,)) for looser in looser_tools(tools))):
-        asked_format = format_of(body, template, shown)
-        if asked_format is None:
-            return sampling, ()
-        field, grammar = asked_format
-        why = grammar_refusal(grammar)
-        if not why:
-            return replace(sampling, grammar=grammar), note
-        refusal = refusal or f"{field}: {why}"
-    raise unsupported(field, refusal)
+    asked_format = format_of(body, template, tools)
+    if asked_format is None:
+        return sampling, ()
+    field, grammar = asked_format
+    if not (refusal := grammar_refusal(grammar)):
+        return replace(sampling, grammar=grammar), ()
+
+    def refusal_of(some: tuple[str, ...], lenient: tuple[str, ...]) -> str:
+        return grammar_refusal(Grammar("lark", template.call_grammar(some, lenient)))
+
+    held = callable_tools(body.tool_choice, tools) if tools else ()
+    looser, lenient, names = loosened(held, refusal_of)
+    asked_format = format_of(body, template, looser, lenient) if names else None
+    if asked_format is None or grammar_refusal(asked_format[1]):
+        raise unsupported(field, f"{field}: {refusal}")
+    return replace(sampling, grammar=asked_format[1]), (looser_note(names),)
 
 
 def refuse_other_model(asked: str | None, own: str, names: ModelNames, may_lack: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.api.requests import ChatCompletionRequest, Tool
@@ -14,9 +15,6 @@ from sessions.text import clean_exactly
 GENERIC = "This model's chat template shows no tools: they are described to it in a generic format."
 LOOSER = "Not all that the tools' parameters say can be enforced: the model sees it, and is held to the rest."
 TOOL_KEYS = ("name", "description", "parameters", "strict")
-
-
-_LENIENT = {"x-guidance": {"lenient": True, "coerce_one_of": True}}  # llguidance's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +49,33 @@ def tools_of(body: ChatCompletionRequest, template: TurnTemplate, context_tokens
     return OfferedTools(definitions, (GENERIC,))
 
 
-def looser_tools(tools: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The tools with parameters that say less, for a grammar alone: without the keywords that it does not know, and
-    with any object. None where a tool is `strict`."""
-    functions = [json.loads(tool)["function"] for tool in tools]
-    if not functions or any(function.get("strict") for function in functions):
-        return ()
-    looser = [
-        [{**(one.get("parameters") or {}), **_LENIENT} for one in functions],
-        [{"type": "object"}] * len(functions),
-    ]
-    return tuple(
-        tuple(
-            json.dumps({"type": "function", "function": {**function, "parameters": parameters}}, ensure_ascii=False)
-            for function, parameters in zip(functions, one, strict=True)
-        )
-        for one in looser
-    )
+def loosened(
+    tools: tuple[str, ...], refusal: Callable[[tuple[str, ...], tuple[str, ...]], str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """(the tools for a grammar alone, which of these are lenient, the names of those that say less). `refusal` says why
+    a grammar of tools, of which some are lenient, cannot be kept to. Each tool is loosened for itself, no further than
+    it has to be: first without the keywords that the grammar does not know, then with any object. One that is `strict`
+    stays."""
+    found: list[str] = []
+    lenient: list[str] = []
+    names: list[str] = []
+    for tool in tools:
+        function = json.loads(tool)["function"]
+        shown = tool
+        if not function.get("strict") and refusal((tool,), ()):
+            names.append(function["name"])
+            if refusal((tool,), (tool,)):
+                function["parameters"] = {"type": "object"}
+                shown = json.dumps({"type": "function", "function": function}, ensure_ascii=False)
+            lenient.append(shown)
+        found.append(shown)
+    return tuple(found), tuple(lenient), tuple(names)
+
+
+def looser_note(names: Sequence[str]) -> str:
+    """What is said of tools by these names."""
+    which = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
+    return f"{LOOSER} That concerns {which}."
 
 
 def _tool(tool: Tool) -> str:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import sqlite_utils
 
+from sessions.errors import ConversationBusy
 from sessions.store.database import Database
+
+KINDS = ("message", "function_call", "function_call_output", "reasoning")
 
 
 @dataclass(frozen=True, slots=True)
 class AddedItem:
-    """`body` is JSON of the layer above."""
+    """`body` is JSON of the layer above: an object with the `id` of the item, and one of `KINDS` as its `type`."""
 
     item_id: str
     body: str
@@ -25,23 +28,23 @@ class AddedItemTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, conversation_id: str, items: Sequence[AddedItem]) -> None:
-        """Behind those that are there. Does nothing if the conversation was deleted."""
-        sql = "INSERT INTO added_items(id, conversation_id, body) SELECT ?, id, ? FROM conversations WHERE id = ?"
-        with self._database.write() as db:
-            for item in items:
-                db.execute(sql, [item.item_id, item.body, conversation_id])
-
     def of(self, conversation_id: str) -> tuple[AddedItem, ...]:
         """In the order in which they were added."""
         sql = "SELECT id, body FROM added_items WHERE conversation_id = ? ORDER BY number"
         with self._database.read() as db:
             return tuple(AddedItem(str(row[0]), str(row[1])) for row in db.execute(sql, [conversation_id]).fetchall())
 
-    def count(self, conversation_id: str) -> int:
+    def size(self, conversation_id: str) -> tuple[int, int]:
+        """(how many there are, the bytes of their bodies)."""
+        sql = "SELECT count(*), coalesce(sum(length(CAST(body AS BLOB))), 0) FROM added_items WHERE conversation_id = ?"
         with self._database.read() as db:
-            sql = "SELECT count(*) FROM added_items WHERE conversation_id = ?"
-            return int(db.execute(sql, [conversation_id]).fetchone()[0])
+            count, size_bytes = db.execute(sql, [conversation_id]).fetchone()
+        return int(count), int(size_bytes)
+
+    def has_any(self, conversation_id: str) -> bool:
+        with self._database.read() as db:
+            sql = "SELECT EXISTS (SELECT 1 FROM added_items WHERE conversation_id = ?)"
+            return bool(db.execute(sql, [conversation_id]).fetchone()[0])
 
     def delete(self, conversation_id: str, item_id: str) -> bool:
         """Whether it was there."""
@@ -50,7 +53,22 @@ class AddedItemTable:
             return bool(db.execute(sql, [item_id, conversation_id]).rowcount)
 
 
-def take_in(db: sqlite_utils.Database, item_ids: Sequence[str]) -> None:
-    """They are messages of the tree now. Inside the transaction of `MessageTable` that stores these."""
-    for item_id in item_ids:
-        db.execute("DELETE FROM added_items WHERE id = ?", [item_id])
+def insert_items(db: sqlite_utils.Database, conversation_id: str, items: Sequence[AddedItem]) -> None:
+    """Behind those that are there. Inside a transaction of `Store`."""
+    for item in items:
+        sql = "INSERT INTO added_items(id, conversation_id, body) VALUES (?, ?, ?)"
+        db.execute(sql, [item.item_id, conversation_id, item.body])
+
+
+def take_in(db: sqlite_utils.Database, conversation_id: str, item_ids: Sequence[str]) -> None:
+    """They are messages of the tree now. Inside the transaction of `MessageTable` that stores these. Raises
+    `ConversationBusy` unless they are exactly those that wait: a turn would hide the others, or answer what was
+    deleted."""
+    sql = "SELECT id FROM added_items WHERE conversation_id = ? ORDER BY number"
+    waiting = [str(row[0]) for row in db.execute(sql, [conversation_id]).fetchall()]
+    if waiting != list(item_ids):
+        raise ConversationBusy(
+            "Items of this conversation were added or deleted while the request was being read. Send it again."
+        )
+    if waiting:
+        db.execute("DELETE FROM added_items WHERE conversation_id = ?", [conversation_id])

@@ -24,6 +24,7 @@ from sessions.store.records import NewMessages, Node, NodeIds, pack, unpack
 from sessions.store.tables.added_items import take_in
 from sessions.store.tables.history_hashes import insert_history_hash
 from sessions.store.tables.losses import Cause, turn_begins, turn_ends
+from sessions.store.tables.responses import insert_response
 from sessions.types import MessageStatus, MessageView, MissReason, Parting, Receipt, Section, Tier
 
 # Numbers the turns of all conversations: a conversation's last number tells the order of use, whatever the clock did.
@@ -129,7 +130,7 @@ class MessageTable:
 
     def begin_turn(self, new: NewMessages, unsaved_cause: Cause = Cause.UNSAVED) -> int:
         """Stores the messages of a turn. The answer is running, and becomes the conversation's leaf. Returns the
-        answer's id."""
+        answer's id. Raises `ConversationBusy` unless `new.taken_in` are all added items that wait."""
         now, conversation_id, parent_id = time.time(), new.conversation_id, new.parent_id
         common = {
             "conversation_id": conversation_id,
@@ -139,6 +140,7 @@ class MessageTable:
             "model_name": new.model_name,
         }
         with self._database.write() as db:
+            take_in(db, conversation_id, new.taken_in)
             common["last_used_at"] = _later(db, conversation_id)
             for node in new.history:
                 parent_id = _insert_known(db, common, parent_id, node)
@@ -148,13 +150,17 @@ class MessageTable:
                     db, parent_id, conversation_id, new.user_history_hash, new.user_parts, new.user_tools
                 )
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
+            if new.settings is not None:
+                settings = json.dumps(asdict(new.settings))
+                db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [settings, conversation_id])
+            if new.response is not None:
+                insert_response(db, *new.response, answer_id)
             if new.continued_id is not None:
                 db.execute(_GOES_ON, [new.continued_id, answer_id])
             db.execute(
                 _TURN_TAKEN,
                 [answer_id, now, new.numerics, new.is_by_person, new.first_title, conversation_id],
             )
-            take_in(db, new.taken_in)
             turn_begins(db, conversation_id, new.numerics, answer_id, unsaved_cause)
         return answer_id
 

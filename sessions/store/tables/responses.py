@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import sqlite_utils
+
 from sessions.store.database import Database
 from sessions.store.tables.history_hashes import MAX_PARAMETERS
 
@@ -23,12 +25,6 @@ class ResponseTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def add(self, response_id: str, message_id: int, body: str) -> None:
-        with self._database.write() as db:
-            db.execute(
-                "INSERT INTO responses SELECT ?, id, ? FROM messages WHERE id = ?", [response_id, body, message_id]
-            )
 
     def find(self, owner_id: str, response_id: str) -> StoredResponse | None:
         """None for another owner's, and where the conversation was deleted or is in the bin."""
@@ -60,3 +56,8 @@ class ResponseTable:
     def delete(self, response_id: str) -> None:
         with self._database.write() as db:
             db.execute("DELETE FROM responses WHERE id = ?", [response_id])
+
+
+def insert_response(db: sqlite_utils.Database, response_id: str, body: str, message_id: int) -> None:
+    """Does nothing where the message was deleted. Inside a transaction of a table."""
+    db.execute("INSERT INTO responses SELECT ?, id, ? FROM messages WHERE id = ?", [response_id, body, message_id])

@@ -4,6 +4,7 @@ field without an entry here fails."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.api.anthropic.requests import CountRequest, MessagesRequest
+from app.api.fields.other_fields import MEANT
 from app.api.ollama.requests import GenerateRequest, OllamaChatRequest, Options
 from app.api.openai_responses.requests import ConversationRequest, ResponsesRequest
 from app.api.text_completions.requests import TextCompletionRequest
@@ -225,6 +227,42 @@ def test_every_option_of_ollama(site: Site, http: httpx.Client) -> None:
             shown(site, http, "/api/chat", field, body, check)
     options = {"repeat_penalty": 1.25, "repeat_last_n": 64}
     shown(site, http, "/api/chat", "repeat_last_n", {"messages": [user("Again")], "options": options}, REFUSED)
+
+
+MEANINGS: dict[str, Any] = {
+    **dict.fromkeys(("max_tokens", "max_output_tokens", "num_predict"), 3),
+    **dict.fromkeys(("prompt", "input"), "Hinted"),
+    **dict.fromkeys(("reasoning_effort", "effort", "think"), "low"),
+    "stop": ["x"],
+    "messages": [user("Hinted")],
+}
+WITH_HINTS: dict[str, Callable[[str], dict[str, Any]]] = {
+    **{path: usual for path, _, _, usual in PROTOCOLS.values() if path != "/tokenize"},
+    "/v1/chat/completions": lambda text: {"messages": [user(text)]},
+    "/v1/completions": lambda text: {"prompt": text},
+}
+
+
+@pytest.mark.parametrize("path", WITH_HINTS)
+def test_a_refusal_names_a_field_that_is_taken_there(http: httpx.Client, path: str) -> None:
+    def post(more: Mapping[str, Any]) -> httpx.Response:
+        body = {"model": MODEL, **WITH_HINTS[path]("Hinted"), **more}
+        return http.post(path, json=body, headers={"anthropic-version": "2023-06-01"})
+
+    hinted = 0
+    for field in MEANT:
+        refused = post({field: {"a": 1}})
+        if "so it would change nothing" not in refused.text:
+            continue  # a field of this protocol
+        hint = re.search(r": use ([\w.]+)\. Leave", refused.text)
+        if hint is None:
+            continue
+        outer, _, inner = hint[1].partition(".")
+        value = MEANINGS[inner or outer]
+        taken = post({outer: {inner: value} if inner else value})
+        assert taken.status_code == 200, (field, taken.text)
+        hinted += 1
+    assert hinted >= 3
 
 
 def test_what_the_other_shapes_have_is_in_a_table_too() -> None:

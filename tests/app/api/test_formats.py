@@ -150,16 +150,49 @@ def test_a_call_is_held_to_what_can_be_enforced_of_its_tool(
     """The engine knows no `uniqueItems` without being told to leave it out, and no look-ahead at all."""
 
     def refusal(grammar: Grammar) -> str:
-        is_lenient = '"lenient": true' in grammar.text and unknown != "(?!"
-        return f"It cannot be kept to: {unknown}." if unknown in grammar.text and not is_lenient else ""
+        held = [line for line in grammar.text.splitlines() if '"lenient": true' not in line or unknown == "(?!"]
+        return f"It cannot be kept to: {unknown}." if any(unknown in line for line in held) else ""
 
     monkeypatch.setattr(asked.site.engine, "grammar_refusal", refusal)
     tools = parameters_with({"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": "^(?!x)"}})
     answered = asked.post(tools=tools, **fields)
     assert answered.status_code == 200, answered.text
-    assert any("held to the rest" in note for note in answered.json()["keepwarm"]["notes"])
+    assert any("held to the rest. That concerns weather." in note for note in answered.json()["keepwarm"]["notes"])
     strict = asked.post(
         tools=parameters_with({"type": "array", "uniqueItems": True, "pattern": "(?!"}, strict=True), **fields
     )
     assert strict.status_code == 400
     assert unknown in strict.json()["error"]["message"]
+
+
+def test_one_tool_that_cannot_be_enforced_frees_no_other(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(grammar: Grammar) -> str:
+        return "No look-ahead." if "(?!" in grammar.text else ""
+
+    monkeypatch.setattr(asked.site.engine, "grammar_refusal", refusal)
+    held = {"type": "function", "function": {"name": "held", "parameters": SCHEMA, "strict": True}}
+    tools = [*parameters_with({"type": "string", "pattern": "^(?!x)"}), held]
+    answered = asked.post(tools=tools, tool_choice="required")
+    assert answered.status_code == 200, answered.text
+    assert any(note.endswith("That concerns weather.") for note in answered.json()["keepwarm"]["notes"])
+    (grammar,) = asked.grammars
+    assert grammar is not None
+    (line,) = (line for line in grammar.text.splitlines() if '"required"' in line)
+    assert ("lenient" in line, json.dumps(SCHEMA["properties"]) in line) == (False, True)
+    named = {"type": "function", "function": {"name": "held"}}
+    assert (
+        asked.post(tools=tools, tool_choice=named).json()["keepwarm"]["notes"]
+        == answered.json()["keepwarm"]["notes"][:-1]
+    )
+
+
+@pytest.mark.parametrize("how", [5, None, {"lenient": True}, {"whitespace_flexible": True}])
+def test_a_client_does_not_say_how_a_tool_is_held_to(asked: Asked, how: Any) -> None:
+    for parameters in (SCHEMA, {}):
+        tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters, "strict": True}}]
+        told = json.loads(json.dumps(tools))
+        told[0]["function"]["parameters"]["x-guidance"] = how
+        for one in (tools, told):
+            answered = asked.post(tools=one, tool_choice="required")
+            assert answered.status_code == 200, answered.text
+        assert asked.grammars[-1] == asked.grammars[-2]

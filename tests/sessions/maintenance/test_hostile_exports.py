@@ -26,6 +26,7 @@ from tests.sessions.memory.test_memory import LONG
 from tests.sessions.session_harness import ADA, SessionHarness, finish
 
 MIB = 1024 * 1024
+FIRST = "SELECT id FROM conversations WHERE rowid = 1"
 BOB, SECRET = "bob", "Only Bob reads this here."
 AT_ONCE, OF_MANY = 4, 250  # imports in the short run, and in that of `make test-long`
 
@@ -136,11 +137,24 @@ def refuse(site: Site, sentence: str) -> None:
         ("UPDATE messages SET text = CAST(x'ff' AS TEXT)", "cannot be read"),
         ("UPDATE messages SET token_ids = 'text'", "a token_ids that is none"),
         ("UPDATE conversations SET updated_at = 9e999", "a updated_at that is none"),
-        (
-            "INSERT INTO added_items(id, conversation_id, body) SELECT 'msg_' || id, id, '7' FROM conversations",
-            "an item",
+        *(
+            (
+                f"INSERT INTO added_items(id, conversation_id, body) VALUES ('msg_1', ({FIRST}), '{body}')",
+                sentence,
+            )
+            for body, sentence in (
+                ("7", "an item that is none"),
+                ("[]", "an item that is none"),
+                ('{"type": "message"}', "an item that is none"),
+                ('{"type": "message", "id": "msg_2"}', "an item that is none"),
+                ('{"type": "other", "id": "msg_1"}', "an item that is none"),
+                ('{"type": ["message"], "id": "msg_1"}', "an item that is none"),
+                ("[" * 100_000, "cannot be read"),
+            )
         ),
         ("UPDATE conversations SET metadata = '{'", "cannot be read"),
+        ("UPDATE conversations SET metadata = '[]'", "metadata that are none"),
+        ("""UPDATE conversations SET metadata = '{"a": 1}'""", "metadata that are none"),
     ],
 )
 def test_a_row_that_no_export_has(site: Site, statement: str, sentence: str) -> None:
@@ -218,6 +232,17 @@ def test_an_older_versions_export_is_brought_up_to_date(site: Site) -> None:
     )
     site.take()
     assert "Another one." in site.read(ADA)
+
+
+def test_items_and_metadata_come_along(site: Site) -> None:
+    body = json.dumps({"id": "msg_1", "type": "message", "role": "user", "content": "Waiting."})
+    site.spoil(
+        f"INSERT INTO added_items(id, conversation_id, body) VALUES ('msg_1', ({FIRST}), '{body}')",
+        """UPDATE conversations SET metadata = '{"a": "b"}'""",
+    )
+    site.take()
+    with contextlib.closing(sqlite3.connect(site.data / "keepwarm.db")) as db:
+        assert db.execute("SELECT id, body FROM added_items").fetchall() == [("msg_1", body)]
 
 
 def test_steps_that_are_missing(site: Site) -> None:
