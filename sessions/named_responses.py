@@ -35,7 +35,8 @@ MOST_ADDED_BYTES = 8 * MIB  # of their bodies, as large as a request may be
 @dataclass(frozen=True, slots=True)
 class KnownHistory:
     """`head` are messages of the system that belong to the history itself; those of each request come before them.
-    `leaf_id` is the last message of a conversation that was read, None before its first."""
+    `leaf_id` is the last message of a conversation that was read: None before its first, and
+    where a response was named."""
 
     head: tuple[ChatMessage, ...]
     messages: tuple[ChatMessage, ...]

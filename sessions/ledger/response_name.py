@@ -8,6 +8,7 @@ from typing import Any
 
 from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from sessions.store import message_json
+from sessions.text import clean_exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +24,4 @@ class ResponseName:
         begun = template.growing_thoughts_in(text, is_thought_open) if text else ("", "")
         asked = {"prompt_tokens": prompt_tokens, "begun_chars": [len(part) for part in begun]}
         kept = {"body": self.body, "head": message_json.dump(self.head), "asked": asked}
-        return self.response_id, json.dumps(kept, ensure_ascii=False)
+        return self.response_id, clean_exactly(json.dumps(kept, ensure_ascii=False))

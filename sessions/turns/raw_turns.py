@@ -11,7 +11,7 @@ from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.config import SessionConfig
-from sessions.errors import ConversationBusy, MessageRefused, SessionError
+from sessions.errors import ConversationBusy, MessageRefused
 from sessions.ledger.ledger import fold
 from sessions.ledger.partings import raw_parting
 from sessions.ledger.raw_prompt import RawPrompt, raw_turn
@@ -113,8 +113,8 @@ class RawTurns:
                     parting=parting,
                 )
             )
-        except SessionError:
-            if placement.conversation is None:
+        except Exception:  # a pin leaves no room, or the file failed
+            if placement.conversation is None and self._store.conversation(owner_id, conversation_id).leaf_id is None:
                 self._store.delete(conversation_id)
             raise
 

@@ -13,7 +13,7 @@ from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.grammar import Grammar
 from model_runtime.interface.protocol import Engine
 from sessions.config import SessionConfig
-from sessions.errors import ConversationBusy, SessionError
+from sessions.errors import ConversationBusy
 from sessions.ledger import history_hash, resent_history
 from sessions.ledger.resent_history import ResentHistory
 from sessions.store.records import Conversation
@@ -161,8 +161,8 @@ class StatelessTurns:
                     and conversation.settings != placement.conversation.settings,
                 )
             )
-        except SessionError:  # a pin leaves no room, or the file failed
-            if placement.conversation is None:
+        except Exception:  # a pin leaves no room, or the file failed
+            if placement.conversation is None and self._store.conversation(owner_id, conversation_id).leaf_id is None:
                 self._store.delete(conversation_id)
             raise
 

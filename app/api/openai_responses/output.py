@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from app.api.openai_responses.names import CONVERSATION
 from app.api.openai_responses.requests import ResponsesRequest
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from model_runtime.interface.events import FinishReason, TokenLogprobs
+from sessions.text import clean_exactly
 from sessions.types import MessageStatus, MessageView, Receipt
 
 ECHOED = (
@@ -58,7 +60,7 @@ def skeleton(
 ) -> dict[str, Any]:
     """A response that has no output yet, with what its request said of itself."""
     echo = body.model_dump(include=set(ECHOED))
-    return {
+    said: dict[str, Any] = {
         "id": response_id,
         "object": "response",
         "created_at": created,
@@ -75,6 +77,8 @@ def skeleton(
         "usage": None,
         **{name: DEFAULTS.get(name) if echo[name] is None else echo[name] for name in ECHOED},
     }
+    # What it echoes can be sent, and stored, like everything else.
+    return dict(json.loads(clean_exactly(json.dumps(said, ensure_ascii=False))))
 
 
 def ended(

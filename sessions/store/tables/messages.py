@@ -49,6 +49,9 @@ _SIBLINGS = (
     f" (SELECT count(*) {_VERSIONS} AND (coalesce(s.first_part_id, s.id), s.id)"
     " <= (coalesce(m.first_part_id, m.id), m.id)) AS sibling_number "
 )
+# What a person changes meanwhile stays.
+_SETTINGS_OF_A_TURN = """UPDATE conversations SET
+    settings = json_set(settings, '$.system_prompt', ?, '$.template_variables', ?) WHERE id = ?"""
 _SHARED = "(SELECT o.title FROM conversations o WHERE o.id = r.shared_from) AS shared_title"
 _KEPT_GONE = (  # an id that is "" is the receipt's own conversation's
     "CASE WHEN r.parting = '' OR ifnull(json_extract(r.parting, '$.kept_id'), '') = '' THEN 0"
@@ -151,8 +154,8 @@ class MessageTable:
                 )
             answer_id = _insert(db, common, parent_id, "assistant", MessageStatus.RUNNING, *new.answer)
             if new.settings is not None:
-                settings = json.dumps(asdict(new.settings))
-                db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [settings, conversation_id])
+                own = [new.settings.system_prompt, new.settings.template_variables]
+                db.execute(_SETTINGS_OF_A_TURN, [*own, conversation_id])
             if new.response is not None:
                 insert_response(db, *new.response, answer_id)
             if new.continued_id is not None:

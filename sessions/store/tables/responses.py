@@ -59,5 +59,5 @@ class ResponseTable:
 
 
 def insert_response(db: sqlite_utils.Database, response_id: str, body: str, message_id: int) -> None:
-    """Does nothing where the message was deleted. Inside a transaction of a table."""
-    db.execute("INSERT INTO responses SELECT ?, id, ? FROM messages WHERE id = ?", [response_id, body, message_id])
+    """Of a message of the same transaction."""
+    db.execute("INSERT INTO responses (id, message_id, body) VALUES (?, ?, ?)", [response_id, message_id, body])

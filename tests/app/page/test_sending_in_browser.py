@@ -79,7 +79,7 @@ def test_it_stands_at_once_and_its_row_stays(one: Tab, shared_site: Site) -> Non
     expect(one.message(0)).to_have_text("alpha")
     expect(one.by("composer")).to_have_value("")
     expect(one.by("welcome")).to_be_hidden()
-    one.wait_running()
+    expect(one.by("stop")).to_be_visible()
     one.messages.nth(0).evaluate("row => { row.isTheSame = true }")
     held.release()
     expect(one.message(1)).to_have_text("You said: alpha")

@@ -15,6 +15,9 @@ from tests.model_runtime.remote.scripted_server import ScriptedServer
 from tests.sessions.remote.conftest import Open, Start
 from tests.sessions.session_harness import ADA, SessionHarness, finish, until
 
+# httpx leaves the idle connections to a server that was killed to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -284,3 +285,36 @@ def test_an_answer_is_stored_with_its_name_or_not_at_all(site: Site) -> None:
 
 def test_an_import_knows_every_kind_of_item() -> None:
     assert set(KINDS) == set(ITEMS)
+
+
+@pytest.mark.parametrize("field", ["instructions", "metadata", "input"])
+def test_half_a_character_is_replaced_wherever_it_stands(site: Site, field: str) -> None:
+    """Half of a pair cannot be stored or sent."""
+    half = {"instructions": "a\ud800", "metadata": {"note": "a\ud800"}, "input": "hi\ud800"}[field]
+    body = {"model": MODEL, "input": "hi", "prompt_cache_key": f"half {field}", field: half}
+    for store in (True, False):
+        answered = httpx.post(
+            f"{site.url}/v1/responses", content=json.dumps(body | {"store": store}).encode(), headers=JSON, timeout=30
+        )
+        assert answered.status_code == 200, answered.text
+        assert answered.json()["status"] == "completed"
+
+
+def test_what_a_person_sets_while_a_turn_begins_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = begun(site, "first")
+    assert respond(site, name, "second").status_code == 200
+    manager, one = site.manager, own_id(name)
+    begin_turn = site.store.messages.begin_turn
+
+    def late(*given: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        before = manager.view(OWNER, one).settings
+        manager.update_settings(OWNER, one, replace(before, sampling=replace(before.sampling, temperature=1.5)))
+        return begin_turn(*given, **more)
+
+    monkeypatch.setattr(type(site.store.messages), "begin_turn", lambda _, *given, **more: late(*given, **more))
+    answered = post(site, "responses", model=MODEL, input="third", conversation=name, instructions="In verse.")
+    assert answered.status_code == 200, answered.text
+    settings = manager.view(OWNER, one).settings
+    assert settings.sampling.temperature == 1.5
+    assert "In verse." in settings.system_prompt
