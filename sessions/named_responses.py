@@ -124,10 +124,14 @@ class NamedResponses:
         run = self._runs.active(found.conversation_id)
         return run if run is not None and run.message_id == found.message_id else None
 
-    def forget(self, owner_id: str, response_id: str) -> None:
-        """The name leads nowhere any more. The conversation stays."""
-        self._stored(owner_id, response_id)
-        self._store.responses.delete(response_id)
+    def forget(self, owner_id: str, response_id: str, hidden_id: str) -> None:
+        """The name leads nowhere any more. The conversation stays: what a named one's later responses begin with is
+        kept as `hidden_id`."""
+        stored = self._stored(owner_id, response_id)
+        if json.loads(stored.body)["body"].get("conversation"):
+            self._store.responses.rename(response_id, hidden_id)
+        else:
+            self._store.responses.delete(response_id)
 
     def new_conversation(self, owner_id: str, metadata: str = "", items: Sequence[AddedItem] = ()) -> Conversation:
         """One without an answer, which only requests that name it continue. Nothing is stored when it raises."""

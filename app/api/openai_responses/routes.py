@@ -147,7 +147,8 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
 
     @kept.delete("/responses/{response_id}", summary="Forget a response's name", response_model=DeletedResponse)
     def delete(response_id: str, request: Request) -> dict[str, Any]:
-        manager.responses.forget(services.callers.owner_of(request), _own_name(response_id))
+        owner_id, hidden_id = services.callers.owner_of(request), f"{UNNAMED}{uuid.uuid4().hex}"
+        manager.responses.forget(owner_id, _own_name(response_id), hidden_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     return answers, kept

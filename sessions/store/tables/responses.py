@@ -53,6 +53,10 @@ class ResponseTable:
                     return str(row[0])
         return None
 
+    def rename(self, response_id: str, new_id: str) -> None:
+        with self._database.write() as db:
+            db.execute("UPDATE responses SET id = ? WHERE id = ?", [new_id, response_id])
+
     def delete(self, response_id: str) -> None:
         with self._database.write() as db:
             db.execute("DELETE FROM responses WHERE id = ?", [response_id])

@@ -212,10 +212,10 @@ def test_what_cannot_be_stored_is_replaced(site: Site, sent: dict[str, Any], kep
 
 def test_a_conversation_whose_items_cannot_be_stored_does_not_begin(site: Site) -> None:
     same = AddedItem("msg_same", "{}")
-    before = site.manager.list_conversations(OWNER)
+    before = {one.conversation_id for one in site.manager.list_conversations(OWNER)}
     with pytest.raises(StoreError):
         site.manager.responses.new_conversation(OWNER, "", [same, same])
-    assert site.manager.list_conversations(OWNER) == before
+    assert {one.conversation_id for one in site.manager.list_conversations(OWNER)} == before
 
 
 PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,aGk="}
@@ -318,3 +318,16 @@ def test_what_a_person_sets_while_a_turn_begins_stays(site: Site, monkeypatch: p
     settings = manager.view(OWNER, one).settings
     assert settings.sampling.temperature == 1.5
     assert "In verse." in settings.system_prompt
+
+
+def test_what_was_added_stays_when_the_responses_are_deleted(site: Site) -> None:
+    name = str(post(site, "conversations", items=[{**said("KEEP ME"), "role": "developer"}]).json()["id"])
+    for text in ("one", "two"):
+        answered = post(site, "responses", model=MODEL, input=text, conversation=name, instructions=f"I {text}")
+        assert answered.status_code == 200, answered.text
+        address = f"{site.url}/v1/responses/{answered.json()['id']}"
+        assert httpx.delete(address, timeout=30).status_code == 200
+        assert httpx.get(address, timeout=30).status_code == 404
+    assert respond(site, name, "three").status_code == 200
+    assert "KEEP ME" in texts(site, name)
+    assert "KEEP ME" in site.manager.view(OWNER, own_id(name)).settings.system_prompt
