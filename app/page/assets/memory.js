@@ -120,14 +120,14 @@ function unnamed(node) {
   return node;
 }
 
-// Before anything is held.
+// Before anything is recorded, which may be some seconds after something is held.
 function flat(bars) {
   const points = [
     [0, 0],
     [1, 0],
   ];
   const lines = bars.map(({ tier }) => ({ tier, points }));
-  return { lines, largest: "0", since: "", words: "Nothing is held yet." };
+  return { lines, largest: "", since: "", words: "Nothing is recorded yet." };
 }
 
 function fold(title, testId, ...inside) {

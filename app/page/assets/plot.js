@@ -23,7 +23,7 @@ export function plot({ lines, largest, since, words }) {
       "div",
       { class: "kw-plot-axis kw-figures" },
       el("span", { text: since }),
-      el("span", { text: `max: ${largest}` }),
+      el("span", { text: largest ? `max: ${largest}` : "" }),
       el("span", { text: "now" }),
     ),
   );
