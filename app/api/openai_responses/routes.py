@@ -27,7 +27,7 @@ from app.api.openai_responses.input_items import (
     page_of,
     refuse_logprobs,
 )
-from app.api.openai_responses.names import RESPONSE, UNNAMED
+from app.api.openai_responses.names import RESPONSE
 from app.api.openai_responses.requests import ResponsesRequest
 from app.api.openai_responses.responses import DeletedResponse, InputItemList, ResponseObject
 from app.api.openai_responses.translation import NAMES, chat_of
@@ -77,12 +77,11 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
                 conversation_id=asked.conversation_id,
                 leaf_id=asked.leaf_id,
                 taken_in=asked.taken_in,
+                system_items=asked.items,
             )
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
-            is_named = body.store is not False
-            if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
-                kept_id = response_id if is_named else f"{UNNAMED}{uuid.uuid4().hex}"
-                named = replace(named, name=ResponseName(kept_id, asked.head, response))
+            if body.store is not False:
+                named = replace(named, name=ResponseName(response_id, asked.items.head, response))
             run = manager.completions.begin(owner_id, named)
             ignored = (*asked.ignored, *own_names(found.ignored, NAMES))
             return run, ResponseReply(run, response, count, ignored, found.notes)
@@ -147,8 +146,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
 
     @kept.delete("/responses/{response_id}", summary="Forget a response's name", response_model=DeletedResponse)
     def delete(response_id: str, request: Request) -> dict[str, Any]:
-        owner_id, hidden_id = services.callers.owner_of(request), f"{UNNAMED}{uuid.uuid4().hex}"
-        manager.responses.forget(owner_id, _own_name(response_id), hidden_id)
+        manager.responses.forget(services.callers.owner_of(request), _own_name(response_id))
         return {"id": response_id, "object": "response", "deleted": True}
 
     return answers, kept

@@ -56,6 +56,10 @@ def texts(site: Site, name: str) -> list[str]:
     return [item["content"][0]["text"] for item in items(site, name)]
 
 
+def body_of(text: str) -> str:
+    return json.dumps({"type": "message", "role": "assistant", "content": text}, ensure_ascii=False)
+
+
 def own_id(name: str) -> str:
     return name.removeprefix("conv_")
 
@@ -166,9 +170,9 @@ def test_a_conversation_with_them_is_not_empty_and_is_used(site: Site) -> None:
 def test_their_bytes_are_bounded(site: Site) -> None:
     one, responses = own_id(begun(site)), site.manager.responses
     half = "ü" * (MOST_ADDED_BYTES // 4)
-    responses.add_items(OWNER, one, [AddedItem("msg_half", half)])
+    responses.add_items(OWNER, one, [AddedItem("msg_half", body_of(half))])
     with pytest.raises(MessageRefused, match=r"2 items \(8.0 MiB\) without an answer"):
-        responses.add_items(OWNER, one, [AddedItem("msg_other", f"{half}a")])
+        responses.add_items(OWNER, one, [AddedItem("msg_other", body_of(f"{half}a"))])
     assert [item.item_id for item in responses.added_items(OWNER, one)] == ["msg_half"]
 
 
@@ -211,7 +215,7 @@ def test_what_cannot_be_stored_is_replaced(site: Site, sent: dict[str, Any], kep
 
 
 def test_a_conversation_whose_items_cannot_be_stored_does_not_begin(site: Site) -> None:
-    same = AddedItem("msg_same", "{}")
+    same = AddedItem("msg_same", body_of("Same"))
     before = {one.conversation_id for one in site.manager.list_conversations(OWNER)}
     with pytest.raises(StoreError):
         site.manager.responses.new_conversation(OWNER, "", [same, same])
