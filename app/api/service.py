@@ -19,6 +19,7 @@ from app.api.completions import completions_routers
 from app.api.fields.other_fields import refuse_unused
 from app.api.line import Line
 from app.api.models import models_router
+from app.api.ollama.management import management_routers
 from app.api.ollama.routes import ollama_routers
 from app.api.openai_responses.conversations import conversations_routers
 from app.api.openai_responses.routes import responses_routers
@@ -56,7 +57,7 @@ def create_apis(services: Services, metrics: Metrics, bodies: Bodies) -> dict[st
     metrics.show_line(lambda: line.waiting)
     answering = Answering(services, line)
     made: dict[str, FastAPI] = {}
-    for path, makers in ((API_PATH, _MAKERS), (OLLAMA_PATH, (ollama_routers,))):
+    for path, makers in ((API_PATH, _MAKERS), (OLLAMA_PATH, (ollama_routers, management_routers))):
         api = _application(services, metrics, path)
         for make in makers:
             for router in make(services, bodies, answering):
