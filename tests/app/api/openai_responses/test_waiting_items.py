@@ -18,6 +18,7 @@ from sessions.store.tables.added_items import KINDS, AddedItem
 from tests.app.api.conftest import ServeOnce
 from tests.app.conftest import MODEL
 from tests.app.site import Site
+from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.session_harness import finish, until
 
 OWNER = "local"
@@ -27,6 +28,11 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture(scope="module")
 def site(serve_once: ServeOnce) -> Site:
     return serve_once()
+
+
+@pytest.fixture(scope="module")
+def tools_site(serve_once: ServeOnce) -> Site:
+    return serve_once(template=ByteTemplate(takes_tools=True))
 
 
 def post(site: Site, path: str, **body: Any) -> httpx.Response:
@@ -259,6 +265,34 @@ def test_a_picture_is_named_where_it_is(site: Site) -> None:
     refused = post(site, "responses", model=MODEL, input=[], conversation=name)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "conversation")
     assert respond(site, name, "Never mind").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["responses", "chat/completions", "messages"])
+def test_a_picture_beside_a_results_text_is_named(path: str, tools_site: Site) -> None:
+    """The program that ran the tool would only send it again, and the model knows that there was one."""
+    text, call = "Shot of the page:", {"name": "shot", "arguments": "{}"}
+    kind = {"chat/completions": "image_url", "messages": "image"}.get(path, "input_image")
+    asked: list[Any] = [{"role": "user", "content": "Look"}]
+    if path == "responses":
+        parts = [{"type": "input_text", "text": text}, PICTURE]
+        asked += [{"type": "function_call", "call_id": "c", **call}]
+        body = {"input": [*asked, {"type": "function_call_output", "call_id": "c", "output": parts}]}
+    elif path == "messages":
+        source = {"type": "base64", "media_type": "image/png", "data": "aGk="}
+        parts = [{"type": "text", "text": text}, {"type": "image", "source": source}]
+        asked += [{"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "shot", "input": {}}]}]
+        result = {"type": "tool_result", "tool_use_id": "c", "content": parts}
+        body = {"messages": [*asked, {"role": "user", "content": [result]}], "max_tokens": 50}
+    else:
+        parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+        calls = [{"id": "c", "type": "function", "function": call}]
+        asked += [{"role": "assistant", "content": None, "tool_calls": calls}]
+        body = {"messages": [*asked, {"role": "tool", "tool_call_id": "c", "content": parts}]}
+    answered = post(tools_site, path, model=MODEL, **body)
+    assert answered.status_code == 200, answered.text
+    assert any(kind in name or "image" in name for name in answered.json()["keepwarm"]["ignored"])
+    shown = tools_site.manager.view(OWNER, answered.json()["keepwarm"]["session_id"]).messages[2].text
+    assert shown == f"{text}\n[picture: this model cannot read it]"
 
 
 def test_arguments_may_be_an_object(site: Site) -> None:
