@@ -105,7 +105,7 @@ def test_with_a_window_penalties_are_over_the_last_tokens_alone(window: int) -> 
     for _ in range(40):
         logits = torch.randn(5, generator=generator)
         expected = logits.clone()
-        for token, times in Counter(said[len(said) - window :] if window else ()).items():
+        for token, times in Counter(said[max(0, len(said) - window) :]).items():
             score = expected[token]
             expected[token] = (score * 1.5 if score < 0 else score / 1.5) - 0.4 - 0.3 * times
         said.append(sampler.choose(logits))
