@@ -75,7 +75,7 @@ def _choice(asked: dict[str, Any]) -> dict[str, Any]:
     if single not in (None, False, True):
         raise unsupported("tool_choice.disable_parallel_tool_use", "disable_parallel_tool_use must be true or false.")
     choices: dict[str, Any] = {"auto": "auto", "any": "required", "none": "none"}
-    if kind == "tool":
+    if kind == "tool" and isinstance(rest.get("name"), str):
         choices["tool"] = {"type": "function", "function": {"name": rest.pop("name", None)}}
     if not isinstance(kind, str) or kind not in choices or any(value is not None for value in rest.values()):
         raise unsupported("tool_choice", "tool_choice must be of type auto, any, none, or tool with a name.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +36,9 @@ from app.api.openai_responses.translation import NAMES, chat_of
 from app.api.responses import REFUSALS
 from app.api.translation.unsupported import own_names, renamed
 from app.http.bodies import Bodies
-from app.problems import Problem
-from sessions.errors import ConversationNotFound
+from app.problems import Problem, problem_of
+from model_runtime.interface.errors import TemplateRefused
+from sessions.errors import ContextFull, ConversationNotFound, MessageRefused
 from sessions.ledger.response_name import ResponseName
 from sessions.turns.run import Run
 from sessions.types import MessageStatus
@@ -82,7 +85,8 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
             if body.store is not False:
                 named = replace(named, name=ResponseName(response_id, asked.items.head, response))
-            run = manager.completions.begin(owner_id, named)
+            with _about_input():
+                run = manager.completions.begin(owner_id, named)
             ignored = (*asked.ignored, *own_names(found.ignored, NAMES))
             return run, ResponseReply(run, response, count, ignored, found.notes)
 
@@ -150,6 +154,16 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
         return {"id": response_id, "object": "response", "deleted": True}
 
     return answers, kept
+
+
+@contextlib.contextmanager
+def _about_input() -> Iterator[None]:
+    """Inside the block a refusal of what is said speaks of the input, where a chat completion has messages."""
+    try:
+        yield
+    except (MessageRefused, ContextFull, TemplateRefused) as error:
+        problem = problem_of(error, "")
+        raise Problem(problem.status, problem.message, problem.code, "input") from None
 
 
 def _own_name(response_id: str) -> str:

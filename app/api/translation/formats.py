@@ -62,12 +62,24 @@ def _response_schema(asked: Any) -> Any:
         return None
     kind = asked.get("type") if isinstance(asked, dict) else None
     if kind == "json_object":
+        _refuse_others("response_format", asked, ("type", "schema", "strict"))
         return asked.get("schema") or ANY_OBJECT
     described = asked.get("json_schema") if kind == "json_schema" else None
     if not isinstance(described, dict):
         sentence = "response_format must be of type 'text', 'json_object', or 'json_schema' with a json_schema."
         raise unsupported("response_format", sentence)
+    _refuse_others("response_format", asked, ("type", "json_schema", "strict"))
+    _refuse_others("response_format.json_schema", described, ("name", "description", "schema", "strict"))
     return described.get("schema") or ANY_OBJECT
+
+
+def _refuse_others(where: str, asked: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raises `Problem` for what an object asks for beside what is `known`. The schema holds with `strict` or without."""
+    for name, value in asked.items():
+        if name not in known and value not in (None, "", [], {}):
+            raise unsupported(
+                f"{where}.{name[:60]}", f"{where}.{name[:60]} is not supported, so it would change nothing."
+            )
 
 
 def _grammar(name: str, value: Any) -> Grammar:

@@ -59,7 +59,9 @@ def choice_of(asked: Any, tools: Sequence[Tool]) -> ToolChoice:
     name = _name_of(asked) if kind == "function" else None
     if not tools:
         raise unsupported("tool_choice", "tool_choice needs tools.")
-    if name not in offered:
+    if name is not None and name not in offered:
+        raise unsupported("tool_choice", f"tool_choice names {name[:80]!r}, which is none of the request's tools.")
+    if name is None:
         raise unsupported(
             "tool_choice",
             "tool_choice must be 'auto', 'none', 'required', name one of the tools, or be of type allowed_tools.",

@@ -163,6 +163,11 @@ def test_with_tools_the_answer_keeps_to_the_schema_or_is_a_call(asked: Asked) ->
         ({"guided_json": SCHEMA, "guided_regex": "a"}, "guided_regex"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_object", "pattern": "a"}}, "response_format.pattern"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "lax": True}}},
+            "response_format.json_schema.lax",
+        ),
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_json": [1]}, "guided_json"),
         ({"guided_choice": ["a", ""]}, "guided_choice"),

@@ -369,3 +369,30 @@ def test_what_was_added_stays_when_the_responses_are_deleted(site: Site) -> None
     assert respond(site, name, "three").status_code == 200
     assert "KEEP ME" in texts(site, name)
     assert "KEEP ME" in site.manager.view(OWNER, own_id(name)).settings.system_prompt
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "sentence"),
+    [
+        ("limit=0", "limit", "limit must be at least 1."),
+        ("limit=101", "limit", "limit must be at most 100."),
+        ("limit=many", "limit", "limit must be a whole number."),
+        ("order=up", "order", "order must be 'asc' or 'desc'."),
+        (f"after={'a' * 201}", "after", "after has more than 200 characters."),
+    ],
+)
+def test_a_query_is_refused_in_a_sentence(site: Site, query: str, param: str, sentence: str) -> None:
+    refused = httpx.get(f"{site.url}/v1/conversations/{begun(site)}/items?{query}", timeout=30)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["message"]) == (400, param, sentence)
+
+
+def test_a_text_that_is_too_long_has_too_many_characters(site: Site) -> None:
+    refused = post(site, "conversations", metadata={"a": "b" * 513})
+    assert (refused.status_code, "512 characters" in refused.text) == (400, True), refused.text
+
+
+def test_what_no_response_can_follow_is_refused_by_the_name_of_its_field(site: Site) -> None:
+    for unanswerable in ([{**said("a"), "role": "developer"}], "word " * 200_000):
+        refused = post(site, "responses", model=MODEL, input=unanswerable)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input"), refused.text
