@@ -74,7 +74,7 @@ def _response_schema(asked: Any) -> Any:
 
 
 def _refuse_others(where: str, asked: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Raises `Problem` for what an object asks for beside what is `known`. The schema holds with `strict` or without."""
+    """Raises `Problem` for what an object asks for beside what is `known`. `strict` or not, the schema holds."""
     for name, value in asked.items():
         if name not in known and value not in (None, "", [], {}):
             raise unsupported(
