@@ -91,7 +91,7 @@ class Views:
             ledger_tokens=_ledger_tokens(conversation, run),
             context_limit_tokens=self._engine.info.context_limit_tokens,
             waiting=tuple(item.said for item in self._store.added_items.last(conversation_id, SHOWN_WAITING)),
-            waiting_count=self._store.added_items.size(conversation_id)[0],
+            waiting_count=self._store.added_items.count(conversation_id),
         )
 
     def memory(self, owner_id: str, most_rows: int | None = None) -> MemoryView:

@@ -54,6 +54,11 @@ class AddedItemTable:
             found = db.execute(sql, [conversation_id, most]).fetchall()
         return tuple(AddedItem(str(row[0]), str(row[1])) for row in reversed(found))
 
+    def count(self, conversation_id: str) -> int:
+        with self._database.read() as db:
+            sql = "SELECT count(*) FROM added_items WHERE conversation_id = ?"
+            return int(db.execute(sql, [conversation_id]).fetchone()[0])
+
     def size(self, conversation_id: str) -> tuple[int, int]:
         """(how many there are, the bytes of their bodies)."""
         sql = "SELECT count(*), coalesce(sum(length(CAST(body AS BLOB))), 0) FROM added_items WHERE conversation_id = ?"
