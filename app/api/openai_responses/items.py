@@ -49,7 +49,7 @@ def refuse_media_at_the_end(items: Sequence[AnyItem], waiting: Sequence[AnyItem]
     last = next(iter((*items[-1:], *waiting[-1:])), None)
     is_output = isinstance(last, CallOutputItem)
     content = last.output if isinstance(last, CallOutputItem) else getattr(last, "content", None)
-    if is_output and isinstance(content, list) and is_readable_result(_asked(0, last)):
+    if isinstance(last, CallOutputItem) and is_readable_result(_asked(0, last)):
         return
     for place, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, InputMedia):
