@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from app.api.requests import ChatCompletionRequest
-from app.api.translation.tools import ToolChoice, choice_of
+from app.api.translation.tool_choice import ToolChoice, choice_of
 from app.api.translation.unsupported import unsupported
 from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.grammar import Grammar, closed

@@ -11,7 +11,8 @@ from app.api.translation.formats import callable_tools, format_of
 from app.api.translation.messages import messages_of, unread_parts
 from app.api.translation.sampling import limits_of, sampling_of
 from app.api.translation.template_variables import template_variables
-from app.api.translation.tools import choice_of, loosened, looser_note, tools_of
+from app.api.translation.tool_choice import choice_of
+from app.api.translation.tools import loosened, looser_note, tools_of
 from app.api.translation.unsupported import unsupported
 from app.model_names import ModelNames
 from app.problems import Problem
