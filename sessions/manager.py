@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from model_runtime.interface.chat import TurnTemplate
+from model_runtime.interface.chat import ChatMessage, TurnTemplate
 from model_runtime.interface.protocol import Engine, ModelInfo, RemoteServer
 from sessions.awake import AwakeClock
 from sessions.background.background import Background
@@ -21,6 +21,7 @@ from sessions.config import SessionConfig
 from sessions.counters import Counters
 from sessions.errors import MessageRefused
 from sessions.ledger.ledger import Turn, continued_answer, fold, new_answer, user_turn
+from sessions.ledger.resent_history import edited
 from sessions.ledger.thoughts import prompt_end
 from sessions.memory.memory import Memory
 from sessions.memory_actions import MemoryActions
@@ -174,16 +175,17 @@ class SessionManager:
             return run
 
     def edit(self, owner_id: str, conversation_id: str, message_id: int, text: str) -> Run:
-        """Another version of any user message, beside it, with a new answer below."""
+        """Another version of any user message, beside it, with a new answer below. What a program said there as the
+        system stays."""
         self._store.conversation(owner_id, conversation_id)
         text = clean_message(text, self._config.max_message_bytes)
         self.turns.limits.refuse_hopeless(text)
         with self._claim_path(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
-            parent_id = self._store.messages.parent_of(conversation_id, message_id, "user")
-            path = self._store.messages.path(parent_id)
+            self._store.messages.parent_of(conversation_id, message_id, "user")
+            *path, edited = self._store.messages.path(message_id)
             current = self._store.messages.path(conversation.leaf_id)
-            return self._begin_user_turn(conversation, path, current, text)
+            return self._begin_user_turn(conversation, path, current, text, edited.messages)
 
     def regenerate(self, owner_id: str, conversation_id: str) -> Run:
         """Another answer to the last message, beside the old one."""
@@ -350,17 +352,23 @@ class SessionManager:
     # The steps of a turn
 
     def _begin_user_turn(
-        self, conversation: Conversation, path: Sequence[Node], current: Sequence[Node], text: str
+        self,
+        conversation: Conversation,
+        path: Sequence[Node],
+        current: Sequence[Node],
+        text: str,
+        replaced: Sequence[ChatMessage] = (),
     ) -> Run:
+        asked = edited(replaced, text)
         turn = user_turn(
             path,
-            text,
+            asked.input,
             fold(current),
             conversation.settings.system_prompt,
             self._template_of(conversation),
             self.info.tokenizer_fingerprint,
         )
-        return self._begin(conversation, path, turn, user_text=text)
+        return self._begin(conversation, path, turn, asked.text, user_parts=asked.parts)
 
     def _begin(
         self,
@@ -370,6 +378,7 @@ class SessionManager:
         user_text: str | None = None,
         prefix_text: str = "",
         continued_id: int | None = None,
+        user_parts: str = "",
     ) -> Run:
         settings = conversation.settings
         new = NewTurn(
@@ -381,6 +390,7 @@ class SessionManager:
             prefix_text,
             is_thought_open=self._template_of(conversation).opens_thought(settings.system_prompt),
             continued_id=continued_id,
+            user_parts=user_parts,
         )
         return self.turns.begin(new)
 

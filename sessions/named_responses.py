@@ -17,7 +17,9 @@ from model_runtime.interface.events import FinishReason
 from model_runtime.interface.protocol import Engine
 from sessions.config import MIB
 from sessions.errors import ConversationBusy, ConversationNotFound, MessageRefused
+from sessions.ledger import system_items
 from sessions.ledger.known_history import answer_of, messages_of
+from sessions.ledger.system_items import NO_SYSTEM_ITEMS, SystemItems
 from sessions.store import message_json
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
@@ -36,11 +38,16 @@ MOST_ADDED_BYTES = 8 * MIB  # of their bodies, as large as a request may be
 class KnownHistory:
     """`head` are messages of the system that belong to the history itself; those of each request come before them.
     `leaf_id` is the last message of a conversation that was read: None before its first, and
-    where a response was named."""
+    where a response was named. `items` are those of the conversation, of which `missed` are on none of its messages."""
 
     head: tuple[ChatMessage, ...]
     messages: tuple[ChatMessage, ...]
     leaf_id: int | None = None
+    items: SystemItems = NO_SYSTEM_ITEMS
+
+    @property
+    def missed(self) -> tuple[ChatMessage, ...]:
+        return self.items.missing_in(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +89,18 @@ class NamedResponses:
             raise ConversationBusy("The response that this one follows is still being written. Wait for its end.")
         return KnownHistory(message_json.load(kept["head"]), messages_of(path, self._template))
 
-    def conversation_history(
-        self, owner_id: str, conversation_id: str, keeps_prompt: bool, names: Sequence[str]
-    ) -> KnownHistory:
+    def conversation_history(self, owner_id: str, conversation_id: str, keeps_prompt: bool) -> KnownHistory:
         """What was said in a conversation. `keeps_prompt`: a system prompt that no response brought is part of it.
-        `names`: what the ids begin with whose head is that of the history; other protocols name answers, too.
         Raises `ConversationBusy` while an answer is written in it."""
         conversation = self._store.conversation(owner_id, conversation_id)
         if self._runs.is_busy(conversation_id):
             raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
         path = self._store.messages.path(conversation.leaf_id)
-        kept = self._store.responses.newest_body([node.message_id for node in path], names)
         prompt = conversation.settings.system_prompt if keeps_prompt else ""
-        head: tuple[ChatMessage, ...] = (ChatMessage("system", prompt),) if prompt else ()
-        if kept is not None:
-            head = message_json.load(json.loads(kept)["head"])
-        return KnownHistory(head, messages_of(path, self._template), conversation.leaf_id)
+        items = SystemItems((ChatMessage("system", prompt),) if prompt else ())
+        if conversation.system_items:
+            items = system_items.load(conversation.system_items)
+        return KnownHistory(items.head, messages_of(path, self._template), conversation.leaf_id, items)
 
     def find(self, owner_id: str, response_id: str) -> NamedResponse:
         """A response with its answer as it is now."""
@@ -124,14 +127,10 @@ class NamedResponses:
         run = self._runs.active(found.conversation_id)
         return run if run is not None and run.message_id == found.message_id else None
 
-    def forget(self, owner_id: str, response_id: str, hidden_id: str) -> None:
-        """The name leads nowhere any more. The conversation stays: what a named one's later responses begin with is
-        kept as `hidden_id`."""
-        stored = self._stored(owner_id, response_id)
-        if json.loads(stored.body)["body"].get("conversation"):
-            self._store.responses.rename(response_id, hidden_id)
-        else:
-            self._store.responses.delete(response_id)
+    def forget(self, owner_id: str, response_id: str) -> None:
+        """The name leads nowhere any more. The conversation stays."""
+        self._stored(owner_id, response_id)
+        self._store.responses.delete(response_id)
 
     def new_conversation(self, owner_id: str, metadata: str = "", items: Sequence[AddedItem] = ()) -> Conversation:
         """One without an answer, which only requests that name it continue. Nothing is stored when it raises."""

@@ -9,6 +9,8 @@ from model_runtime.interface.findings import Int8Drift
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.text_search import Excerpt
 
+SYSTEM_ROLES = ("system", "developer")  # of what is said to the model about how it answers
+
 
 class MessageStatus(StrEnum):
     """State of one message. A user's message is always COMPLETE."""
@@ -174,7 +176,8 @@ class Receipt:
 class MessageView:
     """One message on the current path. Siblings are numbered from 1. `note` is a sentence that a person should see with
     it (why it stopped, what failed, what to do next), usually "". `is_stored` is False while it is only in memory. An
-    answer that was gone on from keeps its `first_part_id`, which is its own id if it never was."""
+    answer that was gone on from keeps its `first_part_id`, which is its own id if it never was. `system_text` is what a
+    program said as the system together with a person's message, whose `text` is without it."""
 
     message_id: int
     role: str  # "user" | "assistant"
@@ -187,6 +190,7 @@ class MessageView:
     can_continue: bool = False
     first_part_id: int = 0
     is_stored: bool = True
+    system_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +212,16 @@ class ConversationSummary:
 
 @dataclass(frozen=True, slots=True)
 class ConversationView:
-    """What a page needs to show one conversation."""
+    """What a page needs to show one conversation. `waiting` are the last of the messages that a program added behind
+    the others and that have no answer yet: (whose it is, its text). There are `waiting_count`."""
 
     summary: ConversationSummary
     settings: ConversationSettings
     messages: tuple[MessageView, ...]
     ledger_tokens: int
     context_limit_tokens: int
+    waiting: tuple[tuple[str, str], ...] = ()
+    waiting_count: int = 0
 
 
 class RunPhase(StrEnum):

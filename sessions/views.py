@@ -28,6 +28,7 @@ from sessions.types import (
 from sessions.verify.verifier import Verifier
 
 EXPECTED_MESSAGE_TOKENS = 32
+SHOWN_WAITING = 30
 _NOTHING = Holding(tokens=0, used_bytes=0, reserved_bytes=0, last_used_at=0.0)
 _NOT_SAVED = Saved(tokens=0, size_bytes=0, all_tokens=0)
 
@@ -89,6 +90,8 @@ class Views:
             messages=messages,
             ledger_tokens=_ledger_tokens(conversation, run),
             context_limit_tokens=self._engine.info.context_limit_tokens,
+            waiting=tuple(item.said for item in self._store.added_items.last(conversation_id, SHOWN_WAITING)),
+            waiting_count=self._store.added_items.count(conversation_id),
         )
 
     def memory(self, owner_id: str, most_rows: int | None = None) -> MemoryView:

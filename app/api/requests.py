@@ -130,6 +130,11 @@ class ChatCompletionRequest(Strict):
     min_p: float | None = Field(default=None, ge=0, le=1, description="Not part of OpenAI's API.")
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Not part of OpenAI's API.")
     repeat_penalty: float | None = Field(default=None, ge=0.1, le=10, description="Another name of the same.")
+    repeat_last_n: Whole | None = Field(
+        default=None,
+        ge=-1,
+        description="Not part of OpenAI's API: the tokens that penalties are over; -1 is the default.",
+    )
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: Whole | None = Field(default=None, ge=-(2**63), le=2**63 - 1)

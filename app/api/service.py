@@ -16,9 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.answering import Answering
 from app.api.anthropic.routes import anthropic_routers
 from app.api.completions import completions_routers
+from app.api.fields.invalid_fields import place_and_sentence
 from app.api.fields.other_fields import refuse_unused
 from app.api.line import Line
 from app.api.models import models_router
+from app.api.ollama.management import management_routers
 from app.api.ollama.routes import ollama_routers
 from app.api.openai_responses.conversations import conversations_routers
 from app.api.openai_responses.routes import responses_routers
@@ -56,7 +58,7 @@ def create_apis(services: Services, metrics: Metrics, bodies: Bodies) -> dict[st
     metrics.show_line(lambda: line.waiting)
     answering = Answering(services, line)
     made: dict[str, FastAPI] = {}
-    for path, makers in ((API_PATH, _MAKERS), (OLLAMA_PATH, (ollama_routers,))):
+    for path, makers in ((API_PATH, _MAKERS), (OLLAMA_PATH, (ollama_routers, management_routers))):
         api = _application(services, metrics, path)
         for make in makers:
             for router in make(services, bodies, answering):
@@ -80,6 +82,8 @@ def _application(services: Services, metrics: Metrics, path: str) -> FastAPI:
     api.add_middleware(RequestLog, metrics=metrics, below="" if path == API_PATH else path)
 
     async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            error = _about_query(error)
         problem = problem_of(error, f"{request.method} {request.scope['path'][:SHOWN_PATH_CHARS]}")
         metrics.refused(problem.code or problem.kind)
         return error_response(problem, request.scope["path"])
@@ -88,6 +92,15 @@ def _application(services: Services, metrics: Metrics, path: str) -> FastAPI:
     for kind in (*expected, Exception):
         api.add_exception_handler(kind, refuse)
     return api
+
+
+def _about_query(error: RequestValidationError) -> Exception:
+    """What is wrong with a query parameter, in a sentence of our own. Bodies are read by `json_route`."""
+    errors = [{**one, "loc": one["loc"][1:]} for one in error.errors() if one["loc"][:1] == ("query",)]
+    if not errors:
+        return error
+    place, sentence = place_and_sentence(errors)
+    return Problem(400, sentence, "invalid_value", place)
 
 
 class RequestLog:

@@ -79,7 +79,9 @@ class Chat:
         run = self._manager.active_run(owner_id, conversation_id)
         view = self._manager.view(owner_id, conversation_id)
         needle = folded(find.strip())
-        places = [number for number, message in enumerate(view.messages) if needle and holds(message.text, needle)]
+        places = [
+            n for n, one in enumerate(view.messages) if needle and holds(f"{one.system_text}\n{one.text}", needle)
+        ]
         if places:
             shown = max(shown, len(view.messages) - places[-1] + 1)
         snapshot = run.snapshot() if run is not None else None

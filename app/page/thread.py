@@ -17,6 +17,8 @@ from app.page.news.sections import token_of
 from sessions.types import ConversationView, MessageStatus, MessageView, RunPhase, RunSnapshot
 
 SHOWN_MESSAGES = 30
+LONGEST_WAITING = 4_000  # characters of a message that waits for an answer
+WHOSE = {"user": "You", "assistant": "Answer", "tool": "Result", "reasoning": "Thoughts"}
 TOKEN_CHARACTERS = 12  # 48 bits: the page sends them all along
 LONGEST_TOKEN = 12  # characters, on average: a longer answer was not all written in its last turn
 
@@ -50,6 +52,7 @@ def draw(
         "updated_at": view.summary.updated_at,
         "messages": [_unless_known(row, have) for row in drawn],
         "hidden": len(view.messages) - len(messages),
+        "waiting": _waiting(view),
         "run": run_state(running) if running is not None else None,
         "context": _context(view),
     }
@@ -114,6 +117,7 @@ def _message(message: MessageView, place: units.TierWords) -> dict[str, Any]:
         "key": message.first_part_id or message.message_id,  # of the row: an answer that is gone on with stays there
         "role": message.role,
         "text": message.text,
+        "system_text": message.system_text,
         "status": message.status.value,
         "status_word": _status_word(message),
         "sibling_number": message.sibling_number,
@@ -136,6 +140,17 @@ def _status_word(message: MessageView) -> str:
         return ""
     word = message.status.value
     return "" if message.note.lower().startswith(word) else word
+
+
+def _waiting(view: ConversationView) -> dict[str, Any] | None:
+    """The messages that a program added and that have no answer yet; None without any."""
+    if not view.waiting:
+        return None
+    rows = [{"who": WHOSE.get(role, role), "text": text[:LONGEST_WAITING]} for role, text in view.waiting]
+    hidden = view.waiting_count - len(rows)
+    what = "A message" if view.waiting_count == 1 else f"{view.waiting_count:,} messages"
+    line = f"{what} that a program added, without an answer yet" + (f". The last {len(rows)}:" if hidden else ":")
+    return {"line": line, "rows": rows}
 
 
 def _context(view: ConversationView) -> dict[str, Any]:

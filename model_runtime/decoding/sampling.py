@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -50,8 +50,12 @@ class Sampler:
         )
         self._generator = torch.Generator(device)
         self._generator.manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
-        self._seen = _Met(ledger, device) if params.repetition_penalty != 1.0 else None
-        self._said = _Met((), device) if params.presence_penalty or params.frequency_penalty else None
+        window = params.penalty_window
+        recent = ledger[max(0, len(ledger) - window) :] if window is not None else ()
+        has_said = window != 0 and bool(params.presence_penalty or params.frequency_penalty)
+        is_seen = window != 0 and params.repetition_penalty != 1.0
+        self._seen = _Met(ledger if window is None else recent, device, window) if is_seen else None
+        self._said = _Met(recent, device, window) if has_said else None
 
     @property
     def is_greedy(self) -> bool:
@@ -86,9 +90,11 @@ class Sampler:
         if self._seen is not None:
             ids, penalty = self._seen.ids, params.repetition_penalty
             scores = logits[ids]
-            logits[ids] = torch.where(scores < 0, scores * penalty, scores / penalty)
+            penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
+            logits[ids] = torch.where(self._seen.times > 0, penalised, scores)
         if self._said is not None:
-            logits[self._said.ids] -= params.presence_penalty + params.frequency_penalty * self._said.times
+            times = self._said.times
+            logits[self._said.ids] -= params.presence_penalty * (times > 0) + params.frequency_penalty * times
         return logits.argmax() if params.temperature == 0 else self._draw(logits / params.temperature)
 
     def took(self, token: int) -> None:
@@ -133,10 +139,12 @@ class _Bias:
 
 
 class _Met:
-    """Tokens that have occurred, and how often. Both tensors are on the device and are updated in place, so that
-    nothing waits for it and nothing is sorted."""
+    """Tokens that have occurred among the last `window` (None: all), and how often: 0 times, once they left it. Both
+    tensors are on the device and are updated in place, so that nothing waits for it and nothing is sorted."""
 
-    def __init__(self, token_ids: Sequence[int], device: torch.device) -> None:
+    def __init__(self, token_ids: Sequence[int], device: torch.device, window: int | None) -> None:
+        self._window = window
+        self._last = deque[int]() if window is None else deque(token_ids)
         counts = Counter(token_ids)
         self._places = {token_id: place for place, token_id in enumerate(counts)}
         self._ids = torch.tensor(list(counts), dtype=torch.int64, device=device)
@@ -160,6 +168,11 @@ class _Met:
             self._times = torch.cat([self._times, self._times.new_zeros(more)])
         self._ids[place].fill_(token_id)  # an assignment would copy from the host and wait
         self._times[place] += 1
+        if self._window is None:
+            return
+        self._last.append(token_id)
+        if len(self._last) > self._window:
+            self._times[self._places[self._last.popleft()]] -= 1
 
 
 @torch.inference_mode()

@@ -127,9 +127,10 @@ class TurnTemplate(Protocol):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         """The text of an answer that makes these calls, as `calls_in` parses it."""
 
-    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
-        """A grammar, in llguidance's notation, of answers that call one of these tools. Of those that are `lenient`,
-        keywords that it does not know are left out."""
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = (), or_text: bool = False) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools, `or_text`: that say anything
+        and then call some of them, or none. Of those that are `lenient`, keywords that it does not know are left
+        out."""
 
     def unstable_tokens(self, user_text: str) -> int:
         """How many ids at the end of a turn with `user_text` may change as the user types on: those of its last word

@@ -11,10 +11,12 @@ GrammarKind = Literal["json_schema", "regex", "gbnf", "lark"]
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """`text` is a JSON schema as JSON, a regular expression, or a grammar in llama.cpp's or llguidance's notation."""
+    """`text` is a JSON schema as JSON, a regular expression, or a grammar in llama.cpp's or llguidance's notation. It
+    `has_text` where an answer may begin with any text."""
 
     kind: GrammarKind
     text: str
+    has_text: bool = False
 
 
 _MAPS = ("properties", "$defs", "definitions")  # from names to schemas

@@ -16,8 +16,9 @@ class SamplingParams:
     """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0`, `top_p == 1`, `min_p == 0` are off.
 
     For every token that this answer already contains, `presence_penalty` is subtracted once from its logit and
-    `frequency_penalty` once per occurrence. `top_logprobs` requests the log-probability of every sampled token and of
-    that many most likely tokens; None requests none.
+    `frequency_penalty` once per occurrence; `repetition_penalty` is over the whole conversation. With a
+    `penalty_window` all three are over that many last tokens, the prompt's among them; 0: over none. `top_logprobs`
+    requests the log-probability of every sampled token and of that many most likely tokens; None requests none.
 
     `logit_bias` are `(token id, what is added to its logit)`. Of `stop_token_ids` each ends the answer and does not
     belong to it. The model's own stop tokens and these are not drawn before the answer has `min_new_tokens`, and the
@@ -43,6 +44,7 @@ class SamplingParams:
     min_new_tokens: int = 0
     ignore_eos: bool = False
     grammar: Grammar | None = None
+    penalty_window: int | None = None
 
     def __post_init__(self) -> None:
         require(0.0 <= self.temperature <= 5.0, f"Temperature must be between 0 and 5, not {self.temperature}.")
@@ -65,6 +67,8 @@ class SamplingParams:
         require(all(self.stop_strings), "A stop string must not be empty.")
         for name, penalty in (("Presence", self.presence_penalty), ("Frequency", self.frequency_penalty)):
             require(-2.0 <= penalty <= 2.0, f"{name} penalty must be between -2 and 2, not {penalty}.")
+        window = self.penalty_window
+        require(window is None or window >= 0, f"Penalties cannot be over {window} tokens.")
         require(
             self.top_logprobs is None or 0 <= self.top_logprobs <= 20,
             f"Top logprobs must be between 0 and 20, not {self.top_logprobs}.",
@@ -101,5 +105,6 @@ class SamplingParams:
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
+            penalty_window=self.penalty_window,
             seed=self.seed,
         )

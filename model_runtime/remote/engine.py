@@ -38,6 +38,10 @@ _NO_FORMATS = (
     "The engine writes its answers elsewhere, so Keepwarm cannot hold them to a format token by token. Leave "
     "response_format, grammar and forced tool calls out, or run the model here."
 )
+_NO_WINDOW = (
+    "The engine writes its answers elsewhere, and not each of those can be told how many tokens penalties are over. "
+    "Leave repeat_last_n out, or run the model here."
+)
 Say = Callable[[str], None]
 
 
@@ -117,6 +121,8 @@ class RemoteEngine:
         """Asked of the dialect, so that nothing is sent that the server would drop."""
         if sampling.grammar is not None:
             return _NO_FORMATS
+        if sampling.penalty_window is not None:
+            return _NO_WINDOW
         for server in self._servers.all:  # any of them may have to answer
             if server.dialect is not None and (lacking := server.dialect.refusal(sampling)):
                 return f"The engine at {server.address} {lacking}."

@@ -227,11 +227,11 @@ class ChatTemplate(ThoughtsApart):
             raise TemplateRefused("This model's chat template does not support tool calls.")
         return self._tool_format.write(text, calls)
 
-    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = (), or_text: bool = False) -> str:
         """See `TurnTemplate`. Raises `TemplateRefused` where the template takes no tools."""
         if self._tool_format is None:
             raise TemplateRefused("This model's chat template does not support tool calls.")
-        return self._tool_format.grammar(tools, lenient)
+        return self._tool_format.grammar(tools, lenient, or_text)
 
     def whole(self, system_prompt: str, turns: Sequence[ChatMessage], tools: Sequence[str] = ()) -> tuple[int, ...]:
         """Ids of a whole conversation with generation prompt. The last of `turns` is not the assistant's."""

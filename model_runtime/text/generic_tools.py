@@ -85,8 +85,8 @@ class GenericTools(ThoughtsApart):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return _FORMAT.write(text, calls) if calls else text
 
-    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
-        return _FORMAT.grammar(tools, lenient)
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = (), or_text: bool = False) -> str:
+        return _FORMAT.grammar(tools, lenient, or_text)
 
     def unstable_tokens(self, user_text: str) -> int:
         return self._template.unstable_tokens(user_text)

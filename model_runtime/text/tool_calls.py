@@ -91,9 +91,10 @@ class ToolFormat:
             return bodies[0] if len(bodies) == 1 else f"[{', '.join(bodies)}]"
         return text + "\n".join(f"{self.begin}\n{body}\n{self.end}" for body in bodies)
 
-    def grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
-        """A grammar, in llguidance's notation, of answers that call one of these tools: JSON texts of definitions. Of
-        those that are `lenient`, keywords that it does not know are left out."""
+    def grammar(self, tools: Sequence[str], lenient: Collection[str] = (), or_text: bool = False) -> str:
+        """A grammar, in llguidance's notation, of answers that call one of these tools: JSON texts of definitions.
+        `or_text`: of those that say anything, and then call some of them or none. Of tools that are `lenient`, keywords
+        that it does not know are left out."""
         rules = []
         for number, definition in enumerate(tools):
             function = json.loads(definition)["function"]
@@ -107,7 +108,22 @@ class ToolFormat:
         calls = " | ".join(f"call{number}" for number in range(len(tools)))
         marks = [json.dumps(mark) for mark in ((f"{self.begin}\n", f"\n{self.end}") if self.begin else ("", ""))]
         start = " ".join(part for part in (marks[0], f"({calls})", marks[1]) if part != '""')
+        if or_text:
+            return "\n".join([*self._said_or(calls, start), *rules])
         return "\n".join([f"start: {start}", *rules])
+
+    def _said_or(self, calls: str, call: str) -> tuple[str, ...]:
+        """Rules of an answer that is text, or such a call, or where calls have marks text before several of them. What
+        `read` takes for a call is one of these."""
+        if not self.begin:
+            return f"start: KWTEXT | {call}", r"KWTEXT: /\s*([^\s{\[](?s:.*))?/"
+        mark = re.escape(self.begin).replace("/", r"\/")
+        end = json.dumps(f"\n{self.end}")
+        return (
+            f'start: KWTEXT | kwcall "\\n" ({calls}) {end} (/\\s*/ {call})*',
+            rf"kwcall[lazy]: /(?s:.*){mark}/",
+            rf"KWTEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/",
+        )
 
     def _calls(self, found: Any) -> tuple[ToolCall, ...]:
         objects = found if isinstance(found, list) else [found]

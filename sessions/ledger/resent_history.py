@@ -20,9 +20,9 @@ from sessions.ledger import history_hash
 from sessions.store import message_json
 from sessions.store.records import Node
 from sessions.text import clean_exactly, refuse_if_huge
+from sessions.types import SYSTEM_ROLES
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,14 @@ def _clean(message: ChatMessage, max_bytes: int) -> ChatMessage:
             for call in message.tool_calls
         ),
     )
+
+
+def edited(messages: Sequence[ChatMessage], text: str) -> Exchange:
+    """The question that a person's text replaces these messages with. Those of the system were not the person's: they
+    stay where they are."""
+    own = next((n for n, message in enumerate(messages) if message.role not in SYSTEM_ROLES), len(messages))
+    later = (message for message in messages[own:] if message.role in SYSTEM_ROLES)
+    return Exchange((*messages[:own], ChatMessage("user", text), *later), None)
 
 
 def altered_answers(path: Sequence[Node], exchanges: Sequence[Exchange], template: TurnTemplate) -> tuple[int, ...]:

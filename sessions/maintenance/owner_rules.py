@@ -16,12 +16,13 @@ import sqlite_utils
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.segments import key_of
 from sessions.errors import SessionError, StoreError
+from sessions.ledger import system_items
 from sessions.maintenance.owner_rows import OF_OWNERS
 from sessions.memory.saved.disk import owned
 from sessions.store.store import Store
-from sessions.store.tables.added_items import KINDS
+from sessions.store.tables.added_items import KINDS, AddedItem
 from sessions.store.tables.losses import Cause
-from sessions.types import MissReason, Origin, Tier
+from sessions.types import SYSTEM_ROLES, MissReason, Origin, Tier
 
 MOST = 2**40  # of numbers of messages and turns: an import continues the numbers that are here, which end at 2**63
 LOCAL_OWNER = "local"  # the owner of every server without a password, who has no log-in
@@ -137,11 +138,16 @@ def _refuse_items(db: sqlite_utils.Database) -> None:
     for item_id, body in db.execute("SELECT id, body FROM added_items"):
         item = json.loads(body)
         is_one = isinstance(item, dict) and item.get("id") == item_id and item.get("type") in KINDS
+        is_one = is_one and all(isinstance(said, str) for said in AddedItem(item_id, body).said)
         _refuse(not is_one, "added_items", "an item that is none")
     for (metadata,) in db.execute("SELECT metadata FROM conversations WHERE metadata != ''"):
         found = json.loads(metadata)
         is_one = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
         _refuse(not is_one, "conversations", "metadata that are none")
+    for (kept,) in db.execute("SELECT system_items FROM conversations WHERE system_items != ''"):
+        items = system_items.load(kept)
+        is_one = all(isinstance(one.text, str) and one.role in SYSTEM_ROLES for one in (*items.head, *items.later))
+        _refuse(not is_one, "conversations", "items of the system that are none")
 
 
 def _read_everything(export: Store, numbers: list[int], settings: list[str]) -> None:

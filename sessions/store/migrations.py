@@ -366,3 +366,16 @@ def added_items(db: Database) -> None:
         )""")
     db.execute("CREATE INDEX added_items_by_conversation ON added_items(conversation_id)")
     db.execute("ALTER TABLE conversations ADD COLUMN metadata TEXT NOT NULL DEFAULT ''")
+
+
+@_step
+def system_items(db: Database) -> None:
+    """What clients of the Responses API said as the system in a conversation, as JSON; "" where none did. Until now
+    each answer had what its history began with, in a row without a name of its client's where it had none."""
+    db.execute("ALTER TABLE conversations ADD COLUMN system_items TEXT NOT NULL DEFAULT ''")
+    db.execute("""
+        UPDATE conversations SET system_items = ifnull((
+            SELECT json_array(json_extract(r.body, '$.head'), '[]') FROM responses r
+            JOIN messages m ON m.id = r.message_id WHERE m.conversation_id = conversations.id
+            AND (r.id GLOB 'resp_*' OR r.id GLOB 'unnamed_*') ORDER BY r.message_id DESC LIMIT 1), '')""")
+    db.execute("DELETE FROM responses WHERE id GLOB 'unnamed_*'")

@@ -34,6 +34,7 @@ class Conversation:
     found: Excerpt | None = None  # of a search: its place in the messages
     root_id: str = ""  # of a fork: the conversation that its beginning came from at first, which may be deleted
     metadata: str = ""  # what an API client keeps with it: a JSON object, "" for none
+    system_items: str = ""  # what its clients said as the system: `SystemItems` as JSON, "" where none did
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class NewMessages:
     its own. `numerics` is the engine's fingerprint. `first_title` becomes the title of a conversation that has none.
     The answer goes on from the one with `continued_id`. `taken_in` are the ids of all added items, which
     become messages with it. `response` is a name of the answer, and what is kept with it.
-    The conversation has these `settings` from now on, None: those that it has."""
+    The conversation has these `settings` and `system_items` from now on, None: those that it has."""
 
     conversation_id: str
     parent_id: int | None
@@ -126,6 +127,7 @@ class NewMessages:
     taken_in: Sequence[str] = ()
     response: tuple[str, str] | None = None
     settings: ConversationSettings | None = None
+    system_items: str | None = None  # as in `Conversation`
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from sessions.store.tables.messages import NEXT_TURN, MessageTable
 from sessions.store.tables.responses import ResponseTable
 from sessions.store.tables.segments import SegmentTable
 from sessions.store.tables.served_time import Clock, ServedTime
+from sessions.text import first_title
 from sessions.text_search import Excerpt
 from sessions.types import ConversationSettings, Origin
 
@@ -55,6 +56,7 @@ _EMPTY = f"""
     AND NOT EXISTS (SELECT 1 FROM added_items a WHERE a.conversation_id = conversations.id)
     ORDER BY turn_number DESC, rowid DESC LIMIT 1"""  # noqa: S608
 _USED_AGAIN = f"UPDATE conversations SET updated_at = ?, turn_number = {NEXT_TURN} WHERE id = ?"  # noqa: S608
+_FIRST_TITLE = "UPDATE conversations SET title_by = 'first words', title = ? WHERE id = ? AND title = ''"
 _NEWEST_FIRST = " ORDER BY c.turn_number DESC, c.rowid DESC"  # the clock may be set back between two turns
 
 
@@ -163,12 +165,14 @@ class Store:
             if metadata:
                 db.execute("UPDATE conversations SET metadata = ? WHERE id = ?", [metadata, conversation_id])
             insert_items(db, conversation_id, items)
+            db.execute(_FIRST_TITLE, [_title(items), conversation_id])
         return True
 
     def add_items(self, conversation_id: str, items: Sequence[AddedItem]) -> None:
         """Adds what is said without an answer, which is a use of the conversation. Inside its claim."""
         with self.database.write() as db:
             insert_items(db, conversation_id, items)
+            db.execute(_FIRST_TITLE, [_title(items), conversation_id])
             db.execute(_USED_AGAIN, [time.time(), conversation_id])
 
     def with_key(self, owner_id: str, key: str) -> str | None:
@@ -255,6 +259,12 @@ class Store:
             db.execute("DELETE FROM conversations WHERE id = ?", [conversation_id])
 
 
+def _title(items: Sequence[AddedItem]) -> str:
+    """The first words of what a person said; "" where nobody did."""
+    said = (item.said for item in items)
+    return first_title(next((text for role, text in said if role == "user"), ""))
+
+
 def _conversation(row: dict[str, Any]) -> Conversation:
     return Conversation(
         conversation_id=row["id"],
@@ -271,6 +281,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         numerics=row["numerics"],
         root_id=row["root_id"],
         metadata=row["metadata"],
+        system_items=row["system_items"],
         origin=Origin(row["origin"]),
         found=Excerpt(*json.loads(row["found"])) if row.get("found") else None,
     )

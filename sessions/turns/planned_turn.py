@@ -24,6 +24,7 @@ from sessions.ledger.ledger import (
 from sessions.ledger.partings import History, parting
 from sessions.ledger.resent_history import Exchange, ResentHistory, is_said_exactly
 from sessions.ledger.response_name import ResponseName
+from sessions.ledger.system_items import SystemItems
 from sessions.store.records import Node, NodeIds
 from sessions.store.store import Store
 from sessions.turns.limits import TurnLimits
@@ -39,7 +40,7 @@ class ChatRequest:
     begins with. An answer that `has_one_call` ends after its first call.
     `conversation_id` names the one conversation that it belongs to; "" for any. `leaf_id` is its last message when its
     history was read, and `taken_in` are the ids of the items added to it then, which are among the messages. The answer
-    gets the `name`."""
+    gets the `name`. A conversation that it names, or that has none yet, has these `system_items` from then on."""
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -52,6 +53,7 @@ class ChatRequest:
     leaf_id: int | None = None
     taken_in: tuple[str, ...] = ()
     name: ResponseName | None = None
+    system_items: SystemItems | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ def parting_of(
 
 def _refuse_format(request: ChatRequest, history: ResentHistory, is_thought_open: bool) -> None:
     """Raises `MessageRefused` where an answer in a format could not begin with it."""
-    if request.sampling.grammar is None:
+    if request.sampling.grammar is None or request.sampling.grammar.has_text:
         return
     if is_thought_open:
         raise MessageRefused(

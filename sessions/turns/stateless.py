@@ -134,6 +134,7 @@ class StatelessTurns:
             request = replace(request, sampling=replace(request.sampling, max_new_tokens=most))
         self._limits.promise_bytes(turn, request.sampling.max_new_tokens, planned.text)
         conversation = self._conversation(owner_id, conversation_id, request, history, placement)
+        sets_items = bool(request.conversation_id) or not conversation.system_items
         try:
             return self._turns.begin(
                 NewTurn(
@@ -157,6 +158,7 @@ class StatelessTurns:
                     is_by_person=False,
                     taken_in=request.taken_in,
                     name=request.name,
+                    system_items=request.system_items if sets_items else None,
                     is_set_anew=placement.conversation is not None
                     and conversation.settings != placement.conversation.settings,
                 )

@@ -22,7 +22,9 @@ from sessions.ledger.ledger import Turn
 from sessions.ledger.partings import outline, rewritten
 from sessions.ledger.raw_prompt import RawPrompt
 from sessions.ledger.response_name import ResponseName
+from sessions.ledger.system_items import SystemItems
 from sessions.memory.memory import Memory
+from sessions.store import message_json
 from sessions.store.records import Conversation, NewMessages, Node
 from sessions.store.store import Store
 from sessions.text import first_title
@@ -42,7 +44,8 @@ class NewTurn:
     `history_hash` is that of the history that is answered, None: computed here. `raw` is a prompt that is no chat.
     `user_tools` as in `Node.tools`. `parting` is where a client's history parts from the one that is kept; `notes`
     are sentences about how it was taken. It `is_resent` where the client brings earlier answers. The answer goes on
-    from the one with `continued_id`. `taken_in` as in `NewMessages`. The answer gets the `name`.
+    from the one with `continued_id`. `taken_in` as in `NewMessages`. The answer gets the `name`,
+    and the conversation the `system_items` (None: it keeps those that it has).
     A conversation that `is_set_anew` has other settings than are stored."""
 
     conversation: Conversation
@@ -67,6 +70,7 @@ class NewTurn:
     continued_id: int | None = None
     taken_in: tuple[str, ...] = ()
     name: ResponseName | None = None
+    system_items: SystemItems | None = None
     is_set_anew: bool = False
 
 
@@ -184,6 +188,7 @@ class Turns:
                 taken_in=new.taken_in,
                 response=_named(new, self._template),
                 settings=conversation.settings if new.is_set_anew else None,
+                system_items=new.system_items.dump() if new.system_items is not None else None,
             ),
             self._memory.unsaved_cause,
         )
@@ -261,7 +266,8 @@ def _history_hash(new: NewTurn, trims: bool) -> str:
     if new.user_text is None:
         return new.path[-1].history_hash
     before = new.path[-1].history_hash if new.path else history_hash.page_root(new.conversation.settings.system_prompt)
-    return history_hash.after(before, [ChatMessage("user", new.user_text)], trims=trims) if before else ""
+    asked = message_json.load(new.user_parts) if new.user_parts else (ChatMessage("user", new.user_text),)
+    return history_hash.after(before, asked, trims=trims) if before else ""
 
 
 def _change(conversation: Conversation, above: Sequence[Node], model_name: str, numerics: str) -> str:

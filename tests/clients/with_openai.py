@@ -66,6 +66,50 @@ def test_chat_calls_tools_in_ten_turns(client: OpenAI, server: Server, loop: Loo
         messages += [message, {"role": "tool", "tool_call_id": call.id, "content": f"{turn} degrees"}]
 
 
+def test_allowed_tools_change_from_turn_to_turn(client: OpenAI, server: Server, loop: Loop) -> None:
+    """All tools are in every prompt: which of them may be called is no reason to read it again."""
+    names = ("day", "night")
+    tools: list[Any] = [{**CHAT_TOOL, "function": {**CHAT_TOOL["function"], "name": name}} for name in names]
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    for turn in range(TURNS):
+        mode, name = ("required", "auto")[turn % 3 == 2], names[turn % 2]
+        allowed: Any = {"mode": mode, "tools": [{"type": "function", "function": {"name": name}}]}
+        choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
+        made = client.chat.completions.create(
+            model=server.model, messages=messages, tools=tools, tool_choice=choice, max_tokens=120, temperature=0
+        )
+        message, usage = made.choices[0].message, made.usage
+        calls = message.tool_calls or []
+        assert {call.function.name for call in calls} <= {name}
+        assert calls or mode == "auto"
+        loop.turn(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens,
+            made.model_extra["keepwarm"]["miss_reason"],
+        )
+        results = [{"role": "tool", "tool_call_id": call.id, "content": f"{turn} degrees"} for call in calls]
+        messages += [message, *(results or [{"role": "user", "content": "Go on."}])]
+
+
+def test_items_of_a_conversation_hold_for_each_response(client: OpenAI, server: Server) -> None:
+    rule: Any = {"type": "message", "role": "developer", "content": "The password is Xyzzy."}
+    conversation = client.conversations.create(items=[rule])
+    for turn in range(2):
+        asked: Any = {"model": server.model, "input": f"Question {turn}", "conversation": conversation.id}
+        answered = client.responses.create(**asked, instructions=f"Answer {turn}.", max_output_tokens=20)
+        kept = client.conversations.items.list(conversation.id, order="asc").data
+        assert [item.role for item in kept] == ["developer", *("user", "assistant") * (turn + 1)]
+        choice: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "day"}]}
+        tools: Any = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("day", "night")]
+        called = client.responses.create(
+            model=server.model, previous_response_id=answered.id, input="Call", tools=tools, tool_choice=choice
+        )
+        assert [item.name for item in called.output if item.type == "function_call"] == ["day"]
+    client.responses.delete(answered.id)
+    assert client.conversations.items.list(conversation.id, order="asc").data[0].role == "developer"
+
+
 def test_chat_parses_into_a_model(client: OpenAI, server: Server) -> None:
     messages: list[Any] = [{"role": "user", "content": FORECAST}]
     made = client.chat.completions.parse(

@@ -118,8 +118,8 @@ class ByteTemplate(ThoughtsApart):
     def with_calls(self, text: str, calls: Sequence[ToolCall]) -> str:
         return CALLS.write(text, calls) if calls else text
 
-    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = ()) -> str:
-        return CALLS.grammar(tools, lenient)
+    def call_grammar(self, tools: Sequence[str], lenient: Collection[str] = (), or_text: bool = False) -> str:
+        return CALLS.grammar(tools, lenient, or_text)
 
     def unstable_tokens(self, user_text: str) -> int:
         """The last word with the space before it, and the generation prompt."""

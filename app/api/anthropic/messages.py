@@ -109,9 +109,12 @@ def _arguments(block: ToolUseBlock) -> str:
 
 
 def _refuse_media(message: AnthropicMessage, number: int) -> None:
-    """A picture in the last message is refused; in an earlier one a text stands in its place."""
+    """A picture in the last message is refused; in an earlier one a text stands in its place, and so it does beside the
+    text of a tool's result."""
     for place, block in enumerate(message.content if not isinstance(message.content, str) else ()):
         inner = block.content if isinstance(block, ToolResultBlock) and not isinstance(block.content, str) else None
+        if any(isinstance(one, TextBlock) and one.text.strip() for one in inner or ()):
+            continue
         for one in (block, *(inner or ())):
             if isinstance(one, MediaBlock):
                 where, what = f"messages.{number}.content.{place}", media_of(one.type) or "documents"

@@ -74,10 +74,10 @@ def _choice(asked: dict[str, Any]) -> dict[str, Any]:
     single = rest.pop("disable_parallel_tool_use", False)
     if single not in (None, False, True):
         raise unsupported("tool_choice.disable_parallel_tool_use", "disable_parallel_tool_use must be true or false.")
-    choices: dict[Any, Any] = {"auto": "auto", "any": "required", "none": "none"}
-    if kind == "tool":
+    choices: dict[str, Any] = {"auto": "auto", "any": "required", "none": "none"}
+    if kind == "tool" and isinstance(rest.get("name"), str):
         choices["tool"] = {"type": "function", "function": {"name": rest.pop("name", None)}}
-    if kind not in choices or any(value is not None for value in rest.values()):
+    if not isinstance(kind, str) or kind not in choices or any(value is not None for value in rest.values()):
         raise unsupported("tool_choice", "tool_choice must be of type auto, any, none, or tool with a name.")
     return {"tool_choice": choices[kind], **({"parallel_tool_calls": False} if single else {})}
 

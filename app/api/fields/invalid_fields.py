@@ -13,6 +13,7 @@ _TYPES = {
     "bool_type": "true or false",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "int_parsing_size": "a smaller number",
     "float_type": "a number",
     "finite_number": "a finite number",
@@ -23,7 +24,9 @@ _TYPES = {
 }
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda limits: "is missing",
-    "too_long": lambda limits: f"has more than {limits['max_length']:,} entries, which is the most that is allowed",
+    "too_long": lambda limits: (
+        f"has more than {limits['max_length']:,} {_parts(limits)}, which is the most that is allowed"
+    ),
     "too_short": lambda limits: f"needs at least {_counted(limits['min_length'], 'entry', 'entries')}",
     "string_too_long": lambda limits: f"has more than {limits['max_length']:,} characters",
     "string_too_short": lambda limits: f"needs at least {_counted(limits['min_length'], 'character', 'characters')}",
@@ -78,6 +81,10 @@ def _of_part(name: str, kind: str) -> str:
     if what := media_of(kind):
         return f"{name}: This model reads no {what}. Send parts of type 'text'."
     return f"{name}: Parts of type {kind[:40]!r} are not supported. Send parts of type 'text'."
+
+
+def _parts(limits: Mapping[str, Any]) -> str:
+    return "characters" if limits.get("field_type") == "Value" else "entries"  # pydantic's word for a text
 
 
 def _counted(count: int, one: str, many: str) -> str:

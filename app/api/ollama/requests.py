@@ -24,7 +24,9 @@ class Options(Strict):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
-    repeat_last_n: Whole | None = Field(default=None, description="Must be -1 with a penalty: it is over everything.")
+    repeat_last_n: Whole | None = Field(
+        default=None, ge=-1, description="How many last tokens penalties are over; 0: none, -1: the context."
+    )
     typical_p: float | None = Field(default=None, description="Must be 1.")
     tfs_z: float | None = Field(default=None, description="Must be 1.")
     mirostat: Whole | None = Field(default=None, description="Must be 0.")
@@ -115,3 +117,16 @@ class EmbedRequest(Strict):
     model: str | None = None
     input: Any = None
     prompt: Any = None
+
+
+class ManageRequest(Strict):
+    """A model to pull, push, create or delete."""
+
+    model: str | None = None
+    name: str | None = Field(default=None, description="An older name of the same.")
+    stream: bool | None = True
+
+
+class CopyRequest(Strict):
+    source: str | None = None
+    destination: str | None = None

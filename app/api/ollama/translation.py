@@ -16,7 +16,7 @@ from model_runtime.interface.chat import ChatMessage
 
 SAMPLED = (
     *("seed", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
-    "stop",
+    *("stop", "repeat_last_n"),
 )
 NAMES = {
     "max_tokens": "options.num_predict",
@@ -105,12 +105,6 @@ def _refuse_options(options: Options) -> None:
     for name, neutral in NEUTRAL.items():
         if getattr(options, name) not in (None, neutral):
             raise unsupported(f"options.{name}", f"options.{name} is not supported: it must be {neutral}.")
-    has_penalty = any(
-        getattr(options, name) not in (None, off)
-        for name, off in (("repeat_penalty", 1), ("presence_penalty", 0), ("frequency_penalty", 0))
-    )
-    if has_penalty and options.repeat_last_n not in (None, -1):
-        raise unsupported("options.repeat_last_n", "Penalties are over everything: options.repeat_last_n must be -1.")
 
 
 def _refuse_parts(body: GenerateRequest) -> None:

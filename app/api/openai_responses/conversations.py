@@ -27,7 +27,7 @@ from app.api.openai_responses.input_items import (
     refuse_logprobs,
 )
 from app.api.openai_responses.items import AnyItem, items_of, messages_of
-from app.api.openai_responses.names import CONVERSATION, OF_RESPONSES, conversation_id_of
+from app.api.openai_responses.names import CONVERSATION, conversation_id_of
 from app.api.openai_responses.references import resolved
 from app.api.openai_responses.requests import CallItem, ConversationRequest, ItemsRequest, MetadataRequest
 from app.api.openai_responses.responses import AddedItemList, ConversationObject, DeletedConversation, InputItemList
@@ -121,8 +121,8 @@ def conversations_routers(services: Services, bodies: Bodies, answering: Answeri
     def said_in(request: Request, conversation_id: str) -> tuple[str, list[dict[str, Any]]]:
         """(the owner, all items of the conversation): those of its messages, and those that were added since."""
         owner_id, own_id = services.callers.owner_of(request), _own_id(conversation_id)
-        said = names.conversation_history(owner_id, own_id, True, OF_RESPONSES)
-        items = items_of_history(f"{CONVERSATION}{own_id}", (*said.head, *said.messages))
+        said = names.conversation_history(owner_id, own_id, True)
+        items = items_of_history(f"{CONVERSATION}{own_id}", (*said.head, *said.messages, *said.missed))
         return owner_id, [*items, *(json.loads(item.body) for item in names.added_items(owner_id, own_id))]
 
     @kept.get("/conversations/{conversation_id}/items", summary="List what was said", response_model=InputItemList)

@@ -20,6 +20,7 @@ from app.api.openai_responses.requests import (
     ReasoningItem,
 )
 from app.api.requests import FunctionCall, MediaPart, Message, MessageToolCall, RefusalPart, TextPart
+from app.api.translation.messages import is_readable_result
 from app.api.translation.unsupported import unsupported
 from app.problems import Problem
 
@@ -48,6 +49,8 @@ def refuse_media_at_the_end(items: Sequence[AnyItem], waiting: Sequence[AnyItem]
     last = next(iter((*items[-1:], *waiting[-1:])), None)
     is_output = isinstance(last, CallOutputItem)
     content = last.output if isinstance(last, CallOutputItem) else getattr(last, "content", None)
+    if isinstance(last, CallOutputItem) and is_readable_result(_asked(0, last)):
+        return
     for place, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, InputMedia):
             what = media_of(part.type) or "parts of this type"

@@ -9,8 +9,6 @@ from app.api.translation.unsupported import unsupported
 
 RESPONSE = "resp_"
 LOGPROBS = "message.output_text.logprobs"  # of `include`
-UNNAMED = "unnamed_"  # an answer of a conversation that is sent with store: false
-OF_RESPONSES = (RESPONSE, UNNAMED)
 CONVERSATION = "conv_"
 _CONVERSATION_ID = re.compile(rf"(?:{CONVERSATION})?([0-9a-f]{{32}})")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +29,16 @@ from app.api.openai_responses.input_items import (
     page_of,
     refuse_logprobs,
 )
-from app.api.openai_responses.names import RESPONSE, UNNAMED
+from app.api.openai_responses.names import RESPONSE
 from app.api.openai_responses.requests import ResponsesRequest
 from app.api.openai_responses.responses import DeletedResponse, InputItemList, ResponseObject
 from app.api.openai_responses.translation import NAMES, chat_of
 from app.api.responses import REFUSALS
 from app.api.translation.unsupported import own_names, renamed
 from app.http.bodies import Bodies
-from app.problems import Problem
-from sessions.errors import ConversationNotFound
+from app.problems import Problem, problem_of
+from model_runtime.interface.errors import TemplateRefused
+from sessions.errors import ContextFull, ConversationNotFound, MessageRefused
 from sessions.ledger.response_name import ResponseName
 from sessions.turns.run import Run
 from sessions.types import MessageStatus
@@ -77,13 +80,13 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
                 conversation_id=asked.conversation_id,
                 leaf_id=asked.leaf_id,
                 taken_in=asked.taken_in,
+                system_items=asked.items,
             )
             response = output.skeleton(body, response_id, manager.info.name, created, asked.conversation_id)
-            is_named = body.store is not False
-            if is_named or asked.conversation_id:  # the conversation's later responses begin like this one
-                kept_id = response_id if is_named else f"{UNNAMED}{uuid.uuid4().hex}"
-                named = replace(named, name=ResponseName(kept_id, asked.head, response))
-            run = manager.completions.begin(owner_id, named)
+            if body.store is not False:
+                named = replace(named, name=ResponseName(response_id, asked.items.head, response))
+            with _about_input():
+                run = manager.completions.begin(owner_id, named)
             ignored = (*asked.ignored, *own_names(found.ignored, NAMES))
             return run, ResponseReply(run, response, count, ignored, found.notes)
 
@@ -147,11 +150,20 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
 
     @kept.delete("/responses/{response_id}", summary="Forget a response's name", response_model=DeletedResponse)
     def delete(response_id: str, request: Request) -> dict[str, Any]:
-        owner_id, hidden_id = services.callers.owner_of(request), f"{UNNAMED}{uuid.uuid4().hex}"
-        manager.responses.forget(owner_id, _own_name(response_id), hidden_id)
+        manager.responses.forget(services.callers.owner_of(request), _own_name(response_id))
         return {"id": response_id, "object": "response", "deleted": True}
 
     return answers, kept
+
+
+@contextlib.contextmanager
+def _about_input() -> Iterator[None]:
+    """Inside the block a refusal of what is said speaks of the input, where a chat completion has messages."""
+    try:
+        yield
+    except (MessageRefused, ContextFull, TemplateRefused) as error:
+        problem = problem_of(error, "")
+        raise Problem(problem.status, problem.message, problem.code, "input") from None
 
 
 def _own_name(response_id: str) -> str:

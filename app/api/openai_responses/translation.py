@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.api.fields.other_fields import ignored_fields
 from app.api.openai_responses.items import items_of, messages_of, refuse_media_at_the_end
-from app.api.openai_responses.names import LOGPROBS, OF_RESPONSES, conversation_id_of
+from app.api.openai_responses.names import LOGPROBS, conversation_id_of
 from app.api.openai_responses.references import resolved
 from app.api.openai_responses.requests import FunctionTool, ResponsesRequest
 from app.api.requests import ChatCompletionRequest, FunctionDefinition, Message, TextPart, Tool
-from app.api.translation.messages import as_resent
+from app.api.translation.messages import as_resent, text_of
 from app.api.translation.unsupported import unsupported
 from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage
+from sessions.ledger.system_items import SystemItems
 from sessions.named_responses import KnownHistory, NamedResponses
+from sessions.types import SYSTEM_ROLES
 
 SAME = (
     *("model", "temperature", "top_p", "top_k", "min_p", "seed", "stream", "parallel_tool_calls", "prompt_cache_key"),
@@ -28,17 +30,16 @@ NAMES = {
     "reasoning_effort": "reasoning.effort",
     "messages": "input",
 }
-SYSTEM = ("system", "developer")
 
 
 @dataclass(frozen=True, slots=True)
 class AskedResponse:
-    """`head` are the messages of the system with which the history begins, besides the instructions of this request.
+    """`items` are what the history has of the system with this request, besides its instructions.
     `leaf_id` and `taken_in` as in `ChatRequest`: what was read of the conversation that is named."""
 
     chat: ChatCompletionRequest
     ignored: tuple[str, ...]
-    head: tuple[ChatMessage, ...]
+    items: SystemItems
     conversation_id: str
     leaf_id: int | None
     taken_in: tuple[str, ...]
@@ -58,10 +59,15 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     added = messages_of([*known, *asked])
     if not added and not before.messages:
         raise unsupported("input", "input needs at least one item.")
-    head = before.head
+    head, items = before.head, before.items
     if not before.messages:
-        count = next((n for n, message in enumerate(added) if message.role not in SYSTEM), len(added))
+        count = next((n for n, message in enumerate(added) if message.role not in SYSTEM_ROLES), len(added))
         head, added = (*head, *(ChatMessage(m.role, _text(m)) for m in added[:count])), added[count:]
+    items = replace(items, head=head)
+    if conversation_id:
+        items = items.and_later([ChatMessage(m.role, text_of(m), name=m.name or "") for m in added])
+    results = next((n for n, message in enumerate(added) if message.role != "tool"), len(added))
+    added[results:results] = map(as_resent, before.missed)  # between a call and its result nothing stands
     fields: dict[str, Any] = {name: getattr(body, name) for name in SAME if name in body.model_fields_set}
     system = [ChatMessage("system", body.instructions)] if body.instructions else []
     fields["messages"] = [*map(as_resent, (*system, *head, *before.messages)), *added]
@@ -74,7 +80,7 @@ def chat_of(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
     fields |= _format(body.text) | _reasoning(body.reasoning, ignored) | _logprobs(body, ignored)
     ignored += [name for name in ("max_tool_calls", "truncation") if getattr(body, name) not in (None, "disabled")]
     chat, taken_in = ChatCompletionRequest.model_construct(None, **fields), tuple(item.item_id for item in waiting)
-    return AskedResponse(chat, tuple(ignored), head, conversation_id, before.leaf_id, taken_in)
+    return AskedResponse(chat, tuple(ignored), items, conversation_id, before.leaf_id, taken_in)
 
 
 def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) -> tuple[KnownHistory, str]:
@@ -87,7 +93,7 @@ def _before(body: ResponsesRequest, responses: NamedResponses, owner_id: str) ->
         return KnownHistory((), ()), ""
     conversation_id = conversation_id_of(body.conversation)
     keeps_prompt = body.instructions is None
-    return responses.conversation_history(owner_id, conversation_id, keeps_prompt, OF_RESPONSES), conversation_id
+    return responses.conversation_history(owner_id, conversation_id, keeps_prompt), conversation_id
 
 
 def _text(message: Message) -> str:
@@ -118,10 +124,10 @@ def _tool(tool: FunctionTool) -> Tool:
 
 
 def _choice(asked: Any) -> Any:
-    if isinstance(asked, dict) and asked.get("type") == "function" and set(asked) == {"type", "name"}:
-        return {"type": "function", "function": {"name": asked["name"]}}
-    if asked not in ("auto", "none", "required"):
-        raise unsupported("tool_choice", "tool_choice must be 'auto', 'none', 'required', or name one function.")
+    kind = asked.get("type") if isinstance(asked, dict) else None
+    if kind not in ("function", "allowed_tools") and asked not in ("auto", "none", "required"):
+        sentence = "'auto', 'none', 'required', name one function, or be of type allowed_tools."
+        raise unsupported("tool_choice", f"tool_choice must be {sentence}")
     return asked
 
 

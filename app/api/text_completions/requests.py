@@ -32,6 +32,7 @@ class TextCompletionRequest(Strict):
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     repeat_penalty: float | None = Field(default=None, ge=0.1, le=10)
+    repeat_last_n: Whole | None = Field(default=None, ge=-1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: Whole | None = Field(default=None, ge=-(2**63), le=2**63 - 1)

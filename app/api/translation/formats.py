@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from app.api.requests import ChatCompletionRequest
+from app.api.translation.tool_choice import ToolChoice, choice_of
 from app.api.translation.unsupported import unsupported
 from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.grammar import Grammar, closed
@@ -25,12 +26,16 @@ def format_of(
     if len(found) > 1:
         one, other = found[0][0], found[1][0]
         raise unsupported(other, f"{one} and {other} ask for two formats of one answer: send one of them.")
-    if body.tool_choice not in (None, "auto", "none"):
+    choice = choice_of(body.tool_choice, body.tools or ())
+    held = callable_tools(choice, tools)
+    if choice.mode == "required":
         if found:
             raise unsupported(found[0][0], f"A forced call excludes {found[0][0]}: send one of them.")
-        return "tool_choice", Grammar("lark", template.call_grammar(callable_tools(body.tool_choice, tools), lenient))
-    if found and tools:
-        return found[0][0], _or_a_call(found[0], template, tools, lenient)
+        return "tool_choice", Grammar("lark", template.call_grammar(held, lenient))
+    if found and held:
+        return found[0][0], _or_a_call(found[0], template, held, lenient)
+    if held and not choice.is_free:
+        return "tool_choice", Grammar("lark", template.call_grammar(held, lenient, or_text=True), has_text=True)
     return found[0] if found else None
 
 
@@ -57,12 +62,24 @@ def _response_schema(asked: Any) -> Any:
         return None
     kind = asked.get("type") if isinstance(asked, dict) else None
     if kind == "json_object":
+        _refuse_others("response_format", asked, ("type", "schema", "strict"))
         return asked.get("schema") or ANY_OBJECT
     described = asked.get("json_schema") if kind == "json_schema" else None
     if not isinstance(described, dict):
         sentence = "response_format must be of type 'text', 'json_object', or 'json_schema' with a json_schema."
         raise unsupported("response_format", sentence)
+    _refuse_others("response_format", asked, ("type", "json_schema", "strict"))
+    _refuse_others("response_format.json_schema", described, ("name", "description", "schema", "strict"))
     return described.get("schema") or ANY_OBJECT
+
+
+def _refuse_others(where: str, asked: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raises `Problem` for what an object asks for beside what is `known`. `strict` or not, the schema holds."""
+    for name, value in asked.items():
+        if name not in known and value not in (None, "", [], {}):
+            raise unsupported(
+                f"{where}.{name[:60]}", f"{where}.{name[:60]} is not supported, so it would change nothing."
+            )
 
 
 def _grammar(name: str, value: Any) -> Grammar:
@@ -98,16 +115,11 @@ def _sized(name: str, grammar: Grammar) -> Grammar:
     return grammar
 
 
-def callable_tools(choice: Any, tools: tuple[str, ...]) -> tuple[str, ...]:
-    """The tools that a choice leaves. Raises `Problem`."""
-    if choice in (None, "auto", "required"):
+def callable_tools(choice: ToolChoice, tools: tuple[str, ...]) -> tuple[str, ...]:
+    """The tools that a choice leaves."""
+    if choice.names is None:
         return tools
-    named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
-    name = named.get("name") if isinstance(named, dict) else None
-    found = tuple(tool for tool in tools if json.loads(tool)["function"]["name"] == name)
-    if not found:
-        raise unsupported("tool_choice", "tool_choice must be 'auto', 'none', 'required', or name one of the tools.")
-    return found
+    return tuple(tool for tool in tools if json.loads(tool)["function"]["name"] in choice.names)
 
 
 def _or_a_call(

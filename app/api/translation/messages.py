@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from app.api.fields.invalid_fields import media_of
-from app.api.requests import MediaPart, Message, RefusalPart
+from app.api.requests import MediaPart, Message, RefusalPart, TextPart
 from app.api.translation.unsupported import unsupported
 from app.problems import Problem
 from model_runtime.interface.chat import ChatMessage, ToolCall
@@ -14,12 +14,19 @@ from model_runtime.interface.chat import ChatMessage, ToolCall
 
 def messages_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
     """Raises `Problem`. A picture in the last message is refused; in an earlier one, which the client sends again with
-    every request, a text says in its place that there was one."""
-    for place, part in _media(messages[-1:]):
+    every request, a text says in its place that there was one. So it does beside the text of a tool's last result: the
+    program that ran the tool would only send it again."""
+    for place, part in () if messages and is_readable_result(messages[-1]) else _media(messages[-1:]):
         number = len(messages) - 1
         where, what = f"messages.{number}.content.{place}", media_of(part.type) or "parts of this type"
         raise unsupported(where, f"{where}: This model reads no {what}. Send parts of type 'text'.")
     return tuple(_message(message) for message in messages)
+
+
+def is_readable_result(message: Message) -> bool:
+    """Whether it is a tool's result with a text, whatever stands beside that."""
+    parts = message.content if message.role == "tool" and isinstance(message.content, list) else ()
+    return any(isinstance(part, TextPart) and part.text.strip() for part in parts)
 
 
 def as_resent(message: ChatMessage) -> Message:

@@ -11,6 +11,7 @@ from app.api.translation.formats import callable_tools, format_of
 from app.api.translation.messages import messages_of, unread_parts
 from app.api.translation.sampling import limits_of, sampling_of
 from app.api.translation.template_variables import template_variables
+from app.api.translation.tool_choice import choice_of
 from app.api.translation.tools import loosened, looser_note, tools_of
 from app.api.translation.unsupported import unsupported
 from app.model_names import ModelNames
@@ -83,7 +84,7 @@ def with_format(
     def refusal_of(some: tuple[str, ...], lenient: tuple[str, ...]) -> str:
         return grammar_refusal(Grammar("lark", template.call_grammar(some, lenient)))
 
-    held = callable_tools(body.tool_choice, tools) if tools else ()
+    held = callable_tools(choice_of(body.tool_choice, body.tools or ()), tools)
     looser, lenient, names = loosened(held, refusal_of)
     asked_format = format_of(body, template, looser, lenient) if names else None
     if asked_format is None or grammar_refusal(asked_format[1]):

@@ -31,6 +31,8 @@ def sampling_of(body: ChatCompletionRequest, info: ModelInfo) -> SamplingParams:
         asked["top_p"] = LEAST_TOP_P
     if (penalty := _repetition_penalty(body)) is not None:
         asked["repetition_penalty"] = penalty
+    if (last := body.repeat_last_n) is not None and last >= 0:
+        asked["penalty_window"] = min(last, info.context_limit_tokens)  # -1, too, is all that the context holds
     if body.seed is not None:
         asked["seed"] = body.seed % 2**63
     if body.logprobs:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.api.requests import ChatCompletionRequest, Tool
+from app.api.translation.tool_choice import choice_of
 from app.api.translation.unsupported import unsupported
 from app.problems import Problem
 from model_runtime.interface.chat import TurnTemplate
@@ -29,11 +30,8 @@ class OfferedTools:
 
 def tools_of(body: ChatCompletionRequest, template: TurnTemplate, context_tokens: int) -> OfferedTools:
     """Raises `Problem`."""
-    if not body.tools:
-        if body.tool_choice not in (None, "none", "auto"):
-            raise unsupported("tool_choice", "tool_choice needs tools.")
-        return OfferedTools()
-    if body.tool_choice == "none":
+    choice = choice_of(body.tool_choice, body.tools or ())
+    if not body.tools or choice.mode == "none":
         return OfferedTools()
     if not template.takes_tools:
         raise unsupported("tools", "This model's chat template does not support tools. Send the request without them.")
@@ -41,7 +39,7 @@ def tools_of(body: ChatCompletionRequest, template: TurnTemplate, context_tokens
     if not template.tools_are_generic:
         return OfferedTools(definitions)
     count, fit = sum(template.count(definition) for definition in definitions), context_tokens // 2
-    if count > fit and body.tool_choice in (None, "auto"):
+    if count > fit and choice.mode == "auto":
         note = (
             f"The tools' definitions have {count:,} tokens, and at most {fit:,} are shown to this model: it saw none."
         )

@@ -9,6 +9,7 @@ export const state = {
   updatedAt: 0,
   messages: [],
   hidden: 0,
+  waiting: null, // what a program added and has no answer yet: a line about it, and rows of whose it is and its text
   shown: 30,
   run: null,
   context: null,

@@ -242,6 +242,7 @@ function take(reply) {
     state.updatedAt = reply.updated_at;
     state.messages = messages;
     state.hidden = reply.hidden;
+    state.waiting = reply.waiting;
     state.context = reply.context;
     state.answer = null;
     emit("thread");

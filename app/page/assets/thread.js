@@ -14,17 +14,20 @@ import { showTyped } from "./typed.js";
 let openReceipts = new Set();
 let rows = new Map(); // by the message's key
 let list = null;
+let waiting = null; // what a program added behind the messages
 let pending = null; // the row of a new message that is on its way
 
 export function mount(element) {
   list = el("div", { class: "kw-thread", role: "log", "aria-label": "Conversation" });
-  element.append(list);
+  waiting = el("section", { class: "kw-waiting", "aria-label": "Without an answer yet", hidden: true });
+  element.append(list, waiting);
   const ghosts = element.querySelector(".kw-ghosts");
   followEnd(document.getElementById("kw-scroll"), [list]);
   on("thread", () => {
     ghosts.remove();
     if (list.firstElementChild === (rows.get(state.messages[0]?.key) ?? null)) drawThread();
     else keepingPlace(list, drawThread);
+    drawWaiting();
   });
   on("answer", () => drawWithThoughts(text(list.lastElementChild), state.answer, state.thoughts));
   on("run", () => {
@@ -33,9 +36,20 @@ export function mount(element) {
   });
   on("leaving", () => {
     openReceipts = new Set();
+    waiting.hidden = true;
     drawPending();
   });
   on("sending", drawPending);
+}
+
+function drawWaiting() {
+  const said = JSON.stringify(state.waiting);
+  waiting.hidden = state.waiting === null;
+  if (state.waiting === null || waiting.dataset.said === said) return;
+  waiting.dataset.said = said;
+  waiting.replaceChildren(el("p", { text: state.waiting.line }));
+  for (const row of state.waiting.rows)
+    waiting.append(el("p", { class: "kw-note-word", text: row.who }), el("div", { dir: "auto", text: row.text }));
 }
 
 // A new message that is on its way stands at the end.
@@ -109,7 +123,7 @@ function build(message) {
   const yours = message.role === "user";
   const body = el("div", { class: "md", dir: yours ? "auto" : null });
   if (yours) showTyped(body, message.text);
-  const box = el("div", { class: "kw-message" }, body);
+  const box = el("div", { class: "kw-message" }, systemText(message), body);
   reachable(yours ? box : body);
   return el(
     "div",
@@ -117,6 +131,13 @@ function build(message) {
     box,
     el("div", { class: "kw-foot" }),
   );
+}
+
+// What a program said as the system together with a person's message. It is not the person's, so it is not edited.
+function systemText(message) {
+  if (!message.system_text) return null;
+  const body = el("div", { dir: "auto", text: message.system_text });
+  return el("details", { class: "kw-system" }, el("summary", { text: "Added by a program" }), body);
 }
 
 function text(row) {

@@ -22,13 +22,17 @@ export function mount(element) {
     earlier.hidden = true;
   });
   on("sending", () => {
-    welcome.hidden = state.messages.length > 0 || sendingHere() !== null;
+    welcome.hidden = hasMessages();
     earlier.hidden = state.hidden === 0 || isApart();
   });
   on("thread", () => {
     document.documentElement.classList.remove("kw-named");
-    welcome.hidden = state.messages.length > 0 || sendingHere() !== null;
+    welcome.hidden = hasMessages();
     earlier.hidden = state.hidden === 0;
     earlier.textContent = `Show earlier messages (${state.hidden})`;
   });
+}
+
+function hasMessages() {
+  return state.messages.length > 0 || state.waiting !== null || sendingHere() !== null;
 }

@@ -3,6 +3,7 @@ so these wait behind its path until a turn takes them in."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,18 @@ class AddedItem:
     item_id: str
     body: str
 
+    @property
+    def said(self) -> tuple[str, str]:
+        """(whose it is: a role, or "reasoning"; its text) for a person."""
+        item = json.loads(self.body)
+        kind = item["type"]
+        if kind == "function_call":
+            return "assistant", f"{item['name']}({item['arguments']})"
+        role = {"reasoning": kind, "function_call_output": "tool"}.get(kind) or item["role"]
+        content = item.get("output") if kind == "function_call_output" else item.get("content") or item.get("summary")
+        parts = [{"text": content}] if isinstance(content, str) else content or ()
+        return role, "\n".join(part.get("text") or part.get("refusal") or f"[{part['type']}]" for part in parts)
+
 
 class AddedItemTable:
     """Raises `StoreError` when the file fails. Items go with their conversation."""
@@ -33,6 +46,18 @@ class AddedItemTable:
         sql = "SELECT id, body FROM added_items WHERE conversation_id = ? ORDER BY number"
         with self._database.read() as db:
             return tuple(AddedItem(str(row[0]), str(row[1])) for row in db.execute(sql, [conversation_id]).fetchall())
+
+    def last(self, conversation_id: str, most: int) -> tuple[AddedItem, ...]:
+        """The `most` that were added last, in their order."""
+        sql = "SELECT id, body FROM added_items WHERE conversation_id = ? ORDER BY number DESC LIMIT ?"
+        with self._database.read() as db:
+            found = db.execute(sql, [conversation_id, most]).fetchall()
+        return tuple(AddedItem(str(row[0]), str(row[1])) for row in reversed(found))
+
+    def count(self, conversation_id: str) -> int:
+        with self._database.read() as db:
+            sql = "SELECT count(*) FROM added_items WHERE conversation_id = ?"
+            return int(db.execute(sql, [conversation_id]).fetchone()[0])
 
     def size(self, conversation_id: str) -> tuple[int, int]:
         """(how many there are, the bytes of their bodies)."""

@@ -19,13 +19,14 @@ import sqlite_utils
 
 from model_runtime.interface.events import FinishReason
 from sessions.errors import ConversationNotFound
+from sessions.store import message_json
 from sessions.store.database import BUSY_TIMEOUT_S, Database
 from sessions.store.records import NewMessages, Node, NodeIds, pack, unpack
 from sessions.store.tables.added_items import take_in
 from sessions.store.tables.history_hashes import insert_history_hash
 from sessions.store.tables.losses import Cause, turn_begins, turn_ends
 from sessions.store.tables.responses import insert_response
-from sessions.types import MessageStatus, MessageView, MissReason, Parting, Receipt, Section, Tier
+from sessions.types import SYSTEM_ROLES, MessageStatus, MessageView, MissReason, Parting, Receipt, Section, Tier
 
 # Numbers the turns of all conversations: a conversation's last number tells the order of use, whatever the clock did.
 NEXT_TURN = "(SELECT coalesce(max(turn_number), 0) + 1 FROM conversations)"
@@ -63,7 +64,8 @@ _VERSIONS_OF = (
     f" AND s.conversation_id = ? AND {_IS_VERSION} ORDER BY first, s.id"
 )
 _OWN = "m.id, m.first_part_id, m.role, m.text, m.status, m.finish_reason, m.note"
-_VIEW = f" SELECT {_OWN}, r.*, {_SHARED}, {_KEPT_GONE}, {_SIBLINGS} FROM "  # noqa: S608
+_PARTS = "CASE m.role WHEN 'user' THEN (SELECT l.parts FROM message_links l WHERE l.message_id = m.id) END AS parts"
+_VIEW = f" SELECT {_OWN}, {_PARTS}, r.*, {_SHARED}, {_KEPT_GONE}, {_SIBLINGS} FROM "  # noqa: S608
 _VIEW_OF_PATH = (
     _PATH + _VIEW + "path JOIN messages m ON m.id = path.id LEFT JOIN receipts r ON r.message_id = m.id"
     " ORDER BY path.depth DESC"
@@ -156,6 +158,9 @@ class MessageTable:
             if new.settings is not None:
                 own = [new.settings.system_prompt, new.settings.template_variables]
                 db.execute(_SETTINGS_OF_A_TURN, [*own, conversation_id])
+            if new.system_items is not None:
+                sql = "UPDATE conversations SET system_items = ? WHERE id = ?"
+                db.execute(sql, [new.system_items, conversation_id])
             if new.response is not None:
                 insert_response(db, *new.response, answer_id)
             if new.continued_id is not None:
@@ -328,10 +333,11 @@ def _node(row: Sequence[Any]) -> Node:
 def _view(row: dict[str, Any]) -> MessageView:
     status = MessageStatus(row["status"])
     unfinished = status in (MessageStatus.STOPPED, MessageStatus.INTERRUPTED)
+    system_text, text = _apart(row["parts"], row["text"]) if row["parts"] else ("", row["text"])
     return MessageView(
         message_id=row["id"],
         role=row["role"],
-        text=row["text"],
+        text=text,
         status=status,
         sibling_number=row["sibling_number"],
         sibling_count=row["sibling_count"],
@@ -339,7 +345,17 @@ def _view(row: dict[str, Any]) -> MessageView:
         note=row["note"],
         can_continue=unfinished or row["finish_reason"] == FinishReason.LENGTH,
         first_part_id=row["first_part_id"] or row["id"],
+        system_text=system_text,
     )
+
+
+def _apart(parts: str, text: str) -> tuple[str, str]:
+    """(what a program said in a node as the system, the rest of its text)."""
+    messages = message_json.load(parts)
+    system = [one.text for one in messages if one.role in SYSTEM_ROLES]
+    if not system:
+        return "", text
+    return "\n\n".join(system), "\n\n".join(one.text for one in messages if one.role not in SYSTEM_ROLES)
 
 
 def _stored(receipt: Receipt) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlite_utils
 
 from sessions.store.database import Database
-from sessions.store.tables.history_hashes import MAX_PARAMETERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +34,6 @@ class ResponseTable:
                 [response_id, owner_id],
             ).fetchone()
         return StoredResponse(int(row[0]), str(row[1]), str(row[2])) if row else None
-
-    def newest_body(self, message_ids: Sequence[int], names: Sequence[str]) -> str | None:
-        """Of the last of these messages that has a response whose id begins with one of `names`; they are of one path,
-        in its order."""
-        named = " OR ".join(["substr(id, 1, length(?)) = ?"] * len(names))
-        beginnings = [name for name in names for _ in range(2)]
-        most = MAX_PARAMETERS - len(beginnings)
-        with self._database.read() as db:
-            for end in range(len(message_ids), 0, -most):
-                batch = message_ids[max(0, end - most) : end]
-                marks = ", ".join("?" * len(batch))
-                where = f"message_id IN ({marks}) AND ({named})"
-                sql = f"SELECT body FROM responses WHERE {where} ORDER BY message_id DESC LIMIT 1"  # noqa: S608
-                if row := db.execute(sql, [*batch, *beginnings]).fetchone():
-                    return str(row[0])
-        return None
-
-    def rename(self, response_id: str, new_id: str) -> None:
-        with self._database.write() as db:
-            db.execute("UPDATE responses SET id = ? WHERE id = ?", [new_id, response_id])
 
     def delete(self, response_id: str) -> None:
         with self._database.write() as db:

@@ -49,6 +49,12 @@ CHAT: dict[str, list[tuple[Any, Check | str]]] = {
     "top_p": [(0.25, lambda a, s: s.top_p == 0.25), (0, lambda a, s: 0 < s.top_p < 1e-6)],
     "top_k": [(7, lambda a, s: s.top_k == 7), (0, lambda a, s: s.top_k == 0), (-1, lambda a, s: s.top_k == 0)],
     "min_p": [(0.25, lambda a, s: s.min_p == 0.25)],
+    "repeat_last_n": [
+        (64, lambda a, s: s.penalty_window == 64),
+        (10**9, lambda a, s: s.penalty_window == 8192),
+        (-1, lambda a, s: s.penalty_window is None),
+        (-2, REFUSED),
+    ],
     "repetition_penalty": [(1.25, lambda a, s: s.repetition_penalty == 1.25)],
     "presence_penalty": [(1.25, lambda a, s: s.presence_penalty == 1.25)],
     "frequency_penalty": [(1.25, lambda a, s: s.frequency_penalty == 1.25)],

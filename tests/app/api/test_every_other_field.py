@@ -155,7 +155,12 @@ OPTIONS: Cases = {
     "presence_penalty": [(1.25, sampled("presence_penalty", 1.25))],
     "frequency_penalty": [(1.25, sampled("frequency_penalty", 1.25))],
     "stop": [([" said"], lambda a, s: a["message"]["content"] == "You")],
-    "repeat_last_n": [(64, lambda a, s: True)],  # of a penalty; with one, below
+    "repeat_last_n": [
+        (64, sampled("penalty_window", 64)),
+        (0, sampled("penalty_window", 0)),
+        (-1, sampled("penalty_window", None)),
+        (-2, REFUSED),
+    ],
     "typical_p": [(1.0, lambda a, s: True), (0.5, REFUSED)],
     "tfs_z": [(1.0, lambda a, s: True), (0.5, REFUSED)],
     "mirostat": [(0, lambda a, s: True), (2, REFUSED)],
@@ -225,8 +230,6 @@ def test_every_option_of_ollama(site: Site, http: httpx.Client) -> None:
         for number, (value, check) in enumerate(cases):
             body = {"messages": [user(f"About {field} {number}")], "stream": False, "options": {field: value}}
             shown(site, http, "/api/chat", field, body, check)
-    options = {"repeat_penalty": 1.25, "repeat_last_n": 64}
-    shown(site, http, "/api/chat", "repeat_last_n", {"messages": [user("Again")], "options": options}, REFUSED)
 
 
 MEANINGS: dict[str, Any] = {

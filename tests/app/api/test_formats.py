@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -95,6 +96,60 @@ def test_a_forced_call(asked: Asked, choice: Any, names: set[str]) -> None:
     assert answered["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def of_chat(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def of_responses(mode: str, *names: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": name} for name in names]}
+
+
+@pytest.mark.parametrize("choice_of", [of_chat, of_responses])
+def test_allowed_tools_leave_the_prompt_as_it_is(asked: Asked, choice_of: Callable[..., dict[str, Any]]) -> None:
+    """So what the conversation has kept stays, whichever tools may be called in this turn."""
+    free = asked.post(tools=TOOLS).json()
+    for mode, begins in (("auto", "start: KWTEXT | kwcall"), ("required", 'start: "<tool_call>')):
+        said = asked.post(tools=TOOLS, tool_choice=choice_of(mode, "weather")).json()
+        grammar = asked.grammars[-1]
+        assert grammar is not None
+        assert grammar.text.startswith(begins)
+        assert {name for name in ("weather", "time") if f'\\"{name}\\"' in grammar.text} == {"weather"}
+        assert said["usage"]["prompt_tokens"] == free["usage"]["prompt_tokens"]
+        assert said["keepwarm"]["ignored"] == []
+    asked.post(tools=TOOLS, tool_choice=choice_of("auto", "weather", "time"))
+    assert asked.grammars[-1] is None  # all of them: nothing has to be enforced
+
+
+def test_responses_take_allowed_tools(asked: Asked) -> None:
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    body = {"model": MODEL, "input": "Hello", "tools": tools, "tool_choice": of_responses("auto", "time")}
+    answered = httpx.post(f"{asked.site.url}/v1/responses", json=body, timeout=30)
+    assert answered.status_code == 200, answered.text
+    assert answered.json()["tool_choice"] == body["tool_choice"]
+    (grammar,) = asked.grammars
+    assert grammar is not None
+    assert (grammar.has_text, '\\"weather\\"' in grammar.text, '\\"time\\"' in grammar.text) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        (of_chat("auto"), "tool_choice.tools"),
+        (of_chat("auto", "other"), "tool_choice.tools"),
+        (of_chat("none", "weather"), "tool_choice.mode"),
+        ({"type": "allowed_tools"}, "tool_choice.mode"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": ["weather"]}, "tool_choice.tools"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp", "name": "weather"}]}, "tool_choice.tools"),
+        ({**of_responses("auto", "weather"), "strict": True}, "tool_choice"),
+        ({"type": "allowed_tools", "allowed_tools": "weather"}, "tool_choice"),
+    ],
+)
+def test_allowed_tools_that_are_none(asked: Asked, choice: Any, param: str) -> None:
+    refused = asked.post(tools=TOOLS, tool_choice=choice)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
+
+
 def test_with_tools_the_answer_keeps_to_the_schema_or_is_a_call(asked: Asked) -> None:
     asked.post(tools=TOOLS, response_format={"type": "json_object"})
     (grammar,) = asked.grammars
@@ -108,6 +163,11 @@ def test_with_tools_the_answer_keeps_to_the_schema_or_is_a_call(asked: Asked) ->
         ({"guided_json": SCHEMA, "guided_regex": "a"}, "guided_regex"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_object", "pattern": "a"}}, "response_format.pattern"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "lax": True}}},
+            "response_format.json_schema.lax",
+        ),
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_json": [1]}, "guided_json"),
         ({"guided_choice": ["a", ""]}, "guided_choice"),
@@ -135,6 +195,12 @@ def test_an_answer_that_has_begun_keeps_to_no_format(serve: Serve) -> None:
     assert asked.post(guided_regex="a", enable_thinking=False).status_code == 200
     refused = asked.post(user("a"), assistant("b"), guided_regex="a", enable_thinking=False)
     assert "cannot keep to a format" in refused.json()["error"]["message"]
+
+
+def test_a_thought_may_come_before_an_allowed_call(serve: Serve) -> None:
+    asked = Asked(serve(headless=True, template=ByteTemplate(takes_tools=True, opens_thoughts=True)))
+    assert asked.post(tools=TOOLS, tool_choice=of_chat("auto", "time")).status_code == 200
+    assert asked.post(tools=TOOLS, tool_choice=of_chat("required", "time")).status_code == 400
 
 
 def parameters_with(schema: dict[str, Any], **function: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -92,6 +93,23 @@ def test_presence_and_frequency_penalties_count_this_answer_alone() -> None:
     assert [frequency.choose(logits.clone()) for _ in range(5)] == [0, 1, 0, 1, 0]
     liked = Sampler(SamplingParams(temperature=0, frequency_penalty=-1.0), (), CPU)
     assert [liked.choose(logits.clone()) for _ in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 3, 7])
+def test_with_a_window_penalties_are_over_the_last_tokens_alone(window: int) -> None:
+    """Each step is that of a sampler whose whole history are the tokens in the window."""
+    generator = torch.Generator().manual_seed(5)
+    penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.4, "frequency_penalty": 0.3}
+    said = [0, 1, 1, 2]
+    sampler = Sampler(SamplingParams(temperature=0, penalty_window=window, **penalties), said, CPU)
+    for _ in range(40):
+        logits = torch.randn(5, generator=generator)
+        expected = logits.clone()
+        for token, times in Counter(said[max(0, len(said) - window) :]).items():
+            score = expected[token]
+            expected[token] = (score * 1.5 if score < 0 else score / 1.5) - 0.4 - 0.3 * times
+        said.append(sampler.choose(logits))
+        torch.testing.assert_close(logits, expected)
 
 
 def test_log_probabilities_are_told_as_the_model_gave_them() -> None:

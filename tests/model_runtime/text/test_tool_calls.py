@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 
 from model_runtime.interface.chat import ChatMessage, ToolCall
 from model_runtime.interface.errors import TemplateRefused
@@ -225,3 +226,43 @@ def test_a_tool_that_nests_without_end_is_refused_with_a_sentence() -> None:
 def test_an_answer_is_known_up_to_its_first_call(text: str, kept: str) -> None:
     assert text[: ToolFormat("<c>", "</c>", "arguments").first_call_chars(text)] == kept
     assert ToolFormat("", "", "arguments").first_call_chars(text) == len(text)
+
+
+NAMED = ToolFormat("<tool_call>", "</tool_call>", "arguments")
+BARE_FORMAT = ToolFormat("", "", "parameters")
+ENDLESS = ToolFormat("[TOOL/CALLS]", "", "arguments")
+
+
+def written(form: ToolFormat, text: str, *names: str) -> str:
+    return form.write(text, [ToolCall("", name, "{}") for name in names])
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "is_allowed"),
+    [
+        *(
+            (form, text, True)
+            for form in (NAMED, BARE_FORMAT, ENDLESS)
+            for text in ("", "Hello, [a] <b> {c}\n", "<tool_")
+        ),
+        *((form, written(form, "", "time"), True) for form in (NAMED, BARE_FORMAT, ENDLESS)),
+        *((form, written(form, "", "weather"), False) for form in (NAMED, BARE_FORMAT, ENDLESS)),
+        (NAMED, written(NAMED, "Let me see.\n", "time", "time"), True),
+        (NAMED, written(NAMED, "Let me see.\n", "time", "weather"), False),
+        (NAMED, written(NAMED, "<think>Which?</think> ", "time"), True),
+        (NAMED, "<tool_call>", False),
+        (NAMED, "Say <tool_call> and </tool_call>", False),
+        (BARE_FORMAT, ' \n {"name": "weather", "parameters": {}}', False),
+        (BARE_FORMAT, '[{"name": "weather", "parameters": {}}]', False),
+        (BARE_FORMAT, 'It is {"name": "weather", "parameters": {}}', True),
+    ],
+)
+def test_an_answer_says_anything_or_calls_what_is_allowed(form: ToolFormat, text: str, is_allowed: bool) -> None:
+    time_tool = json.dumps({"type": "function", "function": {"name": "time", "parameters": {"type": "object"}}})
+    bytes_of = LLTokenizer("byte")
+    grammar = LLMatcher.grammar_from_lark(form.grammar([time_tool], or_text=True))
+    assert LLMatcher.validate_grammar(grammar, bytes_of) == ""
+    matcher = LLMatcher(bytes_of, grammar)
+    assert (matcher.consume_tokens(bytes_of.tokenize_str(text)) and matcher.is_accepting()) is is_allowed
+    if is_allowed:
+        assert {call.name for call in form.read(text)[1]} <= {"time"}

@@ -228,7 +228,8 @@ def test_an_older_versions_export_is_brought_up_to_date(site: Site) -> None:
         "ALTER TABLE messages DROP COLUMN first_part_id",
         "DROP TABLE added_items",
         "ALTER TABLE conversations DROP COLUMN metadata",
-        "DELETE FROM _sqlite_migrations WHERE name IN ('continued_answers', 'added_items')",
+        "ALTER TABLE conversations DROP COLUMN system_items",
+        "DELETE FROM _sqlite_migrations WHERE name IN ('continued_answers', 'added_items', 'system_items')",
     )
     site.take()
     assert "Another one." in site.read(ADA)

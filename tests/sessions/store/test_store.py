@@ -60,7 +60,7 @@ def test_migrations_from_an_empty_file(tmp_path: Path) -> None:
     steps += ["losses_of_saved_memory"]
     steps += ["a_key_has_existed", "logins_on_the_server", "losses_by_numerics", "template_variables", "responses"]
     steps += ["reports_of_remote_engines", "roots_of_forks", "waits_for_shared_beginnings"]
-    steps += ["where_histories_part", "continued_answers", "added_items"]
+    steps += ["where_histories_part", "continued_answers", "added_items", "system_items"]
     assert [m.name for m in MIGRATIONS.applied(db)] == steps
     assert MIGRATIONS.pending(db) == []
     db.close()

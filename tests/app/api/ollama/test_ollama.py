@@ -187,7 +187,7 @@ def test_formats_are_enforced(site: Site, form: Any) -> None:
         ("chat", {"options": {"typical_p": 0.5}}, "options.typical_p"),
         ("chat", {"options": {"num_predict": 0}}, "options.num_predict"),
         ("chat", {"options": {"temperature": 9}}, "options.temperature"),
-        ("chat", {"options": {"repeat_penalty": 1.1, "repeat_last_n": 64}}, "options.repeat_last_n"),
+        ("chat", {"options": {"repeat_penalty": 1.1, "repeat_last_n": -2}}, "options.repeat_last_n"),
         ("chat", {"options": {"colour": 1}}, "options.colour"),
         ("chat", {"format": "yaml"}, "format"),
         ("chat", {"format": {"type": "no!"}}, "format"),
@@ -297,3 +297,31 @@ def test_a_failed_answer_ends_its_stream(serve: Serve) -> None:
 
     site = serve(headless=True, answer=broken)
     assert "broken" in json.loads(post(site, "chat", messages=[user("Hi")]).text.strip().split("\n")[-1])["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "sentence"),
+    [
+        ("POST", "pull", {"model": MODEL, "stream": False}, 200, '{"status":"success"}'),
+        ("POST", "pull", {"model": f"{MODEL}:latest"}, 200, '{"status": "success"}\n'),
+        ("POST", "pull", {"name": MODEL}, 200, '{"status": "success"}\n'),
+        ("POST", "pull", {"model": "llama3"}, 400, "keepwarm serve --model llama3"),
+        ("POST", "pull", {}, 400, "model is missing"),
+        ("POST", "push", {"model": MODEL}, 400, "uploads no models"),
+        ("POST", "copy", {"source": MODEL, "destination": MODEL}, 200, ""),
+        ("POST", "copy", {"source": MODEL, "destination": "mine"}, 400, "--alias mine"),
+        ("DELETE", "delete", {"model": MODEL}, 400, "cache clear --models"),
+        ("POST", "create", {"model": "mine", "from": MODEL, "system": "Be brief."}, 400, "with each request"),
+        ("POST", "blobs/sha256:abc", None, 404, "keeps no files"),
+        ("HEAD", "blobs/sha256:abc", None, 404, ""),
+    ],
+)
+def test_who_manages_models_is_told_what_to_do(
+    site: Site, method: str, path: str, body: Any, status: int, sentence: str
+) -> None:
+    answered = httpx.request(method, f"{site.url}/api/{path}", json=body, timeout=30)
+    assert answered.status_code == status, answered.text
+    if status == 200:
+        assert answered.text.endswith(sentence)
+    elif sentence:
+        assert sentence in answered.json()["error"]

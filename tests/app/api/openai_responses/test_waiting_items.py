@@ -18,6 +18,7 @@ from sessions.store.tables.added_items import KINDS, AddedItem
 from tests.app.api.conftest import ServeOnce
 from tests.app.conftest import MODEL
 from tests.app.site import Site
+from tests.sessions.byte_template import ByteTemplate
 from tests.sessions.session_harness import finish, until
 
 OWNER = "local"
@@ -27,6 +28,11 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture(scope="module")
 def site(serve_once: ServeOnce) -> Site:
     return serve_once()
+
+
+@pytest.fixture(scope="module")
+def tools_site(serve_once: ServeOnce) -> Site:
+    return serve_once(template=ByteTemplate(takes_tools=True))
 
 
 def post(site: Site, path: str, **body: Any) -> httpx.Response:
@@ -54,6 +60,10 @@ def items(site: Site, name: str) -> list[dict[str, Any]]:
 
 def texts(site: Site, name: str) -> list[str]:
     return [item["content"][0]["text"] for item in items(site, name)]
+
+
+def body_of(text: str) -> str:
+    return json.dumps({"type": "message", "role": "assistant", "content": text}, ensure_ascii=False)
 
 
 def own_id(name: str) -> str:
@@ -166,9 +176,9 @@ def test_a_conversation_with_them_is_not_empty_and_is_used(site: Site) -> None:
 def test_their_bytes_are_bounded(site: Site) -> None:
     one, responses = own_id(begun(site)), site.manager.responses
     half = "ü" * (MOST_ADDED_BYTES // 4)
-    responses.add_items(OWNER, one, [AddedItem("msg_half", half)])
+    responses.add_items(OWNER, one, [AddedItem("msg_half", body_of(half))])
     with pytest.raises(MessageRefused, match=r"2 items \(8.0 MiB\) without an answer"):
-        responses.add_items(OWNER, one, [AddedItem("msg_other", f"{half}a")])
+        responses.add_items(OWNER, one, [AddedItem("msg_other", body_of(f"{half}a"))])
     assert [item.item_id for item in responses.added_items(OWNER, one)] == ["msg_half"]
 
 
@@ -211,7 +221,7 @@ def test_what_cannot_be_stored_is_replaced(site: Site, sent: dict[str, Any], kep
 
 
 def test_a_conversation_whose_items_cannot_be_stored_does_not_begin(site: Site) -> None:
-    same = AddedItem("msg_same", "{}")
+    same = AddedItem("msg_same", body_of("Same"))
     before = {one.conversation_id for one in site.manager.list_conversations(OWNER)}
     with pytest.raises(StoreError):
         site.manager.responses.new_conversation(OWNER, "", [same, same])
@@ -255,6 +265,34 @@ def test_a_picture_is_named_where_it_is(site: Site) -> None:
     refused = post(site, "responses", model=MODEL, input=[], conversation=name)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "conversation")
     assert respond(site, name, "Never mind").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["responses", "chat/completions", "messages"])
+def test_a_picture_beside_a_results_text_is_named(path: str, tools_site: Site) -> None:
+    """The program that ran the tool would only send it again, and the model knows that there was one."""
+    text, call = "Shot of the page:", {"name": "shot", "arguments": "{}"}
+    kind = {"chat/completions": "image_url", "messages": "image"}.get(path, "input_image")
+    asked: list[Any] = [{"role": "user", "content": "Look"}]
+    if path == "responses":
+        parts = [{"type": "input_text", "text": text}, PICTURE]
+        asked += [{"type": "function_call", "call_id": "c", **call}]
+        body = {"input": [*asked, {"type": "function_call_output", "call_id": "c", "output": parts}]}
+    elif path == "messages":
+        source = {"type": "base64", "media_type": "image/png", "data": "aGk="}
+        parts = [{"type": "text", "text": text}, {"type": "image", "source": source}]
+        asked += [{"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "shot", "input": {}}]}]
+        result = {"type": "tool_result", "tool_use_id": "c", "content": parts}
+        body = {"messages": [*asked, {"role": "user", "content": [result]}], "max_tokens": 50}
+    else:
+        parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+        calls = [{"id": "c", "type": "function", "function": call}]
+        asked += [{"role": "assistant", "content": None, "tool_calls": calls}]
+        body = {"messages": [*asked, {"role": "tool", "tool_call_id": "c", "content": parts}]}
+    answered = post(tools_site, path, model=MODEL, **body)
+    assert answered.status_code == 200, answered.text
+    assert any(kind in name or "image" in name for name in answered.json()["keepwarm"]["ignored"])
+    shown = tools_site.manager.view(OWNER, answered.json()["keepwarm"]["session_id"]).messages[2].text
+    assert shown == f"{text}\n[picture: this model cannot read it]"
 
 
 def test_arguments_may_be_an_object(site: Site) -> None:
@@ -331,3 +369,30 @@ def test_what_was_added_stays_when_the_responses_are_deleted(site: Site) -> None
     assert respond(site, name, "three").status_code == 200
     assert "KEEP ME" in texts(site, name)
     assert "KEEP ME" in site.manager.view(OWNER, own_id(name)).settings.system_prompt
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "sentence"),
+    [
+        ("limit=0", "limit", "limit must be at least 1."),
+        ("limit=101", "limit", "limit must be at most 100."),
+        ("limit=many", "limit", "limit must be a whole number."),
+        ("order=up", "order", "order must be 'asc' or 'desc'."),
+        (f"after={'a' * 201}", "after", "after has more than 200 characters."),
+    ],
+)
+def test_a_query_is_refused_in_a_sentence(site: Site, query: str, param: str, sentence: str) -> None:
+    refused = httpx.get(f"{site.url}/v1/conversations/{begun(site)}/items?{query}", timeout=30)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["message"]) == (400, param, sentence)
+
+
+def test_a_text_that_is_too_long_has_too_many_characters(site: Site) -> None:
+    refused = post(site, "conversations", metadata={"a": "b" * 513})
+    assert (refused.status_code, "512 characters" in refused.text) == (400, True), refused.text
+
+
+def test_what_no_response_can_follow_is_refused_by_the_name_of_its_field(site: Site) -> None:
+    for unanswerable in ([{**said("a"), "role": "developer"}], "word " * 200_000):
+        refused = post(site, "responses", model=MODEL, input=unanswerable)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input"), refused.text
