@@ -174,8 +174,8 @@ static void attend_split(const float *queries, const int *visible, int window, i
     for (int chunk = 0; chunk < split->count; chunk += CHUNK_KEYS) { /* few enough to stay in the first-level cache */
         const int here = split->count - chunk < CHUNK_KEYS ? split->count - chunk : CHUNK_KEYS;
         const size_t start = (size_t)chunk * dim;
-        add_values(scores + chunk, count, from_number(split->values, start), from_number(split->later, start), here, dim,
-                   columns, weighted, chunk > 0);
+        add_values(scores + chunk, count, from_number(split->values, start), from_number(split->later, start), here,
+                   dim, columns, weighted, chunk > 0);
     }
 }
 

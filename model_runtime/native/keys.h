@@ -206,9 +206,7 @@ static int scored_few(int count, const float *queries, Numbers keys, int dim, fl
 #else
 #define FEW_QUERIES 4
 
-static int scored_few(int count, const float *queries, Numbers keys, int dim, float *scores, int stride) {
-    return 0;
-}
+static int scored_few(int count, const float *queries, Numbers keys, int dim, float *scores, int stride) { return 0; }
 #endif
 
 #endif
