@@ -216,7 +216,8 @@ def test_cached_equals_uncached_to_the_bit(name: str, kv_dtype: torch.dtype, lib
 def test_few_queries_have_the_bits_of_many(group: int, library: ctypes.CDLL) -> None:
     """Query heads that share a KV head: steps of one row have loops of their own for some numbers of them."""
     torch.manual_seed(11)
-    config = LlamaConfig(**SHARED | {"num_attention_heads": 2 * group, "head_dim": 64, "num_hidden_layers": 1})
+    heads = {"num_attention_heads": group, "num_key_value_heads": 1, "head_dim": 64, "hidden_size": 32 * group}
+    config = LlamaConfig(**SHARED | heads | {"num_hidden_layers": 1})
     model = native(LlamaForCausalLM(config).eval(), "Q4_1", library)
     forward, ids = NativeForward(model), ids_of(330)
     whole = fed(forward, slab_of(model, torch.float16), ids, [len(ids)])
