@@ -47,10 +47,10 @@ def traced(
             return trace
         if trace is not None:
             found.append((places, trace))
-    *_, (one_places, one), (other_places, other) = [([], None), ([], None), *found]
-    if one is not None and other is not None and one.text == other.text and not {*one_places} & {*other_places}:
-        return other
-    return None
+    if len(found) < 2:
+        return None
+    (places, one), (others, other) = found[-2:]
+    return other if one.text == other.text and not {*places} & {*others} else None
 
 
 def _choices(texts: Sequence[str], spelled: Passages) -> Iterator[list[Place]]:
