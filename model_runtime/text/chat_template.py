@@ -93,9 +93,10 @@ class ChatTemplate(ThoughtsApart):
         self._find_frames()
         frame = self._frame
         frames = "".join((frame.opening, frame.second_prompt, frame.glue, *self._other_frames()))
-        # An answer may contain control tokens that no turn starts or ends with (thoughts, calls), but not those of the
-        # next speaker.
-        self._encoder.allow_in_answers(c for c in controls if c not in self._special_tokens and c not in frames)
+        # An answer may contain control tokens that no turn starts or ends with (calls), but not those of the next
+        # speaker; and those of thoughts, which some templates write before an answer that has none.
+        own = (c for c in controls if c not in frames or c in (thoughts.BEGIN, thoughts.END))
+        self._encoder.allow_in_answers(c for c in own if c not in self._special_tokens)
         self._tool_format = probe_tool_format(self._renderer.render, self._is_hidden)
         for text in _SAMPLE_TEXTS:
             self.plain(self.first_turn("", text))
