@@ -47,9 +47,10 @@ def draw(
     conversation's row, and `place` are the words for the tiers."""
     moment = time.time() if now is None else now
     bars = _bars(view)
+    current = Usage(moment, view.device_used_bytes, view.host_used_bytes, view.disk_used_bytes)
     return {
         "bars": bars,
-        "plot": draw_plot(view.history, [Tier(bar["tier"]) for bar in bars], moment, place),
+        "plot": draw_plot(view.history, [Tier(bar["tier"]) for bar in bars], current, place) if bars else None,
         "here": _row(view, here, place) if here is not None and _is_worth_a_row(here) else None,
         "rows": [_row(view, row, place) for row in view.rows if _is_worth_a_row(row)],
         "saved": units.seconds(view.saved_s_total) if view.saved_s_total >= 0.005 else "",
@@ -248,26 +249,32 @@ def _action(name: str, label: str, hint: str, refused: str) -> Action:
 
 
 def draw_plot(
-    history: Sequence[Usage], tiers: Sequence[Tier], now: float, place: units.TierWords = units.CPU_WORDS
-) -> dict[str, Any] | None:
+    history: Sequence[Usage], tiers: Sequence[Tier], current: Usage, place: units.TierWords = units.CPU_WORDS
+) -> dict[str, Any]:
     """Bytes by tier over time, as fractions for the page's script to draw: for each tier points `[x, y]` from the
-    oldest on, `x` a fraction of the time span and `y` of the largest value. None while there is nothing to show."""
-    shown = _thinned(history)
+    oldest on, `x` a fraction of the time span and `y` of the largest value. The last point is `current`, what the bars
+    show; alone it is drawn as a level line."""
+    shown = [*_thinned(history), current]
+    if len(shown) == 1:
+        shown *= 2
     largest = max((_BYTES[tier](usage) for usage in shown for tier in tiers), default=0)
-    if len(history) < 2 or largest <= 0:
-        return None
     times = list(accumulate((usage.at for usage in shown), max))  # no line goes back, even if the clock was set back
-    begin, span = times[0], max(times[-1] - times[0], 1e-6)
+    begin, span_s = times[0], times[-1] - times[0]
+    across = [(at - begin) / span_s for at in times] if span_s else [0.0] * (len(times) - 1) + [1.0]
     lines = []
     for tier in tiers:
         points = [
-            [round((at - begin) / span, 3), round(_BYTES[tier](usage) / largest, 3)]
-            for at, usage in zip(times, shown, strict=True)
+            [round(x, 3), round(_BYTES[tier](usage) / max(largest, 1), 3)]
+            for x, usage in zip(across, shown, strict=True)
         ]
         lines.append({"tier": tier.value, "points": points})
-    ago = units.seconds(max(now, times[-1]) - begin)
-    said = _said(shown, tiers, ago, place)
-    return {"lines": lines, "largest": units.size(largest), "since": f"{ago} ago", "words": said}
+    ago = units.seconds(span_s)
+    return {
+        "lines": lines,
+        "largest": units.size(largest) if largest else "",
+        "since": f"{ago} ago" if span_s >= 1 else "",
+        "words": _said(shown, tiers, ago, place),
+    }
 
 
 def _thinned(history: Sequence[Usage]) -> list[Usage]:

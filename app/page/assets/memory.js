@@ -67,7 +67,7 @@ export function mount(element, facts) {
     const keyed = memory.bars.map((one) => ({ key: one.tier, ...one }));
     reconcile(totals, keyed, bar);
     reconcile(room, keyed.length ? [known(usual(memory.bars))] : [], (row) => unnamed(card(row, null, draw)));
-    reconcile(trend, keyed.length ? [{ key: "plot", ...(memory.plot ?? flat(memory.bars)) }] : [], plot);
+    reconcile(trend, memory.plot ? [{ key: "plot", ...memory.plot }] : [], plot);
     reconcile(saved, [{ key: "saved", saved: memory.saved, reused: memory.reused }], savings);
     if (memory.process) reconcile(whole, [{ key: "process", ...memory.process }], processLine);
     // What a conversation that was just left keeps is hidden, and makes room only once the other's is known.
@@ -118,16 +118,6 @@ function usual(bars) {
 function unnamed(node) {
   for (const one of [node, ...node.querySelectorAll("[data-testid]")]) delete one.dataset.testid;
   return node;
-}
-
-// Before anything is recorded, which may be some seconds after something is held.
-function flat(bars) {
-  const points = [
-    [0, 0],
-    [1, 0],
-  ];
-  const lines = bars.map(({ tier }) => ({ tier, points }));
-  return { lines, largest: "", since: "", words: "Nothing is recorded yet." };
 }
 
 function fold(title, testId, ...inside) {

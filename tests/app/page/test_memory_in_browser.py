@@ -32,11 +32,12 @@ def unfold(one: Tab, test_id: str) -> None:
 
 
 def test_every_button_does_what_it_says(serve: Serve, tab: OpenTab) -> None:
-    site = serve(config={**TIERS, "usage_interval_s": 0.1})
+    site = serve(config={**TIERS, "usage_interval_s": 600})
     one = tab(site.url).open()
     one.say("alpha " * 50)
     alpha = card(one, "alpha")
     expect(tier_of(one, "alpha")).to_have_text("in memory")
+    expect(one.by("plot")).to_contain_text("max: ")  # ends with what is held now, whenever the last point was recorded
     unfold(one, "memory-log")
     places = (("host", "set aside in memory"), ("warm", "in memory"), ("disk", "on disk"), ("warm", "in memory"))
     for button, tier in places:

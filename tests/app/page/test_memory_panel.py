@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app import units
 from app.page import memory_panel
 from app.process_memory import ProcessMemory
 from model_runtime.interface.findings import Int8Drift
@@ -116,7 +117,7 @@ def test_an_empty_conversation_has_no_row() -> None:
 
 def test_what_does_not_matter_is_not_sent_again() -> None:
     first, later = (
-        memory_panel.draw_plot([Usage(NOW + n, MIB, 0, 0) for n in range(9)], [Tier.DEVICE], NOW + at)
+        memory_panel.draw_plot([Usage(NOW + n, MIB, 0, 0) for n in range(9)], [Tier.DEVICE], Usage(NOW + at, MIB, 0, 0))
         for at in (10, 20)
     )
     assert memory_panel.plot_worth(first, NOW + 10) == memory_panel.plot_worth(later, NOW + 20)
@@ -159,10 +160,9 @@ def test_a_check_is_shown_until_the_next_turn() -> None:
 
 def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
     history = [Usage(NOW - 5 * n, n * MIB, 0, 2 * n * MIB) for n in reversed(range(200))]
-    drawn = memory_panel.draw_plot(history, [Tier.DEVICE, Tier.DISK], NOW)
-    assert drawn is not None
+    drawn = memory_panel.draw_plot(history, [Tier.DEVICE, Tier.DISK], history[-1])
     device, disk = drawn["lines"]
-    assert len(device["points"]) <= memory_panel.MOST_POINTS
+    assert len(device["points"]) <= memory_panel.MOST_POINTS + 1
     assert (disk["points"][0][0], disk["points"][-1]) == (0.0, [1.0, 0.0])
     assert all(0 <= x <= 1 and 0 <= y <= 1 for line in drawn["lines"] for x, y in line["points"])
     assert max(y for _, y in disk["points"]) == 1.0
@@ -170,9 +170,19 @@ def test_the_plot_keeps_its_ends_and_says_itself_in_words() -> None:
     assert "in memory between 0 and 19" in drawn["words"]
 
 
-@pytest.mark.parametrize("history", [[], [Usage(NOW, 1, 1, 1)], [Usage(NOW - n, 0, 0, 0) for n in (2, 1)]])
-def test_there_is_no_plot_of_nothing(history: list[Usage]) -> None:
-    assert memory_panel.draw_plot(history, [Tier.DEVICE], NOW) is None
+@pytest.mark.parametrize("history", [[], [Usage(NOW, 0, 0, 0)], [Usage(NOW - 5, 0, 0, 0), Usage(NOW, 2 * MIB, 0, 0)]])
+@pytest.mark.parametrize("held", [0, MIB, 6 * MIB])
+def test_the_plot_ends_with_what_the_bars_show(history: list[Usage], held: int) -> None:
+    panel = memory_panel.draw(replace(VIEW, history=tuple(history), device_used_bytes=held, disk_used_bytes=0), NOW + 1)
+    shares = [next(part["share"] for part in bar["parts"] if part["name"] == "used") for bar in panel["bars"]]
+    lines = panel["plot"]["lines"]
+    assert [line["tier"] for line in lines] == [bar["tier"] for bar in panel["bars"]]
+    for share, line in zip(shares, lines, strict=True):
+        assert (line["points"][-1][1] > 0) == (share > 0)
+        assert (line["points"][0][0], line["points"][-1][0]) == (0.0, 1.0)
+    most = max(held, *(usage.device_bytes for usage in history), 0)
+    assert panel["plot"]["largest"] == (units.size(most) if most else "")
+    assert lines[0]["points"][-1][1] == (round(held / most, 3) if most else 0)
 
 
 def test_a_remote_engine_has_no_bars_and_no_actions() -> None:

@@ -36,8 +36,7 @@ def test_days_go_back_in_time_without_a_break() -> None:
 @pytest.mark.parametrize("jump", [-40 * DAY_S, 40 * DAY_S])
 def test_the_plot_never_runs_backwards(jump: float) -> None:
     history = [Usage(NOW + n * 5 + (jump if n >= 10 else 0), 100 + n, 0, 0) for n in range(20)]
-    plot = memory_panel.draw_plot(history, [Tier.DEVICE], history[-1].at)
-    assert plot is not None
+    plot = memory_panel.draw_plot(history, [Tier.DEVICE], history[-1])
     places = [x for x, _ in plot["lines"][0]["points"]]
     assert places == sorted(places)
     assert (places[0], places[-1]) == (0.0, 1.0)
