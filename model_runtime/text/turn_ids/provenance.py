@@ -55,8 +55,10 @@ def traced(
 
 def _choices(texts: Sequence[str], spelled: Passages) -> Iterator[list[Place]]:
     """Characters to be replaced, as many as possible first: the fewer, the less a template may notice."""
-    everywhere = [[(0, len(text))] for text in texts]
+    is_long = sum(map(len, texts)) > _MOST  # then it would take seconds to look at each character
+    everywhere = [[] if is_long else [(0, len(text))] for text in texts]
     found: list[list[Place]] = []
+    passages: Passages
     for passages, is_chosen in ((everywhere, _is_written), (everywhere, _is_sign), (spelled, _is_sign)):
         found.append(
             [
