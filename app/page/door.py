@@ -11,6 +11,7 @@ from typing import Any
 
 from anyio import to_thread
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,7 +40,7 @@ class Door:
         raw_path = scope.get("raw_path", b"").partition(b"?")[0]
         if scope["type"] == "http" and not scope.get("root_path"):
             if raw_path == b"/" and scope["method"] in ("GET", "HEAD"):
-                await self._page.response()(scope, receive, send)
+                await self._page.response(Request(scope))(scope, receive, send)
                 return
             if raw_path == ASK_PATH.encode() and scope["method"] == "POST":
                 await self._ask(scope, receive, send)

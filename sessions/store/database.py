@@ -7,6 +7,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from sessions.text_search import excerpt, holds
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 5.0
+LOG_AGAIN_AFTER_S = 60.0  # the same error: a full disk is tried twice a second, and its log may be on that disk
 CLOSE_TIMEOUT_S = 5.0  # how long `close` waits for a thread that is reading
 CACHE_KIB = 512  # per connection, and every serving thread has one; the pages are in the kernel's cache anyway
 
@@ -47,6 +49,7 @@ class Database:
         self._connections_lock = threading.Lock()
         self._writer = threading.RLock()
         self._trouble = ""
+        self._logged = ("", 0.0)  # the last error and when
         self._writes = 0
         self._closed = False
         self._files: dict[Path, tuple[int, int]] = {}  # device and inode of each opened file
@@ -104,6 +107,7 @@ class Database:
                 self._trouble = str(error)
             raise
         self._trouble = ""
+        self._logged = ("", 0.0)
 
     def moved(self) -> str:
         """A sentence if the database or its WAL was deleted or replaced since it was opened; otherwise ""."""
@@ -202,6 +206,12 @@ class Database:
         finally:
             self._writer.release()
 
+    def _log(self, error: str) -> None:
+        logged, at = self._logged
+        if error != logged or time.monotonic() - at > LOG_AGAIN_AFTER_S:
+            self._logged = (error, time.monotonic())
+            log.error("store_error path=%s error=%s", self.path, error)
+
     def _refuse_moved(self) -> None:
         if moved := self.moved():
             raise StoreError(moved)
@@ -226,7 +236,7 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            log.error("store_error path=%s error=%s", self.path, error)
+            self._log(str(error))
             raise StoreError(_sentence(error, self.path)) from error
 
 

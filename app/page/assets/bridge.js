@@ -7,12 +7,17 @@ const LOGGED_OUT = "You are logged out. What you wrote is still here after the n
 const WATCH_MS = 2000;
 const PATIENCE_MS = 120000;
 const HEALTH_MS = 5000;
+const LEAVING_MS = 3000;
 const MESSAGES = ["send", "edit"]; // they are sent to the end even if the tab is closed right away
 const LONGEST_OUTLIVING = 15000; // characters: browsers take 64 KiB of such requests
 
 // Times are written as the reader's clock shows them.
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone ?? "";
 let queue = Promise.resolve();
+let leftAt = -Infinity;
+addEventListener("beforeunload", () => {
+  leftAt = performance.now();
+});
 
 // Resolves with the reply, or with a sentence as its `error`. It is `lost` where none came.
 export async function ask(name, details = {}) {
@@ -36,6 +41,9 @@ export async function ask(name, details = {}) {
     const refused = reply !== null && response.status < 500;
     return { error: sentence ?? (refused ? REFUSED : LOST), lost: true };
   } catch {
+    // A page that is left loses its requests. It does not become one that was not answered: what it would do then, with
+    // what is written, is not what is found after a reload.
+    if (performance.now() - leftAt < LEAVING_MS) await new Promise((resolve) => setTimeout(resolve, LEAVING_MS));
     return { error: LOST, lost: true };
   } finally {
     stopWatching();

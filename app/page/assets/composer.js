@@ -1,12 +1,13 @@
 // The message box. What is sent leaves it at once, and comes back if the server does not take it.
+import { aheadSwitch, isAheadOn } from "./ahead.js";
 import { ask } from "./bridge.js";
 import { on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
-import { el, icon, iconButton, textButton } from "./dom.js";
+import { el, icon } from "./dom.js";
 import * as drafts from "./drafts.js";
-import { isTouch, sends } from "./keys.js";
-import { sendingHere } from "./sending.js";
-import { browserStorage } from "./storage.js";
+import { isComposedIn, isTouch, sends } from "./keys.js";
+import { problemLine } from "./problem.js";
+import { STILL_SENDING, sendingHere } from "./sending.js";
 
 // Soon after a key: once the draft is unchanged for a moment, the model reads all of it, until Enter is pressed.
 const COUNT_AFTER_MS = 30;
@@ -17,23 +18,14 @@ const HIGHEST_PX = 260;
 const FILLS_THE_BOX = 20000; // characters, on any screen
 const RUNNING = "An answer is being written. Wait for its end, or stop it.";
 const EMPTY = "Write a message first.";
-const SENDING = "Another message is still being sent.";
 
 export function mount(element, facts) {
-  const problem = el("p", { class: "kw-problem", role: "alert", "data-testid": "problem" });
-  const remedy = el("span", { class: "kw-remedy" });
-  const problemBox = el(
-    "div",
-    { class: "kw-problem-box", hidden: true },
-    problem,
-    remedy,
-    iconButton("close", "Dismiss", () => show("")),
-  );
+  const { box: problemBox, show, said } = problemLine();
   // The message box is in the page from the beginning, and may be written in already.
   const area = element.querySelector(".kw-composer-text");
   area.enterKeyHint = isTouch() ? "enter" : "send";
   const button = el("button", { type: "button", class: "kw-button kw-primary kw-send", on: { click: press } });
-  const ahead = facts?.reads_ahead ? aheadSwitch() : null;
+  const ahead = facts?.reads_ahead ? aheadSwitch(aheadChanged) : null;
   const count = el("span", { class: "kw-count kw-figures", "data-testid": "count" });
   const context = el("span", { class: "kw-context", "data-testid": "context" });
   const contextFill = el("span", { class: "kw-context-fill" });
@@ -50,6 +42,8 @@ export function mount(element, facts) {
   let hasNoPlace = true; // what is written belongs to a conversation that is asked for
   let recalled = ""; // the stored draft that was put into the box
   let aside = ""; // a stored draft, as long as the box holds what was written before the draft could be put there
+  let isForNew = false; // what is written is for a new conversation that was asked for
+  let isOwed = false; // `aside` belongs into the box as soon as the input method has composed
   let counter = 0;
   let countedAt = -Infinity;
   let counting = false;
@@ -68,7 +62,7 @@ export function mount(element, facts) {
 
   async function submit(text = area.value) {
     if (state.sending) {
-      if (text.trim()) show(sendingHere() ? RUNNING : SENDING);
+      if (text.trim()) show(sendingHere() ? RUNNING : STILL_SENDING);
     } else if (state.run && !hasNoPlace) show(RUNNING);
     else if (!text.trim()) show(EMPTY);
     else {
@@ -89,23 +83,50 @@ export function mount(element, facts) {
 
   // Before what was written meanwhile; a stored draft waits again.
   function putBack(text) {
-    if (area.value && area.value === recalled) {
+    if (isComposedIn(area)) owe(text);
+    else if (area.value && area.value === recalled) {
       aside = recalled;
       setText(text);
-    } else setText([text, area.value].filter(Boolean).join("\n"));
+      toItsEnd();
+    } else {
+      setText(lines(text, area.value));
+      toItsEnd();
+    }
+  }
+
+  function owe(text) {
+    aside = lines(text, aside);
+    isOwed = true;
+    keep();
+  }
+
+  function pay() {
+    if (!isOwed || isComposedIn(area)) return;
+    const text = lines(aside, area.value);
+    aside = "";
+    isOwed = false;
+    setText(text);
+    toItsEnd();
+  }
+
+  function toItsEnd() {
     area.setSelectionRange(area.value.length, area.value.length);
   }
 
   function recall(draft) {
     recalled = draft;
     aside = "";
+    isOwed = false;
     setText(draft);
   }
 
   // In the conversation that is open now. A stored draft waits behind what was written before it was known.
-  function settle(written) {
+  function settle() {
+    const [written, waiting] = hasNoPlace ? [area.value, aside] : ["", ""];
+    hasNoPlace = false;
+    isForNew = false;
     const stored = drafts.recall(state.conversationId);
-    const kept = stored === state.sending?.text ? "" : stored;
+    const kept = lines(waiting, stored === state.sending?.text ? "" : stored);
     if (!written || written === kept) recall(kept);
     else {
       aside = kept;
@@ -114,13 +135,23 @@ export function mount(element, facts) {
   }
 
   function setText(text) {
-    area.value = text;
+    if (area.value !== text) area.value = text; // the same text again would break off an input method
     changed();
   }
 
-  // On a phone the focus would bring up the keyboard over the answer.
+  // In this tab, across a reload.
+  function keep() {
+    const unplaced = state.sending?.conversationId === "" ? state.sending.text : "";
+    if (hasNoPlace) drafts.keepUnplaced(area.value, lines(unplaced, aside), isForNew);
+    else {
+      drafts.keepUnplaced("", unplaced, false);
+      drafts.remember(state.conversationId, area.value, aside);
+    }
+  }
+
+  // On a phone the focus would bring up the keyboard over the answer. It is not taken from what is written elsewhere.
   function focus() {
-    if (matchMedia("(hover: hover)").matches) area.focus();
+    if (matchMedia("(hover: hover)").matches && !document.activeElement?.matches("input, textarea")) area.focus();
   }
 
   function changed() {
@@ -128,7 +159,7 @@ export function mount(element, facts) {
     const fills = area.value.length > FILLS_THE_BOX;
     if (!fills) area.style.height = "auto";
     area.style.height = `${fills ? HIGHEST_PX : Math.min(HIGHEST_PX, area.scrollHeight)}px`;
-    if (!hasNoPlace) drafts.remember(state.conversationId, area.value, aside);
+    keep();
     if (!area.value.trim()) {
       clearTimeout(counter);
       counter = 0;
@@ -168,27 +199,10 @@ export function mount(element, facts) {
     wasRead = "";
   }
 
-  function aheadSwitch() {
-    const toggle = textButton("Read as I type", () => {
-      toggle.setAttribute("aria-pressed", String(!isAheadOn(toggle)));
-      keepChoice(isAheadOn(toggle));
-      if (isAheadOn(toggle)) changed();
-      else forgetDraft();
-      area.focus();
-    });
-    toggle.classList.add("kw-ahead");
-    toggle.dataset.testid = "read-ahead";
-    toggle.title = "Read my message while I type, so that sending it costs almost nothing. A draft is never stored.";
-    toggle.setAttribute("aria-pressed", String(keptChoice()));
-    return toggle;
-  }
-
-  // `news` is a sentence, "" for none, or a sentence with a remedy: {text, label, press}.
-  function show(news) {
-    const { text, label, press: remedies } = typeof news === "string" ? { text: news } : news;
-    problem.textContent = text;
-    problemBox.hidden = !text;
-    remedy.replaceChildren(...(label ? [textButton(label, remedies, { class: "kw-small" })] : []));
+  function aheadChanged() {
+    if (isAheadOn(ahead)) changed();
+    else forgetDraft();
+    area.focus();
   }
 
   function drawButton() {
@@ -212,6 +226,7 @@ export function mount(element, facts) {
   }
 
   area.addEventListener("input", changed);
+  area.addEventListener("compositionend", () => setTimeout(pay)); // its last input may follow
   area.addEventListener("keydown", (event) => {
     if (!sends(event)) return;
     event.preventDefault();
@@ -221,9 +236,10 @@ export function mount(element, facts) {
   on("focus", () => area.focus());
   on("example", (text) => submit(text));
   on("draft", (text) => {
-    if (!area.value) setText(text);
+    if (isComposedIn(area)) owe(text);
+    else if (!area.value) setText(text);
     else if (area.value !== text) {
-      aside = [aside, text].filter(Boolean).join("\n");
+      aside = lines(aside, text);
       changed();
     }
     focus();
@@ -231,7 +247,9 @@ export function mount(element, facts) {
   for (const name of ["run", "sending"]) {
     on(name, () => {
       drawButton();
-      if (!isBusy() && problem.textContent === RUNNING) show("");
+      const isOver = { [RUNNING]: !isBusy(), [STILL_SENDING]: !state.sending };
+      if (isOver[said()]) show("");
+      if (name === "sending") keep();
     });
   }
   // What came back because its reply was lost had arrived: it is above.
@@ -248,37 +266,29 @@ export function mount(element, facts) {
   // At once, not when the conversation has loaded: what is written or counted until then belongs to the new one.
   on("leaving", () => {
     show("");
-    const written = hasNoPlace ? area.value : "";
-    hasNoPlace = false;
-    settle(written);
+    settle();
   });
   on("beginning", () => {
+    isForNew = true;
     if (hasNoPlace) return;
     hasNoPlace = true;
-    setText("");
+    recall("");
   });
   // The conversation that was open stays, because it is empty or because there is no other.
   on("begun", () => {
-    if (!hasNoPlace || !state.conversationId) return;
-    hasNoPlace = false;
-    settle(area.value);
+    if (hasNoPlace && state.conversationId) settle();
   });
   on("opened", focus);
   drawButton();
+  // What was written in this tab before a reload, without a conversation yet.
+  const left = drafts.unplaced();
+  const before = left ? lines(left.earlier, left.text === area.value ? "" : left.text) : "";
+  if (area.value) aside = before;
+  else area.value = before;
   const entered = area.dataset.entered; // before this script had come: first.js
   if (entered) queueMicrotask(() => submit(entered)); // once all parts are there
 }
 
-function isAheadOn(toggle) {
-  return toggle?.getAttribute("aria-pressed") === "true";
-}
-
-// The choice is stored in this browser.
-
-function keepChoice(on) {
-  browserStorage.set("kw-read-ahead", on ? "on" : "off");
-}
-
-function keptChoice() {
-  return browserStorage.get("kw-read-ahead") !== "off";
+function lines(...texts) {
+  return texts.filter(Boolean).join("\n");
 }

@@ -21,7 +21,7 @@ let isTurning = false;
 
 // Opens the conversation that the address names, or an empty one.
 export function begin(conversationId) {
-  begun = conversationId ? open(conversationId, "replace") : openNew("replace");
+  begun = conversationId ? open(conversationId, "replace") : openNew(address.named() ? "push" : "replace");
   return begun;
 }
 
@@ -178,6 +178,7 @@ export async function stop() {
 
 // A second press while the first is on its way asks for nothing more.
 async function turn(action) {
+  if (state.sending) emit("problem", sending.STILL_SENDING);
   if (isTurning || state.sending) return;
   isTurning = true;
   const reply = await perform(action);

@@ -36,6 +36,25 @@
   addEventListener("click", (event) => {
     if (event.target.matches(".kw-example") && !hasScript()) box().dataset.entered = event.target.textContent;
   });
+  // And what is written until then is kept across a reload (drafts.js), behind what was kept before.
+  const key = `kw-draft-of-${document.getElementById("kw").dataset.person}`;
+  let left = {};
+  try {
+    left = JSON.parse(sessionStorage.getItem(key)) ?? left;
+  } catch {
+    // Refused, like above.
+  }
+  addEventListener("input", (event) => {
+    if (event.target !== box() || hasScript()) return;
+    const at = location.hash;
+    const earlier = [left.earlier, left.text].filter(Boolean).join("\n");
+    try {
+      const isNew = left.isNew === true && left.at === at;
+      sessionStorage.setItem(key, JSON.stringify({ text: box().value, earlier, isNew, at }));
+    } catch {
+      // Refused, like above.
+    }
+  });
   setTimeout(() => hasScript() || box().nextElementSibling.append(INCOMPLETE), START_MS);
 
   document.currentScript.remove(); // there is no script inside the page: what could be one would stand out

@@ -8,6 +8,19 @@ export function isComposing(event) {
   return event.isComposing || event.keyCode === 229;
 }
 
+let composed = null; // the field in which an input method composes
+document.addEventListener("compositionstart", (event) => {
+  composed = event.target;
+});
+document.addEventListener("compositionend", () => {
+  composed = null;
+});
+
+// Whether an input method composes in this field: a value that is set meanwhile would break that off.
+export function isComposedIn(field) {
+  return composed === field;
+}
+
 // Whether Enter on this device writes a new line, because its keyboard has no Shift+Enter.
 export function isTouch() {
   return TOUCH.matches;

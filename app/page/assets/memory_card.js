@@ -84,7 +84,8 @@ function held({ tokens, next, cold, tier }) {
 }
 
 function amount({ tokens, size }) {
-  return size === "0" ? "nothing" : `${tokens} tokens, ${size}`;
+  if (size === "0") return "nothing";
+  return tokens === "0" ? `still empty, ${size}` : `${tokens} tokens, ${size}`; // it is being brought back
 }
 
 function places({ places: kept, used, cold }) {

@@ -2,7 +2,10 @@
 import * as address from "./address.js";
 import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
+import * as drafts from "./drafts.js";
+import { takeFiles } from "./files.js";
 import { isComposing } from "./keys.js";
+import { printAll } from "./print.js";
 import { startPulse } from "./pulse.js";
 import { closeSettings, isSettingsOpen } from "./settings.js";
 import { cover, keepTabInside } from "./sheets.js";
@@ -22,8 +25,9 @@ export async function start() {
   on("sheet", drawSidebars);
   on("leaving", closeOverlays);
   watchAnswers();
+  takeFiles();
   address.onChange((id) => (id ? conversation.open(id) : conversation.openNew("replace")));
-  await conversation.begin(address.named());
+  await conversation.begin(drafts.isForNew() ? "" : address.named());
   startPulse();
   document.documentElement.dataset.keepwarm = "ready";
 }
@@ -125,12 +129,6 @@ function onEscape(target) {
   if (cancelled.done || closeSettings()) return;
   if (closeOverlays()) emit("focus");
   else if (!target.closest?.("#kw-left, #kw-right")) conversation.stop();
-}
-
-// All messages are on paper, also those that are not shown yet.
-async function printAll() {
-  await conversation.showAll();
-  print();
 }
 
 // Theme: the system's until the person chooses one (first.js).

@@ -2,6 +2,7 @@
 import { emit, state } from "./bus.js";
 import * as drafts from "./drafts.js";
 
+export const STILL_SENDING = "Another message is still being sent.";
 const NOT_YET = Number.MAX_SAFE_INTEGER; // later than every message: it was not sent yet
 
 // `editing` is the id of the message of which this is another version, 0 for a new message. The conversation is "" until

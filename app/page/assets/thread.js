@@ -2,11 +2,12 @@
 import { emit, on, state } from "./bus.js";
 import * as conversation from "./conversation.js";
 import { copyFrom, el, icon, iconButton, term, textButton } from "./dom.js";
+import * as drafts from "./drafts.js";
 import { isComposing, sends } from "./keys.js";
 import { drawProgress, progressFoot } from "./progress.js";
 import { reachable } from "./reach.js";
 import { followEnd, keepingPlace } from "./scroll.js";
-import { isApart, sendingHere } from "./sending.js";
+import { isApart, STILL_SENDING, sendingHere } from "./sending.js";
 import { drawWithThoughts } from "./thoughts.js";
 import { showTyped } from "./typed.js";
 
@@ -219,7 +220,9 @@ function edit(row, message) {
     "aria-label": "Edit this message",
     "data-testid": "editor",
   });
-  area.value = message.text;
+  const place = [state.conversationId, message.id];
+  area.value = drafts.recallEdit(...place) ?? message.text;
+  area.addEventListener("input", () => drafts.rememberEdit(...place, area.value));
   const foot = row.querySelector(":scope > .kw-foot");
   const close = () => {
     row.classList.remove("kw-editing");
@@ -235,7 +238,10 @@ function edit(row, message) {
   };
   // The new version stands in the place of the old one meanwhile. If the server does not take it, it is edited again.
   const submit = async () => {
-    if (state.sending) return;
+    if (state.sending) {
+      emit("problem", STILL_SENDING);
+      return;
+    }
     const editor = foot.firstElementChild;
     row.classList.remove("kw-editing");
     show(area.value);
@@ -243,18 +249,23 @@ function edit(row, message) {
     const isSent = await conversation.edit(message.id, area.value);
     arrived(row);
     if (isSent) {
+      drafts.forgetEdit(...place);
       close(); // the row is gone already, if its conversation is shown
       return;
     }
     show(message.text);
     row.classList.add("kw-editing");
     foot.replaceChildren(editor);
-    area.focus();
+    if (document.activeElement === document.body) area.focus(); // else the person is writing somewhere else
+  };
+  const cancel = () => {
+    drafts.forgetEdit(...place);
+    close();
   };
   area.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !isComposing(event)) {
       event.stopPropagation();
-      close();
+      cancel();
       emit("focus");
     } else if (sends(event)) {
       event.preventDefault();
@@ -272,7 +283,7 @@ function edit(row, message) {
         "div",
         { class: "kw-editor-bar" },
         el("span", { class: "kw-hint", text: "The old version stays: switch with the arrows." }),
-        textButton("Cancel", close),
+        textButton("Cancel", cancel),
         textButton("Send", submit, { class: "kw-primary", "data-testid": "editor-send" }),
       ),
     ),

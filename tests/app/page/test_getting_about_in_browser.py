@@ -123,6 +123,77 @@ def test_the_whole_conversation_is_printed(shared_site: Site, tab: OpenTab) -> N
         expect(one.page.locator(screen_only).first).to_be_hidden()
 
 
+TERMS = " + ".join(f"a_{{{number}}}" for number in range(60))
+COLUMNS = 12
+WIDE_ANSWER = f"""A word, `code`, a [link](https://example.invalid) and a note[^1].
+
+| {" | ".join(["averylongwordinaheading"] * COLUMNS)} |
+|{"--|" * COLUMNS}
+| {" | ".join(["somewhatlong"] * COLUMNS)} |
+
+$$ {TERMS} $$
+
+```python
+def flows(n): return "{"down " * 60}"  # always
+```
+
+> said
+
+{"".join("  " * depth + "- deep" + chr(10) for depth in range(16))}
+[^1]: The note.
+"""
+# The least contrast of what is written in answers, against the next ground behind it.
+LEAST_CONTRAST = """() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => {
+    const [r, g, b] = parts(colour).map((v) => (v / 255 <= 0.04045 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = getComputedStyle(node).backgroundColor;
+      if ((parts(colour)[3] ?? 1) > 0) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const written = [...document.querySelectorAll(".kw-title, .kw-model, .md, .md *")].filter(
+    (node) => node.checkVisibility() && [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim()),
+  );
+  const contrasts = written.map((node) => {
+    const [low, high] = [getComputedStyle(node).color, ground(node)].map(light).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  });
+  return Math.min(...contrasts);
+}"""
+BESIDE_THE_PAPER = """() => [...document.querySelectorAll(".kw-message, .kw-message *")]
+  .filter((node) => node.checkVisibility() && node.getBoundingClientRect().right > innerWidth + 1)
+  .map((node) => node.outerHTML.slice(0, 60))"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_is_printed_is_dark_on_white_and_nothing_is_beside_the_paper(
+    one: Tab, shared_site: Site, theme: str
+) -> None:
+    shared_site.engine.answer = lambda _: (*WIDE_ANSWER.encode(), 256)
+    size = one.page.viewport_size
+    assert size is not None
+    one.say("alpha")
+    one.page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+    one.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    one.page.emulate_media(media="print")
+    one.page.set_viewport_size({"width": 680, "height": 900})
+    try:
+        assert one.page.evaluate(LEAST_CONTRAST) >= 4.5
+        assert one.page.evaluate(BESIDE_THE_PAPER) == []
+        for ground in ("html", "body"):
+            assert one.page.locator(ground).evaluate("n => getComputedStyle(n).backgroundColor") == "rgb(255, 255, 255)"
+        assert one.page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+    finally:
+        one.page.emulate_media(media="null")
+        one.page.set_viewport_size(size)
+        one.page.evaluate("document.documentElement.dataset.theme = 'light'")
+
+
 def sheets_of_paper(one: Tab) -> int:
     return len(re.findall(rb"/Type\s*/Page\b", one.page.pdf()))
 
@@ -137,8 +208,9 @@ def test_nothing_vanishes_in_forced_colours(shared_site: Site, tab: OpenTab) -> 
     for edged in (".user-row .kw-message", ".kw-bar", ".kw-context-bar", "#kw-open-settings"):
         width = one.page.locator(edged).first.evaluate("n => parseFloat(getComputedStyle(n).borderTopWidth)")
         assert width >= 1, edged
-    chosen = one.page.locator(".kw-row[aria-current]")
-    assert chosen.evaluate("n => getComputedStyle(n).outlineStyle") == "solid"
+    one.by("composer").focus()
+    for chosen in (".kw-row[aria-current]", ".kw-composer"):
+        assert one.page.locator(chosen).evaluate("n => getComputedStyle(n).outlineStyle") == "solid", chosen
 
 
 BLOCKED = """for (const area of {areas})

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from playwright.sync_api import Error, Locator, Route, expect
+from playwright.sync_api import CDPSession, Error, Locator, Route, expect
 
 from tests.app.site import Site, Tab
 from tests.polling import until
@@ -284,6 +284,107 @@ def test_another_version_that_was_not_sent_is_still_being_edited(one: Tab) -> No
     one.page.keyboard.press("Escape")
     expect(one.message(0)).to_have_text("first")
     expect(one.by("composer")).to_have_value("")
+
+
+def test_another_version_is_kept_as_it_is_written(one: Tab) -> None:
+    one.say("first")
+    one.messages.nth(0).hover()
+    one.messages.nth(0).get_by_test_id("edit").click()
+    one.by("editor").fill("half a second")
+    one.reload()
+    expect(one.message(0)).to_have_text("first")
+    for value, key in (("half a second", "Escape"), ("first", "Escape")):
+        one.messages.nth(0).hover()
+        one.messages.nth(0).get_by_test_id("edit").click()
+        expect(one.by("editor")).to_have_value(value)
+        one.by("editor").press(key)
+
+
+def test_while_a_message_is_on_its_way_nothing_else_is_silently_refused(one: Tab) -> None:
+    one.say("alpha")
+    held = Held(one)
+    one.write("beta")
+    held.wait()
+    one.messages.nth(0).hover()
+    one.messages.nth(0).get_by_test_id("edit").click()
+    one.by("editor").fill("gamma")
+    one.by("editor").press("Enter")
+    expect(one.by("problem")).to_have_text("Another message is still being sent.")
+    expect(one.by("editor")).to_have_value("gamma")
+    held.release()
+    expect(one.message(3)).to_have_text("You said: beta")
+    expect(one.by("problem")).to_be_hidden()
+    one.wait_idle()
+    one.by("editor").press("Enter")
+    expect(one.message(1)).to_have_text("You said: gamma")
+    one.wait_idle()
+
+
+def compose(session: CDPSession, text: str) -> None:
+    at = len(text)
+    session.send("Input.imeSetComposition", {"text": text, "selectionStart": at, "selectionEnd": at})
+
+
+def test_what_comes_back_waits_for_the_input_method(one: Tab) -> None:
+    one.say("before")
+    session = one.page.context.new_cdp_session(one.page)
+    held = Held(one)
+    one.write("alpha")
+    held.wait()
+    ends = "addEventListener('compositionend', () => { window.ends = (window.ends ?? 0) + 1 })"
+    one.page.evaluate(f"() => {{ window.ends = 0; {ends} }}")
+    compose(session, "にほ")
+    held.lose()
+    expect(one.by("problem")).to_contain_text(LOST)
+    compose(session, "にほん")
+    expect(one.by("composer")).to_have_value("にほん")
+    assert one.page.evaluate("window.ends") == 0
+    session.send("Input.insertText", {"text": "日本"})
+    expect(one.by("composer")).to_have_value("alpha\n日本")
+    one.reload()
+    expect(one.by("composer")).to_have_value("alpha\n日本")
+
+
+def test_an_editor_that_comes_back_leaves_the_input_method_alone(one: Tab) -> None:
+    one.say("first")
+    session = one.page.context.new_cdp_session(one.page)
+    held = Held(one, '"action":"edit"')
+    edit(one, "second")
+    held.wait()
+    one.by("composer").click()
+    compose(session, "にほ")
+    held.lose()
+    expect(one.by("editor")).to_have_value("second")
+    compose(session, "にほん")
+    session.send("Input.insertText", {"text": "日本"})
+    expect(one.by("composer")).to_have_value("日本")
+    expect(one.by("composer")).to_be_focused()
+    one.by("editor").press("Escape")
+
+
+@pytest.mark.parametrize("how", ["written", "sent"])
+def test_after_new_a_reload_keeps_what_has_no_conversation_yet(one: Tab, how: str) -> None:
+    one.say("alpha")
+    old = here(one)
+    asked = Held(one, '"ask":"new"')
+    one.by("new").click()
+    asked.wait()
+    one.by("composer").fill("beta")
+    if how == "sent":
+        one.by("composer").press("Enter")
+        expect(sending(one)).to_be_visible()
+        one.by("composer").press_sequentially("gamma")
+    one.reload()
+    expect(one.by("welcome")).to_be_visible()
+    expect(one.by("composer")).to_have_value("beta" if how == "written" else "beta\ngamma")
+    assert here(one) != old
+    one.page.go_back()
+    expect(one.message(0)).to_have_text("alpha")
+    expect(one.by("composer")).to_have_value("")
+    one.page.go_forward()
+    expect(one.by("composer")).to_have_value(re.compile("^beta"))
+    one.reload()
+    expect(one.by("composer")).to_have_value(re.compile("^beta"))
 
 
 def test_a_tab_that_is_closed_right_after_enter_has_sent_it(shared_site: Site, tab: OpenTab) -> None:

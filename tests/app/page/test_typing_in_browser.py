@@ -92,6 +92,41 @@ def test_enter_on_a_phone_begins_a_line_and_the_button_sends(shared_site: Site, 
     one.wait_idle()
 
 
+GIVE = """([event, name, content, target]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(content)], name));
+  const init = { bubbles: true, cancelable: true };
+  const given = event === "paste" ? new ClipboardEvent(event, { ...init, clipboardData: data })
+    : new DragEvent(event, { ...init, dataTransfer: data });
+  return document.querySelector(target).dispatchEvent(given);
+}"""
+
+
+def give(one: Tab, event: str, name: str, content: bytes, target: str = "#kw-thread") -> bool:
+    """Drops or pastes a file. Whether the browser does what it does by itself: it leaves the page."""
+    return bool(one.page.evaluate(GIVE, [event, name, list(content), target]))
+
+
+def test_a_files_text_goes_into_the_message(one: Tab) -> None:
+    one.by("composer").fill("Read this: ")
+    assert not give(one, "dragover", "a.py", b"")
+    assert not give(one, "drop", "a.py", "x = 'é'\r\n".encode())
+    expect(one.by("composer")).to_have_value("Read this: x = 'é'\n")
+    for event, name, content in (("paste", "cat.png", b"\x89PNG\0"), ("drop", "old.txt", "é".encode("latin-1"))):
+        assert not give(one, event, name, content)
+        expect(one.by("problem")).to_contain_text(f"“{name}” is not text")
+    assert not give(one, "drop", "big.txt", b"x" * (2**20 + 1))
+    expect(one.by("problem")).to_contain_text("“big.txt” is too large")
+    expect(one.by("composer")).to_have_value("Read this: x = 'é'\n")
+    one.say("alpha")
+    one.messages.nth(0).hover()
+    one.messages.nth(0).get_by_test_id("edit").click()
+    assert not give(one, "drop", "b.py", b"y", "[data-testid=editor]")
+    expect(one.by("editor")).to_have_value(re.compile("y"))
+    expect(one.by("composer")).to_have_value("")
+    one.by("editor").press("Escape")
+
+
 def test_every_text_is_written_from_the_side_where_it_begins(one: Tab) -> None:
     arabic = "مرحبا، كيف حالك اليوم؟"
     one.by("composer").fill(arabic)
