@@ -66,7 +66,7 @@ class SessionManager:
         self.turns = Turns(store, engine, template, config, self.runs, self.memory)
         self.completions = StatelessTurns(store, engine, template, config, self.runs, self.turns)
         self.raw_completions = RawTurns(store, engine, template, config, self.turns, self.completions.placements)
-        self.responses = NamedResponses(store, engine, template, self.runs, self.turns.limits, config.max_message_bytes)
+        self.responses = NamedResponses(store, engine, template, self.runs, self.turns, config.max_message_bytes)
         self._actions = MemoryActions(store, self.runs, self.memory, engine.info)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
         self._views = Views(store, engine, self.memory, self.background.verifier, self.runs, config)

@@ -26,8 +26,8 @@ from sessions.store.store import Store
 from sessions.store.tables.added_items import AddedItem
 from sessions.store.tables.responses import StoredResponse
 from sessions.text import clean_exactly, mib, refuse_if_huge
-from sessions.turns.limits import TurnLimits
 from sessions.turns.run import Run, RunTable
+from sessions.turns.turn import Turns
 from sessions.types import ConversationSettings, MessageView
 
 MOST_ADDED_ITEMS = 20_000  # of a conversation, as many as a request may have
@@ -71,10 +71,11 @@ class NamedResponses:
         engine: Engine,
         template: TurnTemplate,
         runs: RunTable,
-        limits: TurnLimits,
+        turns: Turns,
         most_message_bytes: int,
     ) -> None:
-        self._limits = limits
+        self._limits = turns.limits
+        self._unstored = turns.recorder.kept
         self._most_message_bytes = most_message_bytes
         self._store = store
         self._engine = engine
@@ -95,7 +96,7 @@ class NamedResponses:
         conversation = self._store.conversation(owner_id, conversation_id)
         if self._runs.is_busy(conversation_id):
             raise ConversationBusy("An answer is being written in this conversation. Wait for it to end.")
-        path = self._store.messages.path(conversation.leaf_id)
+        path = self._as_ended(self._store.messages.path(conversation.leaf_id))
         prompt = conversation.settings.system_prompt if keeps_prompt else ""
         items = SystemItems((ChatMessage("system", prompt),) if prompt else ())
         if conversation.system_items:
@@ -105,8 +106,10 @@ class NamedResponses:
     def find(self, owner_id: str, response_id: str) -> NamedResponse:
         """A response with its answer as it is now."""
         found = self._stored(owner_id, response_id)
-        kept, path = json.loads(found.body), self._store.messages.last_nodes(found.message_id)
+        kept, path = json.loads(found.body), self._as_ended(self._store.messages.last_nodes(found.message_id))
         view = self._store.messages.view(path[-1].message_id)
+        if end := self._unstored.end_of(view.message_id):
+            view = replace(view, status=end.status, note=end.note, receipt=end.receipt)
         said, (thought_chars, text_chars) = answer_of(path, self._template), kept["asked"]["begun_chars"]
         said = replace(said, thoughts=said.thoughts[thought_chars:], text=said.text[text_chars:])
         return NamedResponse(kept["body"], view, said, kept["asked"]["prompt_tokens"], path[-1].finish_reason)
@@ -193,3 +196,10 @@ class NamedResponses:
     def _path_of(self, owner_id: str, response_id: str) -> tuple[dict[str, Any], tuple[Node, ...], str]:
         found = self._stored(owner_id, response_id)
         return json.loads(found.body), self._store.messages.path(found.message_id), found.conversation_id
+
+    def _as_ended(self, path: Sequence[Node]) -> tuple[Node, ...]:
+        """With an answer that could not be stored yet as it ended: its client has it already."""
+        if not path or (end := self._unstored.end_of(path[-1].message_id)) is None:
+            return tuple(path)
+        last = replace(path[-1], text=end.text, status=end.status, finish_reason=end.reason)
+        return (*path[:-1], replace(last, history_hash=end.history_hash))

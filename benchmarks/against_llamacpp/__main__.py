@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _speeds(match: Match, options: argparse.Namespace) -> dict[str, float]:
-    sizes = Sizes(options.tokens, options.histories, options.read, options.repeats, options.reads)
+    kept_in = options.files / f"histories-{match.name.partition('_')[0]}"
+    kept_in.mkdir(exist_ok=True)
+    sizes = Sizes(options.tokens, options.histories, options.read, options.repeats, options.reads, kept_in)
     found, figures = Found(), dict[str, float]()
     with opened(options.llama_python, match, options.activations, options.threads, sizes, found) as duel:
         for name in duel.measure(found):

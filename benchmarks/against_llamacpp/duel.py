@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from benchmarks.against_llamacpp.llama_cpp_side import LlamaCpp
 from benchmarks.against_llamacpp.memory import forget_peak, peak_bytes, resident_bytes
@@ -24,13 +25,15 @@ _CLEARLY = 1.1  # flash attention that is so much slower than none at one histor
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is measured: tokens of an answer, of each history, of the prompt that is read, and how often."""
+    """What is measured: tokens of an answer, of each history, of the prompt that is read, and how often. Histories that
+    llama.cpp read untimed are `kept_in` a folder."""
 
     tokens: int
     histories: Sequence[int]
     read: int
     repeats: int
     reads: int
+    kept_in: Path
 
     @property
     def context_tokens(self) -> int:
@@ -69,7 +72,7 @@ class Duel:
             else:
                 answer(self._engine, kv, prompt, 1)
                 for other in self._others:
-                    other.read_s(prompt, kept)
+                    other.recall(prompt, kept, self._sizes.kept_in)
             kept = len(prompt)
             if history in sizes.histories:
                 found.speeds[f"decode_{history}"] = self._decode(kv, prompt)

@@ -26,6 +26,12 @@ class LlamaCpp:
         """Seconds of reading `ids`, of which it has the first `kept`, up to the next token."""
         return float(self._ask(do="read", ids=list(ids), kept=kept))
 
+    def recall(self, ids: Sequence[int], kept: int, folder: Path) -> None:
+        """Has `ids` in memory afterwards. Reading takes minutes and is not timed, so the memory is kept in `folder`: it
+        fits every format of a shape, and how long a step takes does not depend on what it says."""
+        path = folder / f"{len(ids)}-tokens-flash-{self.flash}.state"
+        self._ask(do="recall", ids=list(ids), kept=kept, path=str(path))
+
     def decode_s(self, tokens: int) -> float:
         """Seconds of so many greedy steps, which it forgets afterwards."""
         return float(self._ask(do="decode", tokens=tokens))

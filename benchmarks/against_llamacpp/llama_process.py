@@ -2,13 +2,15 @@
 
 FLASH is "on" or "off". KVs are float16. Prints what the library was built for, then answers each line of JSON on its
 standard input with one: `read` feeds ids behind the first `kept` tokens, `decode` goes on greedily and takes its tokens
-back, `loss` is the mean negative log-likelihood of ids. `benchmarks.against_llamacpp` starts it.
+back, `loss` is the mean negative log-likelihood of ids, `recall` takes the memory of ids from a file.
+`benchmarks.against_llamacpp` starts it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
 import time
 
@@ -44,6 +46,21 @@ class Llama:
             self._feed(ids[start : start + MOST_TOKENS])
         self._next = self._best()
         return time.perf_counter() - begin
+
+    def recall(self, ids: list[int], kept: int, path: str) -> float:
+        """Has `ids` in memory afterwards: from the file, or read, and then kept there."""
+        if os.path.exists(path):
+            self._crop(0)
+            room, count = (library.llama_token * len(ids))(), ctypes.c_size_t()
+            file = path.encode()
+            assert library.llama_state_seq_load_file(self._context, file, 0, room, len(ids), ctypes.byref(count))
+            assert list(room[: count.value]) == ids, f"{path} is another history: delete it"
+            self._length, self._next = len(ids), ids[-1]
+            return 0.0
+        seconds = self.read(ids, kept)
+        tokens = (library.llama_token * len(ids))(*ids)
+        assert library.llama_state_seq_save_file(self._context, path.encode(), 0, tokens, len(ids))
+        return seconds
 
     def decode(self, tokens: int) -> float:
         """Seconds of `tokens` steps. The memory is as before afterwards."""

@@ -9,28 +9,18 @@
 
 #include <math.h>
 
-#include "vectors.h"
+#include "keys.h"
 
 #define SPLIT_KEYS 256
-#define CHUNK_KEYS 64 /* keys transposed and scored at a time: 16 KiB of a 64-wide head */
 #define BLOCK_QUERIES 96
-#define MAX_DIM 256
 #define WIDE 4 /* vectors of a register block */
 
-/* Numbers of a slab or of a buffer: floats, or halves. */
-typedef struct {
-    const void *numbers;
-    int is_half;
-} Numbers;
-
-INLINE floats load_from(Numbers from, size_t at) {
-    return from.is_half ? load_halves((const uint16_t *)from.numbers + at) : load((const float *)from.numbers + at);
-}
-
-INLINE Numbers from_number(Numbers numbers, size_t start) {
-    const size_t width = numbers.is_half ? sizeof(uint16_t) : sizeof(float);
-    return (Numbers){(const char *)numbers.numbers + start * width, numbers.is_half};
-}
+/* Keeps GCC from reading a vector again for each product: two reads of 64 bytes take as long as two products. */
+#if defined(__AVX512F__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#else
+#define IN_REGISTER(v)
+#endif
 
 /* c[rows][0..64) (+)= a[rows][k] * b[k][0..64): the register block of both products of attention. */
 INLINE void multiply_block(int rows, int k, const float *a, int a_stride, Numbers b, int b_stride, float *c,
@@ -43,7 +33,10 @@ INLINE void multiply_block(int rows, int k, const float *a, int a_stride, Number
     for (int i = 0; i < k; i++) {
         floats row[WIDE];
 #pragma GCC unroll 4
-        for (int v = 0; v < wide; v++) row[v] = load_from(b, (size_t)i * b_stride + v * LANES);
+        for (int v = 0; v < wide; v++) {
+            row[v] = load_from(b, (size_t)i * b_stride + v * LANES);
+            IN_REGISTER(row[v]);
+        }
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -89,93 +82,6 @@ static void multiply_small(int rows, int k, int width, const float *a, int a_str
     }
 }
 
-#if defined(__AVX512F__)
-#define BLOCK 16
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif defined(__AVX__)
-#define BLOCK 8
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define BLOCK 4
-#define LOW 0, 4, 1, 5
-#define HIGH 2, 6, 3, 7
-#endif
-
-typedef float block_row __attribute__((vector_size(4 * BLOCK)));
-typedef int32_t block_places __attribute__((vector_size(4 * BLOCK)));
-
-#if defined(__clang__)
-#define INTERLEAVE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, (block_places){__VA_ARGS__})
-#endif
-
-#if BLOCK == LANES
-#define load_block load_from
-#else
-INLINE block_row load_block(Numbers from, size_t at) {
-    block_row row;
-    memcpy(&row, (const float *)from.numbers + at, sizeof row);
-    return row;
-}
-#endif
-
-/* Interleaving row i with row i + half, as often as a lane's number has bits, transposes a square. */
-INLINE void transpose_block(Numbers from, size_t from_stride, float *to, size_t to_stride) {
-    block_row rows[BLOCK], next[BLOCK];
-#pragma GCC unroll 16
-    for (int i = 0; i < BLOCK; i++) rows[i] = load_block(from, i * from_stride);
-#pragma GCC unroll 4
-    for (int step = 1; step < BLOCK; step *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < BLOCK / 2; i++) {
-            next[2 * i] = INTERLEAVE(rows[i], rows[i + BLOCK / 2], LOW);
-            next[2 * i + 1] = INTERLEAVE(rows[i], rows[i + BLOCK / 2], HIGH);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < BLOCK; i++) rows[i] = next[i];
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < BLOCK; i++) memcpy(to + i * to_stride, &rows[i], sizeof rows[i]);
-}
-
-/* Prefetches the first `count` numbers, so that they arrive while something else is computed. */
-INLINE void fetch(Numbers from, size_t count) {
-    const char *line = from.numbers, *end = from_number(from, count).numbers;
-    for (; line < end; line += 64) fetch_line(line);
-}
-
-/* The first `count` numbers as floats, in `room`; `count` is a multiple of LANES. */
-static Numbers widened(Numbers from, size_t count, float *room) {
-    for (size_t i = 0; i < count; i += LANES) store(room + i, load_from(from, i));
-    return (Numbers){room, 0};
-}
-
-INLINE void transpose_rows(Numbers keys, int dim, float *columns) {
-    for (int d = 0; d < dim; d += BLOCK)
-        transpose_block(from_number(keys, d), dim, columns + (size_t)d * CHUNK_KEYS, CHUNK_KEYS);
-}
-
-/* Keys [count][dim] -> columns [dim][CHUNK_KEYS]; columns behind `count` (rounded up to a block) are left as they are.
- * Reads nothing behind the last key. */
-static void transpose_keys(Numbers keys, int count, int dim, float *columns) {
-    float padded[BLOCK * MAX_DIM] __attribute__((aligned(64)));
-    for (int k = 0; k < count; k += BLOCK) {
-        const int here = count - k < BLOCK ? count - k : BLOCK;
-        Numbers rows = from_number(keys, (size_t)k * dim);
-        if (here < BLOCK || (rows.is_half && BLOCK != LANES)) {
-            rows = widened(rows, (size_t)here * dim, padded);
-            memset(padded + (size_t)here * dim, 0, sizeof(float) * (BLOCK - here) * dim);
-        }
-        if (rows.is_half)
-            transpose_rows((Numbers){rows.numbers, 1}, dim, columns + k);
-        else
-            transpose_rows((Numbers){rows.numbers, 0}, dim, columns + k);
-    }
-}
-
 /* What one query knows of one or more splits: greatest score, sum of exponentials, weighted values [dim]. */
 typedef struct {
     float largest, sum;
@@ -212,6 +118,43 @@ typedef struct {
     int first, count;
 } Split;
 
+/* Scores [count][SPLIT_KEYS] of `keys` keys of a chunk. Between pieces of them, their values are prefetched: many lines asked for
+ * at once would have to wait for one another, and the processor with them. */
+static void score_chunk(const float *queries, int count, Numbers keys, Numbers values, int key_count, int dim,
+                        float *columns, float *scores) {
+    int scored = 0;
+    for (int k = 0; k < key_count; k += PIECE_KEYS) {
+        const int here = key_count - k < PIECE_KEYS ? key_count - k : PIECE_KEYS;
+        const Numbers piece = from_number(keys, (size_t)k * dim);
+        fetch(from_number(values, (size_t)k * dim), (size_t)here * dim);
+        if (here == PIECE_KEYS && scored_few(count, queries, piece, dim, scores + k, SPLIT_KEYS))
+            scored = k + PIECE_KEYS;
+        else
+            transpose_keys(piece, here, dim, columns + k);
+    }
+    if (scored < key_count)
+        multiply_small(count, dim, (key_count - scored + LANES - 1) / LANES * LANES, queries, dim,
+                       (Numbers){columns + scored, 0}, CHUNK_KEYS, scores + scored, SPLIT_KEYS, 0);
+}
+
+/* Adds the `key_count` values of a chunk, times their shares [count][SPLIT_KEYS], to weighted [count][dim], or sets it. Prefetches
+ * `later` meanwhile. */
+static void add_values(const float *shares, int count, Numbers values, Numbers later, int key_count, int dim,
+                       float *room, float *weighted, int adds) {
+    const int is_widened = values.is_half && count > FEW_QUERIES;
+    for (int k = 0; k < key_count; k += PIECE_KEYS) {
+        const int here = key_count - k < PIECE_KEYS ? key_count - k : PIECE_KEYS;
+        const Numbers piece = from_number(values, (size_t)k * dim);
+        fetch(from_number(later, (size_t)k * dim), (size_t)here * dim);
+        if (is_widened)
+            widened(piece, (size_t)here * dim, room + (size_t)k * dim);
+        else
+            multiply_small(count, here, dim, shares + k, SPLIT_KEYS, piece, dim, weighted, dim, adds || k);
+    }
+    if (is_widened)
+        multiply_small(count, key_count, dim, shares, SPLIT_KEYS, (Numbers){room, 0}, dim, weighted, dim, adds);
+}
+
 /* Attends `count` queries [count][dim] (already scaled), of which number i sees keys 0..visible[i], or the last `window` of
  * these, over a split. Sets state[i] and weighted[i][dim]; a query that sees nothing here gets sum 0. */
 static void attend_split(const float *queries, const int *visible, int window, int count, const Split *split, int dim,
@@ -221,10 +164,8 @@ static void attend_split(const float *queries, const int *visible, int window, i
     for (int chunk = 0; chunk < split->count; chunk += CHUNK_KEYS) {
         const int here = split->count - chunk < CHUNK_KEYS ? split->count - chunk : CHUNK_KEYS;
         const size_t start = (size_t)chunk * dim;
-        fetch(from_number(split->values, start), (size_t)here * dim);
-        transpose_keys(from_number(split->keys, start), here, dim, columns);
-        multiply_small(count, dim, (here + LANES - 1) / LANES * LANES, queries, dim, (Numbers){columns, 0}, CHUNK_KEYS,
-                       scores + chunk, SPLIT_KEYS, 0);
+        score_chunk(queries, count, from_number(split->keys, start), from_number(split->values, start), here, dim,
+                    columns, scores + chunk);
     }
     for (int i = 0; i < count; i++) {
         const int seen = visible[i] - split->first, hidden = window ? seen - window : 0;
@@ -233,10 +174,8 @@ static void attend_split(const float *queries, const int *visible, int window, i
     for (int chunk = 0; chunk < split->count; chunk += CHUNK_KEYS) { /* few enough to stay in the first-level cache */
         const int here = split->count - chunk < CHUNK_KEYS ? split->count - chunk : CHUNK_KEYS;
         const size_t start = (size_t)chunk * dim;
-        fetch(from_number(split->later, start), (size_t)here * dim);
-        Numbers values = from_number(split->values, start);
-        if (values.is_half && count > 4) values = widened(values, (size_t)here * dim, columns);
-        multiply_small(count, here, dim, scores + chunk, SPLIT_KEYS, values, dim, weighted, dim, chunk > 0);
+        add_values(scores + chunk, count, from_number(split->values, start), from_number(split->later, start), here,
+                   dim, columns, weighted, chunk > 0);
     }
 }
 

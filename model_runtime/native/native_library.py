@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 
 _INTEGER_HEADERS = ("amx", "activations", "dots", "integer_codes", "amx_matrix", "integer_matrix")
-_HEADERS = ("vectors", "scales", "matrix", *_INTEGER_HEADERS, "attention", "phases")
+_HEADERS = ("vectors", "scales", "codes", "matrix", *_INTEGER_HEADERS, "keys", "attention", "phases")
 _SOURCES = (*(f"{name}.h" for name in _HEADERS), "step.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _COMPILE_TIMEOUT_S = 120

@@ -24,11 +24,11 @@ from model_runtime.text import thoughts
 from model_runtime.text.encoding import ShortestEncoding, TokenizerFailed, ids_of, text_of
 from model_runtime.text.plain_text import control_contents, exact_copy, hidden_tokens
 from model_runtime.text.raw_text import RawText
-from model_runtime.text.template_check import check_template
+from model_runtime.text.template_check import check_template, string_constants
 from model_runtime.text.template_variables import readable_variables
 from model_runtime.text.thoughts import ThoughtsApart
 from model_runtime.text.tool_calls import probe_tool_format
-from model_runtime.text.turn_ids.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of
+from model_runtime.text.turn_ids.frame import ANSWER, HISTORY, REWRITES, Frame, frame_of, reads_earlier_texts
 from model_runtime.text.turn_ids.rendering import Rendered, Renderer, Span, parsed_tools, written_tools
 from model_runtime.text.turn_ids.turn_encoder import TurnEncoder
 
@@ -93,9 +93,10 @@ class ChatTemplate(ThoughtsApart):
         self._find_frames()
         frame = self._frame
         frames = "".join((frame.opening, frame.second_prompt, frame.glue, *self._other_frames()))
-        # An answer may contain control tokens that no turn starts or ends with (thoughts, calls), but not those of the
-        # next speaker.
-        self._encoder.allow_in_answers(c for c in controls if c not in self._special_tokens and c not in frames)
+        # An answer may contain control tokens that no turn starts or ends with (calls), but not those of the next
+        # speaker; and those of thoughts, which some templates write before an answer that has none.
+        own = (c for c in controls if c not in frames or c in (thoughts.BEGIN, thoughts.END))
+        self._encoder.allow_in_answers(c for c in own if c not in self._special_tokens)
         self._tool_format = probe_tool_format(self._renderer.render, self._is_hidden)
         for text in _SAMPLE_TEXTS:
             self.plain(self.first_turn("", text))
@@ -104,6 +105,7 @@ class ChatTemplate(ThoughtsApart):
     def _find_frames(self) -> None:
         self._trims = {role: self._is_trimmed(role) for role in _ROLES}
         self._frame_of = lru_cache(_KEPT_FRAMES)(self._find_frame)
+        self._reads_texts = reads_earlier_texts(self._renderer, string_constants(self._template))
         self._frame = self._first_frame()
 
     def with_variables(self, values: str) -> ChatTemplate:
@@ -319,7 +321,8 @@ class ChatTemplate(ThoughtsApart):
     def _find_frame(self, system_prompt: str, tools: tuple[str, ...]) -> Frame:
         has_thoughts, definitions = "</think>" in self._template, self._definitions(tools)
         try:
-            return frame_of(self._renderer, _system(system_prompt), definitions, has_thoughts)
+            frame = frame_of(self._renderer, _system(system_prompt), definitions, has_thoughts)
+            return replace(frame, rewrites=frame.rewrites or self._reads_texts)
         except TemplateRefused:
             if not system_prompt and not tools:
                 raise

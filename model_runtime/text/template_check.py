@@ -106,6 +106,15 @@ def _may_explode(template: str) -> bool:
     return _loops_deep(tree) > _DEEPEST_LOOPS or any(map(_doubles, tree.find_all(nodes.Assign))) or _recurses(tree)
 
 
+def string_constants(template: str) -> tuple[str, ...]:
+    """The texts that a template may compare others with, as far as it can be parsed."""
+    try:
+        constants = environment().parse(template).find_all(nodes.Const)
+    except (TemplateError, RecursionError, ValueError, OverflowError):
+        return ()
+    return tuple(dict.fromkeys(found.value for found in constants if isinstance(found.value, str) and found.value))
+
+
 def environment() -> Environment:
     """Parses templates as transformers does."""
     return Environment(extensions=["jinja2.ext.loopcontrols", _Generation])  # noqa: S701 - it renders nothing

@@ -79,6 +79,12 @@ class UnstoredAnswers:
             )
         return self._view(run, end)
 
+    def end_of(self, message_id: int) -> AnswerEnd | None:
+        """None for an answer that is not kept here: it is stored, or being written."""
+        with self._lock:
+            _, end = self._kept.get(message_id, (None, None))
+            return end
+
     def store_all(self, at_once: bool = False) -> None:
         """Tries it again, at most every `TRY_EVERY_S`. Raises `StoreError` when something is still kept."""
         if not self._kept:

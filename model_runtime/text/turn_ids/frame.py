@@ -8,7 +8,7 @@ and some obey a word in the system prompt in every turn.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from model_runtime.text.turn_ids.rendering import Renderer
 
 ANSWER = f"kwanswer{secrets.token_hex(6)}kw"  # people cannot type it
 HISTORY = (ChatMessage("user", "u"), ChatMessage("assistant", ANSWER))  # stands for what a later turn follows
+
+_OTHER_TEXT = "Is this, with 12 words in it,\n\nanother text than the first one?"
+
+_MOST_WORDS = 1000  # each is tried twice; published templates compare with some 50
 
 REWRITES = "This model's chat template writes earlier turns differently once later ones follow."
 
@@ -53,6 +57,27 @@ def frame_of(renderer: Renderer, beginning: Sequence[ChatMessage], tools: Sequen
         rewrites=_rewrites(first, second, third)
         or (_strips_thoughts(renderer, beginning, tools) if has_thoughts else None),
     )
+
+
+def reads_earlier_texts(renderer: Renderer, words: Collection[str]) -> str | None:
+    """A sentence where a later turn depends on what was said in an earlier one: on its length, or on one of these
+    words, which the template may look for. Else None."""
+    first = _later_turn(renderer, "u", "")
+    tried = ((said, answer) for text in (_OTHER_TEXT, *words) for said, answer in ((text, ""), ("u", text)))
+    if len(words) <= _MOST_WORDS and all(_later_turn(renderer, *texts) in (None, first) for texts in tried):
+        return None
+    return "This model's chat template writes later turns differently, depending on what earlier ones say."
+
+
+def _later_turn(renderer: Renderer, question: str, answer: str) -> str | None:
+    """What follows an answer that begins with this text. None if the template refuses the texts, or leaves out what
+    shows the answer's end."""
+    said = ChatMessage("user", question), ChatMessage("assistant", answer + ANSWER), ChatMessage("user", "v")
+    try:
+        _, _, rest = renderer.written(said).partition(ANSWER)
+    except TemplateRefused:
+        return None
+    return rest or None
 
 
 def _turns(renderer: Renderer, beginning: Sequence[ChatMessage], tools: Sequence[Any], count: int) -> list[str]:

@@ -20,12 +20,12 @@ from transformers import PreTrainedTokenizerFast
 
 from model_runtime.interface.chat import ChatMessage
 from model_runtime.interface.errors import TemplateRefused
+from model_runtime.text.turn_ids.provenance import traced
 
 _NONCE = secrets.token_hex(6)  # people cannot type the marks
 SENTINEL = "kw{}sentinel" + _NONCE
 _SENTINEL_PATTERN = re.compile(rf"kw(\d+)sentinel{_NONCE}")
 _MARK_PATTERN = re.compile(rf"kwm{_NONCE}([oc])(\d+)k")
-_WORD_PATTERN = re.compile(rf"kww{_NONCE}n(\d+)k")
 _RENDER_ERRORS = (TemplateError, TypeError, ValueError, KeyError)
 _PROBES = {"system": [], "user": [], "assistant": [("user", "kwbefore")]}
 
@@ -128,23 +128,25 @@ class Renderer:
         return self._rendered_by_content(messages, real, tools)
 
     def _rendered_by_content(self, messages: Sequence[ChatMessage], real: str, tools: Sequence[Any]) -> Rendered:
-        """For a template that looks into the texts (it removes thoughts, or obeys "/no_think"). Only the control tokens
-        within the texts are kept apart then, by words in their place."""
+        """For a template that looks into the texts (it removes thoughts, obeys "/no_think", or counts letters)."""
         self._sentinels(messages, tools)  # raises when it leaves some out
-        words: list[str] = []
-        texts = [_with_words(m.text, self._spelled(m.role, m.text), words) for m in messages]
-        if not words:
-            return Rendered(real, ())
-        roles = [m.role for m in messages for _ in self._spelled(m.role, m.text)]
-        pieces, spans, place, end = [], [], 0, 0
-        rendered = self._render_all(messages, texts, tools)
-        for found in _WORD_PATTERN.finditer(rendered):
-            number = int(found.group(1))
-            pieces += [rendered[end : found.start()], words[number]]
-            place += len(pieces[-2]) + len(pieces[-1])
-            spans.append(Span(place - len(words[number]), place, roles[number]))
-            end = found.end()
-        return Rendered("".join([*pieces, rendered[end:]]), tuple(spans))
+
+        def render(texts: Sequence[str]) -> str | None:
+            try:
+                return self._render_all(messages, texts, tools)
+            except TemplateRefused:
+                return None
+
+        spelled = [self._spelled(message.role, message.text) for message in messages]
+        found = traced(render, real, [message.text for message in messages], spelled)
+        if found is not None:
+            return Rendered(found.text, tuple(Span(start, end, messages[n].role) for n, start, end in found.passages))
+        if any(spelled):
+            raise TemplateRefused(
+                "A message spells one of this model's control tokens, and its chat template makes something else of "
+                "the message. Leave the token out."
+            )
+        return Rendered(real, ())
 
     def _render_all(self, messages: Sequence[ChatMessage], texts: Sequence[str], tools: Sequence[Any]) -> str:
         try:
@@ -219,20 +221,10 @@ def _unmarked(marked: str, messages: Sequence[ChatMessage]) -> Rendered | None:
             start = place
         elif seen[-1][0] < len(messages):
             spans.append(Span(start, place, messages[seen[-1][0]].role))
-    opened, closed = seen[::2], seen[1::2]
-    if {n for n, _ in seen} != expected or [(n, "c") for n, w in opened if w == "o"] != closed:
+    in_pairs = [(n, which) for n, _ in seen[::2] for which in "oc"]
+    if {n for n, _ in seen} != expected or seen != in_pairs:
         return None
     return Rendered("".join([*pieces, marked[end:]]), tuple(spans))
-
-
-def _with_words(text: str, found: Found, words: list[str]) -> str:
-    """The text with a word in place of each passage; `words` collects what stood there."""
-    pieces, end = [], 0
-    for start, stop in found:
-        pieces += [text[end:start], f"kww{_NONCE}n{len(words)}k"]
-        words.append(text[start:stop])
-        end = stop
-    return "".join([*pieces, text[end:]])
 
 
 def _roles(messages: Sequence[ChatMessage]) -> str:

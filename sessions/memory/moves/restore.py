@@ -17,6 +17,7 @@ from enum import IntEnum
 
 from model_runtime.interface.errors import ModelRuntimeError, SegmentGone, SegmentRefused
 from model_runtime.interface.protocol import Engine
+from sessions.errors import StoreError
 from sessions.memory.device.held_kvs import HeldKVs
 from sessions.memory.log import MemoryLog
 from sessions.memory.memory_records import NOT_RESTORED, PLACES, Restored, RestoreRequest
@@ -89,6 +90,8 @@ class Restorer:
                 ids = request.ledger[: restored.tokens]
                 self._held.saved(request.conversation_id, request.kv, ids, self._is_long_rope(request))
             self._memory_log.restored(request.owner_id, request.conversation_id, restored)
+        except StoreError as error:  # already logged with the database's trouble
+            log.warning("kv_not_restored conversation=%s error=%s", request.conversation_id, error)
         except Exception:
             log.exception("kv_not_restored conversation=%s", request.conversation_id)
         return restored

@@ -154,9 +154,10 @@ def test_a_matrix_multiplies_with_the_files_own_weights(kind: str, library: ctyp
     assert matrix.kind == {"Q8_0": Kind.Q8, "F16": Kind.HALF, "F32": Kind.SINGLE}.get(kind, Kind.Q4)
 
 
-def test_a_row_has_the_same_bits_beside_any_other_rows(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_a_row_has_the_same_bits_beside_any_other_rows(kind: str, library: ctypes.CDLL) -> None:
     torch.manual_seed(4)
-    matrix = NativeMatrix(stored("Q4_1", torch.randn(64, 160)), None, library)
+    matrix = NativeMatrix(stored(kind, torch.randn(64, 160)), None, library)
     x = torch.randn(26, 160)
     alone = torch.cat([matrix.multiply(row[None]) for row in x])
     for rows in range(2, 27):
@@ -209,6 +210,18 @@ def test_cached_equals_uncached_to_the_bit(name: str, kv_dtype: torch.dtype, lib
     whole = fed(forward, slab_of(model, kv_dtype), ids, [len(ids)])
     for cuts in ([1], [48, 1, 1, 1], [257, 13]):
         assert torch.equal(fed(forward, slab_of(model, kv_dtype), ids, cuts), whole)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 5, 7, 8])
+def test_few_queries_have_the_bits_of_many(group: int, library: ctypes.CDLL) -> None:
+    """Query heads that share a KV head: steps of one row have loops of their own for some numbers of them."""
+    torch.manual_seed(11)
+    heads = {"num_attention_heads": group, "num_key_value_heads": 1, "head_dim": 64, "hidden_size": 32 * group}
+    config = LlamaConfig(**SHARED | heads | {"num_hidden_layers": 1})
+    model = native(LlamaForCausalLM(config).eval(), "Q4_1", library)
+    forward, ids = NativeForward(model), ids_of(330)
+    whole = fed(forward, slab_of(model, torch.float16), ids, [len(ids)])
+    assert torch.equal(fed(forward, slab_of(model, torch.float16), ids, [303, *[1] * 27]), whole)
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from model_runtime.interface.sampling_params import SamplingParams
+from sessions.ledger.ledger import common_prefix
 from sessions.manager import SessionManager
+from sessions.memory.device.shared_prefixes import LEAST_TOKENS
 from sessions.store.store import Store
 from sessions.turns.raw_turns import RawRequest
 from sessions.types import MessageView
@@ -67,14 +69,18 @@ def test_a_prompt_that_goes_on_elsewhere_is_a_place_of_its_own(manager: SessionM
 
 
 def test_four_at_once_read_one_beginning_and_answer_as_alone(manager: SessionManager) -> None:
-    """Three wait for the first one's reading, or copy its rows while it answers; each answers as a full read does."""
-    beginning = "The harbour wakes before the town, and the boats come in one by one. " * 3
+    """Three wait for the first one's reading, or copy its rows while it answers; each answers as a full read does. One
+    that comes while less than `LEAST_TOKENS` are left of that reading does not wait for them, and reads them itself."""
+    beginning = "The harbour wakes before the town, and the boats come in one by one. " * 6
     requests = [RawRequest(f"{beginning}{number}?", SAMPLING) for number in range(4)]
     runs = [manager.raw_completions.begin("dora", request) for request in requests]
     answers = [finish(run) for run in runs]
-    receipts = [answer.receipt for answer in answers if answer.receipt is not None]
-    assert sum(receipt.fed_tokens for receipt in receipts) <= len(runs[0].plan.turn.ledger) + 3 * 8
-    assert [receipt.shared_tokens > 64 for receipt in receipts] == [False, True, True, True]
+    first, *others = [answer.receipt for answer in answers if answer.receipt is not None]
+    common = common_prefix(runs[0].plan.turn.ledger, runs[1].plan.turn.ledger)
+    assert (first.shared_tokens, first.fed_tokens) == (0, len(runs[0].plan.turn.ledger))
+    for run, receipt in zip(runs[1:], others, strict=True):
+        assert common - LEAST_TOKENS < receipt.shared_tokens <= common
+        assert receipt.fed_tokens == len(run.plan.turn.ledger) - receipt.shared_tokens
     for number, (run, answer) in enumerate(zip(runs, answers, strict=True)):
         alone = manager.raw_completions.begin(f"alone {number}", RawRequest(run.plan.turn.ledger, SAMPLING))
         assert finish(alone).text == answer.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -261,3 +262,30 @@ def test_what_a_request_began_an_answer_with_is_an_item_of_its_input(site: Site)
         ("assistant", "You said"),
         ("user", "Go on"),
     ]
+
+
+def test_an_answer_that_could_not_be_stored_yet_is_told_as_it_ended(serve: Serve) -> None:
+    """Another program has the database locked, like a full disk would; its client has the answer already."""
+    site = serve(answer=echo, token_delay_s=0.01)
+    named = post(site, "/v1/conversations").json()["id"]
+    with (
+        sqlite3.connect(site.store.database.path, isolation_level=None) as other,
+        httpx.Client(base_url=site.url, timeout=60) as http,
+        http.stream(
+            "POST",
+            "/v1/responses",
+            json={"model": MODEL, "input": "Hello " * 40, "conversation": named, "stream": True},
+        ) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(line for line in lines if "output_text.delta" in line)
+        other.execute("BEGIN EXCLUSIVE")
+        last = json.loads([line for line in lines if line.startswith("data: {")][-1][6:])["response"]
+        assert last["keepwarm"]["stored"] is False
+        kept = http.get(f"/v1/responses/{last['id']}").json()
+        assert (kept["status"], text_of(kept)) == (last["status"], text_of(last))
+        items = http.get(f"/v1/conversations/{named}/items", params={"order": "asc"}).json()["data"]
+        assert items[-1]["content"][0]["text"] == text_of(last)
+        other.execute("ROLLBACK")
+        until(lambda: site.manager.storage.can_store)
+        assert text_of(http.get(f"/v1/responses/{last['id']}").json()) == text_of(last)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from model_runtime.interface.config import ModelConfig
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.loading.gguf.conversion import convert_gguf
+from model_runtime.loading.gguf.text_splits import split_rule
 from model_runtime.loading.loading import load_model
 from tests.model_runtime.loading.gguf.cases import CASES
 from tests.model_runtime.tiny_gguf import Value
@@ -114,9 +115,36 @@ def test_text_is_split_as_the_file_says(split: str, text: str, pieces: list[str]
     assert [piece for piece, _ in found] == pieces
 
 
+@pytest.mark.parametrize(
+    ("split", "text", "pieces"),
+    [
+        ("deepseek-llm", "It's 12 (so)  x", ["It", "'", "s", "Ġ", "1", "2", "Ġ(", "so", ")", "Ġ", "Ġx"]),
+        ("deepseek-llm", "a\r\nb  ", ["a", "č", "Ċ", "b", "ĠĠ"]),
+        ("deepseek-llm", "ßა", ["ÃŁ", "áĥĲ"]),  # it knows no case of Georgian letters
+        ("glm4", "it 12345", ["it", "Ġ", "123", "45"]),
+        ("chatglm-bpe", "It'S", ["It", "'S"]),
+        ("hunyuan-dense", "it 12345 (so!)\n.a", ["it", "Ġ", "123", "45", "Ġ(", "so", "!)Ċ", ".a"]),
+        ("bailingmoe", "It'S 12 !\n\n \n\n", ["It", "'S", "Ġ", "1", "2", "Ġ!ĊĊ", "ĠĊĊ"]),
+        ("ufakzeka", "it's 12", ["it", "'s", "Ġ", "1", "2"]),
+        ("ufakzeka", "Ali'nin", ["Ali", "'nin"]),
+        ("laguna", "a !\n\n b12\n", ["a", "Ġ!", "ĊĊ", "Ġb", "1", "2", "Ċ"]),
+        ("jais-2", "a       b 1234", ["a", "ĠĠĠĠ", "ĠĠ", "Ġb", "Ġ", "123", "4"]),
+        ("exaone-moe", "it is so 12/\n\n", ["itĠisĠso", "Ġ", "1", "2", "/Ċ", "Ċ"]),
+        ("superbpe", "is it 1234567 so", ["isĠitĠ", "1", "234", "567", "Ġso"]),
+        ("mellum2", "it 12", ["it", "Ġ", "1", "2"]),
+        ("grok-2", "it 12", ["it", "Ġ", "1", "2"]),
+    ],
+)
+def test_rarer_splits(split: str, text: str, pieces: list[str]) -> None:
+    """By hand from the patterns of the models' own tokenizers; llama.cpp gives the same ids."""
+    rule = split_rule(split)
+    assert rule is not None
+    assert [piece for piece, _ in rule.pre_tokenize_str(text)] == pieces
+
+
 def test_a_word_that_is_a_token_is_not_merged_from_others_where_the_file_says_so(tmp_path: Path) -> None:
     keys = byte_level_keys({_USER: ("qzxj", TokenType.NORMAL)})  # no merge makes it
-    for split, whole in (("llama-bpe", True), ("qwen2", False)):
+    for split, whole in (("llama-bpe", True), ("minicpm5", True), ("qwen2", False)):
         directory = tmp_path / split
         directory.mkdir()
         found = converted(directory, {**keys, "tokenizer.ggml.pre": split})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 import unicodedata
@@ -189,3 +190,30 @@ def test_a_text_that_spells_control_tokens_stays_text(kind: str, family: str) ->
             assert controls_in(template.first_turn("", other)) == controls_in(
                 template.first_turn("", (*other[:2], ChatMessage("user", "x")))
             )
+
+
+HYBRIDS = {  # DeepSeek V3.1's and GLM 4.5's way: an answer without thoughts is written with the tags of thoughts
+    "closing tag": "{% set written = '<|Assistant|></think>' + c.split('</think>', 1)[-1] %}",
+    "both tags": "{% set written = '<|Assistant|><think></think>\n' + c.split('</think>')[-1].strip() %}",
+}
+
+
+@pytest.mark.parametrize("way", HYBRIDS)
+@pytest.mark.parametrize("kind", ["byte-level", "legacy"])
+def test_thoughts_are_removed_from_a_history_by_a_template_that_writes_their_tags_itself(kind: str, way: str) -> None:
+    tokenizer = copy.copy(chat_tokenizer(kind, "deepseek"))
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% set c = m['content'] %}{% if m['role'] == 'user' %}"
+        "{{ '<｜User｜>' + c }}{% else %}" + HYBRIDS[way] + "{{ written + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|Assistant|></think>' }}{% endif %}"
+    )
+    template = ChatTemplate(tokenizer, {tokenizer.convert_tokens_to_ids("</s>")})
+    assert template.rewrites_history()
+    for answer in ("Noon.", "<think>\nhm\n</think>\n\nNoon."):
+        texts = ("Who?", answer, "So </think> what?")
+        messages = [ChatMessage(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
+        seen = [{"role": message.role, "content": message.text} for message in messages]
+        own = tokenizer.apply_chat_template(seen, tokenize=False, add_generation_prompt=True)
+        ids, tag = template.whole("", messages), tokenizer.convert_tokens_to_ids("</think>")
+        assert tokenizer.decode(ids).replace(" ", "") == str(own).replace(" ", "")
+        assert ids.count(tag) == 2  # a person's is text
