@@ -93,6 +93,10 @@ class SamplingParams:
         """The ids that these settings name. The vocabulary must have them."""
         return (*(token_id for token_id, _ in self.logit_bias), *self.stop_token_ids)
 
+    @property
+    def has_penalties(self) -> bool:
+        return self.repetition_penalty != 1.0 or bool(self.presence_penalty or self.frequency_penalty)
+
     def lasting(self, defaults: SamplingParams) -> SamplingParams:
         """What holds for a conversation's later answers too. Limits, stops and formats are those of one answer: they
         are taken from `defaults`."""

@@ -121,7 +121,7 @@ class RemoteEngine:
         """Asked of the dialect, so that nothing is sent that the server would drop."""
         if sampling.grammar is not None:
             return _NO_FORMATS
-        if sampling.penalty_window is not None:
+        if sampling.penalty_window is not None and sampling.has_penalties:
             return _NO_WINDOW
         for server in self._servers.all:  # any of them may have to answer
             if server.dialect is not None and (lacking := server.dialect.refusal(sampling)):

@@ -39,6 +39,9 @@ def choice_of(asked: Any, tools: Sequence[Tool]) -> ToolChoice:
             raise unsupported("tool_choice.tools", sentence)
         return ToolChoice(mode, None if mode == "auto" and offered <= set(names) else frozenset(names))
     name = _name_of(asked) if kind == "function" else None
+    named = asked.get("function", {}) if isinstance(asked, dict) else {}
+    if name is not None and (set(asked) - {"type", "name", "function"} or set(named) - {"name"}):
+        raise unsupported("tool_choice", "tool_choice of type function has the function's name, and nothing else.")
     if not tools:
         raise unsupported("tool_choice", "tool_choice needs tools.")
     if name is not None and name not in offered:
@@ -53,8 +56,9 @@ def choice_of(asked: Any, tools: Sequence[Tool]) -> ToolChoice:
 
 def _allowed(asked: dict[str, Any]) -> tuple[str, list[str]]:
     """(the mode, the names) of a choice of type allowed_tools, as chat completions or responses have it."""
-    said = asked.get("allowed_tools", {name: value for name, value in asked.items() if name != "type"})
-    if not isinstance(said, dict) or set(said) - {"mode", "tools"} or set(asked) - {"type", "allowed_tools", *said}:
+    rest = {name: value for name, value in asked.items() if name != "type"}
+    said = rest.pop("allowed_tools") if "allowed_tools" in rest else rest
+    if not isinstance(said, dict) or set(said) - {"mode", "tools"} or (rest and said is not rest):
         raise unsupported("tool_choice", "tool_choice of type allowed_tools has a mode and tools, and nothing else.")
     mode, listed = said.get("mode"), said.get("tools")
     if mode not in ("auto", "required"):

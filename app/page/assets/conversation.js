@@ -29,6 +29,8 @@ export function begin(conversationId) {
 // shown where that text stands.
 export async function open(conversationId, how = "push", find = "") {
   const changed = conversationId !== state.conversationId;
+  // A draft at the start may be another person's, who wrote it in this tab and logged out; what is written now is not.
+  const isOwn = how === "push" || !drafts.recall(conversationId);
   if (changed) {
     state.conversationId = conversationId;
     isBeginning = false;
@@ -42,8 +44,7 @@ export async function open(conversationId, how = "push", find = "") {
   emit("selected", conversationId);
   const reply = await perform("open", find ? { find } : {}, conversationId);
   if (reply?.gone) {
-    // Not at the start: whoever wrote it in this tab may have logged out, and someone else in.
-    const draft = how === "push" ? drafts.recall(conversationId) : "";
+    const draft = isOwn ? drafts.recall(conversationId) : "";
     if (!(await openNew("replace"))) return;
     emit("problem", UNKNOWN);
     if (!draft) return;

@@ -21,13 +21,19 @@ async function take(event, data) {
   if (!isOfFiles(data)) return;
   event.preventDefault();
   const field = event.target.closest?.("textarea") ?? document.querySelector(".kw-composer-text");
+  const texts = [];
   for (const file of [...data.files]) {
     const name = `“${file.name}”`;
     const text = file.size > MOST_BYTES ? null : await textOf(file);
     if (file.size > MOST_BYTES) emit("problem", name + TOO_LARGE);
     else if (text === null) emit("problem", name + NOT_TEXT);
-    else insert(field, text);
+    else texts.push(text);
   }
+  if (texts.length) insert(field, texts.reduce(onItsOwnLine));
+}
+
+function onItsOwnLine(before, text) {
+  return !before || before.endsWith("\n") ? before + text : `${before}\n${text}`;
 }
 
 // null for what is no text: a picture, a PDF, a folder.

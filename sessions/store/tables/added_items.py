@@ -32,7 +32,7 @@ class AddedItem:
         role = {"reasoning": kind, "function_call_output": "tool"}.get(kind) or item["role"]
         content = item.get("output") if kind == "function_call_output" else item.get("content") or item.get("summary")
         parts = [{"text": content}] if isinstance(content, str) else content or ()
-        return role, "\n".join(part.get("text") or part.get("refusal") or f"[{part['type']}]" for part in parts)
+        return role, "\n".join(part.get("text", part.get("refusal", f"[{part['type']}]")) for part in parts)
 
 
 class AddedItemTable:

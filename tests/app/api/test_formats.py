@@ -143,9 +143,12 @@ def test_responses_take_allowed_tools(asked: Asked) -> None:
         ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp", "name": "weather"}]}, "tool_choice.tools"),
         ({**of_responses("auto", "weather"), "strict": True}, "tool_choice"),
         ({"type": "allowed_tools", "allowed_tools": "weather"}, "tool_choice"),
+        ({**of_chat("auto", "weather"), "mode": "required"}, "tool_choice"),
+        ({"type": "function", "function": {"name": "weather", "mode": "auto"}}, "tool_choice"),
+        ({"type": "function", "name": "weather", "mode": "auto"}, "tool_choice"),
     ],
 )
-def test_allowed_tools_that_are_none(asked: Asked, choice: Any, param: str) -> None:
+def test_a_tool_choice_that_is_none(asked: Asked, choice: Any, param: str) -> None:
     refused = asked.post(tools=TOOLS, tool_choice=choice)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.app.site import Site, Tab
+from tests.polling import until
 
 pytestmark = pytest.mark.browser
 
@@ -73,6 +74,28 @@ def test_an_address_of_nothing_says_so(one: Tab, wrong: str) -> None:
     assert re.fullmatch(r".*/#[0-9a-f]{32}", one.page.url)
     one.say("beta")
     expect(one.page.locator(".kw-problem-box")).to_be_hidden()
+
+
+def test_what_is_written_before_an_address_is_known_to_be_of_nothing_is_kept(one: Tab) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if held or '"action":"open"' not in (route.request.post_data or ""):
+            route.continue_()
+        else:
+            held.append(route)
+
+    one.page.goto("about:blank")
+    one.page.route("**/ask", hold)
+    one.page.goto(f"{one.url}/#{'0' * 32}")
+    expect(one.by("send")).to_be_visible()
+    one.by("composer").press_sequentially("alpha")
+    until(lambda: one.page.evaluate("1") and bool(held))
+    held[0].continue_()
+    expect(one.by("problem")).to_contain_text("no longer exists")
+    expect(one.by("composer")).to_have_value("alpha")
+    one.by("composer").fill("")
+    one.page.unroute("**/ask")
 
 
 def test_another_persons_address_shows_a_sentence_and_nothing_of_theirs(serve: Serve, tab: OpenTab) -> None:

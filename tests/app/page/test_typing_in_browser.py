@@ -92,9 +92,9 @@ def test_enter_on_a_phone_begins_a_line_and_the_button_sends(shared_site: Site, 
     one.wait_idle()
 
 
-GIVE = """([event, name, content, target]) => {
+GIVE = """([event, name, contents, target]) => {
   const data = new DataTransfer();
-  data.items.add(new File([new Uint8Array(content)], name));
+  for (const content of contents) data.items.add(new File([new Uint8Array(content)], name));
   const init = { bubbles: true, cancelable: true };
   const given = event === "paste" ? new ClipboardEvent(event, { ...init, clipboardData: data })
     : new DragEvent(event, { ...init, dataTransfer: data });
@@ -102,9 +102,9 @@ GIVE = """([event, name, content, target]) => {
 }"""
 
 
-def give(one: Tab, event: str, name: str, content: bytes, target: str = "#kw-thread") -> bool:
-    """Drops or pastes a file. Whether the browser does what it does by itself: it leaves the page."""
-    return bool(one.page.evaluate(GIVE, [event, name, list(content), target]))
+def give(one: Tab, event: str, name: str, *contents: bytes, target: str = "#kw-thread") -> bool:
+    """Drops or pastes files. Whether the browser does what it does by itself: it leaves the page."""
+    return bool(one.page.evaluate(GIVE, [event, name, list(map(list, contents)), target]))
 
 
 def test_a_files_text_goes_into_the_message(one: Tab) -> None:
@@ -118,10 +118,12 @@ def test_a_files_text_goes_into_the_message(one: Tab) -> None:
     assert not give(one, "drop", "big.txt", b"x" * (2**20 + 1))
     expect(one.by("problem")).to_contain_text("“big.txt” is too large")
     expect(one.by("composer")).to_have_value("Read this: x = 'é'\n")
+    assert not give(one, "drop", "lines.txt", b"one", b"two\n", b"three")
+    expect(one.by("composer")).to_have_value("Read this: x = 'é'\none\ntwo\nthree")
     one.say("alpha")
     one.messages.nth(0).hover()
     one.messages.nth(0).get_by_test_id("edit").click()
-    assert not give(one, "drop", "b.py", b"y", "[data-testid=editor]")
+    assert not give(one, "drop", "b.py", b"y", target="[data-testid=editor]")
     expect(one.by("editor")).to_have_value(re.compile("y"))
     expect(one.by("composer")).to_have_value("")
     one.by("editor").press("Escape")

@@ -152,6 +152,7 @@ def test_log_probabilities_are_the_servers(server: ScriptedServer, connect: Conn
         ({"frequency_penalty": -0.5}, "frequency"),
         ({"min_new_tokens": 3}, "least"),
         ({"grammar": Grammar("regex", "a+")}, "format"),
+        ({"penalty_window": 64, "repetition_penalty": 1.1}, "repeat_last_n"),
     ],
 )
 def test_what_the_server_lacks_is_named(
@@ -160,6 +161,7 @@ def test_what_the_server_lacks_is_named(
     engine = connect(server)
     assert word in engine.sampling_refusal(replace(GREEDY, **setting))  # type: ignore[arg-type]
     assert engine.sampling_refusal(GREEDY) == ""
+    assert engine.sampling_refusal(replace(GREEDY, penalty_window=64)) == "", "there is no penalty"
     assert engine.grammar_refusal(Grammar("regex", "a+"))
 
 
