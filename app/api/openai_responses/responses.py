@@ -63,6 +63,11 @@ class AddedItemList(InputItemList):
     keepwarm: dict[str, list[str]]  # what of the request was ignored
 
 
+class InputTokens(BaseModel):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class DeletedResponse(BaseModel):
     id: str
     object: Literal["response"]

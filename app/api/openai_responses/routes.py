@@ -1,4 +1,4 @@
-"""`/v1/responses`: answers an input, retrieves and deletes a response."""
+"""`/v1/responses`: answers an input or counts its tokens, retrieves and deletes a response."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -31,9 +32,10 @@ from app.api.openai_responses.input_items import (
 )
 from app.api.openai_responses.names import RESPONSE
 from app.api.openai_responses.requests import ResponsesRequest
-from app.api.openai_responses.responses import DeletedResponse, InputItemList, ResponseObject
-from app.api.openai_responses.translation import NAMES, chat_of
+from app.api.openai_responses.responses import DeletedResponse, InputItemList, InputTokens, ResponseObject
+from app.api.openai_responses.translation import NAMES, AskedResponse, chat_of
 from app.api.responses import REFUSALS
+from app.api.translation.request import Translated
 from app.api.translation.unsupported import own_names, renamed
 from app.http.bodies import Bodies
 from app.problems import Problem, problem_of
@@ -69,12 +71,7 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
     async def respond(body: ResponsesRequest, request: Request) -> Response:
         def begin(owner_id: str) -> tuple[Run, ResponseReply]:
             response_id, created = f"{RESPONSE}{uuid.uuid4().hex}", int(time.time())
-            try:
-                with renamed(NAMES):
-                    asked = chat_of(body, manager.responses, owner_id)
-                    found = answering.translated(asked.chat)
-            except ConversationNotFound as error:
-                raise _unknown(body, error) from None
+            asked, found = translated(body, owner_id)
             named = replace(
                 found.request,
                 conversation_id=asked.conversation_id,
@@ -91,6 +88,29 @@ def responses_routers(services: Services, bodies: Bodies, answering: Answering) 
             return run, ResponseReply(run, response, count, ignored, found.notes)
 
         return await answering.answer(request, begin, bool(body.stream))
+
+    @answers.post(
+        "/responses/input_tokens",
+        summary="The number of a prompt's tokens",
+        response_model=InputTokens,
+        responses=REFUSALS,
+    )
+    async def count_input(body: ResponsesRequest, request: Request) -> Response:
+        return await answering.compute(request, partial(counted, body))
+
+    def counted(body: ResponsesRequest, owner_id: str) -> dict[str, Any]:
+        _, found = translated(body, owner_id)
+        with _about_input():
+            prompt_ids = manager.completions.prompt_ids(owner_id, found.request)
+        return {"object": "response.input_tokens", "input_tokens": len(prompt_ids)}
+
+    def translated(body: ResponsesRequest, owner_id: str) -> tuple[AskedResponse, Translated]:
+        try:
+            with renamed(NAMES):
+                asked = chat_of(body, manager.responses, owner_id)
+                return asked, answering.translated(asked.chat)
+        except ConversationNotFound as error:
+            raise _unknown(body, error) from None
 
     def as_it_is(owner_id: str, response_id: str) -> dict[str, Any]:
         found = manager.responses.find(owner_id, response_id)

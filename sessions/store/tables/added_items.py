@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlite_utils
 
@@ -32,7 +33,7 @@ class AddedItem:
         role = {"reasoning": kind, "function_call_output": "tool"}.get(kind) or item["role"]
         content = item.get("output") if kind == "function_call_output" else item.get("content") or item.get("summary")
         parts = [{"text": content}] if isinstance(content, str) else content or ()
-        return role, "\n".join(part.get("text", part.get("refusal", f"[{part['type']}]")) for part in parts)
+        return role, "\n".join(map(_text_of, parts))
 
 
 class AddedItemTable:
@@ -97,3 +98,9 @@ def take_in(db: sqlite_utils.Database, conversation_id: str, item_ids: Sequence[
         )
     if waiting:
         db.execute("DELETE FROM added_items WHERE conversation_id = ?", [conversation_id])
+
+
+def _text_of(part: dict[str, Any]) -> str:
+    """What is no text, a picture for example, is named by its type."""
+    said = next((part[name] for name in ("text", "refusal") if name in part), None)
+    return f"[{part['type']}]" if said is None else said

@@ -27,7 +27,7 @@ def body_for(path: str, text: str, **more: Any) -> dict[str, Any]:
         return {"model": MODEL, "prompt": text}
     if path == "/detokenize":
         return {"model": MODEL, "tokens": [65]}
-    if path in ("/responses", "/embeddings"):
+    if path in ("/responses", "/responses/input_tokens", "/embeddings"):
         return {"model": MODEL, "input": text}
     if path == "/messages":
         return {"model": MODEL, "messages": [user(text)], "max_tokens": 100}
@@ -95,9 +95,10 @@ def test_neither_key_reaches_what_the_other_has(site: Site, http: httpx.Client) 
             kind = "response_id" if field.startswith("previous") else "conversation_id"
             for its_id in has[theirs][kind]:
                 body = body_for("/responses", "Mine?") | {field: its_id}
-                answer = http.post("/v1/responses", json=body, headers=keys[mine])
-                assert (answer.status_code, answer.json()["error"]["param"]) == (400 + 4 * (field[0] == "c"), field)
-                calls += 1
+                for path in ("/v1/responses", "/v1/responses/input_tokens"):
+                    answer = http.post(path, json=body, headers=keys[mine])
+                    assert (answer.status_code, answer.json()["error"]["param"]) == (400 + 4 * (field[0] == "c"), field)
+                    calls += 1
     assert calls >= 250
     assert {name: _sessions(http, keys[name]) for name in keys} == before
 

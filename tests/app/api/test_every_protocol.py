@@ -41,8 +41,9 @@ def test_one_line_holds_the_requests_of_all(serve: Serve, monkeypatch: pytest.Mo
             assert refused.status_code == 429, other
             assert "already open" in sentence(refused)
             assert refused.headers["retry-after"]
-        for other in ("/tokenize", "/v1/messages/count_tokens"):
-            more = {"prompt": "a"} if other == "/tokenize" else {"messages": [user("a")]}
+        asked_by = {"/tokenize": {"prompt": "a"}, "/v1/responses/input_tokens": {"input": "a"}}
+        for other in ("/tokenize", "/v1/messages/count_tokens", "/v1/responses/input_tokens"):
+            more = asked_by.get(other, {"messages": [user("a")]})
             assert http.post(other, json=more | {"model": MODEL}).status_code == 429
 
 

@@ -29,6 +29,7 @@ OPERATIONS = {
     "GET /conversations/{conversation_id}/items/{item_id}",
     "DELETE /conversations/{conversation_id}/items/{item_id}",
     *(f"{method} /{path}" for method in ("GET", "DELETE") for path in NAMED),
+    "POST /responses/input_tokens",
     "POST /messages",
     "POST /messages/count_tokens",
     "GET /models",

@@ -283,3 +283,15 @@ def test_a_format_is_enforced_and_log_probabilities_are_asked_for(site: Site) ->
     sampling = site.engine.last_sampling
     assert sampling is not None
     assert sampling.top_logprobs == 2
+
+
+def test_a_prompt_is_counted_as_it_is_asked(site: Site) -> None:
+    """Nothing is stored by it: the conversation's next turn is counted before it is asked."""
+    named = post(site, "/v1/conversations").json()["id"]
+    for text in ("Count me", "And once more"):
+        body = {"model": MODEL, "input": text, "instructions": "Be brief.", "tools": [TOOL], "conversation": named}
+        counted = [post(site, "/v1/responses/input_tokens", **body).json() for _ in range(2)]
+        usage = told(post(site, **body))["usage"]
+        assert counted == [{"object": "response.input_tokens", "input_tokens": usage["input_tokens"]}] * 2
+    unknown = post(site, "/v1/responses/input_tokens", model=MODEL, input="a", previous_response_id="resp_none")
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "previous_response_id")
