@@ -54,23 +54,29 @@ def traced(
 
 
 def _choices(texts: Sequence[str], spelled: Passages) -> Iterator[list[Place]]:
-    """Characters to be replaced, as many as possible first: the fewer, the less a template may notice."""
+    """Characters to be replaced, as many as possible first: the fewer, the less a template may notice. Each is made
+    when it is asked for, since the first is nearly always right."""
+    tried: list[list[Place]] = []
+    for places in _every_choice(texts, spelled):
+        if places and len(places) <= _MOST and places not in tried:
+            yield places
+        tried.append(places)
+
+
+def _every_choice(texts: Sequence[str], spelled: Passages) -> Iterator[list[Place]]:
     is_long = sum(map(len, texts)) > _MOST  # then it would take seconds to look at each character
     everywhere = [[] if is_long else [(0, len(text))] for text in texts]
-    found: list[list[Place]] = []
     passages: Passages
     for passages, is_chosen in ((everywhere, _is_written), (everywhere, _is_sign), (spelled, _is_sign)):
-        found.append(
-            [
-                (message, place)
-                for message, parts in enumerate(passages)
-                for start, end in parts
-                for place in range(start, end)
-                if is_chosen(texts[message][place]) or _STAND_IN.match(texts[message][place])
-            ]
-        )
-    found += [[(m, range(*part)[which]) for m, parts in enumerate(spelled) for part in parts] for which in (0, -1)]
-    yield from (places for n, places in enumerate(found) if len(places) <= _MOST and places and places not in found[:n])
+        yield [
+            (message, place)
+            for message, parts in enumerate(passages)
+            for start, end in parts
+            for place in range(start, end)
+            if is_chosen(texts[message][place]) or _STAND_IN.match(texts[message][place])
+        ]
+    for which in (0, -1):
+        yield [(message, range(*part)[which]) for message, parts in enumerate(spelled) for part in parts]
 
 
 def _is_written(character: str) -> bool:
