@@ -183,9 +183,9 @@ class SessionManager:
         with self._claim_path(conversation_id):
             conversation = self._store.conversation(owner_id, conversation_id)
             self._store.messages.parent_of(conversation_id, message_id, "user")
-            *path, edited = self._store.messages.path(message_id)
+            *path, replaced = self._store.messages.path(message_id)
             current = self._store.messages.path(conversation.leaf_id)
-            return self._begin_user_turn(conversation, path, current, text, edited.messages)
+            return self._begin_user_turn(conversation, path, current, text, replaced.messages)
 
     def regenerate(self, owner_id: str, conversation_id: str) -> Run:
         """Another answer to the last message, beside the old one."""
