@@ -5,13 +5,12 @@ owner's id, before it looks at anything else. All methods may be called from any
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from model_runtime.interface.chat import ChatMessage, TurnTemplate
+from model_runtime.interface.chat import TurnTemplate
 from model_runtime.interface.protocol import Engine, ModelInfo, RemoteServer
 from sessions.awake import AwakeClock
 from sessions.background.background import Background
@@ -20,20 +19,18 @@ from sessions.background.storage_check import StorageState
 from sessions.config import SessionConfig
 from sessions.counters import Counters
 from sessions.errors import MessageRefused
-from sessions.ledger.ledger import Turn, continued_answer, fold, new_answer, user_turn
-from sessions.ledger.resent_history import edited
 from sessions.ledger.thoughts import prompt_end
 from sessions.memory.memory import Memory
 from sessions.memory_actions import MemoryActions
 from sessions.named_responses import NamedResponses
-from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
 from sessions.store.tables.served_time import SYSTEM_CLOCK, Clock
-from sessions.text import clean, clean_message, clean_title, refuse_if_huge
+from sessions.text import clean, clean_title, refuse_if_huge
 from sessions.turns.raw_turns import RawTurns
 from sessions.turns.run import Run, RunTable, aborted
 from sessions.turns.stateless import StatelessTurns
-from sessions.turns.turn import NewTurn, Turns
+from sessions.turns.turn import Turns
+from sessions.turns.written_turns import WrittenTurns
 from sessions.types import (
     ConversationSettings,
     ConversationSummary,
@@ -69,6 +66,7 @@ class SessionManager:
         self.responses = NamedResponses(store, engine, template, self.runs, self.turns, config.max_message_bytes)
         self._actions = MemoryActions(store, self.runs, self.memory, engine.info)
         self.background = Background(store, engine, template, config, self.memory, self.turns)
+        self._written = WrittenTurns(store, engine, template, config, self.turns, self.background.drafts.forget)
         self._views = Views(store, engine, self.memory, self.background.verifier, self.runs, config)
         self.pruner = Pruner(store, self.runs, self._free_memory, config.keep_unnamed_s, clock)
 
@@ -160,65 +158,24 @@ class SessionManager:
     # A turn
 
     def send(self, owner_id: str, conversation_id: str, text: str) -> Run:
-        """Commits the user's message and starts its answer. Nothing is stored when a `SessionError` is raised.
-
-        The ids come from `ledger.user_turn`; `Turns.begin` shows the rest in order.
-        """
-        self._store.conversation(owner_id, conversation_id)
-        text = clean_message(text, self._config.max_message_bytes)
-        self.turns.limits.refuse_hopeless(text)
-        with self._claim_path(conversation_id):
-            conversation = self._store.conversation(owner_id, conversation_id)
-            path = self._store.messages.path(conversation.leaf_id)
-            run = self._begin_user_turn(conversation, path, path, text)
-            self.background.drafts.forget(conversation_id)
-            return run
+        """Commits the user's message and starts its answer. Nothing is stored when a `SessionError` is raised."""
+        return self._written.send(owner_id, conversation_id, text)
 
     def edit(self, owner_id: str, conversation_id: str, message_id: int, text: str) -> Run:
-        """Another version of any user message, beside it, with a new answer below. What a program said there as the
-        system stays."""
-        self._store.conversation(owner_id, conversation_id)
-        text = clean_message(text, self._config.max_message_bytes)
-        self.turns.limits.refuse_hopeless(text)
-        with self._claim_path(conversation_id):
-            conversation = self._store.conversation(owner_id, conversation_id)
-            self._store.messages.parent_of(conversation_id, message_id, "user")
-            *path, replaced = self._store.messages.path(message_id)
-            current = self._store.messages.path(conversation.leaf_id)
-            return self._begin_user_turn(conversation, path, current, text, replaced.messages)
+        """Another version of any user message, beside it, with a new answer below."""
+        return self._written.edit(owner_id, conversation_id, message_id, text)
 
     def regenerate(self, owner_id: str, conversation_id: str) -> Run:
         """Another answer to the last message, beside the old one."""
-        self._store.conversation(owner_id, conversation_id)
-        with self._claim_path(conversation_id):
-            conversation = self._store.conversation(owner_id, conversation_id)
-            path = self._store.messages.path(conversation.leaf_id)
-            if not path:
-                raise MessageRefused("There is no answer to regenerate yet. Write a message first.")
-            turn = new_answer(
-                path[:-1],
-                fold(path),
-                conversation.settings.system_prompt,
-                self._template_of(conversation),
-                self.info.tokenizer_fingerprint,
-            )
-            return self._begin(conversation, path[:-1], turn)
+        return self._written.regenerate(owner_id, conversation_id)
 
     def continue_answer(self, owner_id: str, conversation_id: str) -> Run:
-        """Goes on from a stopped, interrupted or length-limited answer. Its ids are kept as they are: the new
-        node begins with them, and takes the place of the old one among the versions."""
-        self._store.conversation(owner_id, conversation_id)
-        with self._claim_path(conversation_id):
-            conversation = self._store.conversation(owner_id, conversation_id)
-            path = self._store.messages.path(conversation.leaf_id)
-            if not path or not path[-1].can_continue:
-                raise MessageRefused("The last answer is complete; there is nothing to continue.")
-            template = self._template_of(conversation)
-            turn = continued_answer(path, fold(path), template, self.info.tokenizer_fingerprint)
-            prefix = turn.ledger[len(turn.ledger) - turn.answer_prefix_tokens :]
-            # Half a character at the end is not shown: the engine gives it out whole with its next token.
-            prefix_text = self._template.plain(prefix).rstrip("�")
-            return self._begin(conversation, path[:-1], turn, prefix_text=prefix_text, continued_id=path[-1].message_id)
+        """Goes on from a stopped, interrupted or length-limited answer."""
+        return self._written.continue_answer(owner_id, conversation_id)
+
+    def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
+        """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
+        self._written.switch_sibling(owner_id, conversation_id, message_id, step)
 
     def stop(self, owner_id: str, conversation_id: str) -> None:
         """The answer ends within one step and keeps its text. Nothing happens when there is none."""
@@ -274,12 +231,6 @@ class SessionManager:
         self.stop(owner_id, conversation_id)
         with self.runs.claim(conversation_id, DELETE_TIMEOUT_S):
             self._remove(owner_id, conversation_id)
-
-    def switch_sibling(self, owner_id: str, conversation_id: str, message_id: int, step: int) -> None:
-        """Shows the previous (-1) or next (+1) version of a message; below it what was used last."""
-        self._store.conversation(owner_id, conversation_id)
-        with self._claim_path(conversation_id):
-            self._store.messages.switch(conversation_id, message_id, step)
 
     # Memory
 
@@ -348,66 +299,6 @@ class SessionManager:
         """Has the model read a draft while no request waits, so that sending it costs its last words, or one token once
         it has been quiet for a moment. Nothing is stored."""
         self.background.drafts.read_ahead(owner_id, conversation_id, draft)
-
-    # The steps of a turn
-
-    def _begin_user_turn(
-        self,
-        conversation: Conversation,
-        path: Sequence[Node],
-        current: Sequence[Node],
-        text: str,
-        replaced: Sequence[ChatMessage] = (),
-    ) -> Run:
-        asked = edited(replaced, text)
-        turn = user_turn(
-            path,
-            asked.input,
-            fold(current),
-            conversation.settings.system_prompt,
-            self._template_of(conversation),
-            self.info.tokenizer_fingerprint,
-        )
-        return self._begin(conversation, path, turn, asked.text, user_parts=asked.parts)
-
-    def _begin(
-        self,
-        conversation: Conversation,
-        path: Sequence[Node],
-        turn: Turn,
-        user_text: str | None = None,
-        prefix_text: str = "",
-        continued_id: int | None = None,
-        user_parts: str = "",
-    ) -> Run:
-        settings = conversation.settings
-        new = NewTurn(
-            conversation,
-            path,
-            turn,
-            settings.sampling,
-            user_text,
-            prefix_text,
-            is_thought_open=self._template_of(conversation).opens_thought(settings.system_prompt),
-            continued_id=continued_id,
-            user_parts=user_parts,
-        )
-        return self.turns.begin(new)
-
-    @contextlib.contextmanager
-    def _claim_path(self, conversation_id: str) -> Iterator[None]:
-        """The claim of a conversation whose path a person changes. Raises `MessageRefused` where messages wait at its
-        end, which such a change would come in front of."""
-        with self.turns.claim(conversation_id):
-            if self._store.added_items.has_any(conversation_id):
-                raise MessageRefused(
-                    "A program added messages here that have no answer yet, so only a program can go on. Begin a new "
-                    "conversation, or ask the program to."
-                )
-            yield
-
-    def _template_of(self, conversation: Conversation) -> TurnTemplate:
-        return self._template.with_variables(conversation.settings.template_variables)
 
     def _remove(self, owner_id: str, conversation_id: str) -> None:
         """Inside its claim."""

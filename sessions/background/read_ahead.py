@@ -23,7 +23,6 @@ from sessions.memory.memory import Memory
 from sessions.memory.memory_records import Lease
 from sessions.store.records import Conversation, Node
 from sessions.store.store import Store
-from sessions.turns.affinity import affinity_of
 from sessions.turns.limits import TurnLimits
 from sessions.turns.run import RunTable
 from sessions.types import MessageStatus, MissReason, Origin
@@ -117,7 +116,7 @@ class ReadAhead:
         plan = _Plan(ledger, ids, len(ids) + TITLE_SAMPLING.max_new_tokens, len(ids))
 
         def submit(kv: KV, listener: Listener) -> Generation:
-            affinity = affinity_of(conversation)
+            affinity = conversation.affinity
             owner_id = job.owner_id
             request = GenerationRequest(ids, kv, TITLE_SAMPLING, 0, True, fairness_key=owner_id, affinity=affinity)
             return self._engine.submit(request, listener)

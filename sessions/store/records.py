@@ -6,6 +6,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from model_runtime.interface.chat import ChatMessage, UserInput
 from model_runtime.interface.events import FinishReason
@@ -35,6 +36,14 @@ class Conversation:
     root_id: str = ""  # of a fork: the conversation that its beginning came from at first, which may be deleted
     metadata: str = ""  # what an API client keeps with it: a JSON object, "" for none
     system_items: str = ""  # what its clients said as the system: `SystemItems` as JSON, "" where none did
+
+    @property
+    def affinity(self) -> str:
+        """For a remote engine with several servers: the same for every turn of a conversation, also after a restart,
+        and for all that was forked from it, since what they have in common is in one place. No id can be found from
+        it: it is sent to engines and routers as a header."""
+        root_id = self.root_id or self.conversation_id
+        return blake2b(root_id.encode(), digest_size=12, person=b"affinity").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

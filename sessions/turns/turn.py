@@ -28,7 +28,6 @@ from sessions.store import message_json
 from sessions.store.records import Conversation, NewMessages, Node
 from sessions.store.store import Store
 from sessions.text import first_title
-from sessions.turns.affinity import affinity_of
 from sessions.turns.limits import TurnLimits
 from sessions.turns.recorder import Recorder
 from sessions.turns.run import Run, RunPlan, RunTable, aborted, failed
@@ -163,7 +162,7 @@ class Turns:
             is_fork=new.is_fork,
             raw=new.raw,
             has_one_call=new.has_one_call,
-            affinity=affinity_of(conversation),
+            affinity=conversation.affinity,
             parting=new.parting or rewritten(above, new.turn, conversation.settings.system_prompt, self._template),
             outline=outline(above),
             is_resent=new.is_resent,
