@@ -1,5 +1,5 @@
-"""`keepwarm cache list|clear`: the saved memory of conversations, and models that were converted for faster starts. The
-texts are never touched."""
+"""`keepwarm cache list|clear`: the saved memory of conversations, and models that were converted
+or quantised for faster starts. The texts are never touched."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], da
     which.add_argument(
         "--models",
         action="store_true",
-        help="models that were converted for faster starts, not saved memory; they are converted again when they are "
-        "loaded",
+        help="models that were converted or quantised for faster starts, not saved memory; that is done again when "
+        "they are loaded",
     )
     for action in (shown, clear):
         action.add_argument(

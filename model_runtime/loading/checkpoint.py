@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,12 @@ from model_runtime.loading.progress import Say, shown
 from model_runtime.weights.checkpoint_formats.bitsandbytes_layers import set_four_bit_products
 from model_runtime.weights.checkpoint_formats.fp8 import fp8_settings
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat, stored_format
+from model_runtime.weights.kept.nf4_file import Nf4File
 from model_runtime.weights.own_layers.quantizer import METHOD as STORED_METHOD
 from model_runtime.weights.quantization import Precision, bitsandbytes_config
 from model_runtime.weights.streamed import StreamedCheckpoint
+
+Keep = Callable[[StreamedCheckpoint], Nf4File | None]
 
 
 def load_checkpoint(
@@ -40,9 +43,11 @@ def load_checkpoint(
     stored: StoredFormat | None = None,
     kernels: ctypes.CDLL | None = None,
     say: Say = lambda _: None,
+    keep: Keep = lambda _: None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model in eval mode, its weights at `precision`, and sentences about weights that it does not use; `stored` is
-    the checkpoint's own format. `kernels` run NF4 on a CPU; without them, bitsandbytes does. Layers of our own formats
+    the checkpoint's own format. `kernels` run NF4 on a CPU; without them, bitsandbytes does. `keep` gives what the
+    model's NF4 matrices were quantised to at an earlier start. Layers of our own formats
     (`StoredLinear`) cannot compute yet. Raises `ModelLoadError`
     when weights are missing, or when those should be used that are not: transformers would only warn, and initialise or
     drop them."""
@@ -50,7 +55,7 @@ def load_checkpoint(
     # On its first import it logs, as an error, the advice to install a package with kernels from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if device == "cpu" and stored is None and (precision.mode == "none" or (precision.mode == "nf4" and kernels)):
-        streamed = _streamed(directory, precision, kernels if precision.mode == "nf4" else None, say)
+        streamed = _streamed(directory, precision, kernels if precision.mode == "nf4" else None, say, keep)
         if streamed is not None:
             return streamed, ()
     with progress_on_terminals_only(), plain_falcon_layers(precision.mode != "none"):
@@ -76,7 +81,9 @@ def load_checkpoint(
     return loaded, notes
 
 
-def _streamed(directory: Path, precision: Precision, kernels: ctypes.CDLL | None, say: Say) -> PreTrainedModel | None:
+def _streamed(
+    directory: Path, precision: Precision, kernels: ctypes.CDLL | None, say: Say, keep: Keep
+) -> PreTrainedModel | None:
     """The model, loaded one tensor at a time; None if transformers has to rename, join or convert its tensors."""
     config = read_model_config(directory)
     with plain_falcon_layers(precision.mode != "none"), init_empty_weights(include_buffers=False):
@@ -89,6 +96,7 @@ def _streamed(directory: Path, precision: Precision, kernels: ctypes.CDLL | None
     model.generation_config = _generation_config(directory)
     if kernels is not None:
         model.config.quantization_config = bitsandbytes_config(precision)
+        checkpoint.use_kept(keep(checkpoint))
     with shown(f"Loading {directory.name}", checkpoint.nbytes, say) as progress:
         checkpoint.fill(progress)
     model.requires_grad_(False)

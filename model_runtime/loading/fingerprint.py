@@ -62,6 +62,20 @@ def gguf_key(path: Path) -> str:
     return f"{model_name(path)[:60]}-{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:12]}"
 
 
+def checkpoint_key(directory: Path) -> str:
+    """A key in the cache for what is made of a checkpoint: from its manifest if it is sealed, else from paths (a hub's
+    name their content), sizes, times and samples of the weight files."""
+    digest = hashlib.sha256()
+    manifest = directory / MANIFEST
+    if manifest.exists():
+        digest.update(manifest.read_bytes())
+    else:
+        for path in sorted(directory.glob("*.safetensors")):
+            digest.update(f"{path.resolve()}\0{path.stat().st_mtime_ns}\0".encode())
+            _sample(path, digest)
+    return f"{directory.resolve().name[:100]}-{digest.hexdigest()[:12]}"
+
+
 def _sample(path: Path, digest: hashlib._Hash) -> None:
     size_bytes = path.stat().st_size
     digest.update(f"{path.name}\0{size_bytes}\0".encode())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from model_runtime.loading.checkpoint import format_of, load_checkpoint
-from model_runtime.loading.model_cache import Source, half_checkpoint, read_source
+from model_runtime.loading.model_cache import Source, half_checkpoint, kept_nf4, read_source
 from model_runtime.loading.progress import shown
 from model_runtime.weights.bits_label import bits_label, gguf_label
 from model_runtime.weights.build import build_dequantised, build_native, build_packed, dequantised_types
@@ -104,7 +105,8 @@ def _from_checkpoint(
     kernels: ctypes.CDLL | None = None
     if device == "cpu" and precision.mode == "nf4":
         kernels, _ = own_kernels(cache_dir, say)
-    model, unused = load_checkpoint(directory, precision, device, stored, kernels, say)
+    keep = partial(kept_nf4, directory, cache_dir=cache_dir, say=say)
+    model, unused = load_checkpoint(directory, precision, device, stored, kernels, say, keep)
     kernel = dtype_name(precision.compute_dtype)
     if kernels is not None and not has_coded_layers(model):
         kernel = _OWN

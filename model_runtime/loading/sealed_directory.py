@@ -132,16 +132,21 @@ def sealed_in(parent: Path) -> list[Sealed]:
     return sorted(found, key=lambda one: one.used_at_s, reverse=True)
 
 
-def keep_within(parent: Path, share: float, most_bytes: int, kept: Path) -> list[Sealed]:
-    """Deletes what was not used for longest until all together take at most a share of the disk space that is free or
-    theirs, and at most `most_bytes`. `kept` stays, and so does what it was made of
-    (`kept` without an ending). Returns what was deleted. Call with the lock held."""
+def budget_bytes(parent: Path, share: float, most_bytes: int) -> int:
+    """What the directories below `parent` may take together: a share of the disk space that is free or theirs, at most
+    `most_bytes`."""
+    theirs = sum(one.size_bytes for one in sealed_in(parent))
+    return min(most_bytes, int(share * (shutil.disk_usage(parent).free + theirs)))
+
+
+def keep_within(parent: Path, budget: int, kept: Path) -> list[Sealed]:
+    """Deletes what was not used for longest until all together take at most `budget` bytes. `kept` stays, and so does
+    what it was made of (`kept` without an ending). Returns what was deleted. Call with the lock held."""
     every = sealed_in(parent)
     size_bytes = sum(one.size_bytes for one in every)
-    budget_bytes = min(most_bytes, int(share * (shutil.disk_usage(parent).free + size_bytes)))
     gone = []
     for one in reversed(every):
-        if size_bytes <= budget_bytes:
+        if size_bytes <= budget:
             break
         if not kept.name.startswith(one.path.name):
             shutil.rmtree(one.path, ignore_errors=True)

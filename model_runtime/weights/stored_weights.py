@@ -47,12 +47,30 @@ class Unread:
     read: Callable[[], Stored]
 
 
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """Tensors that are read together when they are written, by name. `like` has them without their content (device
+    "meta")."""
+
+    like: Mapping[str, torch.Tensor]
+    read: Callable[[], Mapping[str, torch.Tensor]]
+
+
 def save_weights(
     weights: Mapping[str, Unread], directory: Path, progress: Callable[[int, int], None] = lambda done, whole: None
 ) -> None:
-    """Writes `blocks.safetensors`, byte for byte as the safetensors library would. `progress` is called with the bytes
-    that were written so far, and with those of all parameters."""
-    flat = {key: tensor for name, unread in weights.items() for key, tensor in _parts(name, unread.like).items()}
+    """Writes `blocks.safetensors`. `progress` as in `save_tensors`."""
+
+    def group(name: str, unread: Unread) -> Tensors:
+        return Tensors(_parts(name, unread.like), lambda: _parts(name, unread.read()))
+
+    save_tensors({name: group(name, unread) for name, unread in weights.items()}, directory / WEIGHTS_FILE, progress)
+
+
+def save_tensors(groups: Mapping[str, Tensors], path: Path, progress: Callable[[int, int], None]) -> None:
+    """Writes a file byte for byte as the safetensors library would, one group at a time. `progress` is called with the
+    bytes that were written so far, and with those of all groups."""
+    flat = {key: tensor for group in groups.values() for key, tensor in group.like.items()}
     order = sorted(flat, key=lambda key: (list(_DTYPES.values()).index(flat[key].dtype), key))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     places, end = dict[str, int](), 0  # of each tensor, behind the header
@@ -62,25 +80,24 @@ def save_weights(
         header[key] = {"dtype": dtype, "shape": list(flat[key].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
-    with (directory / WEIGHTS_FILE).open("wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         start = file.tell()
         done = 0
-        for name, unread in weights.items():
-            done += _write(file, name, unread, places, start)
+        for group in groups.values():
+            done += _write(file, group, places, start)
             progress(done, end)
         file.truncate(start + end)
 
 
-def _write(file: BinaryIO, name: str, unread: Unread, places: Mapping[str, int], start: int) -> int:
-    announced = _parts(name, unread.like)
-    for key, tensor in _parts(name, unread.read()).items():
-        like = announced[key]
+def _write(file: BinaryIO, group: Tensors, places: Mapping[str, int], start: int) -> int:
+    for key, tensor in group.read().items():
+        like = group.like[key]
         if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
             raise ValueError(f"{key} is not of the announced shape")
         file.seek(start + places[key])
         file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return sum(tensor.nbytes for tensor in announced.values())
+    return sum(tensor.nbytes for tensor in group.like.values())
 
 
 def weights_file_bytes(directory: Path) -> int:

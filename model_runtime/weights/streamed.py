@@ -23,7 +23,9 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.native import heap
+from model_runtime.weights.coded.four_bits import CodedFourBits
 from model_runtime.weights.coded.nf4 import RUN, quantise_nf4
+from model_runtime.weights.kept.nf4_file import Nf4File, Numbers
 from model_runtime.weights.native_experts import PROJECTIONS, NativeExperts, can_be_native
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
 from model_runtime.weights.stored_weights import MappedTensors, numbers_in
@@ -54,6 +56,7 @@ class StreamedCheckpoint:
         self._experts = self._layers_of_experts()
         self._quantised = set(_quantised(model)) if kernels is not None else set[str]()
         self._read_bytes = 0
+        self._kept: Nf4File | None = None
 
     def _layers_of_experts(self) -> list[str]:
         """The modules whose experts are joined here."""
@@ -92,6 +95,33 @@ class StreamedCheckpoint:
         """Bytes of all tensors."""
         return sum(file.nbytes for file in self._files)
 
+    def matrices(self) -> dict[str, Numbers]:
+        """What `fill` quantises, by the model's names, with gate and up of an expert joined."""
+        if self._kernels is None:
+            return {}
+
+        def numbers(*names: str) -> Numbers:
+            shapes = [self._of[name][0].shape(self._of[name][1]) for name in names]
+            shape = (sum(one[0] for one in shapes), shapes[0][1])
+            return Numbers(shape, lambda: _joined([self._tensor(name) for name in names]))
+
+        found = {name: numbers(f"{name}.weight") for name in sorted(self._quantised)}
+        for name in self._experts:
+            for expert in range(self._model.get_submodule(name).num_experts):
+                gate, up, down = self._parts(name, expert)
+                for projection, parts in zip(PROJECTIONS, ((gate, up), (down,)), strict=True):
+                    found[_of_expert(name, expert, projection)] = numbers(*parts)
+        return found
+
+    def use_kept(self, kept: Nf4File | None) -> None:
+        """Takes the `matrices` from there instead of quantising them; None: quantises them."""
+        self._kept = kept
+
+    def let_go(self) -> None:
+        """Takes what was read of the files out of this process's memory."""
+        for file in (*self._files, *((self._kept,) if self._kept is not None else ())):
+            file.let_go()
+
     def fill(self, progress: Progress) -> PreTrainedModel:
         """The model with its weights. `progress` is called with the bytes that were read so far."""
         model, left = self._model, set(self._of)
@@ -108,25 +138,30 @@ class StreamedCheckpoint:
         for name in left:
             # Tables stay where they are until the kernels have them in their own order.
             view = self._read(name, progress)
-            self._set(name, view if name in tables else numbers_in(view, torch.float32, self._let_go))
+            self._set(name, view if name in tables else numbers_in(view, torch.float32, self.let_go))
         if tables and self._kernels is not None:
             model.tie_weights()
             self._place_ends(self._kernels)
             for name in tables & {name for name, _ in model.named_parameters()}:
-                self._set(name, numbers_in(model.get_parameter(name).detach(), torch.float32, self._let_go))
+                self._set(name, numbers_in(model.get_parameter(name).detach(), torch.float32, self.let_go))
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if not any(isinstance(end, (NativeLinear, NativeEmbedding)) for end in ends):
             model.tie_weights()
-        self._let_go()
+        self.let_go()
         if self._kernels is not None and has_common_layout(model):
             check_decoder_shapes(model)
         return model
 
     def _four_bits(self, name: str, progress: Progress) -> NativeLinear:
         assert self._kernels is not None
-        coded = quantise_nf4(self._read(f"{name}.weight", progress), self._let_go)
+        coded = self._coded(name, [f"{name}.weight"], progress)
         bias = numbers_in(self._read(f"{name}.bias", progress), torch.float32) if f"{name}.bias" in self._of else None
         return NativeLinear(NativeMatrix(coded, bias, self._kernels))
+
+    def _coded(self, name: str, parts: list[str], progress: Progress) -> CodedFourBits:
+        """One of `matrices`, made of these tensors."""
+        tensors = [self._read(part, progress) for part in parts]  # views: nothing is read yet
+        return quantise_nf4(_joined(tensors), self.let_go) if self._kept is None else self._kept.coded(name)
 
     def _join(self, name: str, experts: Any, progress: Progress) -> None:
         """Reads the experts of a layer, one after the other."""
@@ -136,14 +171,15 @@ class StreamedCheckpoint:
                 empty = torch.empty(getattr(experts, projection).shape, dtype=torch.float32)
                 setattr(experts, projection, nn.Parameter(empty, requires_grad=False))
         for expert in range(experts.num_experts):
-            gate, up, down = (self._read(part, progress) for part in self._parts(name, expert))
-            for projection, numbers in zip(PROJECTIONS, (torch.cat([gate, up]), down), strict=True):
+            gate, up, down = self._parts(name, expert)
+            for projection, parts in zip(PROJECTIONS, ([gate, up], [down]), strict=True):
                 if self._kernels is None:
+                    numbers = _joined([self._read(part, progress) for part in parts])
                     getattr(experts, projection).data[expert] = numbers
                 else:
-                    coded = quantise_nf4(numbers, self._let_go)
+                    coded = self._coded(_of_expert(name, expert, projection), parts, progress)
                     matrices[projection].append(NativeMatrix(coded, None, self._kernels))
-            self._let_go()
+            self.let_go()
         if self._kernels is not None:
             self._model.set_submodule(name, NativeExperts(experts, matrices))
 
@@ -154,12 +190,12 @@ class StreamedCheckpoint:
             return
         is_tied = head.weight is getattr(embedding, "weight", None) and head.bias is None
         matrix = NativeMatrix(
-            head.weight.detach(), None if head.bias is None else head.bias.detach(), kernels, self._let_go
+            head.weight.detach(), None if head.bias is None else head.bias.detach(), kernels, self.let_go
         )
         self._model.set_output_embeddings(NativeLinear(matrix))
         factor = getattr(embedding, "embed_scale", None)
         if type(embedding) is nn.Embedding or isinstance(factor, torch.Tensor):
-            table = matrix if is_tied else NativeMatrix(embedding.weight.detach(), None, kernels, self._let_go)
+            table = matrix if is_tied else NativeMatrix(embedding.weight.detach(), None, kernels, self.let_go)
             self._model.set_input_embeddings(
                 NativeEmbedding(table, is_shared=is_tied, factor=1.0 if factor is None else float(factor))
             )
@@ -169,9 +205,12 @@ class StreamedCheckpoint:
         named = (f"{name}.weight" for name, module in self._model.named_modules() if id(module) in ends)
         return {name for name in named if name in self._of}
 
-    def _read(self, name: str, progress: Progress) -> torch.Tensor:
+    def _tensor(self, name: str) -> torch.Tensor:
         file, own = self._of[name]
-        tensor = file.tensor(own)
+        return file.tensor(own)
+
+    def _read(self, name: str, progress: Progress) -> torch.Tensor:
+        tensor = self._tensor(name)
         self._read_bytes += tensor.nbytes
         progress(self._read_bytes)
         return tensor
@@ -184,10 +223,6 @@ class StreamedCheckpoint:
         else:
             setattr(owner, attribute, nn.Parameter(numbers, requires_grad=False))
 
-    def _let_go(self) -> None:
-        for file in self._files:
-            file.let_go()
-
 
 def _quantised(model: PreTrainedModel) -> Iterable[str]:
     """The layers that transformers has bitsandbytes quantise."""
@@ -195,6 +230,14 @@ def _quantised(model: PreTrainedModel) -> Iterable[str]:
     for name, module in model.named_modules():
         if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept):
             yield name
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _of_expert(name: str, expert: int, projection: str) -> str:
+    return f"{name}.{expert}.{projection}"
 
 
 def _fits(module: Any) -> bool:

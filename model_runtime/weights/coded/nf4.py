@@ -16,9 +16,17 @@ from model_runtime.weights.coded.four_bits import CodedFourBits
 from model_runtime.weights.coded.tiles import in_slices
 
 RUN = 64  # columns that share a scale
-_SCALES_OF_A_FACTOR = 256
+SCALES_OF_A_FACTOR = 256  # of double quantization
 _SLICE_WEIGHTS = 1 << 18  # as float32 at a time
 _LEAST = 1e-38  # bitsandbytes' scale of a run of zeros
+
+
+def nf4_levels() -> torch.Tensor:
+    """float32 `[16]`, ascending."""
+    from bitsandbytes import functional
+
+    levels: torch.Tensor = functional.get_4bit_type("nf4", device="cpu").float().contiguous()
+    return levels
 
 
 def quantise_nf4(numbers: torch.Tensor, after_slice: Callable[[], None] = lambda: None) -> CodedFourBits:
@@ -26,7 +34,7 @@ def quantise_nf4(numbers: torch.Tensor, after_slice: Callable[[], None] = lambda
     from bitsandbytes import functional  # only here: importing it costs a second
 
     rows, columns = numbers.shape
-    levels = functional.get_4bit_type("nf4", device="cpu").float()
+    levels = nf4_levels()
     midpoints: list[float] = ((levels[:-1] + levels[1:]) / 2).tolist()
     packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
     largest = torch.empty(rows, columns // RUN)
@@ -46,7 +54,7 @@ def quantise_nf4(numbers: torch.Tensor, after_slice: Callable[[], None] = lambda
     in_slices(quantise, rows, columns, 1, _SLICE_WEIGHTS)
     flat = largest.flatten()
     offset = flat.mean()
-    scale, outer = functional.quantize_blockwise(flat - offset, blocksize=_SCALES_OF_A_FACTOR)
+    scale, outer = functional.quantize_blockwise(flat - offset, blocksize=SCALES_OF_A_FACTOR)
     nested = torch.cat([outer.code.float(), offset.reshape(1), outer.absmax.float()])
-    grid = Grid(Kind.LEVELS, Scales.NESTED, RUN, 0, levels.contiguous(), nested)
+    grid = Grid(Kind.LEVELS, Scales.NESTED, RUN, 0, levels, nested)
     return CodedFourBits(packed.flatten(), scale.flatten(), grid, (rows, columns))

@@ -11,6 +11,7 @@ import pytest
 from model_runtime.loading.sealed_directory import (
     MANIFEST,
     broken_because,
+    budget_bytes,
     build,
     keep_within,
     mark_used,
@@ -144,8 +145,10 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
         build(tmp_path / name, lambda fresh: (fresh / "weights").write_bytes(bytes(1000)) and None)
         os.utime(tmp_path / name / MANIFEST, (number, number))
     size_bytes = sealed_in(tmp_path)[0].size_bytes
-    assert keep_within(tmp_path, 1.0, 3 * size_bytes, tmp_path / "third") == []
+    assert keep_within(tmp_path, 3 * size_bytes, tmp_path / "third") == []
     mark_used(tmp_path / "first")
-    assert [one.path.name for one in keep_within(tmp_path, 1.0, 2 * size_bytes, tmp_path / "third")] == ["second"]
-    assert [one.path.name for one in keep_within(tmp_path, 0.0, size_bytes, tmp_path / "third")] == ["first"]
+    assert [one.path.name for one in keep_within(tmp_path, 2 * size_bytes, tmp_path / "third")] == ["second"]
+    assert budget_bytes(tmp_path, 1.0, size_bytes) == size_bytes
+    assert budget_bytes(tmp_path, 0.0, size_bytes) == 0
+    assert [one.path.name for one in keep_within(tmp_path, 0, tmp_path / "third")] == ["first"]
     assert [one.path.name for one in sealed_in(tmp_path)] == ["third"]

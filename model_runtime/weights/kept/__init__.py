@@ -1,0 +1,1 @@
+"""Quantised weights that are kept on disk for the next start."""
