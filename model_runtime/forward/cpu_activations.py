@@ -30,10 +30,12 @@ _SAMPLE_TOKENS, _FIRST_TOKENS, _PIECE = 48, 8, 4
 @dataclass(frozen=True, slots=True)
 class Activations:
     """What a model's matrices multiply by: `kind` is "int8", "float32", or "" for a model that leaves no choice. `note`
-    says why, where that was not asked for, else ""."""
+    says why, where that was not asked for, else "". `has_level_units`: levels that are no whole numbers (NF4, FP4)
+    are multiplied as such."""
 
     kind: str
     note: str = ""
+    has_level_units: bool = False
 
 
 def use_activations(
@@ -65,7 +67,11 @@ def use_activations(
             "No weights of this model have codes with a scale: its activations stay float32. Leave --cpu-activations "
             "out."
         )
-    return Activations(INT8)
+    return Activations(INT8, "", _has_level_units(matrices))
+
+
+def _has_level_units(matrices: Sequence[NativeMatrix]) -> bool:
+    return any(matrix.has_level_unit for matrix in matrices)
 
 
 def _could_gain(matrices: Sequence[NativeMatrix], sample_ids: Sequence[int]) -> bool:
@@ -80,7 +86,8 @@ def _measured(model: PreTrainedModel, matrices: Sequence[NativeMatrix], sample_i
         return Activations(FLOAT32)
     loss, gap = rounding_loss(model, sample_ids), _gap_anywhere(model)
     if loss <= MOST_LOSS and gap <= MOST_GAP:
-        return Activations(INT8, f"Activations are rounded to bytes with a scale for 32 numbers: {_said(loss)}.")
+        note = f"Activations are rounded to bytes with a scale for 32 numbers: {_said(loss)}."
+        return Activations(INT8, note, _has_level_units(matrices))
     for matrix in matrices:
         matrix.struct.takes_bytes = 0
     if loss <= MOST_LOSS:

@@ -9,6 +9,7 @@ _SAID = {
     "quantization": "the quantization was changed from {before} to {now}",
     "dtype": "the precision of the computation was changed from {before} to {now}",
     "activations": "the precision of activations was changed from {before} to {now}",
+    "levels": "the way in which levels are multiplied by activations was changed from {before} to {now}",
     "kv": "the precision of keys and values was changed from {before} to {now}",
     "kernel": "the kernels that compute it were changed",
     "cold": "the precision of saved memory was changed from {before} to {now}",

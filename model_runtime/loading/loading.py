@@ -272,6 +272,8 @@ def _describe(
     asked = (*settings.notes, *file_notes(found.directory), *template_notes(tokenizer))
     # Left out for float32, so that memory saved before there was a choice stays valid.
     more = {"activations": activations.kind} if activations.kind == INT8 else {}
+    if activations.has_level_units:
+        more["levels"] = "bytes"  # once they were multiplied as two bytes each
     if more or activations.note:
         asked = (activations.note or _ROUNDED, *asked)
     return LoadedModel(

@@ -14,8 +14,7 @@
         _tile_dpbssd(sum, activations, codes_register);   \
     } while (0)
 
-/* Sums [2][2][AMX_ROWS] of 32 columns of two tiles. The second ones of a tile are those of its lower bytes (FINE), or of the
- * last sixteen columns. */
+/* Sums [2][2][AMX_ROWS] of 32 columns of two tiles. The second ones of a tile are those of the last sixteen columns. */
 INLINE void amx_sums(const Chunk *chunks, int kind, int first, const int32_t *run, ints (*sums)[2][AMX_ROWS]) {
     const words *codes[2] = {chunks[0].codes + first / 4, chunks[1].codes + first / 4};
     _tile_zero(0);
@@ -33,16 +32,10 @@ INLINE void amx_sums(const Chunk *chunks, int kind, int first, const int32_t *ru
         _tile_loadd(4, run, 4 * QUADS);
         AMX_STEP(0, 4, 5, codes[0]);
         AMX_STEP(1, 4, 5, codes[1]);
-        if (kind == FINE) {
-            _tile_zero(2);
-            _tile_zero(3);
-            AMX_STEP(2, 4, 5, chunks[0].lower + first / 4);
-            AMX_STEP(3, 4, 5, chunks[1].lower + first / 4);
-        }
     }
     _tile_stored(0, sums[0][0], 64);
     _tile_stored(1, sums[1][0], 64);
-    if (GROUP_OF(kind) == 16 || kind == FINE) {
+    if (GROUP_OF(kind) == 16) {
         _tile_stored(2, sums[0][1], 64);
         _tile_stored(3, sums[1][1], 64);
     }
@@ -62,8 +55,7 @@ INLINE void amx_products_of_chunks(const Chunk *chunks, int kind, int has_minimu
                 floats part = {0};
                 for (int at = 0; at < RUN; at += group) {
                     const int field = sum_field(group, at), place = (first + at) / group;
-                    ints sum = sums[i][at / group][r];
-                    if (kind == FINE) sum = joined(sum, sums[i][1][r]);
+                    const ints sum = sums[i][at / group][r];
                     if (has_minimum)
                         part = multiply_add(chunks[i].minimum[place], all(as_float(run[field * AMX_ROWS + r])), part);
                     part = multiply_add(__builtin_convertvector(sum, floats), chunks[i].scale[place], part);
@@ -86,9 +78,7 @@ static void multiply_in_amx(const Matrix *m, int kind, Unpack *unpack, int pair,
             for (int r = start; r < end; r += AMX_ROWS) {
                 const int32_t *run = packed + packed_place(rows, m->columns, r, first);
                 floats(*to)[SPAN_ROWS] = (floats(*)[SPAN_ROWS])(total[0] + r - start);
-                if (kind == FINE)
-                    amx_products_of_chunks(chunks, FINE, 1, count, run, to);
-                else if (GROUP_OF(kind) == 16)
+                if (GROUP_OF(kind) == 16)
                     amx_products_of_chunks(chunks, Q6, 1, count, run, to);
                 else if (has_minimums(m, kind))
                     amx_products_of_chunks(chunks, Q4, 1, count, run, to);

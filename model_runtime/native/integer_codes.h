@@ -8,13 +8,10 @@
 
 #define SPAN_ROWS 96 /* that share the codes of a chunk while they are in the first cache */
 
-INLINE int has_sign(int kind) { return kind == Q8 || kind == LEVELS || kind == FINE; }
+INLINE int has_sign(int kind) { return kind == Q8 || kind == LEVELS; }
 
-/* What the kind of a matrix is here. */
-INLINE int integer_kind(const Matrix *m) { return m->unit != 0 ? FINE : m->kind; }
-
-/* The codes, or levels, of columns 4 i to 4 i + 3 of a word, a byte each; `high` has their upper bits. Of FINE levels the
- * upper bytes. Those with a sign are combined with `lift`. */
+/* The codes, or levels, of columns 4 i to 4 i + 3 of a word, a byte each; `high` has their upper bits. Those with a
+ * sign are combined with `lift`. */
 INLINE words quad_of(const Matrix *m, int kind, words w, words high, int i, uint32_t lift) {
     switch (kind) {
     case Q2: return (w >> (2 * i)) & 0x03030303;
@@ -22,22 +19,15 @@ INLINE words quad_of(const Matrix *m, int kind, words w, words high, int i, uint
     case Q5: return ((w >> (4 * i)) & 0x0f0f0f0f) | ((high >> i) & 0x01010101) << 4;
     case Q6: return ((w >> (4 * i)) & 0x0f0f0f0f) | ((high >> (2 * i)) & 0x03030303) << 4;
     case Q8: return w ^ lift;
-    case LEVELS:
-    case FINE: return looked_up(m->level_bytes, (w >> (4 * i)) & 0x0f0f0f0f) ^ lift;
+    case LEVELS: return looked_up(m->level_bytes, (w >> (4 * i)) & 0x0f0f0f0f) ^ lift;
     default: return (w >> (4 * i)) & 0x0f0f0f0f;
     }
 }
 
-/* The lower bytes of FINE levels. */
-INLINE words lower_quad_of(const Matrix *m, words w, int i, uint32_t lift) {
-    return looked_up(m->level_bytes + 16, (w >> (4 * i)) & 0x0f0f0f0f) ^ lift;
+/* The scale of the integers that a kind's levels are multiplied as. */
+INLINE floats integer_scale(const Matrix *m, int kind, floats scale) {
+    return kind == LEVELS ? scale * m->unit : scale;
 }
-
-/* The sum of products of levels whose bytes were multiplied apart. */
-INLINE ints joined(ints upper, ints lower) { return (upper << 8) + lower; }
-
-/* The scale of the integers that a kind's levels are multiplied as: exact, since a unit is a power of two. */
-INLINE floats integer_scale(const Matrix *m, int kind, floats scale) { return kind == FINE ? scale * m->unit : scale; }
 
 INLINE ints first_sum(int kind, const int32_t *run, int width) {
     return (LIFTS && has_sign(kind) ? run[LIFT * width] : 0) - (ints){0};
@@ -46,9 +36,9 @@ INLINE ints first_sum(int kind, const int32_t *run, int width) {
 /* The field of `run` that has the sum of the activations' codes for its columns from `column` on. */
 INLINE int sum_field(int group, int column) { return group == RUN ? SUM : column ? SECOND_SUM : FIRST_SUM; }
 
-/* A tile's codes and scales of `CHUNK` columns, unpacked; `lower` has the lower bytes of FINE levels. */
+/* A tile's codes and scales of `CHUNK` columns, unpacked. */
 typedef struct {
-    words codes[CHUNK / 4], lower[CHUNK / 4];
+    words codes[CHUNK / 4];
     floats scale[CHUNK / 16], minimum[CHUNK / 16];
 } Chunk;
 
@@ -69,10 +59,7 @@ INLINE void unpack(const Matrix *m, int kind, int tile, int first, int count, in
             const words w = word_of(m, kind, tile, first + c, ahead);
             const words high = has_high(kind) ? high_of(m, kind, tile, first + c, ahead) : (words){0};
 #pragma GCC unroll 4
-            for (int q = 0; q < per_word / 4; q++) {
-                to->codes[c / 4 + q] = quad_of(m, kind, w, high, q, lift);
-                if (kind == FINE) to->lower[c / 4 + q] = lower_quad_of(m, w, q, lift);
-            }
+            for (int q = 0; q < per_word / 4; q++) to->codes[c / 4 + q] = quad_of(m, kind, w, high, q, lift);
         }
     }
 }

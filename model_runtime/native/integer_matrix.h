@@ -20,7 +20,7 @@ INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *r
         floats part[2] = {{0}};
         for (int at = 0; at < RUN; at += group)
             for (int i = 0; i < 2; i++) {
-                ints sum = first_sum(kind, run, width), lower = sum;
+                ints sum = first_sum(kind, run, width);
                 if (begins_run(m, first + at)) {
                     read_grid(m, kind, tile + i, first + at, &scale[i], &minimum[i]);
                     scale[i] = integer_scale(m, kind, scale[i]);
@@ -34,10 +34,8 @@ INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *r
                     for (int q = 0; q < per_word / 4; q++) {
                         const int32_t x = run[(c / 4 + q) * width];
                         sum = dot(sum, quad_of(m, kind, w, high, q, LIFT_BITS), x, has_sign(kind));
-                        if (kind == FINE) lower = dot(lower, lower_quad_of(m, w, q, LIFT_BITS), x, 1);
                     }
                 }
-                if (kind == FINE) sum = joined(sum, lower);
                 if (has_minimum)
                     part[i] = multiply_add(minimum[i], all(as_float(run[sum_field(group, at) * width])), part[i]);
                 part[i] = multiply_add(__builtin_convertvector(sum, floats), scale[i], part[i]);
@@ -65,7 +63,6 @@ DEFINE_INTEGER_KIND(Q5)
 DEFINE_INTEGER_KIND(Q6)
 DEFINE_INTEGER_KIND(Q8)
 DEFINE_INTEGER_KIND(LEVELS)
-DEFINE_INTEGER_KIND(FINE)
 
 typedef struct {
     void (*one)(const Matrix *, int, const int32_t *, int, float *, int, int);
@@ -75,7 +72,7 @@ typedef struct {
 #define INTEGER_LOOPS_OF(KIND) [KIND] = {product_of_row_##KIND, unpack_##KIND}
 static const IntegerLoops INTEGER_LOOPS[] = {
     INTEGER_LOOPS_OF(Q2), INTEGER_LOOPS_OF(Q3), INTEGER_LOOPS_OF(Q4),     INTEGER_LOOPS_OF(Q5),
-    INTEGER_LOOPS_OF(Q6), INTEGER_LOOPS_OF(Q8), INTEGER_LOOPS_OF(LEVELS), INTEGER_LOOPS_OF(FINE),
+    INTEGER_LOOPS_OF(Q6), INTEGER_LOOPS_OF(Q8), INTEGER_LOOPS_OF(LEVELS),
 };
 
 /* `rows` rows of a block, from `run` on, times `count` unpacked columns, added to total [rows]. Everything but the
@@ -88,26 +85,13 @@ INLINE void products_of_chunk(const Chunk *chunk, int count, int kind, int rows,
         for (int at = first; at < first + RUN; at += group) {
             const int field = sum_field(group, at - first);
             ints sum[BLOCK_ROWS];
-            if (kind == FINE) {
 #pragma GCC unroll 12
-                for (int r = 0; r < rows; r++) sum[r] = first_sum(kind, run + r, width);
-#pragma GCC unroll 8
-                for (int q = at / 4; q < (at + group) / 4; q++)
-#pragma GCC unroll 12
-                    for (int r = 0; r < rows; r++)
-                        sum[r] = dot(sum[r], chunk->codes[q], run[(q - first / 4) * width + r], 1);
-#pragma GCC unroll 12
-                for (int r = 0; r < rows; r++) sum[r] = joined(sum[r], first_sum(kind, run + r, width));
-            } else {
-#pragma GCC unroll 12
-                for (int r = 0; r < rows; r++) sum[r] = first_sum(kind, run + r, width);
-            }
+            for (int r = 0; r < rows; r++) sum[r] = first_sum(kind, run + r, width);
 #pragma GCC unroll 8
             for (int q = at / 4; q < (at + group) / 4; q++)
 #pragma GCC unroll 12
                 for (int r = 0; r < rows; r++)
-                    sum[r] = dot(sum[r], kind == FINE ? chunk->lower[q] : chunk->codes[q],
-                                 run[(q - first / 4) * width + r], is_signed);
+                    sum[r] = dot(sum[r], chunk->codes[q], run[(q - first / 4) * width + r], is_signed);
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
                 part[r] = multiply_add(chunk->minimum[at / group], all(as_float(run[field * width + r])), part[r]);
@@ -121,16 +105,14 @@ INLINE void products_of_chunk(const Chunk *chunk, int count, int kind, int rows,
 }
 
 /* The same for a whole block of rows, or as many of one as there are: in pieces for which there is a loop. */
-#define CHUNK_PIECE(n)                                                           \
-    for (; rows - r >= n; r += n) {                                              \
-        if (kind == FINE)                                                        \
-            products_of_chunk(chunk, count, FINE, n, run + r, width, total + r); \
-        else if (GROUP_OF(kind) == 16)                                           \
-            products_of_chunk(chunk, count, Q6, n, run + r, width, total + r);   \
-        else if (has_sign(kind))                                                 \
-            products_of_chunk(chunk, count, Q8, n, run + r, width, total + r);   \
-        else                                                                     \
-            products_of_chunk(chunk, count, Q4, n, run + r, width, total + r);   \
+#define CHUNK_PIECE(n)                                                         \
+    for (; rows - r >= n; r += n) {                                            \
+        if (GROUP_OF(kind) == 16)                                              \
+            products_of_chunk(chunk, count, Q6, n, run + r, width, total + r); \
+        else if (has_sign(kind))                                               \
+            products_of_chunk(chunk, count, Q8, n, run + r, width, total + r); \
+        else                                                                   \
+            products_of_chunk(chunk, count, Q4, n, run + r, width, total + r); \
     }
 
 static void products_of_block(const Chunk *chunk, int kind, int count, int rows, const int32_t *run, int width,
@@ -146,7 +128,7 @@ static void products_of_block(const Chunk *chunk, int kind, int count, int rows,
 /* Outputs `PAIR * pair` and those up to the next pair, for `rows` packed rows. See `multiply_pair`. */
 static void multiply_packed(const Matrix *m, int pair, int rows, const int32_t *packed, float *y, int y_stride,
                             int adds, int ahead) {
-    const int width = width_of(rows), kind = integer_kind(m);
+    const int width = width_of(rows), kind = m->kind;
     if (rows == 1) {
         INTEGER_LOOPS[kind].one(m, 2 * pair, packed, width, y, adds, 2 * ahead);
         return;

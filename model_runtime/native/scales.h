@@ -14,8 +14,8 @@
 
 /* Codes of so many bits; LEVELS: places in a table of sixteen numbers, LEVELS16 where 16 columns share a scale; FP8: numbers of eight bits (E4M3); INT8: codes of
  * eight bits whose products with the scale are rounded, and then times 1/127 (bitsandbytes); HALF, BRAIN (bfloat16),
- * SINGLE: numbers. FINE: what LEVELS of two bytes each are to the integer kernels; no matrix has this kind. */
-enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, LEVELS16, FINE, HALF, BRAIN, SINGLE };
+ * SINGLE: numbers. */
+enum { Q2, Q3, Q4, Q5, Q6, Q8, LEVELS, FP8, INT8, LEVELS16, HALF, BRAIN, SINGLE };
 
 /* How scales are stored. HALVES: as halves. SUPER: a signed byte times its block's half. PAIRS: the low four bits of a byte
  * times the block's half, the minimum in its high ones. POWERS: exponents of 2 (E8M0, less one). FLOATS: as floats.
@@ -32,13 +32,12 @@ typedef struct {
     const int8_t *zero;   /* of runs: codes that mean 0, where each run has its own; NULL: `offset` for all */
     const uint16_t *super_scale, *super_minimum; /* SUPER, PAIRS: halves of blocks */
     const float *levels;                         /* [16] */
-    const int8_t *level_bytes;                   /* [16]: the same, where they are whole numbers from -127 to 127;
-                                                    else [32]: the upper bytes of multiples of `unit`, the lower ones */
+    const int8_t *level_bytes;                   /* [16]: the nearest multiples of `unit`, from -127 to 127 */
     const float *nested;                         /* NESTED: the table [256], the offset, then the factors */
     const float *bias;                           /* [N], or NULL */
     const int32_t *order;                        /* [columns], or NULL: which input each column belongs to */
     float offset;                                /* what is taken off a code, where there are no minimums */
-    float unit;                                  /* a power of two; 0 where levels are whole numbers */
+    float unit;                                  /* 1 where levels are whole numbers */
     int32_t kind, scales, shift, rows, columns;
     int32_t takes_bytes; /* whether activations are packed (activations.h) */
 } Matrix;

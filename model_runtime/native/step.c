@@ -400,8 +400,7 @@ static size_t lay_out(const Model *m, int rows, float *memory, Activations *v) {
 }
 
 static int fits(const Matrix *w, int rows, int columns) {
-    if (!w->codes || w->kind < Q2 || w->kind > SINGLE || w->kind == FINE || w->rows != rows || w->columns != columns)
-        return 0;
+    if (!w->codes || w->kind < Q2 || w->kind > SINGLE || w->rows != rows || w->columns != columns) return 0;
     if ((w->kind < HALF && !w->scale) || (has_high(w->kind) && !w->high)) return 0;
     return !w->takes_bytes || w->kind <= Q8 || (w->kind == LEVELS && w->level_bytes);
 }

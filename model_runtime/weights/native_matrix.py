@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
+from functools import cache
 
 import torch
 from torch import nn
@@ -24,6 +26,9 @@ from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
 from model_runtime.weights.stored_weights import Stored
 
 __all__ = ["COLUMNS", "Kind", "NativeEmbedding", "NativeLinear", "NativeMatrix", "padded_rows"]
+
+
+_MOST, _LEAST, _UNITS = 127, 100, 1000  # codes of the largest level that are tried, and how many
 
 
 class NativeMatrix:
@@ -55,18 +60,21 @@ class NativeMatrix:
         grid: Grid | None = None
         self.order: torch.Tensor | None = None
         tables: dict[str, torch.Tensor | None] = {}
+        unit = 1.0
         if isinstance(matrix, torch.Tensor):
             self.kind, tiles = tiles_of_numbers(matrix, lanes, after_slice)
         else:
             grid, tiles = matrix.grid, tiles_of_coded(matrix, lanes, after_slice)
             self.kind, self.order = grid.kind, grid.order
             tables = {"levels": grid.levels, "nested": factors_for(grid, self.rows, self.columns, lanes)}
-            tables["level_bytes"] = None if grid.levels is None else _as_bytes(grid.levels)
+            if grid.levels is not None:
+                codes, unit = _byte_levels(tuple(grid.levels.tolist()))
+                tables["level_bytes"] = torch.tensor(codes, dtype=torch.int8)
         tables["order"] = self.order
         tables["bias"] = None if bias is None else _lengthened(bias.float(), padded(self.rows, lanes))
-        self._point_at(grid, tiles | {name: table for name, table in tables.items() if table is not None})
+        self._point_at(grid, unit, tiles | {name: table for name, table in tables.items() if table is not None})
 
-    def _point_at(self, grid: Grid | None, tensors: dict[str, torch.Tensor]) -> None:
+    def _point_at(self, grid: Grid | None, unit: float, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = list(tensors.values())
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         self.struct = MatrixStruct(
@@ -77,7 +85,7 @@ class NativeMatrix:
             scales=0 if grid is None else int(grid.scales),
             shift=0 if grid is None else grid.run.bit_length() - 1,
             offset=0 if grid is None else grid.offset,
-            unit=0 if grid is None or grid.levels is None else _unit(grid.levels),
+            unit=unit,
         )
 
     def take_bytes(self) -> bool:
@@ -86,6 +94,11 @@ class NativeMatrix:
         is_whole = self.kind <= Kind.LEVELS
         self.struct.takes_bytes = int(is_whole)
         return is_whole
+
+    @property
+    def has_level_unit(self) -> bool:
+        """Whether its levels are no whole numbers, but multiplied by activations as such (see `_byte_levels`)."""
+        return bool(self.struct.takes_bytes) and self.struct.unit != 1
 
     @property
     def nbytes(self) -> int:
@@ -197,23 +210,26 @@ def _coded_or_numbers(stored: Stored | Coded) -> Coded | torch.Tensor:
     return stored
 
 
-def _as_bytes(levels: torch.Tensor) -> torch.Tensor:
-    """int8: whole levels from -127 to 127 as they are; of others the upper bytes of the nearest multiples of `_unit`,
-    then the lower ones."""
-    unit = _unit(levels)
-    if not unit:
-        return levels.to(torch.int8)
-    multiples = (levels / unit).round().to(torch.int32)
-    lower = (multiples + 128) % 256 - 128
-    return torch.cat([(multiples - lower) // 256, lower]).to(torch.int8)
-
-
-def _unit(levels: torch.Tensor) -> float:
-    """What levels are rounded to multiples of where activations are bytes: a power of two, 2^14 to 2^15 of which make
-    the largest level; 0 for whole levels, which need no rounding."""
-    if torch.equal(levels, levels.round().clamp(-127, 127)):
-        return 0.0
-    return 2.0 ** (math.frexp(float(levels.abs().max()) * 1.01)[1] - 15)
+@cache
+def _byte_levels(levels: tuple[float, ...]) -> tuple[list[int], float]:
+    """What levels are multiplied as where activations are bytes: whole numbers from -127 to 127, and the unit of which
+    they are the nearest multiples. A power of two where all are multiples of it (1 for whole levels); else the unit
+    that moves them least (root mean square): NF4's by up to 0.4% of the largest. 0 stays 0. The same on every machine:
+    sums are exact."""
+    for unit in (2.0**-power for power in range(8)):
+        whole = [level / unit for level in levels]
+        if all(level == round(level) and abs(level) <= _MOST for level in whole):
+            return list(map(round, whole)), unit
+    largest = max(abs(level) for level in levels)
+    found: list[tuple[float, list[int], float]] = []
+    for step in range(_UNITS):
+        inverse = (_LEAST + (_MOST - _LEAST) * step / _UNITS) / largest
+        codes = [round(level * inverse) for level in levels]
+        unit = math.fsum(map(operator.mul, levels, codes)) / sum(code * code for code in codes)
+        errors = (level - unit * code for level, code in zip(levels, codes, strict=True))
+        found.append((math.fsum(error * error for error in errors), codes, unit))
+    _, codes, unit = min(found)
+    return codes, unit
 
 
 def _lengthened(bias: torch.Tensor, rows: int) -> torch.Tensor:

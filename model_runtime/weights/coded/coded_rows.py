@@ -30,9 +30,9 @@ class Kind(IntEnum):
     FP8 = 7
     INT8 = 8
     LEVELS16 = 9
-    HALF = 11  # 10 is no kind of a matrix
-    BRAIN = 12
-    SINGLE = 13
+    HALF = 10
+    BRAIN = 11
+    SINGLE = 12
 
 
 class Scales(IntEnum):

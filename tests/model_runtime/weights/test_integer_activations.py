@@ -7,6 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
+from bitsandbytes import functional
 
 from model_runtime.weights.coded.coded_rows import Grid, Kind, Scales
 from model_runtime.weights.coded.four_bits import CodedFourBits
@@ -133,21 +134,34 @@ def fractions(table: torch.Tensor, library: ctypes.CDLL) -> tuple[NativeMatrix, 
     return NativeMatrix(coded, None, library), weights
 
 
-@pytest.mark.parametrize("largest", [1.0, 0.35, 200.5])
-def test_levels_that_are_no_whole_numbers_are_rounded_to_two_bytes(
-    largest: float, libraries: dict[str, ctypes.CDLL]
-) -> None:
-    """As NF4's and FP4's: to a 16,384th of the power of two that holds the largest."""
-    table, x = torch.linspace(-1, 1, 16).sign() * torch.linspace(-1, 1, 16).square() * largest, activations()
+SQUARES = torch.linspace(-1, 1, 16).sign() * torch.linspace(-1, 1, 16).square()
+TABLES = {
+    "nf4": functional.get_4bit_type("nf4", device="cpu").float(),
+    "fp4": functional.get_4bit_type("fp4", device="cpu").float(),
+    "squares": SQUARES,
+    "small squares": 0.35 * SQUARES,
+    "large squares": 200.5 * SQUARES,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_levels_that_are_no_whole_numbers_are_rounded_to_bytes(name: str, libraries: dict[str, ctypes.CDLL]) -> None:
+    """By 0.4% of the largest, as an activation is; and 0 stays 0."""
+    table, x = TABLES[name], activations()
     products = list[torch.Tensor]()
-    for name in ("this one", "AVX2"):
-        matrix, weights = fractions(table, libraries[name])
-        exact = matrix.multiply(x)
+    for library in ("this one", "AVX2"):
+        matrix, weights = fractions(table, libraries[library])
+        torch.testing.assert_close(matrix.multiply(x), x @ weights.t(), rtol=0, atol=1e-4 * float(table.max()))
+        assert not matrix.has_level_unit
         assert matrix.take_bytes()
+        assert matrix.has_level_unit
         products.append(matrix.multiply(x))
-    expected = torch.from_numpy(rounded(x)) @ weights.double().t()
-    assert float((products[0] - expected).abs().max()) < 2e-3 * largest  # of sums of 512 products
-    assert float((exact - expected).abs().max()) > 2e-3 * largest
+    held = matrix.multiply(torch.eye(COLUMNS)).t().double()  # a 1 is no more rounded than a 0
+    assert float(((held - weights) / weights.abs().amax()).abs().max()) < 0.004
+    assert torch.equal(held[weights == 0], torch.zeros_like(held[weights == 0]))
+    assert held[weights != 0].sign().equal(weights[weights != 0].double().sign())
+    expected = torch.from_numpy(rounded(x)) @ held.t()
+    torch.testing.assert_close(products[0].double(), expected, rtol=0, atol=1e-4 * float(table.max()))
     assert torch.equal(products[1], products[0])
     for cuts in ([1] * 27, [2, 3, 4, 5, 13], [6, 7, 8, 6], [11, 16]):
         assert torch.equal(torch.cat([matrix.multiply(part) for part in x.split(cuts)]), products[1])
