@@ -267,8 +267,10 @@ def _patience(db: sqlite_utils.Database, patience_s: float) -> Iterator[None]:
 
 def _sentence(error: Exception, path: Path) -> str:
     said = str(error)
-    if "disk I/O error" in said and (trouble := folder_trouble(path.parent)):
-        return trouble  # a quota, or a disk that became read-only: SQLite does not tell them apart
+    # A quota, or a disk that became read-only: SQLite does not tell them apart.
+    is_unclear = "disk I/O error" in said or ("readonly" in said and path.exists())
+    if is_unclear and (trouble := folder_trouble(path.parent)):
+        return trouble
     if "full" in said or "No space" in said:
         return f"The disk that holds {path.parent} is full. Free some space and try again."
     if "readonly" in said or "unable to open" in said:

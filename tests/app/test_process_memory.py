@@ -91,7 +91,7 @@ def shown(url: str) -> dict[str, float]:
 def test_the_process_holds_little_beside_weights_and_budget(served: StartedProcess) -> None:
     """A short version of `test_two_hundred_requests`."""
     url = served.url()
-    most_bytes = Crowd(url, served.process.pid, (20, 60), 4).send(40)
+    most_bytes = Crowd(url, served.process.pid, (20, 60), 4).send(24)
     parts = shown(url)
     assert sum(parts[name] for name in ("weights", "kv", "program", "other")) == parts["resident"]
     assert 0 < parts["kv"] <= BUDGET_BYTES

@@ -14,7 +14,7 @@ from tests.app.cli.test_keepwarm_serve import Process
 from tests.app.conftest import user
 from tests.polling import pause
 
-pytestmark = [pytest.mark.embedded, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.embedded, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

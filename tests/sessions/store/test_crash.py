@@ -169,7 +169,7 @@ def alone(engine: WatchedEngine, prompt: tuple[int, ...], sampling: SamplingPara
     return answer.token_ids
 
 
-@pytest.mark.parametrize("kill_count", [5, pytest.param(15, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kill_count", [3, pytest.param(15, marks=pytest.mark.long)])
 def test_kills_of_the_real_engine(
     kill_count: int, tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

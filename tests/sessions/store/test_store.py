@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -18,6 +19,7 @@ import sqlite_utils
 from model_runtime.interface.events import FinishReason
 from model_runtime.interface.sampling_params import SamplingParams
 from sessions.errors import ConversationNotFound, StoreError
+from sessions.store import writable_folder
 from sessions.store.migrations import MIGRATIONS
 from sessions.store.records import NewMessages, NodeIds, pack, unpack
 from sessions.store.store import Store
@@ -151,6 +153,21 @@ def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     ],
 )
 def test_sqlite_errors_are_translated(store: Store, said: str, sentence: str) -> None:
+    with pytest.raises(StoreError, match=sentence), store.database.write():
+        raise sqlite3.OperationalError(said)
+
+
+@pytest.mark.parametrize("said", ["attempt to write a readonly database", "disk I/O error"])
+@pytest.mark.parametrize(("code", "sentence"), [(errno.EROFS, "disk .* is read-only"), (errno.EDQUOT, "quota")])
+def test_what_sqlite_does_not_tell_apart_is_found_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch, said: str, code: int, sentence: str
+) -> None:
+    """A disk that became read-only under an open database, as SQLite reports it."""
+
+    def fails(folder: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(writable_folder, "_write_and_forget", fails)
     with pytest.raises(StoreError, match=sentence), store.database.write():
         raise sqlite3.OperationalError(said)
 
