@@ -48,9 +48,10 @@ typedef void Unpack(const Matrix *m, int tile, int first, int count, int ahead, 
 INLINE void unpack(const Matrix *m, int kind, int tile, int first, int count, int ahead, uint32_t lift, Chunk *to) {
     const int group = GROUP_OF(kind), per_word = PER_WORD(kind);
     floats scale = {0}, minimum = {0};
+    Factors factors = no_factors();
     for (int at = 0; at < count; at += group) {
         if (at == 0 || begins_run(m, first + at)) {
-            read_grid(m, kind, tile, first + at, &scale, &minimum);
+            read_grid(m, kind, tile, first + at, &scale, &minimum, &factors);
             scale = integer_scale(m, kind, scale);
             if (ahead) fetch_grid(m, kind, tile + ahead, first + at);
         }

@@ -16,13 +16,14 @@ INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *r
                            int ahead) {
     const int group = GROUP_OF(kind), per_word = PER_WORD(kind), has_minimum = has_minimums(m, kind);
     floats total[2] = {{0}}, scale[2] = {{0}}, minimum[2] = {{0}};
+    Factors factors[2] = {no_factors(), no_factors()};
     for (int first = 0; first < m->columns; first += RUN, run += FIELDS * width) {
         floats part[2] = {{0}};
         for (int at = 0; at < RUN; at += group)
             for (int i = 0; i < 2; i++) {
                 ints sum = first_sum(kind, run, width);
                 if (begins_run(m, first + at)) {
-                    read_grid(m, kind, tile + i, first + at, &scale[i], &minimum[i]);
+                    read_grid(m, kind, tile + i, first + at, &scale[i], &minimum[i], &factors[i]);
                     scale[i] = integer_scale(m, kind, scale[i]);
                     if (ahead) fetch_grid(m, kind, tile + i + ahead, first + at);
                 }

@@ -36,11 +36,12 @@ INLINE void multiply_few(const Matrix *m, int kind, int tile, int rows, const fl
     const int group = GROUP_OF(kind), groups = m->columns / group, per_word = PER_WORD(kind), is_coded = kind < HALF;
     const int further = is_coded ? ahead : 0;
     floats total[2][FEW_ROWS] = {{{0}}}, scale[2] = {{0}}, minimum[2] = {{0}};
+    Factors factors[2] = {no_factors(), no_factors()};
     for (int g = 0; g < groups; g++) {
         floats part[2][FEW_ROWS];
         for (int i = 0; i < 2; i++) {
             if (is_coded && begins_run(m, g * group)) {
-                read_grid(m, kind, tile + i, g * group, &scale[i], &minimum[i]);
+                read_grid(m, kind, tile + i, g * group, &scale[i], &minimum[i], &factors[i]);
                 if (further) fetch_grid(m, kind, tile + i + further, g * group);
             }
 #pragma GCC unroll 4
@@ -74,10 +75,11 @@ INLINE void multiply_few(const Matrix *m, int kind, int tile, int rows, const fl
 INLINE void write_numbers(const Matrix *m, int kind, int tile, int first, int count, float *to) {
     const int per_word = PER_WORD(kind), is_coded = kind < HALF;
     floats scale = {0}, minimum = {0};
+    Factors factors = no_factors();
     for (int column = first; column < first + count; column += per_word) {
         words w = {0}, high = {0};
         if (is_coded) {
-            if (column == first || begins_run(m, column)) read_grid(m, kind, tile, column, &scale, &minimum);
+            if (column == first || begins_run(m, column)) read_grid(m, kind, tile, column, &scale, &minimum, &factors);
             w = word_of(m, kind, tile, column, 0);
             if (has_high(kind)) high = high_of(m, kind, tile, column, 0);
         }

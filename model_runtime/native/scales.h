@@ -67,17 +67,25 @@ INLINE floats power_of(words e) {
     return choose(is_tiny, (floats)(tiny << (e & 1)), (floats)normal);
 }
 
+/* Of NESTED scales: the factors of a tile that were read last, and their places: most runs have those of the run before. */
+typedef struct {
+    ints place;
+    floats value;
+} Factors;
+
+INLINE Factors no_factors(void) { return (Factors){(ints){0} - 1, {0}}; }
+
 /* Rounded twice, as bitsandbytes does: a sum with zero rounds the product on every processor. */
-INLINE floats nested_scale(const Matrix *m, const uint8_t *places, int tile, int run) {
+INLINE floats nested_scale(const Matrix *m, const uint8_t *places, int tile, int run, Factors *last) {
     const ints place = load_integers((const int8_t *)places) & 255;
     const ints factor_place = ((tile * LANES + LANE_NUMBERS) * runs_of(m) + run) / NESTED_RUNS;
-    const floats value = gathered(m->nested, place), factor = gathered(m->nested + 257, factor_place);
-    return multiply_add(value, factor, (floats){0}) + all(m->nested[256]);
+    if (differ(factor_place, last->place)) *last = (Factors){factor_place, gathered(m->nested + 257, factor_place)};
+    return multiply_add(looked_up_256(m->nested, place), last->value, (floats){0}) + all(m->nested[256]);
 }
 
 /* Scale and minimum of a tile's outputs for the run that has `column`. Every product here is exact in float32: a half has
  * 11 bits, a byte 8, an offset is a power of two. */
-INLINE void read_grid(const Matrix *m, int kind, int tile, int column, floats *scale, floats *minimum) {
+INLINE void read_grid(const Matrix *m, int kind, int tile, int column, floats *scale, floats *minimum, Factors *last) {
     const size_t run = ((size_t)tile * runs_of(m) + (column >> m->shift)) * LANES;
     const size_t block = ((size_t)tile * (m->columns >> BLOCK_SHIFT) + (column >> BLOCK_SHIFT)) * LANES;
     const uint8_t *bytes = (const uint8_t *)m->scale + run;
@@ -100,7 +108,7 @@ INLINE void read_grid(const Matrix *m, int kind, int tile, int column, floats *s
     case POWERS: *scale = power_of((words)load_integers((const int8_t *)bytes) & 255); break;
     case FLOATS: *scale = load((const float *)m->scale + run); break;
     case BRAINS: *scale = load_brains((const uint16_t *)m->scale + run); break;
-    default: *scale = nested_scale(m, bytes, tile, column >> m->shift);
+    default: *scale = nested_scale(m, bytes, tile, column >> m->shift, last);
     }
     if (m->zero)
         *minimum = *scale * -load_bytes(m->zero + run);
