@@ -24,11 +24,13 @@ _LARGEST_GAPS = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 class DeviceLayers:
-    """`why_not` says as a clause, by the name of a format, why layers of it run de-quantised."""
+    """`why_not` says as a clause, by the name of a format, why layers of it run de-quantised; `made` counts those that
+    do not."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, operations: CodedOperations) -> None:
         self._device, self._dtype, self._operations = device, dtype, operations
         self.why_not = dict[str, str]()
+        self.made = 0
 
     def linear(
         self, name: str, matrix: Coded, bias: torch.Tensor | None, numbers: Callable[[int, int], torch.Tensor]
@@ -43,6 +45,7 @@ class DeviceLayers:
             bias = None if bias is None else bias.float().to(self._device)
             layer = CodedLinear(planes, bias, self._operations)
             if self._agrees(layer, numbers):
+                self.made += 1
                 return layer
             reason = "their products are wrong on this device"
         except torch.OutOfMemoryError:
