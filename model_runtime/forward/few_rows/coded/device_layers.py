@@ -66,7 +66,7 @@ class DeviceLayers:
 
     @torch.inference_mode()
     def _agrees(self, layer: CodedLinear, numbers: Callable[[int, int], torch.Tensor]) -> bool:
-        """Whether the first and the last rows, and their products for few rows and for many, are what `numbers` says."""
+        """Whether products of few rows and of many with the first and the last rows are what `numbers` says."""
         rows, limit = layer.out_features, _LARGEST_GAPS[self._dtype]
         generator = torch.Generator().manual_seed(7)
         for start in sorted({0, max(0, rows - _CHECKED_ROWS)}):

@@ -1,4 +1,4 @@
-"""What is computed with a block-quantised matrix on a device: on CUDA by cuda/coded.cu, elsewhere by its twin in torch."""
+"""What is computed with a block-quantised matrix on a device: by cuda/coded.cu, and by its twin in torch."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _weights(planes: CodedPlanes, start: int, end: int) -> torch.Tensor:
     numbers = (codes.view(torch.int8) if form.meaning in (SIGNED, INT8) else codes).float()
     if form.meaning == INT8:
         return of_columns(scale) * numbers * _INT8_FACTOR
-    return of_columns(scale) * numbers + of_columns(minimum)
+    return torch.addcmul(of_columns(minimum), of_columns(scale), numbers)
 
 
 def _grid(planes: CodedPlanes, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A block-quantised matrix as cuda/coded.cu reads it: rows of codes, and beside them rows of scales as they were stored."""
+"""A block-quantised matrix as cuda/coded.cu reads it: rows of codes, and rows of scales as they were stored."""
 
 from __future__ import annotations
 
