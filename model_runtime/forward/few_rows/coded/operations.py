@@ -170,4 +170,5 @@ def _grid(planes: CodedPlanes, start: int, end: int) -> tuple[torch.Tensor, torc
 
 def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)
+    fields: torch.Tensor = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return fields.flatten(1)
