@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.coded import coded
 from benchmarks.gpu.shapes import number_tokenizer
 from benchmarks.gpu.talk import ask, open_engine, some_ids
 from model_runtime.loading.loaded import LoadedModel
@@ -39,7 +40,9 @@ class Format:
 
 
 def formats(bench: Bench) -> None:
-    """All formats whose packages are installed; the others are noted as skipped."""
+    """Products of every form of blocks, then checkpoints of all formats whose packages are installed; the others are
+    noted as skipped."""
+    coded(bench)
     for name, one in FORMATS.items():
         missing = [package for package in one.needs if not _is_installed(package)]
         if missing:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
+from model_runtime.forward.few_rows.coded.device_layers import device_layers
 from model_runtime.loading.checkpoint import format_of, load_checkpoint
 from model_runtime.loading.model_cache import Source, half_checkpoint, kept_nf4, read_source
 from model_runtime.loading.progress import shown
@@ -61,12 +63,25 @@ def load_weights(
             return _native(directory, source, plan, sentence, notes, say)
         if source.has_blocks and not {"Q4_0", "Q4_1"}.isdisjoint(source.matrix_types):
             return _packed(directory, source, plan, sentence, notes, say)
+    return _on_any_device(directory, source, precision, device, notes, say)
+
+
+def _on_any_device(
+    directory: Path, source: Source, precision: Precision, device: str, notes: Notes, say: Say
+) -> LoadedWeights:
+    """De-quantised, but for the layers that keep their bits in our own kernels on a GPU."""
     dtype = dtype_name(precision.compute_dtype)
+    is_shipped = precision.mode == "shipped"
+    maker = device_layers(torch.device(device), precision.compute_dtype) if is_shipped else None
     with shown(f"Loading the {source.bits_name} weights", weights_file_bytes(directory), say) as progress:
-        model = build_dequantised(directory, precision.compute_dtype, device, progress)
-    if precision.mode == "shipped":
-        notes += (f"The {source.bits_name} weights run de-quantised in {dtype} on {device}.",)
-    return LoadedWeights(model, directory, f"{dtype} (from {source.bits_name})", dtype, notes)
+        model = build_dequantised(directory, precision.compute_dtype, device, progress, maker)
+    if maker is None or not maker.made:
+        if is_shipped:
+            notes += (f"The {source.bits_name} weights run de-quantised in {dtype} on {device}.",)
+        notes += () if maker is None else maker.notes
+        return LoadedWeights(model, directory, f"{dtype} (from {source.bits_name})", dtype, notes)
+    label = gguf_label(model, source.bits_name, dtype)
+    return LoadedWeights(model, directory, label, f"coded {dtype}", (*notes, *maker.notes))
 
 
 def _native(directory: Path, source: Source, plan: KernelPlan, sentence: str, notes: Notes, say: Say) -> LoadedWeights:

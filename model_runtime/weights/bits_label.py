@@ -17,6 +17,7 @@ from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts
 from model_runtime.weights.quantization import Precision, dtype_name
 
 _BITSANDBYTES = {"nf4": "4-bit NF4 (bitsandbytes)", "int8": "8-bit (bitsandbytes)"}
+_ON_A_GPU = "CodedLinear"  # a layer of `forward`, which is above this package
 _LEAST_SHARE = 0.01  # a smaller share of other weights is not worth a word: norms, routers
 
 
@@ -34,14 +35,15 @@ def bits_label(model: PreTrainedModel, precision: Precision, stored: StoredForma
     return f"{stored.name} as shipped{runs}" + _rest(model, dtype)
 
 
-def gguf_label(model: PreTrainedModel, name: str) -> str:
-    """ "4-bit (Q4_K_M as shipped)" for a model on native matrices, with the share of the layers' weights in float32;
-    `name` is that of the file's types. "float32 (from Q4_K)" when no layer has kept its bits."""
-    kept = (m.matrix for m in model.modules() if isinstance(m, NativeLinear) and m is not model.get_output_embeddings())
-    if not any(map(_has_few_bits, kept)):
-        return f"float32 (from {name})"
+def gguf_label(model: PreTrainedModel, name: str, dtype: str = "float32") -> str:
+    """ "4-bit (Q4_K_M as shipped)" for a model whose matrices keep their bits, with the share of the layers' weights in
+    `dtype`; `name` is that of the file's types. "float32 (from Q4_K)" when no layer has kept its bits."""
+    layers = [module for module in model.modules() if module is not model.get_output_embeddings()]
+    kept = (module.matrix for module in layers if isinstance(module, NativeLinear))
+    if not any(map(_has_few_bits, kept)) and not any(type(module).__name__ == _ON_A_GPU for module in layers):
+        return f"{dtype} (from {name})"
     bits = re.search(r"\d+", name)
-    return f"{bits[0] if bits else '?'}-bit ({name} as shipped)" + _rest(model, "float32")
+    return f"{bits[0] if bits else '?'}-bit ({name} as shipped)" + _rest(model, dtype)
 
 
 def _has_few_bits(matrix: NativeMatrix | None) -> bool:
@@ -70,7 +72,7 @@ def _layer_weights(model: PreTrainedModel) -> Iterator[tuple[int, bool]]:
             yield module.in_features * module.out_features, module.matrix is None or _has_few_bits(module.matrix)
         elif isinstance(module, NativeExperts):
             yield from ((matrix.rows * matrix.columns, _has_few_bits(matrix)) for matrix in module.every_matrix())
-        elif kind in ("Linear4bit", "Linear8bitLt"):
+        elif kind in ("Linear4bit", "Linear8bitLt", _ON_A_GPU):
             yield int(module.in_features) * int(module.out_features), True
         elif isinstance(module, OwnExperts):
             yield module.weights, True

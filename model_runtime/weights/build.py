@@ -6,7 +6,7 @@ import ctypes
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +19,8 @@ from model_runtime.architecture.config_check import check_config
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.native import heap
-from model_runtime.weights.coded.ggml_formats import FORMATS
+from model_runtime.weights.coded.coded_rows import Coded
+from model_runtime.weights.coded.ggml_formats import FORMATS, coded_ggml
 from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
 from model_runtime.weights.native_experts import (
@@ -31,23 +32,66 @@ from model_runtime.weights.native_experts import (
 )
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
 from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
-from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved, numbers_in
+from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved, numbers_in, rows_of
 
 Progress = Callable[[int], None]
 _EMBEDDINGS = "model.embed_tokens.weight"
 
 
+class LayerMaker(Protocol):
+    """Makes layers that keep the file's bits on the model's device."""
+
+    def linear(
+        self, name: str, matrix: Coded, bias: torch.Tensor | None, numbers: Callable[[int, int], torch.Tensor]
+    ) -> nn.Module | None:
+        """The layer for a matrix of the type `name`; None if it must be de-quantised. `numbers` gives rows of it."""
+
+
 def build_dequantised(
-    directory: Path, dtype: torch.dtype, device: str, progress: Progress = lambda _: None
+    directory: Path,
+    dtype: torch.dtype,
+    device: str,
+    progress: Progress = lambda _: None,
+    maker: LayerMaker | None = None,
 ) -> PreTrainedModel:
-    """A model with all weights in `dtype`: the file's values, rounded once if `dtype` has 16 bits. `progress`, here and
-    below, is called with the bytes of the file that were read."""
+    """A model with its weights in `dtype`: the file's values, rounded once if `dtype` has 16 bits; but for the linear
+    layers with blocks that `maker` makes. `progress`, here and below, is called with the bytes of the file that were
+    read."""
     weights = StoredWeights(directory, progress)
     model = _skeleton(directory, dtype)
+    made = set[str]() if maker is None else set(_set_coded(model, weights, maker))
     for name in weights.names:
+        if name in made:
+            continue
         _set_parameter(model, name, _numbers(model, name, weights, dtype).to(device))
     model.tie_weights()
     return _finish(model).to(device)
+
+
+def _set_coded(model: PreTrainedModel, weights: StoredWeights, maker: LayerMaker) -> Iterator[str]:
+    """Puts layers that keep their bits in the place of linear ones. Yields the names of the parameters that it used.
+    Embeddings, and a head that shares their matrix, are not among them."""
+    for module in [name for name, one in model.named_modules() if type(one) in (nn.Linear, Conv1D)]:
+        name, bias_name = f"{module}.weight", f"{module}.bias"
+        if name not in weights.names or not weights.has_blocks(name):
+            continue
+        stored = weights.read(name)
+        coded = None if isinstance(stored, torch.Tensor) else coded_ggml(stored)
+        if coded is None:
+            continue
+        cached = "Q8_0" if isinstance(stored, Q8Blocks) else "Q4_0" if coded.grid.offset else "Q4_1"
+        bias = dense(weights.read(bias_name)).float() if bias_name in weights.names else None
+        layer = maker.linear(weights.ggml_kind(name) or cached, coded, bias, _numbers_of(stored))
+        if layer is not None:
+            model.set_submodule(module, layer)
+            yield name
+            if bias is not None:
+                yield bias_name
+        weights.let_go()
+
+
+def _numbers_of(stored: Stored) -> Callable[[int, int], torch.Tensor]:
+    return lambda start, end: dense(rows_of(stored, start, end))
 
 
 def build_native(directory: Path, kernels: ctypes.CDLL, progress: Progress = lambda _: None) -> PreTrainedModel:

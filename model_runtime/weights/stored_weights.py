@@ -225,7 +225,7 @@ def numbers_in(stored: Stored, dtype: torch.dtype, after_slice: Callable[[], Non
     step = max(1, _SLICE_BYTES // (first.shape[-1] * first.itemsize))
     numbers: torch.Tensor | None = None
     for start in range(0, rows, step):
-        part = dense(_rows(stored, start, start + step))
+        part = dense(rows_of(stored, start, start + step))
         numbers = part.new_empty(rows, part.shape[-1], dtype=dtype) if numbers is None else numbers
         numbers[start : start + step] = part
         after_slice()
@@ -233,7 +233,8 @@ def numbers_in(stored: Stored, dtype: torch.dtype, after_slice: Callable[[], Non
     return numbers.view(*first.shape[:-1], -1)
 
 
-def _rows(stored: Stored, start: int, end: int) -> Stored:
+def rows_of(stored: Stored, start: int, end: int) -> Stored:
+    """Rows `start..end`, of a stack of matrices as of one."""
     if isinstance(stored, Q4Blocks):
         return Q4Blocks(stored.nibbles[start:end], stored.scale[start:end], stored.minimum[start:end])
     if isinstance(stored, Q8Blocks):

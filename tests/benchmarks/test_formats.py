@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from benchmarks.gpu import formats
 from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.coded import forms
 from model_runtime.loading.checkpoint import format_of
 from model_runtime.loading.checks.format_check import check_format
 
@@ -20,7 +21,10 @@ def test_every_format_is_checked_or_skipped_with_its_reason(monkeypatch: pytest.
     bench = Bench(torch.device("cpu"), 600.0, is_tiny=True)
     formats.formats(bench)
     assert [name for name, passed in bench.checks.items() if not passed] == []
-    assert len(bench.checks) == 2 * 2
+    products = [name for name in bench.checks if name.startswith("coded ")]
+    assert len(products) == len(forms(16, 256))
+    assert len(bench.checks) == 2 * 2 + len(products)
+    assert all(bench.figures[f"coded_{name}_{tokens}_us"] > 0 for name in ("Q4_K", "NF4") for tokens in (1, 512))
     assert bench.notes == {
         "format_fp8": "8-bit FP8 as shipped, multiplied in float32",
         "format_bnb4": "4-bit NF4 (bitsandbytes) as shipped",

@@ -13,6 +13,18 @@ __device__ __forceinline__ u16 narrow(float number) {
     return bits;
 }
 
+__device__ __forceinline__ float wide_half(u16 bits) {
+    float number;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits));
+    return number;
+}
+
+__device__ __forceinline__ u16 narrow_half(float number) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(number));
+    return bits;
+}
+
 __device__ __forceinline__ u32 packed(float low, float high) { return narrow(low) | (u32)narrow(high) << 16; }
 
 __device__ __forceinline__ float warp_sum(float number) {

@@ -1,0 +1,1 @@
+"""Block-quantised matrices of every format on a GPU, at their own bits."""

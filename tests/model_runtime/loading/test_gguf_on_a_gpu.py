@@ -1,0 +1,75 @@
+"""GGUF files on a device that is no plain CPU: layers keep the file's bits where that has proved correct, as on a GPU,
+with the kernels' twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+from model_runtime.forward.few_rows.coded.coded_linear import CodedLinear
+from model_runtime.forward.few_rows.coded.device_layers import DeviceLayers
+from model_runtime.forward.few_rows.coded.operations import TorchCodedOperations
+from model_runtime.forward.few_rows.coded.planes import CodedPlanes
+from model_runtime.loading import loaded_weights
+from model_runtime.loading.loaded_weights import LoadedWeights, load_weights
+from model_runtime.loading.model_cache import converted_gguf
+from model_runtime.weights.quantization import Precision
+from tests.conftest import TinyDir
+from tests.model_runtime.tiny_gguf import write_gguf
+
+DEVICE = "cpu:0"  # for the loader not the CPU
+
+
+class Wrong(TorchCodedOperations):
+    def multiply(self, planes: CodedPlanes, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return super().multiply(planes, x, bias) * 1.1
+
+
+def loaded(
+    folder: Path, operations: TorchCodedOperations | None, kind: str, patch: pytest.MonkeyPatch, source: Path
+) -> LoadedWeights:
+    """A tiny Llama; without operations as where our kernels cannot run at all."""
+    made = None if operations is None else DeviceLayers(torch.device("cpu"), torch.float32, operations)
+    patch.setattr(loaded_weights, "device_layers", lambda device, dtype: made)
+    gguf = folder / f"{kind}.gguf"
+    if not gguf.exists():
+        write_gguf(source, gguf, GGMLQuantizationType[kind])
+    directory = converted_gguf(lambda: gguf, kind, folder / "cache", lambda _: None)
+    precision = Precision("shipped", torch.float32, None)
+    return load_weights(directory, True, precision, DEVICE, folder / "cache", lambda _: None)
+
+
+@torch.inference_mode()
+def logits(one: LoadedWeights, tokens: int) -> torch.Tensor:
+    ids = torch.arange(tokens).remainder(50)[None]
+    found: torch.Tensor = one.model(ids, use_cache=False).logits
+    return found
+
+
+def test_layers_keep_their_bits_and_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dir: TinyDir
+) -> None:
+    for kind in ("Q4_0", "Q4_1", "Q8_0"):
+        plain = loaded(tmp_path, None, kind, monkeypatch, tiny_dir("llama"))
+        kept = loaded(tmp_path, TorchCodedOperations(), kind, monkeypatch, tiny_dir("llama"))
+        layers = [module for module in kept.model.modules() if isinstance(module, CodedLinear)]
+        assert len(layers) >= 7 * kept.model.config.num_hidden_layers
+        assert kept.quantization.startswith(f"{kind[1]}-bit ({kind} as shipped)")
+        assert plain.quantization == f"float32 (from {kind})"
+        assert kept.kernel != plain.kernel  # saved KVs are not mixed
+        assert not any("de-quantised" in note for note in kept.notes)
+        for tokens in (3, 80):
+            torch.testing.assert_close(logits(kept, tokens), logits(plain, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_wrong_kernel_is_said_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dir: TinyDir
+) -> None:
+    plain, wrong = (loaded(tmp_path, one, "Q4_1", monkeypatch, tiny_dir("llama")) for one in (None, Wrong()))
+    assert not any(isinstance(module, CodedLinear) for module in wrong.model.modules())
+    assert torch.equal(logits(wrong, 5), logits(plain, 5))
+    assert (wrong.quantization, wrong.kernel) == (plain.quantization, plain.kernel)
+    assert any("Weights of Q4_1 run de-quantised" in note and "wrong on this device" in note for note in wrong.notes)
