@@ -5,18 +5,18 @@
 //   MEANING: what a code is. SCALES: how scales are stored, as in scales.h. NUMBER: the type of x, y and of rows as numbers.
 // The arithmetic is float32, with the formulas of scales.h.
 
-enum { WHOLE, SIGNED, LEVEL, E4M3, INT8 };                              // MEANING
-enum { HALVES, SUPER, PAIRS, POWERS, FLOATS, NESTED, BRAINS };          // SCALES
-enum { SINGLE, BRAIN, HALF };                                           // NUMBER
+enum { WHOLE, SIGNED, LEVEL, E4M3, INT8 };                      // MEANING
+enum { HALVES, SUPER, PAIRS, POWERS, FLOATS, NESTED, BRAINS };  // SCALES
+enum { SINGLE, BRAIN, HALF };                                   // NUMBER
 
 constexpr int UNIT = 8, WARPS = 4, LANES = 32, BLOCK_SHIFT = 8, NESTED_RUNS = 256;
 constexpr float INT8_FACTOR = 7.874015718698502e-3f;  // 1/127, as bitsandbytes has it
 
 struct Coded {
-    const u8* codes;   // [rows][columns / UNIT] units
-    const u8* high;    // likewise
-    const void* scale;    // [rows][runs]
-    const void* minimum;  // likewise, HALVES and SUPER; null: -offset times the scale
+    const u8* codes;          // [rows][columns / UNIT] units
+    const u8* high;           // likewise
+    const void* scale;        // [rows][runs]
+    const void* minimum;      // likewise, HALVES and SUPER; null: -offset times the scale
     const signed char* zero;  // likewise; null: `offset` for all
     const u16* super_scale;   // [rows][columns / 256] halves
     const u16* super_minimum;
