@@ -7,12 +7,12 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from app.cli.model_flags import add_model_flags, model_config
 from app.cli.model_report import lines_of
 from app.cli.terminal import Say
-from model_runtime.interface.config import EMBEDDED
+from model_runtime.interface.config import EMBEDDED, CpuActivations
 from model_runtime.interface.errors import ModelRuntimeError
 from model_runtime.interface.numerics import activations, cold_precision, kv_precision
 from sessions.errors import SessionError, StoreError
@@ -153,7 +153,8 @@ def _verify(store: Store, model: ModelConfig, report: doctor.Report) -> None:
         loaded = in_passing_thread(lambda: load_model(model, report.say))
         if model.cpu_activations == "auto" and len(kinds) == 1 and kinds != {activations(loaded.fingerprint)}:
             unload(loaded)  # what "auto" chooses now is not what was saved
-            saved = replace(model, cpu_activations="int8" if kinds == {"int8"} else "float32")
+            known = [kind for kind in get_args(CpuActivations) if kinds == {kind}]
+            saved = replace(model, cpu_activations=known[0] if known else "float32")
             loaded = in_passing_thread(lambda: load_model(saved, report.say))
         stack.callback(unload, loaded)
         limit_tokens = context_limit_tokens(loaded, model.context_limit_tokens)

@@ -30,8 +30,9 @@ def add_model_flags(command: argparse.ArgumentParser, data_dir: Path) -> None:
         default="auto",
         choices=get_args(CpuActivations),
         help="what Keepwarm's own CPU kernels multiply quantised weights by: 'int8' rounds it to bytes with a scale "
-        "for 32 numbers, which is faster and not exact, 'float32' does not, 'auto' is 'int8' for large models that "
-        "lose little by it, which is measured at the start (default: auto)",
+        "for 32 numbers, which is faster and not exact, 'int16' to two bytes, slower and a hundred times more exact, "
+        "'float32' does not round, 'auto' is 'int8' for large models that lose little by it, which is measured at the "
+        "start, and 'int16' for the others (default: auto)",
     )
     command.add_argument(
         "--chat-preset",

@@ -19,6 +19,7 @@ import argparse
 import itertools
 import os
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -26,6 +27,7 @@ from benchmarks.against_llamacpp.duel import Found, Sizes, opened
 from benchmarks.against_llamacpp.loss import losses
 from benchmarks.against_llamacpp.models import ALL_FORMATS, ALL_SHAPES, EMBEDDED, GEMMA, Match, match_of
 from benchmarks.report import device_name, finish, table
+from model_runtime.interface.config import CpuActivations
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llama-python", default=os.environ.get("KEEPWARM_LLAMA_PYTHON", ""))
     parser.add_argument("--shapes", nargs="+", default=ALL_SHAPES, choices=ALL_SHAPES)
     parser.add_argument("--formats", nargs="+", default=ALL_FORMATS, choices=ALL_FORMATS)
-    parser.add_argument("--activations", default="auto", choices=("auto", "int8", "float32"))
+    parser.add_argument("--activations", default="auto", choices=get_args(CpuActivations))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16)

@@ -1,4 +1,4 @@
-"""What rounding activations costs on real text: here with float32 and with bytes, and in llama.cpp."""
+"""What rounding activations costs on real text: here with float32, int8 and int16, and in llama.cpp."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIECE = 64  # rows whose logits are in memory at once
 
 
 def losses(python: str, match: Match, threads: int, most_tokens: int) -> dict[str, float]:
-    """Mean negative log-likelihoods of the prose, in nats a token: "float32", "int8" and "llamacpp"."""
+    """Mean negative log-likelihoods of the prose, in nats a token: "int8", "int16", "float32" and "llamacpp"."""
     found = dict[str, float]()
     ids: list[int] = []
     for activations in get_args(CpuActivations):

@@ -1,4 +1,4 @@
-"""The precision of activations in our own CPU kernels: float32, or signed bytes with a scale for 32 columns."""
+"""The precision of activations in our own CPU kernels: float32, or whole numbers with a scale for 32 columns."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from model_runtime.interface.errors import ModelLoadError
 from model_runtime.weights.native_experts import NativeExperts
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix
 
-INT8, FLOAT32 = "int8", "float32"
+INT8, INT16, FLOAT32 = "int8", "int16", "float32"
 SAMPLE = (
     "The harbour office opened at six, but the ferry had been late every day that week. Anna counted the crates twice, "
     "wrote 47 in her book, and asked the driver whether the rest would come by rail."
 )
 MOST_LOSS = 0.01  # nats a token; see decision 42
-MOST_GAP = 0.15  # standard deviations of the logits: half of what the check of the kernels allows (INTEGER_GAP)
+# Standard deviations of the logits: half of what the check of the kernels allows (INTEGER_GAPS).
+MOST_GAPS = {INT8: 0.15, INT16: 0.005}
 SMALL_BYTES = 192 * 1024**2  # weights that are fewer are fast enough in float32
+_BYTES, _WORDS = {INT8: 1, INT16: 2}, {INT8: "bytes", INT16: "16 bits"}
 _SAMPLE_TOKENS, _FIRST_TOKENS, _PIECE = 48, 8, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What a model's matrices multiply by: `kind` is "int8", "float32", or "" for a model that leaves no choice. `note`
-    says why, where that was not asked for, else "". `has_level_units`: levels that are no whole numbers (NF4, FP4)
-    are multiplied as such."""
+    """What a model's matrices multiply by: `kind` is "int8", "int16", "float32", or "" for a model that leaves no
+    choice. `note` says what is rounded, and why that was chosen; "" if nothing is rounded and nothing was measured.
+    `has_level_units`: levels that are no whole numbers (NF4, FP4) are multiplied as such."""
 
     kind: str
     note: str = ""
@@ -44,9 +46,10 @@ def use_activations(
     sample_ids: Sequence[int] = (),
     runs_whole: Callable[[PreTrainedModel], bool] = lambda _: False,
 ) -> Activations:
-    """Sets what the layers on native matrices multiply by. "auto" is bytes for a model of which `runs_whole` says that
-    its steps run in our own kernels from end to end, that is large enough to gain by it, and that loses at most
-    `MOST_LOSS` on the sample. Raises `ModelLoadError` for a model that cannot do what was asked for."""
+    """Sets what the layers on native matrices multiply by. "auto" is the fewest bytes with which a model loses at
+    most `MOST_LOSS` on the sample and moves by at most `MOST_GAPS`, if `runs_whole` says that its steps run in our own
+    kernels from end to end and it is large enough to gain by it. Raises `ModelLoadError` for a model that cannot do
+    what was asked for."""
     matrices = _matrices(model)
     if not matrices:
         if asked != "auto":
@@ -59,15 +62,24 @@ def use_activations(
         return Activations(FLOAT32)
     if asked == "auto" and not (_could_gain(matrices, sample_ids) and runs_whole(model)):
         return Activations(FLOAT32)
-    taken = [matrix.take_bytes() for matrix in matrices]
     if asked == "auto":
         return _measured(model, matrices, sample_ids[:_SAMPLE_TOKENS])
-    if not any(taken):
+    if not _take(matrices, asked):
+        codes = "codes with a scale" if asked == INT8 else "whole numbers as codes, with a scale"
         raise ModelLoadError(
-            "No weights of this model have codes with a scale: its activations stay float32. Leave --cpu-activations "
-            "out."
+            f"No weights of this model have {codes}: its activations stay float32. Leave --cpu-activations out."
         )
-    return Activations(INT8, "", _has_level_units(matrices))
+    return Activations(asked, f"{_rounded(asked)}, which is faster and not exact.", _has_level_units(matrices))
+
+
+def _take(matrices: Sequence[NativeMatrix], kind: str) -> bool:
+    """Whether any matrix takes activations of this kind; those that can do so from now on."""
+    taken = [matrix.take_bytes(_BYTES[kind]) for matrix in matrices]
+    return any(taken)
+
+
+def _rounded(kind: str) -> str:
+    return f"Activations are rounded to {_WORDS[kind]} with a scale for 32 numbers"
 
 
 def _has_level_units(matrices: Sequence[NativeMatrix]) -> bool:
@@ -81,28 +93,35 @@ def _could_gain(matrices: Sequence[NativeMatrix], sample_ids: Sequence[int]) -> 
 
 
 def _measured(model: PreTrainedModel, matrices: Sequence[NativeMatrix], sample_ids: Sequence[int]) -> Activations:
-    """Bytes if they cost little enough."""
-    if not has_integer_activations(model):
-        return Activations(FLOAT32)
-    loss, gap = rounding_loss(model, sample_ids), _gap_anywhere(model)
-    if loss <= MOST_LOSS and gap <= MOST_GAP:
-        note = f"Activations are rounded to bytes with a scale for 32 numbers: {_said(loss)}."
-        return Activations(INT8, note, _has_level_units(matrices))
+    """The fewest bytes that cost little enough."""
+    refused = ""
+    for kind in (INT8, INT16):
+        if _take(matrices, kind):
+            loss, gap = rounding_loss(model, sample_ids), _gap_anywhere(model)
+            if loss <= MOST_LOSS and gap <= MOST_GAPS[kind]:
+                why = f" {refused[0].upper()}{refused[1:]}." if refused else ""
+                note = f"{_rounded(kind)}: faster, and {_said(loss)}.{why}"
+                return Activations(kind, note, _has_level_units(matrices))
+            refused = refused or _refused(kind, loss, gap)
     for matrix in matrices:
         matrix.struct.takes_bytes = 0
+    return Activations(FLOAT32, f"Activations stay float32: {refused}." if refused else "")
+
+
+def _refused(kind: str, loss: float, gap: float) -> str:
     if loss <= MOST_LOSS:
-        moved = f"bytes would move logits behind arbitrary tokens by {gap:.2g} standard deviations"
-        return Activations(FLOAT32, f"Activations stay float32: {moved}, and {MOST_GAP:g} are allowed.")
-    return Activations(FLOAT32, f"Activations stay float32: as bytes, {_said(loss)}, and {MOST_LOSS:g} are allowed.")
+        moved = f"{_WORDS[kind]} would move logits behind arbitrary tokens by {gap:.2g} standard deviations"
+        return f"{moved}, and {MOST_GAPS[kind]:g} are allowed"
+    return f"as {_WORDS[kind]}, faster, and {_said(loss)}, and {MOST_LOSS:g} are allowed"
 
 
 def _said(loss: float) -> str:
-    return f"faster, and {loss:.2g} nats a token off on a sample of text"
+    return f"{loss:.2g} nats a token off on a sample of text"
 
 
 @torch.inference_mode()
 def rounding_loss(model: PreTrainedModel, ids: Sequence[int]) -> float:
-    """How far what a model expects after each of `ids` moves when its activations become bytes: the mean
+    """How far what a model expects after each of `ids` moves when its activations are rounded: the mean
     Kullback-Leibler divergence in nats a token, behind the first few."""
     tokens = torch.tensor([list(ids)])
     with float_activations(model):
@@ -120,8 +139,8 @@ def rounding_loss(model: PreTrainedModel, ids: Sequence[int]) -> float:
 
 @torch.inference_mode()
 def _gap_anywhere(model: PreTrainedModel) -> float:
-    """What the check of the kernels will find: the root mean square that bytes change in the logits behind two runs of
-    arbitrary tokens, in standard deviations."""
+    """What the check of the kernels will find: the root mean square that rounding changes in the logits behind two
+    runs of arbitrary tokens, in standard deviations."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     runs = [[(7 * i + 3) % vocabulary for i in range(40)], [(11 * i + 5) % vocabulary for i in range(9)]]
 
@@ -138,19 +157,24 @@ def _gap_anywhere(model: PreTrainedModel) -> float:
 @contextmanager
 def float_activations(model: nn.Module) -> Iterator[None]:
     """Within it all layers multiply by float32."""
-    taking = [matrix for matrix in _matrices(model) if matrix.struct.takes_bytes]
-    for matrix in taking:
+    taking = [(matrix, matrix.struct.takes_bytes) for matrix in _matrices(model)]
+    for matrix, _ in taking:
         matrix.struct.takes_bytes = 0
     try:
         yield
     finally:
-        for matrix in taking:
-            matrix.struct.takes_bytes = 1
+        for matrix, count in taking:
+            matrix.struct.takes_bytes = count
 
 
 def has_integer_activations(model: nn.Module) -> bool:
-    """Whether any layer multiplies by bytes."""
-    return any(matrix.struct.takes_bytes for matrix in _matrices(model))
+    """Whether any layer multiplies by whole numbers."""
+    return activation_bits(model) > 0
+
+
+def activation_bits(model: nn.Module) -> int:
+    """The bits of the whole numbers that layers multiply by, 8 or 16; 0 where all multiply by float32."""
+    return 8 * max((matrix.struct.takes_bytes for matrix in _matrices(model)), default=0)
 
 
 def _matrices(model: nn.Module) -> list[NativeMatrix]:

@@ -39,7 +39,8 @@ from model_runtime.native.native_library import LayerStruct, MatrixStruct, Model
 from model_runtime.weights.native_matrix import NativeLinear, NativeMatrix, padded_rows
 
 EXACT_GAP = 1e-3  # tolerance for another order of summation, in standard deviations of the logits
-INTEGER_GAP = 0.3  # the root mean square that activations as bytes may cost; a wrong product costs about 1
+# The root mean square that activations of so many bits may cost; a wrong product costs about 1.
+INTEGER_GAPS = {8: 0.3, 16: 0.01}
 HALF_GAP = 0.03  # tolerance for rows rounded to float16; the embedded model needs 0.002
 _LARGEST_HEAD_DIM = 256
 _TABLE_TOKENS = 2048

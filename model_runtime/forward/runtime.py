@@ -18,14 +18,14 @@ from model_runtime.forward.arena.transfers import ArenaTransfers
 from model_runtime.forward.arena.varlen import VarlenKernel
 from model_runtime.forward.arena.varlen_choice import choose_varlen
 from model_runtime.forward.attention_kernel import kernel_name
-from model_runtime.forward.cpu_activations import float_activations, has_integer_activations
+from model_runtime.forward.cpu_activations import activation_bits, float_activations, has_integer_activations
 from model_runtime.forward.device_memory import give_back_unused
 from model_runtime.forward.gpu.arena_forward import ArenaForward
 from model_runtime.forward.gpu.self_check import SelfCheck
 from model_runtime.forward.native_forward import (
     EXACT_GAP,
     HALF_GAP,
-    INTEGER_GAP,
+    INTEGER_GAPS,
     NativeForward,
     continued,
     gap_to,
@@ -170,7 +170,7 @@ def open_slabs(model: PreTrainedModel, geometry: KVGeometry, kv_dtype: KvDtype =
     if has_integer_activations(model):
         with float_activations(model):
             expected = continued(packed, _vocabulary(model), geometry)
-        _check_rounding(continued(packed, _vocabulary(model), geometry), expected)
+        _check_rounding(model, continued(packed, _vocabulary(model), geometry), expected)
     return _slab_runtime(geometry, packed, kernel_name(geometry, _heads(model)))
 
 
@@ -180,16 +180,16 @@ def _with_activations(model: PreTrainedModel, exact: NativeForward, own: KVGeome
     if not has_integer_activations(model):
         return exact
     native = NativeForward(model)
-    _check_rounding(continued(native, _vocabulary(model), own), continued(exact, _vocabulary(model), own))
+    _check_rounding(model, continued(native, _vocabulary(model), own), continued(exact, _vocabulary(model), own))
     return native
 
 
-def _check_rounding(found: torch.Tensor, expected: torch.Tensor) -> None:
-    gap = rounding_gap(found, expected)
-    if not gap <= INTEGER_GAP:
+def _check_rounding(model: PreTrainedModel, found: torch.Tensor, expected: torch.Tensor) -> None:
+    gap, bits = rounding_gap(found, expected), activation_bits(model)
+    if not gap <= INTEGER_GAPS[bits]:
         raise ModelLoadError(
-            f"Activations of 8 bits change this model's logits by {gap:.2g} standard deviations ({INTEGER_GAP:g} "
-            "allowed). Start with --cpu-activations float32."
+            f"Activations of {bits} bits change this model's logits by {gap:.2g} standard deviations "
+            f"({INTEGER_GAPS[bits]:g} allowed). Start with --cpu-activations float32."
         )
 
 

@@ -14,7 +14,7 @@ Quantization = Literal["auto", "shipped", "nf4", "int8", "none"]
 PromptLookup = Literal["auto", "on", "off"]
 KvDtype = Literal["auto", "float32", "float16"]
 SavedKvDtype = Literal["exact", "int8"]
-CpuActivations = Literal["auto", "int8", "float32"]
+CpuActivations = Literal["auto", "int8", "int16", "float32"]
 ChatPresetName = Literal[
     "question-answer",
     "chatml",
@@ -51,8 +51,8 @@ class ModelConfig:
     `model` is "embedded", a directory, a `.gguf` file or a hub id. `device` None means the first CUDA device, or the
     CPU if there is none. `context_limit_tokens` None means the model's own limit. `chat_preset` None means the model's
     own chat template. `cpu_activations` is what our own CPU kernels multiply weights by: "int8" is faster and rounds
-    activations to bytes with a scale for 32 of them; "auto" measures what that costs this model. Raises `ValueError`
-    with a message for the user.
+    activations to bytes with a scale for 32 of them, "int16" to two bytes; "auto" measures what that costs this model.
+    Raises `ValueError` with a message for the user.
     """
 
     model: str = EMBEDDED

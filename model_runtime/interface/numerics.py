@@ -54,7 +54,7 @@ def cold_precision(numerics: str) -> str:
 
 
 def activations(numerics: str) -> str:
-    """What weights were multiplied by, where there is a choice: "int8" or "float32"."""
+    """What weights were multiplied by, where there is a choice: "int8", "int16" or "float32"."""
     return _value(_parts(numerics), "activations")
 
 

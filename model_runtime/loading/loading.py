@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from model_runtime.architecture.config_check import check_config, declared_context_tokens
 from model_runtime.architecture.rope import fixed_rope_tokens
-from model_runtime.forward.cpu_activations import INT8, SAMPLE, Activations, use_activations
+from model_runtime.forward.cpu_activations import INT8, INT16, SAMPLE, Activations, use_activations
 from model_runtime.forward.native_forward import runs_natively
 from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
@@ -51,7 +51,6 @@ Say = Callable[[str], None]
 # patched.
 _ONE_AT_A_TIME = threading.Lock()
 _MOST_GROWTH = 24  # times its file: float32 for the fewest bits that a type has
-_ROUNDED = "Activations are rounded to bytes with a scale for 32 numbers, which is faster and not exact."
 _log = logging.getLogger(__name__)
 
 
@@ -271,16 +270,16 @@ def _describe(
     settings = generation_settings(found.directory, model)
     asked = (*settings.notes, *file_notes(found.directory), *template_notes(tokenizer))
     # Left out for float32, so that memory saved before there was a choice stays valid.
-    more = {"activations": activations.kind} if activations.kind == INT8 else {}
+    more = {"activations": activations.kind} if activations.kind in (INT8, INT16) else {}
     if activations.has_level_units:
         more["levels"] = "bytes"  # once they were multiplied as two bytes each
-    if more or activations.note:
-        asked = (activations.note or _ROUNDED, *asked)
+    if activations.note:
+        asked = (activations.note, *asked)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=found.name,
-        quantization=weights.quantization + (", int8 activations" if more else ""),
+        quantization=weights.quantization + (f", {activations.kind} activations" if more else ""),
         stop_token_ids=stop_token_ids(_stated_ends(model), tokenizer),
         default_sampling=EMBEDDED_SAMPLING if found.name == SMOLLM2.name else settings.sampling,
         kv_dtype=dtype,

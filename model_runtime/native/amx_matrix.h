@@ -76,7 +76,7 @@ static void multiply_in_amx(const Matrix *m, int kind, Unpack *unpack, int pair,
             Chunk chunks[2];
             for (int i = 0; i < 2; i++) unpack(m, 2 * pair + i, first, count, start ? 0 : 2 * ahead, 0, chunks + i);
             for (int r = start; r < end; r += AMX_ROWS) {
-                const int32_t *run = packed + packed_place(rows, m->columns, r, first);
+                const int32_t *run = packed + packed_place(rows, m->columns, r, first, 1);
                 floats(*to)[SPAN_ROWS] = (floats(*)[SPAN_ROWS])(total[0] + r - start);
                 if (GROUP_OF(kind) == 16)
                     amx_products_of_chunks(chunks, Q6, 1, count, run, to);

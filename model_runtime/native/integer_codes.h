@@ -29,6 +29,9 @@ INLINE floats integer_scale(const Matrix *m, int kind, floats scale) {
     return kind == LEVELS ? scale * m->unit : scale;
 }
 
+/* The sum of products of activations whose parts were multiplied apart. */
+INLINE ints joined_parts(ints upper, ints lower) { return (upper << PART_BITS) + lower; }
+
 INLINE ints first_sum(int kind, const int32_t *run, int width) {
     return (LIFTS && has_sign(kind) ? run[LIFT * width] : 0) - (ints){0};
 }

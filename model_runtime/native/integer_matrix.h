@@ -10,18 +10,18 @@
 #include "amx_matrix.h"
 #include "integer_codes.h"
 
-/* One row of a block of `width`, packed, times two tiles from `tile` on, into y. `kind` is a constant wherever this is
- * inlined; `ahead` as in `multiply_few`. */
-INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *run, int width, float *y, int adds,
-                           int ahead) {
+/* One row of a block of `width`, packed as `bytes` says, times two tiles from `tile` on, into y. `kind` and `bytes` are
+ * constants wherever this is inlined; `ahead` as in `multiply_few`. */
+INLINE void product_of_row(const Matrix *m, int kind, int bytes, int tile, const int32_t *run, int width, float *y,
+                           int adds, int ahead) {
     const int group = GROUP_OF(kind), per_word = PER_WORD(kind), has_minimum = has_minimums(m, kind);
     floats total[2] = {{0}}, scale[2] = {{0}}, minimum[2] = {{0}};
     Factors factors[2] = {no_factors(), no_factors()};
-    for (int first = 0; first < m->columns; first += RUN, run += FIELDS * width) {
+    for (int first = 0; first < m->columns; first += RUN, run += fields_of(bytes) * width) {
         floats part[2] = {{0}};
         for (int at = 0; at < RUN; at += group)
             for (int i = 0; i < 2; i++) {
-                ints sum = first_sum(kind, run, width);
+                ints lower = first_sum(kind, run, width), sum = bytes == 2 ? (ints){0} : lower;
                 if (begins_run(m, first + at)) {
                     read_grid(m, kind, tile + i, first + at, &scale[i], &minimum[i], &factors[i]);
                     scale[i] = integer_scale(m, kind, scale[i]);
@@ -34,9 +34,12 @@ INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *r
 #pragma GCC unroll 4
                     for (int q = 0; q < per_word / 4; q++) {
                         const int32_t x = run[(c / 4 + q) * width];
-                        sum = dot(sum, quad_of(m, kind, w, high, q, LIFT_BITS), x, has_sign(kind));
+                        const words quad = quad_of(m, kind, w, high, q, LIFT_BITS);
+                        sum = dot(sum, quad, x, has_sign(kind));
+                        if (bytes == 2) lower = dot(lower, quad, run[(LOWER + c / 4 + q) * width], has_sign(kind));
                     }
                 }
+                if (bytes == 2) sum = joined_parts(sum, lower);
                 if (has_minimum)
                     part[i] = multiply_add(minimum[i], all(as_float(run[sum_field(group, at) * width])), part[i]);
                 part[i] = multiply_add(__builtin_convertvector(sum, floats), scale[i], part[i]);
@@ -47,14 +50,19 @@ INLINE void product_of_row(const Matrix *m, int kind, int tile, const int32_t *r
 }
 
 /* clang-format off */
-#define DEFINE_INTEGER_KIND(KIND)                                                                                    \
-    static void product_of_row_##KIND(const Matrix *m, int tile, const int32_t *run, int width, float *y, int adds,    \
-                                    int ahead) {                                                                     \
-        product_of_row(m, KIND, tile, run, width, y, adds, ahead);                                                     \
-    }                                                                                                                \
+#define DEFINE_PRODUCT_OF_ROW(KIND, BYTES)                                                                           \
+    static void product_of_row_##KIND##_##BYTES(const Matrix *m, int tile, const int32_t *run, int width, float *y,    \
+                                                int adds, int ahead) {                                               \
+        product_of_row(m, KIND, BYTES, tile, run, width, y, adds, ahead);                                              \
+    }
+#define DEFINE_UNPACK(KIND)                                                                                          \
     static void unpack_##KIND(const Matrix *m, int tile, int first, int count, int ahead, uint32_t lift, Chunk *to) { \
         unpack(m, KIND, tile, first, count, ahead, lift, to);                                                        \
     }
+#define DEFINE_INTEGER_KIND(KIND)  \
+    DEFINE_PRODUCT_OF_ROW(KIND, 1) \
+    DEFINE_PRODUCT_OF_ROW(KIND, 2) \
+    DEFINE_UNPACK(KIND)
 /* clang-format on */
 
 DEFINE_INTEGER_KIND(Q2)
@@ -65,12 +73,14 @@ DEFINE_INTEGER_KIND(Q6)
 DEFINE_INTEGER_KIND(Q8)
 DEFINE_INTEGER_KIND(LEVELS)
 
+typedef void ProductOfRow(const Matrix *, int, const int32_t *, int, float *, int, int);
+
 typedef struct {
-    void (*one)(const Matrix *, int, const int32_t *, int, float *, int, int);
+    ProductOfRow *one, *one_wide; /* of activations of one byte, of two */
     Unpack *unpack;
 } IntegerLoops;
 
-#define INTEGER_LOOPS_OF(KIND) [KIND] = {product_of_row_##KIND, unpack_##KIND}
+#define INTEGER_LOOPS_OF(KIND) [KIND] = {product_of_row_##KIND##_1, product_of_row_##KIND##_2, unpack_##KIND}
 static const IntegerLoops INTEGER_LOOPS[] = {
     INTEGER_LOOPS_OF(Q2), INTEGER_LOOPS_OF(Q3), INTEGER_LOOPS_OF(Q4),     INTEGER_LOOPS_OF(Q5),
     INTEGER_LOOPS_OF(Q6), INTEGER_LOOPS_OF(Q8), INTEGER_LOOPS_OF(LEVELS),
@@ -78,21 +88,34 @@ static const IntegerLoops INTEGER_LOOPS[] = {
 
 /* `rows` rows of a block, from `run` on, times `count` unpacked columns, added to total [rows]. Everything but the
  * pointers and `count` is a constant wherever this is inlined. */
-INLINE void products_of_chunk(const Chunk *chunk, int count, int kind, int rows, const int32_t *run, int width,
-                              floats *total) {
+INLINE void products_of_chunk(const Chunk *chunk, int count, int kind, int bytes, int rows, const int32_t *run,
+                              int width, floats *total) {
     const int group = GROUP_OF(kind), is_signed = has_sign(kind);
-    for (int first = 0; first < count; first += RUN, run += FIELDS * width) {
+    for (int first = 0; first < count; first += RUN, run += fields_of(bytes) * width) {
         floats part[BLOCK_ROWS] = {{0}};
         for (int at = first; at < first + RUN; at += group) {
             const int field = sum_field(group, at - first);
+            const int last_parts = bytes == 2 ? LOWER : 0; /* the field where these begin */
             ints sum[BLOCK_ROWS];
+            if (bytes == 2) {
 #pragma GCC unroll 12
-            for (int r = 0; r < rows; r++) sum[r] = first_sum(kind, run + r, width);
+                for (int r = 0; r < rows; r++) sum[r] = (ints){0};
+#pragma GCC unroll 8
+                for (int q = at / 4; q < (at + group) / 4; q++)
+#pragma GCC unroll 12
+                    for (int r = 0; r < rows; r++)
+                        sum[r] = dot(sum[r], chunk->codes[q], run[(q - first / 4) * width + r], is_signed);
+#pragma GCC unroll 12
+                for (int r = 0; r < rows; r++) sum[r] = joined_parts(sum[r], first_sum(kind, run + r, width));
+            } else {
+#pragma GCC unroll 12
+                for (int r = 0; r < rows; r++) sum[r] = first_sum(kind, run + r, width);
+            }
 #pragma GCC unroll 8
             for (int q = at / 4; q < (at + group) / 4; q++)
 #pragma GCC unroll 12
                 for (int r = 0; r < rows; r++)
-                    sum[r] = dot(sum[r], chunk->codes[q], run[(q - first / 4) * width + r], is_signed);
+                    sum[r] = dot(sum[r], chunk->codes[q], run[(last_parts + q - first / 4) * width + r], is_signed);
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
                 part[r] = multiply_add(chunk->minimum[at / group], all(as_float(run[field * width + r])), part[r]);
@@ -106,38 +129,50 @@ INLINE void products_of_chunk(const Chunk *chunk, int count, int kind, int rows,
 }
 
 /* The same for a whole block of rows, or as many of one as there are: in pieces for which there is a loop. */
-#define CHUNK_PIECE(n)                                                         \
-    for (; rows - r >= n; r += n) {                                            \
-        if (GROUP_OF(kind) == 16)                                              \
-            products_of_chunk(chunk, count, Q6, n, run + r, width, total + r); \
-        else if (has_sign(kind))                                               \
-            products_of_chunk(chunk, count, Q8, n, run + r, width, total + r); \
-        else                                                                   \
-            products_of_chunk(chunk, count, Q4, n, run + r, width, total + r); \
+#define PIECES_OF(kind, bytes, n) \
+    for (; rows - r >= n; r += n) products_of_chunk(chunk, count, kind, bytes, n, run + r, width, total + r)
+
+#define DEFINE_PRODUCTS_OF_BLOCK(KIND, BYTES)                                                                   \
+    static void products_of_block_##KIND##_##BYTES(const Chunk *chunk, int count, int rows, const int32_t *run, \
+                                                   int width, floats *total) {                                  \
+        int r = 0;                                                                                              \
+        if (rows == BLOCK_ROWS) width = BLOCK_ROWS;                                                             \
+        PIECES_OF(KIND, BYTES, BLOCK_ROWS);                                                                     \
+        PIECES_OF(KIND, BYTES, 4);                                                                              \
+        PIECES_OF(KIND, BYTES, 2);                                                                              \
+        PIECES_OF(KIND, BYTES, 1);                                                                              \
     }
 
-static void products_of_block(const Chunk *chunk, int kind, int count, int rows, const int32_t *run, int width,
-                              floats *total) {
-    int r = 0;
-    if (rows == BLOCK_ROWS) width = BLOCK_ROWS;
-    CHUNK_PIECE(BLOCK_ROWS)
-    CHUNK_PIECE(4)
-    CHUNK_PIECE(2)
-    CHUNK_PIECE(1)
+DEFINE_PRODUCTS_OF_BLOCK(Q4, 1)
+DEFINE_PRODUCTS_OF_BLOCK(Q6, 1)
+DEFINE_PRODUCTS_OF_BLOCK(Q8, 1)
+DEFINE_PRODUCTS_OF_BLOCK(Q4, 2)
+DEFINE_PRODUCTS_OF_BLOCK(Q6, 2)
+DEFINE_PRODUCTS_OF_BLOCK(Q8, 2)
+
+typedef void ProductsOfBlock(const Chunk *, int, int, const int32_t *, int, floats *);
+
+/* The loop that a kind shares with others: those with as many columns to a scale and with a sign or none. */
+static ProductsOfBlock *products_for(int kind, int bytes) {
+    if (GROUP_OF(kind) == 16) return bytes == 2 ? products_of_block_Q6_2 : products_of_block_Q6_1;
+    if (has_sign(kind)) return bytes == 2 ? products_of_block_Q8_2 : products_of_block_Q8_1;
+    return bytes == 2 ? products_of_block_Q4_2 : products_of_block_Q4_1;
 }
 
 /* Outputs `PAIR * pair` and those up to the next pair, for `rows` packed rows. See `multiply_pair`. */
 static void multiply_packed(const Matrix *m, int pair, int rows, const int32_t *packed, float *y, int y_stride,
                             int adds, int ahead) {
-    const int width = width_of(rows), kind = m->kind;
+    const int bytes = m->takes_bytes, width = width_of(rows, bytes), kind = m->kind;
     if (rows == 1) {
-        INTEGER_LOOPS[kind].one(m, 2 * pair, packed, width, y, adds, 2 * ahead);
+        (bytes == 2 ? INTEGER_LOOPS[kind].one_wide : INTEGER_LOOPS[kind].one)(m, 2 * pair, packed, width, y, adds,
+                                                                              2 * ahead);
         return;
     }
     if (is_for_amx(width)) {
         multiply_in_amx(m, kind, INTEGER_LOOPS[kind].unpack, pair, rows, packed, y, y_stride, adds, ahead);
         return;
     }
+    ProductsOfBlock *const products = products_for(kind, bytes);
     for (int tile = 2 * pair; tile < 2 * pair + 2; tile++)
         for (int start = 0; start < rows; start += SPAN_ROWS) {
             const int end = rows - start < SPAN_ROWS ? rows : start + SPAN_ROWS;
@@ -148,8 +183,8 @@ static void multiply_packed(const Matrix *m, int pair, int rows, const int32_t *
                 Chunk chunk;
                 INTEGER_LOOPS[kind].unpack(m, tile, first, count, start ? 0 : 2 * ahead, LIFT_BITS, &chunk);
                 for (int r = start; r < end; r += width)
-                    products_of_block(&chunk, kind, count, end - r < width ? end - r : width,
-                                      packed + packed_place(rows, m->columns, r, first), width, total + (r - start));
+                    products(&chunk, count, end - r < width ? end - r : width,
+                             packed + packed_place(rows, m->columns, r, first, bytes), width, total + (r - start));
             }
             for (int r = start; r < end; r++)
                 finish_tile(m, tile, 1, total + (r - start), y + (size_t)r * y_stride, y_stride, adds);

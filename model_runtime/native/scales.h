@@ -39,7 +39,7 @@ typedef struct {
     float offset;                                /* what is taken off a code, where there are no minimums */
     float unit;                                  /* 1 where levels are whole numbers */
     int32_t kind, scales, shift, rows, columns;
-    int32_t takes_bytes; /* whether activations are packed (activations.h) */
+    int32_t takes_bytes; /* that activations are packed in (activations.h), 1 or 2; 0: they are floats */
 } Matrix;
 
 INLINE int has_high(int kind) { return kind == Q3 || kind == Q5 || kind == Q6; }

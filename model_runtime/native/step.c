@@ -62,11 +62,11 @@ typedef struct {
     int32_t rows;
 } Attention;
 
-/* What matrices are multiplied by: [rows][columns], and the same as bytes, for those that take them. */
+/* What matrices are multiplied by: [rows][columns], and the same in `bytes` bytes a number, for those that take them. */
 typedef struct {
     float *x;
     int32_t *packed;
-    int rows, columns;
+    int rows, columns, bytes;
 } Inputs;
 
 typedef struct {
@@ -224,7 +224,7 @@ static void attend(const Attention *a, int layer, int number, const float *query
 
 /* Packs `count` columns of a row, from `column` on, which are there as floats. */
 static void pack_inputs(const Inputs *in, int row, int column, int count) {
-    pack(in->x + (size_t)row * in->columns + column, in->rows, in->columns, row, column, count, in->packed);
+    pack(in->x + (size_t)row * in->columns + column, in->rows, in->columns, row, column, count, in->bytes, in->packed);
 }
 
 /* A block's attended values, from all its splits, to their places in `in`. */
@@ -248,7 +248,8 @@ static void merge(const Attention *a, int layer, int number, const Inputs *in, i
 /* The inputs as the matrix wants them, which are `in` where its columns have no order of their own. */
 static Inputs inputs_of(const Matrix *w, const Inputs *in, const Activations *v) {
     if (!w->order) return *in;
-    return (Inputs){.x = v->ordered.x, .packed = v->ordered.packed, .rows = in->rows, .columns = w->columns};
+    return (Inputs){
+        .x = v->ordered.x, .packed = v->ordered.packed, .rows = in->rows, .columns = w->columns, .bytes = in->bytes};
 }
 
 /* A row of `in` in the order of the matrix's columns, in `ordered`. */
@@ -361,10 +362,10 @@ static float *carve(float **memory, size_t count) {
     return taken;
 }
 
-static Inputs carve_inputs(float **memory, int rows, int columns) {
-    Inputs in = {.rows = rows, .columns = columns};
+static Inputs carve_inputs(float **memory, int rows, int columns, int bytes) {
+    Inputs in = {.rows = rows, .columns = columns, .bytes = bytes};
     in.x = carve(memory, (size_t)rows * columns);
-    in.packed = (int32_t *)carve(memory, packed_size_up_to(rows, columns));
+    in.packed = (int32_t *)carve(memory, packed_size_up_to(rows, columns, bytes));
     return in;
 }
 
@@ -383,26 +384,39 @@ static int has_branches(const Model *m) {
     return m->layer_count > 0 && (m->layers->after_attention_norm || m->layers->after_mlp_norm);
 }
 
+/* The bytes that activations are packed in: those of the first matrix that takes any. `is_sound` refuses others beside it. */
+static int bytes_taken(const Model *m) {
+    for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++) {
+        const Matrix *all[] = {&l->query, &l->key, &l->value, &l->output, &l->gate, &l->up, &l->down};
+        for (int i = 0; i < 7; i++)
+            if (all[i]->takes_bytes) return all[i]->takes_bytes;
+    }
+    return m->head.takes_bytes ? m->head.takes_bytes : 1;
+}
+
 /* Lays out the activations behind one another; with `memory` NULL it only counts: the result is how many floats. */
 static size_t lay_out(const Model *m, int rows, float *memory, Activations *v) {
     float *next = memory;
+    const int bytes = bytes_taken(m);
     const size_t width = (size_t)m->heads * m->dim, kv_width = (size_t)m->kv_heads * m->dim;
     v->query = carve(&next, rows * width);
     v->key = carve(&next, rows * kv_width);
     v->value = carve(&next, rows * kv_width);
     v->up = carve(&next, (size_t)rows * m->intermediate);
     v->branch = carve(&next, has_branches(m) ? (size_t)rows * m->hidden : 0);
-    v->normed = carve_inputs(&next, rows, m->hidden);
-    v->attended = carve_inputs(&next, rows, m->heads * m->dim);
-    v->gated = carve_inputs(&next, rows, m->intermediate);
-    v->ordered = carve_inputs(&next, rows, widest_order(m));
+    v->normed = carve_inputs(&next, rows, m->hidden, bytes);
+    v->attended = carve_inputs(&next, rows, m->heads * m->dim, bytes);
+    v->gated = carve_inputs(&next, rows, m->intermediate, bytes);
+    v->ordered = carve_inputs(&next, rows, widest_order(m), bytes);
     return next - memory;
 }
 
-static int fits(const Matrix *w, int rows, int columns) {
+static int fits(const Matrix *w, int rows, int columns, int bytes) {
     if (!w->codes || w->kind < Q2 || w->kind > SINGLE || w->rows != rows || w->columns != columns) return 0;
     if ((w->kind < HALF && !w->scale) || (has_high(w->kind) && !w->high)) return 0;
-    return !w->takes_bytes || w->kind <= Q8 || (w->kind == LEVELS && w->level_bytes);
+    if (!w->takes_bytes) return 1;
+    if (w->takes_bytes != bytes || (bytes == 2 && w->kind == LEVELS && w->unit != 1)) return 0;
+    return w->kind <= Q8 || (w->kind == LEVELS && w->level_bytes);
 }
 
 /* Whether two matrices can read the same inputs in the same order. */
@@ -414,20 +428,20 @@ static int is_ordered_like(const Matrix *w, const Matrix *first) {
  * outside a buffer. */
 static int is_sound(const Model *m, const Span *spans, int span_count, int rows, const int32_t *wanted,
                     int wanted_count) {
-    const int width = m->heads * m->dim, kv_width = m->kv_heads * m->dim;
+    const int width = m->heads * m->dim, kv_width = m->kv_heads * m->dim, bytes = bytes_taken(m);
     int seen = 0;
     if (m->heads <= 0 || m->kv_heads <= 0 || m->heads % m->kv_heads || m->hidden <= 0 || m->intermediate <= 0) return 0;
     if (m->dim <= 0 || m->dim > MAX_DIM || m->dim % RUN || m->hidden % RUN || m->intermediate % RUN) return 0;
-    if (m->ropes < 1 || m->window < 0) return 0;
-    if (!m->final_norm || !fits(&m->head, m->vocabulary, m->hidden) || m->head.order) return 0;
+    if (m->ropes < 1 || m->window < 0 || (bytes != 1 && bytes != 2)) return 0;
+    if (!m->final_norm || !fits(&m->head, m->vocabulary, m->hidden, bytes) || m->head.order) return 0;
     for (const Layer *l = m->layers; l < m->layers + m->layer_count; l++)
         if (!l->input_norm || !l->attention_norm || l->rope < 0 || l->rope >= m->ropes ||
             l->has_window != (l->has_window && m->window) ||
             !l->after_attention_norm != !m->layers->after_attention_norm ||
-            !l->after_mlp_norm != !m->layers->after_mlp_norm || !fits(&l->query, width, m->hidden) ||
-            !fits(&l->key, kv_width, m->hidden) || !fits(&l->value, kv_width, m->hidden) ||
-            !fits(&l->output, m->hidden, width) || !fits(&l->gate, m->intermediate, m->hidden) ||
-            !fits(&l->up, m->intermediate, m->hidden) || !fits(&l->down, m->hidden, m->intermediate) ||
+            !l->after_mlp_norm != !m->layers->after_mlp_norm || !fits(&l->query, width, m->hidden, bytes) ||
+            !fits(&l->key, kv_width, m->hidden, bytes) || !fits(&l->value, kv_width, m->hidden, bytes) ||
+            !fits(&l->output, m->hidden, width, bytes) || !fits(&l->gate, m->intermediate, m->hidden, bytes) ||
+            !fits(&l->up, m->intermediate, m->hidden, bytes) || !fits(&l->down, m->hidden, m->intermediate, bytes) ||
             !is_ordered_like(&l->key, &l->query) || !is_ordered_like(&l->value, &l->query) ||
             !is_ordered_like(&l->up, &l->gate))
             return 0;
@@ -462,7 +476,7 @@ int keepwarm_step(const Model *m, int first_layer, int last_layer, const Span *s
     memset(counters, 0, phases_size(phase_count, threads));
 #pragma omp parallel num_threads(threads)
     {
-        const int uses_amx = is_for_amx(width_of(rows));
+        const int uses_amx = is_for_amx(width_of(rows, w.normed.bytes));
         if (uses_amx) open_amx();
         Phases phases = {counters, threads};
         for (int layer = first_layer; layer < last_layer; layer++) phases = run_layer(&a, layer, &v, phases);
@@ -495,11 +509,11 @@ void keepwarm_to_halves(const float *from, uint16_t *to, int count) {
 /* y [rows][outputs rounded up to PAIR] = x [rows][columns] times the matrix, plus its bias. Returns 0, or 1 when there is
  * no memory for x as bytes. */
 int keepwarm_multiply(const Matrix *m, int rows, float *x, float *y, int threads) {
-    Inputs in = {.x = x, .rows = rows, .columns = m->columns};
-    if (m->takes_bytes && !(in.packed = malloc(sizeof(int32_t) * packed_size(rows, m->columns)))) return 1;
+    Inputs in = {.x = x, .rows = rows, .columns = m->columns, .bytes = m->takes_bytes};
+    if (m->takes_bytes && !(in.packed = malloc(sizeof(int32_t) * packed_size(rows, m->columns, in.bytes)))) return 1;
 #pragma omp parallel num_threads(threads)
     {
-        const int uses_amx = m->takes_bytes && is_for_amx(width_of(rows));
+        const int uses_amx = m->takes_bytes && is_for_amx(width_of(rows, in.bytes));
         if (uses_amx) open_amx();
         if (m->takes_bytes) {
 #pragma omp for schedule(static)

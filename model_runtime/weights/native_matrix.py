@@ -88,11 +88,13 @@ class NativeMatrix:
             unit=unit,
         )
 
-    def take_bytes(self) -> bool:
-        """From now on activations are rounded to signed bytes with a scale for 32 columns, and multiplied in whole
-        numbers, where this matrix has codes or levels. Returns whether it has."""
-        is_whole = self.kind <= Kind.LEVELS
-        self.struct.takes_bytes = int(is_whole)
+    def take_bytes(self, count: int = 1) -> bool:
+        """From now on activations are rounded to whole numbers of `count` bytes, 1 or 2, with a scale for 32 columns,
+        and multiplied as such, where this matrix has codes or levels: for two bytes only levels that
+        are exact as multiples of their unit. Returns whether it has."""
+        is_exact = math.frexp(self.struct.unit)[0] == 0.5  # a power of two
+        is_whole = self.kind <= Kind.LEVELS and (count == 1 or is_exact)
+        self.struct.takes_bytes = count if is_whole else 0
         return is_whole
 
     @property

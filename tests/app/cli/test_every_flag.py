@@ -39,7 +39,7 @@ ENGINE = ["--engine", "http://e:1"]
 SERVE: dict[str, tuple[list[str], Shown]] = {
     "--model": (["x"], lambda got: got["model"].model == "x"),
     "--quantization": (["int8"], lambda got: got["model"].quantization == "int8"),
-    "--cpu-activations": (["int8"], lambda got: got["model"].cpu_activations == "int8"),
+    "--cpu-activations": (["int16"], lambda got: got["model"].cpu_activations == "int16"),
     "--context-limit": (["99"], lambda got: got["model"].context_limit_tokens == 99),
     "--data-dir": (["elsewhere"], lambda got: got["data_dir"] == Path("elsewhere")),
     "--device-kv-budget": (["1MiB"], lambda got: got["budgets"].device == "1MiB"),

@@ -15,13 +15,17 @@ from model_runtime.forward import cpu_activations
 from model_runtime.forward.cpu_activations import (
     FLOAT32,
     INT8,
+    INT16,
     Activations,
+    activation_bits,
     float_activations,
     has_integer_activations,
     rounding_loss,
     use_activations,
 )
 from model_runtime.interface.config import ModelConfig
+from model_runtime.interface.errors import ModelLoadError
+from model_runtime.interface.numerics import difference
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model
 from tests.conftest import TinyDir
@@ -59,22 +63,53 @@ def test_a_large_model_that_loses_little_gets_bytes(load: Callable[[int, float],
 
 
 def test_one_that_loses_more_keeps_float32_and_says_why(load: Callable[[int, float], LoadedModel]) -> None:
-    loaded = load(0, 1e-9)
+    loaded = load(0, -1)
     assert not has_integer_activations(loaded.model)
     assert "activations" not in loaded.quantization + loaded.fingerprint
     note = next(note for note in loaded.notes if "Activations" in note)
     assert note.startswith("Activations stay float32: as bytes, ")
-    assert note.endswith("and 1e-09 are allowed.")
+    assert note.endswith("and -1 are allowed.")
 
 
 def test_one_whose_logits_move_far_anywhere_keeps_float32(
     load: Callable[[int, float], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be refused by the check of the kernels."""
-    monkeypatch.setattr(cpu_activations, "MOST_GAP", 1e-6)
+    for kind in (INT8, INT16):
+        monkeypatch.setitem(cpu_activations.MOST_GAPS, kind, 1e-8)
     loaded = load(0, 0.5)
     assert not has_integer_activations(loaded.model)
-    assert any(note.endswith("standard deviations, and 1e-06 are allowed.") for note in loaded.notes)
+    assert any(note.endswith("standard deviations, and 1e-08 are allowed.") for note in loaded.notes)
+
+
+def test_one_that_bytes_move_too_far_gets_two_bytes_and_says_why(
+    load: Callable[[int, float], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cpu_activations.MOST_GAPS, INT8, 1e-5)
+    loaded = load(0, 0.5)
+    assert activation_bits(loaded.model) == 16
+    assert loaded.quantization.endswith(", int16 activations")
+    assert loaded.fingerprint.endswith("; activations: int16")
+    note = next(note for note in loaded.notes if "Activations" in note)
+    assert note.startswith("Activations are rounded to 16 bits with a scale for 32 numbers: faster, and ")
+    assert ". Bytes would move logits behind arbitrary tokens by 0.0" in note
+    assert note.endswith(" standard deviations, and 1e-05 are allowed.")
+
+
+def test_two_bytes_can_be_asked_for_where_codes_are_whole_numbers(config: ModelConfig, tmp_path: Path) -> None:
+    from tests.model_runtime.weights.test_native_experts import written
+
+    loaded = load_model(replace(config, cpu_activations=INT16), print)
+    assert activation_bits(loaded.model) == 16
+    assert (
+        "Activations are rounded to 16 bits with a scale for 32 numbers, which is faster and not exact." in loaded.notes
+    )
+    before = load_model(replace(config, cpu_activations=INT8), print).fingerprint
+    said = difference(before, loaded.fingerprint)
+    assert said == "the precision of activations was changed from int8 to int16"
+    directory = written("qwen3_moe", tmp_path)
+    with pytest.raises(ModelLoadError, match="have whole numbers as codes, with a scale: its activations stay float32"):
+        load_model(ModelConfig(str(directory), "nf4", cache_dir=tmp_path, device="cpu", cpu_activations=INT16), print)
 
 
 def test_a_small_model_keeps_float32(config: ModelConfig) -> None:

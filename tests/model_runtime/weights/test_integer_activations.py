@@ -1,4 +1,4 @@
-"""Activations as bytes: every kind's products against the plain formula, the same bits beside any other rows."""
+"""Activations as whole numbers: every kind's products against the plain formula, the same bits beside any rows."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.model_runtime.tiny_blocks import HALVES, random_blocks, values
 FLOATS_ONLY = ("IQ1_M", "IQ2_XS", "IQ2_S")  # whose scales are for 16 columns, and whose levels are no whole numbers
 KINDS = [kind for kind in HALVES if kind not in FLOATS_ONLY]
 READ = {"Q4_0": read_q4_0, "Q4_1": read_q4_1, "Q8_0": read_q8_0}
+LARGEST = {1: 127, 2: 16_319}  # codes of one byte, of two
 ROWS, COLUMNS, RUN = 70, 512, 32  # rows that fill no pair of tiles, two super-blocks; columns that share a scale
 
 
@@ -29,9 +30,9 @@ def stored(kind: str, rows: np.ndarray) -> Stored:
     return READ[kind](tensor) if kind in READ else GgmlBlocks(tensor, kind)
 
 
-def taking_bytes(kind: str, library: ctypes.CDLL, bias: torch.Tensor | None = None) -> NativeMatrix:
+def taking_bytes(kind: str, library: ctypes.CDLL, count: int, bias: torch.Tensor | None = None) -> NativeMatrix:
     matrix = NativeMatrix(stored(kind, random_blocks(kind, ROWS, COLUMNS, 5)), bias, library)
-    assert matrix.take_bytes()
+    assert matrix.take_bytes(count)
     return matrix
 
 
@@ -42,13 +43,14 @@ def activations() -> torch.Tensor:
     return x
 
 
-def rounded(x: torch.Tensor) -> np.ndarray:
-    """The formula: codes from -127 to 127 times a scale for 32 columns, float64 `[M, K]`."""
+def rounded(x: torch.Tensor, count: int) -> np.ndarray:
+    """The formula: codes up to `LARGEST` times a scale for 32 columns, float64 `[M, K]`."""
+    largest = np.float32(LARGEST[count])
     runs = x.numpy().reshape(x.shape[0], -1, RUN)
     most = np.abs(runs).max(-1, keepdims=True)
-    inverse = np.where(most > 0, np.float32(127) / np.where(most > 0, most, 1), np.float32(0)).astype(np.float32)
+    inverse = np.where(most > 0, largest / np.where(most > 0, most, 1), np.float32(0)).astype(np.float32)
     codes = np.rint(runs * inverse)
-    numbers: np.ndarray = (codes.astype(np.float64) * (most / np.float32(127))).reshape(x.shape)
+    numbers: np.ndarray = (codes.astype(np.float64) * (most / largest)).reshape(x.shape)
     return numbers
 
 
@@ -56,42 +58,51 @@ def rounded(x: torch.Tensor) -> np.ndarray:
 def test_other_kinds_keep_float32(kind: str, own_library: ctypes.CDLL) -> None:
     matrix = NativeMatrix(stored(kind, random_blocks(kind, ROWS, COLUMNS, 5)), None, own_library)
     expected = matrix.multiply(activations())
-    assert not matrix.take_bytes()
+    assert not matrix.take_bytes(1)
+    assert not matrix.take_bytes(2)
     assert torch.equal(matrix.multiply(activations()), expected)
 
 
+@pytest.mark.parametrize("count", LARGEST)
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_are_those_of_the_rounded_activations(kind: str, library: ctypes.CDLL) -> None:
+def test_products_are_those_of_the_rounded_activations(kind: str, count: int, library: ctypes.CDLL) -> None:
     """A sum that is wrong by one product of two codes would be outside of the tolerance."""
     x, bias = activations(), torch.randn(ROWS, generator=torch.Generator().manual_seed(7))
-    matrix = taking_bytes(kind, library, bias)
+    matrix = taking_bytes(kind, library, count, bias)
     weights = values(kind, random_blocks(kind, ROWS, COLUMNS, 5)).astype(np.float64)
-    expected = rounded(x) @ weights.T + bias.double().numpy()
+    expected = rounded(x, count) @ weights.T + bias.double().numpy()
     found = matrix.multiply(x)
     np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=3e-5)
     for cuts in ([1] * 27, [2, 3, 4, 5, 13], [12, 12, 3], [6, 7, 8, 6], [9, 10, 8], [11, 16]):
         assert torch.equal(torch.cat([matrix.multiply(part) for part in x.split(cuts)]), found)
 
 
+@pytest.mark.parametrize("count", LARGEST)
 @pytest.mark.parametrize("kind", KINDS)
-def test_registers_of_every_width_give_the_same_bits(kind: str, libraries: dict[str, ctypes.CDLL]) -> None:
+def test_registers_of_every_width_give_the_same_bits(kind: str, count: int, libraries: dict[str, ctypes.CDLL]) -> None:
     """But for processors that cannot add to a product without rounding it first: these round sums differently."""
     x = activations()
-    products = {name: taking_bytes(kind, library).multiply(x) for name, library in libraries.items()}
+    products = {name: taking_bytes(kind, library, count).multiply(x) for name, library in libraries.items()}
     assert torch.equal(products["AVX2"], products["this one"])
     torch.testing.assert_close(products["SSE"], products["this one"], rtol=0, atol=3e-5)
 
 
-def test_more_rows_than_share_a_chunk_of_codes(library: ctypes.CDLL) -> None:
-    matrix, x = taking_bytes("Q4_K", library), torch.randn(203, COLUMNS)
-    assert torch.equal(matrix.multiply(x), torch.cat([matrix.multiply(row[None]) for row in x]))
+@pytest.mark.parametrize("count", LARGEST)
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q8_0"])
+def test_more_rows_than_share_a_chunk_of_codes(kind: str, count: int, library: ctypes.CDLL) -> None:
+    """One loop each: scales of 32 columns, of sixteen, and codes with a sign."""
+    matrix, x = taking_bytes(kind, library, count), torch.randn(203, COLUMNS)
+    alone = torch.cat([matrix.multiply(row[None]) for row in x])
+    for rows in (203, 97, 96, 16, 11, 2):
+        assert torch.equal(matrix.multiply(x[:rows]), alone[:rows])
     assert matrix.multiply(x[:0]).shape == (0, ROWS)
 
 
+@pytest.mark.parametrize("count", LARGEST)
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_is_dropped_or_shifted_shows_in_the_products(kind: str, own_library: ctypes.CDLL) -> None:
+def test_whatever_is_dropped_or_shifted_shows_in_the_products(kind: str, count: int, own_library: ctypes.CDLL) -> None:
     """The comparisons above would find it: each array of a matrix matters, and so does each entry's place."""
-    matrix, x = taking_bytes(kind, own_library), activations()
+    matrix, x = taking_bytes(kind, own_library, count), activations()
     expected = matrix.multiply(x)
     is_float = {matrix.struct.levels}  # the table that multiplies activations that are floats
     for tensor in (tensor for tensor in matrix.tensors if tensor.data_ptr() not in is_float):
@@ -101,10 +112,23 @@ def test_whatever_is_dropped_or_shifted_shows_in_the_products(kind: str, own_lib
             assert (matrix.multiply(x) - expected).abs().max() > 3e-4
         tensor.copy_(right)
     for name in ("offset", "shift"):
-        matrix = taking_bytes(kind, own_library)
+        matrix = taking_bytes(kind, own_library, count)
         setattr(matrix.struct, name, getattr(matrix.struct, name) + 1)
         is_unused = name == "offset" and (matrix.struct.minimum is not None or kind == "Q2_K")
         assert torch.equal(matrix.multiply(x), expected) == is_unused
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_bytes_are_as_near_as_half_a_code(kind: str, own_library: ctypes.CDLL) -> None:
+    """To the float64 product of what was never rounded, and far nearer than one byte."""
+    x, weights = activations(), values(kind, random_blocks(kind, ROWS, COLUMNS, 5)).astype(np.float64)
+    exact = x.double().numpy() @ weights.T
+    off = {}
+    for count, largest in LARGEST.items():
+        off[count] = np.abs(taking_bytes(kind, own_library, count).multiply(x).double().numpy() - exact)
+        half = np.abs(x.double().numpy()).reshape(len(x), -1, RUN).max(-1).repeat(RUN, 1) / largest / 2
+        assert (off[count] <= half @ np.abs(weights).T * 1.001 + 3e-5).all()
+    assert off[2].mean() * 50 < off[1].mean()
 
 
 def shifted(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,8 +136,9 @@ def shifted(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.roll(1, 1 if tensor.ndim > 1 else 0)
 
 
-def test_a_number_that_is_none_or_infinite_is_not_lost(library: ctypes.CDLL) -> None:
-    matrix, x = taking_bytes("Q4_1", library), activations()
+@pytest.mark.parametrize("count", LARGEST)
+def test_a_number_that_is_none_or_infinite_is_not_lost(count: int, library: ctypes.CDLL) -> None:
+    matrix, x = taking_bytes("Q4_1", library, count), activations()
     right = matrix.multiply(x)
     x[1, 40], x[2, 511] = torch.nan, torch.inf
     found = matrix.multiply(x)
@@ -160,7 +185,7 @@ def test_levels_that_are_no_whole_numbers_are_rounded_to_bytes(name: str, librar
     assert float(((held - weights) / weights.abs().amax()).abs().max()) < 0.004
     assert torch.equal(held[weights == 0], torch.zeros_like(held[weights == 0]))
     assert held[weights != 0].sign().equal(weights[weights != 0].double().sign())
-    expected = torch.from_numpy(rounded(x)) @ held.t()
+    expected = torch.from_numpy(rounded(x, 1)) @ held.t()
     torch.testing.assert_close(products[0].double(), expected, rtol=0, atol=1e-4 * float(table.max()))
     assert torch.equal(products[1], products[0])
     for cuts in ([1] * 27, [2, 3, 4, 5, 13], [6, 7, 8, 6], [11, 16]):
@@ -172,5 +197,6 @@ def test_matrices_without_codes_keep_float32(own_library: ctypes.CDLL) -> None:
         matrix = NativeMatrix(held, None, own_library)
         x = torch.randn(3, 64)
         before = matrix.multiply(x)
-        assert not matrix.take_bytes()
+        assert not matrix.take_bytes(1)
+        assert not matrix.take_bytes(2)
         assert torch.equal(matrix.multiply(x), before)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model_runtime.engine.verification import EXACT, ROUNDED, tolerance_of
 from model_runtime.forward.cpu_activations import has_integer_activations
-from model_runtime.forward.native_forward import INTEGER_GAP, NativeForward, runs_natively
+from model_runtime.forward.native_forward import INTEGER_GAPS, NativeForward, runs_natively
 from model_runtime.forward.probe import probe_packing
 from model_runtime.forward.transformers_forward import Feed
 from model_runtime.interface.config import ModelConfig
@@ -85,7 +85,7 @@ def test_activations_as_bytes_are_said_and_kept_apart_from_float32(name: str, tm
     assert "Activations are rounded to bytes" in " ".join(rounded.notes)
     expected = logits_of(exact.model)
     rms = float(((logits_of(rounded.model) - expected) / expected.std()).square().mean().sqrt())
-    assert 1e-4 < rms < INTEGER_GAP
+    assert 1e-4 < rms < INTEGER_GAPS[8]
     probe_packing(rounded.model, torch.float32, 256, step_tokens=16)  # compares within 0.001
     assert has_integer_activations(rounded.model)
     allowed = EXACT if runs_natively(rounded.model) else ROUNDED
