@@ -415,7 +415,7 @@ static int fits(const Matrix *w, int rows, int columns, int bytes) {
     if (!w->codes || w->kind < Q2 || w->kind > SINGLE || w->rows != rows || w->columns != columns) return 0;
     if ((w->kind < HALF && !w->scale) || (has_high(w->kind) && !w->high)) return 0;
     if (!w->takes_bytes) return 1;
-    if (w->takes_bytes != bytes || (bytes == 2 && w->kind == LEVELS && w->unit != 1)) return 0;
+    if (w->takes_bytes != bytes) return 0;
     return w->kind <= Q8 || (w->kind == LEVELS && w->level_bytes);
 }
 

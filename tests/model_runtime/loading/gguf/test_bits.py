@@ -92,6 +92,20 @@ def test_activations_as_bytes_are_said_and_kept_apart_from_float32(name: str, tm
     assert tolerance_of(rounded.model, torch.float32, "exact") is allowed
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "IQ4_XS", "IQ2_XXS", "IQ3_XXS"])
+def test_activations_of_two_bytes_run_in_the_step(kind: str, tmp_path: Path, build_dir: Path) -> None:
+    """Levels too, whole numbers or multiples of another unit."""
+    case = wide("llama tied")
+    model = case.model()
+    path = case.write(tmp_path / "model.gguf", model, raw=blocks_of(case, model, lambda short: MIX.get(short, kind)))
+    config = ModelConfig(str(path), "shipped", cache_dir=build_dir)
+    exact, rounded = load_model(config, print), load_model(replace(config, cpu_activations="int16"), print)
+    expected, found = in_pieces(exact, [len(IDS)]), in_pieces(rounded, [len(IDS)])
+    rms = float(((found - expected) / expected.std()).square().mean().sqrt())
+    assert 0 < rms < INTEGER_GAPS[16]
+    assert torch.equal(in_pieces(rounded, [1, 3]), found)
+
+
 @pytest.mark.parametrize("name", ["llama tied", "qwen2", "qwen3", "gemma3", "gemma2", "phi3", "starcoder2", "stablelm"])
 def test_q4_k_m_runs_at_its_bits_in_every_family(name: str, tmp_path: Path, load: Load) -> None:
     compare_mix(name, tmp_path, load)
