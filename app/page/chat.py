@@ -77,6 +77,8 @@ class Chat:
         """The conversation as it is now, including its running answer. With `find`, as many messages as it takes to
         show the last one that contains this text, and its place among them as "found". `have`: see `thread.draw`."""
         run = self._manager.active_run(owner_id, conversation_id)
+        # Before the messages are read: an answer that ends in between is shown complete, and followed once more.
+        snapshot = run.snapshot() if run is not None else None
         view = self._manager.view(owner_id, conversation_id)
         needle = folded(find.strip())
         places = [
@@ -84,7 +86,6 @@ class Chat:
         ]
         if places:
             shown = max(shown, len(view.messages) - places[-1] + 1)
-        snapshot = run.snapshot() if run is not None else None
         drawn = thread.draw(view, snapshot, self._answers, shown, self._place, have)
         if places:
             drawn |= {"found": places[-1] - drawn["hidden"], "shown": shown}

@@ -7,7 +7,7 @@ messages too, only those are sent that the page does not have: each has a token,
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from app import units
@@ -34,7 +34,7 @@ def draw(
     """The last `shown` messages of a conversation, including its running answer so far. `place` are the words for the
     tiers. Of a message whose token the page `have`s, only the token is sent."""
     messages = view.messages[-shown:]
-    running = run if run is not None and run.phase is not RunPhase.DONE else None
+    running = _running(messages, run)
     drawn = [_message(message, place) for message in messages]
     for message, row in zip(messages, drawn, strict=True):
         if message.role != "user":
@@ -56,6 +56,16 @@ def draw(
         "run": run_state(running) if running is not None else None,
         "context": _context(view),
     }
+
+
+def _running(messages: Sequence[MessageView], run: RunSnapshot | None) -> RunSnapshot | None:
+    """The run that the page follows. An answer that was read as running always has one, though it may have begun or
+    ended since `run` was looked up: a page that follows nothing would show it like this for good."""
+    if run is not None and run.phase is not RunPhase.DONE:
+        return run
+    if messages and messages[-1].status is MessageStatus.RUNNING:
+        return RunSnapshot(0, RunPhase.WAITING, messages[-1].text)
+    return None
 
 
 def _unless_known(row: dict[str, Any], have: Collection[str]) -> dict[str, Any] | str:

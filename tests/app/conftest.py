@@ -83,11 +83,11 @@ def module_tab(chromium: Browser, module_site: Site) -> Iterator[Tab]:
 
 @pytest.fixture
 def shared_site(module_site: Site) -> Iterator[Site]:
-    """A site that a module's tests share, without conversations. Its engine may be made slower."""
+    """A site that a module's tests share, without conversations. Its engine may be made slower, or fail."""
     engine = module_site.engine
-    usual = engine.answer, engine.token_delay_s, engine.fed_token_delay_s
+    usual = engine.answer, engine.fail, engine.token_delay_s, engine.fed_token_delay_s
     yield module_site
-    engine.answer, engine.token_delay_s, engine.fed_token_delay_s = usual
+    engine.answer, engine.fail, engine.token_delay_s, engine.fed_token_delay_s = usual
     for summary in module_site.manager.list_conversations(LOCAL):
         module_site.manager.delete(LOCAL, summary.conversation_id)
 
