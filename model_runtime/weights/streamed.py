@@ -128,6 +128,7 @@ class StreamedCheckpoint:
         for name in sorted(self._quantised):
             left -= {f"{name}.weight", f"{name}.bias"}
             model.set_submodule(name, self._four_bits(name, progress))
+            self.let_go()  # of what was kept
             heap.give_back()  # what the next one needs would not fit into the holes between tiles
         for name in self._experts:
             experts = model.get_submodule(name)

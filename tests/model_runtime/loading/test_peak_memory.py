@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model_runtime.interface.config import ModelConfig, Quantization
+from model_runtime.loading import model_cache
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model, unload
 from model_runtime.native import heap
@@ -35,20 +36,32 @@ def load(tmp_path: Path) -> Load:
     )
 
 
-@pytest.fixture
-def model() -> LlamaForCausalLM:
-    """20 million numbers."""
+def sized(vocabulary: int, layers: int) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=8192,
+        vocab_size=vocabulary,
         hidden_size=512,
         intermediate_size=2048,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=2,
         max_position_embeddings=512,
     )
     with torch.device("meta"):
         return LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    """20 million numbers."""
+    return sized(8192, 4)
+
+
+def save_random(model: LlamaForCausalLM, tokenizer_of: Path, directory: Path) -> None:
+    model = model.to_empty(device="cpu").to(torch.bfloat16)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter, -0.1, 0.1)
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer_of).save_pretrained(directory)
 
 
 def peak_over(weights: Callable[[], LoadedModel]) -> tuple[int, int]:
@@ -88,10 +101,17 @@ def test_a_checkpoint_is_loaded_within_its_weights(
     mode: Quantization, other: int, model: LlamaForCausalLM, tiny_dir: TinyDir, tmp_path: Path, load: Load
 ) -> None:
     unload(load(tiny_dir("llama"), mode))
-    model = model.to_empty(device="cpu").to(torch.bfloat16)
-    for parameter in model.parameters():
-        torch.nn.init.uniform_(parameter, -0.1, 0.1)
-    model.save_pretrained(tmp_path / "model")
-    AutoTokenizer.from_pretrained(tiny_dir("llama")).save_pretrained(tmp_path / "model")
+    save_random(model, tiny_dir("llama"), tmp_path / "model")
     peak, weights = peak_over(lambda: load(tmp_path / "model", mode))
     assert peak < 1.1 * weights + other
+
+
+def test_what_was_kept_is_not_in_memory_twice(
+    tiny_dir: TinyDir, tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_cache, "LEAST_KEPT_WEIGHTS", 1)
+    save_random(sized(1024, 20), tiny_dir("llama"), tmp_path / "model")
+    unload(load(tmp_path / "model", "nf4"))
+    peak, weights = peak_over(lambda: load(tmp_path / "model", "nf4"))
+    assert weights > 3 * OTHER_BYTES
+    assert peak < 1.1 * weights + OTHER_BYTES
