@@ -18,6 +18,9 @@
 #define HAS_BYTE_PRODUCTS 0
 #endif
 
+/* Steps of the loops around products: all of them. Where products take many instructions, that only takes long to compile. */
+enum { UNROLLED = HAS_BYTE_PRODUCTS ? 12 : 1 };
+
 /* sum + the products. `codes` are four bytes a lane: 0 to 127, or with a sign if `is_signed` (lifted if LIFTS); `x` has
  * four signed bytes, none of which is -128. */
 INLINE ints dot(ints sum, words codes, int32_t x, int is_signed) {
@@ -54,6 +57,38 @@ INLINE ints dot(ints sum, words codes, int32_t x, int is_signed) {
     for (int b = 0; b < 4; b++)
         sum += ((ints)(codes << (24 - 8 * b)) >> 24) * ((int32_t)((uint32_t)x << (24 - 8 * b)) >> 24);
     return sum;
+#endif
+}
+
+/* Where bytes are multiplied in pairs, into the halves of a lane, a half holds the sum of more than one pair of small
+ * codes: they are widened together. */
+#if (defined(__AVX512BW__) && !defined(__AVX512VNNI__)) || (LANES == 8 && defined(__AVX2__) && !defined(__AVXVNNI__))
+#define HAS_PAIRS 1
+#else
+#define HAS_PAIRS 0
+#endif
+
+typedef int16_t pairs __attribute__((vector_size(4 * LANES)));
+
+/* Products of codes without sign and activations, each two added up. */
+INLINE pairs products_in_pairs(words codes, int32_t x) {
+#if HAS_PAIRS && LANES == 16
+    return (pairs)_mm512_maddubs_epi16((__m512i)codes, _mm512_set1_epi32(x));
+#elif HAS_PAIRS
+    return (pairs)_mm256_maddubs_epi16((__m256i)codes, _mm256_set1_epi32(x));
+#else
+    return (pairs){0};
+#endif
+}
+
+/* The two halves of each lane, added up. */
+INLINE ints sum_of_pairs(pairs sums) {
+#if HAS_PAIRS && LANES == 16
+    return (ints)_mm512_madd_epi16((__m512i)sums, _mm512_set1_epi16(1));
+#elif HAS_PAIRS
+    return (ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
+#else
+    return (ints){0};
 #endif
 }
 

@@ -32,6 +32,40 @@ INLINE floats integer_scale(const Matrix *m, int kind, floats scale) {
 /* The sum of products of activations whose parts were multiplied apart. */
 INLINE ints joined_parts(ints upper, ints lower) { return (upper << PART_BITS) + lower; }
 
+/* The largest code of a kind without sign. */
+INLINE int largest_of_kind(int kind) {
+    return kind == Q2 ? 3 : kind == Q3 ? 7 : kind == Q4 ? 15 : kind == Q5 ? 31 : 63;
+}
+
+/* Quads whose products a half of a lane can hold; 1: they are widened each. */
+INLINE int quads_of_a_half(int kind) {
+    return !HAS_PAIRS || has_sign(kind) ? 1 : INT16_MAX / (2 * LARGEST_CODE * largest_of_kind(kind));
+}
+
+/* A sum of products of codes and activations. `held` are those of the last quads, not widened yet. */
+typedef struct {
+    ints widened;
+    pairs held;
+} Sum;
+
+INLINE Sum begun(ints from) { return (Sum){from, {0}}; }
+
+/* Adds the products of a group's quad, the `place`-th of them. `kind` and `place` are constants wherever this is inlined. */
+INLINE void add_products(Sum *sum, int kind, int place, words quad, int32_t x) {
+    const int most = quads_of_a_half(kind);
+    if (most == 1) {
+        sum->widened = dot(sum->widened, quad, x, has_sign(kind));
+        return;
+    }
+    sum->held = place % most ? sum->held + products_in_pairs(quad, x) : products_in_pairs(quad, x);
+    if (place % most == most - 1) sum->widened += sum_of_pairs(sum->held);
+}
+
+/* The sum, once a whole group's products are in it. */
+INLINE ints ended(Sum sum, int kind) {
+    return (GROUP_OF(kind) / 4) % quads_of_a_half(kind) ? sum.widened + sum_of_pairs(sum.held) : sum.widened;
+}
+
 INLINE ints first_sum(int kind, const int32_t *run, int width) {
     return (LIFTS && has_sign(kind) ? run[LIFT * width] : 0) - (ints){0};
 }
@@ -62,7 +96,7 @@ INLINE void unpack(const Matrix *m, int kind, int tile, int first, int count, in
         for (int c = at; c < at + group; c += per_word) {
             const words w = word_of(m, kind, tile, first + c, ahead);
             const words high = has_high(kind) ? high_of(m, kind, tile, first + c, ahead) : (words){0};
-#pragma GCC unroll 4
+#pragma GCC unroll UNROLLED
             for (int q = 0; q < per_word / 4; q++) to->codes[c / 4 + q] = quad_of(m, kind, w, high, q, lift);
         }
     }

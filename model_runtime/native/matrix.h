@@ -14,6 +14,7 @@
 #include "codes.h"
 
 #define PAIR (2 * LANES) /* outputs computed together; rows are padded to this */
+#define AHEAD 1          /* pairs further on is what a thread probably takes next: neighbours, one behind the other */
 #define FEW_ROWS 4       /* activations for which codes become numbers in registers, in a loop of each kind's own */
 #define MAX_ROWS 12      /* that share one pass over a tile: two sums each, in AVX-512's thirty-two registers */
 #define CHUNK 256        /* columns that become numbers in the first cache, for more rows than a few */

@@ -271,8 +271,6 @@ static void normalise_row(const Model *m, const float *weight, const Matrix *rea
         pack_inputs(&v->normed, row, 0, m->hidden);
 }
 
-#define AHEAD 1 /* pairs: a thread takes neighbours, one behind the other */
-
 /* Adds row `row` of the branch to x, normalised. */
 static void add_normalised(const Model *m, const float *weight, int row, const Activations *v) {
     float *branch = v->branch + (size_t)row * m->hidden, *x = v->x + (size_t)row * m->hidden;

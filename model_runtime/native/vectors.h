@@ -131,7 +131,9 @@ INLINE floats looked_up_256(const float *from, ints place) {
     }
     return (floats)found[0];
 #else
-    return gathered(from, place);
+    floats v;
+    for (int i = 0; i < LANES; i++) v[i] = from[place[i]];
+    return v;
 #endif
 }
 

@@ -15,12 +15,24 @@ from model_runtime.weights.ggml_blocks import GgmlBlocks
 from model_runtime.weights.native_matrix import NativeMatrix
 from model_runtime.weights.q4_blocks import read_q4_0, read_q4_1, read_q8_0
 from model_runtime.weights.stored_weights import Stored
-from tests.model_runtime.tiny_blocks import HALVES, random_blocks, values
+from tests.model_runtime.tiny_blocks import HALVES, block_bytes, random_blocks, values
 
 FLOATS_ONLY = ("IQ1_M", "IQ2_XS", "IQ2_S")  # whose scales are for 16 columns, and whose levels are no whole numbers
 KINDS = [kind for kind in HALVES if kind not in FLOATS_ONLY]
 READ = {"Q4_0": read_q4_0, "Q4_1": read_q4_1, "Q8_0": read_q8_0}
 LARGEST = {1: 127, 2: 16_319}  # codes of one byte, of two
+# Where a block has the codes of its weights, of the kinds whose codes have no sign.
+CODES = {
+    "Q2_K": slice(16, 80),
+    "Q3_K": slice(0, 96),
+    "Q4_0": slice(2, 18),
+    "Q4_1": slice(4, 20),
+    "Q4_K": slice(16, 144),
+    "Q5_0": slice(2, 22),
+    "Q5_1": slice(4, 24),
+    "Q5_K": slice(16, 176),
+    "Q6_K": slice(0, 192),
+}
 ROWS, COLUMNS, RUN = 70, 512, 32  # rows that fill no pair of tiles, two super-blocks; columns that share a scale
 
 
@@ -75,6 +87,21 @@ def test_products_are_those_of_the_rounded_activations(kind: str, count: int, li
     np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=3e-5)
     for cuts in ([1] * 27, [2, 3, 4, 5, 13], [12, 12, 3], [6, 7, 8, 6], [9, 10, 8], [11, 16]):
         assert torch.equal(torch.cat([matrix.multiply(part) for part in x.split(cuts)]), found)
+
+
+@pytest.mark.parametrize("count", LARGEST)
+@pytest.mark.parametrize("kind", CODES)
+def test_the_largest_codes_times_the_largest_activations(kind: str, count: int, library: ctypes.CDLL) -> None:
+    """Sums of products that are held in sixteen bits for a while must not leave them."""
+    rows = random_blocks(kind, ROWS, COLUMNS, 5)
+    rows.reshape(ROWS, -1, block_bytes(kind))[..., CODES[kind]] = 255
+    matrix, x = NativeMatrix(stored(kind, rows), None, library), activations()
+    assert matrix.take_bytes(count)
+    weights = values(kind, rows).astype(np.float64)
+    within = 1e-6 * np.abs(rounded(x, count)) @ np.abs(weights).T + 3e-5
+    for part in (1, 2, 4, 27):
+        found = torch.cat([matrix.multiply(some) for some in x.split(part)]).double().numpy()
+        assert (np.abs(found - rounded(x, count) @ weights.T) <= within).all()
 
 
 @pytest.mark.parametrize("count", LARGEST)
