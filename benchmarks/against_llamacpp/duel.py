@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from model_runtime.interface.config import CpuActivations, ModelConfig
 from model_runtime.interface.protocol import KV
 from model_runtime.loading.loaded import LoadedModel
 from model_runtime.loading.loading import load_model, unload
+from model_runtime.native import heap
 
 FIRST_TOKENS = 8  # "no history" still needs a few tokens to start from
 _CLEARLY = 1.1  # flash attention that is so much slower than none at one history is left out at the next
@@ -138,6 +140,8 @@ def opened(
 def _loaded(config: ModelConfig, found: Found) -> tuple[LoadedModel, list[str]]:
     """The model, and what was said while it was loaded."""
     said = list[str]()
+    gc.collect()
+    heap.give_back()  # what the model before has left would be taken for this one's
     before = resident_bytes()
     forget_peak()
     loaded = in_passing_thread(lambda: load_model(config, say=said.append))
