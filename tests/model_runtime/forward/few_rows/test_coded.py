@@ -17,8 +17,8 @@ from model_runtime.forward.few_rows.coded.operations import CodedOperations, Tor
 from model_runtime.forward.few_rows.coded.planes import CodedPlanes, planes_of
 from model_runtime.forward.few_rows.nvrtc import NvrtcUnavailable
 from model_runtime.weights.coded.codebooks import CODEBOOKS
-from model_runtime.weights.coded.coded_rows import Coded
-from model_runtime.weights.coded.eights import coded_fp8, coded_llm_int8
+from model_runtime.weights.coded.coded_rows import Coded, Grid, Kind, Scales
+from model_runtime.weights.coded.eights import CodedEights, coded_fp8, coded_llm_int8
 from model_runtime.weights.coded.ggml_formats import coded_ggml
 from model_runtime.weights.coded.integers import coded_integers
 from model_runtime.weights.coded.nf4 import quantise_nf4
@@ -151,6 +151,20 @@ def test_inputs_of_16_bits_are_added_in_float32_and_rounded_once(dtype: torch.dt
     found, expected = layer(x), (x.float() @ weights.t()).to(dtype)
     assert found.dtype == dtype
     assert gap(found, expected) < (2e-4 if dtype == torch.float16 else 1e-3)
+
+
+@pytest.mark.parametrize("is_twin", [True, False], ids=["twin", "kernels"])
+def test_every_code_of_e4m3_is_the_number_that_torch_makes_of_it(is_twin: bool, kernels: CodedOperations) -> None:
+    """Two codes of 256 are no numbers, and neither is a product with them."""
+    codes = torch.arange(256, dtype=torch.uint8).repeat(2, 1)
+    grid = Grid(Kind.FP8, Scales.FLOATS, 256)
+    planes = planes_of(CodedEights(codes, torch.tensor([[1.0], [0.5]]), None, 1, grid), CPU)
+    operations = TorchCodedOperations() if is_twin else kernels
+    found = operations.dequantise(planes, 0, 2, torch.float32)
+    one = codes[0].view(torch.float8_e4m3fn).float()
+    assert int(one.isnan().sum()) == 2
+    torch.testing.assert_close(found, torch.stack([one, one / 2]), rtol=0, atol=0, equal_nan=True)
+    assert bool(operations.multiply(planes, torch.ones(1, 256), None).isnan().all())
 
 
 def shifted(tensor: torch.Tensor) -> torch.Tensor:
