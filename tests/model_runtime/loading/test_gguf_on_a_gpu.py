@@ -14,6 +14,8 @@ from model_runtime.forward.few_rows.coded.device_layers import DeviceLayers
 from model_runtime.forward.few_rows.coded.operations import TorchCodedOperations
 from model_runtime.forward.few_rows.coded.planes import CodedPlanes
 from model_runtime.loading import loaded_weights
+from model_runtime.loading.checks.gguf_header import read_gguf_header
+from model_runtime.loading.fit.needs import Machine, gguf_needs
 from model_runtime.loading.loaded_weights import LoadedWeights, load_weights
 from model_runtime.loading.model_cache import converted_gguf
 from model_runtime.weights.quantization import Precision
@@ -29,16 +31,21 @@ class Wrong(TorchCodedOperations):
 
 
 def loaded(
-    folder: Path, operations: TorchCodedOperations | None, kind: str, patch: pytest.MonkeyPatch, source: Path
+    folder: Path,
+    operations: TorchCodedOperations | None,
+    kind: str,
+    patch: pytest.MonkeyPatch,
+    source: Path,
+    dtype: torch.dtype = torch.float32,
 ) -> LoadedWeights:
     """A tiny Llama; without operations as where our kernels cannot run at all."""
-    made = None if operations is None else DeviceLayers(torch.device("cpu"), torch.float32, operations)
+    made = None if operations is None else DeviceLayers(torch.device("cpu"), dtype, operations)
     patch.setattr(loaded_weights, "device_layers", lambda device, dtype: made)
     gguf = folder / f"{kind}.gguf"
     if not gguf.exists():
         write_gguf(source, gguf, GGMLQuantizationType[kind])
     directory = converted_gguf(lambda: gguf, kind, folder / "cache", lambda _: None)
-    precision = Precision("shipped", torch.float32, None)
+    precision = Precision("shipped", dtype, None)
     return load_weights(directory, True, precision, DEVICE, folder / "cache", lambda _: None)
 
 
@@ -63,6 +70,17 @@ def test_layers_keep_their_bits_and_compute_the_same(
         assert not any("de-quantised" in note for note in kept.notes)
         for tokens in (3, 80):
             torch.testing.assert_close(logits(kept, tokens), logits(plain, tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_the_size_that_is_counted_before_is_what_the_device_holds(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dir: TinyDir
+) -> None:
+    kept = loaded(tmp_path, TorchCodedOperations(), kind, monkeypatch, tiny_dir("llama"), torch.bfloat16)
+    held = sum(parameter.nbytes for parameter in kept.model.parameters())
+    held += sum(getattr(module, "hidden_bytes", 0) for module in kept.model.modules())
+    needs = gguf_needs(read_gguf_header(tmp_path / f"{kind}.gguf"), Machine("cuda:0", has_own_kernels=True))
+    assert 0.96 < needs.weights_bytes["shipped"] / held <= 1.001
 
 
 def test_a_wrong_kernel_is_said_and_not_used(

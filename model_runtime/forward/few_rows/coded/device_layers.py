@@ -82,11 +82,14 @@ class DeviceLayers:
         return True
 
 
+def can_keep_bits(device: torch.device) -> bool:
+    """Whether the kernels may run there: on CUDA, on a GPU that is not older than Ampere."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def device_layers(device: torch.device, dtype: torch.dtype) -> DeviceLayers | None:
-    """None where the kernels do not run: not on CUDA, or on a GPU older than Ampere."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    return DeviceLayers(device, dtype, CudaCodedOperations(device))
+    """None where the kernels cannot run."""
+    return DeviceLayers(device, dtype, CudaCodedOperations(device)) if can_keep_bits(device) else None
 
 
 def _gap(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers import (
 
 from model_runtime.interface.config import ModelConfig, Quantization
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checks.gguf_header import read_gguf_header
+from model_runtime.loading.checks.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from model_runtime.loading.fit.needs import Machine, Needs, checkpoint_needs, gguf_needs
 from model_runtime.loading.fit.refusal import refuse_too_large
 from model_runtime.loading.loading import load_model
@@ -149,7 +150,60 @@ def test_a_gguf_without_kernels_is_counted_de_quantised(tiny_dir: TinyDir, tmp_p
     header = read_gguf_header(write_gguf(tiny_dir("llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q4_1))
     needs = gguf_needs(header, Machine("cpu", has_own_kernels=False)).weights_bytes
     assert needs["shipped"] == needs["none"]
-    assert gguf_needs(header, GPU).weights_bytes["shipped"] == needs["none"] // 2
+    old_gpu = Machine("cuda:0", has_own_kernels=False)
+    assert gguf_needs(header, old_gpu).weights_bytes["shipped"] == needs["none"] // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shape", "on_a_cpu", "on_a_gpu"),
+    [
+        ("blk.0.attn_q.weight", "Q4_K", (64, 512), 144 / 256, 144 / 256),
+        ("output.weight", "Q6_K", (64, 512), 210 / 256, 210 / 256),
+        ("blk.0.ffn_up.weight", "IQ2_XS", (64, 512), 4.5625 / 8, 4.5625 / 8),
+        ("blk.0.ffn_up.weight", "F16", (64, 512), 2, 2),
+        ("blk.0.attn_norm.weight", "F32", (512,), 4, 2),
+        ("token_embd.weight", "Q6_K", (64, 512), 210 / 256, 2),
+        ("position_embd.weight", "Q8_0", (64, 512), 34 / 32, 2),
+        ("per_layer_token_embd.weight", "Q4_0", (64, 512), 18 / 32, 2),
+        ("token_types.weight", "Q4_0", (64, 512), 18 / 32, 2),
+        ("blk.0.ffn_up_exps.weight", "Q4_K", (4, 64, 512), 144 / 256, 2),
+        ("blk.0.ffn_up.weight", "TQ1_0", (64, 512), 2, 2),
+        ("blk.0.odd.weight", "F32", (64, 33), 4, 2),
+    ],
+)
+def test_a_tensor_of_a_gguf_is_counted_as_it_lies_on_the_device(
+    name: str, kind: str, shape: tuple[int, ...], on_a_cpu: float, on_a_gpu: float
+) -> None:
+    header = GgufHeader({}, {name: TensorInfo(name, shape, GGMLQuantizationType[kind], 0)}, 0)
+    for machine, weight_bytes in ((CPU, on_a_cpu), (GPU, on_a_gpu)):
+        assert gguf_needs(header, machine).weights_bytes["shipped"] == weight_bytes * math.prod(shape)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_a_gguf_that_a_gpu_holds_at_its_bits_is_not_refused(
+    capability: tuple[int, int], tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory is enough for its bits, and not for 16."""
+    path = write_gguf(tiny_dir("llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q4_0)
+    needs = gguf_needs(read_gguf_header(path), GPU).weights_bytes
+    caches = 1024
+    little_memory(monkeypatch, needs["shipped"] + caches)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+
+    class Read(Exception):
+        """The weights are to be read."""
+
+    def read(*_: object) -> None:
+        raise Read
+
+    monkeypatch.setattr("model_runtime.loading.loading.converted_gguf", read)
+    config = ModelConfig(str(path), cache_dir=tmp_path, device="cuda:0")
+    with pytest.raises(ModelLoadError) as refusal:
+        load_model(config, print, caches)
+    assert isinstance(refusal.value.__cause__, Read) == (capability >= (8, 0))
+    assert ("it needs" in str(refusal.value)) == (capability < (8, 0))
 
 
 def little_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
