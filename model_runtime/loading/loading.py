@@ -153,7 +153,8 @@ def _check_before_weights(found: _Found, order: _Order) -> None:
     stored = format_of(found.directory)
     if stored is not None:
         check_experts(found.name, stored, described)
-    needs = checkpoint_needs(described, stored, Machine(order.device, has_own_kernels=True))
+    has_kernels = order.device == "cpu" or can_keep_bits(torch.device(order.device))
+    needs = checkpoint_needs(described, stored, Machine(order.device, has_kernels))
     try:
         _refuse_too_large(found.name, needs, precision, order)
     except ModelLoadError:

@@ -6,7 +6,7 @@ import ctypes
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +19,6 @@ from model_runtime.architecture.config_check import check_config
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.native import heap
-from model_runtime.weights.coded.coded_rows import Coded
 from model_runtime.weights.coded.ggml_formats import FORMATS, coded_ggml
 from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
@@ -31,20 +30,12 @@ from model_runtime.weights.native_experts import (
     native_projection,
 )
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
+from model_runtime.weights.own_layers.layer_maker import LayerMaker
 from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
 from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved, numbers_in, rows_of
 
 Progress = Callable[[int], None]
 _EMBEDDINGS = "model.embed_tokens.weight"
-
-
-class LayerMaker(Protocol):
-    """Makes layers that keep the file's bits on the model's device."""
-
-    def linear(
-        self, name: str, matrix: Coded, bias: torch.Tensor | None, numbers: Callable[[int, int], torch.Tensor]
-    ) -> nn.Module | None:
-        """The layer for a matrix of the type `name`; None if it must be de-quantised. `numbers` gives rows of it."""
 
 
 def build_dequantised(

@@ -70,12 +70,22 @@ def checkpoint_needs(model: PreTrainedModel, stored: StoredFormat | None, machin
         own = list(_parameters(model, has_native_experts=has_native_experts))
         weights["nf4"] = int(_sum(own, _NF4_BYTES, numbers, table))
         weights["int8"] = int(_sum(parts, 1.0, numbers, numbers))
+    elif machine.is_gpu and stored.is_own_on(machine.device, dequantises=False):
+        saved = _linear_weights(model) * (numbers - _fewest_bits(stored) / 8) if machine.has_own_kernels else 0
+        weights["shipped"] = weights["none"] - int(saved)
     else:
         # Which of the matrices, stacks and tables have these bits is known when their names are.
         tied = model.all_tied_weights_keys
         many = sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and name not in tied)
         weights["shipped"] = int(many * _fewest_bits(stored) / 8)
     return Needs(weights, _kv_bytes(config) * _HALF_BYTES)
+
+
+def _linear_weights(model: PreTrainedModel) -> int:
+    """Weights of the linear layers, which alone keep their bits on a GPU. A head that shares the table of embeddings is
+    none of them; another one is, since it may be quantised."""
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, _MATRICES))
+    return sum(one.weight.numel() for name, one in layers if f"{name}.weight" not in model.all_tied_weights_keys)
 
 
 def _fewest_bits(stored: StoredFormat) -> int:

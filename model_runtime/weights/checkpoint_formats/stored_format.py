@@ -21,7 +21,7 @@ _NAMES = {
 }
 # Formats that our own layers read: at their own bits on a CPU, and de-quantised on every device.
 OWN_METHODS = frozenset({"gptq", "awq", "compressed-tensors", "fbgemm_fp8"})
-_ON_A_CPU_ONLY = frozenset({"compressed-tensors", "fbgemm_fp8"})
+_ON_EVERY_DEVICE = frozenset({"compressed-tensors", "fbgemm_fp8"})  # at their own bits
 # Formats whose weights can be made 16- or 32-bit numbers again while they are loaded.
 _DEQUANTISED = FP8_METHODS | OWN_METHODS | {"bitsandbytes", "mxfp4"}
 
@@ -69,17 +69,19 @@ class StoredFormat:
         """Whether our own layers read it for this device; MXFP4 on a CPU only, since transformers de-quantises it."""
         if self.method == "mxfp4":
             return device == "cpu" and not dequantises
-        return self.is_own and (device == "cpu" or dequantises)
+        return self.is_own and (device == "cpu" or dequantises or self.method in _ON_EVERY_DEVICE)
 
-    def keeps_bits_on(self, device: str) -> bool:
-        """Whether it can run at its own bits there, its package installed or not."""
-        return device == "cpu" or self.method not in _ON_A_CPU_ONLY
+    def is_plain_on(self, device: str) -> bool:
+        """Whether "auto" de-quantises it there: weights for rounded activations, which nothing of ours runs. On a CPU
+        they are refused, since de-quantised weights take twice the memory of a GPU's."""
+        is_rounded = self.method == "compressed-tensors" and compressed_settings.rounded_activations(self.settings)
+        return device != "cpu" and bool(is_rounded)
 
     def mode_for(self, asked: Quantization, device: str) -> Quantization:
         """ "shipped", or "none" for de-quantised weights. Raises `ModelLoadError` for a setting that contradicts the
         checkpoint: quantising twice would lose more than either setting says."""
         if asked in ("auto", "shipped"):
-            return "shipped" if self.keeps_bits_on(device) else "none"
+            return "none" if self.is_plain_on(device) else "shipped"
         if asked == "none":
             if self.method in _DEQUANTISED:
                 return "none"

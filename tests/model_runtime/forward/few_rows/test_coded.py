@@ -43,10 +43,10 @@ def integers(bits: int, dtype: torch.dtype, has_zeros: bool, has_order: bool = F
 
 def fp8(block: tuple[int, int], dtype: torch.dtype) -> Coded:
     codes = torch.randn(ROWS, COLUMNS).to(torch.float8_e4m3fn)
-    scale = torch.rand(-(-ROWS // block[0]), -(-COLUMNS // block[1])).add_(0.5).to(dtype)
-    made = coded_fp8(codes, scale, block)
-    assert made is not None
-    return made
+    shape = -(-ROWS // block[0]), -(-COLUMNS // block[1])
+    if dtype == torch.uint8:  # exponents
+        return coded_fp8(codes, torch.randint(120, 130, shape, dtype=dtype), block)
+    return coded_fp8(codes, torch.rand(shape).add_(0.5).to(dtype), block)
 
 
 def int8() -> Coded:
@@ -57,9 +57,15 @@ OTHERS: Mapping[str, Callable[[], Coded]] = {
     "GPTQ": lambda: integers(4, torch.float16, has_zeros=False, has_order=True),
     "AWQ": lambda: integers(4, torch.float16, has_zeros=True),
     "W4A16": lambda: integers(4, torch.bfloat16, has_zeros=True),
+    "W4A16, float32": lambda: integers(4, torch.float32, has_zeros=False),
     "W8A16": lambda: integers(8, torch.float32, has_zeros=True),
+    "W8A16, bfloat16": lambda: integers(8, torch.bfloat16, has_zeros=True, has_order=True),
+    "W8A16, float16": lambda: integers(8, torch.float16, has_zeros=False),
     "FP8": lambda: fp8((32, 128), torch.float32),
     "FP8, bfloat16": lambda: fp8((32, 32), torch.bfloat16),
+    "FP8, float16": lambda: fp8((1, COLUMNS), torch.float16),
+    "FP8, one scale": lambda: fp8((ROWS, COLUMNS), torch.float32),
+    "MXFP8": lambda: fp8((1, 32), torch.uint8),
     "LLM.int8": int8,
     "NF4": lambda: quantise_nf4(torch.randn(ROWS, COLUMNS)),
 }
@@ -99,7 +105,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> CodedOperations:
 CHECKED = [pytest.param(name, marks=pytest.mark.long if name in CODEBOOKS else ()) for name in FORMATS]
 # Forms that reach most of the source are always compiled, the others in long tests.
 BY_KERNELS = [
-    pytest.param(name, marks=() if name in ("Q5_K", "NF4") else pytest.mark.long, id=f"{name}, kernels")
+    pytest.param(name, marks=() if name in ("Q5_K", "NF4", "W4A16") else pytest.mark.long, id=f"{name}, kernels")
     for name in FORMATS
 ]
 
@@ -188,9 +194,10 @@ def mutations(planes: CodedPlanes) -> Mapping[str, CodedPlanes]:
 @pytest.mark.parametrize("name", CHECKED)
 def test_what_is_dropped_or_shifted_keeps_a_format_from_running(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check at load. A scale that all columns of a row share has no neighbour."""
+    shares_scales = planes_of(made(name)[0], CPU).tensors["scale"].shape[1] == 1
     matrix, weights = made(name)
     for what, broken in mutations(planes_of(matrix, CPU)).items():
-        if broken.tensors.keys() <= {"codes", "scale"} and what.startswith("scale") and name == "LLM.int8":
+        if what.startswith("scale") and shares_scales:
             continue
         monkeypatch.setattr(
             "model_runtime.forward.few_rows.coded.device_layers.planes_of", lambda *_, broken=broken: broken

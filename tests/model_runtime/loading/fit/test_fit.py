@@ -123,6 +123,36 @@ def test_a_stored_format_needs_its_own_bits(eight_billion: LlamaForCausalLM) -> 
     assert experts["shipped"] < 0.3 * experts["none"]
 
 
+COMPRESSED = StoredFormat("compressed-tensors", {"quant_method": "compressed-tensors"})
+FBGEMM = StoredFormat("fbgemm_fp8", {"quant_method": "fbgemm_fp8"})
+
+
+@pytest.mark.parametrize("is_tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize(("stored", "bits"), [(COMPRESSED, 4), (FBGEMM, 8)], ids=["compressed-tensors", "fbgemm"])
+def test_linear_layers_keep_their_bits_on_a_gpu_and_tables_have_16(
+    stored: StoredFormat, bits: int, is_tied: bool
+) -> None:
+    """A head of its own may be quantised: nothing is refused that would have fitted."""
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=256, intermediate_size=512, num_hidden_layers=2, tie_word_embeddings=is_tied
+    )
+    with init_empty_weights():
+        model = LlamaForCausalLM(config)
+    everything = sum(p.numel() for name, p in model.named_parameters() if name != "lm_head.weight")
+    layers = 2 * (4 * 256 * 256 + 3 * 256 * 512)
+    expected = (everything - layers) * 2 + layers * bits // 8 + (0 if is_tied else 1024 * 256 * bits // 8)
+    assert checkpoint_needs(model, stored, GPU).weights_bytes["shipped"] == expected
+    old_gpu = checkpoint_needs(model, stored, Machine("cuda:0", has_own_kernels=False)).weights_bytes
+    assert old_gpu["shipped"] == old_gpu["none"]
+
+
+def test_experts_are_de_quantised_on_a_gpu() -> None:
+    config = Qwen3MoeConfig(hidden_size=64, num_hidden_layers=2, num_experts=32, moe_intermediate_size=64)
+    with init_empty_weights():
+        model = Qwen3MoeForCausalLM(config)
+    assert checkpoint_needs(model, COMPRESSED, GPU).weights_bytes["shipped"] > 2 * 32 * 3 * 64 * 64 * 2
+
+
 @pytest.mark.parametrize("mode", ["none", "nf4"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 def test_the_estimate_is_what_a_checkpoint_takes(
