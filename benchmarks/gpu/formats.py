@@ -158,7 +158,7 @@ _BASE = ("accelerate", "gguf")
 FORMATS = {
     "fp8": Format(_BASE, "8-bit FP8 as shipped", make_fp8, {"dequantize": True}),
     "bnb4": Format((*_BASE, "bitsandbytes"), "4-bit NF4 (bitsandbytes) as shipped", make_bitsandbytes, {}),
-    "gptq": Format((*_BASE, "optimum", "gptqmodel"), "4-bit GPTQ as shipped", make_gptq, {}),
+    "gptq": Format(_BASE, "4-bit GPTQ as shipped", make_gptq, None),
     "w4a16": Format(_BASE, "4-bit compressed-tensors as shipped", partial(make_compressed, bits=4), None),
     "w8a16": Format(_BASE, "8-bit compressed-tensors as shipped", partial(make_compressed, bits=8), None),
     "fbgemm": Format(_BASE, "8-bit FP8 (fbgemm) as shipped", make_fbgemm, None),

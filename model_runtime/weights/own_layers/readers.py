@@ -46,7 +46,7 @@ def _fp8(layer: Any) -> Coded | None:
     if layer.weight.element_size() > 1:
         return None
     block = None if layer.block_size is None else (int(layer.block_size[0]), int(layer.block_size[1]))
-    return coded_fp8(layer.weight.detach(), layer.weight_scale_inv.detach(), block)
+    return coded_fp8(layer.weight.detach().cpu(), layer.weight_scale_inv.detach().cpu(), block)
 
 
 def _llm_int8(layer: Any) -> Coded | None:

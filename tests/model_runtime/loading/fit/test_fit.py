@@ -114,7 +114,9 @@ def test_a_stored_format_needs_its_own_bits(eight_billion: LlamaForCausalLM) -> 
     needs = checkpoint_needs(eight_billion, stored, GPU).weights_bytes
     assert set(needs) == {"none", "shipped"}
     gptq = StoredFormat("gptq", {"quant_method": "gptq", "bits": 4})
-    assert 3 * GIB < checkpoint_needs(eight_billion, gptq, GPU).weights_bytes["shipped"] < 4 * GIB
+    tables_of_16_bits = 128_256 * 4096 * 2
+    assert 4 * GIB < checkpoint_needs(eight_billion, gptq, GPU).weights_bytes["shipped"] < 3.6 * GIB + tables_of_16_bits
+    assert 3 * GIB < checkpoint_needs(eight_billion, gptq, CPU).weights_bytes["shipped"] < 4 * GIB
     assert needs["shipped"] == pytest.approx(needs["none"] / 2, rel=0.01)
     mixture = StoredFormat("mxfp4", {"quant_method": "mxfp4"})
     with init_empty_weights():
