@@ -25,7 +25,7 @@ class CodedLinear(nn.Module):
         self.in_features, self.out_features = planes.columns, planes.rows
         self.hidden_bytes = planes.nbytes + (0 if bias is None else bias.nbytes)
         self._bias, self._operations = bias, operations
-        self._stand_in = stand_in(planes.rows, planes.columns).to(planes.tensors["codes"].device)
+        self._stand_in = stand_in(planes.rows, planes.columns, planes.tensors["codes"].device)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -216,6 +216,19 @@ def test_a_format_that_agrees_runs(name: str) -> None:
     assert layers.notes == ()
 
 
+def test_a_layer_takes_no_memory_but_that_of_its_planes_and_bias_on_its_device() -> None:
+    """On a device that has no numbers, so that none of them is the CPU's own."""
+    meta = torch.device("meta")
+    planes = planes_of(made("Q4_K")[0], meta)
+    layer = CodedLinear(planes, torch.empty(ROWS, device=meta), TorchCodedOperations())
+    assert layer.weight.device == meta
+    assert layer.weight.shape == (ROWS, COLUMNS)
+    assert layer.weight.untyped_storage().nbytes() == 4
+    assert layer.hidden_bytes == planes.nbytes + ROWS * 4
+    layer.release()
+    assert (layer.planes, layer.bias, layer.hidden_bytes) == (None, None, 0)
+
+
 class Uncompiled(TorchCodedOperations):
     def multiply(self, planes: CodedPlanes, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         raise NvrtcUnavailable("there is no libnvrtc.so.12")
