@@ -29,7 +29,8 @@ _FEWEST_BITS = {"gptq": 4, "awq": 4, "compressed-tensors": 4, "mxfp4": 4, "bitsa
 _FEWEST_OF_OTHERS = 1
 _KERNEL_COLUMNS = 32  # our own kernels need a multiple
 _MATRICES = (nn.Linear, Conv1D)
-_TABLES = ("_embd.weight", "token_types.weight")  # in a GGUF file, of embeddings
+# In a GGUF file, tables beside the embeddings of tokens.
+_TABLES = ("position_embd.weight", "per_layer_token_embd.weight", "token_types.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def _gguf_kv_bytes(header: GgufHeader) -> int:
 
 def _shipped_bytes(tensor: TensorInfo, machine: Machine) -> int:
     """In our own kernels: blocks as they are, those of a codebook as levels, 16 bits where they are numbers that may be
-    whole in 16, and full numbers for vectors. On a GPU tables and stacks of matrices are numbers, too."""
+    whole in 16, and full numbers for vectors. On a GPU other tables and stacks of matrices are numbers, too."""
     is_matrix = len(tensor.shape) > 1 and tensor.shape[-1] % _KERNEL_COLUMNS == 0
     is_linear = is_matrix and len(tensor.shape) == 2 and not tensor.name.endswith(_TABLES)
     if is_linear or (is_matrix and not machine.is_gpu):

@@ -216,6 +216,60 @@ def test_a_format_that_agrees_runs(name: str) -> None:
     assert layers.notes == ()
 
 
+@pytest.mark.parametrize("factor", [None, 22.625])
+@pytest.mark.parametrize("is_twin", [True, False], ids=["twin", "kernels"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "Q5_K" else pytest.mark.long) for name in (*HALVES, "AWQ")]
+)
+def test_rows_that_are_looked_up_are_those_of_the_file(
+    name: str, is_twin: bool, factor: float | None, kernels: CodedOperations
+) -> None:
+    """Beside a head that has the same matrix."""
+    matrix, weights = made(name)
+    layers = DeviceLayers(CPU, torch.bfloat16, TorchCodedOperations() if is_twin else kernels)
+    ends = layers.ends(name, matrix, lambda start, end: weights[start:end], has_head=True, factor=factor)
+    assert ends is not None
+    table, head = ends
+    assert head is not None
+    assert (table.hidden_bytes, head.hidden_bytes) == (0, planes_of(matrix, CPU).nbytes)
+    ids = torch.tensor([[ROWS - 1, 0, 5], [5, 17, 17]])
+    expected = weights[ids].bfloat16()
+    assert torch.equal(table(ids), expected if factor is None else expected * torch.tensor(factor).bfloat16())
+    x = torch.randn(3, COLUMNS).bfloat16()
+    assert gap(head(x), x.float() @ weights.t()) < 8e-3
+    alone = layers.ends(name, matrix, lambda start, end: weights[start:end], has_head=False, factor=factor)
+    assert alone is not None
+    assert alone[1] is None
+    assert alone[0].hidden_bytes == head.hidden_bytes
+    table.release()
+    with pytest.raises(RuntimeError, match="unloaded"):
+        table(ids)
+
+
+class Misplaced(TorchCodedOperations):
+    """De-quantises the neighbours of the rows that it is asked for."""
+
+    def dequantise(self, planes: CodedPlanes, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        return super().dequantise(planes, start, end, dtype).roll(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "operations", "reason"),
+    [
+        ("Q6_K", Misplaced(), "wrong on this device"),
+        ("NF4", TorchCodedOperations(), "rows cannot be looked up"),
+        ("GPTQ", TorchCodedOperations(), "rows cannot be looked up"),
+    ],
+)
+def test_a_table_that_is_wrong_or_cannot_be_looked_up_is_left_to_numbers(
+    name: str, operations: CodedOperations, reason: str
+) -> None:
+    matrix, weights = made(name)
+    layers = DeviceLayers(CPU, torch.bfloat16, operations)
+    assert layers.ends(name, matrix, lambda start, end: weights[start:end], has_head=False, factor=None) is None
+    assert reason in layers.why_not[name]
+
+
 def test_a_layer_takes_no_memory_but_that_of_its_planes_and_bias_on_its_device() -> None:
     """On a device that has no numbers, so that none of them is the CPU's own."""
     meta = torch.device("meta")
