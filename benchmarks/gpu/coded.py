@@ -74,7 +74,7 @@ def random_matrix(grid: Grid, rows: int, columns: int, has_minimums: bool, has_z
 
 def forms(rows: int, columns: int) -> dict[str, CodedMatrix]:
     """A matrix of each form, by the name of a format that has it."""
-    nf4 = torch.linspace(-1, 1, 16)
+    nf4, whole_row = torch.linspace(-1, 1, 16), 1 << (columns - 1).bit_length()
     table = torch.cat([torch.linspace(-1, 1, 256), torch.tensor([0.1]), torch.full((rows * columns // 64,), 0.3)])
     grids = {
         "Q4_0": Grid(Kind.Q4, Scales.HALVES, 32, 8),
@@ -82,12 +82,19 @@ def forms(rows: int, columns: int) -> dict[str, CodedMatrix]:
         "Q8_0": Grid(Kind.Q8, Scales.HALVES, 32),
         "AWQ": Grid(Kind.Q4, Scales.HALVES, 128),
         "W4A16": Grid(Kind.Q4, Scales.BRAINS, 128, 8),
+        "W4A16 float32": Grid(Kind.Q4, Scales.FLOATS, 128, 8),
+        "W8A16": Grid(Kind.Q8, Scales.BRAINS, 128),
+        "W8A16 float32": Grid(Kind.Q8, Scales.FLOATS, 128),
         "FP8": Grid(Kind.FP8, Scales.FLOATS, 128),
-        "LLM.int8": Grid(Kind.INT8, Scales.FLOATS, 1 << (columns - 1).bit_length()),
+        "FP8 bfloat16": Grid(Kind.FP8, Scales.BRAINS, whole_row),
+        "FP8 float16": Grid(Kind.FP8, Scales.HALVES, whole_row),
+        "MXFP8": Grid(Kind.FP8, Scales.POWERS, 32),
+        "LLM.int8": Grid(Kind.INT8, Scales.FLOATS, whole_row),
         "NF4": Grid(Kind.LEVELS, Scales.NESTED, 64, 0, nf4, table),
     } | {name: one.grid for name, one in FORMATS.items() if not name.startswith(("IQ1", "IQ2", "IQ3"))}
     minimums = {"Q4_1", "Q5_1", "Q4_K", "Q5_K"}
-    return {name: random_matrix(grid, rows, columns, name in minimums, name == "AWQ") for name, grid in grids.items()}
+    zeros = {"AWQ", "W8A16"}
+    return {name: random_matrix(grid, rows, columns, name in minimums, name in zeros) for name, grid in grids.items()}
 
 
 def coded(bench: Bench) -> None:

@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ _E4M3_LARGEST = 448.0
 @dataclass(frozen=True, slots=True)
 class Format:
     """One way to store weights. `make` turns a plain checkpoint into it, in place. `reference` are settings under which
-    transformers alone reads it."""
+    transformers alone reads it; None for a format that it reads with a package only: its plain model is given the
+    weights that the format's formula makes."""
 
     needs: tuple[str, ...]
     label: str
     make: Callable[[Bench, Path], None]
-    reference: dict[str, Any]
+    reference: dict[str, Any] | None
 
 
 def formats(bench: Bench) -> None:
@@ -118,18 +120,55 @@ def make_gptq(bench: Bench, directory: Path) -> None:
     _rewrite(directory, packed, settings)
 
 
+def make_compressed(bench: Bench, directory: Path, bits: int) -> None:
+    """Random codes of 4 or 8 bits in groups of 128, in the layout pack-quantized of compressed-tensors."""
+
+    def packed(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        rows, columns = weight.shape
+        words = torch.randint(-(2**31), 2**31 - 1, (rows, columns * bits // 32), dtype=torch.int64).to(torch.int32)
+        size = 3.2 / 2**bits / columns**0.5
+        return {
+            f"{name}.weight_packed": words,
+            f"{name}.weight_scale": torch.rand(rows, columns // GROUP).add_(0.5).mul_(size).to(torch.bfloat16),
+            f"{name}.weight_shape": torch.tensor([rows, columns]),
+        }
+
+    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+    }
+    _rewrite(directory, packed, settings)
+
+
+def make_fbgemm(bench: Bench, directory: Path) -> None:
+    """E4M3 with a scale for each row."""
+
+    def packed(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        scale = weight.float().abs().amax(1, keepdim=True) / _E4M3_LARGEST
+        return {f"{name}.weight": (weight.float() / scale).to(torch.float8_e4m3fn), f"{name}.weight_scale": scale}
+
+    _rewrite(directory, packed, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0})
+
+
+_BASE = ("accelerate", "gguf")
 FORMATS = {
-    "fp8": Format(("accelerate", "gguf"), "8-bit FP8 as shipped", make_fp8, {"dequantize": True}),
-    "bnb4": Format(
-        ("accelerate", "gguf", "bitsandbytes"), "4-bit NF4 (bitsandbytes) as shipped", make_bitsandbytes, {}
-    ),
-    "gptq": Format(("accelerate", "gguf", "optimum", "gptqmodel"), "4-bit GPTQ as shipped", make_gptq, {}),
+    "fp8": Format(_BASE, "8-bit FP8 as shipped", make_fp8, {"dequantize": True}),
+    "bnb4": Format((*_BASE, "bitsandbytes"), "4-bit NF4 (bitsandbytes) as shipped", make_bitsandbytes, {}),
+    "gptq": Format(_BASE, "4-bit GPTQ as shipped", make_gptq, None),
+    "w4a16": Format(_BASE, "4-bit compressed-tensors as shipped", partial(make_compressed, bits=4), None),
+    "w8a16": Format(_BASE, "8-bit compressed-tensors as shipped", partial(make_compressed, bits=8), None),
+    "fbgemm": Format(_BASE, "8-bit FP8 (fbgemm) as shipped", make_fbgemm, None),
 }
 
 
 def _checked(bench: Bench, name: str, one: Format, directory: Path) -> None:
     from model_runtime.interface.config import ModelConfig  # needs accelerate and gguf, which this command does not
     from model_runtime.loading.loading import load_model
+    from model_runtime.reference.transformers_side import load_reference
 
     config = ModelConfig(str(directory), device=str(bench.device), cache_dir=directory.parent / "cache")
     loaded = replace(load_model(config, lambda line: print(f"# {line}")), stop_token_ids=frozenset())
@@ -137,7 +176,11 @@ def _checked(bench: Bench, name: str, one: Format, directory: Path) -> None:
     bench.check(f"{name}: the label", loaded.quantization.startswith(one.label), loaded.quantization)
     bench.figure(f"format_{name}_weights_mib", loaded.weights_bytes / 2**20)
     ids = some_ids(loaded, 200)
-    found, expected = _logits(loaded.model, ids), _read_alone(bench, loaded, directory, one, ids)
+    found = _logits(loaded.model, ids)
+    if one.reference is not None:
+        expected = _read_alone(bench, loaded, directory, one.reference, ids)
+    else:
+        expected = _logits(load_reference(directory, loaded.kv_dtype, str(bench.device), None, None).model, ids)
     difference = (found - expected) / expected.std()
     is_exact = loaded.kv_dtype == torch.float32
     gap, limit = (
@@ -150,9 +193,11 @@ def _checked(bench: Bench, name: str, one: Format, directory: Path) -> None:
     _measure(bench, name, loaded, ids)
 
 
-def _read_alone(bench: Bench, loaded: LoadedModel, directory: Path, one: Format, ids: list[int]) -> torch.Tensor:
+def _read_alone(
+    bench: Bench, loaded: LoadedModel, directory: Path, reference: dict[str, Any], ids: list[int]
+) -> torch.Tensor:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    config.quantization_config = {**config.quantization_config, **one.reference}
+    config.quantization_config = {**config.quantization_config, **reference}
     alone = AutoModelForCausalLM.from_pretrained(
         directory, config=config, dtype=loaded.kv_dtype, device_map={"": str(bench.device)}, trust_remote_code=False
     ).eval()

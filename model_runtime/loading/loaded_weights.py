@@ -22,6 +22,7 @@ from model_runtime.weights.coded.codebooks import CODEBOOKS, held_bytes
 from model_runtime.weights.coded.coded_rows import BLOCK
 from model_runtime.weights.kernel_choice import kernel_plan, own_kernels
 from model_runtime.weights.linear_int4 import KernelPlan
+from model_runtime.weights.own_layers.device_layers import has_layers_to_keep, keep_bits
 from model_runtime.weights.own_layers.formats import own_format
 from model_runtime.weights.own_layers.replacement import dequantise_stored, has_coded_layers, use_own_kernels
 from model_runtime.weights.quantization import Precision, dtype_name
@@ -123,6 +124,8 @@ def _from_checkpoint(
     keep = partial(kept_nf4, directory, cache_dir=cache_dir, say=say)
     model, unused = load_checkpoint(directory, precision, device, stored, kernels, say, keep)
     kernel = dtype_name(precision.compute_dtype)
+    path = stored.path_on(device) if stored is not None and precision.mode == "shipped" else None
+    notes += (path,) if path else ()
     if kernels is not None and not has_coded_layers(model):
         kernel = _OWN
     elif device == "cpu" and precision.mode != "none" and has_coded_layers(model):
@@ -134,12 +137,31 @@ def _from_checkpoint(
             notes += (f"{_runs_instead(stored)}: our own, faster kernels cannot run here ({why_not}).",)
             if stored is not None and stored.is_own_on(device, dequantises=False):
                 precision = replace(precision, mode="none")
+    elif stored is not None and precision.mode == "shipped" and has_layers_to_keep(model):
+        precision, kernel, said = _kept_on_a_gpu(model, stored, precision, device)
+        notes += said
     dequantise_stored(model, precision.compute_dtype, device)
     is_own = stored is not None and stored.is_own_on(device, precision.mode == "none")
     own = own_format(stored) if stored is not None and is_own else None
-    said = own.note(stored.settings) if stored is not None and own is not None else None
-    notes += (said,) if said else ()
+    note = own.note(stored.settings) if stored is not None and own is not None else None
+    notes += (note,) if note else ()
     return LoadedWeights(model, directory, bits_label(model, precision, stored), kernel, (*notes, *unused))
+
+
+def _kept_on_a_gpu(
+    model: PreTrainedModel, stored: StoredFormat, precision: Precision, device: str
+) -> tuple[Precision, str, Notes]:
+    """Makes the layers that keep their bits. How the model runs then, its kernel, and notes."""
+    dtype = dtype_name(precision.compute_dtype)
+    maker = device_layers(torch.device(device), precision.compute_dtype)
+    if maker is not None:
+        keep_bits(model, maker, stored.name)
+        if maker.made:
+            return precision, f"coded {dtype}", maker.notes
+    if stored.is_fp8:  # each is de-quantised when it runs
+        return precision, dtype, () if maker is None else maker.notes
+    notes = (f"The {stored.name} weights run de-quantised in {dtype} on {device}.",)
+    return replace(precision, mode="none"), dtype, notes + (() if maker is None else maker.notes)
 
 
 def _runs_instead(stored: StoredFormat | None) -> str:

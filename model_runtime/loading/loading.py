@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from model_runtime.architecture.config_check import check_config, declared_context_tokens
 from model_runtime.architecture.rope import fixed_rope_tokens
 from model_runtime.forward.cpu_activations import INT8, INT16, SAMPLE, Activations, use_activations
+from model_runtime.forward.few_rows.coded.device_layers import can_keep_bits
 from model_runtime.forward.native_forward import runs_natively
 from model_runtime.forward.probing.reach import check_reach
 from model_runtime.interface.config import EMBEDDED, ModelConfig
@@ -152,7 +153,8 @@ def _check_before_weights(found: _Found, order: _Order) -> None:
     stored = format_of(found.directory)
     if stored is not None:
         check_experts(found.name, stored, described)
-    needs = checkpoint_needs(described, stored, Machine(order.device, has_own_kernels=True))
+    has_kernels = order.device == "cpu" or can_keep_bits(torch.device(order.device))
+    needs = checkpoint_needs(described, stored, Machine(order.device, has_kernels))
     try:
         _refuse_too_large(found.name, needs, precision, order)
     except ModelLoadError:
@@ -170,10 +172,15 @@ def _check_gguf_before_weights(path: Path, order: _Order) -> None:
     file_bytes = sum(file.stat().st_size for file in files)
     if file_bytes * _MOST_GROWTH + (order.cache_bytes or 0) < free_bytes(order.device):
         return  # the header of a large vocabulary takes a second
-    runs_blocks = precision.mode == "shipped" and order.device == "cpu"
-    has_kernels = runs_blocks and own_kernels(order.config.cache_dir, order.say)[0] is not None
+    has_kernels = precision.mode == "shipped" and _has_own_kernels(order)
     needs = gguf_needs(read_gguf_files(files), Machine(order.device, has_kernels))
     _refuse_too_large(model_name(path), needs, precision, order)
+
+
+def _has_own_kernels(order: _Order) -> bool:
+    if order.device == "cpu":
+        return own_kernels(order.config.cache_dir, order.say)[0] is not None
+    return can_keep_bits(torch.device(order.device))
 
 
 def _refuse_too_large(name: str, needs: Needs, precision: Precision, order: _Order) -> None:

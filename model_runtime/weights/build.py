@@ -6,7 +6,7 @@ import ctypes
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +19,7 @@ from model_runtime.architecture.config_check import check_config
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.native import heap
-from model_runtime.weights.coded.coded_rows import Coded
+from model_runtime.weights.coded.coded_rows import Coded, Kind
 from model_runtime.weights.coded.ggml_formats import FORMATS, coded_ggml
 from model_runtime.weights.linear_int4 import Int4Linear, Int4Matrix, KernelPlan, Scratch, fits_packed_kernel
 from model_runtime.weights.linear_stored import CastLinear, HalfHead, Int8Embedding, UpcastEmbedding
@@ -31,20 +31,12 @@ from model_runtime.weights.native_experts import (
     native_projection,
 )
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
+from model_runtime.weights.own_layers.layer_maker import LayerMaker
 from model_runtime.weights.q4_blocks import Q4Blocks, Q8Blocks
 from model_runtime.weights.stored_weights import Packable, Stored, StoredWeights, dense, halved, numbers_in, rows_of
 
 Progress = Callable[[int], None]
 _EMBEDDINGS = "model.embed_tokens.weight"
-
-
-class LayerMaker(Protocol):
-    """Makes layers that keep the file's bits on the model's device."""
-
-    def linear(
-        self, name: str, matrix: Coded, bias: torch.Tensor | None, numbers: Callable[[int, int], torch.Tensor]
-    ) -> nn.Module | None:
-        """The layer for a matrix of the type `name`; None if it must be de-quantised. `numbers` gives rows of it."""
 
 
 def build_dequantised(
@@ -59,18 +51,21 @@ def build_dequantised(
     read."""
     weights = StoredWeights(directory, progress)
     model = _skeleton(directory, dtype)
-    made = set[str]() if maker is None else set(_set_coded(model, weights, maker))
+    made = set[str]()
+    if maker is not None:
+        made.update(_set_coded(model, weights, maker))
+        made.update(_set_coded_ends(model, weights, maker))
     for name in weights.names:
         if name in made:
             continue
         _set_parameter(model, name, _numbers(model, name, weights, dtype).to(device))
-    model.tie_weights()
+    if isinstance(model.get_input_embeddings(), nn.Embedding):
+        model.tie_weights()
     return _finish(model).to(device)
 
 
 def _set_coded(model: PreTrainedModel, weights: StoredWeights, maker: LayerMaker) -> Iterator[str]:
-    """Puts layers that keep their bits in the place of linear ones. Yields the names of the parameters that it used.
-    Embeddings, and a head that shares their matrix, are not among them."""
+    """Puts layers that keep their bits in the place of linear ones. Yields the names of the parameters that it used."""
     for module in [name for name, one in model.named_modules() if type(one) in (nn.Linear, Conv1D)]:
         name, bias_name = f"{module}.weight", f"{module}.bias"
         if name not in weights.names or not weights.has_blocks(name):
@@ -79,15 +74,45 @@ def _set_coded(model: PreTrainedModel, weights: StoredWeights, maker: LayerMaker
         coded = None if isinstance(stored, torch.Tensor) else coded_ggml(stored)
         if coded is None:
             continue
-        cached = "Q8_0" if isinstance(stored, Q8Blocks) else "Q4_0" if coded.grid.offset else "Q4_1"
         bias = dense(weights.read(bias_name)).float() if bias_name in weights.names else None
-        layer = maker.linear(weights.ggml_kind(name) or cached, coded, bias, _numbers_of(stored))
+        layer = maker.linear(_kind_of(weights, name, coded), coded, bias, _numbers_of(stored))
         if layer is not None:
             model.set_submodule(module, layer)
             yield name
             if bias is not None:
                 yield bias_name
         weights.let_go()
+
+
+def _set_coded_ends(model: PreTrainedModel, weights: StoredWeights, maker: LayerMaker) -> Iterator[str]:
+    """The same for the embeddings, and for a head that shares their matrix."""
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    name, is_tied = names[id(embedding)], names.get(id(head), "") not in weights.names
+    factor = getattr(embedding, "embed_scale", None)  # Gemma's embeddings
+    is_known = type(embedding) is nn.Embedding or isinstance(factor, torch.Tensor)
+    if not is_known or (is_tied and (type(head) is not nn.Linear or head.bias is not None)):
+        return
+    stored = weights.read(name)
+    coded = None if isinstance(stored, torch.Tensor) else coded_ggml(stored)
+    if coded is None:
+        return
+    kind, times = _kind_of(weights, name, coded), None if factor is None else float(factor)
+    made = maker.ends(kind, coded, _numbers_of(stored), has_head=is_tied, factor=times)
+    weights.let_go()
+    if made is None:
+        return
+    model.set_input_embeddings(made[0])
+    if made[1] is not None:
+        model.set_output_embeddings(made[1])
+        model.config.get_text_config().tie_word_embeddings = False
+    yield name
+
+
+def _kind_of(weights: StoredWeights, name: str, coded: Coded) -> str:
+    """The type of a parameter with blocks: Q4_0, Q4_1 and Q8_0 are kept without their names."""
+    cached = "Q8_0" if coded.grid.kind is Kind.Q8 else "Q4_0" if coded.grid.offset else "Q4_1"
+    return weights.ggml_kind(name) or cached
 
 
 def _numbers_of(stored: Stored) -> Callable[[int, int], torch.Tensor]:

@@ -192,10 +192,13 @@ class NativeEmbedding(nn.Module):
         return rows.view(*token_ids.shape, self.embedding_dim)
 
 
-def stand_in(rows: int, columns: int) -> torch.Tensor:
+def stand_in(
+    rows: int, columns: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """For models whose code asks a layer's weight for its device, dtype or shape (MPT, Llama 4): it has these, and four
-    bytes. What computes with it gets no numbers, and a model whose logits are none is refused when it is loaded."""
-    return torch.full((1, 1), torch.nan).expand(rows, columns)
+    bytes. What computes with it gets no numbers, and a model whose logits are none is refused when it is loaded. It is
+    made on its device: a copy would have all its numbers."""
+    return torch.full((1, 1), torch.nan, device=device, dtype=dtype).expand(rows, columns)
 
 
 def padded_rows(rows: int, kernels: ctypes.CDLL) -> int:

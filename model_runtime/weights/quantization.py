@@ -29,8 +29,8 @@ def choose_precision(
     if stored is not None:
         mode = stored.mode_for(asked, device)
         why = "the checkpoint is already quantised"
-        if not stored.keeps_bits_on(device):
-            why = f"{stored.name} weights keep their bits on a CPU only"
+        if stored.is_plain_on(device):
+            why = f"its {stored.name} weights are made for rounded activations, which do not run here"
     elif asked == "auto":
         mode = "shipped" if has_shipped_grid else "nf4"
         why = "a GGUF keeps its own grid" if has_shipped_grid else "its weights are 16- or 32-bit numbers"

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoQuantizationConfig
 
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.weights.checkpoint_formats.compressed_settings import rounded_activations
+from model_runtime.weights.checkpoint_formats.packages import missing_packages
 from model_runtime.weights.checkpoint_formats.stored_format import StoredFormat
 from model_runtime.weights.native_experts import can_be_native
 from model_runtime.weights.own_layers.formats import OwnFormat, own_format
 
-# What a format's quantiser imports, and the name of the package that has it.
-_PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
-    "gptq": (("optimum", "optimum"), ("gptqmodel", "gptqmodel")),
-    "awq": (("gptqmodel", "gptqmodel"),),
-    "mxfp4": (("kernels", "kernels"), ("triton", "triton")),
-}
 _OURS = "keepwarm-"  # methods of our own layers, which no checkpoint can be stored as
 _OTHER_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
 _QUANTISED_NAMES = (".weight", ".qweight", ".qzeros", ".weight_packed", "_blocks")
@@ -30,7 +24,9 @@ def check_format(name: str, stored: StoredFormat, device: str, dequantises: bool
     """Raises `ModelLoadError` that names what is missing to run the format on `device`. `dequantises`: its weights
     become 16- or 32-bit numbers as they are loaded."""
     own = own_format(stored)
-    if stored.is_own_on(device, dequantises):
+    missing = missing_packages(stored.method)
+    is_for_package = bool(missing) and own is not None and own.refusal(stored.settings) is not None
+    if stored.is_own_on(device, dequantises) and (device == "cpu" or dequantises or not is_for_package):
         if own is not None:
             _check_own(name, stored, own, dequantises)
         return
@@ -41,9 +37,8 @@ def check_format(name: str, stored: StoredFormat, device: str, dequantises: bool
             f"{name} is stored as '{stored.method}', a format that this version cannot read. Choose another checkpoint "
             "of this model."
         )
-    missing = [package for module, package in _PACKAGES.get(stored.method, ()) if not _is_installed(module)]
     if missing and not (dequantises and stored.method == "mxfp4"):
-        can_be_plain = stored.method == "mxfp4" or own is not None
+        can_be_plain = stored.method == "mxfp4" or (own is not None and not is_for_package)
         hint = "or run it de-quantised with --quantization none" if can_be_plain else None
         raise ModelLoadError(_refusal(name, stored, missing, hint))
     if dequantises:
@@ -110,7 +105,7 @@ def check_plain(
         )
 
 
-def _refusal(name: str, stored: StoredFormat, missing: list[str], hint: str | None) -> str:
+def _refusal(name: str, stored: StoredFormat, missing: Sequence[str], hint: str | None) -> str:
     are_missing = f"packages {' and '.join(missing)} are" if len(missing) > 1 else f"package {missing[0]} is"
     return (
         f"{name} is stored as {stored.name}; to run that, the Python {are_missing} missing. Install "
@@ -122,7 +117,3 @@ def _refusal(name: str, stored: StoredFormat, missing: list[str], hint: str | No
 def _key(stored: StoredFormat) -> str:
     """The name of its quantiser in transformers."""
     return f"bitsandbytes_{stored.bits}bit" if stored.method == "bitsandbytes" else stored.method
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None

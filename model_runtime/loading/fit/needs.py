@@ -29,19 +29,25 @@ _FEWEST_BITS = {"gptq": 4, "awq": 4, "compressed-tensors": 4, "mxfp4": 4, "bitsa
 _FEWEST_OF_OTHERS = 1
 _KERNEL_COLUMNS = 32  # our own kernels need a multiple
 _MATRICES = (nn.Linear, Conv1D)
+# In a GGUF file, tables beside the embeddings of tokens.
+_TABLES = ("position_embd.weight", "per_layer_token_embd.weight", "token_types.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides how weights lie in memory: the device, and whether our own CPU kernels run."""
+    """What decides how weights lie in memory: the device, and whether our own kernels run on it."""
 
     device: str
     has_own_kernels: bool
 
     @property
+    def is_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
     def number_bytes(self) -> int:
         """Bytes of a number that is not quantised: float32 on a CPU, 16 bits on a GPU."""
-        return _HALF_BYTES if self.device.startswith("cuda") else 4
+        return _HALF_BYTES if self.is_gpu else 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +71,22 @@ def checkpoint_needs(model: PreTrainedModel, stored: StoredFormat | None, machin
         own = list(_parameters(model, has_native_experts=has_native_experts))
         weights["nf4"] = int(_sum(own, _NF4_BYTES, numbers, table))
         weights["int8"] = int(_sum(parts, 1.0, numbers, numbers))
+    elif machine.is_gpu and stored.is_own_on(machine.device, dequantises=False):
+        saved = _linear_weights(model) * (numbers - _fewest_bits(stored) / 8) if machine.has_own_kernels else 0
+        weights["shipped"] = weights["none"] - int(saved)
     else:
         # Which of the matrices, stacks and tables have these bits is known when their names are.
         tied = model.all_tied_weights_keys
         many = sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and name not in tied)
         weights["shipped"] = int(many * _fewest_bits(stored) / 8)
     return Needs(weights, _kv_bytes(config) * _HALF_BYTES)
+
+
+def _linear_weights(model: PreTrainedModel) -> int:
+    """Weights of the linear layers, which alone keep their bits on a GPU. A head that shares the table of embeddings is
+    none of them; another one is, since it may be quantised."""
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, _MATRICES))
+    return sum(one.weight.numel() for name, one in layers if f"{name}.weight" not in model.all_tied_weights_keys)
 
 
 def _fewest_bits(stored: StoredFormat) -> int:
@@ -88,8 +104,8 @@ def gguf_needs(header: GgufHeader, machine: Machine) -> Needs:
     """Of a GGUF file."""
     numbers = machine.number_bytes
     weights: dict[Quantization, int] = {"none": sum(_count(t) for t in header.tensors.values()) * numbers}
-    runs_blocks = machine.has_own_kernels and not machine.device.startswith("cuda")
-    weights["shipped"] = sum(_shipped_bytes(t) for t in header.tensors.values()) if runs_blocks else weights["none"]
+    shipped = sum(_shipped_bytes(t, machine) for t in header.tensors.values())
+    weights["shipped"] = shipped if machine.has_own_kernels else weights["none"]
     # bitsandbytes quantises a float16 checkpoint that is made of the file first, in memory.
     weights["nf4"] = weights["int8"] = weights["none"] // numbers * _HALF_BYTES
     return Needs(weights, _gguf_kv_bytes(header) * _HALF_BYTES)
@@ -135,16 +151,17 @@ def _gguf_kv_bytes(header: GgufHeader) -> int:
     return own("block_count") * own("attention.head_count_kv") * (width + (own("attention.value_length") or width))
 
 
-def _shipped_bytes(tensor: TensorInfo) -> int:
+def _shipped_bytes(tensor: TensorInfo, machine: Machine) -> int:
     """In our own kernels: blocks as they are, those of a codebook as levels, 16 bits where they are numbers that may be
-    whole in 16, and float32 for vectors."""
-    if len(tensor.shape) < 2 or tensor.shape[-1] % _KERNEL_COLUMNS:
-        return _count(tensor) * 4
-    if tensor.kind.name in CODEBOOKS:
-        return held_bytes(tensor.kind.name, _count(tensor))
-    if tensor.kind.name in NATIVE_FORMATS:
-        return tensor_bytes(tensor)
-    return _count(tensor) * _HALF_BYTES
+    whole in 16, and full numbers for vectors. On a GPU other tables and stacks of matrices are numbers, too."""
+    is_matrix = len(tensor.shape) > 1 and tensor.shape[-1] % _KERNEL_COLUMNS == 0
+    is_linear = is_matrix and len(tensor.shape) == 2 and not tensor.name.endswith(_TABLES)
+    if is_linear or (is_matrix and not machine.is_gpu):
+        if tensor.kind.name in CODEBOOKS:
+            return held_bytes(tensor.kind.name, _count(tensor))
+        if tensor.kind.name in NATIVE_FORMATS:
+            return tensor_bytes(tensor)
+    return _count(tensor) * (_HALF_BYTES if is_matrix else machine.number_bytes)
 
 
 def _count(tensor: TensorInfo) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from model_runtime.interface.config import Quantization
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.weights.checkpoint_formats import compressed_settings
+from model_runtime.weights.checkpoint_formats.packages import missing_packages, packages_of
 
 FP8_METHODS = frozenset({"fp8", "mxfp8"})
 _NAMES = {
@@ -19,9 +20,8 @@ _NAMES = {
     "gptq": "GPTQ",
     "fbgemm_fp8": "8-bit FP8 (fbgemm)",
 }
-# Formats that our own layers read: at their own bits on a CPU, and de-quantised on every device.
+# Formats that our own layers read on every device. On a GPU a format's package comes first, where it is installed.
 OWN_METHODS = frozenset({"gptq", "awq", "compressed-tensors", "fbgemm_fp8"})
-_ON_A_CPU_ONLY = frozenset({"compressed-tensors", "fbgemm_fp8"})
 # Formats whose weights can be made 16- or 32-bit numbers again while they are loaded.
 _DEQUANTISED = FP8_METHODS | OWN_METHODS | {"bitsandbytes", "mxfp4"}
 
@@ -66,20 +66,38 @@ class StoredFormat:
         return self.method in OWN_METHODS or (self.method == "bitsandbytes" and self.bits == 8)
 
     def is_own_on(self, device: str, dequantises: bool) -> bool:
-        """Whether our own layers read it for this device; MXFP4 on a CPU only, since transformers de-quantises it."""
+        """Whether our own layers read it for this device: where no package is there to run it on a GPU, and for
+        weights that are de-quantised. MXFP4 on a CPU only, since transformers de-quantises it."""
         if self.method == "mxfp4":
             return device == "cpu" and not dequantises
-        return self.is_own and (device == "cpu" or dequantises)
+        if device == "cpu" or dequantises:
+            return self.is_own
+        has_package = bool(packages_of(self.method)) and not missing_packages(self.method)
+        return self.method in OWN_METHODS and not has_package
 
-    def keeps_bits_on(self, device: str) -> bool:
-        """Whether it can run at its own bits there, its package installed or not."""
-        return device == "cpu" or self.method not in _ON_A_CPU_ONLY
+    def path_on(self, device: str) -> str | None:
+        """A sentence about what runs it on a GPU, where its package could do so as well as our own kernels."""
+        packages = packages_of(self.method)
+        if device == "cpu" or self.method not in OWN_METHODS or not packages:
+            return None
+        if not missing_packages(self.method):
+            return f"The {self.name} weights run in {packages[-1]}'s kernels, not in our own."
+        return (
+            f"The {self.name} weights run without {' and '.join(packages)}: where that is installed, "
+            f"{packages[-1]}'s kernels run them."
+        )
+
+    def is_plain_on(self, device: str) -> bool:
+        """Whether "auto" de-quantises it there: weights for rounded activations, which nothing of ours runs. On a CPU
+        they are refused, since de-quantised weights take twice the memory of a GPU's."""
+        is_rounded = self.method == "compressed-tensors" and compressed_settings.rounded_activations(self.settings)
+        return device != "cpu" and bool(is_rounded)
 
     def mode_for(self, asked: Quantization, device: str) -> Quantization:
         """ "shipped", or "none" for de-quantised weights. Raises `ModelLoadError` for a setting that contradicts the
         checkpoint: quantising twice would lose more than either setting says."""
         if asked in ("auto", "shipped"):
-            return "shipped" if self.keeps_bits_on(device) else "none"
+            return "none" if self.is_plain_on(device) else "shipped"
         if asked == "none":
             if self.method in _DEQUANTISED:
                 return "none"

@@ -19,11 +19,15 @@ def dequantised_rows(matrix: Coded, dtype: torch.dtype) -> torch.Tensor:
     step = max(1, _SLICE_WEIGHTS // columns)
     for start in range(0, rows, step):
         end = min(start + step, rows)
-        part = _numbers(matrix.rows(start, end), matrix.grid)
-        if matrix.grid.order is not None:
-            part = torch.empty_like(part).index_copy_(1, matrix.grid.order.long(), part)
-        numbers[start:end] = part
+        numbers[start:end] = rows_as_numbers(matrix, start, end)
     return numbers
+
+
+def rows_as_numbers(matrix: Coded, start: int, end: int) -> torch.Tensor:
+    """Rows `start..end` in float32 `[n, K]`, in the order of the inputs."""
+    numbers = _numbers(matrix.rows(start, end), matrix.grid)
+    order = matrix.grid.order
+    return numbers if order is None else torch.empty_like(numbers).index_copy_(1, order.long(), numbers)
 
 
 def _numbers(part: CodedRows, grid: Grid) -> torch.Tensor:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.finegrained_fp8 import FP8Linear
 
 from model_runtime.architecture.decoder_layout import has_common_layout
 from model_runtime.architecture.shape_check import check_decoder_shapes
 from model_runtime.interface.errors import ModelLoadError
 from model_runtime.weights.coded.coded_rows import Coded
-from model_runtime.weights.coded.eights import coded_fp8, coded_llm_int8
-from model_runtime.weights.coded.four_bits import coded_four_bits
 from model_runtime.weights.coded.numbers import dequantised_rows
 from model_runtime.weights.native_experts import MatrixPair, NativeExperts
 from model_runtime.weights.native_matrix import COLUMNS, NativeEmbedding, NativeLinear, NativeMatrix
 from model_runtime.weights.own_layers.mixture import StoredMixture
 from model_runtime.weights.own_layers.mxfp4_experts import OwnExperts, StoredExperts, plain_experts
 from model_runtime.weights.own_layers.quantizer import StoredLinear, names_of
+from model_runtime.weights.own_layers.readers import coded_of, reader_of
 
 
 def has_coded_layers(model: PreTrainedModel) -> bool:
     """Whether any layer has few bits that our own kernels could run."""
-    return any(_reader_of(module) is not None or isinstance(module, StoredExperts) for module in model.modules())
+    return any(reader_of(module) is not None or isinstance(module, StoredExperts) for module in model.modules())
 
 
 def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
@@ -37,9 +34,9 @@ def use_own_kernels(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
     weights are freed before the next one is packed."""
     for name in names_of(model, StoredMixture):
         model.set_submodule(name, _native_experts(model, name, kernels))
-    for name in [name for name, module in model.named_modules() if _reader_of(module) is not None]:
+    for name in [name for name, module in model.named_modules() if reader_of(module) is not None]:
         layer: Any = model.get_submodule(name)
-        coded = _coded(model, name, layer)
+        coded = coded_of(model, name, layer)
         if coded is not None and coded.shape[1] % COLUMNS == 0:
             bias = None if layer.bias is None else layer.bias.detach().float()
             model.set_submodule(name, NativeLinear(_packed(model, name, coded, bias, kernels)))
@@ -76,7 +73,7 @@ def _native_experts(model: PreTrainedModel, name: str, kernels: ctypes.CDLL) -> 
 
     def native(below: str) -> NativeMatrix:
         layer: Any = stored.get_submodule(below)
-        coded = _coded(model, f"{name}.{below}", layer)
+        coded = coded_of(model, f"{name}.{below}", layer)
         assert coded is not None
         bias = None if layer.bias is None else layer.bias.detach().float()
         stored.set_submodule(below, nn.Module())  # its tensors are not needed any more
@@ -107,32 +104,9 @@ def _plain_experts(model: PreTrainedModel, name: str, dtype: torch.dtype, device
 
 
 def _dequantised(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.Tensor:
-    coded = _coded(model, name, model.get_submodule(name))
+    coded = coded_of(model, name, model.get_submodule(name))
     assert coded is not None
     return dequantised_rows(coded, dtype)
-
-
-def _reader_of(module: nn.Module) -> Callable[[Any], Coded | None] | None:
-    """What makes codes and scales of the layer; None for a layer that has no few bits."""
-    if isinstance(module, StoredLinear):
-        return StoredLinear.coded
-    if isinstance(module, FP8Linear):
-        return _fp8
-    return _BITSANDBYTES.get(type(module).__name__)
-
-
-def _coded(model: PreTrainedModel, name: str, layer: nn.Module) -> Coded | None:
-    reader = _reader_of(layer)
-    assert reader is not None
-    try:
-        return reader(layer)
-    except ValueError as error:
-        if not isinstance(layer, StoredLinear):
-            return None
-        raise ModelLoadError(f"{type(model).__name__} cannot be used: {name} has {error}.") from error
-    except (ArithmeticError, LookupError, RuntimeError) as error:  # tensors of other dimensions than the format has
-        sentence = f"{type(model).__name__} cannot be used: {name} has tensors or settings that do not fit together."
-        raise ModelLoadError(sentence) from error
 
 
 def _packed(
@@ -142,23 +116,6 @@ def _packed(
         return NativeMatrix(coded, bias, kernels)
     except ValueError as error:
         raise ModelLoadError(f"{type(model).__name__} cannot be used: in {name}, {error}.") from error
-
-
-def _fp8(layer: Any) -> Coded | None:
-    if layer.weight.element_size() > 1:
-        return None
-    block = None if layer.block_size is None else (int(layer.block_size[0]), int(layer.block_size[1]))
-    return coded_fp8(layer.weight.detach(), layer.weight_scale_inv.detach(), block)
-
-
-def _llm_int8(layer: Any) -> Coded | None:
-    largest = getattr(layer.weight, "SCB", None)
-    if largest is None or layer.weight.dtype != torch.int8:
-        return None
-    return coded_llm_int8(layer.weight.detach(), largest.detach())
-
-
-_BITSANDBYTES: dict[str, Callable[[Any], Coded | None]] = {"Linear4bit": coded_four_bits, "Linear8bitLt": _llm_int8}
 
 
 def _replace_ends(model: PreTrainedModel, kernels: ctypes.CDLL) -> None:

@@ -73,7 +73,7 @@ def test_a_checkpoint_runs_at_its_own_bits_and_cached_equals_read(
     name: str, tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its logits are those of the de-quantised float32 model, and the same bits in turns and at once."""
-    monkeypatch.setattr("model_runtime.loading.checks.format_check._is_installed", lambda module: False)
+    monkeypatch.setattr("model_runtime.weights.checkpoint_formats.packages._is_installed", lambda module: False)
     scheme, label = SCHEMES[name]
     packed = written(tiny_dir("wide_llama"), tmp_path / "packed", scheme)
     loaded, expected = load(packed.directory), plain_logits(packed)
@@ -334,7 +334,7 @@ def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 
 def test_experts_in_mxfp4_stay_at_their_bits(gpt_oss: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_runtime.loading.checks.format_check._is_installed", lambda module: False)
+    monkeypatch.setattr("model_runtime.weights.checkpoint_formats.packages._is_installed", lambda module: False)
     loaded, expected = load(gpt_oss.directory), plain_logits(gpt_oss)
     assert loaded.quantization.startswith("4-bit MXFP4 as shipped; ")
     assert loaded.quantization.endswith("of the layers' weights in float32")

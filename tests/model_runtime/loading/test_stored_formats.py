@@ -340,7 +340,7 @@ def test_what_is_missing_is_named_before_weights_are_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model_runtime.loading.checks.format_check._is_installed", lambda module: False)
+    monkeypatch.setattr("model_runtime.weights.checkpoint_formats.packages._is_installed", lambda module: False)
     directory = with_settings(tiny_dir("llama"), tmp_path / "made", settings)
     (directory / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=sentence):
@@ -351,23 +351,35 @@ def test_what_is_missing_is_named_before_weights_are_read(
     ("settings", "packages"),
     [
         (
-            {"quant_method": "gptq", "bits": 4},
-            "stored as 4-bit GPTQ; to run that, .* optimum and gptqmodel are missing",
+            {"quant_method": "gptq", "bits": 3},
+            "stored as 3-bit GPTQ; to run that, .* optimum and gptqmodel are missing",
         ),
         (
-            {"quant_method": "awq", "bits": 4},
+            {"quant_method": "awq", "bits": 4, "version": "gemv"},
             "stored as 4-bit AWQ; to run that, the Python package gptqmodel is missing",
         ),
+        ({"quant_method": "mxfp4"}, "stored as 4-bit MXFP4; to run that, .* kernels and triton are missing"),
     ],
 )
-def test_a_gpu_needs_the_packages_or_de_quantised_weights(
+def test_a_gpu_needs_the_packages_for_what_our_own_layers_cannot_read(
     settings: dict[str, Any], packages: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_runtime.loading.checks.format_check._is_installed", lambda module: False)
+    monkeypatch.setattr("model_runtime.weights.checkpoint_formats.packages._is_installed", lambda module: False)
     stored = StoredFormat(settings["quant_method"], settings)
-    with pytest.raises(ModelLoadError, match=f"{packages}.*--quantization none"):
+    instead = (
+        "run it de-quantised with --quantization none" if stored.method == "mxfp4" else "choose another checkpoint"
+    )
+    with pytest.raises(ModelLoadError, match=f"{packages}.*, or {instead}"):
         check_format("made", stored, "cuda:0", dequantises=False)
-    for device, dequantises in (("cuda:0", True), ("cpu", False)):
+
+
+@pytest.mark.parametrize("settings", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "awq", "bits": 4}], ids=str)
+def test_what_our_own_layers_read_needs_no_package_on_any_device(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_runtime.weights.checkpoint_formats.packages._is_installed", lambda module: False)
+    stored = StoredFormat(settings["quant_method"], settings)
+    for device, dequantises in (("cuda:0", False), ("cuda:0", True), ("cpu", False)):
         check_format("made", stored, device, dequantises=dequantises)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -228,8 +229,21 @@ def test_auto_chooses_and_says_why(
     assert precision.compute_dtype == torch.float32
 
 
-def test_formats_that_only_our_cpu_kernels_run_are_de_quantised_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "mode"),
+    [
+        (None, "shipped"),
+        ({"num_bits": 8, "type": "float"}, "shipped"),
+        ({"num_bits": 8, "type": "int"}, "none"),
+    ],
+    ids=["16 bits", "FP8", "int8"],
+)
+def test_weights_for_activations_in_int8_are_de_quantised_on_a_gpu(
+    inputs: dict[str, Any] | None, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **kwargs: True)
-    precision = choose_precision("shipped", "cuda:0", False, COMPRESSED)
-    assert precision.mode == "none"
-    assert "none, because compressed-tensors weights keep their bits on a CPU only" in str(precision.note)
+    group = {"weights": {"num_bits": 8, "type": "int"}, "input_activations": inputs}
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    precision = choose_precision("auto", "cuda:0", False, StoredFormat("compressed-tensors", settings))
+    assert precision.mode == mode
+    assert ("made for rounded activations, which do not run here" in str(precision.note)) == (mode == "none")

@@ -23,9 +23,9 @@ class CodedLinear(nn.Module):
         super().__init__()
         self.planes: CodedPlanes | None = planes
         self.in_features, self.out_features = planes.columns, planes.rows
-        self.hidden_bytes = planes.nbytes
+        self.hidden_bytes = planes.nbytes + (0 if bias is None else bias.nbytes)
         self._bias, self._operations = bias, operations
-        self._stand_in = stand_in(planes.rows, planes.columns).to(planes.tensors["codes"].device)
+        self._stand_in = stand_in(planes.rows, planes.columns, planes.tensors["codes"].device)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -39,7 +39,7 @@ class CodedLinear(nn.Module):
 
     def release(self) -> None:
         """Frees the matrix; the layer cannot be used afterwards."""
-        self.planes, self.hidden_bytes = None, 0
+        self.planes, self._bias, self.hidden_bytes = None, None, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Same leading dimensions, `out_features` last."""

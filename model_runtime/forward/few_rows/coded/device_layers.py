@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
+from model_runtime.forward.few_rows.coded.coded_embedding import CodedEmbedding
 from model_runtime.forward.few_rows.coded.coded_linear import MOST_ROWS, CodedLinear
 from model_runtime.forward.few_rows.coded.operations import CodedOperations, CudaCodedOperations
 from model_runtime.forward.few_rows.coded.planes import planes_of
 from model_runtime.forward.few_rows.nvrtc import NvrtcUnavailable
-from model_runtime.weights.coded.coded_rows import Coded
+from model_runtime.weights.coded.coded_rows import Coded, Scales
 
 logger = logging.getLogger(__name__)
+_Made = TypeVar("_Made")
 
 _CHECKED_ROWS = 64  # of the matrix, at either end
 _TOKENS = (1, 13, MOST_ROWS, MOST_ROWS + 1)
@@ -38,15 +41,46 @@ class DeviceLayers:
         """The layer for a matrix of the format `name`; None, with the reason in `why_not`, if it must be de-quantised,
         as all later ones of that format then are. `numbers` gives rows `start..end` of the same matrix by other means,
         `[end - start, K]`. Raises `torch.OutOfMemoryError`."""
+
+        def made() -> CodedLinear | None:
+            of_device = None if bias is None else bias.float().to(self._device)
+            layer = CodedLinear(planes_of(matrix, self._device), of_device, self._operations)
+            return layer if self._agrees(layer, numbers) else None
+
+        return self._tried(name, made)
+
+    def ends(
+        self,
+        name: str,
+        matrix: Coded,
+        numbers: Callable[[int, int], torch.Tensor],
+        *,
+        has_head: bool,
+        factor: float | None,
+    ) -> tuple[CodedEmbedding, CodedLinear | None] | None:
+        """The embeddings, whose rows are multiplied by `factor`, and the head if it has the same matrix; None as for
+        `linear`. `matrix` has its columns in order, and no nested scales."""
+
+        def made() -> tuple[CodedEmbedding, CodedLinear | None] | None:
+            planes = planes_of(matrix, self._device)
+            if planes.order is not None or planes.grid.scales is Scales.NESTED:
+                raise ValueError("rows cannot be looked up")
+            head = CodedLinear(planes, None, self._operations) if has_head else None
+            table = CodedEmbedding(planes, self._operations, self._dtype, is_shared=has_head, factor=factor)
+            is_right = (head is None or self._agrees(head, numbers)) and self._looks_up(table, factor, numbers)
+            return (table, head) if is_right else None
+
+        return self._tried(name, made)
+
+    def _tried(self, name: str, make: Callable[[], _Made | None]) -> _Made | None:
+        """What `make` makes, if that is right; otherwise its format is noted, and not tried again."""
         if name in self.why_not:
             return None
         try:
-            planes = planes_of(matrix, self._device)
-            bias = None if bias is None else bias.float().to(self._device)
-            layer = CodedLinear(planes, bias, self._operations)
-            if self._agrees(layer, numbers):
+            made = make()
+            if made is not None:
                 self.made += 1
-                return layer
+                return made
             reason = "their products are wrong on this device"
         except torch.OutOfMemoryError:
             raise
@@ -81,12 +115,29 @@ class DeviceLayers:
                     return False
         return True
 
+    @torch.inference_mode()
+    def _looks_up(
+        self, table: CodedEmbedding, factor: float | None, numbers: Callable[[int, int], torch.Tensor]
+    ) -> bool:
+        """Whether the first and the last rows, from the last to the first, are what `numbers` says."""
+        rows = table.num_embeddings
+        for start in sorted({0, max(0, rows - _CHECKED_ROWS)}):
+            end = min(start + _CHECKED_ROWS, rows)
+            expected = numbers(start, end).float().to(self._device).flip(0) * (1 if factor is None else factor)
+            found = table(torch.arange(end - 1, start - 1, -1, device=self._device))
+            if not _gap(found.float(), expected) <= _LARGEST_GAPS[self._dtype]:
+                return False
+        return True
+
+
+def can_keep_bits(device: torch.device) -> bool:
+    """Whether the kernels may run there: on CUDA, on a GPU that is not older than Ampere."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
 
 def device_layers(device: torch.device, dtype: torch.dtype) -> DeviceLayers | None:
-    """None where the kernels do not run: not on CUDA, or on a GPU older than Ampere."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    return DeviceLayers(device, dtype, CudaCodedOperations(device))
+    """None where the kernels cannot run."""
+    return DeviceLayers(device, dtype, CudaCodedOperations(device)) if can_keep_bits(device) else None
 
 
 def _gap(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -61,6 +61,13 @@ class CodedPlanes:
     def nbytes(self) -> int:
         """The size of its tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def taken(self, rows: torch.Tensor) -> CodedPlanes:
+        """These rows, `[n]`, as a matrix of their own. Not of `Scales.NESTED`, whose factors are numbered across
+        rows."""
+        of_all = {name: tensor for name, tensor in self.tensors.items() if name in ("levels", "nested")}
+        of_rows = {name: t.index_select(0, rows) for name, t in self.tensors.items() if name not in of_all}
+        return replace(self, rows=rows.numel(), tensors=of_rows | of_all)
 
 
 def planes_of(matrix: Coded, device: torch.device) -> CodedPlanes:

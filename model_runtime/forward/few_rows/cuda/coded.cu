@@ -81,6 +81,13 @@ __device__ __forceinline__ u32 bits_of(const u8* units, long unit, int bits, int
     return units[unit * UNIT + column];
 }
 
+// Its bits in place of a float's, whose exponents begin 120 lower. The largest code is no number: 480 would stand for it.
+__device__ __forceinline__ float wide_e4m3(u32 code) {
+    const u32 magnitude = code & 0x7f;
+    if (magnitude == 0x7f) return __uint_as_float(0x7fffffff);
+    return __uint_as_float((code & 0x80) << 24 | magnitude << 20) * 0x1p120f;
+}
+
 // The weights of eight columns. A load is written for each column; they are of one word, and become one.
 __device__ __forceinline__ void weights_of(const Coded& p, int row, int unit, float (&weights)[UNIT]) {
     const long at = (long)row * (p.columns / UNIT) + unit;
@@ -92,8 +99,8 @@ __device__ __forceinline__ void weights_of(const Coded& p, int row, int unit, fl
         if (HIGH) code |= bits_of(p.high, at, HIGH, column) << LOW;
         if (MEANING == LEVEL)
             weights[column] = scale * p.levels[code];
-        else if (MEANING == E4M3)  // its bits in place of a float's, whose exponents begin 120 lower
-            weights[column] = scale * (__uint_as_float((code & 0x80) << 24 | (code & 0x7f) << 20) * 0x1p120f);
+        else if (MEANING == E4M3)
+            weights[column] = scale * wide_e4m3(code);
         else if (MEANING == INT8)
             weights[column] = __fmul_rn(__fmul_rn(scale, (float)(signed char)code), INT8_FACTOR);
         else

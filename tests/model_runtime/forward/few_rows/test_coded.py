@@ -17,8 +17,8 @@ from model_runtime.forward.few_rows.coded.operations import CodedOperations, Tor
 from model_runtime.forward.few_rows.coded.planes import CodedPlanes, planes_of
 from model_runtime.forward.few_rows.nvrtc import NvrtcUnavailable
 from model_runtime.weights.coded.codebooks import CODEBOOKS
-from model_runtime.weights.coded.coded_rows import Coded
-from model_runtime.weights.coded.eights import coded_fp8, coded_llm_int8
+from model_runtime.weights.coded.coded_rows import Coded, Grid, Kind, Scales
+from model_runtime.weights.coded.eights import CodedEights, coded_fp8, coded_llm_int8
 from model_runtime.weights.coded.ggml_formats import coded_ggml
 from model_runtime.weights.coded.integers import coded_integers
 from model_runtime.weights.coded.nf4 import quantise_nf4
@@ -43,10 +43,10 @@ def integers(bits: int, dtype: torch.dtype, has_zeros: bool, has_order: bool = F
 
 def fp8(block: tuple[int, int], dtype: torch.dtype) -> Coded:
     codes = torch.randn(ROWS, COLUMNS).to(torch.float8_e4m3fn)
-    scale = torch.rand(-(-ROWS // block[0]), -(-COLUMNS // block[1])).add_(0.5).to(dtype)
-    made = coded_fp8(codes, scale, block)
-    assert made is not None
-    return made
+    shape = -(-ROWS // block[0]), -(-COLUMNS // block[1])
+    if dtype == torch.uint8:  # exponents
+        return coded_fp8(codes, torch.randint(120, 130, shape, dtype=dtype), block)
+    return coded_fp8(codes, torch.rand(shape).add_(0.5).to(dtype), block)
 
 
 def int8() -> Coded:
@@ -57,9 +57,15 @@ OTHERS: Mapping[str, Callable[[], Coded]] = {
     "GPTQ": lambda: integers(4, torch.float16, has_zeros=False, has_order=True),
     "AWQ": lambda: integers(4, torch.float16, has_zeros=True),
     "W4A16": lambda: integers(4, torch.bfloat16, has_zeros=True),
+    "W4A16, float32": lambda: integers(4, torch.float32, has_zeros=False),
     "W8A16": lambda: integers(8, torch.float32, has_zeros=True),
+    "W8A16, bfloat16": lambda: integers(8, torch.bfloat16, has_zeros=True, has_order=True),
+    "W8A16, float16": lambda: integers(8, torch.float16, has_zeros=False),
     "FP8": lambda: fp8((32, 128), torch.float32),
     "FP8, bfloat16": lambda: fp8((32, 32), torch.bfloat16),
+    "FP8, float16": lambda: fp8((1, COLUMNS), torch.float16),
+    "FP8, one scale": lambda: fp8((ROWS, COLUMNS), torch.float32),
+    "MXFP8": lambda: fp8((1, 32), torch.uint8),
     "LLM.int8": int8,
     "NF4": lambda: quantise_nf4(torch.randn(ROWS, COLUMNS)),
 }
@@ -99,7 +105,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> CodedOperations:
 CHECKED = [pytest.param(name, marks=pytest.mark.long if name in CODEBOOKS else ()) for name in FORMATS]
 # Forms that reach most of the source are always compiled, the others in long tests.
 BY_KERNELS = [
-    pytest.param(name, marks=() if name in ("Q5_K", "NF4") else pytest.mark.long, id=f"{name}, kernels")
+    pytest.param(name, marks=() if name in ("Q5_K", "NF4", "W4A16") else pytest.mark.long, id=f"{name}, kernels")
     for name in FORMATS
 ]
 
@@ -153,6 +159,20 @@ def test_inputs_of_16_bits_are_added_in_float32_and_rounded_once(dtype: torch.dt
     assert gap(found, expected) < (2e-4 if dtype == torch.float16 else 1e-3)
 
 
+@pytest.mark.parametrize("is_twin", [True, False], ids=["twin", "kernels"])
+def test_every_code_of_e4m3_is_the_number_that_torch_makes_of_it(is_twin: bool, kernels: CodedOperations) -> None:
+    """Two codes of 256 are no numbers, and neither is a product with them."""
+    codes = torch.arange(256, dtype=torch.uint8).repeat(2, 1)
+    grid = Grid(Kind.FP8, Scales.FLOATS, 256)
+    planes = planes_of(CodedEights(codes, torch.tensor([[1.0], [0.5]]), None, 1, grid), CPU)
+    operations = TorchCodedOperations() if is_twin else kernels
+    found = operations.dequantise(planes, 0, 2, torch.float32)
+    one = codes[0].view(torch.float8_e4m3fn).float()
+    assert int(one.isnan().sum()) == 2
+    torch.testing.assert_close(found, torch.stack([one, one / 2]), rtol=0, atol=0, equal_nan=True)
+    assert bool(operations.multiply(planes, torch.ones(1, 256), None).isnan().all())
+
+
 def shifted(tensor: torch.Tensor) -> torch.Tensor:
     """Every entry is its neighbour's."""
     return tensor.roll(1, -1)
@@ -174,9 +194,10 @@ def mutations(planes: CodedPlanes) -> Mapping[str, CodedPlanes]:
 @pytest.mark.parametrize("name", CHECKED)
 def test_what_is_dropped_or_shifted_keeps_a_format_from_running(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check at load. A scale that all columns of a row share has no neighbour."""
+    shares_scales = planes_of(made(name)[0], CPU).tensors["scale"].shape[1] == 1
     matrix, weights = made(name)
     for what, broken in mutations(planes_of(matrix, CPU)).items():
-        if broken.tensors.keys() <= {"codes", "scale"} and what.startswith("scale") and name == "LLM.int8":
+        if what.startswith("scale") and shares_scales:
             continue
         monkeypatch.setattr(
             "model_runtime.forward.few_rows.coded.device_layers.planes_of", lambda *_, broken=broken: broken
@@ -193,6 +214,73 @@ def test_a_format_that_agrees_runs(name: str) -> None:
     assert layers.linear(name, matrix, torch.ones(ROWS), lambda start, end: weights[start:end]) is not None
     assert layers.made == 1
     assert layers.notes == ()
+
+
+@pytest.mark.parametrize("factor", [None, 22.625])
+@pytest.mark.parametrize("is_twin", [True, False], ids=["twin", "kernels"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "Q5_K" else pytest.mark.long) for name in (*HALVES, "AWQ")]
+)
+def test_rows_that_are_looked_up_are_those_of_the_file(
+    name: str, is_twin: bool, factor: float | None, kernels: CodedOperations
+) -> None:
+    """Beside a head that has the same matrix."""
+    matrix, weights = made(name)
+    layers = DeviceLayers(CPU, torch.bfloat16, TorchCodedOperations() if is_twin else kernels)
+    ends = layers.ends(name, matrix, lambda start, end: weights[start:end], has_head=True, factor=factor)
+    assert ends is not None
+    table, head = ends
+    assert head is not None
+    assert (table.hidden_bytes, head.hidden_bytes) == (0, planes_of(matrix, CPU).nbytes)
+    ids = torch.tensor([[ROWS - 1, 0, 5], [5, 17, 17]])
+    expected = weights[ids].bfloat16()
+    assert torch.equal(table(ids), expected if factor is None else expected * torch.tensor(factor).bfloat16())
+    x = torch.randn(3, COLUMNS).bfloat16()
+    assert gap(head(x), x.float() @ weights.t()) < 8e-3
+    alone = layers.ends(name, matrix, lambda start, end: weights[start:end], has_head=False, factor=factor)
+    assert alone is not None
+    assert alone[1] is None
+    assert alone[0].hidden_bytes == head.hidden_bytes
+    table.release()
+    with pytest.raises(RuntimeError, match="unloaded"):
+        table(ids)
+
+
+class Misplaced(TorchCodedOperations):
+    """De-quantises the neighbours of the rows that it is asked for."""
+
+    def dequantise(self, planes: CodedPlanes, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        return super().dequantise(planes, start, end, dtype).roll(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "operations", "reason"),
+    [
+        ("Q6_K", Misplaced(), "wrong on this device"),
+        ("NF4", TorchCodedOperations(), "rows cannot be looked up"),
+        ("GPTQ", TorchCodedOperations(), "rows cannot be looked up"),
+    ],
+)
+def test_a_table_that_is_wrong_or_cannot_be_looked_up_is_left_to_numbers(
+    name: str, operations: CodedOperations, reason: str
+) -> None:
+    matrix, weights = made(name)
+    layers = DeviceLayers(CPU, torch.bfloat16, operations)
+    assert layers.ends(name, matrix, lambda start, end: weights[start:end], has_head=False, factor=None) is None
+    assert reason in layers.why_not[name]
+
+
+def test_a_layer_takes_no_memory_but_that_of_its_planes_and_bias_on_its_device() -> None:
+    """On a device that has no numbers, so that none of them is the CPU's own."""
+    meta = torch.device("meta")
+    planes = planes_of(made("Q4_K")[0], meta)
+    layer = CodedLinear(planes, torch.empty(ROWS, device=meta), TorchCodedOperations())
+    assert layer.weight.device == meta
+    assert layer.weight.shape == (ROWS, COLUMNS)
+    assert layer.weight.untyped_storage().nbytes() == 4
+    assert layer.hidden_bytes == planes.nbytes + ROWS * 4
+    layer.release()
+    assert (layer.planes, layer.bias, layer.hidden_bytes) == (None, None, 0)
 
 
 class Uncompiled(TorchCodedOperations):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers import (
 
 from model_runtime.interface.config import ModelConfig, Quantization
 from model_runtime.interface.errors import ModelLoadError
-from model_runtime.loading.checks.gguf_header import read_gguf_header
+from model_runtime.loading.checks.gguf_header import GgufHeader, TensorInfo, read_gguf_header
 from model_runtime.loading.fit.needs import Machine, Needs, checkpoint_needs, gguf_needs
 from model_runtime.loading.fit.refusal import refuse_too_large
 from model_runtime.loading.loading import load_model
@@ -113,13 +114,45 @@ def test_a_stored_format_needs_its_own_bits(eight_billion: LlamaForCausalLM) -> 
     needs = checkpoint_needs(eight_billion, stored, GPU).weights_bytes
     assert set(needs) == {"none", "shipped"}
     gptq = StoredFormat("gptq", {"quant_method": "gptq", "bits": 4})
-    assert 3 * GIB < checkpoint_needs(eight_billion, gptq, GPU).weights_bytes["shipped"] < 4 * GIB
+    tables_of_16_bits = 128_256 * 4096 * 2
+    assert 4 * GIB < checkpoint_needs(eight_billion, gptq, GPU).weights_bytes["shipped"] < 3.6 * GIB + tables_of_16_bits
+    assert 3 * GIB < checkpoint_needs(eight_billion, gptq, CPU).weights_bytes["shipped"] < 4 * GIB
     assert needs["shipped"] == pytest.approx(needs["none"] / 2, rel=0.01)
     mixture = StoredFormat("mxfp4", {"quant_method": "mxfp4"})
     with init_empty_weights():
         model = GptOssForCausalLM(GptOssConfig(num_hidden_layers=2))
     experts = checkpoint_needs(model, mixture, GPU).weights_bytes
     assert experts["shipped"] < 0.3 * experts["none"]
+
+
+COMPRESSED = StoredFormat("compressed-tensors", {"quant_method": "compressed-tensors"})
+FBGEMM = StoredFormat("fbgemm_fp8", {"quant_method": "fbgemm_fp8"})
+
+
+@pytest.mark.parametrize("is_tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize(("stored", "bits"), [(COMPRESSED, 4), (FBGEMM, 8)], ids=["compressed-tensors", "fbgemm"])
+def test_linear_layers_keep_their_bits_on_a_gpu_and_tables_have_16(
+    stored: StoredFormat, bits: int, is_tied: bool
+) -> None:
+    """A head of its own may be quantised: nothing is refused that would have fitted."""
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=256, intermediate_size=512, num_hidden_layers=2, tie_word_embeddings=is_tied
+    )
+    with init_empty_weights():
+        model = LlamaForCausalLM(config)
+    everything = sum(p.numel() for name, p in model.named_parameters() if name != "lm_head.weight")
+    layers = 2 * (4 * 256 * 256 + 3 * 256 * 512)
+    expected = (everything - layers) * 2 + layers * bits // 8 + (0 if is_tied else 1024 * 256 * bits // 8)
+    assert checkpoint_needs(model, stored, GPU).weights_bytes["shipped"] == expected
+    old_gpu = checkpoint_needs(model, stored, Machine("cuda:0", has_own_kernels=False)).weights_bytes
+    assert old_gpu["shipped"] == old_gpu["none"]
+
+
+def test_experts_are_de_quantised_on_a_gpu() -> None:
+    config = Qwen3MoeConfig(hidden_size=64, num_hidden_layers=2, num_experts=32, moe_intermediate_size=64)
+    with init_empty_weights():
+        model = Qwen3MoeForCausalLM(config)
+    assert checkpoint_needs(model, COMPRESSED, GPU).weights_bytes["shipped"] > 2 * 32 * 3 * 64 * 64 * 2
 
 
 @pytest.mark.parametrize("mode", ["none", "nf4"])
@@ -149,7 +182,60 @@ def test_a_gguf_without_kernels_is_counted_de_quantised(tiny_dir: TinyDir, tmp_p
     header = read_gguf_header(write_gguf(tiny_dir("llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q4_1))
     needs = gguf_needs(header, Machine("cpu", has_own_kernels=False)).weights_bytes
     assert needs["shipped"] == needs["none"]
-    assert gguf_needs(header, GPU).weights_bytes["shipped"] == needs["none"] // 2
+    old_gpu = Machine("cuda:0", has_own_kernels=False)
+    assert gguf_needs(header, old_gpu).weights_bytes["shipped"] == needs["none"] // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shape", "on_a_cpu", "on_a_gpu"),
+    [
+        ("blk.0.attn_q.weight", "Q4_K", (64, 512), 144 / 256, 144 / 256),
+        ("output.weight", "Q6_K", (64, 512), 210 / 256, 210 / 256),
+        ("blk.0.ffn_up.weight", "IQ2_XS", (64, 512), 4.5625 / 8, 4.5625 / 8),
+        ("blk.0.ffn_up.weight", "F16", (64, 512), 2, 2),
+        ("blk.0.attn_norm.weight", "F32", (512,), 4, 2),
+        ("token_embd.weight", "Q6_K", (64, 512), 210 / 256, 210 / 256),
+        ("position_embd.weight", "Q8_0", (64, 512), 34 / 32, 2),
+        ("per_layer_token_embd.weight", "Q4_0", (64, 512), 18 / 32, 2),
+        ("token_types.weight", "Q4_0", (64, 512), 18 / 32, 2),
+        ("blk.0.ffn_up_exps.weight", "Q4_K", (4, 64, 512), 144 / 256, 2),
+        ("blk.0.ffn_up.weight", "TQ1_0", (64, 512), 2, 2),
+        ("blk.0.odd.weight", "F32", (64, 33), 4, 2),
+    ],
+)
+def test_a_tensor_of_a_gguf_is_counted_as_it_lies_on_the_device(
+    name: str, kind: str, shape: tuple[int, ...], on_a_cpu: float, on_a_gpu: float
+) -> None:
+    header = GgufHeader({}, {name: TensorInfo(name, shape, GGMLQuantizationType[kind], 0)}, 0)
+    for machine, weight_bytes in ((CPU, on_a_cpu), (GPU, on_a_gpu)):
+        assert gguf_needs(header, machine).weights_bytes["shipped"] == weight_bytes * math.prod(shape)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_a_gguf_that_a_gpu_holds_at_its_bits_is_not_refused(
+    capability: tuple[int, int], tiny_dir: TinyDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory is enough for its bits, and not for 16."""
+    path = write_gguf(tiny_dir("llama"), tmp_path / "tiny.gguf", GGMLQuantizationType.Q4_0)
+    needs = gguf_needs(read_gguf_header(path), GPU).weights_bytes
+    caches = 1024
+    little_memory(monkeypatch, needs["shipped"] + caches)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+
+    class Read(Exception):
+        """The weights are to be read."""
+
+    def read(*_: object) -> None:
+        raise Read
+
+    monkeypatch.setattr("model_runtime.loading.loading.converted_gguf", read)
+    config = ModelConfig(str(path), cache_dir=tmp_path, device="cuda:0")
+    with pytest.raises(ModelLoadError) as refusal:
+        load_model(config, print, caches)
+    assert isinstance(refusal.value.__cause__, Read) == (capability >= (8, 0))
+    assert ("it needs" in str(refusal.value)) == (capability < (8, 0))
 
 
 def little_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
